@@ -1,0 +1,34 @@
+# Two commands: `make quickstart` runs the whole method on one CPU, `make test` passes the tests. Both set up first.
+
+PYTHON ?= python3.11
+RUN ?= runs/quickstart
+EDITOR_FOLDER ?= $(RUN)/editors/finetuned
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: quickstart study serve test lint clean
+
+quickstart: $(READY)
+	$(BIN)/python -m jobs.pipeline shapes --run $(RUN)
+
+study: $(READY)
+	$(BIN)/python -m jobs.study
+
+serve: $(READY)
+	HIVE_RAY_EDITOR=$(EDITOR_FOLDER) $(BIN)/serve run serve.editor:app
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs
+
+# torch first and exactly: any later package that asks for torch would else bring several GB of CUDA.
+$(READY): pyproject.toml constraints.txt
+	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is wanted as '$(PYTHON)'; name yours: make PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
