@@ -1,0 +1,317 @@
+"""Settings: one frozen section a stage, unknown keys refused, a sentence on every field; a preset is a function.
+
+Functions take their own section, never the whole `Config`. Horizons are counted in images, not steps.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SHAPES_WEIGHTS = Path(__file__).parent / "shapes" / "weights"
+
+
+class Section(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Resources(Section):
+    """What one stage may take of the cluster. Changes speed, never the rows."""
+
+    num_actors: int = Field(1, ge=1)
+    """Actors (or training workers) at work at the same time."""
+    num_gpus: float = Field(1.0, ge=0)
+    """GPUs an actor holds; 0 runs on the CPU."""
+    num_cpus: float = Field(1.0, ge=0)
+    """CPUs an actor holds; also its number of torch threads when it has no GPU."""
+    batch_size: int = Field(16, ge=1)
+    """Rows an actor maps at a time."""
+
+
+class Instructions(Section):
+    """Captions -> edits in words."""
+
+    captions: str = "shapes"
+    """A text file of captions, one a line, or "shapes" for random captions of the embedded domain."""
+    num_captions: int = Field(1000, ge=1)
+    """Captions to draw ("shapes"), or the most to read from the file."""
+    writer: Literal["shapes", "openai"] = "shapes"
+    """Who writes the instructions."""
+    per_caption: int = Field(1, ge=1)
+    """Edits written for each caption."""
+    llm: str = "gpt-4o-mini"
+    """Model name for the "openai" writer; its address and key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
+    rank_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of captions held out for people to rank."""
+    test_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of captions held out for the evaluation."""
+    seed: int = 0
+    resources: Resources = Resources(num_gpus=0)
+
+
+class Pairs(Section):
+    """Instructions -> pairs of pictures by Prompt-to-Prompt, filtered by CLIP; held-out ones -> prompts."""
+
+    base: str
+    """Text-to-image model: a diffusers folder or a Hugging Face hub name."""
+    clip: str = "openai/clip-vit-large-patch14"
+    """CLIP for the filter: a transformers folder or a hub name."""
+    resolution: int = Field(512, ge=8)
+    samples_per_instruction: int = Field(8, ge=1)
+    """Pairs drawn for each instruction, each with its own seed, guidance and shared attention."""
+    keep_per_instruction: int = Field(4, ge=1)
+    """The best of them by `clip_direction` that are kept."""
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: tuple[float, float] = (7.5, 15.0)
+    """Least and greatest classifier-free guidance scale, drawn uniformly for each sample."""
+    shared_attention: tuple[float, float] = (0.1, 0.9)
+    """Least and greatest share of the steps in which the edited picture takes the source's attention."""
+    sharing: Literal["self", "cross_and_self"] = "self"
+    """What is shared: self-attention maps (InstructPix2Pix), or cross-attention maps of kept words as well (Google's
+    Prompt-to-Prompt)."""
+    least_clip_image: float = 0.7
+    least_clip_direction: float = 0.2
+    least_clip_source_text: float = 0.2
+    least_clip_edited_text: float = 0.2
+    cycle: bool = True
+    """Add the cycle-consistency twin (edited -> source, by the inverse instruction) of each kept pair."""
+    prompts: Literal["generated", "shapes"] = "generated"
+    """Source pictures of held-out prompts: from the base model, or drawn by the embedded domain."""
+    seed: int = 0
+    resources: Resources = Resources(batch_size=4)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "Pairs":
+        for name in ("guidance_scale", "shared_attention"):
+            least, most = getattr(self, name)
+            if least > most:
+                raise ValueError(f"pairs.{name} is {least}..{most}: the least comes first")
+        return self
+
+
+class Training(Section):
+    """How a model is fitted: shared by the editor and the reward model."""
+
+    total_images: int = Field(ge=1)
+    """Rows seen in all, over every worker; the last batch is whole."""
+    batch_size: int = Field(ge=1)
+    """Rows in one optimiser step, over every worker and every accumulation."""
+    micro_batch_size: int = Field(ge=1)
+    """Rows of one worker in one forward pass; `batch_size` is a multiple of it times the workers."""
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_images: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    checkpoint_images: int = Field(ge=1)
+    """A checkpoint every so many images."""
+    seed: int = 0
+    workers: Resources = Resources()
+    """`num_actors` is the number of training workers; `batch_size` is not used here."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Training":
+        step = self.micro_batch_size * self.workers.num_actors
+        if self.batch_size % step:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which is not a multiple of micro_batch_size x workers = {step}"
+            )
+        return self
+
+
+class Editor(Section):
+    """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
+
+    start: str
+    """What supervised fine-tuning starts from: a text-to-image folder, an editor folder, or a hub name."""
+    resolution: int = Field(256, ge=8)
+    condition_dropout: float = Field(0.05, ge=0, le=1 / 3)
+    """Rate of dropping the text alone, the image alone, and both (method.md 5.1: one uniform draw a row)."""
+    min_snr_gamma: float = Field(0.0, ge=0)
+    """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
+    train_text_encoder: bool = False
+    flip: bool = True
+    """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
+    sft: Training
+    finetune: Training
+
+
+class Candidates(Section):
+    """Prompts -> several edits each, for people to rank."""
+
+    num_edits: int = Field(4, ge=2, le=9)
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: tuple[float, float] = (7.5, 7.5)
+    """Least and greatest guidance_scale, drawn for each edit."""
+    image_guidance_scale: tuple[float, float] = (1.5, 1.5)
+    """Least and greatest image_guidance_scale, drawn for each edit; 1 is none."""
+    num_prompts: int = Field(4000, ge=1)
+    """The most prompts of the rank split that are sampled."""
+    seed: int = 0
+    resources: Resources = Resources(batch_size=8)
+
+
+class Rankings(Section):
+    """Candidates -> one person's order of each prompt's edits."""
+
+    annotator: Literal["shapes", "people"] = "people"
+    """Who ranks: simulated annotators of the embedded domain, or people (a file of their rankings)."""
+    annotators_per_prompt: int = Field(1, ge=1)
+    annotations: str = ""
+    """For "people": the JSONL file that the annotation page exports."""
+    seed: int = 0
+
+
+class Reward(Section):
+    """Rankings -> a reward model on BLIP."""
+
+    start: str = "Salesforce/blip-itm-base-coco"
+    """BLIP weights to start from (folder or hub name), or "shapes" for a small one from nothing."""
+    tokenizer: str = "Salesforce/blip-itm-base-coco"
+    """Tokenizer of the text: a folder or hub name; a diffusers folder's tokenizer is found by itself."""
+    resolution: int = Field(224, ge=8)
+    max_tokens: int = Field(35, ge=8)
+    frozen_rate: float = Field(0.0, ge=0, le=1)
+    """Share of the encoder layers, from the bottom, that stay as they are (ImageReward: 0.7)."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides rewards in the Plackett-Luce loss."""
+    held_out_rate: float = Field(0.15, ge=0, lt=1)
+    """Share of ranked prompts kept to measure the reward model's accuracy."""
+    training: Training
+    resources: Resources = Resources(batch_size=32)
+
+
+class Scoring(Section):
+    """Pairs and a reward model -> scored pairs: what feedback means for training."""
+
+    shaping: Literal["conditional", "weighted"] = "conditional"
+    """HIVE's two ways: the quality phrase in the instruction, or exp(reward / beta) as the loss weight."""
+    beta: float = Field(1.0, gt=0)
+    normalize: Literal["none", "mean1", "clip"] = "mean1"
+    """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""
+    levels: Literal["quantile", "equal_width"] = "quantile"
+    """Where the edges of the five quality levels lie."""
+    phrase: str = ", image quality is {level} out of five"
+    """What is appended to the instruction; `{level}` becomes one..five."""
+    resources: Resources = Resources(batch_size=32)
+
+
+class Evaluation(Section):
+    """Editors on held-out prompts -> measures and the report."""
+
+    editors: tuple[str, ...] = ("sft", "finetuned")
+    """Names under editors/ that are compared; the first of `control`, `sft` among them is the baseline."""
+    num_prompts: int = Field(200, ge=1)
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = 7.5
+    image_guidance_scale: float = 1.5
+    """The scales at which editors are compared."""
+    curve: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
+    """Image guidance scales of the CLIP trade-off curve."""
+    curve_prompts: int = Field(100, ge=0)
+    """Prompts used for the curve; 0 draws none."""
+    clip: str = "openai/clip-vit-large-patch14"
+    judge: Literal["none", "shapes"] = "none"
+    """Who knows the right answer: nobody, or the embedded domain's judge."""
+    bootstrap: int = Field(1000, ge=1)
+    """Resamples of the prompts behind each interval."""
+    seed: int = 0
+    resources: Resources = Resources(batch_size=8)
+
+
+class Config(Section):
+    """A whole run."""
+
+    instructions: Instructions
+    pairs: Pairs
+    editor: Editor
+    candidates: Candidates
+    rankings: Rankings
+    reward: Reward
+    scoring: Scoring
+    evaluation: Evaluation
+
+
+def shapes() -> Config:
+    """Every stage on two CPU cores in a few minutes, on the embedded shapes domain."""
+    one_core = dict(num_gpus=0, num_cpus=1, num_actors=2)
+    base, clip = str(SHAPES_WEIGHTS / "base"), str(SHAPES_WEIGHTS / "clip")
+    workers = Resources(num_gpus=0, num_cpus=1, num_actors=2)
+    sft = Training(
+        total_images=16_000, batch_size=64, micro_batch_size=32, learning_rate=5e-4, schedule="cosine",
+        warmup_images=1_000, ema_decay=0.995, checkpoint_images=8_000, workers=workers,
+    )  # fmt: skip
+    return Config(
+        instructions=Instructions(num_captions=1400, rank_rate=0.15, test_rate=0.15),
+        pairs=Pairs(
+            base=base, clip=clip, resolution=64, samples_per_instruction=2, keep_per_instruction=1,
+            num_inference_steps=12, guidance_scale=(3.0, 4.0), prompts="shapes",
+            resources=Resources(batch_size=16, **one_core),
+        ),
+        editor=Editor(
+            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, flip=False, min_snr_gamma=5.0,
+            sft=sft, finetune=sft,
+        ),
+        candidates=Candidates(
+            num_edits=4, num_inference_steps=10, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
+            resources=Resources(batch_size=16, **one_core),
+        ),
+        rankings=Rankings(annotator="shapes"),
+        reward=Reward(
+            start="shapes", tokenizer=base, resolution=64, max_tokens=32,
+            training=Training(
+                total_images=3_000, batch_size=16, micro_batch_size=8, learning_rate=5e-4, schedule="cosine",
+                warmup_images=200, ema_decay=0.0, checkpoint_images=3_000, workers=workers,
+            ),
+            resources=Resources(batch_size=64, **one_core),
+        ),
+        scoring=Scoring(resources=Resources(batch_size=64, **one_core)),
+        evaluation=Evaluation(
+            num_prompts=200, num_inference_steps=10, guidance_scale=3.0, image_guidance_scale=1.4, clip=clip,
+            judge="shapes", curve_prompts=50, resources=Resources(batch_size=32, **one_core),
+        ),
+    )  # fmt: skip
+
+
+def sd15() -> Config:
+    """Stable Diffusion 1.5 with the published settings of InstructPix2Pix and HIVE, on GPUs."""
+    return _stable_diffusion("stable-diffusion-v1-5/stable-diffusion-v1-5")
+
+
+def sd21() -> Config:
+    """Stable Diffusion 2.1-base (epsilon prediction), else as `sd15`."""
+    return _stable_diffusion("stabilityai/stable-diffusion-2-1-base")
+
+
+def _stable_diffusion(base: str) -> Config:
+    workers = Resources(num_actors=8, num_gpus=1, num_cpus=4)
+    sft = Training(
+        total_images=1024 * 10_000, batch_size=1024, micro_batch_size=32, learning_rate=1e-4,
+        precision="bf16", checkpoint_images=1024 * 500, workers=workers,
+    )  # fmt: skip
+    return Config(
+        instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
+        pairs=Pairs(base=base, resources=Resources(num_actors=8, batch_size=4)),
+        editor=Editor(start=base, sft=sft, finetune=sft),
+        candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
+        rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
+        reward=Reward(
+            frozen_rate=0.7,
+            training=Training(
+                total_images=36_000, batch_size=64, micro_batch_size=8, learning_rate=1e-5, precision="bf16",
+                ema_decay=0.0, checkpoint_images=6_400, workers=workers,
+            ),
+        ),
+        scoring=Scoring(resources=Resources(num_actors=8, batch_size=64)),
+        evaluation=Evaluation(resources=Resources(num_actors=8, batch_size=8)),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[[], Config]] = {"shapes": shapes, "sd15": sd15, "sd21": sd21}

@@ -1,0 +1,32 @@
+"""Model folders in the diffusers layout: which parts one must have, checked before anything is loaded."""
+
+import json
+from pathlib import Path
+
+STABLE_DIFFUSION_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+class ModelFolderError(ValueError):
+    """A model folder that lacks a part."""
+
+
+def check_parts(model: str | Path, parts: tuple[str, ...] = STABLE_DIFFUSION_PARTS) -> None:
+    """Raise a ModelFolderError that names what a local folder lacks; a hub name ("owner/name") is left to the hub."""
+    folder = Path(model)
+    if not folder.exists():
+        if _is_hub_name(str(model)):
+            return
+        raise ModelFolderError(f"{model} is neither a folder nor a hub name like 'owner/name'; give one of them")
+    index = folder / "model_index.json"
+    listed = json.loads(index.read_text()) if index.is_file() else {}
+    missing = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
+    if not listed:
+        missing.insert(0, "model_index.json")
+    if missing:
+        raise ModelFolderError(
+            f"{folder} lacks {', '.join(missing)}; a diffusers folder holds model_index.json and {', '.join(parts)}"
+        )
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

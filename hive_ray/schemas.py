@@ -1,0 +1,170 @@
+"""The contracts between stages: one Arrow schema a table, and the one function that makes tables of them.
+
+Every column is non-null. Pictures are encoded bytes (PNG or JPEG) under the Hugging Face `Image` feature, so that
+`datasets.load_dataset("parquet", ...)` shows them. A row carries all that the next stage needs.
+"""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from hive_ray.seeds import id_for
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+SPLITS = ("train", "rank", "test")
+ORIGINS = ("generated", "cycle", "imported")
+
+
+class ContractError(ValueError):
+    """Rows that are not what the table's schema says."""
+
+
+def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table of exactly `schema`, or a ContractError that says what differs."""
+    name, wanted = table_name(schema), set(schema.names)
+    for index, row in enumerate(rows):
+        missing, extra = sorted(wanted - row.keys()), sorted(row.keys() - wanted)
+        nulls = sorted(column for column in wanted & row.keys() if row[column] is None)
+        if missing or extra or nulls:
+            raise ContractError(f"table {name!r}, row {index}: missing {missing}, unexpected {extra}, null {nulls}")
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ContractError(f"table {name!r}: {error}") from error
+
+
+def table_name(schema: pa.Schema) -> str:
+    """The name a schema was made under."""
+    return schema.metadata[b"table"].decode()
+
+
+def id_column(schema: pa.Schema) -> str:
+    """The column whose content names a row: unique in the table."""
+    return schema.metadata[b"id"].decode()
+
+
+_TEXT, _IMAGE, _F32, _I64 = pa.string(), pa.large_binary(), pa.float32(), pa.int64()
+
+_EDIT = pa.struct(
+    [
+        pa.field("edit_id", _TEXT, nullable=False),
+        pa.field("image", _IMAGE, nullable=False),
+        pa.field("seed", _I64, nullable=False),
+        pa.field("guidance_scale", _F32, nullable=False),
+        pa.field("image_guidance_scale", _F32, nullable=False),
+    ]
+)
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """The Hugging Face `datasets` feature of an Arrow type; pictures are the only large binaries."""
+    if pa.types.is_large_binary(kind):
+        return {"_type": "Image"}
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    names = {pa.string(): "string", pa.float32(): "float32", pa.int64(): "int64", pa.int8(): "int8"}
+    return {"dtype": names[kind], "_type": "Value"}
+
+
+def _schema(table: str, key: str, **columns: pa.DataType) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    features = {name: _feature(kind) for name, kind in columns.items()}
+    return pa.schema(
+        fields,
+        metadata={"table": table, "id": key, "huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+CAPTIONS = _schema("captions", "caption_id", caption_id=_TEXT, caption=_TEXT)
+
+INSTRUCTIONS = _schema(
+    "instructions",
+    "instruction_id",
+    instruction_id=_TEXT,
+    caption_id=_TEXT,
+    source_caption=_TEXT,
+    instruction=_TEXT,
+    edited_caption=_TEXT,
+    inverse_instruction=_TEXT,  # "" where the edit has no inverse
+    writer=_TEXT,
+    split=_TEXT,
+)
+
+_PAIR_COLUMNS = dict(
+    pair_id=_TEXT,
+    instruction_id=_TEXT,
+    instruction=_TEXT,
+    source_caption=_TEXT,
+    edited_caption=_TEXT,
+    source_image=_IMAGE,
+    edited_image=_IMAGE,
+    weight=_F32,
+    seed=_I64,
+    shared_attention=_F32,
+    clip_image=_F32,
+    clip_source_text=_F32,
+    clip_edited_text=_F32,
+    clip_direction=_F32,
+    origin=_TEXT,
+    split=_TEXT,
+)
+PAIRS = _schema("pairs", "pair_id", **_PAIR_COLUMNS)
+REWARDS = _schema("rewards", "pair_id", pair_id=_TEXT, reward=_F32)
+SCORED_PAIRS = _schema(
+    "scored_pairs", "pair_id", **_PAIR_COLUMNS, reward=_F32, quality_level=pa.int8(), reward_model=_TEXT
+)
+
+_PROMPT_COLUMNS = dict(
+    prompt_id=_TEXT,
+    instruction=_TEXT,
+    source_caption=_TEXT,
+    edited_caption=_TEXT,
+    source_image=_IMAGE,
+    split=_TEXT,
+)
+PROMPTS = _schema("prompts", "prompt_id", **_PROMPT_COLUMNS)
+
+_CANDIDATE_COLUMNS = dict(**_PROMPT_COLUMNS, edits=pa.list_(_EDIT), editor=_TEXT)
+CANDIDATES = _schema("candidates", "prompt_id", **_CANDIDATE_COLUMNS)
+RANKINGS = _schema(
+    "rankings",
+    "ranking_id",
+    ranking_id=_TEXT,
+    **_CANDIDATE_COLUMNS,
+    annotator=_TEXT,
+    ranks=pa.list_(pa.int8()),
+)
+
+EVALUATION = _schema(
+    "evaluation",
+    "evaluation_id",
+    evaluation_id=_TEXT,
+    prompt_id=_TEXT,
+    instruction=_TEXT,
+    editor=_TEXT,
+    seed=_I64,
+    guidance_scale=_F32,
+    image_guidance_scale=_F32,
+    source_image=_IMAGE,
+    edited_image=_IMAGE,
+    clip_image=_F32,
+    clip_direction=_F32,
+    reward=_F32,
+    followed=_F32,
+    preserved=_F32,
+)
+
+
+def prompt_row(instruction: Row, source_image: bytes) -> Row:
+    """A prompt: a held-out instruction with the picture to be edited."""
+    kept = ("instruction", "source_caption", "edited_caption", "split")
+    return {
+        "prompt_id": id_for("prompt", instruction["instruction_id"]),
+        **{name: instruction[name] for name in kept},
+        "source_image": source_image,
+    }
