@@ -1,0 +1,122 @@
+"""CLIP similarity: picture to picture, picture to text, and the direction of an edit.
+
+Used by the pair filter and by the evaluation. Pictures are prepared as InstructPix2Pix's `clip_similarity.py`
+does (method.md 5.5.21), so that thresholds and curves published for it keep their meaning.
+
+    B batch, D feature size
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTokenizer
+
+from hive_ray.images import decode
+from hive_ray.model_folders import ModelFolderError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of pixels in 0..1, red green blue; BLIP uses the same."""
+
+Picture = np.ndarray | bytes
+"""uint8 pixels (H, W, 3), or an encoded picture."""
+
+
+def image_similarity(source: Tensor, edited: Tensor) -> Tensor:
+    """cos(I0, I1): how much of the source picture is kept. Unit features (B, D) -> (B,) in -1..1."""
+    return F.cosine_similarity(source, edited, dim=-1)
+
+
+def text_similarity(image: Tensor, text: Tensor) -> Tensor:
+    """cos(I, T): how well a caption describes a picture. Unit features (B, D) -> (B,) in -1..1."""
+    return F.cosine_similarity(image, text, dim=-1)
+
+
+def directional_similarity(
+    source: Tensor, edited: Tensor, source_text: Tensor, edited_text: Tensor
+) -> Tensor:
+    """cos(I1 - I0, T1 - T0): whether the pictures changed as the captions did (Gal et al. 2021).
+
+    Unit features (B, D), normalised before the differences -> (B,) in -1..1; 0 where nothing changed.
+    """
+    return F.cosine_similarity(edited - source, edited_text - source_text, dim=-1)
+
+
+def preprocess(pixels: np.ndarray, size: int) -> Tensor:
+    """uint8 (H, W, 3) -> float (3, size, size) with CLIP's mean and std.
+
+    Resized bicubically without antialias, the aspect ratio ignored.
+    """
+    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
+    resized = F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False)[0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (resized - mean) / std
+
+
+class Similarity:
+    """A CLIP model: pictures and texts -> unit features."""
+
+    def __init__(self, clip: str | Path, device: str | torch.device = "cpu") -> None:
+        _check_folder(Path(clip))
+        self.device = torch.device(device)
+        self.model = (
+            CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True).to(self.device).eval()
+        )
+        self.tokenizer = CLIPTokenizer.from_pretrained(clip)
+        self.image_size = self.model.config.vision_config.image_size
+        self.max_tokens = self.model.config.text_config.max_position_embeddings
+
+    @torch.inference_mode()
+    def images(self, images: list[Picture]) -> Tensor:
+        """Pictures of any size -> (B, D) unit features."""
+        pixels = [decode(image) if isinstance(image, bytes) else image for image in images]
+        batch = torch.stack([preprocess(one, self.image_size) for one in pixels]).to(self.device)
+        return F.normalize(self.model.get_image_features(pixel_values=batch).pooler_output, dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, texts: list[str]) -> Tensor:
+        """Texts, cut to the model's length -> (B, D) unit features."""
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        features = self.model.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        )
+        return F.normalize(features.pooler_output, dim=-1)
+
+    def measure(
+        self,
+        source_images: list[Picture],
+        edited_images: list[Picture],
+        source_captions: list[str],
+        edited_captions: list[str],
+    ) -> dict[str, Tensor]:
+        """The four `clip_` columns of pairs, each (B,)."""
+        source, edited = self.images(source_images), self.images(edited_images)
+        source_text, edited_text = self.texts(source_captions), self.texts(edited_captions)
+        return {
+            "clip_image": image_similarity(source, edited),
+            "clip_source_text": text_similarity(source, source_text),
+            "clip_edited_text": text_similarity(edited, edited_text),
+            "clip_direction": directional_similarity(source, edited, source_text, edited_text),
+        }
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise a ModelFolderError that names what a local folder lacks; a hub name is left to the hub."""
+    if not folder.is_dir():
+        return
+    parts = {
+        "config.json": ("config.json",),
+        "model.safetensors": ("model.safetensors", "model.safetensors.index.json"),
+        "tokenizer.json (or vocab.json)": ("tokenizer.json", "vocab.json"),
+    }
+    missing = [part for part, files in parts.items() if not any((folder / file).is_file() for file in files)]
+    if missing:
+        raise ModelFolderError(
+            f"CLIP folder {folder} lacks {', '.join(missing)}; save both parts there with "
+            "CLIPModel.save_pretrained and CLIPTokenizer.save_pretrained"
+        )

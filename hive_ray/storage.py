@@ -1,0 +1,186 @@
+"""Local folders and s3:// addresses behind the same few functions. Every path is a str; nothing else parses them.
+
+A file that exists is whole: local writes go beside the target and are renamed, an S3 object appears when its upload ends.
+S3 credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID, ..., AWS_ENDPOINT_URL).
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from urllib.parse import urlparse
+
+import boto3
+from pyarrow import fs
+
+S3 = "s3://"
+MARKERS = ("manifest.json", "card.json")
+"""Files that say that their folder is whole: written last, removed first."""
+
+
+def join(root: str, *parts: str) -> str:
+    """A path below `root`."""
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def absolute(path: str) -> str:
+    """The path as every process of the cluster reads it, whatever folder it works in."""
+    return path.rstrip("/") if path.startswith(S3) else os.path.abspath(os.path.expanduser(path))
+
+
+def filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The Arrow file system of a path, and the path inside it."""
+    if not path.startswith(S3):
+        return fs.LocalFileSystem(), absolute(path)
+    inside = path.removeprefix(S3).rstrip("/")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3(inside.split("/")[0], os.environ.get("AWS_ENDPOINT_URL", ""), region), inside
+
+
+@functools.cache
+def _s3(bucket: str, endpoint: str, region: str | None) -> fs.S3FileSystem:
+    if endpoint:
+        address = urlparse(endpoint)
+        return fs.S3FileSystem(
+            endpoint_override=address.netloc + address.path,
+            scheme=address.scheme,
+            region=region or "us-east-1",
+        )
+    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket))
+
+
+def exists(path: str) -> bool:
+    """Is there a file or a folder?"""
+    files, inside = filesystem(path)
+    return files.get_file_info(inside).type != fs.FileType.NotFound
+
+
+def list_files(path: str) -> list[str]:
+    """Names of all files below a folder, relative to it and sorted; none if there is no such folder."""
+    files, inside = filesystem(path)
+    found = files.get_file_info(fs.FileSelector(inside, allow_not_found=True, recursive=True))
+    return sorted(os.path.relpath(info.path, inside) for info in found if info.type == fs.FileType.File)
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file."""
+    files, inside = filesystem(path)
+    with files.open_input_stream(inside) as stream:
+        return stream.read()
+
+
+def read_text(path: str) -> str:
+    """The content of a UTF-8 file."""
+    return read_bytes(path).decode()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file that is either absent (or the old one) or whole, whenever the process is killed."""
+    files, inside = filesystem(path)
+    if path.startswith(S3):
+        with files.open_output_stream(inside) as stream:
+            stream.write(data)
+        return
+    target = Path(inside)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    beside.write_bytes(data)
+    beside.replace(target)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a UTF-8 file as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def remove_file(path: str) -> None:
+    """Remove a file that exists."""
+    files, inside = filesystem(path)
+    files.delete_file(inside)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all below it, the markers first: half removed, it is not taken for whole."""
+    for marker in MARKERS:
+        if exists(join(path, marker)):
+            remove_file(join(path, marker))
+    if exists(path):
+        files, inside = filesystem(path)
+        files.delete_dir(inside)
+
+
+def fetch_folder(path: str) -> Path:
+    """A local folder with the content of `path`: itself, or a copy of an s3:// folder, downloaded once a version."""
+    if not path.startswith(S3):
+        return Path(absolute(path))
+    objects = _s3_objects(path)
+    if not objects:
+        raise FileNotFoundError(f"{path} has no objects: give the address of a folder that exists")
+    version = hashlib.blake2b(repr((path, sorted(objects.items()))).encode(), digest_size=8).hexdigest()
+    cache = cache_folder() / "folders"
+    target = cache / version
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as temporary:
+        whole = Path(temporary) / "whole"
+        for name in objects:
+            copy_file(join(path, name), str(whole / name))
+        try:
+            whole.rename(target)
+        except OSError:  # another process was first
+            if not target.is_dir():
+                raise
+    return target
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray."""
+    return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray")
+
+
+def _s3_objects(path: str) -> dict[str, tuple[str, int]]:
+    """Name below the folder -> (etag, bytes)."""
+    bucket, _, prefix = path.removeprefix(S3).rstrip("/").partition("/")
+    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+    found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
+    return {item["Key"].removeprefix(f"{prefix}/"): (item["ETag"], item["Size"]) for item in found}
+
+
+def store_folder(local: Path, path: str) -> None:
+    """Copy a local folder to `path` in place of what was there; card.json arrives last."""
+    remove_tree(path)
+    names = list_files(str(local))
+    for name in sorted(names, key=lambda name: (name in MARKERS, name)):
+        copy_file(str(local / name), join(path, name))
+
+
+def copy_file(source: str, target: str) -> None:
+    """Stream one file from any path to any other."""
+    (from_files, from_inside), (to_files, to_inside) = filesystem(source), filesystem(target)
+    if not target.startswith(S3):
+        Path(to_inside).parent.mkdir(parents=True, exist_ok=True)
+    with (
+        from_files.open_input_stream(from_inside) as reader,
+        to_files.open_output_stream(to_inside) as writer,
+    ):
+        shutil.copyfileobj(reader, writer, length=1 << 22)
+
+
+def folder_digest(path: str) -> str:
+    """Sixteen hexadecimal digits that depend on the name and the bytes of every file of a folder."""
+    folder = fetch_folder(path)
+    names = list_files(str(folder))
+    if not names:
+        raise FileNotFoundError(
+            f"{path} is not a folder with files: make the model first, or correct the path"
+        )
+    state = hashlib.blake2b(digest_size=8)
+    for name in names:
+        with (folder / name).open("rb") as stream:
+            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+        state.update(len(name.encode()).to_bytes(4, "big") + name.encode() + content)
+    return state.hexdigest()

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from hive_ray import storage
+
+
+@pytest.fixture(scope="module")
+def moto_address():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path, monkeypatch):
+    """The same specification holds on a local folder and on a real (moto) S3 server."""
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return str(tmp_path / "root")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("moto_address"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{abs(hash(tmp_path)) % 10**8}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/root"
+
+
+def test_what_is_written_is_read_and_listed(root):
+    storage.write_text(storage.join(root, "a", "b.txt"), "snow")
+    storage.write_bytes(storage.join(root, "c.bin"), b"\x00\x01")
+
+    assert storage.read_text(storage.join(root, "a", "b.txt")) == "snow"
+    assert storage.read_bytes(storage.join(root, "c.bin")) == b"\x00\x01"
+    assert storage.list_files(root) == ["a/b.txt", "c.bin"]
+    assert storage.exists(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "nothing"))
+    assert storage.list_files(storage.join(root, "nothing")) == []
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(root):
+    path = storage.join(root, "manifest.json")
+    storage.write_text(path, "old")
+    storage.write_text(path, "new")
+
+    assert storage.read_text(path) == "new"
+    assert storage.list_files(root) == ["manifest.json"]
+
+
+def test_a_removed_tree_is_gone_and_its_neighbour_is_not(root):
+    storage.write_text(storage.join(root, "one", "manifest.json"), "{}")
+    storage.write_text(storage.join(root, "one", "data", "part"), "x")
+    storage.write_text(storage.join(root, "one-more", "part"), "y")
+
+    storage.remove_tree(storage.join(root, "one"))
+    storage.remove_tree(storage.join(root, "one"))
+
+    assert storage.list_files(root) == ["one-more/part"]
+
+
+def test_a_stored_folder_replaces_the_old_one_and_comes_back_whole(root, tmp_path):
+    local = tmp_path / "model"
+    (local / "unet").mkdir(parents=True)
+    (local / "card.json").write_text("{}")
+    (local / "unet" / "weights").write_bytes(bytes(range(256)))
+    target = storage.join(root, "model")
+    storage.write_text(storage.join(target, "left-over"), "of the model before")
+
+    storage.store_folder(local, target)
+
+    assert storage.list_files(target) == ["card.json", "unet/weights"]
+    fetched = storage.fetch_folder(target)
+    assert (fetched / "unet" / "weights").read_bytes() == bytes(range(256))
+    assert storage.fetch_folder(target) == fetched
+    assert storage.folder_digest(target) == storage.folder_digest(str(local))
+
+
+def test_a_changed_folder_is_fetched_again_and_has_another_digest(root):
+    target = storage.join(root, "model")
+    storage.write_text(storage.join(target, "weights"), "one")
+    before = storage.folder_digest(target)
+    storage.write_text(storage.join(target, "weights"), "two")
+
+    assert (storage.fetch_folder(target) / "weights").read_text() == "two"
+    assert storage.folder_digest(target) != before
+    assert len(before) == 16
+
+
+def test_a_folder_that_is_not_there_has_no_digest(root):
+    with pytest.raises(FileNotFoundError, match="make the model first|give the address"):
+        storage.folder_digest(storage.join(root, "nothing"))
+
+
+def test_local_paths_become_absolute_and_addresses_stay(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/one/") == str(Path(tmp_path) / "runs" / "one")
+    assert storage.absolute("s3://bucket/runs/") == "s3://bucket/runs"
