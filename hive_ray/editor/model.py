@@ -1,0 +1,285 @@
+"""The editor: a Stable Diffusion whose U-Net also sees the source image.
+
+    a text-to-image folder -> Editor -> an editor folder (diffusers layout, card.json written last)
+
+B batch, C latent channels, h w latent height and width, T tokens, D width of the text states
+"""
+
+import copy
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from hive_ray.config import Section
+from hive_ray.model_folders import ModelFolderError, check_parts
+from hive_ray.seeds import generator_for
+
+FORMAT_VERSION = 1
+VAE_PIXELS = 2**21
+"""Pixels that the VAE takes at a time (8 images of 512 x 512): its activations are the largest of all."""
+
+
+class EditorCard(Section):
+    """What a folder of weights does not say by itself: `card.json`, the last file to be written."""
+
+    base_model: str
+    """Folder or hub name of the text-to-image model at the root of its training."""
+    resolution: int
+    """Width and height of the images it was trained on."""
+    instruction_suffix: str = ""
+    """What must be appended to every instruction when editing (HIVE's conditional reward)."""
+    training_table: str = ""
+    """Digest of the table it was trained on; "" for a model that was not trained here."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the U-Net predicts; `Editor.save` takes it from the scheduler."""
+    format_version: int = FORMAT_VERSION
+
+
+def read_card(folder: str | Path) -> EditorCard:
+    """The card of a finished editor folder."""
+    path = Path(folder) / "card.json"
+    if not path.is_file():
+        raise ModelFolderError(
+            f"{folder} has no card.json: the job that makes it has not finished; run it first"
+        )
+    seen = json.loads(path.read_text()).get("format_version")
+    if seen != FORMAT_VERSION:
+        raise ModelFolderError(
+            f"{path} has format_version {seen}, this program reads {FORMAT_VERSION}; train it again"
+        )
+    try:
+        return EditorCard.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ModelFolderError(f"{path} is not an editor's card: {error}") from error
+
+
+@dataclass
+class Editor:
+    """The five parts of an instruction-conditioned Stable Diffusion, and its card."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    card: EditorCard
+
+    @classmethod
+    def build(cls, start: str | Path, bias: Literal["copy", "diffusers_legacy"] = "copy") -> "Editor":
+        """An editor from a text-to-image model (its U-Net widened) or from an editor, folder or hub name."""
+        parts = _load_parts(start)
+        unet, vae = parts["unet"], parts["vae"]
+        seen, channels = unet.config.in_channels, vae.config.latent_channels
+        if seen == channels:
+            _widen(unet, bias)
+        elif seen != 2 * channels:
+            raise ModelFolderError(
+                f"the U-Net of {start} has {seen} input channels and its VAE {channels} latent channels; give"
+                f" a text-to-image model ({channels} input channels) or an editor ({2 * channels})"
+            )
+        has_card = (Path(start) / "card.json").is_file()
+        return cls(**parts, card=read_card(start) if has_card else _first_card(start, **parts))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Editor":
+        """A finished editor, as `save` left it."""
+        card, parts = read_card(folder), _load_parts(folder)
+        seen, wanted = parts["unet"].config.in_channels, 2 * parts["vae"].config.latent_channels
+        if seen != wanted:
+            raise ModelFolderError(
+                f"the U-Net of {folder} has {seen} input channels, an editor's has {wanted}"
+            )
+        return cls(**parts, card=card)
+
+    def save(self, folder: str | Path, card: EditorCard, dtype: torch.dtype = torch.float32) -> None:
+        """Write the diffusers layout in `dtype`, and the card last. The weights in memory stay as they are.
+
+        diffusers' StableDiffusionInstructPix2PixPipeline opens the folder.
+        """
+        folder = Path(folder)
+        (folder / "card.json").unlink(missing_ok=True)
+        StableDiffusionInstructPix2PixPipeline(
+            unet=_cast(self.unet, dtype),
+            vae=_cast(self.vae, dtype),
+            text_encoder=_cast(self.text_encoder, dtype),
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder, safe_serialization=True)
+        card = card.model_copy(update={"prediction_type": self.scheduler.config.prediction_type})
+        (folder / "card.json").write_text(card.model_dump_json(indent=2) + "\n")
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Editor":
+        """Move the weights, and cast them where a dtype is given; returns itself."""
+        for module in (self.unet, self.vae, self.text_encoder):
+            module.to(device=device, dtype=dtype)
+        return self
+
+    def with_weights(
+        self, unet: dict[str, Tensor], text_encoder: dict[str, Tensor] | None = None
+    ) -> "Editor":
+        """An editor with these weights and every other part shared; the live modules are not touched."""
+        other = copy.copy(self)
+        with torch.device("meta"):  # no time for first weights that the given ones replace
+            other.unet = UNet2DConditionModel.from_config(self.unet.config).eval()
+        other.unet.load_state_dict(unet, assign=True)
+        if text_encoder is not None:
+            other.text_encoder = CLIPTextModel(self.text_encoder.config).eval()
+            other.text_encoder.load_state_dict(text_encoder)
+        return other
+
+    @property
+    def latent_channels(self) -> int:
+        """C: the U-Net reads 2 C channels, [noisy latent, image latent], and predicts C."""
+        return self.vae.config.latent_channels
+
+    def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of each of the images (B, 3, H, W)."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = images.shape[-2:]
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images are {height} x {width}; both must be multiples of {factor}, the VAE's factor"
+            )
+        return self.latent_channels, height // factor, width // factor
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled."""
+        images = images.to(self.vae.device, self.vae.dtype)
+        found = [self.vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
+        return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
+
+    def encode_target(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images (B, 3, H, W) -> the target: a VAE *sample* times its scaling factor (method.md 5.1)."""
+        mean, std = self.posterior(images)
+        return self.draw_target(mean, std, torch.randn(mean.shape, generator=generator).to(mean.device))
+
+    def draw_target(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) drawn from a posterior by standard normal noise."""
+        return (mean + std * noise) * self.vae.config.scaling_factor
+
+    def encode_condition(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> what the U-Net sees: the VAE's *mode*, not scaled (method.md 5.1)."""
+        return self.posterior(images)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> float images (B, 3, H, W), about -1..1."""
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        chunks = _chunks(latents, latents[0, 0].numel() * factor**2)
+        return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Texts -> (B, T) token ids, padded and cut to the tokenizer's length."""
+        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts -> (B, T, D) states of the text encoder."""
+        return self.text_encoder(self.tokenize(texts).to(self.text_encoder.device)).last_hidden_state
+
+
+def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> str:
+    """instruction + suffix; the instruction's last words are cut so that the suffix fits (method.md 5.2)."""
+    if not suffix:
+        return instruction
+
+    def length(text: str) -> int:
+        return len(tokenizer(text, verbose=False).input_ids)
+
+    limit = tokenizer.model_max_length
+    if length(suffix) > limit:
+        raise ValueError(
+            f"suffix {suffix!r} has {length(suffix)} tokens, the text encoder takes {limit}; shorten it"
+        )
+    if length(instruction + suffix) <= limit:
+        return instruction + suffix
+    words = instruction.split()
+    kept = (
+        bisect_right(range(len(words)), limit, key=lambda count: length(" ".join(words[:count]) + suffix)) - 1
+    )
+    return " ".join(words[:kept]) + suffix
+
+
+def _load_parts(start: str | Path) -> dict:
+    """The five parts of a folder or hub name, in fp32."""
+    check_parts(start)
+    weights = {"dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
+    unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", **weights)
+    vae = AutoencoderKL.from_pretrained(start, subfolder="vae", **weights)
+    scheduler = DDIMScheduler.from_pretrained(start, subfolder="scheduler", clip_sample=False)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ModelFolderError(
+            f"{start} predicts {scheduler.config.prediction_type!r}; give a model that predicts epsilon or"
+            " v_prediction"
+        )
+    return {
+        "unet": unet.to(memory_format=torch.channels_last),
+        "vae": vae.to(memory_format=torch.channels_last).requires_grad_(False),
+        "text_encoder": CLIPTextModel.from_pretrained(
+            start, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+        ),
+        "tokenizer": CLIPTokenizer.from_pretrained(start, subfolder="tokenizer"),
+        "scheduler": scheduler,
+    }
+
+
+def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]) -> None:
+    """Give the U-Net C more input channels for the image latent, at first unheard (InstructPix2Pix).
+
+    The new weight is zero but for the pretrained one in channels 0..C-1. The bias is kept; "diffusers_legacy"
+    draws a new one, as diffusers' train_instruct_pix2pix.py does by mistake (huggingface/diffusers#4960).
+    """
+    old = unet.conv_in
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels].copy_(old.weight)
+        if bias == "copy":
+            new.bias.copy_(old.bias)
+        else:  # nn.Conv2d's own first bias, from a generator so that a rerun repeats it
+            bound = 1 / math.sqrt(new.weight[0].numel())
+            nn.init.uniform_(new.bias, -bound, bound, generator=generator_for("conv_in.bias"))
+    unet.conv_in = new.to(memory_format=torch.channels_last)
+    unet.register_to_config(in_channels=new.in_channels)
+
+
+def _first_card(
+    start: str | Path, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler, **_: object
+) -> EditorCard:
+    """The card of a model that was not trained here."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return EditorCard(
+        base_model=str(start),
+        resolution=unet.config.sample_size * factor,
+        prediction_type=scheduler.config.prediction_type,
+    )
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself if it is in `dtype`, else a copy that is."""
+    if all(parameter.dtype == dtype for parameter in module.parameters()):
+        return module
+    return copy.deepcopy(module).to(dtype)
+
+
+def _chunks(batch: Tensor, pixels: int) -> Iterator[Tensor]:
+    """The rows of a batch, as many at a time as the VAE may take at `pixels` a row."""
+    return iter(batch.split(max(1, VAE_PIXELS // pixels)))

@@ -1,0 +1,239 @@
+"""Edits: an editor, source images and instructions -> edited images.
+
+    prompts, editor -> candidates
+
+B batch, C latent channels, h w latent height and width
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from hive_ray.config import Candidates
+from hive_ray.editor.model import Editor, append_suffix
+from hive_ray.images import encode, to_batch, to_pixels
+from hive_ray.schemas import Rows
+from hive_ray.seeds import id_for, seed_for, uniform_for
+
+MICRO_BATCH = 64
+"""Edits that are denoised at the same time."""
+
+Scales = float | Sequence[float] | Tensor
+
+
+class SamplingStopped(RuntimeError):
+    """Nobody waits for these edits any more."""
+
+
+def guided_noise(
+    unconditional: Tensor,
+    image_only: Tensor,
+    conditional: Tensor,
+    *,
+    guidance_scale: float | Tensor,
+    image_guidance_scale: float | Tensor,
+) -> Tensor:
+    """Noise estimate pushed towards the image and the instruction (InstructPix2Pix, eq. 3).
+
+    unconditional: eps(z_t, no image, no instruction), image_only: eps(z_t, source image, no instruction),
+    conditional: eps(z_t, source image, instruction), each (B, C, h, w). A scale is a number or (B, 1, 1, 1).
+    Linear, so it holds for v-predictions as well. Both scales at 1 give `conditional` back unchanged.
+    """
+    towards_image = image_only - unconditional
+    towards_instruction = conditional - image_only
+    return unconditional + image_guidance_scale * towards_image + guidance_scale * towards_instruction
+
+
+@torch.inference_mode()
+def sample(
+    editor: Editor,
+    source_images: Tensor,
+    instructions: Sequence[str],
+    *,
+    guidance_scale: Scales,
+    image_guidance_scale: Scales,
+    num_inference_steps: int,
+    seeds: Sequence[int],
+    scheduler: SchedulerMixin | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Edits (B, 3, H, W) in -1..1, on the CPU, of source images (B, 3, H, W) in -1..1, one a row.
+
+    A row's noise comes from its own seed on the CPU: the batch around it changes nothing but rounding.
+    A scale is one number or one a row. `scheduler` is copied, never changed; without one it is DDIM.
+    `should_stop` is asked before each step, and SamplingStopped raised where it says yes.
+    """
+    rows, device, dtype = len(source_images), editor.unet.device, editor.unet.dtype
+    if not rows == len(instructions) == len(seeds):
+        raise ValueError(
+            f"{rows} images, {len(instructions)} instructions, {len(seeds)} seeds: give one of each a row"
+        )
+    text_scale, image_scale = (
+        _per_row(guidance_scale, rows, device),
+        _per_row(image_guidance_scale, rows, device),
+    )
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    scheduler = copy.deepcopy(scheduler or editor.scheduler)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    latents = (
+        row_noise(editor.latent_shape(source_images), generators).to(device) * scheduler.init_noise_sigma
+    )
+    predict = _Denoising(editor, source_images, instructions, text_scale, image_scale)
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        if should_stop and should_stop():
+            raise SamplingStopped(f"stopped before timestep {float(timestep):g}")
+        guided = predict(scheduler.scale_model_input(latents, timestep).to(dtype), timestep)
+        latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
+    return editor.decode(latents).clamp(-1, 1).cpu()
+
+
+def row_noise(shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal (B, *shape): each row from its own CPU generator."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+class _Denoising:
+    """The guided prediction of a batch; what does not change from step to step is computed once.
+
+    The passes stand in diffusers' order, [text and image, image, none], and those that cancel are left out:
+    with s_I = 1 the unconditional one, with s_T = s_I the image-only one.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        source_images: Tensor,
+        instructions: Sequence[str],
+        text_scale: Tensor,
+        image_scale: Tensor,
+    ) -> None:
+        self.unet, self.text_scale, self.image_scale = editor.unet, text_scale, image_scale
+        self.needs_image_only = bool((text_scale != image_scale).any())
+        self.needs_unconditional = bool((image_scale != 1).any())
+        latents = editor.encode_condition(source_images).to(self.unet.device, self.unet.dtype)
+        distinct = list(dict.fromkeys([*instructions, ""]))
+        states = editor.encode_text(distinct).to(self.unet.dtype)
+        text = states[[distinct.index(instruction) for instruction in instructions]]
+        no_text = states[[distinct.index("")] * len(instructions)]
+        passes = [(latents, text)]
+        if self.needs_image_only:
+            passes.append((latents, no_text))
+        if self.needs_unconditional:
+            passes.append(
+                (torch.zeros_like(latents), no_text)
+            )  # no image is a zero latent, not a black image's
+        self.image_latents = torch.cat([one[0] for one in passes])
+        self.text_states = torch.cat([one[1] for one in passes])
+
+    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Latents (B, C, h, w), scaled for the U-Net -> guided prediction (B, C, h, w) in fp32."""
+        passes = len(self.image_latents) // len(latents)
+        inputs = torch.cat([latents.repeat(passes, 1, 1, 1), self.image_latents], dim=1)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        conditional, *others = self.unet(inputs, timestep, self.text_states).sample.float().chunk(passes)
+        # A prediction that was left out cancels, whatever stands in for it.
+        image_only = others[0] if others else conditional
+        unconditional = others[-1] if others else conditional
+        return guided_noise(
+            unconditional,
+            image_only,
+            conditional,
+            guidance_scale=self.text_scale,
+            image_guidance_scale=self.image_scale,
+        )
+
+
+def edit_rows(
+    editor: Editor,
+    rows: Rows,
+    *,
+    seeds: Sequence[int],
+    guidance_scale: Scales,
+    image_guidance_scale: Scales,
+    num_inference_steps: int,
+    micro_batch: int = MICRO_BATCH,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[bytes]:
+    """One edit, as PNG, of each row's `source_image` by its `instruction` with the card's suffix."""
+    text_scale, image_scale = _numbers(guidance_scale, len(rows)), _numbers(image_guidance_scale, len(rows))
+    edits: list[bytes] = []
+    for start in range(0, len(rows), micro_batch):
+        part = slice(start, start + micro_batch)
+        images = sample(
+            editor,
+            to_batch([row["source_image"] for row in rows[part]], editor.card.resolution),
+            [
+                append_suffix(editor.tokenizer, row["instruction"], editor.card.instruction_suffix)
+                for row in rows[part]
+            ],
+            guidance_scale=text_scale[part],
+            image_guidance_scale=image_scale[part],
+            num_inference_steps=num_inference_steps,
+            seeds=seeds[part],
+            should_stop=should_stop,
+        )
+        edits += [encode(to_pixels(image)) for image in images]
+    return edits
+
+
+class EditSampler:
+    """Adds several edits to each prompt, for people to rank."""
+
+    def __init__(self, editor: str, settings: Candidates, *, name: str, device: str = "cpu") -> None:
+        """`name` goes into the `editor` column: the editor's digest."""
+        dtype = torch.float32 if device == "cpu" else torch.float16
+        self.editor = Editor.load(editor).to(device, dtype)
+        self.settings, self.name = settings, name
+
+    def __call__(self, rows: Rows) -> Rows:
+        count = self.settings.num_edits
+        plans = [self._plan(row["prompt_id"], draw) for row in rows for draw in range(count)]
+        images = edit_rows(
+            self.editor,
+            [row for row in rows for _ in range(count)],
+            seeds=[plan["seed"] for plan in plans],
+            guidance_scale=[plan["guidance_scale"] for plan in plans],
+            image_guidance_scale=[plan["image_guidance_scale"] for plan in plans],
+            num_inference_steps=self.settings.num_inference_steps,
+        )
+        edits = [plan | {"image": image} for plan, image in zip(plans, images, strict=True)]
+        return [
+            row | {"edits": edits[index * count : (index + 1) * count], "editor": self.name}
+            for index, row in enumerate(rows)
+        ]
+
+    def _plan(self, prompt_id: str, draw: int) -> dict:
+        """Seed and scales of one edit: the same for every editor, so that editors meet on equal terms."""
+        seed = seed_for(self.settings.seed, prompt_id, draw)
+        return {
+            "edit_id": id_for(prompt_id, self.name, seed),
+            "seed": seed,
+            "guidance_scale": _between(self.settings.guidance_scale, uniform_for("guidance_scale", seed)),
+            "image_guidance_scale": _between(
+                self.settings.image_guidance_scale, uniform_for("image_guidance_scale", seed)
+            ),
+        }
+
+
+def _between(bounds: tuple[float, float], place: float) -> float:
+    """The number at `place` in 0..1 between two bounds, rounded to fp32 as the table keeps it."""
+    least, most = bounds
+    return float(torch.tensor(least + (most - least) * place, dtype=torch.float32))
+
+
+def _numbers(scale: Scales, rows: int) -> Tensor:
+    """A scale as fp32 (B,)."""
+    numbers = torch.as_tensor(scale, dtype=torch.float32).flatten()
+    if len(numbers) not in (1, rows):
+        raise ValueError(f"{len(numbers)} guidance scales for {rows} rows; give one, or one a row")
+    return numbers.expand(rows)
+
+
+def _per_row(scale: Scales, rows: int, device: torch.device) -> Tensor:
+    """A scale as fp32 (B, 1, 1, 1) on `device`."""
+    return _numbers(scale, rows).to(device).view(rows, 1, 1, 1)

@@ -1,0 +1,232 @@
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_stable_diffusion
+from torch.nn import functional as F
+
+from hive_ray.config import Editor as Settings
+from hive_ray.config import Training
+from hive_ray.editor.model import Editor
+from hive_ray.editor.objective import (
+    EditorObjective,
+    LatentCache,
+    denoising_target,
+    draw_dropped_conditions,
+    mentions_side,
+    min_snr_weight,
+    weighted_denoising_loss,
+)
+from hive_ray.images import encode, to_batch
+
+TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
+
+
+def settings(**changed):
+    return Settings(
+        **{"start": "tiny", "resolution": 64, "flip": False, "sft": TRAINING, "finetune": TRAINING} | changed
+    )
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return {
+        kind: tiny_stable_diffusion(tmp_path_factory.mktemp(kind), kind)
+        for kind in ("epsilon", "v_prediction")
+    }
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "pair_id": f"pair-{index}",
+            "instruction": instruction,
+            "source_image": encode(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+            "edited_image": encode(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+            "weight": 1.0,
+        }
+        for index, instruction in enumerate(["make it red", "add a hat", "remove the cat", "add a dog"])
+    ]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_each_condition_is_dropped_alone_and_together_at_the_same_rate():
+    no_text, no_image = draw_dropped_conditions(200_000, rate=0.05, generator=generator())
+    assert (no_text & ~no_image).float().mean() == pytest.approx(0.05, abs=0.002)
+    assert (no_text & no_image).float().mean() == pytest.approx(0.05, abs=0.002)
+    assert (no_image & ~no_text).float().mean() == pytest.approx(0.05, abs=0.002)
+
+
+def test_one_uniform_draw_decides_both_drops():
+    place = torch.rand(1000, generator=generator())
+    no_text, no_image = draw_dropped_conditions(1000, rate=0.2, generator=generator())
+    assert torch.equal(no_text, place < 0.4)
+    assert torch.equal(no_image, (place >= 0.2) & (place < 0.6))
+
+
+def test_a_rate_of_zero_drops_nothing():
+    no_text, no_image = draw_dropped_conditions(1000, rate=0.0, generator=generator())
+    assert not no_text.any()
+    assert not no_image.any()
+
+
+def test_a_weight_of_one_changes_no_bit_of_the_plain_loss():
+    predicted, target = torch.randn(2, 8, 4, 8, 8, generator=generator())
+    plain = F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1).mean()
+    weighted = weighted_denoising_loss(predicted, target, torch.ones(8))
+    assert torch.equal(weighted, plain)
+    torch.testing.assert_close(weighted, F.mse_loss(predicted, target))
+
+
+def test_each_row_counts_weight_times_by_hand():
+    predicted, target = torch.zeros(2, 1, 1, 2), torch.tensor([[1.0, 3.0], [2.0, 0.0]]).view(2, 1, 1, 2)
+    # row errors (1 + 9) / 2 = 5 and (4 + 0) / 2 = 2
+    assert (
+        weighted_denoising_loss(predicted, target, torch.tensor([2.0, 0.5])).item() == (2 * 5 + 0.5 * 2) / 2
+    )
+    snr_weight = torch.tensor([0.5, 1.0])
+    assert (
+        weighted_denoising_loss(predicted, target, torch.tensor([2.0, 0.5]), snr_weight).item() == (5 + 1) / 2
+    )
+
+
+def test_min_snr_weights_by_hand():
+    alphas = torch.tensor([0.9, 0.5, 0.0])  # SNR 9, 1, 0
+    torch.testing.assert_close(min_snr_weight(alphas, 5.0, "epsilon"), torch.tensor([5 / 9, 1.0, 1.0]))
+    torch.testing.assert_close(min_snr_weight(alphas, 5.0, "v_prediction"), torch.tensor([0.5, 0.5, 0.0]))
+
+
+@pytest.mark.parametrize(
+    "instruction", ["move it LEFT", "the left-hand one", "the rightmost dog", "go leftwards"]
+)
+def test_instructions_that_say_a_side_are_known(instruction):
+    assert mentions_side(instruction)
+
+
+@pytest.mark.parametrize("instruction", ["a bright sky", "the leftovers", "copyright", "make it red"])
+def test_words_that_only_hold_a_side_are_not(instruction):
+    assert not mentions_side(instruction)
+
+
+def test_the_target_is_the_noise_or_the_velocity(bases):
+    latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator())
+    timesteps = torch.tensor([10, 900])
+    for kind, base in bases.items():
+        scheduler = Editor.build(base).scheduler
+        alphas = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        wanted = noise if kind == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+        torch.testing.assert_close(denoising_target(scheduler, latents, noise, timesteps), wanted)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_the_loss_is_the_written_out_one(bases, rows, kind, train_text_encoder):
+    editor = Editor.build(bases[kind])
+    given = settings(condition_dropout=0.3, min_snr_gamma=5.0, train_text_encoder=train_text_encoder)
+    objective = EditorObjective(editor, given)
+    weights = [1.0, 0.5, 2.0, 0.0]
+    weighted = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
+    loss, metrics = objective.loss(objective.model, weighted, generator(5))
+
+    draws = generator(5)
+    torch.rand(4, generator=draws)
+    timesteps = torch.randint(0, 1000, (4,), generator=draws)
+    jitter, noise = torch.randn(4, 4, 8, 8, generator=draws), torch.randn(4, 4, 8, 8, generator=draws)
+    place = torch.rand(4, generator=draws)
+    source = editor.vae.encode(to_batch([row["source_image"] for row in rows], 64)).latent_dist.mean
+    posterior = editor.vae.encode(to_batch([row["edited_image"] for row in rows], 64)).latent_dist
+    latents = (posterior.mean + posterior.std * jitter) * 0.18215
+    alphas = editor.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+    source = torch.where(((place >= 0.3) & (place < 0.9)).view(-1, 1, 1, 1), 0.0, source)
+    words = ["" if place[index] < 0.6 else row["instruction"] for index, row in enumerate(rows)]
+    predicted = editor.unet(torch.cat([noisy, source], 1), timesteps, editor.encode_text(words)).sample
+    snr = (alphas / (1 - alphas)).flatten()
+    if kind == "epsilon":
+        error, snr_weight = predicted - noise, snr.clamp(max=5) / snr
+    else:
+        velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+        error, snr_weight = predicted - velocity, snr.clamp(max=5) / (snr + 1)
+    per_row = error.square().mean((1, 2, 3)) * snr_weight
+    torch.testing.assert_close(loss, (per_row * torch.tensor(weights)).mean(), rtol=1e-4, atol=1e-6)
+    assert metrics["train/weight"] == pytest.approx(3.5 / 4)
+
+
+def test_gradients_reach_what_is_trained_and_nothing_else(bases, rows):
+    for train_text_encoder in (False, True):
+        editor = Editor.build(bases["epsilon"])
+        objective = EditorObjective(editor, settings(train_text_encoder=train_text_encoder))
+        objective.loss(objective.model, rows, generator())[0].backward()
+        names = {name.split(".")[0] for name, _ in objective.model.named_parameters()}
+        assert names == ({"unet", "text_encoder"} if train_text_encoder else {"unet"})
+        assert all(parameter.grad is not None for parameter in objective.model.parameters())
+        assert all(parameter.grad is None for parameter in editor.vae.parameters())
+        trained = [parameter.grad is not None for parameter in editor.text_encoder.parameters()]
+        assert all(trained) if train_text_encoder else not any(trained)
+
+
+def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
+    objective = EditorObjective(Editor.build(bases["epsilon"]), settings())
+    optimizer = torch.optim.AdamW(objective.model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss, _ = objective.loss(objective.model, rows, generator())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_first_and_the_cached_pass_give_the_same_loss(bases, rows):
+    objective = EditorObjective(Editor.build(bases["epsilon"]), settings())
+    first, _ = objective.loss(objective.model, rows, generator())
+    assert len(objective.cache.latents) == 4
+    unreadable = [row | {"source_image": b"", "edited_image": b""} for row in rows]
+    again, _ = objective.loss(objective.model, unreadable, generator())
+    assert torch.equal(first, again)
+
+
+def test_the_cache_takes_what_fits_and_counts_a_pair_once():
+    cache = LatentCache(most_bytes=2 * 40)
+    for pair_id in ("a", "a", "b", "c"):
+        cache.put(pair_id, False, torch.zeros(10))
+    assert (cache.num_bytes, list(cache.latents)) == (80, [("a", False), ("b", False)])
+    assert cache.get("c", False) is None
+    assert cache.get("a", True) is None
+
+
+def test_both_images_of_a_pair_are_mirrored_or_none(bases, rows):
+    objective = EditorObjective(Editor.build(bases["epsilon"]), settings(flip=True))
+    sided = [rows[0], rows[1] | {"instruction": "move it left"}, rows[2], rows[3]]
+    objective._posteriors(sided, torch.tensor([True, True, False, True]), torch.device("cpu"))
+    assert list(objective.cache.latents) == [
+        ("pair-0", True),
+        ("pair-1", False),
+        ("pair-2", False),
+        ("pair-3", True),
+    ]
+    source = to_batch([rows[0]["source_image"]], 64).flip(-1)
+    edited = to_batch([rows[0]["edited_image"]], 64).flip(-1)
+    kept = objective.cache.get("pair-0", True)
+    torch.testing.assert_close(kept[:1], objective.editor.posterior(source)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept[1:2], objective.editor.posterior(edited)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept[2:3], objective.editor.posterior(edited)[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_the_given_state_is_what_is_saved(bases, tmp_path, train_text_encoder):
+    editor = Editor.build(bases["epsilon"])
+    objective = EditorObjective(editor, settings(train_text_encoder=train_text_encoder))
+    average = {name: tensor + 1 for name, tensor in objective.model.state_dict().items()}
+    objective.save(tmp_path / "sft", average, editor.card.model_copy(update={"training_table": "abc"}))
+    saved = Editor.load(tmp_path / "sft")
+    assert saved.card.training_table == "abc"
+    assert torch.equal(saved.unet.conv_in.bias, editor.unet.conv_in.bias + 1)
+    step = 1 if train_text_encoder else 0
+    for name, tensor in editor.text_encoder.state_dict().items():
+        assert torch.equal(saved.text_encoder.state_dict()[name], tensor + step)

@@ -1,0 +1,122 @@
+"""Models of real shapes at toy widths, with random weights and nothing downloaded, for all tests."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+MAX_TOKENS = 77
+WORDS = (
+    "a an and the of , in to on make it add remove turn into photo picture red blue green sky sea cat dog hat"
+)
+QUALITY = "left right image quality is one two three four five out of"
+
+
+def tiny_stable_diffusion(
+    folder: Path, prediction_type: Literal["epsilon", "v_prediction"] = "epsilon", in_channels: int = 4
+) -> Path:
+    """A text-to-image folder of 64 x 64 images in fp16: Stable Diffusion 1.5's blocks and PNDM, or with
+    "v_prediction" a DDIM of zero terminal SNR and trailing steps; `in_channels` 9 is an inpainting U-Net."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = tiny_tokenizer()
+        pipeline = StableDiffusionPipeline(
+            vae=tiny_autoencoder(),
+            unet=tiny_unet(in_channels),
+            text_encoder=tiny_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            scheduler=_scheduler(prediction_type),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer with a token for each of a few words; others fall to letters."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
+    )
+    bpe.train_from_iterator([WORDS, QUALITY] * 3, trainer)
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two layers, 32 wide."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=32,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    """64 x 64 x 3 to 8 x 8 x 4."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+
+
+def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
+    """The four blocks of Stable Diffusion 1.5, 16 to 32 wide."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=(16, 16, 32, 32),
+        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def _scheduler(prediction_type: str) -> PNDMScheduler | DDIMScheduler:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    if prediction_type == "epsilon":
+        return PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(
+        **betas,
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
