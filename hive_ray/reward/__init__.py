@@ -1,0 +1,1 @@
+"""What people prefer: rankings -> reward model -> what a reward means for training."""

@@ -1,0 +1,268 @@
+"""The reward model: how well an edit pleases, learned from rankings, on BLIP (HIVE, figure 2).
+
+One ViT with shared weights sees the source and the edited picture. The two token sequences stand side by
+side, each with its own type embedding, and BLIP's image-grounded text encoder reads them with the
+instruction. A linear head on its first token is the reward.
+
+    B prompts, K edits of a prompt, H W height and width
+    N tokens of a picture, L tokens of an instruction, D width
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    BlipForImageTextRetrieval,
+    BlipTextConfig,
+    BlipVisionConfig,
+    BlipVisionModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from hive_ray import config
+from hive_ray.images import to_batch
+from hive_ray.model_folders import ModelFolderError
+from hive_ray.schemas import Rows
+from hive_ray.similarity import CLIP_MEAN, CLIP_STD
+
+KIND = "hive_ray reward model"
+"""Written into config.json, to tell our folders from BLIP's."""
+
+_MISMATCH, _MATCH = 0, 1  # outputs of BLIP's image-text matching head
+
+
+class RewardModel(nn.Module):
+    """(source picture, edited pictures, instruction) -> a reward for each edit; differences count."""
+
+    def __init__(
+        self,
+        vision_config: BlipVisionConfig,
+        text_config: BlipTextConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+    ) -> None:
+        super().__init__()
+        if len(tokenizer) > text_config.vocab_size:
+            raise ModelFolderError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model {text_config.vocab_size}; give the "
+                "tokenizer that the model was trained with (reward.tokenizer)"
+            )
+        self.tokenizer, self.max_tokens = tokenizer, min(max_tokens, text_config.max_position_embeddings)
+        self.resolution: int = vision_config.image_size
+        self.vision = BlipVisionModel(vision_config)
+        self.text = BlipTextModel(text_config, add_pooling_layer=False)
+        self.image_type = nn.Embedding(2, vision_config.hidden_size)  # 0 source, 1 edited
+        nn.init.zeros_(self.image_type.weight)
+        self.head = nn.Linear(text_config.hidden_size, 1)
+        nn.init.normal_(self.head.weight, std=1 / (text_config.hidden_size + 1))
+        nn.init.zeros_(self.head.bias)
+        # BLIP's statistics, of pixels in 0..1, turned to our tensors in -1..1.
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None] * 2 - 1, persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None] * 2, persistent=False)
+
+    def forward(self, source: Tensor, edited: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """source (B, 3, H, W), edited (B, K, 3, H, W) in -1..1, tokens, mask (B, L) -> rewards (B, K).
+
+        The source's tokens are computed once a prompt, for all of its edits.
+        """
+        num_prompts, num_edits = edited.shape[:2]
+        images = (torch.cat([source, edited.flatten(0, 1)]) - self.mean) / self.std
+        images = images.to(self.head.weight.dtype)  # (B + B K, 3, H, W)
+        features = self.vision(pixel_values=images).last_hidden_state  # (B + B K, N, D)
+        source_type, edited_type = self.image_type(torch.arange(2, device=features.device))
+        before = (features[:num_prompts] + source_type).repeat_interleave(num_edits, 0)  # (B K, N, D)
+        after = features[num_prompts:] + edited_type
+        read = self.text(
+            input_ids=tokens.repeat_interleave(num_edits, 0),
+            attention_mask=mask.repeat_interleave(num_edits, 0),
+            encoder_hidden_states=torch.cat([before, after], 1),  # (B K, 2 N, D)
+        ).last_hidden_state[:, 0]
+        return self.head(read).view(num_prompts, num_edits)
+
+    def encode_text(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
+        """Instructions, cut to `max_tokens` -> tokens and mask (B, L); 0 in the mask is padding."""
+        encoded = self.tokenizer(
+            instructions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        return encoded.input_ids, encoded.attention_mask
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @torch.inference_mode()
+    def score(
+        self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]
+    ) -> list[float]:
+        """The reward of each edit; leaves the model in evaluation mode."""
+        self.eval()
+        source, edited = to_batch(source_images, self.resolution), to_batch(edited_images, self.resolution)
+        tokens, mask = self.encode_text(instructions)
+        inputs = (source, edited[:, None], tokens, mask)
+        return self(*(tensor.to(self.device) for tensor in inputs))[:, 0].float().tolist()
+
+    def freeze(self, rate: float) -> None:
+        """Keep this share of both encoders' layers, from the bottom, and what lies under them as they are."""
+        for embeddings, layers in (
+            (self.vision.embeddings, self.vision.encoder.layers),
+            (self.text.embeddings, self.text.encoder.layer),
+        ):
+            frozen = layers[: int(rate * len(layers))]
+            for part in [embeddings, *frozen] if len(frozen) else []:
+                part.requires_grad_(False)
+
+    def save(self, folder: str | Path, card: dict[str, Any]) -> None:
+        """Write model.safetensors, config.json, tokenizer/, then card.json: unfinished without."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "card.json").unlink(missing_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        settings = {
+            "kind": KIND,
+            "max_tokens": self.max_tokens,
+            "vision": self.vision.config.to_diff_dict(),
+            "text": self.text.config.to_diff_dict(),
+        }
+        (folder / "config.json").write_text(json.dumps(settings, indent=2))
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        (folder / "card.json").write_text(json.dumps(card, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RewardModel":
+        """The model of a folder that `save` wrote, on the CPU in float32, in evaluation mode."""
+        folder = Path(folder)
+        parts = ("card.json", "config.json", "model.safetensors")
+        missing = [name for name in parts if not (folder / name).is_file()]
+        if missing:
+            raise ModelFolderError(
+                f"{folder} lacks {', '.join(missing)}: no finished reward model; train one first"
+            )
+        settings = json.loads((folder / "config.json").read_text())
+        if settings.get("kind") != KIND:
+            kind = settings.get("kind")
+            raise ModelFolderError(
+                f"{folder} is no {KIND}: its config.json says kind {kind!r}; give a folder of train_reward"
+            )
+        vision_config = BlipVisionConfig(**settings["vision"])
+        text_config = BlipTextConfig(**settings["text"])
+        model = cls(vision_config, text_config, load_tokenizer(folder), settings["max_tokens"])
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval()
+
+    @classmethod
+    def from_nothing(
+        cls, tokenizer: PreTrainedTokenizerBase, *, resolution: int, max_tokens: int, seed: int = 0
+    ) -> "RewardModel":
+        """A small model (about 1.5M weights) for the embedded domain, the same for the same seed."""
+        width = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
+        vision_config = BlipVisionConfig(
+            image_size=resolution, patch_size=resolution // 8, initializer_range=0.02, **width
+        )
+        text_config = BlipTextConfig(
+            vocab_size=len(tokenizer),
+            encoder_hidden_size=128,
+            max_position_embeddings=max_tokens,
+            bos_token_id=None,
+            eos_token_id=None,
+            sep_token_id=None,
+            pad_token_id=None,  # padding is masked; CLIP's padding token also ends a text, so it must learn
+            **width,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(vision_config, text_config, tokenizer, max_tokens)
+
+    @classmethod
+    def from_blip(
+        cls, blip: str | Path, tokenizer: PreTrainedTokenizerBase, *, resolution: int, max_tokens: int
+    ) -> "RewardModel":
+        """A reward model from the folder or hub name of a `BlipForImageTextRetrieval`.
+
+        The head starts as the logit of a match; position embeddings are interpolated to the resolution.
+        """
+        pretrained, report = BlipForImageTextRetrieval.from_pretrained(
+            blip, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ModelFolderError(
+                f"{blip} lacks {len(missing)} weights of BlipForImageTextRetrieval, {missing[0]} among them; "
+                "give image-text matching weights such as Salesforce/blip-itm-base-coco"
+            )
+        vision_config = BlipVisionConfig(
+            **{**pretrained.config.vision_config.to_diff_dict(), "image_size": resolution}
+        )
+        model = cls(vision_config, pretrained.config.text_config, tokenizer, max_tokens)
+        vision = pretrained.vision_model.state_dict()
+        positions = "embeddings.position_embedding"
+        vision[positions] = resize_positions(vision[positions], resolution // vision_config.patch_size)
+        model.vision.load_state_dict(vision)
+        model.text.load_state_dict(pretrained.text_encoder.state_dict())
+        match = pretrained.itm_head
+        with torch.no_grad():
+            model.head.weight.copy_(match.weight[_MATCH] - match.weight[_MISMATCH])
+            model.head.bias.copy_(match.bias[_MATCH] - match.bias[_MISMATCH])
+        return model
+
+    @classmethod
+    def build(cls, start: str | Path, tokenizer: str | Path, settings: config.Reward) -> "RewardModel":
+        """The model that training starts from, its lower layers frozen as the settings want.
+
+        start: "shapes" for a small one from nothing, a folder of `RewardModel.save` (which brings its own
+        tokenizer and sizes), or BLIP weights (folder or hub name) with the `tokenizer` that belongs to them.
+        """
+        sizes = dict(resolution=settings.resolution, max_tokens=settings.max_tokens)
+        if str(start) == "shapes":
+            model = cls.from_nothing(load_tokenizer(tokenizer), seed=settings.training.seed, **sizes)
+        elif is_reward_model(start):
+            model = cls.load(start)
+        else:
+            model = cls.from_blip(start, load_tokenizer(tokenizer), **sizes)
+        model.freeze(settings.frozen_rate)
+        return model.train()
+
+
+def is_reward_model(folder: str | Path) -> bool:
+    """Whether this is a folder that `RewardModel.save` wrote, and not BLIP's."""
+    settings = Path(folder) / "config.json"
+    return settings.is_file() and json.loads(settings.read_text()).get("kind") == KIND
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name; in a folder with a part tokenizer/, that of the part."""
+    part = Path(name) / "tokenizer"
+    return AutoTokenizer.from_pretrained(part if part.is_dir() else name)
+
+
+def resize_positions(positions: Tensor, side: int) -> Tensor:
+    """ViT position embeddings (1, 1 + n n, D) -> (1, 1 + side side, D), bicubic; that of [CLS] stays."""
+    first, grid = positions[:, :1], positions[:, 1:]
+    old = round(grid.shape[1] ** 0.5)
+    if old == side:
+        return positions
+    square = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
+
+
+class RewardScorer:
+    """Adds a reward to each pair."""
+
+    def __init__(self, reward: str, device: str = "cpu") -> None:
+        self.model = RewardModel.load(reward).to(device)
+
+    def __call__(self, rows: Rows) -> Rows:
+        rewards = self.model.score(
+            source_images=[row["source_image"] for row in rows],
+            edited_images=[row["edited_image"] for row in rows],
+            instructions=[row["instruction"] for row in rows],
+        )
+        return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]

@@ -1,0 +1,155 @@
+"""The reward model's objective: rankings -> a loss, and how often the model agrees with people.
+
+B prompts, K edits of a prompt
+a rank of 0 marks an edit that is not there, where prompts differ in their number of edits
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hive_ray import config
+from hive_ray.images import decode, resize, to_tensor
+from hive_ray.reward.model import RewardModel
+from hive_ray.schemas import Rows
+from hive_ray.seeds import uniform_for
+
+Metrics = dict[str, float]
+
+
+def preferred(ranks: Tensor) -> Tensor:
+    """ranks (B, K) -> bool (B, K, K): whether edit i is ranked strictly better than edit j."""
+    better, there = ranks[:, :, None] < ranks[:, None, :], ranks > 0
+    return better & there[:, :, None] & there[:, None, :]
+
+
+def plackett_luce_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Tensor:
+    """Negative log-likelihood of the ranks (Plackett 1975), mean over prompts; rewards and ranks (B, K).
+
+    L = -sum_k log( exp(R_k / tau) / sum_{j >= k} exp(R_j / tau) ), j over k and all ranked strictly worse.
+    Tied edits are not compared with each other: neither stands in the other's denominator.
+    With two edits this is the Bradley-Terry loss -log sigmoid((R_1 - R_2) / tau).
+    """
+    scaled = rewards / temperature
+    competing = preferred(ranks) | torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
+    others = scaled[:, None, :].masked_fill(
+        ~competing, float("-inf")
+    )  # (B, K, K): row k holds k's rivals and k
+    return (others.logsumexp(-1) - scaled).sum(1).mean()
+
+
+def bradley_terry_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Tensor:
+    """Mean of -log sigmoid((R_chosen - R_rejected) / tau) over all preferences (ImageReward); 0 if none."""
+    margins = (rewards[:, :, None] - rewards[:, None, :])[preferred(ranks)] / temperature
+    return F.softplus(-margins).mean() if len(margins) else rewards.sum() * 0
+
+
+def chance_loss(ranks: Tensor) -> float:
+    """The Plackett-Luce loss of a model that gives every edit the same reward: ln K! without ties."""
+    return (1 + preferred(ranks).sum(-1)).double().log().sum(1).mean().item()
+
+
+def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
+    """Share of preference pairs in which the chosen edit has the greater reward; equal rewards count half.
+
+    0.5 is guessing, and what is returned if there is no preference at all.
+    """
+    margins = (rewards[:, :, None] - rewards[:, None, :])[preferred(ranks)]
+    return ((margins.sign() + 1) / 2).mean().item() if len(margins) else 0.5
+
+
+def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
+    """Share of prompts whose every preference pair is right; guessing has 1 / K! without ties."""
+    wrong = preferred(ranks) & (rewards[:, :, None] <= rewards[:, None, :])
+    return (~wrong.flatten(1).any(1)).float().mean().item()
+
+
+def is_held_out(prompt_id: str, rate: float) -> bool:
+    """Whether all rankings of this prompt are kept out of training, to measure the model."""
+    return uniform_for("reward", prompt_id) < rate
+
+
+def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor]:
+    """RANKINGS rows -> the model's inputs (source, edited, tokens, mask) and ranks (B, K), on its device.
+
+    Prompts with fewer edits than the most are filled up with grey pictures of rank 0.
+    """
+    num_edits = max(len(row["edits"]) for row in rows)
+    side = model.resolution
+    edited = torch.zeros(len(rows), num_edits, 3, side, side)
+    ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
+    for place, row in enumerate(rows):
+        edited[place, : len(row["edits"])] = torch.stack(
+            [_tensor(edit["image"], side) for edit in row["edits"]]
+        )
+        ranks[place, : len(row["ranks"])] = torch.tensor(row["ranks"])
+    source = torch.stack([_tensor(row["source_image"], side) for row in rows])
+    tokens, mask = model.encode_text([row["instruction"] for row in rows])
+    return tuple(tensor.to(model.device) for tensor in (source, edited, tokens, mask)), ranks.to(model.device)
+
+
+def _tensor(image: bytes, resolution: int) -> Tensor:
+    return to_tensor(resize(decode(image), resolution))
+
+
+class RewardObjective:
+    """Fits a reward model to rankings by the Plackett-Luce loss."""
+
+    def __init__(self, model: RewardModel, settings: config.Reward) -> None:
+        self.model, self.settings = model, settings
+
+    def loss(self, model: torch.nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The loss of some RANKINGS rows; `model` is `self.model`, wrapped or not; nothing is drawn."""
+        inputs, ranks = batch_of(self.model, rows)
+        rewards = model(*inputs).float()
+        loss = plackett_luce_loss(rewards, ranks, self.settings.temperature)
+        return loss, {"reward/accuracy": pairwise_accuracy(rewards.detach(), ranks)}
+
+    def save(self, folder: str | Path, state: dict[str, Tensor], card: dict[str, Any]) -> None:
+        """The model with these weights as a portable folder."""
+        self.model.load_state_dict(state)
+        self.model.save(folder, card)
+
+
+@torch.inference_mode()
+def measure(model: RewardModel, rows: Rows, *, temperature: float = 1.0, batch_size: int = 32) -> Metrics:
+    """How a model does on RANKINGS rows: its loss, the loss of guessing, and both accuracies."""
+    model.eval()
+    totals: dict[str, float] = {"reward/loss": 0, "reward/chance_loss": 0, "reward/ranking_accuracy": 0}
+    correct = num_preferences = 0.0
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        inputs, ranks = batch_of(model, batch)
+        rewards = model(*inputs).float()
+        preferences = int(preferred(ranks).sum())
+        correct += pairwise_accuracy(rewards, ranks) * preferences
+        num_preferences += preferences
+        totals["reward/loss"] += plackett_luce_loss(rewards, ranks, temperature).item() * len(batch)
+        totals["reward/chance_loss"] += chance_loss(ranks) * len(batch)
+        totals["reward/ranking_accuracy"] += ranking_accuracy(rewards, ranks) * len(batch)
+    means = {name: total / len(rows) for name, total in totals.items()}
+    return means | {"reward/accuracy": correct / num_preferences if num_preferences else 0.5}
+
+
+def doubt(metrics: Metrics) -> str | None:
+    """In words, why a measured model should not be trusted; None if it has learned something."""
+    loss, chance = metrics["reward/loss"], metrics["reward/chance_loss"]
+    if not math.isfinite(loss):
+        return f"the reward model's loss is {loss}: training diverged; lower reward.training.learning_rate"
+    if np.isclose(loss, chance, rtol=0.02):
+        return (
+            f"the reward model learned nothing: its loss is {loss:.4f}, that of guessing {chance:.4f}; raise "
+            "the learning rate, train longer, or check that the rankings are not random"
+        )
+    if loss > chance:
+        return (
+            f"the reward model is surer than right on unseen rankings: its loss is {loss:.4f}, that "
+            f"of guessing {chance:.4f}, its accuracy {metrics['reward/accuracy']:.2f}; it learned the "
+            "training rankings by heart: collect more, freeze more layers, or train less"
+        )
+    return None

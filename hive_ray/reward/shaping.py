@@ -1,0 +1,164 @@
+"""Shaping: what a reward means for training, as a loss weight or as a phrase in the instruction.
+
+    pairs + reward -> scored_pairs
+
+HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hive_ray.config import Scoring
+from hive_ray.schemas import Row
+
+LEVEL_WORDS = ("one", "two", "three", "four", "five")
+GREATEST_WEIGHTS = {"none": float("inf"), "mean1": float("inf"), "clip": 5.0}
+"""No weight is above this, by the setting `scoring.normalize`."""
+
+
+def reward_weight(reward: np.ndarray, beta: float, normalize: str = "mean1") -> np.ndarray:
+    """Loss weights exp(reward / beta) (HIVE's weighted reward), (N,) -> (N,).
+
+    normalize: "none" leaves them as they are; "mean1" scales them to mean 1, so that the learning rate keeps
+    its meaning; "clip" has mean 1 and none above 5.
+    """
+    return _scaled_weight(
+        _finite(reward), beta, weight_scale(reward, beta, normalize), GREATEST_WEIGHTS[normalize]
+    )
+
+
+def _scaled_weight(reward: np.ndarray, beta: float, scale: float, greatest_weight: float) -> np.ndarray:
+    """min(exp(reward / beta + scale), greatest_weight)."""
+    with np.errstate(over="ignore"):
+        weight = np.minimum(np.exp(reward / beta + scale), greatest_weight)
+    if not np.isfinite(weight).all():
+        raise ValueError(
+            f"exp(reward / beta) overflows at beta {beta}, reward {np.max(reward)}; raise scoring.beta"
+        )
+    return weight
+
+
+def weight_scale(reward: np.ndarray, beta: float, normalize: str) -> float:
+    """The logarithm of what exp(reward / beta) is multiplied by; 0 for "none"."""
+    if normalize == "none":
+        return 0.0
+    return _mean1_scale(_finite(reward) / beta, GREATEST_WEIGHTS[normalize])
+
+
+def _mean1_scale(exponent: np.ndarray, greatest_weight: float) -> float:
+    """The scale at which min(exp(exponent + scale), greatest_weight) has mean 1."""
+    falling = np.sort(exponent)[::-1]
+    rest = np.logaddexp.accumulate(falling[::-1])[::-1]  # rest[m] = log sum of exp(falling[m:])
+    limit = np.log(greatest_weight) + 1e-9
+    clipped, scale = 0, np.log(len(falling)) - rest[0]
+    while falling[clipped] + scale > limit:  # clip one more, share its excess among the others
+        clipped += 1
+        scale = np.log(len(falling) - greatest_weight * clipped) - rest[clipped]
+    return float(scale)
+
+
+def effective_sample_size(weight: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2 (Kish 1965): how many equally weighted rows the weighted ones are worth, 1..N."""
+    return float(np.sum(weight) ** 2 / np.sum(np.square(weight)))
+
+
+def quantile_edges(reward: np.ndarray) -> tuple[float, ...]:
+    """The four rewards that cut a table into five levels of equally many rows."""
+    return tuple(float(edge) for edge in np.quantile(_finite(reward), (0.2, 0.4, 0.6, 0.8)))
+
+
+def equal_width_edges(reward: np.ndarray) -> tuple[float, ...]:
+    """The four rewards that cut the span of a table's rewards into five equal parts."""
+    finite = _finite(reward)
+    return tuple(float(edge) for edge in np.linspace(finite.min(), finite.max(), 6)[1:-1])
+
+
+EDGES: dict[str, Callable[[np.ndarray], tuple[float, ...]]] = {
+    "quantile": quantile_edges,
+    "equal_width": equal_width_edges,
+}
+
+
+def quality_level(reward: float, edges: tuple[float, ...]) -> int:
+    """1..5, 5 is best; a reward on an edge belongs to the level above it."""
+    return 1 + bisect_right(edges, reward)
+
+
+def quality_phrase(level: int, template: str) -> str:
+    """The template with `{level}` as a word: one, two, three, four or five."""
+    if not 1 <= level <= len(LEVEL_WORDS):
+        raise ValueError(f"quality level is {level}; levels are 1 to {len(LEVEL_WORDS)}")
+    if "{level}" not in template:
+        raise ValueError(
+            f"the quality phrase {template!r} has no {{level}}; put it where the word shall stand"
+        )
+    return template.replace("{level}", LEVEL_WORDS[level - 1])
+
+
+def instruction_with_phrase(instruction: str, level: int, template: str) -> str:
+    """The instruction followed at once by the quality phrase: what HIVE's conditional reward trains on."""
+    return instruction + quality_phrase(level, template)
+
+
+def instruction_suffix(template: str) -> str:
+    """What to append when an edit is asked for: the phrase of the best level."""
+    return quality_phrase(len(LEVEL_WORDS), template)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What all rewards of a table say together, so that each row can be shaped alone."""
+
+    edges: tuple[float, ...]
+    """Four rewards between the five quality levels."""
+    beta: float
+    scale: float
+    """Logarithm of the factor on exp(reward / beta)."""
+    greatest_weight: float
+    phrase: str
+
+    def weight(self, reward: float) -> float:
+        """The row's loss weight."""
+        return float(_scaled_weight(np.asarray(reward), self.beta, self.scale, self.greatest_weight))
+
+
+def feedback(reward: np.ndarray, settings: Scoring) -> Feedback:
+    """Edges and scale of a table's rewards (N,), as the settings want them."""
+    return Feedback(
+        edges=EDGES[settings.levels](reward),
+        beta=settings.beta,
+        scale=weight_scale(reward, settings.beta, settings.normalize),
+        greatest_weight=GREATEST_WEIGHTS[settings.normalize],
+        phrase=settings.phrase,
+    )
+
+
+def fill_weight(row: Row, feedback: Feedback) -> Row:
+    """HIVE's weighted reward: the row, which has a `reward`, with its `weight` filled."""
+    return row | {"weight": feedback.weight(row["reward"])}
+
+
+def fill_instruction(row: Row, feedback: Feedback) -> Row:
+    """HIVE's conditional reward: the row, which has a `quality_level`, with its phrase in `instruction`."""
+    return row | {
+        "instruction": instruction_with_phrase(row["instruction"], row["quality_level"], feedback.phrase)
+    }
+
+
+SHAPINGS: dict[str, Callable[[Row, Feedback], Row]] = {
+    "weighted": fill_weight,
+    "conditional": fill_instruction,
+}
+"""By the setting `scoring.shaping`; a row is pairs' columns, `reward` and `quality_level`."""
+
+
+def _finite(reward: np.ndarray) -> np.ndarray:
+    """The rewards as float64, or a ValueError if there are none or one is not a number."""
+    reward = np.asarray(reward, dtype=np.float64)
+    if not len(reward) or not np.isfinite(reward).all():
+        wrong = int((~np.isfinite(reward)).sum())
+        raise ValueError(f"{len(reward)} rewards, {wrong} of them not finite; score the pairs again")
+    return reward

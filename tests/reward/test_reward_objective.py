@@ -1,0 +1,216 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import CLIPTokenizer
+
+from hive_ray.config import Reward, Training
+from hive_ray.images import encode
+from hive_ray.reward.model import RewardModel
+from hive_ray.reward.objective import (
+    RewardObjective,
+    batch_of,
+    bradley_terry_loss,
+    chance_loss,
+    doubt,
+    is_held_out,
+    measure,
+    pairwise_accuracy,
+    plackett_luce_loss,
+    preferred,
+    ranking_accuracy,
+)
+from hive_ray.reward.rankings import preference_pairs
+
+REWARDS = torch.tensor([[0.5, 2.0, -1.0]])
+
+
+def small_model():
+    letters = "abcdefgh"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+    return RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=12)
+
+
+def ranking(prompt_id, brightness, instruction="a"):
+    """A prompt whose edits are grey squares; people prefer the brighter."""
+    order = sorted(brightness, reverse=True)
+    return {
+        "prompt_id": prompt_id,
+        "instruction": instruction,
+        "source_image": encode(np.zeros((16, 16, 3), dtype=np.uint8)),
+        "edits": [{"image": encode(np.full((16, 16, 3), level, dtype=np.uint8))} for level in brightness],
+        "ranks": [1 + order.index(level) for level in brightness],
+    }
+
+
+def settings(temperature=1.0):
+    training = Training(
+        total_images=8, batch_size=4, micro_batch_size=4, learning_rate=1e-3, checkpoint_images=8,
+        workers={"num_gpus": 0},
+    )  # fmt: skip
+    return Reward(resolution=16, max_tokens=12, temperature=temperature, training=training)
+
+
+def test_plackett_luce_is_the_likelihood_of_drawing_the_edits_best_first():
+    ranks = torch.tensor([[2, 1, 3]])
+    e = [math.exp(reward) for reward in (0.5, 2.0, -1.0)]
+    likelihood = e[1] / (e[1] + e[0] + e[2]) * e[0] / (e[0] + e[2])
+    assert plackett_luce_loss(REWARDS, ranks, 1.0).item() == pytest.approx(-math.log(likelihood))
+
+
+def test_the_temperature_divides_the_rewards():
+    ranks = torch.tensor([[2, 1, 3]])
+    hot = plackett_luce_loss(REWARDS, ranks, 2.0)
+    torch.testing.assert_close(hot, plackett_luce_loss(REWARDS / 2, ranks, 1.0))
+
+
+def test_plackett_luce_of_two_edits_is_bradley_terry():
+    rewards, ranks = torch.tensor([[0.3, 1.7], [2.0, -1.0]]), torch.tensor([[2, 1], [2, 1]])
+    wanted = -F.logsigmoid((rewards[:, 1] - rewards[:, 0]) / 0.5).mean()
+    torch.testing.assert_close(plackett_luce_loss(rewards, ranks, 0.5), wanted)
+    torch.testing.assert_close(bradley_terry_loss(rewards, ranks, 0.5), wanted)
+
+
+def test_tied_edits_are_not_compared_with_each_other():
+    e = [math.exp(reward) for reward in (0.5, 2.0, -1.0)]
+    first, second = e[0] / (e[0] + e[2]), e[1] / (e[1] + e[2])  # each against the worse one only
+    loss = plackett_luce_loss(REWARDS, torch.tensor([[1, 1, 3]]), 1.0)
+    assert loss.item() == pytest.approx(-math.log(first) - math.log(second))
+    assert plackett_luce_loss(REWARDS, torch.tensor([[1, 1, 1]]), 1.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dense_and_competition_ranks_have_the_same_loss():
+    dense, competition = torch.tensor([[1, 1, 2]]), torch.tensor([[1, 1, 3]])
+    torch.testing.assert_close(
+        plackett_luce_loss(REWARDS, dense, 1.0), plackett_luce_loss(REWARDS, competition, 1.0)
+    )
+
+
+def test_edits_that_are_not_there_change_nothing():
+    filled = torch.cat([REWARDS, torch.tensor([[9.0, -9.0]])], 1)
+    ranks, filled_ranks = torch.tensor([[2, 1, 3]]), torch.tensor([[2, 1, 3, 0, 0]])
+    for loss in (plackett_luce_loss, bradley_terry_loss):
+        torch.testing.assert_close(loss(filled, filled_ranks, 1.0), loss(REWARDS, ranks, 1.0))
+    assert pairwise_accuracy(filled, filled_ranks) == pairwise_accuracy(REWARDS, ranks)
+    assert chance_loss(filled_ranks) == chance_loss(ranks)
+
+
+def test_equal_rewards_have_the_loss_of_guessing():
+    ranks = torch.tensor([[4, 3, 2, 1], [1, 1, 2, 3]])
+    assert chance_loss(ranks) == pytest.approx((math.log(24) + math.log(3 * 3 * 2)) / 2)
+    assert plackett_luce_loss(torch.zeros(2, 4), ranks, 1.0).item() == pytest.approx(chance_loss(ranks))
+
+
+def test_bradley_terry_is_the_mean_over_all_preference_pairs():
+    ranks = [2, 1, 2]
+    wanted = np.mean(
+        [math.log(1 + math.exp(REWARDS[0, j] - REWARDS[0, i])) for i, j in preference_pairs(ranks)]
+    )
+    assert bradley_terry_loss(REWARDS, torch.tensor([ranks]), 1.0).item() == pytest.approx(wanted)
+    assert bradley_terry_loss(REWARDS, torch.tensor([[1, 1, 1]]), 1.0).item() == 0
+
+
+def test_the_tensor_of_preferences_is_the_list_of_preference_pairs():
+    ranks = [3, 1, 1, 4]
+    assert [
+        tuple(pair) for pair in preferred(torch.tensor([ranks]))[0].nonzero().tolist()
+    ] == preference_pairs(ranks)
+
+
+def test_pairwise_accuracy_counts_preferences_and_halves_for_equal_rewards():
+    assert pairwise_accuracy(REWARDS, torch.tensor([[2, 1, 3]])) == 1
+    assert pairwise_accuracy(REWARDS, torch.tensor([[1, 2, 3]])) == pytest.approx(2 / 3)
+    assert pairwise_accuracy(torch.zeros(1, 3), torch.tensor([[1, 2, 3]])) == 0.5
+    assert pairwise_accuracy(REWARDS, torch.tensor([[1, 1, 1]])) == 0.5
+
+
+def test_a_ranking_is_right_only_if_all_of_its_preferences_are():
+    rewards = REWARDS.repeat(3, 1)
+    ranks = torch.tensor([[2, 1, 3], [1, 2, 3], [1, 1, 2]])
+    assert ranking_accuracy(rewards, ranks) == pytest.approx(2 / 3)
+    assert ranking_accuracy(torch.zeros(1, 3), torch.tensor([[1, 2, 3]])) == 0
+
+
+def test_prompts_are_held_out_at_the_rate_and_always_the_same():
+    held_out = [is_held_out(f"prompt{index}", 0.15) for index in range(5000)]
+    assert np.mean(held_out) == pytest.approx(0.15, abs=0.02)
+    assert held_out == [is_held_out(f"prompt{index}", 0.15) for index in range(5000)]
+
+
+def test_a_batch_fills_prompts_with_fewer_edits_by_rank_zero():
+    model = small_model()
+    (source, edited, tokens, mask), ranks = batch_of(
+        model, [ranking("p", [0, 255, 128]), ranking("q", [10, 20], "a b")]
+    )
+    assert source.shape == (2, 3, 16, 16)
+    assert edited.shape == (2, 3, 3, 16, 16)
+    assert ranks.tolist() == [[3, 1, 2], [2, 1, 0]]
+    assert tokens.shape == mask.shape == (2, 4)
+    assert edited[0, 1].min() == 1
+    assert source.max() == -1
+
+
+def test_the_objectives_loss_is_plackett_luce_of_the_models_rewards():
+    model, rows = small_model(), [ranking("p", [0, 255, 128]), ranking("q", [30, 20, 10])]
+    loss, metrics = RewardObjective(model, settings(temperature=0.1)).loss(model, rows, torch.Generator())
+    with torch.no_grad():
+        inputs, ranks = batch_of(model, rows)
+        wanted = plackett_luce_loss(model(*inputs), ranks, 0.1)
+    torch.testing.assert_close(loss.detach(), wanted)
+    assert set(metrics) == {"reward/accuracy"}
+
+
+def test_every_weight_gets_a_gradient_but_for_the_shift_of_the_head():
+    model = small_model()
+    with torch.no_grad():
+        model.head.weight.normal_()
+    loss, _ = RewardObjective(model, settings()).loss(model, [ranking("p", [0, 255, 128])], torch.Generator())
+    loss.backward()
+    idle = {
+        name
+        for name, weight in model.named_parameters()
+        if weight.grad is None or not weight.grad.abs().max()
+    }
+    assert idle <= {"head.bias"}
+
+
+def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
+    model = small_model()
+    rng = np.random.default_rng(0)
+    rows = [ranking(f"p{index}", rng.choice(256, 3, replace=False).tolist()) for index in range(12)]
+    before = measure(model, rows)
+    assert "learned nothing" in doubt(before)
+    objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+    for step in range(12):
+        loss, _ = objective.loss(model, rows[step % 2 * 6 : step % 2 * 6 + 6], torch.Generator())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = measure(model, rows)
+    assert after["reward/accuracy"] > 0.9
+    assert after["reward/loss"] < 0.8 * before["reward/chance_loss"]
+    assert doubt(after) is None
+
+
+def test_measures_do_not_depend_on_the_batch_size():
+    model = small_model()
+    rows = [ranking("p", [0, 255, 128]), ranking("q", [30, 20]), ranking("r", [1, 2, 3])]
+    assert measure(model, rows, batch_size=1) == pytest.approx(measure(model, rows, batch_size=3), rel=1e-4)
+
+
+def test_overfitting_and_divergence_are_said_in_words():
+    metrics = {"reward/loss": 4.0, "reward/chance_loss": math.log(24), "reward/accuracy": 0.41}
+    assert "by heart" in doubt(metrics)
+    assert "diverged" in doubt(metrics | {"reward/loss": math.nan})
+
+
+def test_the_objective_saves_the_weights_it_is_given(tmp_path):
+    model = small_model()
+    state = {name: torch.full_like(tensor, 0.01) for name, tensor in model.state_dict().items()}
+    RewardObjective(model, settings()).save(tmp_path, state, {"mean": 0.0})
+    loaded = RewardModel.load(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
