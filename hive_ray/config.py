@@ -256,7 +256,7 @@ def shapes() -> Config:
             resources=Resources(batch_size=16, **one_core),
         ),
         editor=Editor(
-            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, flip=False, min_snr_gamma=5.0,
+            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, flip=False,
             sft=sft, finetune=sft,
         ),
         candidates=Candidates(

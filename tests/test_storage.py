@@ -92,7 +92,7 @@ def test_a_changed_folder_is_fetched_again_and_has_another_digest(root):
 
 
 def test_a_folder_that_is_not_there_has_no_digest(root):
-    with pytest.raises(FileNotFoundError, match="make the model first|give the address"):
+    with pytest.raises(FileNotFoundError, match=r"make the model first|give the address"):
         storage.folder_digest(storage.join(root, "nothing"))
 
 

@@ -1,0 +1,122 @@
+"""Captions -> edits in words by a language model behind the openai client (InstructPix2Pix's step 1a).
+
+caption -> instruction, edited caption, inverse instruction
+"""
+
+import json
+from dataclasses import dataclass
+
+from openai import BadRequestError, OpenAI
+
+from hive_ray.config import Instructions
+from hive_ray.schemas import Row, Rows
+from hive_ray.seeds import id_for, seed_for, split_for
+
+REQUEST = (
+    "You write edits of pictures. Given the caption of a picture, write {count} different short instructions, each an"
+    " imperative that changes one thing in it (add, remove, replace or recolour something, change the place, the"
+    " weather or the style), the caption of the edited picture, and the instruction that would undo the edit, or an"
+    ' empty string if none can. Answer with JSON alone: {{"edits": [{{"instruction": "...", "edited_caption": "...",'
+    ' "inverse_instruction": "..."}}]}}'
+)
+TEMPERATURE = 0.7
+TIMEOUT_S = 60.0
+MAX_RETRIES = 5
+"""Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One edit as the model wrote it."""
+
+    instruction: str
+    edited_caption: str
+    inverse_instruction: str
+
+
+class AnswerError(ValueError):
+    """An answer that is not the JSON that was asked for."""
+
+
+def parse_answer(text: str) -> list[Written]:
+    """The edits of an answer; AnswerError if it is no JSON of the wanted form."""
+    try:
+        edits = json.loads(text.strip().removeprefix("```json").removesuffix("```"))["edits"]
+        return [
+            Written(
+                str(edit["instruction"]).strip(),
+                str(edit["edited_caption"]).strip(),
+                str(edit.get("inverse_instruction") or "").strip(),
+            )
+            for edit in edits
+        ]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise AnswerError(f"the language model answered {text[:80]!r}, not the JSON that was asked for") from error
+
+
+def reject_reason(caption: str, written: Written) -> str | None:
+    """Why an edit is not kept (InstructPix2Pix's checks), or None."""
+    if not written.instruction or not written.edited_caption:
+        return "empty_edit"
+    if _plain(written.edited_caption) == _plain(caption):
+        return "caption_unchanged"
+    return None
+
+
+def _plain(text: str) -> str:
+    return text.strip().strip(".!?").strip().lower()
+
+
+class InstructionWriter:
+    """Captions -> instructions; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is."""
+
+    def __init__(self, settings: Instructions, device: str = "cpu") -> None:
+        self.settings = settings
+        self.client = OpenAI(max_retries=MAX_RETRIES, timeout=TIMEOUT_S)
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [written for row in rows for written in self._written(row)]
+
+    def _written(self, row: Row) -> Rows:
+        try:
+            edits = parse_answer(self._ask(row))
+        except AnswerError:
+            return [{"dropped": "answer_is_not_json"}]
+        except BadRequestError:
+            return [{"dropped": "request_refused"}]
+        found: dict[str, Row] = {}
+        results: Rows = []
+        for edit in edits[: self.settings.per_caption]:
+            reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
+            if reason:
+                results.append({"dropped": reason})
+            else:
+                found[edit.instruction] = self._row(row, edit)
+        return [*found.values(), *results]
+
+    def _ask(self, row: Row) -> str:
+        settings = self.settings
+        answer = self.client.chat.completions.create(
+            model=settings.llm,
+            messages=[
+                {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
+                {"role": "user", "content": row["caption"]},
+            ],
+            temperature=TEMPERATURE,
+            response_format={"type": "json_object"},
+            seed=seed_for(settings.seed, row["caption_id"]) % 2**31,
+        )
+        return answer.choices[0].message.content or ""
+
+    def _row(self, row: Row, edit: Written) -> Row:
+        settings = self.settings
+        return {
+            "instruction_id": id_for(row["caption_id"], edit.instruction, edit.edited_caption),
+            "caption_id": row["caption_id"],
+            "source_caption": row["caption"],
+            "instruction": edit.instruction,
+            "edited_caption": edit.edited_caption,
+            "inverse_instruction": edit.inverse_instruction,
+            "writer": settings.llm,
+            "split": split_for(row["caption_id"], rank_rate=settings.rank_rate, test_rate=settings.test_rate),
+        }

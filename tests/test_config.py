@@ -1,0 +1,36 @@
+import pytest
+from pydantic import ValidationError
+
+from hive_ray.config import PRESETS, Pairs, Training, sd15, shapes
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_resolves_and_survives_being_written(preset):
+    config = PRESETS[preset]()
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+def test_an_unknown_setting_is_refused_by_name():
+    with pytest.raises(ValidationError, match="samples_per_instructoin"):
+        Pairs(base="x", samples_per_instructoin=3)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        shapes().pairs.seed = 1
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused():
+    with pytest.raises(ValidationError, match="batch_size is 48, which is not a multiple of .* = 64"):
+        Training(**shapes().editor.sft.model_dump() | {"batch_size": 48})
+
+
+def test_a_span_has_its_least_first():
+    with pytest.raises(ValidationError, match=r"guidance_scale is 4\.0\.\.3\.0"):
+        Pairs(base="x", guidance_scale=(4.0, 3.0))
+
+
+def test_the_published_numbers_stand():
+    pairs, editor = sd15().pairs, sd15().editor
+    assert (pairs.least_clip_image, pairs.least_clip_direction, pairs.keep_per_instruction) == (0.7, 0.2, 4)
+    assert (editor.sft.learning_rate, editor.sft.batch_size, editor.condition_dropout) == (1e-4, 1024, 0.05)
