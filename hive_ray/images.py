@@ -1,8 +1,8 @@
 """Images cross three forms; only this file converts between them.
 
-    bytes   encoded PNG/JPEG          in tables and over HTTP
-    pixels  uint8 (H, W, 3) in 0..255 in metrics
-    tensor  float (3, H, W) in -1..1  in models
+bytes   encoded PNG/JPEG          in tables and over HTTP
+pixels  uint8 (H, W, 3) in 0..255 in metrics
+tensor  float (3, H, W) in -1..1  in models
 """
 
 import io

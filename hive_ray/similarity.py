@@ -35,9 +35,7 @@ def text_similarity(image: Tensor, text: Tensor) -> Tensor:
     return F.cosine_similarity(image, text, dim=-1)
 
 
-def directional_similarity(
-    source: Tensor, edited: Tensor, source_text: Tensor, edited_text: Tensor
-) -> Tensor:
+def directional_similarity(source: Tensor, edited: Tensor, source_text: Tensor, edited_text: Tensor) -> Tensor:
     """cos(I1 - I0, T1 - T0): whether the pictures changed as the captions did (Gal et al. 2021).
 
     Unit features (B, D), normalised before the differences -> (B,) in -1..1; 0 where nothing changed.
@@ -62,9 +60,7 @@ class Similarity:
     def __init__(self, clip: str | Path, device: str | torch.device = "cpu") -> None:
         _check_folder(Path(clip))
         self.device = torch.device(device)
-        self.model = (
-            CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True).to(self.device).eval()
-        )
+        self.model = CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True).to(self.device).eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(clip)
         self.image_size = self.model.config.vision_config.image_size
         self.max_tokens = self.model.config.text_config.max_position_embeddings
@@ -82,9 +78,7 @@ class Similarity:
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
-        features = self.model.get_text_features(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-        )
+        features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return F.normalize(features.pooler_output, dim=-1)
 
     def measure(

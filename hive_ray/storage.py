@@ -1,7 +1,8 @@
-"""Local folders and s3:// addresses behind the same few functions. Every path is a str; nothing else parses them.
+"""Local folders and s3:// addresses behind the same few functions. Paths are str; nothing else parses them.
 
-A file that exists is whole: local writes go beside the target and are renamed, an S3 object appears when its upload ends.
-S3 credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID, ..., AWS_ENDPOINT_URL).
+A file that exists is whole: local writes go beside the target and are renamed, an S3 object appears when its
+upload ends. S3 credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID,
+..., AWS_ENDPOINT_URL).
 """
 
 import functools
@@ -113,7 +114,7 @@ def remove_tree(path: str) -> None:
 
 
 def fetch_folder(path: str) -> Path:
-    """A local folder with the content of `path`: itself, or a copy of an s3:// folder, downloaded once a version."""
+    """A local folder with the content of `path`: itself, or a copy of an s3:// folder, one for each version."""
     if not path.startswith(S3):
         return Path(absolute(path))
     objects = _s3_objects(path)
@@ -175,9 +176,7 @@ def folder_digest(path: str) -> str:
     folder = fetch_folder(path)
     names = list_files(str(folder))
     if not names:
-        raise FileNotFoundError(
-            f"{path} is not a folder with files: make the model first, or correct the path"
-        )
+        raise FileNotFoundError(f"{path} is not a folder with files: make the model first, or correct the path")
     state = hashlib.blake2b(digest_size=8)
     for name in names:
         with (folder / name).open("rb") as stream:

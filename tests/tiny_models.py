@@ -16,9 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 MAX_TOKENS = 77
-WORDS = (
-    "a an and the of , in to on make it add remove turn into photo picture red blue green sky sea cat dog hat"
-)
+WORDS = "a an and the of , in to on make it add remove turn into photo picture red blue green sky sea cat dog hat"
 QUALITY = "left right image quality is one two three four five out of"
 
 

@@ -55,14 +55,10 @@ def read_card(folder: str | Path) -> EditorCard:
     """The card of a finished editor folder."""
     path = Path(folder) / "card.json"
     if not path.is_file():
-        raise ModelFolderError(
-            f"{folder} has no card.json: the job that makes it has not finished; run it first"
-        )
+        raise ModelFolderError(f"{folder} has no card.json: the job that makes it has not finished; run it first")
     seen = json.loads(path.read_text()).get("format_version")
     if seen != FORMAT_VERSION:
-        raise ModelFolderError(
-            f"{path} has format_version {seen}, this program reads {FORMAT_VERSION}; train it again"
-        )
+        raise ModelFolderError(f"{path} has format_version {seen}, this program reads {FORMAT_VERSION}; train it again")
     try:
         return EditorCard.model_validate_json(path.read_text())
     except ValidationError as error:
@@ -102,9 +98,7 @@ class Editor:
         card, parts = read_card(folder), _load_parts(folder)
         seen, wanted = parts["unet"].config.in_channels, 2 * parts["vae"].config.latent_channels
         if seen != wanted:
-            raise ModelFolderError(
-                f"the U-Net of {folder} has {seen} input channels, an editor's has {wanted}"
-            )
+            raise ModelFolderError(f"the U-Net of {folder} has {seen} input channels, an editor's has {wanted}")
         return cls(**parts, card=card)
 
     def save(self, folder: str | Path, card: EditorCard, dtype: torch.dtype = torch.float32) -> None:
@@ -133,9 +127,7 @@ class Editor:
             module.to(device=device, dtype=dtype)
         return self
 
-    def with_weights(
-        self, unet: dict[str, Tensor], text_encoder: dict[str, Tensor] | None = None
-    ) -> "Editor":
+    def with_weights(self, unet: dict[str, Tensor], text_encoder: dict[str, Tensor] | None = None) -> "Editor":
         """An editor with these weights and every other part shared; the live modules are not touched."""
         other = copy.copy(self)
         with torch.device("meta"):  # no time for first weights that the given ones replace
@@ -156,9 +148,7 @@ class Editor:
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         height, width = images.shape[-2:]
         if height % factor or width % factor:
-            raise ValueError(
-                f"images are {height} x {width}; both must be multiples of {factor}, the VAE's factor"
-            )
+            raise ValueError(f"images are {height} x {width}; both must be multiples of {factor}, the VAE's factor")
         return self.latent_channels, height // factor, width // factor
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,15 +196,11 @@ def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> st
 
     limit = tokenizer.model_max_length
     if length(suffix) > limit:
-        raise ValueError(
-            f"suffix {suffix!r} has {length(suffix)} tokens, the text encoder takes {limit}; shorten it"
-        )
+        raise ValueError(f"suffix {suffix!r} has {length(suffix)} tokens, the text encoder takes {limit}; shorten it")
     if length(instruction + suffix) <= limit:
         return instruction + suffix
     words = instruction.split()
-    kept = (
-        bisect_right(range(len(words)), limit, key=lambda count: length(" ".join(words[:count]) + suffix)) - 1
-    )
+    kept = bisect_right(range(len(words)), limit, key=lambda count: length(" ".join(words[:count]) + suffix)) - 1
     return " ".join(words[:kept]) + suffix
 
 
@@ -227,8 +213,7 @@ def _load_parts(start: str | Path) -> dict:
     scheduler = DDIMScheduler.from_pretrained(start, subfolder="scheduler", clip_sample=False)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelFolderError(
-            f"{start} predicts {scheduler.config.prediction_type!r}; give a model that predicts epsilon or"
-            " v_prediction"
+            f"{start} predicts {scheduler.config.prediction_type!r}; give a model that predicts epsilon or v_prediction"
         )
     return {
         "unet": unet.to(memory_format=torch.channels_last),

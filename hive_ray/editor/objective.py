@@ -165,9 +165,7 @@ class EditorObjective:
         found = [self.cache.get(row["pair_id"], flipped) for row, flipped in zip(rows, mirrored, strict=True)]
         missing = [index for index, latents in enumerate(found) if latents is None]
         if missing:
-            fresh = self._encode(
-                [rows[index] for index in missing], torch.tensor([mirrored[i] for i in missing])
-            )
+            fresh = self._encode([rows[index] for index in missing], torch.tensor([mirrored[i] for i in missing]))
             for index, latents in zip(missing, fresh, strict=True):
                 found[index] = latents.clone()
                 self.cache.put(rows[index]["pair_id"], mirrored[index], found[index])
@@ -186,9 +184,7 @@ class EditorObjective:
 
     def _text(self, instructions: list[str], no_text: Tensor) -> Tensor:
         """Token ids (B, T), or a frozen encoder's states (B, T, D), of the instructions or of nothing."""
-        given = [
-            "" if dropped else words for words, dropped in zip(instructions, no_text.tolist(), strict=True)
-        ]
+        given = ["" if dropped else words for words, dropped in zip(instructions, no_text.tolist(), strict=True)]
         if self.settings.train_text_encoder:
             return self.editor.tokenize(given).to(no_text.device)
         with torch.no_grad():

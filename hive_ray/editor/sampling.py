@@ -69,9 +69,7 @@ def sample(
     """
     rows, device, dtype = len(source_images), editor.unet.device, editor.unet.dtype
     if not rows == len(instructions) == len(seeds):
-        raise ValueError(
-            f"{rows} images, {len(instructions)} instructions, {len(seeds)} seeds: give one of each a row"
-        )
+        raise ValueError(f"{rows} images, {len(instructions)} instructions, {len(seeds)} seeds: give one of each a row")
     text_scale, image_scale = (
         _per_row(guidance_scale, rows, device),
         _per_row(image_guidance_scale, rows, device),
@@ -79,9 +77,7 @@ def sample(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = copy.deepcopy(scheduler or editor.scheduler)
     scheduler.set_timesteps(num_inference_steps, device=device)
-    latents = (
-        row_noise(editor.latent_shape(source_images), generators).to(device) * scheduler.init_noise_sigma
-    )
+    latents = row_noise(editor.latent_shape(source_images), generators).to(device) * scheduler.init_noise_sigma
     predict = _Denoising(editor, source_images, instructions, text_scale, image_scale)
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for timestep in scheduler.timesteps:
@@ -124,9 +120,7 @@ class _Denoising:
         if self.needs_image_only:
             passes.append((latents, no_text))
         if self.needs_unconditional:
-            passes.append(
-                (torch.zeros_like(latents), no_text)
-            )  # no image is a zero latent, not a black image's
+            passes.append((torch.zeros_like(latents), no_text))  # no image is a zero latent, not a black image's
         self.image_latents = torch.cat([one[0] for one in passes])
         self.text_states = torch.cat([one[1] for one in passes])
 
@@ -167,10 +161,7 @@ def edit_rows(
         images = sample(
             editor,
             to_batch([row["source_image"] for row in rows[part]], editor.card.resolution),
-            [
-                append_suffix(editor.tokenizer, row["instruction"], editor.card.instruction_suffix)
-                for row in rows[part]
-            ],
+            [append_suffix(editor.tokenizer, row["instruction"], editor.card.instruction_suffix) for row in rows[part]],
             guidance_scale=text_scale[part],
             image_guidance_scale=image_scale[part],
             num_inference_steps=num_inference_steps,

@@ -98,9 +98,7 @@ class RewardModel(nn.Module):
         return self.head.weight.device
 
     @torch.inference_mode()
-    def score(
-        self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]
-    ) -> list[float]:
+    def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
         """The reward of each edit; leaves the model in evaluation mode."""
         self.eval()
         source, edited = to_batch(source_images, self.resolution), to_batch(edited_images, self.resolution)
@@ -142,9 +140,7 @@ class RewardModel(nn.Module):
         parts = ("card.json", "config.json", "model.safetensors")
         missing = [name for name in parts if not (folder / name).is_file()]
         if missing:
-            raise ModelFolderError(
-                f"{folder} lacks {', '.join(missing)}: no finished reward model; train one first"
-            )
+            raise ModelFolderError(f"{folder} lacks {', '.join(missing)}: no finished reward model; train one first")
         settings = json.loads((folder / "config.json").read_text())
         if settings.get("kind") != KIND:
             kind = settings.get("kind")
@@ -197,9 +193,7 @@ class RewardModel(nn.Module):
                 f"{blip} lacks {len(missing)} weights of BlipForImageTextRetrieval, {missing[0]} among them; "
                 "give image-text matching weights such as Salesforce/blip-itm-base-coco"
             )
-        vision_config = BlipVisionConfig(
-            **{**pretrained.config.vision_config.to_diff_dict(), "image_size": resolution}
-        )
+        vision_config = BlipVisionConfig(**{**pretrained.config.vision_config.to_diff_dict(), "image_size": resolution})
         model = cls(vision_config, pretrained.config.text_config, tokenizer, max_tokens)
         vision = pretrained.vision_model.state_dict()
         positions = "embeddings.position_embedding"

@@ -37,9 +37,7 @@ def plackett_luce_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Te
     """
     scaled = rewards / temperature
     competing = preferred(ranks) | torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
-    others = scaled[:, None, :].masked_fill(
-        ~competing, float("-inf")
-    )  # (B, K, K): row k holds k's rivals and k
+    others = scaled[:, None, :].masked_fill(~competing, float("-inf"))  # (B, K, K): row k holds k's rivals and k
     return (others.logsumexp(-1) - scaled).sum(1).mean()
 
 
@@ -84,9 +82,7 @@ def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor
     edited = torch.zeros(len(rows), num_edits, 3, side, side)
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
     for place, row in enumerate(rows):
-        edited[place, : len(row["edits"])] = torch.stack(
-            [_tensor(edit["image"], side) for edit in row["edits"]]
-        )
+        edited[place, : len(row["edits"])] = torch.stack([_tensor(edit["image"], side) for edit in row["edits"]])
         ranks[place, : len(row["ranks"])] = torch.tensor(row["ranks"])
     source = torch.stack([_tensor(row["source_image"], side) for row in rows])
     tokens, mask = model.encode_text([row["instruction"] for row in rows])

@@ -131,9 +131,7 @@ def _ranks_of(annotation: Annotation, edit_ids: list[str]) -> list[int]:
         assert annotation.ranks is not None
         named, ranks = list(annotation.edit_ids or edit_ids), list(annotation.ranks)
     if sorted(named) != sorted(edit_ids):
-        raise RankingError(
-            f"ranks the edits {named}, but the candidates are {edit_ids}; rank each of them once"
-        )
+        raise RankingError(f"ranks the edits {named}, but the candidates are {edit_ids}; rank each of them once")
     if len(ranks) != len(named):
         raise RankingError(f"{len(ranks)} ranks {ranks} for {len(named)} edits; give one rank to each edit")
     rank_of = dict(zip(named, ranks, strict=True))
@@ -146,9 +144,7 @@ def _parse_line(line: str, place: str) -> Annotation:
     except json.JSONDecodeError as error:
         raise RankingError(f"{place}: not JSON ({error}); write one object a line") from error
     if not isinstance(record, dict):
-        raise RankingError(
-            f"{place}: a {type(record).__name__}, not an object with prompt_id, annotator and order"
-        )
+        raise RankingError(f"{place}: a {type(record).__name__}, not an object with prompt_id, annotator and order")
     for key in ("prompt_id", "annotator"):
         if not isinstance(record.get(key), str) or not record[key]:
             raise RankingError(f"{place}: {key} is {record.get(key)!r}; give a text")
@@ -179,7 +175,5 @@ def _tiers(order: Any, place: str) -> tuple[tuple[str, ...], ...]:
     """["a", ["b", "c"]] -> (("a",), ("b", "c"))."""
     tiers = [tier if isinstance(tier, list) else [tier] for tier in order] if isinstance(order, list) else []
     if not tiers or not all(tier and all(isinstance(edit_id, str) for edit_id in tier) for tier in tiers):
-        raise RankingError(
-            f"{place}: order is {order!r}; give a list of edit ids, best first, ties in an inner list"
-        )
+        raise RankingError(f"{place}: order is {order!r}; give a list of edit ids, best first, ties in an inner list")
     return tuple(tuple(tier) for tier in tiers)

@@ -25,9 +25,7 @@ def reward_weight(reward: np.ndarray, beta: float, normalize: str = "mean1") -> 
     normalize: "none" leaves them as they are; "mean1" scales them to mean 1, so that the learning rate keeps
     its meaning; "clip" has mean 1 and none above 5.
     """
-    return _scaled_weight(
-        _finite(reward), beta, weight_scale(reward, beta, normalize), GREATEST_WEIGHTS[normalize]
-    )
+    return _scaled_weight(_finite(reward), beta, weight_scale(reward, beta, normalize), GREATEST_WEIGHTS[normalize])
 
 
 def _scaled_weight(reward: np.ndarray, beta: float, scale: float, greatest_weight: float) -> np.ndarray:
@@ -35,9 +33,7 @@ def _scaled_weight(reward: np.ndarray, beta: float, scale: float, greatest_weigh
     with np.errstate(over="ignore"):
         weight = np.minimum(np.exp(reward / beta + scale), greatest_weight)
     if not np.isfinite(weight).all():
-        raise ValueError(
-            f"exp(reward / beta) overflows at beta {beta}, reward {np.max(reward)}; raise scoring.beta"
-        )
+        raise ValueError(f"exp(reward / beta) overflows at beta {beta}, reward {np.max(reward)}; raise scoring.beta")
     return weight
 
 
@@ -92,9 +88,7 @@ def quality_phrase(level: int, template: str) -> str:
     if not 1 <= level <= len(LEVEL_WORDS):
         raise ValueError(f"quality level is {level}; levels are 1 to {len(LEVEL_WORDS)}")
     if "{level}" not in template:
-        raise ValueError(
-            f"the quality phrase {template!r} has no {{level}}; put it where the word shall stand"
-        )
+        raise ValueError(f"the quality phrase {template!r} has no {{level}}; put it where the word shall stand")
     return template.replace("{level}", LEVEL_WORDS[level - 1])
 
 
@@ -143,9 +137,7 @@ def fill_weight(row: Row, feedback: Feedback) -> Row:
 
 def fill_instruction(row: Row, feedback: Feedback) -> Row:
     """HIVE's conditional reward: the row, which has a `quality_level`, with its phrase in `instruction`."""
-    return row | {
-        "instruction": instruction_with_phrase(row["instruction"], row["quality_level"], feedback.phrase)
-    }
+    return row | {"instruction": instruction_with_phrase(row["instruction"], row["quality_level"], feedback.phrase)}
 
 
 SHAPINGS: dict[str, Callable[[Row, Feedback], Row]] = {

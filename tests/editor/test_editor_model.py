@@ -32,9 +32,7 @@ def predictions(base, editor, image_latents):
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float32)
     unet = unet.to(memory_format=torch.channels_last)
     with torch.no_grad():
-        return unet(noisy, 500, text).sample, editor.unet(
-            torch.cat([noisy, image_latents], 1), 500, text
-        ).sample
+        return unet(noisy, 500, text).sample, editor.unet(torch.cat([noisy, image_latents], 1), 500, text).sample
 
 
 def test_with_zero_image_latents_a_fresh_editor_is_its_base_model(base, editor):
@@ -59,9 +57,7 @@ def test_the_legacy_bias_is_a_new_one_and_changes_the_prediction(base):
     legacy = Editor.build(base, bias="diffusers_legacy")
     before, after = predictions(base, legacy, torch.zeros(2, 4, 8, 8))
     assert (before - after).abs().max() > 1e-3
-    assert torch.equal(
-        Editor.build(base, bias="diffusers_legacy").unet.conv_in.bias, legacy.unet.conv_in.bias
-    )
+    assert torch.equal(Editor.build(base, bias="diffusers_legacy").unet.conv_in.bias, legacy.unet.conv_in.bias)
 
 
 def test_a_condition_is_the_mode_unscaled_and_a_target_a_scaled_sample(editor, images):
@@ -126,9 +122,7 @@ def test_the_first_card_names_the_base_its_size_and_what_it_predicts(base, edito
         64,
         "epsilon",
     )
-    assert (
-        Editor.build(tiny_stable_diffusion(tmp_path, "v_prediction")).card.prediction_type == "v_prediction"
-    )
+    assert Editor.build(tiny_stable_diffusion(tmp_path, "v_prediction")).card.prediction_type == "v_prediction"
 
 
 def test_a_folder_without_a_card_is_unfinished(base):
@@ -167,10 +161,7 @@ def test_other_weights_leave_the_live_modules_alone(editor):
 
 def test_a_suffix_is_appended_as_it_is_where_there_is_room():
     tokenizer = tiny_tokenizer()
-    assert (
-        append_suffix(tokenizer, "make it red", ", image quality is five")
-        == "make it red, image quality is five"
-    )
+    assert append_suffix(tokenizer, "make it red", ", image quality is five") == "make it red, image quality is five"
     assert append_suffix(tokenizer, "make it red", "") == "make it red"
 
 

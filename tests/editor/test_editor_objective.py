@@ -29,10 +29,7 @@ def settings(**changed):
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    return {
-        kind: tiny_stable_diffusion(tmp_path_factory.mktemp(kind), kind)
-        for kind in ("epsilon", "v_prediction")
-    }
+    return {kind: tiny_stable_diffusion(tmp_path_factory.mktemp(kind), kind) for kind in ("epsilon", "v_prediction")}
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +82,9 @@ def test_a_weight_of_one_changes_no_bit_of_the_plain_loss():
 def test_each_row_counts_weight_times_by_hand():
     predicted, target = torch.zeros(2, 1, 1, 2), torch.tensor([[1.0, 3.0], [2.0, 0.0]]).view(2, 1, 1, 2)
     # row errors (1 + 9) / 2 = 5 and (4 + 0) / 2 = 2
-    assert (
-        weighted_denoising_loss(predicted, target, torch.tensor([2.0, 0.5])).item() == (2 * 5 + 0.5 * 2) / 2
-    )
+    assert weighted_denoising_loss(predicted, target, torch.tensor([2.0, 0.5])).item() == (2 * 5 + 0.5 * 2) / 2
     snr_weight = torch.tensor([0.5, 1.0])
-    assert (
-        weighted_denoising_loss(predicted, target, torch.tensor([2.0, 0.5]), snr_weight).item() == (5 + 1) / 2
-    )
+    assert weighted_denoising_loss(predicted, target, torch.tensor([2.0, 0.5]), snr_weight).item() == (5 + 1) / 2
 
 
 def test_min_snr_weights_by_hand():
@@ -100,9 +93,7 @@ def test_min_snr_weights_by_hand():
     torch.testing.assert_close(min_snr_weight(alphas, 5.0, "v_prediction"), torch.tensor([0.5, 0.5, 0.0]))
 
 
-@pytest.mark.parametrize(
-    "instruction", ["move it LEFT", "the left-hand one", "the rightmost dog", "go leftwards"]
-)
+@pytest.mark.parametrize("instruction", ["move it LEFT", "the left-hand one", "the rightmost dog", "go leftwards"])
 def test_instructions_that_say_a_side_are_known(instruction):
     assert mentions_side(instruction)
 

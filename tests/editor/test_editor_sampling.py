@@ -53,19 +53,13 @@ def test_each_row_may_have_its_own_scales():
     u, i, c = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text, image = torch.tensor([2.0, 7.0]).view(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
     both = guided_noise(u, i, c, guidance_scale=text, image_guidance_scale=image)
-    assert torch.equal(
-        both[:1], guided_noise(u[:1], i[:1], c[:1], guidance_scale=2.0, image_guidance_scale=1.0)
-    )
-    assert torch.equal(
-        both[1:], guided_noise(u[1:], i[1:], c[1:], guidance_scale=7.0, image_guidance_scale=2.0)
-    )
+    assert torch.equal(both[:1], guided_noise(u[:1], i[:1], c[:1], guidance_scale=2.0, image_guidance_scale=1.0))
+    assert torch.equal(both[1:], guided_noise(u[1:], i[1:], c[1:], guidance_scale=7.0, image_guidance_scale=2.0))
 
 
 # diffusers drops guidance at guidance_scale <= 1 or image_guidance_scale < 1 (method.md 5.2.10): stay above.
 @pytest.mark.parametrize(("guidance_scale", "image_guidance_scale"), [(7.5, 1.5), (3.0, 1.0), (2.0, 2.0)])
-def test_edits_are_those_of_the_diffusers_pipeline(
-    folder, editor, images, guidance_scale, image_guidance_scale
-):
+def test_edits_are_those_of_the_diffusers_pipeline(folder, editor, images, guidance_scale, image_guidance_scale):
     scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -169,9 +163,7 @@ def test_candidates_keep_their_contract(folder, images):
     assert {row["editor"] for row in rows} == {"sft-1234"}
     all_edits = [edit for row in rows for edit in row["edits"]]
     assert len({edit["edit_id"] for edit in all_edits}) == len({edit["seed"] for edit in all_edits}) == 6
-    assert all(
-        2 <= edit["guidance_scale"] <= 5 and 1 <= edit["image_guidance_scale"] <= 2 for edit in all_edits
-    )
+    assert all(2 <= edit["guidance_scale"] <= 5 and 1 <= edit["image_guidance_scale"] <= 2 for edit in all_edits)
     assert decode(all_edits[0]["image"]).shape == (64, 64, 3)
 
 
@@ -184,9 +176,7 @@ def test_candidates_do_not_depend_on_the_batch_but_for_rounding(folder, images):
 
 
 def test_two_editors_meet_on_the_same_seeds_and_scales_under_other_ids(folder, images):
-    one, other = (
-        EditSampler(str(folder), SETTINGS, name=name)(prompts(images)[:1])[0]["edits"] for name in "ab"
-    )
+    one, other = (EditSampler(str(folder), SETTINGS, name=name)(prompts(images)[:1])[0]["edits"] for name in "ab")
     assert [edit["seed"] for edit in one] == [edit["seed"] for edit in other]
     assert [edit["guidance_scale"] for edit in one] == [edit["guidance_scale"] for edit in other]
     assert not {edit["edit_id"] for edit in one} & {edit["edit_id"] for edit in other}
@@ -194,9 +184,7 @@ def test_two_editors_meet_on_the_same_seeds_and_scales_under_other_ids(folder, i
 
 def test_the_suffix_of_the_card_is_appended_when_editing(editor, images, tmp_path):
     editor.save(tmp_path / "plain", EditorCard(base_model="tiny", resolution=64))
-    editor.save(
-        tmp_path / "suffix", EditorCard(base_model="tiny", resolution=64, instruction_suffix=", five")
-    )
+    editor.save(tmp_path / "suffix", EditorCard(base_model="tiny", resolution=64, instruction_suffix=", five"))
     settings = {
         "seeds": [1, 2, 3],
         "guidance_scale": 5.0,

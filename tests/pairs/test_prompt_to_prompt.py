@@ -61,13 +61,20 @@ class MapsInFull:
         heads = attention.heads
         query, key, value = (
             layer(x).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for layer, x in ((attention.to_q, hidden_states), (attention.to_k, context), (attention.to_v, context))
+            for layer, x in (
+                (attention.to_q, hidden_states),
+                (attention.to_k, context),
+                (attention.to_v, context),
+            )
         )
         maps = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1)
         pairs = len(maps) // 4
         for pair in range(pairs):
             if encoder_hidden_states is None and self.shared.self_attention[pair]:
-                maps[pairs + pair], maps[3 * pairs + pair] = maps[pair].clone(), maps[2 * pairs + pair].clone()
+                maps[pairs + pair], maps[3 * pairs + pair] = (
+                    maps[pair].clone(),
+                    maps[2 * pairs + pair].clone(),
+                )
             if encoder_hidden_states is not None and self.shared.cross_attention[pair]:
                 for token, source in enumerate(self.shared.alignment[pair].tolist()):
                     if source >= 0:

@@ -45,9 +45,7 @@ def test_a_full_order_implies_every_preference():
     assert sorted(preference_pairs([3, 1, 2])) == [(1, 0), (1, 2), (2, 0)]
 
 
-@pytest.mark.parametrize(
-    "ranks", [[1, 2, 2, 4], [1, 2, 2, 3], [1, 1, 1, 1], [4, 3, 2, 1], [3, 1, 1, 3], [2, 1, 1, 2]]
-)
+@pytest.mark.parametrize("ranks", [[1, 2, 2, 4], [1, 2, 2, 3], [1, 1, 1, 1], [4, 3, 2, 1], [3, 1, 1, 3], [2, 1, 1, 2]])
 def test_dense_and_competition_ranks_are_accepted(ranks):
     check_ranks(ranks, 4)
 
@@ -123,9 +121,7 @@ def test_the_later_line_of_a_person_counts():
 
 
 def test_a_prompt_nobody_ranked_has_no_rankings():
-    assert (
-        rankings_from_people(CANDIDATE | {"prompt_id": "other"}, parse_annotations([], "people.jsonl")) == []
-    )
+    assert rankings_from_people(CANDIDATE | {"prompt_id": "other"}, parse_annotations([], "people.jsonl")) == []
 
 
 @pytest.mark.parametrize(

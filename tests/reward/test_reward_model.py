@@ -133,9 +133,7 @@ def test_a_saved_model_scores_as_before(tmp_path):
     model.save(tmp_path / "reward", {"mean": 0.5})
     loaded = RewardModel.load(tmp_path / "reward")
     assert not loaded.training
-    assert loaded.score(images[:2], images[2:], ["a", "b c"]) == model.score(
-        images[:2], images[2:], ["a", "b c"]
-    )
+    assert loaded.score(images[:2], images[2:], ["a", "b c"]) == model.score(images[:2], images[2:], ["a", "b c"])
 
 
 def test_weights_stored_in_fp16_are_loaded_in_fp32(tmp_path):

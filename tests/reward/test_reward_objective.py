@@ -84,9 +84,7 @@ def test_tied_edits_are_not_compared_with_each_other():
 
 def test_dense_and_competition_ranks_have_the_same_loss():
     dense, competition = torch.tensor([[1, 1, 2]]), torch.tensor([[1, 1, 3]])
-    torch.testing.assert_close(
-        plackett_luce_loss(REWARDS, dense, 1.0), plackett_luce_loss(REWARDS, competition, 1.0)
-    )
+    torch.testing.assert_close(plackett_luce_loss(REWARDS, dense, 1.0), plackett_luce_loss(REWARDS, competition, 1.0))
 
 
 def test_edits_that_are_not_there_change_nothing():
@@ -106,18 +104,14 @@ def test_equal_rewards_have_the_loss_of_guessing():
 
 def test_bradley_terry_is_the_mean_over_all_preference_pairs():
     ranks = [2, 1, 2]
-    wanted = np.mean(
-        [math.log(1 + math.exp(REWARDS[0, j] - REWARDS[0, i])) for i, j in preference_pairs(ranks)]
-    )
+    wanted = np.mean([math.log(1 + math.exp(REWARDS[0, j] - REWARDS[0, i])) for i, j in preference_pairs(ranks)])
     assert bradley_terry_loss(REWARDS, torch.tensor([ranks]), 1.0).item() == pytest.approx(wanted)
     assert bradley_terry_loss(REWARDS, torch.tensor([[1, 1, 1]]), 1.0).item() == 0
 
 
 def test_the_tensor_of_preferences_is_the_list_of_preference_pairs():
     ranks = [3, 1, 1, 4]
-    assert [
-        tuple(pair) for pair in preferred(torch.tensor([ranks]))[0].nonzero().tolist()
-    ] == preference_pairs(ranks)
+    assert [tuple(pair) for pair in preferred(torch.tensor([ranks]))[0].nonzero().tolist()] == preference_pairs(ranks)
 
 
 def test_pairwise_accuracy_counts_preferences_and_halves_for_equal_rewards():
@@ -169,11 +163,7 @@ def test_every_weight_gets_a_gradient_but_for_the_shift_of_the_head():
         model.head.weight.normal_()
     loss, _ = RewardObjective(model, settings()).loss(model, [ranking("p", [0, 255, 128])], torch.Generator())
     loss.backward()
-    idle = {
-        name
-        for name, weight in model.named_parameters()
-        if weight.grad is None or not weight.grad.abs().max()
-    }
+    idle = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.abs().max()}
     assert idle <= {"head.bias"}
 
 
