@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from tiny_models import tiny_clip
+from transformers import CLIPModel
 
 from hive_ray.images import encode
 from hive_ray.model_folders import ModelFolderError
@@ -21,21 +22,7 @@ from hive_ray.similarity import (
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A random CLIP of 16x16 pictures and 8 tokens, stored in fp16 as the shipped weights are."""
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8).save_pretrained(folder)
-    width = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    ends = dict(bos_token_id=52, eos_token_id=53, pad_token_id=53)
-    config = CLIPConfig(
-        text_config=dict(vocab_size=54, max_position_embeddings=8, **ends, **width),
-        vision_config=dict(image_size=16, patch_size=8, **width),
-        projection_dim=12,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).half().save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def cosine(a, b):

@@ -13,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 MAX_TOKENS = 77
 WORDS = "a an and the of , in to on make it add remove turn into photo picture red blue green sky sea cat dog hat"
@@ -39,6 +39,26 @@ def tiny_stable_diffusion(
             requires_safety_checker=False,
         )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A random CLIP of 16x16 pictures and 8 tokens, stored in fp16 as the shipped weights are."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8).save_pretrained(folder)
+    width = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    ends = dict(bos_token_id=52, eos_token_id=53, pad_token_id=53)
+    config = CLIPConfig(
+        text_config=dict(vocab_size=54, max_position_embeddings=8, **ends, **width),
+        vision_config=dict(image_size=16, patch_size=8, **width),
+        projection_dim=12,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(config)
+    model.half().save_pretrained(folder)
     return Path(folder)
 
 

@@ -1,0 +1,44 @@
+"""Start Ray on this machine, or join the cluster that RAY_ADDRESS names (as inside `ray job submit`)."""
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+
+from hive_ray.config import Resources
+
+ROOT = Path(__file__).resolve().parents[2]
+AUTOSCALES = "HIVE_RAY_AUTOSCALES"
+"""Set to 1 where the cluster can add nodes and `ray up` did not make it (KubeRay)."""
+
+
+def start_ray(*, num_cpus: int | None = None) -> None:
+    """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local cluster would else write ~/.ray/auth_token
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**settings)
+    else:
+        ray.init(num_cpus=num_cpus, **settings)
+
+
+def require(stage: str, resources: Resources) -> None:
+    """Raise if the cluster can never hold the stage's actors at once: they would wait for ever, in silence."""
+    if os.environ.get(AUTOSCALES) == "1" or Path("~/ray_bootstrap_config.yaml").expanduser().exists():
+        return
+    has = ray.cluster_resources()
+    for kind, each in {"CPU": resources.num_cpus, "GPU": resources.num_gpus}.items():
+        wanted = resources.num_actors * each
+        if wanted > has.get(kind, 0):
+            raise ValueError(
+                f"{stage} asks for {resources.num_actors} actors with {each:g} {kind} each, {wanted:g} in all, "
+                f"but the cluster has {has.get(kind, 0):g} {kind}: lower the stage's resources, add nodes, "
+                f"or set {AUTOSCALES}=1 if the cluster adds them by itself"
+            )

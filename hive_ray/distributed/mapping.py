@@ -1,0 +1,123 @@
+"""Run a plain actor over a table with Ray Data, one fixed shard of the input at a time.
+
+The driver hands out places of rows and gets counts back: rows and pictures go from the source's files to an
+actor to the table's files. Batch size, number of actors and restarts change neither the rows nor their order.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from hive_ray.config import Resources
+from hive_ray.distributed.cluster import require
+from hive_ray.distributed.tables import ERROR, Selection, Shard, Where, select, write_shard
+from hive_ray.schemas import Row, Rows, table_name
+
+Actor = Callable[[Rows], Rows]
+"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} is counted, not written."""
+
+READ_AHEAD = 2
+"""Shards an actor holds: one is read or written while another is mapped."""
+
+
+@dataclass(frozen=True)
+class MapTable:
+    """A plan for `tables.build_table`: rows of one table, mapped into rows of another."""
+
+    source: Selection
+    actor: Callable[..., Actor]
+    produces: pa.Schema
+    resources: Resources
+    kwargs: dict[str, Any]
+    rows_per_shard: int
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that the actor will see."""
+        return len(self.source)
+
+    def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
+        """Map and write these shards of the table at `path`; yields each once it is written."""
+        require(table_name(self.produces), self.resources)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.verbose_progress = False
+        context.execution_no_progress_timeout_s = -1  # a wait for new nodes may be long
+        mapped = ray.data.from_items(
+            [{"shard": number} for number in shards], override_num_blocks=len(shards)
+        ).map_batches(
+            _Contracted,
+            fn_constructor_kwargs={"plan": self, "path": path},
+            compute=ActorPoolStrategy(
+                size=min(self.resources.num_actors, len(shards)),
+                max_concurrent_calls_per_actor=READ_AHEAD,
+                enable_true_multi_threading=True,
+            ),
+            batch_size=1,
+            num_cpus=self.resources.num_cpus,
+            num_gpus=self.resources.num_gpus,
+        )
+        for row in mapped.iter_rows():
+            yield Shard(**json.loads(row["written"]))
+
+
+def map_table(
+    path: str,
+    schema: pa.Schema,
+    actor: Callable[..., Actor],
+    *,
+    produces: pa.Schema,
+    resources: Resources,
+    where: Where | None = None,
+    limit: int | None = None,
+    rows_per_shard: int = 32,
+    **kwargs: Any,
+) -> MapTable:
+    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` that `where` keeps."""
+    source = select(path, schema, where=where, limit=limit)
+    return MapTable(source, actor, produces, resources, kwargs, rows_per_shard)
+
+
+class _Contracted:
+    """Holds an actor to its output contract, shard by shard; lives in a Ray actor."""
+
+    def __init__(self, plan: MapTable, path: str):
+        on_gpu = plan.resources.num_gpus > 0
+        if not on_gpu:
+            torch.set_num_threads(max(1, int(plan.resources.num_cpus)))
+        self.plan, self.path = plan, path
+        self.actor = plan.actor(device="cuda" if on_gpu else "cpu", **plan.kwargs)
+        self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"written": [json.dumps(vars(self._write(int(number)))) for number in batch["shard"]]}
+
+    def _write(self, number: int) -> Shard:
+        plan, start = self.plan, number * self.plan.rows_per_shard
+        rows = plan.source.read(start, start + plan.rows_per_shard).to_pylist()
+        with self.turn:
+            size = plan.resources.batch_size
+            mapped = [map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size)]
+        return write_shard(self.path, number, list(chain.from_iterable(mapped)), plan.produces, rows_in=len(rows))
+
+
+def map_rows(actor: Actor, rows: Rows) -> Rows:
+    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped."""
+    try:
+        return list(actor(rows))
+    except Exception as error:
+        if len(rows) == 1:
+            return [_dropped(error)]
+        return [mapped for row in rows for mapped in map_rows(actor, [row])]
+
+
+def _dropped(error: Exception) -> Row:
+    return {"dropped": f"{ERROR}{type(error).__name__}: {str(error)[:120]}"}

@@ -1,0 +1,74 @@
+"""Rows of a table in training order: which rows make a batch, and reading them by place."""
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from hive_ray import storage
+from hive_ray.distributed.tables import Selection, table_digest
+from hive_ray.schemas import Rows
+from hive_ray.seeds import id_for, seed_for
+
+ROWS_PER_BATCH = 32
+
+
+def batch_places(images: int, batch_size: int, num_rows: int, seed: int) -> np.ndarray:
+    """Places (batch_size,) in 0..num_rows of the batch that follows `images` seen rows.
+
+    Training reads one endless stream: the permutation of epoch 0, of epoch 1, ..., each from (seed, epoch). So the
+    count of images seen is the whole state of the data.
+    """
+    stream = np.arange(images, images + batch_size)
+    epochs = stream // num_rows
+    order = {epoch: _order(epoch, num_rows, seed) for epoch in np.unique(epochs).tolist()}
+    return np.array([order[epoch][place % num_rows] for epoch, place in zip(epochs.tolist(), stream, strict=True)])
+
+
+def _order(epoch: int, num_rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed_for("epoch", seed, epoch)).permutation(num_rows)
+
+
+class RowStore:
+    """Random access to selected rows, in one uncompressed Arrow file of this machine that is mapped, not loaded.
+
+    Parquet reads whole row groups, dozens of pictures for the one wanted; here a shuffled epoch reads each row once.
+    """
+
+    def __init__(self, selection: Selection, columns: list[str], *, write: bool):
+        """`write`: this process lays the file; the others of its machine wait and open it."""
+        self.file = _cache_file(selection, columns)
+        self.num_rows = len(selection)
+        if write and not self.file.exists():
+            _lay(selection, columns, self.file)
+
+    def open(self) -> "RowStore":
+        """Map the file, once it has been laid."""
+        self.source = pa.memory_map(str(self.file))
+        self.reader = pa.ipc.open_file(self.source)
+        return self
+
+    def read(self, places: np.ndarray) -> Rows:
+        """The rows at these places of the selection, in this order."""
+        return [
+            self.reader.get_batch(place // ROWS_PER_BATCH).slice(place % ROWS_PER_BATCH, 1).to_pylist()[0]
+            for place in places.tolist()
+        ]
+
+
+def _cache_file(selection: Selection, columns: list[str]) -> Path:
+    places = selection.file_of.tobytes() + selection.row_of.tobytes()
+    key = id_for(selection.path, table_digest(selection.path), places, *columns)
+    return storage.cache_folder() / "rows" / f"{key}.arrow"
+
+
+def _lay(selection: Selection, columns: list[str], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([selection.schema.field(name) for name in columns])
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
+    with pa.ipc.new_file(str(part), schema) as writer:
+        for start in range(0, len(selection), ROWS_PER_BATCH):
+            table = selection.read(start, start + ROWS_PER_BATCH, columns).combine_chunks()
+            writer.write_batch(table.replace_schema_metadata(None).to_batches()[0])
+    part.replace(file)

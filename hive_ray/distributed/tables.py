@@ -1,0 +1,384 @@
+"""Checked Parquet in and out: a table is finished or absent, and making it again resumes or keeps it.
+
+    <table>/building.json             fingerprint of a build in progress, written first
+    <table>/data/part-00000.parquet   what became of one fixed shard of the input, written whole or not at all
+    <table>/manifest.json             written last
+
+Exactly once: which input rows make a shard depends on the input table alone, and a shard's file replaces itself; so a
+killed build leaves whole shards, a retried shard writes the same bytes, and a resumed build does only absent ones.
+"""
+
+import io
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from hive_ray import storage
+from hive_ray.config import Resources, Training
+from hive_ray.distributed.progress import Progress, duration
+from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
+from hive_ray.seeds import id_for
+
+Fingerprint = dict[str, Any]
+OnMismatch = Literal["refuse", "rebuild"]
+Where = Mapping[str, Any]
+"""Column -> the value that a row must have there, or a predicate of the value."""
+
+ERROR = "error: "
+"""How the drop reason of a row starts that made its actor raise."""
+ROWS_PER_GROUP = 32
+ROWS_PER_FILE = 1024
+"""Rows a file of the tables that the driver writes itself."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished table is and how it came to be; `files` are relative to the table, in reading order."""
+
+    table: str
+    fingerprint: Fingerprint
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]
+    files: list[str]
+    file_rows: list[int]
+    git_commit: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What became of one fixed part of the input; all that the driver ever sees of its rows."""
+
+    number: int
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]
+
+    @property
+    def file(self) -> str:
+        """Its file, relative to the table."""
+        return f"data/part-{self.number:05d}.parquet"
+
+
+class Plan(Protocol):
+    """How a table is made, shard by shard (`mapping.map_table` returns one)."""
+
+    rows_in: int
+    rows_per_shard: int
+
+    def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
+        """Write these shards of the table at `path`, in any order, and report each one once it is written."""
+        ...
+
+
+def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
+    """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
+
+    `Resources` only change speed and are left out; so is a `Training` inside a stage's settings, since `fit`
+    adds the one that it runs.
+    """
+    flat: Fingerprint = {}
+    for section in settings:
+        _flatten(section, type(section).__name__.lower(), flat)
+    flat |= {f"input.{name}": digest for name, digest in inputs.items()}
+    return json.loads(json.dumps(flat))  # tuples are lists, as in a manifest that was read
+
+
+def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            if not isinstance(value, Resources | Training):
+                _flatten(value, f"{prefix}.{name}", flat)
+        else:
+            flat[f"{prefix}.{name}"] = value
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> str:
+    """`pairs.seed was 0, is 1; ...`"""
+    absent = "absent"
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key, absent) != new.get(key, absent)]
+    return "; ".join(f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}" for key in changed)
+
+
+def mismatch(path: str, old: Fingerprint, new: Fingerprint) -> FileExistsError:
+    """The error of a folder that other settings or inputs made."""
+    return FileExistsError(
+        f"{path} was made otherwise: {differences(old, new)}. "
+        f"Move it away, choose another run folder, or pass --rebuild to delete it and make it again"
+    )
+
+
+def read_manifest(path: str) -> Manifest | None:
+    """The manifest of a finished table, or None."""
+    address = storage.join(path, "manifest.json")
+    return Manifest(**json.loads(storage.read_text(address))) if storage.exists(address) else None
+
+
+def table_digest(path: str) -> str:
+    """Names the content of a finished table by what it was made from."""
+    done = _finished(path)
+    return id_for(done.table, json.dumps(done.fingerprint, sort_keys=True))
+
+
+def _finished(path: str, schema: pa.Schema | None = None) -> Manifest:
+    done = read_manifest(path)
+    if done is None:
+        raise FileNotFoundError(f"{path} has no manifest.json: the job that makes it has not finished; run it first")
+    if schema is not None and done.table != table_name(schema):
+        raise ContractError(f"{path} holds the table {done.table!r}, but {table_name(schema)!r} was wanted")
+    return done
+
+
+def build_table(
+    path: str,
+    schema: pa.Schema,
+    fingerprint: Fingerprint,
+    make: Callable[[], Plan],
+    *,
+    on_mismatch: OnMismatch = "refuse",
+) -> Manifest:
+    """Make the table at `path`, finish a build that was killed, or keep what the same settings and inputs made."""
+    kept = _kept(path, schema, fingerprint, on_mismatch)
+    if kept is not None:
+        return kept
+    started, plan, name = time.monotonic(), make(), table_name(schema)
+    _begin(path, fingerprint, {"rows_in": plan.rows_in, "rows_per_shard": plan.rows_per_shard})
+    done = {shard.number: shard for shard in _written_shards(path)}
+    absent = [number for number in range(-(-plan.rows_in // plan.rows_per_shard)) if number not in done]
+    progress = Progress(name, plan.rows_in, "rows", done=sum(shard.rows_in for shard in done.values()))
+    if done:
+        print(f"{name}: resumed, {progress.done}/{plan.rows_in} rows are done", flush=True)
+    for shard in plan.run(path, absent) if absent else ():
+        done[shard.number] = shard
+        _refuse_failures(path, name, plan.rows_in, list(done.values()))
+        progress.advance(shard.rows_in)
+    return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started)
+
+
+def write_rows(
+    path: str,
+    schema: pa.Schema,
+    rows: Iterable[Row],
+    fingerprint: Fingerprint,
+    *,
+    on_mismatch: OnMismatch = "refuse",
+) -> Manifest:
+    """Make a table from rows of this process, for stages with small rows; kept and refused as `build_table`.
+
+    `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted.
+    """
+    kept = _kept(path, schema, fingerprint, on_mismatch)
+    if kept is not None:
+        return kept
+    started, source, shards = time.monotonic(), iter(rows), []
+    storage.remove_tree(path)
+    _begin(path, fingerprint, {})
+    while chunk := list(islice(source, ROWS_PER_FILE)):
+        shards.append(write_shard(path, len(shards), chunk, schema, rows_in=len(chunk)))
+    return _finish(path, schema, fingerprint, shards, started)
+
+
+def _kept(path: str, schema: pa.Schema, fingerprint: Fingerprint, on_mismatch: OnMismatch) -> Manifest | None:
+    """The finished table that may stay; None if it must be built. Other settings are refused or deleted."""
+    done = read_manifest(path)
+    if done is not None and done.fingerprint == fingerprint:
+        print(f"{done.table}: kept, {done.rows_out} rows (nothing changed)", flush=True)
+        return done
+    started = _building(path)
+    old = done.fingerprint if done else started.get("fingerprint")
+    if old is None and storage.list_files(path):
+        raise FileExistsError(
+            f"{path} holds files but neither manifest.json nor building.json, so it is no table; move it away"
+        )
+    if old is not None and old != fingerprint:
+        if on_mismatch == "refuse":
+            raise mismatch(path, old, fingerprint)
+        print(f"{table_name(schema)}: made again, since {differences(old, fingerprint)}", flush=True)
+        storage.remove_tree(path)
+    return None
+
+
+def _building(path: str) -> dict[str, Any]:
+    address = storage.join(path, "building.json")
+    return json.loads(storage.read_text(address)) if storage.exists(address) else {}
+
+
+def _begin(path: str, fingerprint: Fingerprint, division: dict[str, int]) -> None:
+    """Leave word of what is being built; shards of another division of the input cannot be gone on with."""
+    building = {"fingerprint": fingerprint, **division}
+    if _building(path) != building:
+        storage.remove_tree(path)
+        storage.write_text(storage.join(path, "building.json"), json.dumps(building, indent=2))
+
+
+def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list[Shard], started: float) -> Manifest:
+    dropped = sum((Counter(shard.dropped) for shard in shards), Counter())
+    manifest = Manifest(
+        table=table_name(schema),
+        fingerprint=fingerprint,
+        rows_in=sum(shard.rows_in for shard in shards),
+        rows_out=sum(shard.rows_out for shard in shards),
+        dropped=dict(sorted(dropped.items(), key=lambda item: (-item[1], item[0]))),
+        files=[shard.file for shard in shards],
+        file_rows=[shard.rows_out for shard in shards],
+        git_commit=git_commit(),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
+    took = duration(manifest.seconds)
+    print(
+        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {took}; dropped: {reasons}",
+        flush=True,
+    )
+    return manifest
+
+
+def _refuse_failures(path: str, name: str, rows_in: int, shards: list[Shard]) -> None:
+    """Stop a stage if more than half of all its rows made the actor raise; a rerun tries those rows again."""
+    failed = {
+        shard.file: {reason: count for reason, count in shard.dropped.items() if reason.startswith(ERROR)}
+        for shard in sorted(shards, key=lambda shard: shard.number)
+    }
+    failed = {file: errors for file, errors in failed.items() if errors}
+    count = sum(sum(errors.values()) for errors in failed.values())
+    if 2 * count <= rows_in:
+        return
+    for file in failed:
+        storage.remove_file(storage.join(path, file))
+    first = next(iter(next(iter(failed.values())))).removeprefix(ERROR)
+    raise RuntimeError(
+        f"{name}: {count} of {rows_in} rows failed, the first with {first!r}; correct that and run the job again"
+    )
+
+
+def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_in: int) -> Shard:
+    """Write what `rows_in` input rows became, all at once; rows {"dropped": reason} are counted by reason."""
+    dropped = Counter(row["dropped"] for row in rows if row.keys() == {"dropped"})
+    table = to_table([row for row in rows if row.keys() != {"dropped"}], schema)
+    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())))
+    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped})
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, table.schema) as writer:
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        writer.add_key_value_metadata({"shard": footer})
+    storage.write_bytes(storage.join(path, shard.file), buffer.getvalue())
+    return shard
+
+
+def _written_shards(path: str) -> Iterator[Shard]:
+    """The shards that a killed build left, from the footers of their files."""
+    for name in storage.list_files(storage.join(path, "data")):
+        if not name.startswith("."):  # else the remains of a write that was killed
+            metadata = _open(storage.join(path, "data", name)).metadata
+            found = json.loads(metadata.metadata[b"shard"])
+            number = int(name.removeprefix("part-").removesuffix(".parquet"))
+            yield Shard(number, found["rows_in"], metadata.num_rows, found["dropped"])
+
+
+def _open(file: str) -> pq.ParquetFile:
+    files, inside = storage.filesystem(file)
+    return pq.ParquetFile(files.open_input_file(inside))
+
+
+@cache
+def git_commit() -> str:
+    """The commit of this checkout, with -dirty where files differ from it; `unknown` outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of a finished table by place, (files[file_of[i]], row_of[i]) for i in 0..N, in its order."""
+
+    path: str
+    schema: pa.Schema
+    files: list[str]
+    file_of: np.ndarray
+    row_of: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """The rows start..stop as a table of the schema (or of some of its columns)."""
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        parts = [
+            _read_at(self.files[index], self.row_of[start:stop][self.file_of[start:stop] == index], wanted)
+            for index in dict.fromkeys(self.file_of[start:stop].tolist())
+        ]
+        return pa.concat_tables([wanted.empty_table(), *parts]).replace_schema_metadata(self.schema.metadata)
+
+
+def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: int | None = None) -> Selection:
+    """The rows of a finished table that `where` keeps, at most `limit`; only its columns are read."""
+    manifest = _finished(path, schema)
+    files = [storage.join(path, name) for name in manifest.files]
+    if where:
+        kept = [_matching(_read_columns(file, list(where)), where) for file in files]
+    else:
+        kept = [np.arange(rows) for rows in manifest.file_rows]
+    file_of = np.repeat(np.arange(len(files)), [len(rows) for rows in kept])[:limit]
+    row_of = np.concatenate([np.empty(0, dtype=np.int64), *kept])[:limit]
+    return Selection(path, schema, files, file_of, row_of)
+
+
+def _read_columns(file: str, columns: list[str]) -> pa.Table:
+    with _open(file) as parquet:
+        return parquet.read(columns=columns)
+
+
+def _matching(table: pa.Table, where: Where) -> np.ndarray:
+    keep = np.ones(table.num_rows, dtype=bool)
+    for column, wanted in where.items():
+        values = table[column].to_pylist()
+        keep &= np.array([wanted(value) if callable(wanted) else value == wanted for value in values], dtype=bool)
+    return np.flatnonzero(keep)
+
+
+def _read_at(file: str, rows: np.ndarray, wanted: pa.Schema) -> pa.Table:
+    """Some rows of one file (increasing), reading only the row groups they lie in."""
+    with _open(file) as parquet:
+        missing = sorted(set(wanted.names) - set(parquet.schema_arrow.names))
+        if missing:
+            raise ContractError(f"{file} has no columns {missing}")
+        sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes)
+        group_of = np.searchsorted(ends, rows, side="right")
+        groups = np.unique(group_of)
+        table = parquet.read_row_groups(groups.tolist(), columns=wanted.names).select(wanted.names)
+    starts = np.cumsum([0, *(sizes[group] for group in groups)])[:-1]  # of each group inside `table`
+    places = rows - (ends[group_of] - np.array(sizes)[group_of]) + starts[np.searchsorted(groups, group_of)]
+    return table.take(places).cast(wanted)
+
+
+def read_rows(
+    path: str, schema: pa.Schema, columns: list[str] | None = None, *, where: Where | None = None
+) -> Iterator[Row]:
+    """Stream the rows of a finished table, in its order."""
+    selection = select(path, schema, where=where)
+    for start in range(0, len(selection), ROWS_PER_GROUP):
+        yield from selection.read(start, start + ROWS_PER_GROUP, columns).to_pylist()
+
+
+def count_rows(path: str) -> int:
+    """Rows of a finished table."""
+    return _finished(path).rows_out

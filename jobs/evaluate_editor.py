@@ -1,0 +1,168 @@
+"""How good the editors are: every edit of the test split measured, compared, and shown.
+
+prompts, editors, reward -> evaluation/<editor>, curves/<editor> -> summary.json, report.html
+"""
+
+import json
+from dataclasses import asdict
+
+from hive_ray import storage
+from hive_ray.config import Evaluation
+from hive_ray.distributed.checkpoints import model_digest
+from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
+from hive_ray.editor.model import Editor
+from hive_ray.editor.sampling import edit_rows
+from hive_ray.evaluation.metrics import compare, summarize, win_rates
+from hive_ray.evaluation.report import write_report
+from hive_ray.reward.model import RewardModel
+from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
+from hive_ray.seeds import id_for, seed_for
+from hive_ray.shapes.judge import judge
+from hive_ray.similarity import Similarity
+from jobs.report import gather
+from jobs.run import Run, fingerprint, main
+
+METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
+TIE_WITHIN = 0.05
+"""Judge's points (0..1) within which two edits count as equal: about an annotator's noise."""
+
+
+class EditEvaluator:
+    """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge."""
+
+    def __init__(
+        self,
+        editor: str,
+        name: str,
+        reward: str,
+        scales: tuple[float, ...],
+        settings: Evaluation,
+        device: str = "cpu",
+    ) -> None:
+        self.editor = Editor.load(editor).to(device)
+        self.reward = RewardModel.load(reward).to(device)
+        self.similarity = Similarity(settings.clip, device)
+        self.name, self.scales, self.settings = name, scales, settings
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [measured for scale in self.scales for measured in self._at(rows, scale)]
+
+    def _at(self, rows: Rows, image_guidance_scale: float) -> Rows:
+        settings = self.settings
+        seeds = [seed_for(settings.seed, row["prompt_id"], "evaluation") for row in rows]
+        edits = edit_rows(
+            self.editor, rows, seeds=seeds, guidance_scale=settings.guidance_scale,
+            image_guidance_scale=image_guidance_scale, num_inference_steps=settings.num_inference_steps,
+        )  # fmt: skip
+        sources = [row["source_image"] for row in rows]
+        clip = self.similarity.measure(
+            sources, edits, [row["source_caption"] for row in rows], [row["edited_caption"] for row in rows]
+        )
+        rewards = self.reward.score(sources, edits, [row["instruction"] for row in rows])
+        return [
+            {
+                "evaluation_id": id_for(row["prompt_id"], self.name, seed, str(image_guidance_scale)),
+                "prompt_id": row["prompt_id"],
+                "instruction": row["instruction"],
+                "editor": self.name,
+                "seed": seed,
+                "guidance_scale": settings.guidance_scale,
+                "image_guidance_scale": image_guidance_scale,
+                "source_image": row["source_image"],
+                "edited_image": edit,
+                "clip_image": float(clip["clip_image"][index]),
+                "clip_direction": float(clip["clip_direction"][index]),
+                "reward": rewards[index],
+                **_judged(settings, row, edit),
+            }
+            for index, (row, edit, seed) in enumerate(zip(rows, edits, seeds, strict=True))
+        ]
+
+
+def _judged(settings: Evaluation, row: Row, edit: bytes) -> dict[str, float]:
+    if settings.judge == "none":
+        return {"followed": float("nan"), "preserved": float("nan")}
+    verdict = judge(row["source_image"], edit, row["source_caption"], row["edited_caption"])
+    return {"followed": verdict.followed, "preserved": verdict.preserved}
+
+
+def build(run: Run) -> dict:
+    settings = run.config.evaluation
+    for name in settings.editors:
+        _measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts)
+        if settings.curve_prompts:
+            _measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
+    summary = summarise(run)
+    storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
+    storage.write_text(run.path("report.html"), write_report(gather(run, METRICS, TIE_WITHIN)))
+    print_summary(run, summary)
+    return summary
+
+
+def _measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int) -> Manifest:
+    settings, prompts, reward = run.config.evaluation, run.path("prompts"), run.path("reward")
+    editor = run.path(f"editors/{name}")
+
+    def make():
+        return map_table(
+            prompts, PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
+            where={"split": "test"}, limit=limit, editor=editor, name=name, reward=reward, scales=scales,
+            settings=settings,
+        )  # fmt: skip
+
+    stage = settings.model_copy(update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0})
+    made_from = fingerprint(
+        stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor), reward=model_digest(reward)
+    )
+    return build_table(run.path(table), EVALUATION, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def baseline_of(editors: tuple[str, ...]) -> str:
+    """What the others are compared with: the control if there is one, which was trained as long."""
+    return "control" if "control" in editors else editors[0]
+
+
+def summarise(run: Run) -> dict:
+    """Means with bootstrap intervals by editor, and win rates against the baseline, as plain numbers."""
+    settings = run.config.evaluation
+    metrics = METRICS if settings.judge != "none" else METRICS[3:]
+    rows = [row for name in settings.editors for row in _without_pictures(run.path(f"evaluation/{name}"))]
+    baseline = baseline_of(settings.editors)
+    options = {"resamples": settings.bootstrap, "seed": settings.seed}
+    better = "followed" if settings.judge != "none" else "reward"
+    return {
+        "baseline": baseline,
+        "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
+        "differences": {
+            name: {metric: asdict(gap) for metric, gap in gaps.items()}
+            for name, gaps in compare(rows, baseline, metrics, **options).items()
+        },
+        "win_rates": {name: asdict(rate) for name, rate in win_rates(rows, baseline, better, TIE_WITHIN).items()},
+    }
+
+
+def _without_pictures(table: str) -> Rows:
+    columns = [name for name in EVALUATION.names if not name.endswith("_image") or name == "clip_image"]
+    return list(read_rows(table, EVALUATION, columns))
+
+
+def print_summary(run: Run, summary: dict) -> None:
+    """The table of what was found, where the report is, and how to serve the editor."""
+    metrics = list(summary["editors"][0]["metrics"])
+    print(f"\n{'editor':<12}" + "".join(f"{metric:>24}" for metric in metrics))
+    for editor in summary["editors"]:
+        cells = [f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in editor["metrics"].values()]
+        print(f"{editor['editor']:<12}" + "".join(f"{cell:>24}" for cell in cells))
+    for name, rate in summary["win_rates"].items():
+        shares = f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%}"
+        print(f"{name} against {summary['baseline']}: {shares} of {rate['num_prompts']} prompts")
+    last = run.config.evaluation.editors[-1]
+    print(
+        f"\nreport: {run.path('report.html')}\nserve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main(build)

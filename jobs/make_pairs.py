@@ -1,0 +1,50 @@
+"""Pictures for the instructions: training pairs by Prompt-to-Prompt, and prompts for the held-out ones.
+
+instructions -> pairs (train split), prompts (held-out splits)
+"""
+
+from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.tables import Manifest, build_table, table_digest
+from hive_ray.model_folders import check_parts
+from hive_ray.pairs.generation import PairGenerator, SourceGenerator
+from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
+from hive_ray.shapes.actors import ScenePainter
+from jobs.run import Run, fingerprint, main
+
+PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
+
+
+def build(run: Run) -> Manifest:
+    settings, instructions = run.config.pairs, run.path("instructions")
+    check_parts(settings.base)
+    made_from = fingerprint(settings, "base", "clip", instructions=table_digest(instructions))
+    generation = settings.resources.model_copy(update={"batch_size": _rows_at_a_time(settings)})
+
+    def pairs():
+        return map_table(
+            instructions, INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=generation,
+            where={"split": "train"}, settings=settings,
+        )  # fmt: skip
+
+    def prompts():
+        return map_table(
+            instructions, INSTRUCTIONS, PROMPT_MAKERS[settings.prompts], produces=PROMPTS,
+            resources=settings.resources, where={"split": held_out}, settings=settings,
+        )  # fmt: skip
+
+    build_table(run.path("prompts"), PROMPTS, made_from, prompts, on_mismatch=run.on_mismatch)
+    return build_table(run.path("pairs"), PAIRS, made_from, pairs, on_mismatch=run.on_mismatch)
+
+
+def held_out(split: str) -> bool:
+    """Whether a split is kept for ranking or testing."""
+    return split != "train"
+
+
+def _rows_at_a_time(settings) -> int:
+    """Instructions whose samples fill one batch."""
+    return max(1, settings.resources.batch_size // settings.samples_per_instruction)
+
+
+if __name__ == "__main__":
+    main(build)

@@ -1,0 +1,152 @@
+"""How hive_ray/shapes/weights came to be, again from nothing and with fixed seeds.
+
+    scenes -> base (autoencoder, text encoder, U-Net), clip, editor
+
+The base and the CLIP learn from drawn scenes and their captions. The editor stands for published InstructPix2Pix
+weights: the base, fine-tuned by `train_editor` itself on drawn pairs. The judge only measures the result.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from hive_ray.config import SHAPES_WEIGHTS, Config, Resources, shapes
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.tables import build_table, table_digest
+from hive_ray.editor.model import Editor
+from hive_ray.images import to_pixels
+from hive_ray.pairs.generation import TextToImage
+from hive_ray.schemas import INSTRUCTIONS, PAIRS
+from hive_ray.seeds import generator_for
+from hive_ray.shapes import pretraining
+from hive_ray.shapes.actors import PairPainter, random_captions
+from hive_ray.shapes.judge import adherence
+from jobs import train_editor, write_instructions
+from jobs.run import Run, fingerprint
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Sizes of each part's training; the defaults made what is shipped."""
+
+    out: Path = SHAPES_WEIGHTS
+    work: Path = Path("runs/pretrain_shapes")
+    autoencoder_steps: int = 1700
+    base_steps: int = 1650
+    base_pictures: int = 16_000
+    clip_steps: int = 500
+    editor_captions: int = 10_000
+    editor_images: int = 80_000
+    threads: int = 2
+    parts: tuple[str, ...] = ("autoencoder", "base", "clip", "editor")
+    """Which parts to make; each needs those before it."""
+
+
+def make_autoencoder(settings: Pretraining) -> None:
+    pretraining.train_autoencoder(settings.work / "vae", num_steps=settings.autoencoder_steps, seed=1, say=say)
+
+
+def make_base(settings: Pretraining) -> None:
+    base = settings.out / "base"
+    pretraining.train_text_to_image(
+        base,
+        settings.work / "vae",
+        num_steps=settings.base_steps,
+        count=settings.base_pictures,
+        seed=2,
+        say=say,
+    )
+    say(f"base: caption adherence {measure_adherence(base):.3f} on 500 unseen captions")
+
+
+def make_clip(settings: Pretraining) -> None:
+    tokenizer = settings.out / "base" / "tokenizer"
+    pretraining.train_clip(settings.out / "clip", tokenizer, num_steps=settings.clip_steps, seed=3, say=say)
+
+
+def make_editor(settings: Pretraining) -> None:
+    """The base fine-tuned on drawn pairs through the project's own stages, stored in half precision."""
+    start_ray()
+    run = Run(str(settings.work.absolute()), editor_config(settings), "rebuild")
+    write_instructions.build(run)
+    build_pairs(run)
+    train_editor.build(run, "sft")
+    editor = Editor.load(run.path("editors/sft"))
+    card = editor.card.model_copy(update={"base_model": "hive_ray shapes base"})
+    editor.save(settings.out / "editor", card, dtype=torch.float16)
+
+
+def editor_config(settings: Pretraining) -> Config:
+    """The shapes preset with more captions and a longer training, from the base."""
+    config = shapes()
+    sft = config.editor.sft.model_copy(
+        update={"total_images": settings.editor_images, "checkpoint_images": 20_000, "learning_rate": 1e-3,
+                "ema_decay": 0.998}
+    )  # fmt: skip
+    instructions = config.instructions.model_copy(
+        update={"num_captions": settings.editor_captions, "rank_rate": 0.0, "test_rate": 0.0, "seed": 4}
+    )
+    editor = config.editor.model_copy(update={"start": str(settings.out / "base"), "sft": sft})
+    return config.model_copy(update={"instructions": instructions, "editor": editor})
+
+
+def build_pairs(run: Run) -> None:
+    """Drawn pairs in place of Prompt-to-Prompt's."""
+    settings, instructions = run.config.pairs, run.path("instructions")
+    build_table(
+        run.path("pairs"),
+        PAIRS,
+        fingerprint(settings.model_copy(update={"base": "", "clip": ""}), instructions=table_digest(instructions)),
+        lambda: map_table(
+            instructions, INSTRUCTIONS, PairPainter, produces=PAIRS, resources=Resources(num_gpus=0, num_actors=2),
+            rows_per_shard=256, settings=settings,
+        ),
+        on_mismatch=run.on_mismatch,
+    )  # fmt: skip
+
+
+def measure_adherence(base: Path, count: int = 500) -> float:
+    """Mean of the judge's caption adherence over captions that no training drew; 0..1."""
+    model, captions = TextToImage(base), random_captions(count, seed=99)
+    scores: list[float] = []
+    for start in range(0, count, 50):
+        words = captions[start : start + 50]
+        noise = model.noise([generator_for("adherence", caption) for caption in words], resolution=64)
+        images, _ = model.draw(
+            words, words, noise, guidance_scale=torch.full((len(words),), 3.5),
+            shared_attention=torch.zeros(len(words)), sharing="self", num_inference_steps=16,
+        )  # fmt: skip
+        scores += [adherence(to_pixels(image), caption) for image, caption in zip(images, words, strict=True)]
+    return float(np.mean(scores))
+
+
+PARTS = {"autoencoder": make_autoencoder, "base": make_base, "clip": make_clip, "editor": make_editor}
+
+
+def main(settings: Pretraining) -> None:
+    """Make the parts in order; what each took stands in <work>/seconds.json."""
+    torch.set_num_threads(settings.threads)
+    seconds = {}
+    for part in settings.parts:
+        start = time.monotonic()
+        if part != "autoencoder":
+            shutil.rmtree(settings.out / part, ignore_errors=True)
+        PARTS[part](settings)
+        seconds[part] = round(time.monotonic() - start)
+        settings.work.mkdir(parents=True, exist_ok=True)
+        (settings.work / "seconds.json").write_text(json.dumps(seconds))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Pretraining))

@@ -1,0 +1,114 @@
+"""What the report shows of a run, gathered from its finished tables and models.
+
+pairs, rankings, rewards, evaluation, metrics -> Report
+"""
+
+import json
+import platform
+from importlib.metadata import version
+from itertools import islice
+
+import yaml
+
+from hive_ray import storage
+from hive_ray.distributed.tables import git_commit, read_manifest, read_rows
+from hive_ray.evaluation.metrics import CurvePoint, compare, summarize, trade_off_curve, win_rates
+from hive_ray.evaluation.report import Example, Finding, Report, Shown
+from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
+from jobs.run import Run
+
+STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings", "rewards", "scored_pairs")
+PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
+NUM_SHOWN = 24
+
+
+def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
+    """The report of everything that this run has finished."""
+    settings = run.config.evaluation
+    judged = settings.judge != "none"
+    metrics = metrics if judged else metrics[3:]
+    rows = {name: list(read_rows(run.path(f"evaluation/{name}"), EVALUATION)) for name in settings.editors}
+    flat = [row for group in rows.values() for row in group]
+    baseline = "control" if "control" in settings.editors else settings.editors[0]
+    options = {"resamples": settings.bootstrap, "seed": settings.seed}
+    differences = compare(flat, baseline, metrics, **options)
+    lead, subject = metrics[0], settings.editors[-1]
+    card = json.loads(storage.read_text(run.path("reward/card.json")))
+    return Report(
+        finding=Finding(subject, baseline, lead, differences[subject][lead], len(rows[subject])),
+        summaries=summarize(flat, metrics, **options),
+        differences=differences,
+        baseline=baseline,
+        win_rates={
+            metric: win_rates(flat, baseline, metric, tie_within)
+            for metric in (("followed", "preserved") if judged else ("reward",))
+        },
+        curve=_curve(run),
+        edits=_edits(rows, judged),
+        pairs=_pairs(run),
+        rankings=_rankings(run),
+        reward_accuracy={
+            "training rankings": card["train"]["reward/accuracy"],
+            "held-out rankings": card["held_out"]["reward/accuracy"],
+        },
+        rewards={"training pairs": [row["reward"] for row in read_rows(run.path("rewards"), REWARDS)]}
+        | {name: [row["reward"] for row in group] for name, group in rows.items()},
+        losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
+        stages={name: _stage(run, name) for name in STAGES if read_manifest(run.path(name))},
+        settings=yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False),
+        versions={name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version(), "commit": git_commit()},
+    )
+
+
+def _curve(run: Run) -> list[CurvePoint]:
+    tables = [run.path(f"curves/{name}") for name in run.config.evaluation.editors]
+    columns = ["editor", "image_guidance_scale", "clip_direction", "clip_image"]
+    return trade_off_curve(
+        [row for table in tables if read_manifest(table) for row in read_rows(table, EVALUATION, columns)]
+    )
+
+
+def _edits(rows: dict[str, Rows], judged: bool) -> list[Example]:
+    """The first prompts, each editor's edit beside the source: neither picked nor sorted."""
+    found = []
+    for group in islice(zip(*rows.values(), strict=True), NUM_SHOWN):
+        shown = [Shown(group[0]["source_image"], "source")]
+        for row in group:
+            words = f"{row['editor']}: followed {row['followed']:.2f}, preserved {row['preserved']:.2f}"
+            right = row["followed"] >= 0.5 and row["preserved"] >= 0.5 if judged else None
+            shown.append(Shown(row["edited_image"], words if judged else row["editor"], right))
+        found.append(Example(group[0]["instruction"], tuple(shown)))
+    return found
+
+
+def _pairs(run: Run) -> list[Example]:
+    return [
+        Example(
+            row["instruction"],
+            (Shown(row["source_image"], "source"), Shown(row["edited_image"], f"edited, {row['origin']}")),
+        )
+        for row in islice(read_rows(run.path("pairs"), PAIRS), NUM_SHOWN)
+    ]
+
+
+def _rankings(run: Run) -> list[Example]:
+    found = []
+    for row in islice(read_rows(run.path("rankings"), RANKINGS), NUM_SHOWN // 3):
+        order = sorted(zip(row["ranks"], row["edits"], strict=True), key=lambda one: one[0])
+        edits = tuple(Shown(edit["image"], f"rank {rank}") for rank, edit in order)
+        found.append(Example(row["instruction"], (Shown(row["source_image"], "source"), *edits)))
+    return found
+
+
+def _losses(run: Run, name: str) -> list[tuple[float, float]]:
+    """(images, loss), a mean over each fortieth of the training."""
+    lines = [json.loads(line) for line in storage.read_text(run.path(f"metrics/{name}.jsonl")).splitlines()]
+    size = max(1, len(lines) // 40)
+    groups = [lines[start : start + size] for start in range(0, len(lines), size)]
+    return [(group[-1]["images"], sum(one["train/loss"] for one in group) / len(group)) for group in groups]
+
+
+def _stage(run: Run, name: str) -> dict[str, object]:
+    manifest = read_manifest(run.path(name))
+    return {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "dropped": manifest.dropped}

@@ -1,0 +1,91 @@
+"""Rewards of the training pairs, and what they mean for training: a weight, or a quality phrase.
+
+pairs, reward -> rewards -> scored_pairs
+"""
+
+import numpy as np
+
+from hive_ray.config import Resources, Scoring
+from hive_ray.distributed.checkpoints import model_digest
+from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.reward.model import RewardScorer
+from hive_ray.reward.shaping import SHAPINGS, effective_sample_size, feedback, quality_level
+from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
+from jobs.run import Run, fingerprint, main
+
+
+class PairScorer(RewardScorer):
+    """Pairs -> their rewards alone: another beta or phrase shapes them again without scoring again."""
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [{"pair_id": row["pair_id"], "reward": row["reward"]} for row in super().__call__(rows)]
+
+
+class PairShaper:
+    """Pairs -> scored pairs, by the rewards of all of them."""
+
+    def __init__(self, rewards: str, settings: Scoring, model: str, device: str = "cpu") -> None:
+        self.rewards = {row["pair_id"]: row["reward"] for row in read_rows(rewards, REWARDS)}
+        self.feedback = feedback(np.array(list(self.rewards.values())), settings)
+        self.fill, self.model = SHAPINGS[settings.shaping], model
+
+    def __call__(self, rows: Rows) -> Rows:
+        scored = []
+        for row in rows:
+            reward = self.rewards[row["pair_id"]]
+            level = quality_level(reward, self.feedback.edges)
+            row = row | {"reward": reward, "quality_level": level, "reward_model": self.model}
+            scored.append(self.fill(row, self.feedback))
+        return scored
+
+
+def build(run: Run, shaping: str | None = None) -> Manifest:
+    """The table of `scoring.shaping`, or scored_pairs_<shaping> of another one to compare it with."""
+    settings, pairs, reward = run.config.scoring, run.path("pairs"), run.path("reward")
+    rewards, model = run.path("rewards"), model_digest(reward)
+
+    def score():
+        return map_table(
+            pairs,
+            PAIRS,
+            PairScorer,
+            produces=REWARDS,
+            resources=settings.resources,
+            reward=reward,
+            rows_per_shard=256,
+        )
+
+    made_from = fingerprint_of(pairs=table_digest(pairs), reward=model)
+    build_table(rewards, REWARDS, made_from, score, on_mismatch=run.on_mismatch)
+    if shaping:
+        settings = settings.model_copy(update={"shaping": shaping})
+    _say(rewards, settings)
+
+    def shape():
+        return map_table(
+            pairs, PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0),
+            rewards=rewards, settings=settings, model=model, rows_per_shard=256,
+        )  # fmt: skip
+
+    made_from = fingerprint(settings, rewards=table_digest(rewards))
+    name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
+    return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
+
+
+def _say(rewards: str, settings: Scoring) -> None:
+    """The distribution of rewards in a line, so that a reward model that says nothing is seen on the day."""
+    values = np.array([row["reward"] for row in read_rows(rewards, REWARDS)])
+    shaped = feedback(values, settings)
+    weights = np.array([shaped.weight(value) for value in values])
+    print(
+        f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f}, level edges "
+        f"{', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
+        f"{effective_sample_size(weights):.0f} of {len(values)} pairs",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main(build)

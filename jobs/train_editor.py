@@ -1,0 +1,90 @@
+"""Fine-tune the editor. Every arm is the same training on another table from another start.
+
+pairs or scored_pairs -> editors/<arm>
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hive_ray import config, storage
+from hive_ray.distributed.checkpoints import Metrics, model_digest
+from hive_ray.distributed.tables import select, table_digest
+from hive_ray.distributed.training import fit
+from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.editor.objective import EditorObjective
+from hive_ray.reward.shaping import instruction_suffix
+from hive_ray.schemas import PAIRS, SCORED_PAIRS
+from jobs.run import Run, fingerprint, main
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one editor is trained on, and from which editor; None starts from `editor.start`."""
+
+    table: str
+    start: str | None
+    shaping: str | None = None
+
+
+ARMS = {
+    "sft": Arm("pairs", None),
+    "control": Arm("pairs", "editors/sft"),  # sft trained on as long as the arms below, without feedback
+    "finetuned": Arm("scored_pairs", "editors/sft", "configured"),
+    "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
+    "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
+}
+COLUMNS = ["pair_id", "instruction", "source_image", "edited_image", "weight"]
+
+
+class EditorTraining(EditorObjective):
+    """The editor's objective, with the card of what it will have become."""
+
+    def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
+        model = Editor.build(storage.fetch_folder(start) if "://" in start else start)
+        super().__init__(model, editor)
+        self.card = model.card.model_copy(
+            update={"resolution": editor.resolution, "instruction_suffix": suffix, "training_table": table}
+        )
+
+    def save(self, folder: Path, state: dict[str, Tensor], card: EditorCard | None = None) -> None:
+        super().save(folder, state, card or self.card)
+
+
+def build(run: Run, arm: str = "sft") -> Metrics:
+    settings, (table, start, suffix) = run.config.editor, _plan(run, ARMS[arm])
+    schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+    digest = table_digest(table)
+    stage = settings.model_copy(update={"start": ""})
+    return fit(
+        EditorTraining,
+        name=f"editors/{arm}",
+        run=run.root,
+        rows=lambda: select(table, schema),
+        columns=COLUMNS,
+        settings=settings.finetune if ARMS[arm].start else settings.sft,
+        fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
+        on_mismatch=run.on_mismatch,
+        start=start,
+        editor=settings,
+        suffix=suffix,
+        table=digest,
+    )
+
+
+def _plan(run: Run, arm: Arm) -> tuple[str, str, str]:
+    """Address of the table, of the start, and the instruction suffix of the editor to come."""
+    start = run.path(arm.start) if arm.start else run.config.editor.start
+    shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
+    suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
+    return run.path(arm.table), start, suffix
+
+
+def finetune(run: Run) -> Metrics:
+    """The second fine-tuning, on scored pairs."""
+    return build(run, "finetuned")
+
+
+if __name__ == "__main__":
+    main(build)

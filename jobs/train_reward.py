@@ -1,0 +1,72 @@
+"""A reward model that ranks edits as people did.
+
+rankings -> reward
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hive_ray import config
+from hive_ray.distributed.checkpoints import Metrics, model_digest
+from hive_ray.distributed.tables import read_rows, select, table_digest
+from hive_ray.distributed.training import fit
+from hive_ray.reward.model import RewardModel
+from hive_ray.reward.objective import RewardObjective, doubt, is_held_out, measure
+from hive_ray.schemas import RANKINGS
+from jobs.run import Run, fingerprint, main
+
+COLUMNS = ["prompt_id", "instruction", "source_image", "edits", "ranks"]
+
+
+class RewardTraining(RewardObjective):
+    """The reward model's objective, with what it is worth on rankings it never saw in its card."""
+
+    def __init__(self, start: str, reward: config.Reward, rankings: str) -> None:
+        super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
+        self.rankings = rankings
+
+    def save(self, folder: Path, state: dict[str, Tensor], card: dict | None = None) -> None:
+        self.model.load_state_dict(state)
+        rate = self.settings.held_out_rate
+        with torch.inference_mode():
+            seen, unseen = (
+                measure(self.model, list(read_rows(self.rankings, RANKINGS, COLUMNS, where={"prompt_id": where})))
+                for where in (lambda name: not is_held_out(name, rate), lambda name: is_held_out(name, rate))
+            )
+        warning = doubt(unseen)
+        if warning:
+            print(f"reward: {warning}", flush=True)
+        print(f"reward: accuracy {unseen['reward/accuracy']:.3f} on held-out preferences", flush=True)
+        card = {
+            "rankings": table_digest(self.rankings),
+            "train": seen,
+            "held_out": unseen,
+            "warning": warning or "",
+        }
+        super().save(folder, state, card)
+
+
+def build(run: Run) -> Metrics:
+    settings, rankings = run.config.reward, run.path("rankings")
+    rate = settings.held_out_rate
+    start = settings.start if settings.start == "shapes" else model_digest(settings.start)
+    stage = settings.model_copy(update={"start": start})
+    return fit(
+        RewardTraining,
+        name="reward",
+        run=run.root,
+        rows=lambda: select(rankings, RANKINGS, where={"prompt_id": lambda name: not is_held_out(name, rate)}),
+        columns=COLUMNS,
+        settings=settings.training,
+        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(rankings)),
+        on_mismatch=run.on_mismatch,
+        start=settings.start,
+        reward=settings,
+        rankings=rankings,
+    )
+
+
+if __name__ == "__main__":
+    main(build)

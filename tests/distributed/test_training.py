@@ -1,0 +1,222 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from hive_ray.config import Resources, Training
+from hive_ray.distributed import tables
+from hive_ray.distributed.checkpoints import Average, build_model, store_model
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.rows import RowStore, batch_places
+from hive_ray.distributed.training import fit, learning_rate
+from hive_ray.schemas import Rows
+from hive_ray.seeds import generator_for
+
+HERE = Path(__file__).parent
+FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]
+POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})
+NUM_POINTS = 20
+
+
+def training(**changes) -> Training:
+    settings = dict(
+        total_images=48, batch_size=8, micro_batch_size=2, learning_rate=0.1, schedule="cosine", warmup_images=16,
+        ema_decay=0.5, checkpoint_images=16, workers=Resources(num_actors=2, num_gpus=0, num_cpus=1), weight_decay=0.0,
+    )  # fmt: skip
+    return Training(**settings | changes)
+
+
+class Line:
+    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait or to break."""
+
+    def __init__(self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False):
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(1, 1)
+        self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
+
+    def loss(self, model, rows: Rows, generator):
+        self.calls += 1
+        time.sleep(self.seconds)
+        if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        x = torch.tensor([[row["x"]] for row in rows])
+        y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
+        loss = (model(x) - y).square().mean()
+        return (loss * math.nan if self.breaks else loss), {"train/x": x.mean().item()}
+
+    def save(self, folder, state):
+        save_file(state, folder / "model.safetensors")
+        (folder / "card.json").write_text("{}")
+
+
+def train(folder: Path, name: str = "line", settings: Training | None = None, **kwargs):
+    return fit(
+        Line, name=name, run=str(folder / "run"), rows=lambda: tables.select(str(folder / "points"), POINTS),
+        columns=["x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
+    )  # fmt: skip
+
+
+def write_points(folder: Path) -> None:
+    rows = [{"point_id": str(index), "x": index / NUM_POINTS} for index in range(NUM_POINTS)]
+    tables.write_rows(str(folder / "points"), POINTS, rows, {})
+
+
+def log(folder: Path, name: str = "line") -> list[dict]:
+    lines = (folder / "run" / "metrics" / f"{name}.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "train/images_per_second"} for line in lines]
+
+
+def weights(folder: Path, name: str = "line") -> dict[str, torch.Tensor]:
+    return load_file(folder / "run" / name / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        start_ray(num_cpus=4)
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+
+
+def by_hand(settings: Training, *, averaged: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training in one plain process: no Ray, no DeepSpeed."""
+    line, losses = Line(), []
+    optimizer = torch.optim.AdamW(line.model.parameters(), weight_decay=settings.weight_decay)
+    average = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
+    world, micro = settings.workers.num_actors, settings.micro_batch_size
+    share = settings.batch_size // world
+    for step, images in enumerate(range(0, settings.total_images, settings.batch_size)):
+        places = batch_places(images, settings.batch_size, NUM_POINTS, settings.seed)
+        step_losses = []
+        for rank in range(world):
+            for start in range(0, share, micro):
+                mine = places[rank * share + start : rank * share + start + micro]
+                rows = [{"x": float(np.float32(place / NUM_POINTS))} for place in mine]
+                generator = generator_for("batch", settings.seed, rank, images + start)
+                step_losses.append(line.loss(line.model, rows, generator)[0])
+        loss = torch.stack(step_losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, images + settings.batch_size)
+        optimizer.step()
+        losses.append(loss.item())
+        decay = min(settings.ema_decay, (2 + step) / (11 + step))
+        for name, weight in line.model.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * weight.detach()
+    return losses, average if averaged else line.model.state_dict()
+
+
+def test_every_epoch_holds_each_row_once_in_an_order_of_its_own():
+    stream = np.concatenate([batch_places(images, 8, 20, seed=3) for images in range(0, 40, 8)])
+    first, second = stream[:20].tolist(), stream[20:].tolist()
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second != list(range(20))
+    assert batch_places(16, 8, 20, seed=3).tolist() == stream[16:24].tolist()
+    assert batch_places(0, 8, 20, seed=4).tolist() != first[:8]
+
+
+def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine():
+    settings = training(total_images=116, warmup_images=16)
+    rates = [learning_rate(settings, images) for images in (8, 16, 66, 116, 120)]
+    assert rates == pytest.approx([0.05, 0.1, 0.05, 0.0, 0.0])
+    assert learning_rate(settings.model_copy(update={"schedule": "constant"}), 116) == 0.1
+
+
+def test_the_average_starts_fast_and_slows_to_its_decay():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    average = Average(model, decay=0.25)
+    model.weight.data.fill_(1.0)
+    average.update(model)  # decay 2 / 11
+    assert average.weights["weight"].item() == pytest.approx(9 / 11)
+    average.update(model)  # min(0.25, 3 / 12)
+    assert average.weights["weight"].item() == pytest.approx(1 - 2 / 11 * 0.25)
+    average.copy_to(model)
+    assert model.weight.item() == pytest.approx(1 - 2 / 11 * 0.25)
+
+
+def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+    rows = [{"point_id": str(index), "x": float(index)} for index in range(100)]
+    tables.write_rows(str(tmp_path / "points"), POINTS, rows, {})
+    selection = tables.select(str(tmp_path / "points"), POINTS, where={"x": lambda x: x % 2 == 1})
+    store = RowStore(selection, ["x"], write=True).open()
+    assert store.num_rows == 50
+    assert store.read(np.array([49, 0, 33])) == [{"x": 99.0}, {"x": 1.0}, {"x": 67.0}]
+
+
+def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
+    def make(seed: int):
+        return lambda: store_model(path, lambda to: (to / "card.json").write_text("{}"), {"s": seed}, {"m": 1.0}, 0.0)
+
+    path = str(tmp_path / "model")
+    assert build_model("editors/sft", path, {"s": 0}, make(0)) == {"m": 1.0}
+    assert build_model("editors/sft", path, {"s": 0}, lambda: pytest.fail("made again")) == {"m": 1.0}
+    assert "editors/sft: kept" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=r"s was 0, is 1.*--rebuild"):
+        build_model("editors/sft", path, {"s": 1}, make(1))
+    build_model("editors/sft", path, {"s": 1}, make(1), on_mismatch=r"rebuild")
+    assert json.loads((tmp_path / "model" / "made.json").read_text())["fingerprint"] == {"s": 1}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage):
+    write_points(tmp_path)
+    settings = training(zero_stage=stage)
+    metrics = train(tmp_path, settings=settings)
+    losses, average = by_hand(settings, averaged=True)
+
+    assert [line["train/loss"] for line in log(tmp_path)] == pytest.approx(losses, rel=1e-5)
+    assert metrics["train/loss"] == log(tmp_path)[-1]["train/loss"]
+    for name, weight in weights(tmp_path).items():
+        torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.ray
+def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weights(tmp_path, cluster, capsys):
+    write_points(tmp_path)
+    train(tmp_path, "undisturbed")
+    train(tmp_path, "worker", flag=str(tmp_path / "flag"), dies_at=9)
+    assert (tmp_path / "flag").exists()
+
+    call = f"t.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=0.5)"
+    code = f"import pathlib, test_training as t; t.start_ray(); {call}"
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": cluster}
+    driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while not list(checkpoints.glob("driver-*/checkpoint_*")) and driver.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (tmp_path / "run" / "driver").exists()
+    train(tmp_path, "driver")
+
+    for name in ("worker", "driver"):
+        assert log(tmp_path, name) == log(tmp_path, "undisturbed")
+        for key, weight in weights(tmp_path, name).items():
+            assert torch.equal(weight, weights(tmp_path, "undisturbed")[key])
+
+
+@pytest.mark.ray
+def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, cluster):
+    write_points(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"line: the loss is nan after 8 images; lower the learning rate"):
+        train(tmp_path, breaks=True)

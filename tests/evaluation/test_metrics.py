@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from hive_ray.evaluation.metrics import (
+    Interval,
+    WinRate,
+    at_scales,
+    compare,
+    difference,
+    interval,
+    summarize,
+    trade_off_curve,
+    values_by_prompt,
+    win_rate,
+    win_rates,
+)
+
+
+def edit(prompt, editor, *, scale=1.4, followed=1.0, preserved=1.0, reward=0.0, image=0.9, direction=0.2):
+    return {
+        "prompt_id": prompt, "editor": editor, "guidance_scale": 3.0,
+        "image_guidance_scale": float(np.float32(scale)), "followed": followed, "preserved": preserved,
+        "reward": reward, "clip_image": image, "clip_direction": direction,
+    }  # fmt: skip
+
+
+def test_wins_ties_and_losses_are_counted_over_shared_prompts():
+    ours, baseline = (
+        {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.9, "x": 9.0},
+        {"a": 0.0, "b": 0.55, "c": 1.0, "d": 0.0},
+    )
+    assert win_rate(ours, baseline, tie_within=0.1) == WinRate(0.5, 0.25, 0.25, 4)
+
+
+def test_editors_without_a_common_prompt_cannot_be_compared():
+    with pytest.raises(ValueError, match="same prompts"):
+        win_rate({"a": 1.0}, {"b": 1.0})
+
+
+def test_an_interval_of_equal_values_is_the_value():
+    assert interval([0.25] * 10) == Interval(0.25, 0.25, 0.25)
+
+
+def test_an_interval_of_a_mean_is_about_two_standard_errors_wide():
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    found = interval(values, resamples=4000)
+    error = values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.01)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.01)
+
+
+def test_an_interval_repeats_and_does_not_depend_on_the_order_of_rows():
+    forward = {str(i): float(i) for i in range(9)}
+    backward = dict(reversed(forward.items()))
+    assert interval(forward, seed=1) == interval(backward, seed=1)
+    assert interval(forward, seed=1) != interval(forward, seed=2)
+
+
+def test_another_statistic_may_be_asked_for():
+    assert interval([1.0, 1.0, 100.0], np.median).value == 1.0
+
+
+def test_an_interval_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="0 prompts"):
+        interval([])
+
+
+def test_a_paired_difference_ignores_what_prompts_have_in_common():
+    baseline = {str(i): float(i) for i in range(50)}  # prompts differ a lot
+    ours = {prompt: value + 1 for prompt, value in baseline.items()}  # and ours is 1 better on each
+    found = difference(ours, baseline)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+    assert found.excludes_zero
+
+
+def test_an_interval_that_contains_zero_shows_no_difference():
+    assert not Interval(0.1, -0.1, 0.3).excludes_zero
+    assert Interval(-0.2, -0.3, -0.1).excludes_zero
+
+
+def test_values_are_means_over_the_edits_of_a_prompt():
+    rows = [edit("a", "sft", reward=1.0), edit("a", "sft", reward=3.0), edit("b", "sft", reward=5.0)]
+    assert values_by_prompt(rows, "reward") == {"a": 2.0, "b": 5.0}
+
+
+def test_an_edit_is_right_when_both_scores_reach_one_half():
+    rows = [edit("a", "sft", followed=0.5, preserved=0.5), edit("b", "sft", followed=1, preserved=0.49)]
+    assert values_by_prompt(rows, "right") == {"a": 1.0, "b": 0.0}
+
+
+def test_a_summary_counts_prompts_and_edits_and_has_every_metric():
+    rows = [edit("a", "sft"), edit("a", "sft"), edit("b", "sft", followed=0.0), edit("a", "finetuned")]
+    first, second = summarize(rows)
+    assert (first.editor, first.num_prompts, first.num_edits) == ("sft", 2, 3)
+    assert first.metrics["followed"].value == pytest.approx(0.5)
+    assert first.metrics["right"].value == pytest.approx(0.5)
+    assert second.editor == "finetuned"
+
+
+def test_editors_are_compared_with_the_baseline_only():
+    rows = [edit(p, e, reward=r) for p in "abc" for e, r in (("sft", 0.0), ("finetuned", 0.5))]
+    found = compare(rows, "sft", ("reward",))
+    assert list(found) == ["finetuned"]
+    assert found["finetuned"]["reward"] == Interval(0.5, 0.5, 0.5)
+    assert win_rates(rows, "sft", "reward") == {"finetuned": WinRate(1.0, 0.0, 0.0, 3)}
+    with pytest.raises(ValueError, match="'control'"):
+        compare(rows, "control")
+
+
+def test_rows_are_found_at_their_float32_scales():
+    rows = [edit("a", "sft", scale=1.4), edit("a", "sft", scale=1.8)]
+    assert at_scales(rows, 3.0, 1.4) == rows[:1]
+
+
+def test_the_curve_has_a_point_of_means_for_each_editor_and_scale():
+    rows = [
+        edit("a", "sft", scale=1.8, image=0.9, direction=0.1),
+        edit("a", "sft", scale=1.2, image=0.7, direction=0.3),
+        edit("b", "sft", scale=1.2, image=0.8, direction=0.5),
+    ]
+    first, second = trade_off_curve(rows)
+    assert (first.image_guidance_scale, first.num_edits) == (pytest.approx(1.2), 2)
+    assert (first.clip_direction, first.clip_image) == pytest.approx((0.4, 0.75))
+    assert (second.clip_direction, second.clip_image) == pytest.approx((0.1, 0.9))

@@ -1,0 +1,138 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from hive_ray.evaluation.metrics import CurvePoint, Interval, Summary, WinRate
+from hive_ray.evaluation.report import (
+    Example,
+    Finding,
+    Line,
+    Report,
+    Shown,
+    headline,
+    histogram,
+    line_chart,
+    ticks,
+    write_report,
+)
+from hive_ray.images import encode
+
+PICTURE = encode(np.zeros((4, 4, 3), dtype=np.uint8))
+VOID = {"meta", "img", "br"}
+
+
+class Balance(HTMLParser):
+    """Follows opening and closing tags, and gathers attributes that could load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.images = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+
+def full_report():
+    metrics = {"right": Interval(0.5, 0.4, 0.6), "reward": Interval(-0.1, -0.2, 0.1)}
+    example = Example('make it <b>"red"</b>', (Shown(PICTURE, "source"), Shown(PICTURE, "sft\nfollowed 0.10", False)))
+    return Report(
+        finding=Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80),
+        summaries=[Summary("sft", 80, 80, metrics), Summary("finetuned", 80, 80, metrics)],
+        differences={"finetuned": {"right": Interval(0.1, 0.05, 0.15), "reward": Interval(0.1, -0.1, 0.2)}},
+        baseline="sft",
+        win_rates={"reward": {"finetuned": WinRate(0.5, 0.2, 0.3, 80)}},
+        curve=[CurvePoint("sft", 1.0, 0.2, 0.9, 80), CurvePoint("sft", 1.4, 0.15, 0.93, 80)],
+        edits=[example], pairs=[example], rankings=[example],
+        reward_accuracy={"held out": 0.75}, rewards={"sft": [0.0, 1.0, 1.0], "finetuned": [1.0]},
+        losses={"sft": [(0, 1.0), (64, 0.5)]},
+        stages={"pairs": {"rows_in": 10, "rows_out": 7, "dropped": {"clip_direction_below_0.2": 3}}},
+        settings="resolution: 64", versions={"torch": "2.13"},
+    )  # fmt: skip
+
+
+def parsed(html):
+    page = Balance()
+    page.feed(html)
+    assert page.open == []
+    return page
+
+
+def test_an_empty_report_is_a_page_without_sections():
+    html = write_report(Report())
+    parsed(html)
+    assert "<section>" not in html
+
+
+def test_a_full_report_loads_nothing_from_anywhere():
+    html = write_report(full_report())
+    page = parsed(html)
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not re.search(r"https?://|@import|url\(|<script|<link", html)
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it():
+    page = parsed(write_report(full_report()))
+    assert len(page.images) == 6
+    assert all(image["alt"] for image in page.images)
+
+
+def test_instructions_are_escaped():
+    html = write_report(full_report())
+    assert "<b>" not in html
+    assert "make it &lt;b&gt;" in html
+
+
+def test_every_part_that_is_given_has_its_section():
+    html = write_report(full_report())
+    for words in ("Editors", "Against the baseline", "Training pairs", "Rankings", "Reward model", "dropped"):
+        assert words in html
+    assert "clip_direction_below_0.2: 3" in html
+    assert "resolution: 64" in html
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        (Interval(0.1, 0.05, 0.15), "finetuned is better than sft: +10.0 points on right edits"),
+        (Interval(-0.1, -0.15, -0.05), "finetuned is worse than sft: \u221210.0 points on right edits"),
+        (Interval(0.1, -0.05, 0.25), "No difference was shown between finetuned and sft: +10.0 points"),
+    ],
+)
+def test_the_headline_claims_a_difference_only_where_the_interval_excludes_zero(bounds, words):
+    assert headline(Finding("finetuned", "sft", "right", bounds, 80)).startswith(words)
+
+
+def test_a_difference_whose_interval_contains_zero_has_no_star():
+    html = write_report(full_report())
+    assert "+10.0 points*" in html
+    assert "+0.100*" not in html
+
+
+def test_ticks_are_round_and_enclose_the_range():
+    assert ticks(0.13, 0.58) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert ticks(0, 9000) == [0, 2000, 4000, 6000, 8000, 10000]
+    assert ticks(-1.2, 0.4)[0] <= -1.2
+    assert len(ticks(3, 3)) > 1
+
+
+def test_a_histogram_s_shares_add_up_to_one_and_start_and_end_at_zero():
+    outline = histogram([0.0, 1.0, 1.0, 2.0], [0.0, 1.0, 2.0])
+    assert outline == ((0.0, 0.0), (0.0, 0.25), (1.0, 0.25), (1.0, 0.75), (2.0, 0.75), (2.0, 0.0))
+
+
+def test_a_chart_has_a_legend_only_for_several_lines():
+    line = Line("sft", ((0, 1), (1, 2)))
+    assert "legend" not in line_chart([line], "x", "y")
+    assert "legend" in line_chart([line, Line("finetuned", ((0, 1), (1, 3)))], "x", "y")

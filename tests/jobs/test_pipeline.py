@@ -1,0 +1,134 @@
+"""Every job on a CPU at the smallest size, through the sd15 preset and a tiny random Stable Diffusion."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from tiny_models import tiny_clip, tiny_stable_diffusion
+
+from hive_ray.config import Config, Resources, sd15
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.schemas import PAIRS, PROMPTS, SCORED_PAIRS
+from jobs import make_pairs, pipeline, write_instructions
+from jobs.run import Run
+
+pytestmark = pytest.mark.ray
+
+TABLES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings", "rewards", "scored_pairs")
+ONE = Resources(num_gpus=0, num_cpus=1, num_actors=1, batch_size=4)
+TWO = ONE.model_copy(update={"num_actors": 2})
+
+
+def tiny(base: str, clip: str) -> Config:
+    """The sd15 preset with everything small, on the CPU; the embedded domain stands in for LLM and annotators."""
+    preset = sd15()
+    fit = dict(total_images=8, batch_size=4, micro_batch_size=2, learning_rate=1e-4, checkpoint_images=4, workers=TWO)
+    training = preset.editor.sft.model_copy(update=fit | {"precision": "fp32"})
+    reward = preset.reward.training.model_copy(update=fit | {"precision": "fp32"})
+    sections = {
+        "instructions": {
+            "captions": "shapes", "num_captions": 24, "writer": "shapes", "per_caption": 1, "rank_rate": 0.3,
+            "test_rate": 0.3, "resources": ONE,
+        },
+        "pairs": {
+            "base": base, "clip": clip, "resolution": 64, "samples_per_instruction": 2, "keep_per_instruction": 1,
+            "num_inference_steps": 2, "least_clip_image": -1, "least_clip_direction": -1,
+            "least_clip_source_text": -1, "least_clip_edited_text": -1, "resources": TWO,
+        },
+        "editor": {"start": base, "resolution": 64, "sft": training, "finetune": training},
+        "candidates": {"num_edits": 3, "num_inference_steps": 2, "resources": TWO},
+        "rankings": {"annotator": "shapes"},
+        "reward": {
+            "start": "shapes", "tokenizer": base, "resolution": 64, "frozen_rate": 0.0, "held_out_rate": 0.3,
+            "training": reward, "resources": ONE,
+        },
+        "scoring": {"resources": ONE},
+        "evaluation": {
+            "num_prompts": 4, "num_inference_steps": 2, "curve": (1.0, 1.5), "curve_prompts": 2, "clip": clip,
+            "judge": "shapes", "bootstrap": 20, "resources": ONE,
+        },
+    }  # fmt: skip
+    changed = {name: getattr(preset, name).model_copy(update=update) for name, update in sections.items()}
+    return Config(**changed)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    base, clip = folder / "base", folder / "clip"
+    tiny_stable_diffusion(base)
+    tiny_clip(clip)
+    start_ray(num_cpus=4)
+    run = Run(str(folder / "run"), tiny(str(base), str(clip)))
+    pipeline.build(run)
+    yield run
+    ray.shutdown()
+
+
+def card(run, model):
+    return json.loads(Path(run.path(model), "card.json").read_text())
+
+
+def test_every_stage_leaves_a_finished_table_or_model(run):
+    for table in TABLES:
+        assert read_manifest(run.path(table)).rows_out > 0, table
+    for model in ("editors/sft", "editors/finetuned", "reward"):
+        assert card(run, model)
+    assert json.loads(Path(run.path("summary.json")).read_text())["baseline"] == "sft"
+    assert "<svg" in Path(run.path("report.html")).read_text()
+
+
+def test_diffusers_opens_the_editor(run):
+    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(run.path("editors/finetuned"))
+    assert pipe.unet.config.in_channels == 8
+
+
+def test_the_card_of_the_finetuned_editor_asks_for_five(run):
+    assert card(run, "editors/finetuned")["instruction_suffix"] == ", image quality is five out of five"
+    assert card(run, "editors/sft")["instruction_suffix"] == ""
+
+
+def test_no_caption_is_in_training_and_held_out(run):
+    trained = {row["source_caption"] for row in read_rows(run.path("pairs"), PAIRS) if row["origin"] != "cycle"}
+    held_out = {row["source_caption"] for row in read_rows(run.path("prompts"), PROMPTS)}
+    assert trained
+    assert held_out
+    assert not trained & held_out
+
+
+def test_twins_are_there_and_levels_fill_one_to_five(run):
+    rows = list(read_rows(run.path("scored_pairs"), SCORED_PAIRS))
+    assert {row["origin"] for row in rows} == {"generated", "cycle"}
+    assert {row["quality_level"] for row in rows} <= {1, 2, 3, 4, 5}
+    assert all(row["instruction"].endswith("out of five") for row in rows)
+
+
+def test_a_second_run_rebuilds_nothing_and_says_so(run, capfd):
+    capfd.readouterr()
+    pipeline.build(run)
+    printed = capfd.readouterr().out
+    for table in TABLES:
+        assert f"{table}: kept" in printed
+    for model in ("editors/sft", "editors/finetuned", "reward"):
+        assert f"{model}: kept" in printed
+
+
+def test_a_changed_setting_is_refused_by_its_name(run):
+    pairs = run.config.pairs.model_copy(update={"seed": 1})
+    changed = Run(run.root, run.config.model_copy(update={"pairs": pairs}))
+    with pytest.raises(FileExistsError, match=r"pairs\.seed was 0, is 1"):
+        make_pairs.build(changed)
+
+
+def test_other_batches_and_workers_make_the_same_rows(run, tmp_path):
+    resources = ONE.model_copy(update={"batch_size": 1})
+    pairs = run.config.pairs.model_copy(update={"resources": resources})
+    other = Run(str(tmp_path), run.config.model_copy(update={"pairs": pairs}))
+    write_instructions.build(other)
+    make_pairs.build(other)
+    texts = [name for name in PAIRS.names if not name.endswith("_image") and not name.startswith("clip_")]
+    ours, theirs = (list(read_rows(one.path("pairs"), PAIRS, texts)) for one in (run, other))
+    assert ours == theirs
