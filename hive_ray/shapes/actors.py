@@ -1,0 +1,95 @@
+"""The actors of this domain, drop-ins for the LLM and the base model: a writer, and painters of prompts and pairs."""
+
+import numpy as np
+
+from hive_ray.config import Instructions, Pairs
+from hive_ray.images import encode
+from hive_ray.schemas import Row, Rows, prompt_row
+from hive_ray.seeds import id_for, seed_for, split_for
+from hive_ray.shapes.language import carry_out, write_edits
+from hive_ray.shapes.scenes import CaptionError, draw, parse_caption, place, random_description
+
+
+def random_captions(count: int, seed: int) -> list[str]:
+    """`count` different captions of random scenes."""
+    rng, captions = np.random.default_rng(seed), dict[str, None]()
+    while len(captions) < count:
+        captions[random_description(rng).caption] = None
+    return list(captions)
+
+
+class ShapesWriter:
+    """Captions -> instructions by the grammar of this domain; a caption of another world is dropped with its reason."""
+
+    def __init__(self, settings: Instructions, device: str = "cpu") -> None:
+        self.settings = settings
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [written for row in rows for written in self._written(row["caption_id"], row["caption"])]
+
+    def _written(self, caption_id: str, caption: str) -> Rows:
+        settings = self.settings
+        rng = np.random.default_rng(seed_for(settings.seed, caption_id))
+        try:
+            edits = write_edits(caption, settings.per_caption, rng)
+        except CaptionError:
+            return [{"dropped": "caption_is_no_scene_of_shapes"}]
+        split = split_for(caption_id, rank_rate=settings.rank_rate, test_rate=settings.test_rate)
+        return [
+            {
+                "instruction_id": id_for(caption_id, edit.instruction, edit.edited.caption),
+                "caption_id": caption_id,
+                "source_caption": caption,
+                "instruction": edit.instruction,
+                "edited_caption": edit.edited.caption,
+                "inverse_instruction": edit.inverse_instruction,
+                "writer": "shapes",
+                "split": split,
+            }
+            for edit in edits
+        ]
+
+
+class ScenePainter:
+    """Held-out instructions -> prompts, their source picture drawn by this domain instead of a model."""
+
+    def __init__(self, settings: Pairs, device: str = "cpu") -> None:
+        self.settings = settings
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [prompt_row(row, self._painted(row["instruction_id"], row["source_caption"])) for row in rows]
+
+    def _painted(self, instruction_id: str, caption: str) -> bytes:
+        rng = np.random.default_rng(seed_for(self.settings.seed, instruction_id, "prompt"))
+        return encode(draw(place(parse_caption(caption), rng)))
+
+
+class PairPainter:
+    """Instructions -> drawn pairs, nothing else changed: what `jobs.pretrain_shapes` trains the shipped editor on."""
+
+    def __init__(self, settings: Pairs, device: str = "cpu") -> None:
+        self.settings = settings
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [self._painted(row) for row in rows]
+
+    def _painted(self, row: Row) -> Row:
+        seed = seed_for(self.settings.seed, row["instruction_id"], "painted")
+        rng = np.random.default_rng(seed)
+        scene = place(parse_caption(row["source_caption"]), rng)
+        edited = carry_out(scene, parse_caption(row["edited_caption"]), rng)
+        if edited is None:
+            return {"dropped": "no_room_for_the_edit"}
+        kept = ("instruction_id", "instruction", "source_caption", "edited_caption", "split")
+        unmeasured = ("clip_image", "clip_source_text", "clip_edited_text", "clip_direction")
+        return {
+            "pair_id": id_for(row["instruction_id"], seed),
+            **{name: row[name] for name in kept},
+            "source_image": encode(draw(scene)),
+            "edited_image": encode(draw(edited)),
+            "weight": 1.0,
+            "seed": seed,
+            "shared_attention": 0.0,
+            **dict.fromkeys(unmeasured, float("nan")),
+            "origin": "imported",
+        }
