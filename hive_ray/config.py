@@ -245,37 +245,36 @@ def shapes() -> Config:
     base, clip = str(SHAPES_WEIGHTS / "base"), str(SHAPES_WEIGHTS / "clip")
     workers = Resources(num_gpus=0, num_cpus=1, num_actors=2)
     sft = Training(
-        total_images=16_000, batch_size=64, micro_batch_size=32, learning_rate=5e-4, schedule="cosine",
-        warmup_images=1_000, ema_decay=0.995, checkpoint_images=8_000, workers=workers,
+        total_images=6_400, batch_size=64, micro_batch_size=32, learning_rate=1e-3, schedule="cosine",
+        warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, workers=workers,
     )  # fmt: skip
     return Config(
-        instructions=Instructions(num_captions=1400, rank_rate=0.15, test_rate=0.15),
+        instructions=Instructions(num_captions=700, rank_rate=0.15, test_rate=0.3),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=2, keep_per_instruction=1,
-            num_inference_steps=12, guidance_scale=(3.0, 4.0), prompts="shapes",
-            resources=Resources(batch_size=16, **one_core),
+            num_inference_steps=10, guidance_scale=(3.0, 4.0), sharing="cross_and_self", prompts="shapes",
+            resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
-            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, flip=False,
-            sft=sft, finetune=sft,
+            start=base, resolution=64, train_text_encoder=True, flip=False, sft=sft, finetune=sft,
         ),
         candidates=Candidates(
-            num_edits=4, num_inference_steps=10, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
+            num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
             resources=Resources(batch_size=16, **one_core),
         ),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start="shapes", tokenizer=base, resolution=64, max_tokens=32,
             training=Training(
-                total_images=3_000, batch_size=16, micro_batch_size=8, learning_rate=5e-4, schedule="cosine",
-                warmup_images=200, ema_decay=0.0, checkpoint_images=3_000, workers=workers,
+                total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-4, schedule="cosine",
+                warmup_images=160, ema_decay=0.0, checkpoint_images=1_600, workers=workers,
             ),
             resources=Resources(batch_size=64, **one_core),
         ),
         scoring=Scoring(resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
-            num_prompts=200, num_inference_steps=10, guidance_scale=3.0, image_guidance_scale=1.4, clip=clip,
-            judge="shapes", curve_prompts=50, resources=Resources(batch_size=32, **one_core),
+            num_prompts=200, num_inference_steps=8, guidance_scale=3.0, image_guidance_scale=1.4, clip=clip,
+            judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),
         ),
     )  # fmt: skip
 

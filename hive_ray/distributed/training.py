@@ -294,6 +294,8 @@ def start_engine(model: nn.Module, settings: Training) -> deepspeed.DeepSpeedEng
     # Else DeepSpeed tries out every op's compiler at start, and compiles a shared-memory collective for inference.
     deepspeed.ops.__compatible_ops__ = {}
     model.train()
+    for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
+        weight.data = weight.data.clone(memory_format=torch.contiguous_format)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
