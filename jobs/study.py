@@ -1,8 +1,8 @@
 """What feedback adds: every arm, three seeds, from the text-to-image base alone, written to docs/study.md.
 
-    sft       fine-tuned on pairs
-    control   sft, trained on the same pairs for as many images as the arms below see
-    conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
+sft       fine-tuned on pairs
+control   sft, trained on the same pairs for as many images as the arms below see
+conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
 """
 
 import json

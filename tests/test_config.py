@@ -21,7 +21,7 @@ def test_settings_are_frozen():
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused():
-    with pytest.raises(ValidationError, match="batch_size is 48, which is not a multiple of .* = 64"):
+    with pytest.raises(ValidationError, match=r"batch_size is 48, which is not a multiple of .* = 64"):
         Training(**shapes().editor.sft.model_dump() | {"batch_size": 48})
 
 

@@ -72,6 +72,11 @@ class Shard:
         """Its file, relative to the table."""
         return f"data/part-{self.number:05d}.parquet"
 
+    @property
+    def errors(self) -> dict[str, int]:
+        """Drops of rows that made the actor raise; a resumed build tries the whole shard again."""
+        return {reason: count for reason, count in self.dropped.items() if reason.startswith(ERROR)}
+
 
 class Plan(Protocol):
     """How a table is made, shard by shard (`mapping.map_table` returns one)."""
@@ -157,14 +162,14 @@ def build_table(
         return kept
     started, plan, name = time.monotonic(), make(), table_name(schema)
     _begin(path, fingerprint, {"rows_in": plan.rows_in, "rows_per_shard": plan.rows_per_shard})
-    done = {shard.number: shard for shard in _written_shards(path)}
+    done = {shard.number: shard for shard in _written_shards(path) if not shard.errors}
     absent = [number for number in range(-(-plan.rows_in // plan.rows_per_shard)) if number not in done]
     progress = Progress(name, plan.rows_in, "rows", done=sum(shard.rows_in for shard in done.values()))
     if done:
         print(f"{name}: resumed, {progress.done}/{plan.rows_in} rows are done", flush=True)
     for shard in plan.run(path, absent) if absent else ():
         done[shard.number] = shard
-        _refuse_failures(path, name, plan.rows_in, list(done.values()))
+        _refuse_failures(name, plan.rows_in, list(done.values()))
         progress.advance(shard.rows_in)
     return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started)
 
@@ -248,19 +253,13 @@ def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list
     return manifest
 
 
-def _refuse_failures(path: str, name: str, rows_in: int, shards: list[Shard]) -> None:
+def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
     """Stop a stage if more than half of all its rows made the actor raise; a rerun tries those rows again."""
-    failed = {
-        shard.file: {reason: count for reason, count in shard.dropped.items() if reason.startswith(ERROR)}
-        for shard in sorted(shards, key=lambda shard: shard.number)
-    }
-    failed = {file: errors for file, errors in failed.items() if errors}
-    count = sum(sum(errors.values()) for errors in failed.values())
+    failed = [shard.errors for shard in sorted(shards, key=lambda shard: shard.number) if shard.errors]
+    count = sum(sum(errors.values()) for errors in failed)
     if 2 * count <= rows_in:
         return
-    for file in failed:
-        storage.remove_file(storage.join(path, file))
-    first = next(iter(next(iter(failed.values())))).removeprefix(ERROR)
+    first = next(iter(failed[0])).removeprefix(ERROR)
     raise RuntimeError(
         f"{name}: {count} of {rows_in} rows failed, the first with {first!r}; correct that and run the job again"
     )

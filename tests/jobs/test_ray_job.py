@@ -1,0 +1,61 @@
+"""A stage goes out by `ray job submit`, unchanged, to a cluster of its own with real processes."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hive_ray.distributed.tables import read_manifest
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The dashboard's address of a `ray start --head` cluster, stopped by its own processes' session afterwards."""
+    dashboard, environment = free_port(), os.environ | {"RAY_AUTH_MODE": "disabled"}
+    head = [RAY, "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    head += ["--num-cpus=4", "--include-dashboard=true", "--disable-usage-stats"]
+    with open(tmp_path / "head.log", "w") as log:
+        process = subprocess.Popen(head, env=environment, stdout=log, stderr=log, start_new_session=True)
+    yield f"http://127.0.0.1:{dashboard}", environment
+    process.terminate()
+    process.wait(timeout=60)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What git would ship of the working tree: the packages alone."""
+    for name in ("hive_ray", "jobs"):
+        shutil.copytree(
+            ROOT / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__", "weights")
+        )
+    return tmp_path / "checkout"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stage_runs_unchanged_as_a_ray_job(cluster, checkout, tmp_path):
+    address, environment = cluster
+    stage = ["python", "-m", "jobs.write_instructions", "shapes", "--run", str(tmp_path / "run")]
+    submit = [RAY, "job", "submit", "--address", address, "--working-dir", str(checkout), "--", *stage]
+    submit += ["--instructions.num-captions", "20"]
+    wait = [RAY, "job", "list", "--address", address]
+    for _ in range(60):
+        if subprocess.run(wait, env=environment, capture_output=True).returncode == 0:
+            break
+    done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "instructions: 20 rows" in done.stdout
+    assert read_manifest(str(tmp_path / "run" / "instructions")).rows_out == 20
