@@ -1,0 +1,607 @@
+"""Serving, the first form: an editor behind a page for people and `POST /edit` for programs.
+
+    an editor folder -> HTTP: a picture and an instruction -> the edited picture
+
+    HIVE_RAY_EDITOR=runs/quickstart/editors/finetuned serve run serve.editor:app
+    serve run serve.editor:app editor=s3://bucket/run/editors/finetuned num_gpus=1
+
+Two deployments: `EditorPage` checks requests, fits pictures and words errors; `EditorModel` holds the weights
+and denoises together what waits for it. Only encoded pictures and numbers go between them. The suffix in the
+editor's card is appended to instructions here, so nobody who asks has to know it.
+"""
+
+import asyncio
+import base64
+import io
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from PIL import Image, ImageOps
+from pydantic import Field, model_validator
+from ray import serve
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from hive_ray.config import Section
+from hive_ray.editor.model import Editor, EditorCard, append_suffix, read_card
+from hive_ray.editor.sampling import SamplingStopped, sample
+from hive_ray.images import ImageError, decode, encode, resize, to_pixels, to_tensor
+from hive_ray.seeds import seed_for
+from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
+from hive_ray.shapes.scenes import draw, place, random_description
+from hive_ray.storage import absolute, fetch_folder
+
+MAX_UPLOAD_BYTES = 20 * 2**20
+MAX_PICTURE_PIXELS = 40_000_000
+MAX_ASPECT = 4
+"""The longer side of a picture over the shorter one."""
+MAX_STEPS = 200
+MAX_EDITS = 4
+MAX_INSTRUCTION = 1000  # characters
+MAX_SCALE = 30.0
+MAX_SEED = 2**32 - 1  # a whole number in JavaScript, too
+FORM_BYTES = 64 * 1024
+"""What a form may hold beside its picture."""
+BATCH_ROWS = 8
+"""Edits that are denoised together."""
+SMALL = 256
+"""Editors of a lower resolution get square pictures, the aspect ratio ignored, as they were trained."""
+RETRY_AFTER_S = 5
+ENVIRONMENT = "HIVE_RAY_"
+WEB = Path(__file__).parent / "web"
+FILES = {"editor.css": "text/css", "editor.js": "text/javascript"}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+# --- Settings ---------------------------------------------------------------------------------------------
+
+
+class Serving(Section):
+    """Serving an editor: `serve run serve.editor:app key=value`, or HIVE_RAY_<KEY> in the environment."""
+
+    editor: str = "runs/quickstart/editors/finetuned"
+    """The editor's folder, a path or an s3:// address."""
+    guidance_scale: float | None = Field(None, ge=0, le=MAX_SCALE)
+    """What requests get that do not say; None is 3.0 for editors of at most 64 pixels, else 7.5."""
+    image_guidance_scale: float | None = Field(None, ge=0, le=MAX_SCALE)
+    """As `guidance_scale`; None is 1.4 or 1.5."""
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    """As `guidance_scale`; None is 10 or 50."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds after which a request is given up and its denoising stopped."""
+    max_ongoing: int = Field(BATCH_ROWS, ge=1)
+    """Requests that the replica holds, in work or next in line."""
+    max_queued: int = Field(8, ge=0)
+    """Requests that wait beyond those; more are answered 503 with Retry-After."""
+    num_replicas: int = Field(1, ge=1)
+    num_gpus: float | None = Field(None, ge=0)
+    """GPUs of a replica; None is one where this machine has any, else 0."""
+    num_cpus: float = Field(1.0, ge=0)
+    """CPUs of a replica; also its number of torch threads when it has no GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        names = {name: ENVIRONMENT + name.upper() for name in cls.model_fields}
+        return {name: os.environ[key] for name, key in names.items() if key in os.environ} | given
+
+
+class Defaults(Section):
+    """What a request gets for what it does not say."""
+
+    guidance_scale: float
+    image_guidance_scale: float
+    num_inference_steps: int
+
+
+def defaults_for(settings: Serving, resolution: int) -> Defaults:
+    """The settings where given, else what suits an editor of this resolution (InstructPix2Pix's 7.5, 1.5)."""
+    small = resolution <= SHAPES_RESOLUTION
+    suited = {
+        "guidance_scale": 3.0 if small else 7.5,
+        "image_guidance_scale": 1.4 if small else 1.5,
+        "num_inference_steps": 10 if small else 50,
+    }
+    given = {name: getattr(settings, name) for name in suited if getattr(settings, name) is not None}
+    return Defaults(**suited | given)
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------
+
+
+def fitted_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Width and height at which a picture is edited: sides of whole 64s, the longer near `resolution`.
+
+    InstructPix2Pix's edit_cli.py (method.md 5.2) in whole numbers: the shorter side is rounded up to a
+    multiple of 64, the longer follows the aspect ratio and is rounded down. Below SMALL: `resolution`.
+    """
+    if resolution < SMALL:
+        return resolution, resolution
+    short, long = sorted((width, height))
+    fitted_short = math.ceil(short * resolution / (64 * long)) * 64
+    fitted_long = long * fitted_short // short // 64 * 64
+    return (fitted_long, fitted_short) if width >= height else (fitted_short, fitted_long)
+
+
+def fit(image: bytes, resolution: int) -> bytes:
+    """An uploaded picture -> PNG of `fitted_size`: cropped evenly, or below SMALL stretched to a square."""
+    _check_size(image)
+    pixels = decode(image)
+    height, width = pixels.shape[:2]
+    if resolution < SMALL:
+        return encode(resize(pixels, resolution))
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"the picture is {width} x {height}; its sides may differ {MAX_ASPECT} times at most: crop it")
+    size = fitted_size(width, height, resolution)
+    return encode(np.asarray(ImageOps.fit(Image.fromarray(pixels), size, method=Image.Resampling.LANCZOS)))
+
+
+def _check_size(image: bytes) -> None:
+    """Raise where a picture is too large to decode; its header is read, nothing else."""
+    if len(image) > MAX_UPLOAD_BYTES:
+        raise HTTPException(
+            413, f"the picture has {len(image):,} bytes; at most {MAX_UPLOAD_BYTES:,} are taken: shrink it"
+        )
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return  # `decode` says what is wrong with it
+    if width * height > MAX_PICTURE_PIXELS:
+        raise HTTPException(
+            413,
+            f"the picture is {width} x {height}; at most {MAX_PICTURE_PIXELS:,} pixels are taken: shrink it",
+        )
+
+
+# --- The model --------------------------------------------------------------------------------------------
+
+
+class EditRequest(Section):
+    """A checked request, as it goes to the model: a fitted picture and numbers."""
+
+    image: bytes
+    instruction: str
+    guidance_scale: float
+    image_guidance_scale: float
+    num_inference_steps: int
+    seeds: tuple[int, ...]
+    """One an edit."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request in line; its answer is done once it is given, or once nobody waits for it any more."""
+
+    request: EditRequest
+    size: tuple[int, int]
+    answer: asyncio.Future
+
+
+Denoise = Callable[[list[EditRequest], Callable[[], bool]], list[list[bytes]]]
+
+
+@dataclass
+class EditQueue:
+    """Requests in line for one model: the oldest goes next, with those of its size and step count behind it.
+
+    One batch at a time, in a thread, so that the event loop goes on answering health checks.
+    """
+
+    denoise: Denoise
+    """Requests of one size and step count, and whether to stop -> the edits of each."""
+    max_rows: int = BATCH_ROWS
+    line: list[_Waiting] = field(default_factory=list)
+    worker: asyncio.Task | None = None
+
+    async def edit(self, request: EditRequest) -> list[bytes]:
+        """The edits of a request. Where the caller is cancelled, it leaves the line."""
+        answer = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(request, Image.open(io.BytesIO(request.image)).size, answer)
+        self.line.append(waiting)
+        if self.worker is None or self.worker.done():
+            self.worker = asyncio.create_task(self._work())
+        return await answer  # cancelling the caller cancels the answer
+
+    async def _work(self) -> None:
+        while batch := self._next_batch():
+            await self._answer(batch)
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        requests = [one.request for one in batch]
+
+        def nobody_waits() -> bool:
+            return all(one.answer.done() for one in batch)
+
+        try:
+            edits = await asyncio.to_thread(self.denoise, requests, nobody_waits)
+        except SamplingStopped:
+            return  # every one of them was cancelled
+        except Exception as error:
+            for one in batch:
+                if not one.answer.done():
+                    one.answer.set_exception(error)
+            return
+        for one, own in zip(batch, edits, strict=True):
+            if not one.answer.done():
+                one.answer.set_result(own)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """The oldest request and those like it, at most `max_rows` edits; none where nobody waits."""
+        self.line = [one for one in self.line if not one.answer.done()]
+        batch: list[_Waiting] = []
+        for one in self.line:
+            alike = not batch or _kind(one) == _kind(batch[0])
+            rows = sum(len(other.request.seeds) for other in [*batch, one])
+            if alike and (not batch or rows <= self.max_rows):
+                batch.append(one)
+        self.line = [one for one in self.line if one not in batch]
+        return batch
+
+
+def _kind(waiting: _Waiting) -> tuple:
+    """What requests of one batch have in common."""
+    return waiting.size, waiting.request.num_inference_steps
+
+
+def denoise(editor: Editor, requests: list[EditRequest], should_stop: Callable[[], bool]) -> list[list[bytes]]:
+    """Edits, as PNG, of requests of one size and step count; instructions get the suffix of the card."""
+    rows = [(request, seed) for request in requests for seed in request.seeds]
+    suffix = editor.card.instruction_suffix
+    images = sample(
+        editor,
+        torch.stack([to_tensor(decode(request.image)) for request, _ in rows]),
+        [append_suffix(editor.tokenizer, request.instruction, suffix) for request, _ in rows],
+        guidance_scale=[request.guidance_scale for request, _ in rows],
+        image_guidance_scale=[request.image_guidance_scale for request, _ in rows],
+        num_inference_steps=requests[0].num_inference_steps,
+        seeds=[seed for _, seed in rows],
+        should_stop=should_stop,
+    )
+    edits = iter([encode(to_pixels(image)) for image in images])
+    return [[next(edits) for _ in request.seeds] for request in requests]
+
+
+@serve.deployment
+class EditorModel:
+    """Holds one editor on one device."""
+
+    def __init__(self, folder: str, num_cpus: float) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(max(1, int(num_cpus)))
+        dtype = torch.float32 if device == "cpu" else torch.float16
+        self.editor = Editor.load(fetch_folder(folder)).to(device, dtype)
+        self.broken = ""
+        self.queue = EditQueue(self._denoise)
+
+    def _denoise(self, requests: list[EditRequest], should_stop: Callable[[], bool]) -> list[list[bytes]]:
+        try:
+            return denoise(self.editor, requests, should_stop)
+        except RuntimeError as error:
+            if "CUDA error" in str(error):  # the process cannot use its GPU any more
+                self.broken = str(error)
+            raise
+
+    async def edit(self, request: EditRequest) -> list[bytes]:
+        """One PNG a seed."""
+        return await self.queue.edit(request)
+
+    async def describe(self) -> dict[str, str]:
+        """Where and how it runs."""
+        unet = self.editor.unet
+        return {"device": str(unet.device), "dtype": str(unet.dtype).removeprefix("torch.")}
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica where this raises."""
+        if self.broken:
+            raise RuntimeError(f"the GPU failed: {self.broken}")
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------
+
+
+class Guard:
+    """ASGI middleware: the security headers on every answer, and no body beyond what a picture may have."""
+
+    def __init__(self, inner: Callable) -> None:
+        self.inner = inner
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            await self.inner(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> dict:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MAX_UPLOAD_BYTES + FORM_BYTES:
+                raise HTTPException(
+                    413, f"the request has at least {seen:,} bytes; a picture may have {MAX_UPLOAD_BYTES:,}"
+                )
+            return message
+
+        async def guarded(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await self.inner(scope, counted, guarded)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
+
+
+async def _answer_refused(_: Request, error: HTTPException) -> JSONResponse:
+    return _error(error.status_code, str(error.detail), error.headers)
+
+
+async def _answer_image_error(_: Request, error: ImageError) -> JSONResponse:
+    return _error(400, str(error))
+
+
+async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    """What was seen and what was wanted, a field at a time."""
+    parts = [
+        f"{one['loc'][-1]} is missing"
+        if one["type"] == "missing"
+        else f"{one['loc'][-1]} is {str(one['input'])[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
+        for one in error.errors()
+    ]
+    return _error(400, "; ".join(parts))
+
+
+async def _answer_failure(_: Request, error: Exception) -> JSONResponse:
+    return _error(500, f"the server failed with {type(error).__name__}; its log says more")
+
+
+web = FastAPI(
+    title="hive_ray editor",
+    docs_url=None,  # the pages of /docs and /redoc load scripts from elsewhere
+    redoc_url=None,
+    exception_handlers={
+        HTTPException: _answer_refused,
+        ImageError: _answer_image_error,
+        RequestValidationError: _answer_invalid,
+        Exception: _answer_failure,
+    },
+)
+web.add_middleware(Guard)
+
+Instruction = Annotated[str, Form(min_length=1, max_length=MAX_INSTRUCTION)]
+Scale = Annotated[float | None, Form(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
+Steps = Annotated[int | None, Form(ge=1, le=MAX_STEPS)]
+Seed = Annotated[int | None, Form(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Form(ge=1, le=MAX_EDITS)]
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _example(index: int) -> dict:
+    """A scene of the embedded domain: picture, caption, and instructions that fit it."""
+    rng = np.random.default_rng(seed_for("example", index))
+    description = random_description(rng, num_things=1 + index % 3)
+    return {
+        "image": _base64(encode(draw(place(description, rng)))),
+        "caption": description.caption,
+        "instructions": [edit.instruction for edit in write_edits(description.caption, 3, rng)],
+    }
+
+
+# `serve.ingress` pickles the methods on the spot, so what they call stands above them.
+@serve.deployment
+@serve.ingress(web)
+class EditorPage:
+    """The page and the API: checks, fits, asks the model, and answers."""
+
+    def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, settings: Serving) -> None:
+        self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
+        self.defaults = defaults_for(settings, card.resolution)
+
+    @web.get("/")
+    async def page(self) -> FileResponse:
+        """The page for people."""
+        return FileResponse(WEB / "index.html")
+
+    @web.get("/web/{name}")
+    async def file(self, name: str) -> FileResponse:
+        """What the page loads."""
+        if name not in FILES:
+            raise HTTPException(404, f"there is no {name!r} here; the page has {', '.join(FILES)}")
+        return FileResponse(WEB / name, media_type=FILES[name])
+
+    @web.get("/health")
+    async def health(self) -> dict:
+        """Whether a replica of the model answers."""
+        model = await self._wait(self.model.describe.remote())
+        return {"status": "ok", "editor": self.name, **model}
+
+    @web.get("/editor")
+    async def describe_editor(self) -> dict:
+        """The editor's card, and what requests may hold."""
+        limits = {
+            "image_bytes": MAX_UPLOAD_BYTES,
+            "image_pixels": MAX_PICTURE_PIXELS,
+            "instruction": MAX_INSTRUCTION,
+            "num_inference_steps": MAX_STEPS,
+            "num_edits": MAX_EDITS,
+            "guidance_scale": MAX_SCALE,
+            "seed": MAX_SEED,
+        }
+        return {
+            "editor": self.name,
+            "card": self.card.model_dump(),
+            "defaults": self.defaults.model_dump(),
+            "limits": limits,
+            "fit": "stretch" if self.card.resolution < SMALL else "crop",
+        }
+
+    @web.get("/examples")
+    async def examples(self, count: int = 6) -> list[dict]:
+        """Pictures to try, with instructions: scenes of the embedded domain for editors of its resolution."""
+        if self.card.resolution != SHAPES_RESOLUTION:
+            return []
+        return await asyncio.to_thread(lambda: [_example(index) for index in range(min(max(count, 0), 24))])
+
+    @web.post("/edit")
+    async def edit(
+        self,
+        request: Request,
+        image: Annotated[UploadFile, File()],
+        instruction: Instruction,
+        guidance_scale: Scale = None,
+        image_guidance_scale: Scale = None,
+        num_inference_steps: Steps = None,
+        seed: Seed = None,
+        num_edits: Count = 1,
+    ) -> Response:
+        """The edited picture as PNG; with `Accept: application/json`, one or several as base64 in JSON."""
+        as_json = "application/json" in request.headers.get("accept", "")
+        if num_edits > 1 and not as_json:
+            raise HTTPException(400, f"num_edits is {num_edits}, but a PNG holds one; send Accept: application/json")
+        asked = await self._checked(
+            image, instruction, seed, num_edits, guidance_scale, image_guidance_scale, num_inference_steps
+        )
+        started = time.monotonic()
+        edits = await self._edits(asked)
+        if as_json:
+            pairs = zip(edits, asked.seeds, strict=True)
+            return JSONResponse(
+                {
+                    "edits": [{"image": _base64(edit), "seed": own} for edit, own in pairs],
+                    "instruction": asked.instruction,
+                    "editor": self.name,
+                    **asked.model_dump(include=set(Defaults.model_fields)),
+                    "seconds": round(time.monotonic() - started, 3),
+                }
+            )
+        headers = {"X-Seed": str(asked.seeds[0]), "X-Editor": self.name}
+        return Response(edits[0], media_type="image/png", headers=headers)
+
+    @web.post("/v1/images/edits")
+    async def openai_edits(
+        self,
+        prompt: Instruction,
+        image: Annotated[UploadFile | None, File()] = None,
+        images: Annotated[list[UploadFile] | None, File(alias="image[]")] = None,
+        mask: Annotated[UploadFile | None, File()] = None,
+        n: Count = 1,
+        size: Annotated[str, Form()] = "auto",
+        response_format: Annotated[str, Form()] = "b64_json",
+        guidance_scale: Scale = None,
+        image_guidance_scale: Scale = None,
+        num_inference_steps: Steps = None,
+        seed: Seed = None,
+    ) -> dict:
+        """The same for OpenAI's `client.images.edit`; the last four are this editor's own (`extra_body`)."""
+        given = [one for one in (image, *(images or [])) if one is not None]
+        if len(given) != 1:
+            raise HTTPException(400, f"{len(given)} pictures came as 'image'; this editor takes one")
+        if mask is not None:
+            raise HTTPException(400, "a mask came; this editor edits by instruction alone: leave it out")
+        if size != "auto":
+            raise HTTPException(
+                400, f"size is {size!r}; the editor goes by the picture's own: leave it out or say 'auto'"
+            )
+        if response_format != "b64_json":
+            raise HTTPException(400, f"response_format is {response_format!r}; pictures come as 'b64_json'")
+        asked = await self._checked(
+            given[0], prompt, seed, n, guidance_scale, image_guidance_scale, num_inference_steps
+        )
+        edits = await self._edits(asked)
+        return {"created": int(time.time()), "data": [{"b64_json": _base64(edit)} for edit in edits]}
+
+    async def _checked(
+        self,
+        image: UploadFile,
+        instruction: str,
+        seed: int | None,
+        num_edits: int,
+        guidance_scale: float | None,
+        image_guidance_scale: float | None,
+        num_inference_steps: int | None,
+    ) -> EditRequest:
+        """What goes to the model: defaults filled in, the picture fitted, a seed for each edit."""
+        if not instruction.strip():
+            raise HTTPException(400, "instruction is blank; say what to change, such as 'make the circle blue'")
+        first = secrets.randbelow(MAX_SEED - MAX_EDITS) if seed is None else seed
+        given = {
+            "guidance_scale": guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
+            "num_inference_steps": num_inference_steps,
+        }
+        known = {name: value for name, value in given.items() if value is not None}
+        return EditRequest(
+            image=await asyncio.to_thread(fit, await image.read(), self.card.resolution),
+            instruction=instruction.strip(),
+            seeds=tuple(range(first, first + num_edits)),
+            **self.defaults.model_dump() | known,
+        )
+
+    async def _edits(self, request: EditRequest) -> list[bytes]:
+        return await self._wait(self.model.edit.remote(request))
+
+    async def _wait(self, response: Any) -> Any:
+        """The model's answer; 503 where its line is full; 504, and denoising stopped, where it takes long."""
+        try:
+            return await asyncio.wait_for(response, self.timeout_s)
+        except BackPressureError as error:
+            raise HTTPException(
+                503,
+                f"the editor is busy and its line full; try again in {RETRY_AFTER_S} s",
+                {"Retry-After": str(RETRY_AFTER_S)},
+            ) from error
+        except TimeoutError as error:
+            response.cancel()
+            raise HTTPException(
+                504, f"no edit after {self.timeout_s:g} s; ask for fewer steps or edits, or try again later"
+            ) from error
+
+
+# --- The application --------------------------------------------------------------------------------------
+
+
+def app(settings: Serving) -> Application:
+    """What `serve run serve.editor:app` runs; a folder that is no finished editor is refused before that."""
+    folder = absolute(settings.editor)
+    card = read_card(fetch_folder(folder))
+    num_gpus = settings.num_gpus if settings.num_gpus is not None else float(torch.cuda.is_available())
+    model = EditorModel.options(
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": num_gpus},
+        max_ongoing_requests=settings.max_ongoing,
+        max_queued_requests=settings.max_queued,
+        graceful_shutdown_timeout_s=settings.timeout_s,
+    ).bind(folder, settings.num_cpus)
+    page = EditorPage.options(
+        max_ongoing_requests=4 * (settings.max_ongoing * settings.num_replicas + settings.max_queued),
+        ray_actor_options={"num_cpus": 0},
+    )
+    return page.bind(model, Path(folder).name, card, settings)
