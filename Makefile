@@ -5,13 +5,14 @@ RUN ?= runs/quickstart
 EDITOR_FOLDER ?= $(RUN)/editors/finetuned
 BIN := .venv/bin
 READY := .venv/ready
+WEIGHTS := hive_ray/shapes/weights/editor/card.json
 
 .PHONY: quickstart study serve test lint clean
 
-quickstart: $(READY)
+quickstart: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.pipeline shapes --run $(RUN)
 
-study: $(READY)
+study: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.study
 
 serve: $(READY)
@@ -21,6 +22,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# The models of the embedded domain, made from nothing where they are not shipped.
+$(WEIGHTS): | $(READY)
+	$(BIN)/python -m jobs.pretrain_shapes
 
 clean:
 	rm -rf .venv runs

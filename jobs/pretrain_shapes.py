@@ -4,6 +4,7 @@
 
 The base and the CLIP learn from drawn scenes and their captions. The editor stands for published InstructPix2Pix
 weights: the base, fine-tuned by `train_editor` itself on drawn pairs. The judge only measures the result.
+Started again, it keeps the parts that are whole.
 """
 
 import json
@@ -25,9 +26,8 @@ from hive_ray.images import to_pixels
 from hive_ray.pairs.generation import TextToImage
 from hive_ray.schemas import INSTRUCTIONS, PAIRS
 from hive_ray.seeds import generator_for
-from hive_ray.shapes import pretraining
+from hive_ray.shapes import judge, pretraining
 from hive_ray.shapes.actors import PairPainter, random_captions
-from hive_ray.shapes.judge import adherence
 from jobs import train_editor, write_instructions
 from jobs.run import Run, fingerprint
 
@@ -39,14 +39,14 @@ class Pretraining:
     out: Path = SHAPES_WEIGHTS
     work: Path = Path("runs/pretrain_shapes")
     autoencoder_steps: int = 1700
-    base_steps: int = 1650
-    base_pictures: int = 16_000
-    clip_steps: int = 500
+    base_steps: int = 6000
+    base_pool: int = 4000
+    clip_steps: int = 360
     editor_captions: int = 10_000
     editor_images: int = 80_000
     threads: int = 2
-    parts: tuple[str, ...] = ("autoencoder", "base", "clip", "editor")
-    """Which parts to make; each needs those before it."""
+    rebuild: bool = False
+    """Make again what is there already."""
 
 
 def make_autoencoder(settings: Pretraining) -> None:
@@ -59,11 +59,13 @@ def make_base(settings: Pretraining) -> None:
         base,
         settings.work / "vae",
         num_steps=settings.base_steps,
-        count=settings.base_pictures,
+        pool=settings.base_pool,
         seed=2,
         say=say,
     )
-    say(f"base: caption adherence {measure_adherence(base):.3f} on 500 unseen captions")
+    adherence = measure_adherence(base)
+    say(f"base: caption adherence {adherence:.3f} on 500 unseen captions")
+    (base / "adherence.json").write_text(json.dumps({"captions": 500, "adherence": adherence}))
 
 
 def make_clip(settings: Pretraining) -> None:
@@ -123,25 +125,35 @@ def measure_adherence(base: Path, count: int = 500) -> float:
             words, words, noise, guidance_scale=torch.full((len(words),), 3.5),
             shared_attention=torch.zeros(len(words)), sharing="self", num_inference_steps=16,
         )  # fmt: skip
-        scores += [adherence(to_pixels(image), caption) for image, caption in zip(images, words, strict=True)]
+        scores += [judge.adherence(to_pixels(image), caption) for image, caption in zip(images, words, strict=True)]
     return float(np.mean(scores))
 
 
 PARTS = {"autoencoder": make_autoencoder, "base": make_base, "clip": make_clip, "editor": make_editor}
 
 
+def last_file(part: str, settings: Pretraining) -> Path:
+    """What is written last of a part: where it is, the part is whole."""
+    return {
+        "autoencoder": settings.work / "vae" / "config.json",
+        "base": settings.out / "base" / "adherence.json",
+        "clip": settings.out / "clip" / "tokenizer_config.json",
+        "editor": settings.out / "editor" / "card.json",
+    }[part]
+
+
 def main(settings: Pretraining) -> None:
-    """Make the parts in order; what each took stands in <work>/seconds.json."""
+    """Make the parts in order, each needing those before it; what is whole is kept."""
     torch.set_num_threads(settings.threads)
-    seconds = {}
-    for part in settings.parts:
+    for part, make in PARTS.items():
+        done = last_file(part, settings)
+        if done.exists() and not settings.rebuild:
+            say(f"{part}: kept ({done.parent} is whole)")
+            continue
         start = time.monotonic()
-        if part != "autoencoder":
-            shutil.rmtree(settings.out / part, ignore_errors=True)
-        PARTS[part](settings)
-        seconds[part] = round(time.monotonic() - start)
-        settings.work.mkdir(parents=True, exist_ok=True)
-        (settings.work / "seconds.json").write_text(json.dumps(seconds))
+        shutil.rmtree(done.parent, ignore_errors=True)
+        make(settings)
+        say(f"{part}: made in {(time.monotonic() - start) / 60:.0f} minutes")
 
 
 def say(line: str) -> None:
