@@ -26,7 +26,7 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
     else:
-        ray.init(num_cpus=num_cpus, **settings)
+        ray.init(address="local", num_cpus=num_cpus, **settings)
 
 
 def require(stage: str, resources: Resources) -> None:

@@ -5,6 +5,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -23,15 +25,17 @@ def free_port():
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The dashboard's address of a `ray start --head` cluster, stopped by its own processes' session afterwards."""
+    """The dashboard's address of a `ray start --head` cluster with a folder of its own, stopped afterwards."""
     dashboard, environment = free_port(), os.environ | {"RAY_AUTH_MODE": "disabled"}
+    folder = tempfile.mkdtemp(prefix="ray-job-", dir="/tmp")  # sockets allow no long paths
     head = [RAY, "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
-    head += ["--num-cpus=4", "--include-dashboard=true", "--disable-usage-stats"]
+    head += ["--num-cpus=4", "--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={folder}"]
     with open(tmp_path / "head.log", "w") as log:
         process = subprocess.Popen(head, env=environment, stdout=log, stderr=log, start_new_session=True)
     yield f"http://127.0.0.1:{dashboard}", environment
     process.terminate()
     process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -48,13 +52,12 @@ def checkout(tmp_path):
 @pytest.mark.slow
 def test_a_stage_runs_unchanged_as_a_ray_job(cluster, checkout, tmp_path):
     address, environment = cluster
-    stage = ["python", "-m", "jobs.write_instructions", "shapes", "--run", str(tmp_path / "run")]
+    stage = [sys.executable, "-m", "jobs.write_instructions", "shapes", "--run", str(tmp_path / "run")]
     submit = [RAY, "job", "submit", "--address", address, "--working-dir", str(checkout), "--", *stage]
     submit += ["--instructions.num-captions", "20"]
-    wait = [RAY, "job", "list", "--address", address]
-    for _ in range(60):
-        if subprocess.run(wait, env=environment, capture_output=True).returncode == 0:
-            break
+    ready, deadline = [RAY, "job", "list", "--address", address], time.monotonic() + 120
+    while subprocess.run(ready, env=environment, capture_output=True).returncode and time.monotonic() < deadline:
+        time.sleep(1)
     done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "instructions: 20 rows" in done.stdout

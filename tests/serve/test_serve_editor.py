@@ -257,7 +257,7 @@ def address(folder):
     root, port = str(Path(__file__).parents[2]), free_port()
     settings = Serving(editor=str(folder), num_inference_steps=2, max_ongoing=1, max_queued=1, timeout_s=300)
     try:
-        ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(app(settings))
         yield f"http://127.0.0.1:{port}"
