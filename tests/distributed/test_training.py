@@ -195,7 +195,7 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     train(tmp_path, "worker", flag=str(tmp_path / "flag"), dies_at=9)
     assert (tmp_path / "flag").exists()
 
-    call = f"t.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=0.5)"
+    call = f"t.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=2.0)"
     code = f"import pathlib, test_training as t; t.start_ray(); {call}"
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": cluster}
