@@ -13,7 +13,7 @@ from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
-from hive_ray.evaluation.metrics import compare, summarize, win_rates
+from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
@@ -116,11 +116,6 @@ def _measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: 
         stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor), reward=model_digest(reward)
     )
     return build_table(run.path(table), EVALUATION, made_from, make, on_mismatch=run.on_mismatch)
-
-
-def baseline_of(editors: tuple[str, ...]) -> str:
-    """What the others are compared with: the control if there is one, which was trained as long."""
-    return "control" if "control" in editors else editors[0]
 
 
 def summarise(run: Run) -> dict:

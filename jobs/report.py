@@ -12,7 +12,15 @@ import yaml
 
 from hive_ray import storage
 from hive_ray.distributed.tables import git_commit, read_manifest, read_rows
-from hive_ray.evaluation.metrics import CurvePoint, compare, summarize, trade_off_curve, win_rates
+from hive_ray.evaluation.metrics import (
+    CurvePoint,
+    baseline_of,
+    compare,
+    measured,
+    summarize,
+    trade_off_curve,
+    win_rates,
+)
 from hive_ray.evaluation.report import Example, Finding, Report, Shown
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
@@ -29,7 +37,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
     metrics = metrics if judged else metrics[3:]
     rows = {name: list(read_rows(run.path(f"evaluation/{name}"), EVALUATION)) for name in settings.editors}
     flat = [row for group in rows.values() for row in group]
-    baseline = "control" if "control" in settings.editors else settings.editors[0]
+    baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     differences = compare(flat, baseline, metrics, **options)
     lead, subject = metrics[0], settings.editors[-1]
@@ -76,7 +84,7 @@ def _edits(rows: dict[str, Rows], judged: bool) -> list[Example]:
         shown = [Shown(group[0]["source_image"], "source")]
         for row in group:
             words = f"{row['editor']}: followed {row['followed']:.2f}, preserved {row['preserved']:.2f}"
-            right = row["followed"] >= 0.5 and row["preserved"] >= 0.5 if judged else None
+            right = measured(row, "right") == 1 if judged else None
             shown.append(Shown(row["edited_image"], words if judged else row["editor"], right))
         found.append(Example(group[0]["instruction"], tuple(shown)))
     return found

@@ -140,6 +140,11 @@ def _shared(ours: Mapping[str, float], baseline: Mapping[str, float]) -> list[st
     return shared
 
 
+def baseline_of(editors: tuple[str, ...]) -> str:
+    """What the others are compared with: the control if there is one, which was trained as long."""
+    return "control" if "control" in editors else editors[0]
+
+
 def by_editor(rows: Rows) -> dict[str, Rows]:
     """Rows of each editor, in the order in which editors first appear."""
     groups: dict[str, Rows] = {}
