@@ -11,7 +11,7 @@ from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.reward.rankings import parse_annotations, rankings_from_people
 from hive_ray.schemas import CANDIDATES, RANKINGS, Rows
 from hive_ray.seeds import id_for
-from hive_ray.shapes.judge import SimulatedAnnotator, rank_candidates
+from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
 from jobs.run import Run, fingerprint, main
 
 

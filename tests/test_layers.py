@@ -49,6 +49,15 @@ def test_a_crossing_would_be_seen():
     assert not offences("distributed", "import ray\nfrom hive_ray.schemas import Row")
 
 
+def test_the_answer_key_ranks_and_evaluates_and_nothing_else_sees_it():
+    """No training may see the judge; `pretrain_shapes` measures its base with it."""
+    keys = {"hive_ray.shapes.judge", "hive_ray.shapes.annotator", "hive_ray.shapes.reading"}
+    code = [path for part in ("hive_ray", "jobs", "serve") for path in (ROOT.parent / part).rglob("*.py")]
+    readers = {str(path.relative_to(ROOT.parent)) for path in code if keys & imported_modules(path.read_text())}
+    inside = {"hive_ray/shapes/judge.py", "hive_ray/shapes/annotator.py"}
+    assert readers - inside == {"jobs/collect_rankings.py", "jobs/evaluate_editor.py", "jobs/pretrain_shapes.py"}
+
+
 def test_no_file_is_named_for_nothing():
     names = {path.stem for path in ROOT.rglob("*.py")}
     assert not names & {"utils", "common", "helpers", "misc"}

@@ -6,18 +6,10 @@ from scipy import ndimage
 
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, RANKINGS, to_table
-from hive_ray.shapes.judge import (
-    SimulatedAnnotator,
-    Verdict,
-    adherence,
-    intended_scene,
-    judge,
-    preference,
-    rank_candidates,
-    ranks_of,
-    read_scene,
-)
+from hive_ray.shapes.annotator import SimulatedAnnotator, preference, rank_candidates, ranks_of
+from hive_ray.shapes.judge import Verdict, adherence, intended_scene, judge
 from hive_ray.shapes.language import carry_out, write_edits
+from hive_ray.shapes.reading import read_scene
 from hive_ray.shapes.scenes import (
     BACKGROUNDS,
     Description,
