@@ -5,20 +5,17 @@
     HIVE_RAY_EDITOR=runs/quickstart/editors/finetuned serve run serve.editor:app
     serve run serve.editor:app editor=s3://bucket/run/editors/finetuned num_gpus=1
 
-Two deployments: `EditorPage` checks requests, fits pictures and words errors; `EditorModel` holds the weights
-and denoises together what waits for it. Only encoded pictures and numbers go between them. The suffix in the
+Two deployments: `EditorPage` checks requests, fits pictures and words errors; `EditorModel` (model.py) holds the
+weights and denoises together what waits for it. Only encoded pictures and numbers go between them. The suffix in the
 editor's card is appended to instructions here, so nobody who asks has to know it.
 """
 
 import asyncio
 import base64
-import io
-import math
 import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +24,6 @@ import torch
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from PIL import Image, ImageOps
 from pydantic import Field, model_validator
 from ray import serve
 from ray.serve import Application
@@ -36,19 +32,16 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from hive_ray.config import Section
-from hive_ray.editor.model import Editor, EditorCard, append_suffix, read_card
-from hive_ray.editor.sampling import SamplingStopped, sample
-from hive_ray.images import ImageError, decode, encode, resize, to_pixels, to_tensor
+from hive_ray.editor.model import EditorCard, read_card
+from hive_ray.images import ImageError, encode
 from hive_ray.seeds import seed_for
 from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
 from hive_ray.shapes.scenes import draw, place, random_description
 from hive_ray.storage import absolute, fetch_folder
+from serve.model import BATCH_ROWS, EditorModel, EditRequest
+from serve.pictures import MAX_PICTURE_PIXELS, MAX_UPLOAD_BYTES, SMALL, fit
 
-MAX_UPLOAD_BYTES = 20 * 2**20
-MAX_PICTURE_PIXELS = 40_000_000
-MAX_ASPECT = 4
-"""The longer side of a picture over the shorter one."""
 MAX_STEPS = 200
 MAX_EDITS = 4
 MAX_INSTRUCTION = 1000  # characters
@@ -56,10 +49,6 @@ MAX_SCALE = 30.0
 MAX_SEED = 2**32 - 1  # a whole number in JavaScript, too
 FORM_BYTES = 64 * 1024
 """What a form may hold beside its picture."""
-BATCH_ROWS = 8
-"""Edits that are denoised together."""
-SMALL = 256
-"""Editors of a lower resolution get square pictures, the aspect ratio ignored, as they were trained."""
 RETRY_AFTER_S = 5
 ENVIRONMENT = "HIVE_RAY_"
 WEB = Path(__file__).parent / "web"
@@ -125,198 +114,6 @@ def defaults_for(settings: Serving, resolution: int) -> Defaults:
     }
     given = {name: getattr(settings, name) for name in suited if getattr(settings, name) is not None}
     return Defaults(**suited | given)
-
-
-# --- Pictures ---------------------------------------------------------------------------------------------
-
-
-def fitted_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """Width and height at which a picture is edited: sides of whole 64s, the longer near `resolution`.
-
-    InstructPix2Pix's edit_cli.py (method.md 5.2) in whole numbers: the shorter side is rounded up to a
-    multiple of 64, the longer follows the aspect ratio and is rounded down. Below SMALL: `resolution`.
-    """
-    if resolution < SMALL:
-        return resolution, resolution
-    short, long = sorted((width, height))
-    fitted_short = math.ceil(short * resolution / (64 * long)) * 64
-    fitted_long = long * fitted_short // short // 64 * 64
-    return (fitted_long, fitted_short) if width >= height else (fitted_short, fitted_long)
-
-
-def fit(image: bytes, resolution: int) -> bytes:
-    """An uploaded picture -> PNG of `fitted_size`: cropped evenly, or below SMALL stretched to a square."""
-    _check_size(image)
-    pixels = decode(image)
-    height, width = pixels.shape[:2]
-    if resolution < SMALL:
-        return encode(resize(pixels, resolution))
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"the picture is {width} x {height}; its sides may differ {MAX_ASPECT} times at most: crop it")
-    size = fitted_size(width, height, resolution)
-    return encode(np.asarray(ImageOps.fit(Image.fromarray(pixels), size, method=Image.Resampling.LANCZOS)))
-
-
-def _check_size(image: bytes) -> None:
-    """Raise where a picture is too large to decode; its header is read, nothing else."""
-    if len(image) > MAX_UPLOAD_BYTES:
-        raise HTTPException(
-            413, f"the picture has {len(image):,} bytes; at most {MAX_UPLOAD_BYTES:,} are taken: shrink it"
-        )
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return  # `decode` says what is wrong with it
-    if width * height > MAX_PICTURE_PIXELS:
-        raise HTTPException(
-            413,
-            f"the picture is {width} x {height}; at most {MAX_PICTURE_PIXELS:,} pixels are taken: shrink it",
-        )
-
-
-# --- The model --------------------------------------------------------------------------------------------
-
-
-class EditRequest(Section):
-    """A checked request, as it goes to the model: a fitted picture and numbers."""
-
-    image: bytes
-    instruction: str
-    guidance_scale: float
-    image_guidance_scale: float
-    num_inference_steps: int
-    seeds: tuple[int, ...]
-    """One an edit."""
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """A request in line; its answer is done once it is given, or once nobody waits for it any more."""
-
-    request: EditRequest
-    size: tuple[int, int]
-    answer: asyncio.Future
-
-
-Denoise = Callable[[list[EditRequest], Callable[[], bool]], list[list[bytes]]]
-
-
-@dataclass
-class EditQueue:
-    """Requests in line for one model: the oldest goes next, with those of its size and step count behind it.
-
-    One batch at a time, in a thread, so that the event loop goes on answering health checks.
-    """
-
-    denoise: Denoise
-    """Requests of one size and step count, and whether to stop -> the edits of each."""
-    max_rows: int = BATCH_ROWS
-    line: list[_Waiting] = field(default_factory=list)
-    worker: asyncio.Task | None = None
-
-    async def edit(self, request: EditRequest) -> list[bytes]:
-        """The edits of a request. Where the caller is cancelled, it leaves the line."""
-        answer = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(request, Image.open(io.BytesIO(request.image)).size, answer)
-        self.line.append(waiting)
-        if self.worker is None or self.worker.done():
-            self.worker = asyncio.create_task(self._work())
-        return await answer  # cancelling the caller cancels the answer
-
-    async def _work(self) -> None:
-        while batch := self._next_batch():
-            await self._answer(batch)
-
-    async def _answer(self, batch: list[_Waiting]) -> None:
-        requests = [one.request for one in batch]
-
-        def nobody_waits() -> bool:
-            return all(one.answer.done() for one in batch)
-
-        try:
-            edits = await asyncio.to_thread(self.denoise, requests, nobody_waits)
-        except SamplingStopped:
-            return  # every one of them was cancelled
-        except Exception as error:
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-            return
-        for one, own in zip(batch, edits, strict=True):
-            if not one.answer.done():
-                one.answer.set_result(own)
-
-    def _next_batch(self) -> list[_Waiting]:
-        """The oldest request and those like it, at most `max_rows` edits; none where nobody waits."""
-        self.line = [one for one in self.line if not one.answer.done()]
-        batch: list[_Waiting] = []
-        for one in self.line:
-            alike = not batch or _kind(one) == _kind(batch[0])
-            rows = sum(len(other.request.seeds) for other in [*batch, one])
-            if alike and (not batch or rows <= self.max_rows):
-                batch.append(one)
-        self.line = [one for one in self.line if one not in batch]
-        return batch
-
-
-def _kind(waiting: _Waiting) -> tuple:
-    """What requests of one batch have in common."""
-    return waiting.size, waiting.request.num_inference_steps
-
-
-def denoise(editor: Editor, requests: list[EditRequest], should_stop: Callable[[], bool]) -> list[list[bytes]]:
-    """Edits, as PNG, of requests of one size and step count; instructions get the suffix of the card."""
-    rows = [(request, seed) for request in requests for seed in request.seeds]
-    suffix = editor.card.instruction_suffix
-    images = sample(
-        editor,
-        torch.stack([to_tensor(decode(request.image)) for request, _ in rows]),
-        [append_suffix(editor.tokenizer, request.instruction, suffix) for request, _ in rows],
-        guidance_scale=[request.guidance_scale for request, _ in rows],
-        image_guidance_scale=[request.image_guidance_scale for request, _ in rows],
-        num_inference_steps=requests[0].num_inference_steps,
-        seeds=[seed for _, seed in rows],
-        should_stop=should_stop,
-    )
-    edits = iter([encode(to_pixels(image)) for image in images])
-    return [[next(edits) for _ in request.seeds] for request in requests]
-
-
-@serve.deployment
-class EditorModel:
-    """Holds one editor on one device."""
-
-    def __init__(self, folder: str, num_cpus: float) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(max(1, int(num_cpus)))
-        dtype = torch.float32 if device == "cpu" else torch.float16
-        self.editor = Editor.load(fetch_folder(folder)).to(device, dtype)
-        self.broken = ""
-        self.queue = EditQueue(self._denoise)
-
-    def _denoise(self, requests: list[EditRequest], should_stop: Callable[[], bool]) -> list[list[bytes]]:
-        try:
-            return denoise(self.editor, requests, should_stop)
-        except RuntimeError as error:
-            if "CUDA error" in str(error):  # the process cannot use its GPU any more
-                self.broken = str(error)
-            raise
-
-    async def edit(self, request: EditRequest) -> list[bytes]:
-        """One PNG a seed."""
-        return await self.queue.edit(request)
-
-    async def describe(self) -> dict[str, str]:
-        """Where and how it runs."""
-        unet = self.editor.unet
-        return {"device": str(unet.device), "dtype": str(unet.dtype).removeprefix("torch.")}
-
-    async def check_health(self) -> None:
-        """Serve replaces the replica where this raises."""
-        if self.broken:
-            raise RuntimeError(f"the GPU failed: {self.broken}")
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import SamplingStopped
 from hive_ray.images import ImageError, decode, encode
 from hive_ray.model_folders import ModelFolderError
-from serve.editor import EditQueue, EditRequest, Serving, app, defaults_for, denoise, fit, fitted_size
+from serve.editor import Serving, app, defaults_for
+from serve.model import EditQueue, EditRequest, denoise
+from serve.pictures import fit, fitted_size
 
 SUFFIX = ", image quality is five out of five"
 

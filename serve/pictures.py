@@ -1,0 +1,62 @@
+"""Uploaded pictures -> what the editor takes: checked, decoded, and brought to a size that it was trained for."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+from starlette.exceptions import HTTPException
+
+from hive_ray.images import ImageError, decode, encode, resize
+
+MAX_UPLOAD_BYTES = 20 * 2**20
+MAX_PICTURE_PIXELS = 40_000_000
+MAX_ASPECT = 4
+"""The longer side of a picture over the shorter one."""
+SMALL = 256
+"""Editors of a lower resolution get square pictures, the aspect ratio ignored, as they were trained."""
+
+
+def fitted_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Width and height at which a picture is edited: sides of whole 64s, the longer near `resolution`.
+
+    InstructPix2Pix's edit_cli.py (method.md 5.2) in whole numbers: the shorter side is rounded up to a
+    multiple of 64, the longer follows the aspect ratio and is rounded down. Below SMALL: `resolution`.
+    """
+    if resolution < SMALL:
+        return resolution, resolution
+    short, long = sorted((width, height))
+    fitted_short = math.ceil(short * resolution / (64 * long)) * 64
+    fitted_long = long * fitted_short // short // 64 * 64
+    return (fitted_long, fitted_short) if width >= height else (fitted_short, fitted_long)
+
+
+def fit(image: bytes, resolution: int) -> bytes:
+    """An uploaded picture -> PNG of `fitted_size`: cropped evenly, or below SMALL stretched to a square."""
+    _check_size(image)
+    pixels = decode(image)
+    height, width = pixels.shape[:2]
+    if resolution < SMALL:
+        return encode(resize(pixels, resolution))
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"the picture is {width} x {height}; its sides may differ {MAX_ASPECT} times at most: crop it")
+    size = fitted_size(width, height, resolution)
+    return encode(np.asarray(ImageOps.fit(Image.fromarray(pixels), size, method=Image.Resampling.LANCZOS)))
+
+
+def _check_size(image: bytes) -> None:
+    """Raise where a picture is too large to decode; its header is read, nothing else."""
+    if len(image) > MAX_UPLOAD_BYTES:
+        raise HTTPException(
+            413, f"the picture has {len(image):,} bytes; at most {MAX_UPLOAD_BYTES:,} are taken: shrink it"
+        )
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return  # `decode` says what is wrong with it
+    if width * height > MAX_PICTURE_PIXELS:
+        raise HTTPException(
+            413,
+            f"the picture is {width} x {height}; at most {MAX_PICTURE_PIXELS:,} pixels are taken: shrink it",
+        )
