@@ -1,6 +1,6 @@
 """How good the editors are: every edit of the test split measured, compared, and shown.
 
-prompts, editors, reward -> evaluation/<editor>, curves/<editor> -> summary.json, report.html
+prompts, editors, reward -> evaluation/<editor>, curves/<editor> -> summary.json, report.html, edits.png
 """
 
 import json
@@ -14,7 +14,7 @@ from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
-from hive_ray.evaluation.report import write_report
+from hive_ray.evaluation.report import write_report, write_sheet
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
 from hive_ray.seeds import id_for, seed_for
@@ -95,7 +95,9 @@ def build(run: Run) -> dict:
             _measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     summary = summarise(run)
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
-    storage.write_text(run.path("report.html"), write_report(gather(run, METRICS, TIE_WITHIN)))
+    report = gather(run, METRICS, TIE_WITHIN)
+    storage.write_text(run.path("report.html"), write_report(report))
+    storage.write_bytes(run.path("edits.png"), write_sheet(report.edits))
     print_summary(run, summary)
     return summary
 
@@ -122,10 +124,10 @@ def summarise(run: Run) -> dict:
     """Means with bootstrap intervals by editor, and win rates against the baseline, as plain numbers."""
     settings = run.config.evaluation
     metrics = METRICS if settings.judge != "none" else METRICS[3:]
-    rows = [row for name in settings.editors for row in _without_pictures(run.path(f"evaluation/{name}"))]
+    rows = [row for name in settings.editors for row in without_pictures(run.path(f"evaluation/{name}"))]
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
-    better = "followed" if settings.judge != "none" else "reward"
+    better = "overall" if settings.judge != "none" else "reward"
     return {
         "baseline": baseline,
         "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
@@ -137,7 +139,8 @@ def summarise(run: Run) -> dict:
     }
 
 
-def _without_pictures(table: str) -> Rows:
+def without_pictures(table: str) -> Rows:
+    """What was measured of every edit of an evaluation table."""
     columns = [name for name in EVALUATION.names if not name.endswith("_image") or name == "clip_image"]
     return list(read_rows(table, EVALUATION, columns))
 

@@ -49,7 +49,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
         baseline=baseline,
         win_rates={
             metric: win_rates(flat, baseline, metric, tie_within)
-            for metric in (("followed", "preserved") if judged else ("reward",))
+            for metric in (("overall", "followed", "preserved") if judged else ("reward",))
         },
         curve=_curve(run),
         edits=_edits(rows, judged),

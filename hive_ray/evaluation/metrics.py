@@ -68,9 +68,11 @@ class CurvePoint:
 
 
 def measured(row: Row, metric: str) -> float:
-    """The value of one metric of one edit; `right` is 1 or 0."""
+    """The value of one metric of one edit; `right` is 1 or 0, `overall` the geometric mean of what it derives from."""
     if metric == "right":
         return float(row["followed"] >= RIGHT and row["preserved"] >= RIGHT)
+    if metric == "overall":
+        return float(row["followed"] * row["preserved"]) ** 0.5
     return float(row[metric])
 
 

@@ -89,6 +89,11 @@ def test_an_edit_is_right_when_both_scores_reach_one_half():
     assert values_by_prompt(rows, "right") == {"a": 1.0, "b": 0.0}
 
 
+def test_overall_is_the_geometric_mean_so_that_one_score_cannot_make_up_for_the_other():
+    rows = [edit("a", "sft", followed=1, preserved=0.25), edit("b", "sft", followed=1, preserved=0)]
+    assert values_by_prompt(rows, "overall") == {"a": 0.5, "b": 0.0}
+
+
 def test_a_summary_counts_prompts_and_edits_and_has_every_metric():
     rows = [edit("a", "sft"), edit("a", "sft"), edit("b", "sft", followed=0.0), edit("a", "finetuned")]
     first, second = summarize(rows)
