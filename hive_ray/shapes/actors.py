@@ -7,7 +7,9 @@ from hive_ray.images import encode
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for, split_for
 from hive_ray.shapes.language import carry_out, write_edits
-from hive_ray.shapes.scenes import CaptionError, draw, parse_caption, place, random_description
+from hive_ray.shapes.scenes import CaptionError, Scene, draw, parse_caption, place, random_description
+
+NO_ROOM = "no_room_for_the_edit"
 
 
 def random_captions(count: int, seed: int) -> list[str]:
@@ -50,6 +52,17 @@ class ShapesWriter:
         ]
 
 
+def before_and_after(row: Row, rng: np.random.Generator) -> tuple[Scene, Scene] | None:
+    """A scene of the source caption, placed so that the edit finds room in it, and what the edit makes of it."""
+    source, edited = parse_caption(row["source_caption"]), parse_caption(row["edited_caption"])
+    for _ in range(20):
+        before = place(source, rng)
+        after = carry_out(before, edited, rng)
+        if after is not None:
+            return before, after
+    return None
+
+
 class ScenePainter:
     """Held-out instructions -> prompts, their source picture drawn by this domain instead of a model."""
 
@@ -57,11 +70,13 @@ class ScenePainter:
         self.settings = settings
 
     def __call__(self, rows: Rows) -> Rows:
-        return [prompt_row(row, self._painted(row["instruction_id"], row["source_caption"])) for row in rows]
+        return [self._painted(row) for row in rows]
 
-    def _painted(self, instruction_id: str, caption: str) -> bytes:
-        rng = np.random.default_rng(seed_for(self.settings.seed, instruction_id, "prompt"))
-        return encode(draw(place(parse_caption(caption), rng)))
+    def _painted(self, row: Row) -> Row:
+        scenes = before_and_after(
+            row, np.random.default_rng(seed_for(self.settings.seed, row["instruction_id"], "prompt"))
+        )
+        return prompt_row(row, encode(draw(scenes[0]))) if scenes else {"dropped": NO_ROOM}
 
 
 class PairPainter:
@@ -75,18 +90,16 @@ class PairPainter:
 
     def _painted(self, row: Row) -> Row:
         seed = seed_for(self.settings.seed, row["instruction_id"], "painted")
-        rng = np.random.default_rng(seed)
-        scene = place(parse_caption(row["source_caption"]), rng)
-        edited = carry_out(scene, parse_caption(row["edited_caption"]), rng)
-        if edited is None:
-            return {"dropped": "no_room_for_the_edit"}
+        scenes = before_and_after(row, np.random.default_rng(seed))
+        if scenes is None:
+            return {"dropped": NO_ROOM}
         kept = ("instruction_id", "instruction", "source_caption", "edited_caption", "split")
         unmeasured = ("clip_image", "clip_source_text", "clip_edited_text", "clip_direction")
         return {
             "pair_id": id_for(row["instruction_id"], seed),
             **{name: row[name] for name in kept},
-            "source_image": encode(draw(scene)),
-            "edited_image": encode(draw(edited)),
+            "source_image": encode(draw(scenes[0])),
+            "edited_image": encode(draw(scenes[1])),
             "weight": 1.0,
             "seed": seed,
             "shared_attention": 0.0,
