@@ -17,17 +17,15 @@ from jobs import (
 )
 from jobs.run import Run, main
 
-STAGES = (
+TO_REWARD = (
     write_instructions.build,
     make_pairs.build,
     train_editor.build,
     sample_candidates.build,
     collect_rankings.build,
     train_reward.build,
-    score_pairs.build,
-    train_editor.finetune,
-    evaluate_editor.build,
 )
+STAGES = (*TO_REWARD, score_pairs.build, train_editor.finetune, evaluate_editor.build)
 
 
 def build(run: Run) -> None:

@@ -1,31 +1,28 @@
-"""What feedback adds: every arm, three seeds, from the text-to-image base alone, written to docs/study.md.
+"""What feedback adds: every arm, three seeds, written to docs/study.md with a figure.
 
-sft       fine-tuned on pairs
+sft       fine-tuned on pairs, from the shipped editor or (`--start base`) from the text-to-image base alone
 control   sft, trained on the same pairs for as many images as the arms below see
 conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import tyro
 
 from hive_ray import storage
 from hive_ray.config import SHAPES_WEIGHTS, Config, shapes
 from hive_ray.distributed.cluster import start_ray
-from jobs import (
-    collect_rankings,
-    evaluate_editor,
-    make_pairs,
-    sample_candidates,
-    score_pairs,
-    train_editor,
-    train_reward,
-    write_instructions,
-)
+from hive_ray.distributed.tables import read_rows
+from hive_ray.evaluation.charts import line_chart
+from hive_ray.evaluation.metrics import compare, summarize, trade_off_curve, win_rates
+from hive_ray.schemas import EVALUATION
+from jobs import evaluate_editor, pipeline, score_pairs, train_editor
+from jobs.evaluate_editor import METRICS
 from jobs.run import Run
 
 ARMS = ("sft", "control", "conditional", "weighted")
@@ -33,28 +30,31 @@ ARMS = ("sft", "control", "conditional", "weighted")
 
 @dataclass(frozen=True)
 class Study:
-    """How long the study is; the defaults take about an hour on two cores for each seed."""
+    """How long the study is; what is not given is the quickstart's."""
 
     run: str = "runs/study"
     seeds: tuple[int, ...] = (0, 1, 2)
-    num_captions: int = 3000
-    sft_images: int = 60_000
-    finetune_images: int = 20_000
+    start: Literal["editor", "base"] = "editor"
+    """Where supervised fine-tuning starts; the base has never seen a source picture and needs many more images."""
+    num_captions: int | None = None
+    sft_images: int | None = None
+    finetune_images: int | None = None
+    """Rows that the control and both arms see."""
     out: Path = Path("docs/study.md")
 
 
 def configured(study: Study, seed: int) -> Config:
-    """The shapes preset from the base alone, with another seed in every stage that draws."""
+    """The shapes preset with the study's sizes, and another seed in every stage that draws."""
     preset = shapes()
-    sft, finetune = preset.editor.sft, preset.editor.finetune
+    captions = study.num_captions or preset.instructions.num_captions
+    sft, finetune = (
+        training.model_copy(update={"seed": seed, "total_images": images or training.total_images})
+        for training, images in ((preset.editor.sft, study.sft_images), (preset.editor.finetune, study.finetune_images))
+    )
     changes = {
-        "instructions": {"seed": seed, "num_captions": study.num_captions},
+        "instructions": {"seed": seed, "num_captions": captions},
         "pairs": {"seed": seed},
-        "editor": {
-            "start": str(SHAPES_WEIGHTS / "base"),
-            "sft": sft.model_copy(update={"seed": seed, "total_images": study.sft_images, "learning_rate": 1e-3}),
-            "finetune": finetune.model_copy(update={"seed": seed, "total_images": study.finetune_images}),
-        },
+        "editor": {"start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune},
         "candidates": {"seed": seed},
         "rankings": {"seed": seed},
         "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},
@@ -66,8 +66,8 @@ def configured(study: Study, seed: int) -> Config:
 
 def run_seed(run: Run) -> dict:
     """Every arm of one seed; the summary of its evaluation."""
-    for stage in (write_instructions, make_pairs, train_editor, sample_candidates, collect_rankings, train_reward):
-        stage.build(run)
+    for stage in pipeline.TO_REWARD:
+        stage(run)
     for shaping in ("conditional", "weighted"):
         score_pairs.build(run, shaping)
     for arm in ARMS[1:]:
@@ -75,38 +75,67 @@ def run_seed(run: Run) -> dict:
     return evaluate_editor.build(run)
 
 
-def table(summaries: list[dict]) -> str:
-    """Markdown: each arm's mean over seeds by metric, with the least and greatest seed, and the mean win rates."""
-    metrics = list(summaries[0]["editors"][0]["metrics"])
-    lines = [f"| editor | {' | '.join(metrics)} |", f"|---|{'---|' * len(metrics)}"]
-    for index, arm in enumerate(ARMS):
-        cells = []
-        for metric in metrics:
-            values = [summary["editors"][index]["metrics"][metric]["value"] for summary in summaries]
-            cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    lines += ["", "| against control | win | tie | loss |", "|---|---|---|---|"]
-    for arm in (arm for arm in ARMS if arm != "control"):
-        rates = [summary["win_rates"][arm] for summary in summaries]
-        means = [np.mean([rate[name] for rate in rates]) for name in ("win", "tie", "loss")]
-        lines.append(f"| {arm} | {' | '.join(f'{mean:.1%}' for mean in means)} |")
+def findings(runs: list[Run], summaries: list[dict]) -> str:
+    """Markdown: every arm over all seeds' prompts with intervals, each seed alone, and win rates against control."""
+    rows = [
+        row for run in runs for name in ARMS for row in evaluate_editor.without_pictures(run.path(f"evaluation/{name}"))
+    ]
+    gaps = compare(rows, "control", METRICS)
+    lines = [_line(["editor", *METRICS, "right, seed by seed"]), _line(["---"] * (len(METRICS) + 2))]
+    for arm in summarize(rows, METRICS):
+        cells = [f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in arm.metrics.values()]
+        seeds = [_of(summary, arm.editor)["metrics"]["right"]["value"] for summary in summaries]
+        lines.append(_line([arm.editor, *cells, ", ".join(f"{value:.3f}" for value in seeds)]))
+    lines += ["", _line(["minus control", *METRICS]), _line(["---"] * (len(METRICS) + 1))]
+    for name, gap in gaps.items():
+        cells = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in gap.values()]
+        lines.append(_line([name, *cells]))
+    lines += ["", _line(["against control", "win", "tie", "loss"]), _line(["---"] * 4)]
+    for name, rate in win_rates(rows, "control", "overall", evaluate_editor.TIE_WITHIN).items():
+        lines.append(_line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
+    accuracies = [json.loads(storage.read_text(run.path("reward/card.json")))["held_out"] for run in runs]
+    lines += ["", "Reward model, preferences of held-out rankings ordered as the annotator did, seed by seed: "
+              + ", ".join(f"{one['reward/accuracy']:.3f}" for one in accuracies) + "."]  # fmt: skip
     return "\n".join(lines)
 
 
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _of(summary: dict, editor: str) -> dict:
+    return next(one for one in summary["editors"] if one["editor"] == editor)
+
+
+def curve(runs: list[Run]) -> str:
+    """The trade-off of every arm over all seeds, as SVG."""
+    columns = ["editor", "image_guidance_scale", "clip_direction", "clip_image"]
+    tables = [run.path(f"curves/{name}") for run in runs for name in ARMS]
+    points = trade_off_curve([row for table in tables for row in read_rows(table, EVALUATION, columns)])
+    lines = {name: [(one.clip_direction, one.clip_image) for one in points if one.editor == name] for name in ARMS}
+    return line_chart(lines, across="CLIP direction", upwards="CLIP image", dots=True)
+
+
 def main(study: Study) -> None:
-    """Run every seed (finished parts are kept) and write the table."""
+    """Run every seed (finished parts are kept), and write the tables and the figure."""
     start_ray()
-    started, summaries = time.monotonic(), []
-    for seed in study.seeds:
-        root = storage.join(storage.absolute(study.run), f"seed{seed}")
-        summaries.append(run_seed(Run(root, configured(study, seed), "rebuild")))
+    started = time.monotonic()
+    runs = [
+        Run(storage.join(storage.absolute(study.run), f"seed{seed}"), configured(study, seed), "rebuild")
+        for seed in study.seeds
+    ]
+    summaries = [run_seed(run) for run in runs]
     minutes = (time.monotonic() - started) / 60
+    picture = study.out.with_suffix(".svg")
     text = (
-        f"# Study\n\nMade by `make study`: seeds {', '.join(map(str, study.seeds))}, {minutes:.0f} minutes."
-        f" Mean over seeds, least and greatest seed in brackets.\n\n{table(summaries)}\n\n"
+        f"# Study\n\nMade by `make study` from the shipped {study.start}: seeds {', '.join(map(str, study.seeds))}, "
+        f"{minutes:.0f} minutes on {os.cpu_count()} cores. Means over the prompts of all seeds, with 95 % bootstrap "
+        f"intervals by prompt.\n\n{findings(runs, summaries)}\n\n"
+        f"CLIP image against CLIP direction at image guidance scales 1.0 to 2.2:\n\n![]({picture.name})\n\n"
         f"Settings: `{json.dumps({key: value for key, value in vars(study).items() if key != 'out'})}`\n"
     )
     study.out.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_text(curve(runs))
     study.out.write_text(text)
     print(text)
 
