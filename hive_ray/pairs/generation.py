@@ -3,6 +3,7 @@
 n pairs in one call, C h w latent channels, height and width
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,7 +50,14 @@ class TextToImage:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
     @torch.inference_mode()
-    def draw(
+    def draw(self, captions: list[str], noise: Tensor, *, guidance_scale: Tensor, num_inference_steps: int) -> Tensor:
+        """Pictures (n, 3, H, W) in -1..1 of captions from noise (n, C, h, w); guidance_scale (n,)."""
+        states = self._states(["", *captions])
+        context = torch.cat([states[:1].expand(len(noise), -1, -1), states[1:]])
+        return self._denoise(noise, context, guidance_scale, num_inference_steps, lambda progress: None)
+
+    @torch.inference_mode()
+    def draw_pairs(
         self,
         source_captions: list[str],
         edited_captions: list[str],
@@ -64,29 +72,50 @@ class TextToImage:
 
         guidance_scale, shared_attention: (n,); step i of N shares while shared_attention > i / (N - 1).
         """
-        n, device, dtype = len(noise), self.device, self.unet.dtype
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        source, edited, empty = (self.tokens(texts) for texts in (source_captions, edited_captions, [""]))
-        alignment = torch.tensor([align_tokens(a, b) for a, b in zip(source.tolist(), edited.tolist(), strict=True)])
-        states = self.text_encoder(torch.cat([empty, source, edited]).to(device)).last_hidden_state
+        n = len(noise)
+        source, edited = (self.tokens(texts) for texts in (source_captions, edited_captions))
+        alignment = [align_tokens(a, b) for a, b in zip(source.tolist(), edited.tolist(), strict=True)]
+        aligned = torch.tensor(alignment, device=self.device)
+
+        def shared(progress: float) -> SharedAttention:
+            shares = (shared_attention > progress).to(self.device)
+            crosses = shares if sharing == "cross_and_self" else None
+            return SharedAttention(self_attention=shares, cross_attention=crosses, alignment=aligned)
+
+        states = self._states(["", *source_captions, *edited_captions])
         context = torch.cat([states[:1].expand(2 * n, -1, -1), states[1:]])
-        latents = (torch.cat([noise, noise]) * scheduler.init_noise_sigma).to(device, dtype)
-        scale = torch.cat([guidance_scale, guidance_scale]).view(-1, 1, 1, 1).to(device, dtype)
+        images = self._denoise(
+            torch.cat([noise, noise]), context, torch.cat([guidance_scale] * 2), num_inference_steps, shared
+        )
+        return images[:n], images[n:]
+
+    def _states(self, texts: list[str]) -> Tensor:
+        return self.text_encoder(self.tokens(texts).to(self.device)).last_hidden_state
+
+    def _denoise(
+        self,
+        noise: Tensor,
+        context: Tensor,
+        guidance_scale: Tensor,
+        num_inference_steps: int,
+        shared: Callable[[float], SharedAttention | None],
+    ) -> Tensor:
+        """Pictures (m, 3, H, W) on the CPU; context (2 m, T, D), the unconditional half first.
+
+        `shared` is asked before each step, with the share of the steps that are done, 0..1.
+        """
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        latents = (noise * scheduler.init_noise_sigma).to(self.device, self.unet.dtype)
+        scale = guidance_scale.view(-1, 1, 1, 1).to(self.device, self.unet.dtype)
         for step, timestep in enumerate(scheduler.timesteps):
-            shares = (shared_attention > step / max(1, num_inference_steps - 1)).to(device)
-            self.holder.shared = SharedAttention(
-                self_attention=shares,
-                cross_attention=shares if sharing == "cross_and_self" else None,
-                alignment=alignment.to(device),
-            )
+            self.holder.shared = shared(step / max(1, num_inference_steps - 1))
             inputs = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
             unconditional, conditional = self.unet(inputs, timestep, context).sample.chunk(2)
             guided = unconditional + scale * (conditional - unconditional)
             latents = scheduler.step(guided, timestep, latents).prev_sample
         self.holder.shared = None
-        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().cpu()
-        return images[:n], images[n:]
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().cpu()
 
 
 class PairGenerator:
@@ -121,7 +150,7 @@ class PairGenerator:
         scales = _between(settings.guidance_scale, [one[1] for one in drawn])
         source_captions = [row["source_caption"] for row, _ in samples]
         edited_captions = [row["edited_caption"] for row, _ in samples]
-        sources, edits = self.model.draw(
+        sources, edits = self.model.draw_pairs(
             source_captions,
             edited_captions,
             self.model.noise(generators, settings.resolution),
@@ -163,13 +192,10 @@ class SourceGenerator:
         generators = [
             torch.Generator().manual_seed(seed_for(settings.seed, row["instruction_id"], "prompt")) for row in rows
         ]
-        images, _ = self.model.draw(
-            captions,
+        images = self.model.draw(
             captions,
             self.model.noise(generators, settings.resolution),
             guidance_scale=torch.full((len(rows),), sum(settings.guidance_scale) / 2),
-            shared_attention=torch.zeros(len(rows)),
-            sharing="self",
             num_inference_steps=settings.num_inference_steps,
         )
         return [prompt_row(row, encode(to_pixels(image))) for row, image in zip(rows, images, strict=True)]
