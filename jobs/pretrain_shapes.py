@@ -1,8 +1,8 @@
 """How hive_ray/shapes/weights came to be, again from nothing and with fixed seeds.
 
-    scenes -> base (autoencoder, text encoder, U-Net), clip, editor
+    scenes -> base (autoencoder, text encoder, U-Net), clip, blip, editor
 
-The base and the CLIP learn from drawn scenes and their captions. The editor stands for published InstructPix2Pix
+The base, the CLIP and the BLIP learn from drawn scenes and their words. The editor stands for published InstructPix2Pix
 weights: the base, fine-tuned by `train_editor` itself on drawn pairs. The judge only measures the result.
 Started again, it keeps the parts that are whole.
 """
@@ -28,6 +28,7 @@ from hive_ray.schemas import INSTRUCTIONS, PAIRS
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge, pretraining
 from hive_ray.shapes.actors import PairPainter, random_captions
+from hive_ray.shapes.pretraining import TextToImageModel
 from jobs import train_editor, write_instructions
 from jobs.run import Run, fingerprint
 
@@ -38,12 +39,13 @@ class Pretraining:
 
     out: Path = SHAPES_WEIGHTS
     work: Path = Path("runs/pretrain_shapes")
-    autoencoder_steps: int = 1700
-    base_steps: int = 6000
-    base_pool: int = 4000
+    autoencoder_steps: int = 4000
+    base_steps: tuple[int, ...] = (4500, 3000)
+    base_pool: int = 6000
     clip_steps: int = 360
-    editor_captions: int = 10_000
-    editor_images: int = 80_000
+    blip_steps: int = 400
+    editor_captions: int = 12_000
+    editor_images: int = 120_000
     threads: int = 2
     rebuild: bool = False
     """Make again what is there already."""
@@ -54,15 +56,15 @@ def make_autoencoder(settings: Pretraining) -> None:
 
 
 def make_base(settings: Pretraining) -> None:
+    """One cosine after the other, each from what the last one saved."""
     base = settings.out / "base"
-    pretraining.train_text_to_image(
-        base,
-        settings.work / "vae",
-        num_steps=settings.base_steps,
-        pool=settings.base_pool,
-        seed=2,
-        say=say,
-    )
+    model = TextToImageModel.from_nothing(settings.work / "vae", seed=2)
+    for cycle, num_steps in enumerate(settings.base_steps):
+        pretraining.train_text_to_image(
+            model, base, num_steps=num_steps, single_things=0.0 if cycle else 0.2, pool=settings.base_pool,
+            seed=2 + 100 * cycle, say=say,
+        )  # fmt: skip
+        model = TextToImageModel.load(base)
     adherence = measure_adherence(base)
     say(f"base: caption adherence {adherence:.3f} on 500 unseen captions")
     (base / "adherence.json").write_text(json.dumps({"captions": 500, "adherence": adherence}))
@@ -71,6 +73,11 @@ def make_base(settings: Pretraining) -> None:
 def make_clip(settings: Pretraining) -> None:
     tokenizer = settings.out / "base" / "tokenizer"
     pretraining.train_clip(settings.out / "clip", tokenizer, num_steps=settings.clip_steps, seed=3, say=say)
+
+
+def make_blip(settings: Pretraining) -> None:
+    tokenizer = settings.out / "base" / "tokenizer"
+    pretraining.train_blip(settings.out / "blip", tokenizer, num_steps=settings.blip_steps, seed=5, say=say)
 
 
 def make_editor(settings: Pretraining) -> None:
@@ -90,7 +97,7 @@ def editor_config(settings: Pretraining) -> Config:
     config = shapes()
     sft = config.editor.sft.model_copy(
         update={"total_images": settings.editor_images, "checkpoint_images": 20_000, "learning_rate": 1e-3,
-                "ema_decay": 0.998}
+                "batch_size": 32, "micro_batch_size": 16, "ema_decay": 0.999}
     )  # fmt: skip
     instructions = config.instructions.model_copy(
         update={"num_captions": settings.editor_captions, "rank_rate": 0.0, "test_rate": 0.0, "seed": 4}
@@ -121,15 +128,19 @@ def measure_adherence(base: Path, count: int = 500) -> float:
     for start in range(0, count, 50):
         words = captions[start : start + 50]
         noise = model.noise([generator_for("adherence", caption) for caption in words], resolution=64)
-        images, _ = model.draw(
-            words, words, noise, guidance_scale=torch.full((len(words),), 3.5),
-            shared_attention=torch.zeros(len(words)), sharing="self", num_inference_steps=16,
-        )  # fmt: skip
+        scale = torch.full((len(words),), 3.5)
+        images = model.draw(words, noise, guidance_scale=scale, num_inference_steps=16)
         scores += [judge.adherence(to_pixels(image), caption) for image, caption in zip(images, words, strict=True)]
     return float(np.mean(scores))
 
 
-PARTS = {"autoencoder": make_autoencoder, "base": make_base, "clip": make_clip, "editor": make_editor}
+PARTS = {
+    "autoencoder": make_autoencoder,
+    "base": make_base,
+    "clip": make_clip,
+    "blip": make_blip,
+    "editor": make_editor,
+}
 
 
 def last_file(part: str, settings: Pretraining) -> Path:
@@ -138,6 +149,7 @@ def last_file(part: str, settings: Pretraining) -> Path:
         "autoencoder": settings.work / "vae" / "config.json",
         "base": settings.out / "base" / "adherence.json",
         "clip": settings.out / "clip" / "tokenizer_config.json",
+        "blip": settings.out / "blip" / "tokenizer_config.json",
         "editor": settings.out / "editor" / "card.json",
     }[part]
 

@@ -1,6 +1,5 @@
 """Models of real shapes at toy widths, with random weights and nothing downloaded, for all tests."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +11,9 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from hive_ray.shapes.pretraining import train_tokenizer
 
 MAX_TOKENS = 77
 WORDS = "a an and the of , in to on make it add remove turn into photo picture red blue green sky sea cat dog hat"
@@ -64,19 +64,7 @@ def tiny_clip(folder: Path) -> Path:
 
 def tiny_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer with a token for each of a few words; others fall to letters."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
-    )
-    bpe.train_from_iterator([WORDS, QUALITY] * 3, trainer)
-    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return train_tokenizer([WORDS, QUALITY], MAX_TOKENS)
 
 
 def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -7,7 +7,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,10 +22,18 @@ from PIL import Image, ImageFilter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 from hive_ray.shapes.language import all_words, carry_out, write_edits
-from hive_ray.shapes.scenes import draw, place, random_description
+from hive_ray.shapes.scenes import COLOURS, SHAPES, Scene, draw, place, random_description
 from hive_ray.similarity import preprocess
 
 Say = Callable[[str], None]
@@ -34,12 +45,11 @@ QUALITIES = ("one", "two", "three", "four", "five")
 QUALITY_PHRASE = "image quality is {level} out of five"
 
 
-def scenes(seed: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Endless (picture, caption): uint8 (64, 64, 3) and its words, the same for the same seed."""
+def crowded_scenes(seed: int) -> Iterator[np.ndarray]:
+    """Endless pictures uint8 (64, 64, 3), the same for the same seed; most hold three things, for more to learn."""
     rng = np.random.default_rng(seed)
     while True:
-        scene = place(random_description(rng), rng)
-        yield draw(scene), scene.description.caption
+        yield draw(place(random_description(rng, int(rng.choice([1, 2, 3], p=[0.1, 0.3, 0.6]))), rng))
 
 
 def to_batch(pictures: list[np.ndarray]) -> Tensor:
@@ -125,13 +135,16 @@ def carry_colours(model: AutoencoderKL) -> None:
     model.quant_conv.bias[latents:] = -8
 
 
-def train_autoencoder(folder: Path, *, num_steps: int, seed: int, say: Say) -> None:
-    """An AutoencoderKL from 64x64x3 to 16x16x4, saved at `folder`; its scaling factor gives latents unit variance."""
-    torch.manual_seed(seed)
+def autoencoder() -> AutoencoderKL:
+    """An untrained AutoencoderKL from 64x64x3 to 8x8x4 that begins as block averages.
+
+    At 8x8 what a thing is makes a large share of the latents; at 16x16 they are little else than its colours, and a
+    U-Net of the same size learned no shapes from them.
+    """
     model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 48, 64),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=1,
@@ -139,40 +152,51 @@ def train_autoencoder(folder: Path, *, num_steps: int, seed: int, say: Say) -> N
         sample_size=64,
     ).to(memory_format=torch.channels_last)
     carry_colours(model)
-    source = scenes(seed)
+    return model
+
+
+def train_autoencoder(folder: Path, *, num_steps: int, seed: int, say: Say) -> None:
+    """The autoencoder, saved at `folder`; its scaling factor gives latents unit variance."""
+    torch.manual_seed(seed)
+    model, source = autoencoder(), crowded_scenes(seed)
 
     def loss_of(step: int) -> Tensor:
-        images = to_batch([next(source)[0] for _ in range(8)])
+        images = to_batch([next(source) for _ in range(8)])
         posterior = model.encode(images).latent_dist
         error = model.decode(posterior.sample()).sample - images
         return error.abs().mean() + error.square().mean() + 1e-6 * posterior.kl().mean()
 
-    train_steps("autoencoder", list(model.parameters()), loss_of, num_steps=num_steps, lr=6e-4, say=say)
+    train_steps("autoencoder", list(model.parameters()), loss_of, num_steps=num_steps, lr=1e-3, say=say)
     with torch.no_grad():
-        images = to_batch([next(source)[0] for _ in range(256)])
+        images = to_batch([next(source) for _ in range(256)])
         latents = model.encode(images).latent_dist.mean
         say(f"autoencoder: reconstruction error {F.mse_loss(model.decode(latents).sample, images):.5f} (-1..1)")
         model.register_to_config(scaling_factor=float(1 / latents.std()))
     model.half().save_pretrained(folder, safe_serialization=True)
 
 
-def train_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of every word of this domain; other words fall to letters."""
+def shapes_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer with a token for every word of this domain."""
     phrases = [QUALITY_PHRASE.format(level=level) for level in QUALITIES]
-    corpus = [*all_words(), *phrases, "the a an and, of . left right middle move please object picture"] * 3
+    more = "the a an and, of . left right middle move please object picture"
+    return train_tokenizer([*all_words(), *phrases, more], MAX_TOKENS)
+
+
+def train_tokenizer(corpus: list[str], max_tokens: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges make one token of every word of the corpus; other words fall to letters."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=letters)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
     )
-    state = json.loads(bpe.to_str())["model"]
-    merges = [tuple(merge) for merge in state["merges"]]
+    bpe.train_from_iterator(corpus * 3, trainer)  # a pair of letters must come twice to be merged
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
 
 
 def degrade(picture: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
@@ -191,9 +215,11 @@ def degrade(picture: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 
 def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[np.ndarray, str]:
     """A picture and its words: captions for the most part, and instructions and quality phrases, so that the text
-    encoder knows their words before any editor is trained."""
+    encoder knows their words before any editor is trained. `num_things` None draws one to three, crowded ones more
+    often than users write them, since they are harder."""
+    num_things = num_things or int(rng.choice([1, 2, 3], p=[0.25, 0.4, 0.35]))
     description = random_description(rng, num_things)
-    kind = rng.choice(["caption", "instruction", "both", "quality"], p=[0.72, 0.1, 0.08, 0.1])
+    kind = rng.choice(["caption", "instruction", "both", "quality"], p=[0.8, 0.06, 0.06, 0.08])
     if kind == "caption":
         return draw(place(description, rng)), description.caption
     if kind == "quality":
@@ -210,28 +236,28 @@ class Pool:
 
     def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, size: int, rng: np.random.Generator) -> None:
         self.vae, self.tokenizer, self.size, self.rng, self.oldest = vae, tokenizer, size, rng, 0
-        self.latents = torch.empty(size, 4, 16, 16)
+        self.latents = torch.empty(size, 4, 8, 8)
         self.tokens = torch.empty(size, MAX_TOKENS, dtype=torch.long)
 
-    @torch.no_grad()
     def renew(self, count: int, num_things: int | None) -> None:
         """Put `count` new pictures in place of the oldest; `num_things` None draws one to three."""
         pictures, texts = zip(*(picture_and_text(self.rng, num_things) for _ in range(count)), strict=True)
         places = torch.arange(self.oldest, self.oldest + count) % self.size
         self.oldest += count
-        self.latents[places] = self.vae.encode(to_batch(list(pictures))).latent_dist.mean
-        self.latents[places] *= self.vae.config.scaling_factor
-        words = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        self.tokens[places] = words.input_ids
+        self.latents[places], self.tokens[places] = self.encoded(list(pictures), list(texts))
+
+    @torch.no_grad()
+    def encoded(self, pictures: list[np.ndarray], texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Scaled latents (N, 4, 8, 8) and token ids (N, MAX_TOKENS)."""
+        latents = self.vae.encode(to_batch(pictures)).latent_dist.mean * self.vae.config.scaling_factor
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return latents, tokens
 
 
 def thing_weight(latents: Tensor) -> Tensor:
-    """Loss weight (B, 1, h, w) of latents (B, C, h, w): ten times as much where a thing is as on plain background.
-
-    Things cover a tenth of a picture; with equal weights, 100,000 pictures taught the backgrounds and no thing.
-    """
+    """Loss weight (B, 1, h, w) of latents (B, C, h, w): five times as much where a thing is as on plain background."""
     ground = latents.flatten(2).median(-1).values[..., None, None]
-    return 0.3 + 3.0 * ((latents - ground).abs().amax(1, keepdim=True) > 0.35).float()
+    return 0.4 + 1.6 * ((latents - ground).abs().amax(1, keepdim=True) > 0.35).float()
 
 
 @torch.no_grad()
@@ -246,62 +272,142 @@ def silence_branches(unet: UNet2DConditionModel) -> None:
     unet.conv_out.bias.zero_()
 
 
-def train_text_to_image(folder: Path, vae_folder: Path, *, num_steps: int, pool: int, seed: int, say: Say) -> None:
+@dataclass
+class TextToImageModel:
+    """What is trained together: a U-Net and its text encoder; and what stays: autoencoder, tokenizer, schedule."""
+
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+    @classmethod
+    def from_nothing(cls, vae_folder: Path, seed: int) -> "TextToImageModel":
+        """Untrained, around a trained autoencoder."""
+        torch.manual_seed(seed)
+        tokenizer = shapes_tokenizer()
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+                num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=128,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+            cross_attention_dim=128, attention_head_dim=4, norm_num_groups=4,
+        ).to(memory_format=torch.channels_last)  # fmt: skip
+        silence_branches(unet)
+        scheduler = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=True, steps_offset=1, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        )  # fmt: skip
+        vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)
+        return cls(vae, tokenizer, text_encoder, unet, scheduler)
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextToImageModel":
+        """What `save` wrote, in fp32."""
+        parts = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).components
+        parts["unet"].to(memory_format=torch.channels_last)
+        return cls(**{name.name: parts[name.name] for name in fields(cls)})
+
+    def error(self, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Squared error of the predicted velocity, times the thing weight; (B, C, h, w)."""
+        noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        predicted = self.unet(noisy, timesteps, self.text_encoder(tokens).last_hidden_state).sample
+        return thing_weight(latents) * (predicted - self.scheduler.get_velocity(latents, noise, timesteps)).square()
+
+    def save(self, folder: Path) -> None:
+        """As a StableDiffusionPipeline in half precision; the model itself stays as it is."""
+        half = {
+            name: deepcopy(getattr(self, name)).to(torch.float16).to(memory_format=torch.contiguous_format)
+            for name in ("vae", "text_encoder", "unet")
+        }
+        StableDiffusionPipeline(
+            **half, tokenizer=self.tokenizer, scheduler=self.scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+
+
+class WordGaps:
+    """How much the loss rises with a wrong colour or a wrong shape in the caption: 0 where words teach nothing."""
+
+    def __init__(self, pool: Pool, count: int, rng: np.random.Generator) -> None:
+        descriptions = [random_description(rng) for _ in range(count)]
+        pictures = [draw(place(description, rng)) for description in descriptions]
+        texts = [description.caption for description in descriptions]
+        self.latents, self.right = pool.encoded(pictures, texts)
+        self.wrong = {
+            "colour": pool.encoded(pictures, [with_next_words(text, tuple(COLOURS)) for text in texts])[1],
+            "shape": pool.encoded(pictures, [with_next_words(text, SHAPES) for text in texts])[1],
+        }
+
+    @torch.no_grad()
+    def measure(self, model: TextToImageModel) -> str:
+        words = []
+        for timestep in (900, 700, 500):
+            noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
+            times = torch.full((len(self.latents),), timestep)
+            right = model.error(self.latents, noise, times, self.right).mean()
+            gaps = [
+                f"{name} {float(model.error(self.latents, noise, times, wrong).mean() / right - 1):+.1%}"
+                for name, wrong in self.wrong.items()
+            ]
+            words.append(f"t={timestep} {', '.join(gaps)}")
+        return "; ".join(words)
+
+
+def with_next_words(text: str, words: tuple[str, ...]) -> str:
+    """The text with every one of `words` replaced by the next of them."""
+    following = dict(zip(words, (*words[1:], words[0]), strict=True))
+    return " ".join(
+        following.get(word.rstrip(","), word.rstrip(",")) + "," * word.endswith(",") for word in text.split()
+    )
+
+
+def train_text_to_image(
+    model: TextToImageModel, folder: Path, *, num_steps: int, single_things: float, pool: int, seed: int, say: Say
+) -> None:
     """A v-prediction U-Net and its text encoder, trained together; saved at `folder` as a StableDiffusionPipeline.
 
-    The first third of the steps sees single things only, which binds words to colours and shapes sooner. Timesteps
-    lean towards noise, where it is decided what there is: t = 999 (1 - u^1.5) for uniform u.
+    For the share `single_things` of the steps it sees single things only, which binds words to colours and shapes
+    sooner. Called again on what it saved, it goes on with a second cosine (warm restart).
     """
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)
-    tokenizer = train_tokenizer()
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=128,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=4,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
-    silence_branches(unet)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        steps_offset=1, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
-    )  # fmt: skip
-    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
-    pictures = Pool(vae, tokenizer, pool, rng)
+    empty = model.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    pictures = Pool(model.vae, model.tokenizer, pool, rng)
+    gaps = WordGaps(pictures, 128, np.random.default_rng(seed + 1))
     for _ in range(0, pool, 50):
-        pictures.renew(50, 1)
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
+        pictures.renew(50, 1 if single_things else None)
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
     ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
     def loss_of(step: int) -> Tensor:
         if step:
             ema.step(parameters)
-        pictures.renew(8, 1 if step < num_steps / 3 else None)
+        if step and step % 500 == 0:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            say(f"text to image: what wrong words cost: {gaps.measure(model)}")
+            model.save(folder)
+            ema.restore(parameters)
+        pictures.renew(8, 1 if step < single_things * num_steps else None)
         rows = torch.from_numpy(rng.integers(0, pool, 64))
         latents = pictures.latents[rows]
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = (999 * (1 - torch.rand(64, generator=generator) ** 1.5)).long()
+        timesteps = torch.randint(0, 1000, (64,), generator=generator)
         words = torch.where(torch.rand(64, 1, generator=generator) < 0.1, empty, pictures.tokens[rows])
-        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        predicted = unet(noisy, timesteps, text_encoder(words).last_hidden_state).sample
-        error = predicted - scheduler.get_velocity(latents, noise, timesteps)
-        return (thing_weight(latents) * error.square()).mean()
+        return model.error(latents, noise, timesteps, words).mean()
 
     train_steps("text to image", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
     ema.copy_to(parameters)
-    StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    ).to(torch.float16).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+    model.save(folder)
 
 
 def train_clip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: int, say: Say) -> None:
@@ -318,9 +424,10 @@ def train_clip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: in
     model = CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=64))
 
     def loss_of(step: int) -> Tensor:
-        pictures, captions = zip(*(one for _ in range(32) for one in scene_and_twin(rng)), strict=True)
-        pixels = torch.stack([preprocess(soften(picture, rng), 64) for picture in pictures])
-        tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
+        scenes = [scene for _ in range(32) for scene in scene_and_twin(rng).scenes]
+        pixels = torch.stack([preprocess(soften(draw(scene), rng), 64) for scene in scenes])
+        captions = [scene.description.caption for scene in scenes]
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return model(input_ids=tokens.input_ids, pixel_values=pixels, return_loss=True).loss
 
     train_steps("clip", list(model.parameters()), loss_of, num_steps=num_steps, lr=1e-3, say=say)
@@ -328,14 +435,65 @@ def train_clip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: in
     tokenizer.save_pretrained(folder)
 
 
-def scene_and_twin(rng: np.random.Generator) -> list[tuple[np.ndarray, str]]:
-    """(picture, caption) of a random scene and of what an edit makes of it."""
+def train_blip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: int, say: Say) -> None:
+    """A BlipForImageTextRetrieval for the reward model to start from, as Salesforce's BLIP is for photographs.
+
+    Its matching head learns which texts fit a picture: of a scene and its edited twin, the caption of each, the
+    instruction (which fits the twin) and its inverse (which fits the scene).
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    tower = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
+    text = dict(
+        vocab_size=len(tokenizer), encoder_hidden_size=128, max_position_embeddings=MAX_TOKENS,
+        bos_token_id=None, eos_token_id=None, sep_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    vision = dict(image_size=64, patch_size=8, initializer_range=0.02)
+    model = BlipForImageTextRetrieval(
+        BlipConfig(text_config=tower | text, vision_config=tower | vision, image_text_hidden_size=64)
+    )
+
+    def loss_of(step: int) -> Tensor:
+        twins = [scene_and_twin(rng) for _ in range(16)]
+        pixels = torch.stack([preprocess(soften(draw(one), rng), 64) for twin in twins for one in twin.scenes])
+        texts = [words for twin in twins for words in twin.texts]
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state.unflatten(0, (16, 2))
+        seen = seen.repeat_interleave(4, 0).flatten(0, 1)  # (16 twins x 4 texts x 2 pictures, N, D)
+        read = model.text_encoder(
+            input_ids=tokens.input_ids.repeat_interleave(2, 0),
+            attention_mask=tokens.attention_mask.repeat_interleave(2, 0),
+            encoder_hidden_states=seen,
+        ).last_hidden_state[:, 0]
+        fits = torch.tensor(Twin.FITS).flatten().repeat(16)
+        return F.cross_entropy(model.itm_head(read), fits)
+
+    train_steps("blip", list(model.parameters()), loss_of, num_steps=num_steps, lr=5e-4, say=say)
+    model.half().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A random scene and what an edit makes of it, and four texts about them."""
+
+    FITS: ClassVar = ((1, 0), (0, 1), (0, 1), (1, 0))
+    """Whether each text is true of (scene, edited scene)."""
+
+    scenes: tuple[Scene, Scene]
+    texts: tuple[str, str, str, str]
+    """Caption, edited caption, instruction, inverse instruction."""
+
+
+def scene_and_twin(rng: np.random.Generator) -> Twin:
     while True:
         scene = place(random_description(rng), rng)
         edit = write_edits(scene.description.caption, 1, rng)[0]
         edited = carry_out(scene, edit.edited, rng)
         if edited is not None:
-            return [(draw(one), one.description.caption) for one in (scene, edited)]
+            captions = (scene.description.caption, edit.edited.caption)
+            return Twin((scene, edited), (*captions, edit.instruction, edit.inverse_instruction))
 
 
 def soften(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
