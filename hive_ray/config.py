@@ -242,17 +242,18 @@ class Config(Section):
 def shapes() -> Config:
     """Every stage on two CPU cores in a few minutes, on the embedded shapes domain."""
     one_core = dict(num_gpus=0, num_cpus=1, num_actors=2)
-    base, clip = str(SHAPES_WEIGHTS / "base"), str(SHAPES_WEIGHTS / "clip")
+    base, clip, blip = (str(SHAPES_WEIGHTS / name) for name in ("base", "clip", "blip"))
     workers = Resources(num_gpus=0, num_cpus=1, num_actors=2)
     sft = Training(
-        total_images=6_400, batch_size=64, micro_batch_size=32, learning_rate=1e-3, schedule="cosine",
+        total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=3e-4, schedule="cosine",
         warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, workers=workers,
     )  # fmt: skip
     return Config(
         instructions=Instructions(num_captions=700, rank_rate=0.15, test_rate=0.3),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=2, keep_per_instruction=1,
-            num_inference_steps=10, guidance_scale=(3.0, 4.0), sharing="cross_and_self", prompts="shapes",
+            num_inference_steps=10, guidance_scale=(3.0, 4.0), shared_attention=(0.5, 1.0), sharing="cross_and_self",
+            prompts="shapes",
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
@@ -265,7 +266,7 @@ def shapes() -> Config:
         ),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
-            start="shapes", tokenizer=base, resolution=64, max_tokens=32,
+            start=blip, tokenizer=blip, resolution=64, max_tokens=32,
             training=Training(
                 total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-4, schedule="cosine",
                 warmup_images=160, ema_decay=0.0, checkpoint_images=1_600, workers=workers,

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from hive_ray import storage
 from hive_ray.config import Evaluation
-from hive_ray.distributed.checkpoints import model_digest
 from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows

@@ -43,7 +43,7 @@ class Pretraining:
     base_steps: tuple[int, ...] = (4500, 3000)
     base_pool: int = 6000
     clip_steps: int = 360
-    blip_steps: int = 400
+    blip_steps: int = 1500
     editor_captions: int = 12_000
     editor_images: int = 120_000
     threads: int = 2

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from hive_ray import storage
 from hive_ray.config import PRESETS, Config, Section
-from hive_ray.distributed.checkpoints import model_digest
 from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import OnMismatch
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 

@@ -3,8 +3,8 @@
 prompts, editors/sft -> candidates
 """
 
-from hive_ray.distributed.checkpoints import model_digest
 from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.editor.sampling import EditSampler
 from hive_ray.schemas import CANDIDATES, PROMPTS

@@ -6,8 +6,8 @@ pairs, reward -> rewards -> scored_pairs
 import numpy as np
 
 from hive_ray.config import Resources, Scoring
-from hive_ray.distributed.checkpoints import model_digest
 from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.reward.model import RewardScorer

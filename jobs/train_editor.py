@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hive_ray import config, storage
-from hive_ray.distributed.checkpoints import Metrics, model_digest
+from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.editor.model import Editor, EditorCard

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.distributed.checkpoints import Metrics, model_digest
+from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import read_rows, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.reward.model import RewardModel

@@ -11,6 +11,20 @@ from hive_ray.config import Resources
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALES = "HIVE_RAY_AUTOSCALES"
 """Set to 1 where the cluster can add nodes and `ray up` did not make it (KubeRay)."""
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a training worker twice
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
+
+
+def quiet() -> None:
+    """Hush this process's libraries; some read their environment when they are imported, so before that."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def start_ray(*, num_cpus: int | None = None) -> None:
@@ -18,11 +32,10 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local cluster would else write ~/.ray/auth_token
+    quiet()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    settings = {
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
-    }
+    told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
+    settings = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": told}}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
     else:

@@ -5,6 +5,7 @@ actor to the table's files. Batch size, number of actors and restarts change nei
 """
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class MapTable:
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
         context.execution_no_progress_timeout_s = -1  # a wait for new nodes may be long
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # build_table says what there is to say
         mapped = ray.data.from_items(
             [{"shard": number} for number in shards], override_num_blocks=len(shards)
         ).map_batches(

@@ -21,18 +21,19 @@ import deepspeed
 import ray.train
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor, nn
 
 from hive_ray import storage
 from hive_ray.config import Training
-from hive_ray.distributed.checkpoints import Average, Metrics, build_model, consolidated_state, store_model
 from hive_ray.distributed.cluster import require
+from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.progress import Progress
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.distributed.weights import Average, consolidated_state
 from hive_ray.schemas import Rows
 from hive_ray.seeds import generator_for, id_for, seed_for
 
@@ -123,6 +124,7 @@ def _run_workers(told: _Run, folder: str) -> None:
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     failed = trainer.fit().return_value
@@ -160,6 +162,7 @@ def deepspeed_config(settings: Training) -> dict[str, Any]:
 def _train(config: dict[str, Any]) -> str:
     """One worker's run. Returns why it failed for good, or an empty string."""
     told: _Run = config["told"]
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it says every report of every rank
     started = time.monotonic()
     loop = _Loop(told, ray.train.get_context())
     try:

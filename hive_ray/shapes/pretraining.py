@@ -41,6 +41,9 @@ Say = Callable[[str], None]
 MAX_TOKENS = 32
 """Longest text of this domain, start and end included; the longest wording with the quality phrase is 28."""
 
+BLIP_TEMPERATURE = 0.07
+"""Where CLIP and BLIP start theirs."""
+
 QUALITIES = ("one", "two", "three", "four", "five")
 QUALITY_PHRASE = "image quality is {level} out of five"
 
@@ -438,8 +441,9 @@ def train_clip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: in
 def train_blip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: int, say: Say) -> None:
     """A BlipForImageTextRetrieval for the reward model to start from, as Salesforce's BLIP is for photographs.
 
-    Its matching head learns which texts fit a picture: of a scene and its edited twin, the caption of each, the
-    instruction (which fits the twin) and its inverse (which fits the scene).
+    Two of BLIP's three losses (Li et al. 2022): captions and pictures are told apart by their features alone, and a
+    matching head reads a text over a picture's tokens. Of a scene and its edited twin it reads the caption of each,
+    the instruction (which fits the twin) and its inverse (which fits the scene).
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -453,21 +457,27 @@ def train_blip(folder: Path, tokenizer_folder: Path, *, num_steps: int, seed: in
     model = BlipForImageTextRetrieval(
         BlipConfig(text_config=tower | text, vision_config=tower | vision, image_text_hidden_size=64)
     )
+    fits = torch.tensor(Twin.FITS).flatten().repeat(16)
+    own = torch.arange(32)
 
     def loss_of(step: int) -> Tensor:
         twins = [scene_and_twin(rng) for _ in range(16)]
         pixels = torch.stack([preprocess(soften(draw(one), rng), 64) for twin in twins for one in twin.scenes])
-        texts = [words for twin in twins for words in twin.texts]
-        tokens = tokenizer(texts, padding=True, return_tensors="pt")
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state.unflatten(0, (16, 2))
-        seen = seen.repeat_interleave(4, 0).flatten(0, 1)  # (16 twins x 4 texts x 2 pictures, N, D)
+        tokens = tokenizer([words for twin in twins for words in twin.texts], padding=True, return_tensors="pt")
+        ids, mask = tokens.input_ids, tokens.attention_mask
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        # Texts 0 and 1 of each four are the captions.
+        captions = [part.unflatten(0, (16, 4))[:, :2].flatten(0, 1) for part in (ids, mask)]
+        said = model.text_encoder(input_ids=captions[0], attention_mask=captions[1]).last_hidden_state[:, 0]
+        pictures, words = (F.normalize(part, dim=-1) for part in (model.vision_proj(seen[:, 0]), model.text_proj(said)))
+        alike = pictures @ words.T / BLIP_TEMPERATURE
         read = model.text_encoder(
-            input_ids=tokens.input_ids.repeat_interleave(2, 0),
-            attention_mask=tokens.attention_mask.repeat_interleave(2, 0),
-            encoder_hidden_states=seen,
-        ).last_hidden_state[:, 0]
-        fits = torch.tensor(Twin.FITS).flatten().repeat(16)
-        return F.cross_entropy(model.itm_head(read), fits)
+            input_ids=ids.repeat_interleave(2, 0),
+            attention_mask=mask.repeat_interleave(2, 0),
+            encoder_hidden_states=seen.unflatten(0, (16, 2)).repeat_interleave(4, 0).flatten(0, 1),
+        ).last_hidden_state[:, 0]  # (16 twins x 4 texts x 2 pictures, D)
+        contrast = (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
+        return contrast + F.cross_entropy(model.itm_head(read), fits)
 
     train_steps("blip", list(model.parameters()), loss_of, num_steps=num_steps, lr=5e-4, say=say)
     model.half().save_pretrained(folder, safe_serialization=True)

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from hive_ray.config import Resources, Training
 from hive_ray.distributed import tables
-from hive_ray.distributed.checkpoints import Average, build_model, store_model
 from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.training import fit, learning_rate
+from hive_ray.distributed.weights import Average
 from hive_ray.schemas import Rows
 from hive_ray.seeds import generator_for
 
