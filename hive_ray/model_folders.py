@@ -30,3 +30,11 @@ def check_parts(model: str | Path, parts: tuple[str, ...] = STABLE_DIFFUSION_PAR
 
 def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def forget_origin(folder: str | Path) -> None:
+    """Take out of a diffusers folder where its parts were loaded from: no path of one machine goes to another."""
+    for path in Path(folder).glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

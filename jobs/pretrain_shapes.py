@@ -40,7 +40,7 @@ class Pretraining:
     out: Path = SHAPES_WEIGHTS
     work: Path = Path("runs/pretrain_shapes")
     autoencoder_steps: int = 4000
-    base_steps: tuple[int, ...] = (4500, 3000)
+    base_steps: tuple[int, ...] = (4500, 2000)
     base_pool: int = 6000
     clip_steps: int = 360
     blip_steps: int = 1500

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hive_ray.config import Section
-from hive_ray.model_folders import ModelFolderError, check_parts
+from hive_ray.model_folders import ModelFolderError, check_parts, forget_origin
 from hive_ray.seeds import generator_for
 
 FORMAT_VERSION = 1
@@ -118,6 +118,7 @@ class Editor:
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(folder, safe_serialization=True)
+        forget_origin(folder)
         card = card.model_copy(update={"prediction_type": self.scheduler.config.prediction_type})
         (folder / "card.json").write_text(card.model_dump_json(indent=2) + "\n")
 

@@ -32,6 +32,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from hive_ray.model_folders import forget_origin
 from hive_ray.shapes.language import all_words, carry_out, write_edits
 from hive_ray.shapes.scenes import COLOURS, SHAPES, Scene, draw, place, random_description
 from hive_ray.similarity import preprocess
@@ -335,6 +336,7 @@ class TextToImageModel:
             **half, tokenizer=self.tokenizer, scheduler=self.scheduler, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+        forget_origin(folder)
 
 
 class WordGaps:

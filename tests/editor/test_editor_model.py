@@ -99,6 +99,12 @@ def test_what_is_saved_is_loaded_in_fp32_with_its_card_and_opens_in_diffusers(ed
     assert len(pipeline("red", images[0] / 2 + 0.5, num_inference_steps=1).images) == 1
 
 
+def test_a_saved_folder_does_not_say_where_its_start_lay(editor, tmp_path):
+    editor.save(tmp_path / "one", editor.card)
+    Editor.load(tmp_path / "one").save(tmp_path / "two", editor.card)
+    assert not [path for path in (tmp_path / "two").rglob("*.json") if str(tmp_path) in path.read_text()]
+
+
 def test_a_saved_folder_holds_safetensors_and_no_pickle(editor, tmp_path):
     editor.save(tmp_path / "sft", editor.card)
     names = {path.suffix for path in (tmp_path / "sft").rglob("*") if path.is_file()}

@@ -1,0 +1,81 @@
+"""What is shipped does what the README says of it; the thresholds lie well below what was measured there."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from hive_ray.config import SHAPES_WEIGHTS
+from hive_ray.editor.model import Editor
+from hive_ray.editor.sampling import sample
+from hive_ray.images import to_pixels, to_tensor
+from hive_ray.pairs.generation import TextToImage
+from hive_ray.seeds import generator_for
+from hive_ray.shapes.actors import before_and_after, random_captions
+from hive_ray.shapes.judge import adherence, judge
+from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.pretraining import crowded_scenes, to_batch
+from hive_ray.shapes.scenes import draw
+from hive_ray.similarity import Similarity
+
+
+def test_the_base_and_the_clip_take_at_most_30_megabytes():
+    files = [path for part in ("base", "clip") for path in (SHAPES_WEIGHTS / part).rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 30_000_000
+
+
+def test_diffusers_opens_the_base():
+    assert StableDiffusionPipeline.from_pretrained(SHAPES_WEIGHTS / "base").unet.config.in_channels == 4
+
+
+def test_the_autoencoder_reconstructs():
+    vae = AutoencoderKL.from_pretrained(SHAPES_WEIGHTS / "base", subfolder="vae", torch_dtype=torch.float32)
+    pictures = crowded_scenes(99)
+    images = to_batch([next(pictures) for _ in range(16)])
+    with torch.no_grad():
+        error = (vae.decode(vae.encode(images).latent_dist.mean).sample - images).square().mean()
+    assert error < 0.004
+
+
+def test_the_base_draws_what_captions_say():
+    model, captions = TextToImage(SHAPES_WEIGHTS / "base"), random_captions(48, seed=7)
+    noise = model.noise([generator_for("weights", caption) for caption in captions], resolution=64)
+    images = model.draw(captions, noise, guidance_scale=torch.full((48,), 3.5), num_inference_steps=12)
+    scores = [adherence(to_pixels(image), caption) for image, caption in zip(images, captions, strict=True)]
+    assert np.mean(scores) > 0.2
+
+
+def test_the_clip_tells_a_scene_from_its_edited_twin():
+    similarity, rng = Similarity(str(SHAPES_WEIGHTS / "clip")), np.random.default_rng(8)
+    found = [asked(rng, caption) for caption in random_captions(32, seed=8)]
+    sources, edits = [[scenes[side] for _, scenes in found] for side in (0, 1)]
+    measured = similarity.measure(
+        [draw(one) for one in sources], [draw(one) for one in edits],
+        [one.description.caption for one in sources], [one.description.caption for one in edits],
+    )  # fmt: skip
+    assert np.mean([float(value) for value in measured["clip_direction"]]) > 0.5
+
+
+@pytest.mark.parametrize(("kind", "share"), [("recolour", 0.6), ("background", 0.5)])
+def test_the_editor_edits(kind, share):
+    editor, rng = Editor.load(SHAPES_WEIGHTS / "editor"), np.random.default_rng(9)
+    found = [one for caption in random_captions(150, seed=9) if (one := asked(rng, caption))[0].kind == kind][:16]
+    edits = sample(
+        editor, torch.stack([to_tensor(draw(scenes[0])) for _, scenes in found]),
+        [edit.instruction for edit, _ in found], guidance_scale=3.0, image_guidance_scale=1.4,
+        num_inference_steps=8, seeds=range(16),
+    )  # fmt: skip
+    right = [
+        judge(draw(before), to_pixels(edited), before.description.caption, after.description.caption).right
+        for (_, (before, after)), edited in zip(found, edits, strict=True)
+    ]
+    assert np.mean(right) >= share
+
+
+def asked(rng, caption):
+    """An edit of a caption, and the scenes before and after it."""
+    while True:
+        edit = write_edits(caption, 1, rng)[0]
+        scenes = before_and_after({"source_caption": caption, "edited_caption": edit.edited.caption}, rng)
+        if scenes:
+            return edit, scenes
