@@ -162,7 +162,7 @@ def deepspeed_config(settings: Training) -> dict[str, Any]:
 def _train(config: dict[str, Any]) -> str:
     """One worker's run. Returns why it failed for good, or an empty string."""
     told: _Run = config["told"]
-    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it says every report of every rank
+    logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     started = time.monotonic()
     loop = _Loop(told, ray.train.get_context())
     try:
