@@ -22,7 +22,7 @@ def test_settings_are_frozen():
 
 def test_a_batch_that_the_workers_cannot_share_is_refused():
     with pytest.raises(ValidationError, match=r"batch_size is 48, which is not a multiple of .* = 64"):
-        Training(**shapes().editor.sft.model_dump() | {"batch_size": 48})
+        Training(**shapes().editor.sft.model_dump() | {"batch_size": 48, "micro_batch_size": 32})  # two workers
 
 
 def test_a_span_has_its_least_first():
