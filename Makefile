@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 WEIGHTS := hive_ray/shapes/weights/editor/card.json
 
-.PHONY: quickstart study serve test lint clean
+.PHONY: quickstart study serve test clean
 
 quickstart: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.pipeline shapes --run $(RUN)

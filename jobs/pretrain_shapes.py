@@ -58,13 +58,12 @@ def make_autoencoder(settings: Pretraining) -> None:
 def make_base(settings: Pretraining) -> None:
     """One cosine after the other, each from what the last one saved."""
     base = settings.out / "base"
-    model = TextToImageModel.from_nothing(settings.work / "vae", seed=2)
     for cycle, num_steps in enumerate(settings.base_steps):
+        model = TextToImageModel.load(base) if cycle else TextToImageModel.from_nothing(settings.work / "vae", seed=2)
         pretraining.train_text_to_image(
             model, base, num_steps=num_steps, single_things=0.0 if cycle else 0.2, pool=settings.base_pool,
             seed=2 + 100 * cycle, say=say,
         )  # fmt: skip
-        model = TextToImageModel.load(base)
     adherence = measure_adherence(base)
     say(f"base: caption adherence {adherence:.3f} on 500 unseen captions")
     (base / "adherence.json").write_text(json.dumps({"captions": 500, "adherence": adherence}))

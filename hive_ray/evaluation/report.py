@@ -26,6 +26,8 @@ METRIC_WORDS = {
     "clip_direction": "CLIP direction",
     "reward": "reward",
 }
+MARKS = {None: "", True: "\u2713", False: "\u2717"}
+"""What an edit that is right, or wrong, is marked with, on the page and on the sheet."""
 SHARES = ("followed", "preserved", "right", "overall")  # shown in per cent
 
 
@@ -111,12 +113,14 @@ def write_report(report: Report) -> str:
 
 def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
     """The first examples as one PNG, to look at or to paste somewhere."""
-    marks = {None: "", True: " \u2713", False: " \u2717"}
     return picture_grid(
         [
             (
                 example.instruction,
-                [(decode(one.image), one.words.partition(":")[0] + marks[one.right]) for one in example.shown],
+                [
+                    (decode(one.image), f"{one.words.partition(':')[0]} {MARKS[one.right]}".strip())
+                    for one in example.shown
+                ],
             )
             for example in examples[:most]
         ]
@@ -245,7 +249,7 @@ def _examples(examples: Sequence[Example]) -> str:
 
 def _figure(shown: Shown, instruction: str) -> str:
     mark = {None: "", True: " right", False: " wrong"}[shown.right]
-    words = {None: "", True: "\u2713 ", False: "\u2717 "}[shown.right] + shown.words
+    words = f"{MARKS[shown.right]} {shown.words}".strip()
     kind = "jpeg" if shown.image[:2] == b"\xff\xd8" else "webp" if shown.image[8:12] == b"WEBP" else "png"
     address = f"data:image/{kind};base64,{base64.b64encode(shown.image).decode()}"
     alt = escape(f"{shown.words.splitlines()[0] if shown.words else 'picture'}: {instruction}", quote=True)
