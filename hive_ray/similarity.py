@@ -16,6 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from hive_ray.images import decode
 from hive_ray.model_folders import ModelFolderError
+from hive_ray.storage import fetch_model
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -58,6 +59,7 @@ class Similarity:
     """A CLIP model: pictures and texts -> unit features."""
 
     def __init__(self, clip: str | Path, device: str | torch.device = "cpu") -> None:
+        clip = fetch_model(clip)
         _check_folder(Path(clip))
         self.device = torch.device(device)
         self.model = CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True).to(self.device).eval()

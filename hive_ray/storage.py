@@ -138,6 +138,11 @@ def fetch_folder(path: str) -> Path:
     return target
 
 
+def fetch_model(model: str | Path) -> str | Path:
+    """A model to load: the local copy of an s3:// folder; a local folder or a hub name as it is."""
+    return fetch_folder(model) if isinstance(model, str) and model.startswith(S3) else model
+
+
 def cache_folder() -> Path:
     """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray."""
     return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray")

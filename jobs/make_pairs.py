@@ -9,6 +9,7 @@ from hive_ray.model_folders import check_parts
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter
+from hive_ray.storage import fetch_model
 from jobs.run import Run, fingerprint, main
 
 PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
@@ -16,7 +17,7 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 
 def build(run: Run) -> Manifest:
     settings, instructions = run.config.pairs, run.path("instructions")
-    check_parts(settings.base)
+    check_parts(fetch_model(settings.base))
     made_from = fingerprint(settings, "base", "clip", instructions=table_digest(instructions))
     generation = settings.resources.model_copy(update={"batch_size": _rows_at_a_time(settings)})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hive_ray import config, storage
+from hive_ray import config
 from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import select, table_digest
 from hive_ray.distributed.training import fit
@@ -42,7 +42,7 @@ class EditorTraining(EditorObjective):
     """The editor's objective, with the card of what it will have become."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
-        model = Editor.build(storage.fetch_folder(start) if "://" in start else start)
+        model = Editor.build(start)
         super().__init__(model, editor)
         self.card = model.card.model_copy(
             update={"resolution": editor.resolution, "instruction_suffix": suffix, "training_table": table}

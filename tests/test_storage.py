@@ -100,3 +100,14 @@ def test_local_paths_become_absolute_and_addresses_stay(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("runs/one/") == str(Path(tmp_path) / "runs" / "one")
     assert storage.absolute("s3://bucket/runs/") == "s3://bucket/runs"
+
+
+def test_a_model_is_fetched_from_its_address_and_a_hub_name_is_left_alone(root, tmp_path):
+    storage.write_text(str(tmp_path / "model" / "unet" / "config.json"), "{}")
+    storage.write_text(str(tmp_path / "model" / "card.json"), "{}")
+    address = storage.join(root, "editors", "sft")
+    storage.store_folder(tmp_path / "model", address)
+
+    folder = Path(storage.fetch_model(address))
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json")) == ["card.json", "unet/config.json"]
+    assert storage.fetch_model("owner/name") == "owner/name"

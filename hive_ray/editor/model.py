@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from hive_ray.config import Section
 from hive_ray.model_folders import ModelFolderError, check_parts, forget_origin
 from hive_ray.seeds import generator_for
+from hive_ray.storage import fetch_model
 
 FORMAT_VERSION = 1
 VAE_PIXELS = 2**21
@@ -78,7 +79,8 @@ class Editor:
 
     @classmethod
     def build(cls, start: str | Path, bias: Literal["copy", "diffusers_legacy"] = "copy") -> "Editor":
-        """An editor from a text-to-image model (its U-Net widened) or from an editor, folder or hub name."""
+        """An editor from a text-to-image model (its U-Net widened) or from an editor: folder, s3:// or hub name."""
+        named, start = start, fetch_model(start)
         parts = _load_parts(start)
         unet, vae = parts["unet"], parts["vae"]
         seen, channels = unet.config.in_channels, vae.config.latent_channels
@@ -90,11 +92,12 @@ class Editor:
                 f" a text-to-image model ({channels} input channels) or an editor ({2 * channels})"
             )
         has_card = (Path(start) / "card.json").is_file()
-        return cls(**parts, card=read_card(start) if has_card else _first_card(start, **parts))
+        return cls(**parts, card=read_card(start) if has_card else _first_card(named, **parts))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Editor":
-        """A finished editor, as `save` left it."""
+        """A finished editor, as `save` left it: a folder or its s3:// address."""
+        folder = fetch_model(folder)
         card, parts = read_card(folder), _load_parts(folder)
         seen, wanted = parts["unet"].config.in_channels, 2 * parts["vae"].config.latent_channels
         if seen != wanted:
@@ -185,6 +188,11 @@ class Editor:
     def encode_text(self, texts: list[str]) -> Tensor:
         """Texts -> (B, T, D) states of the text encoder."""
         return self.text_encoder(self.tokenize(texts).to(self.text_encoder.device)).last_hidden_state
+
+
+def load_tokenizer(start: str | Path) -> CLIPTokenizer:
+    """The tokenizer of a text-to-image model or an editor: a folder, an s3:// address or a hub name."""
+    return CLIPTokenizer.from_pretrained(fetch_model(start), subfolder="tokenizer")
 
 
 def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> str:

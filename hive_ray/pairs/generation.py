@@ -20,12 +20,14 @@ from hive_ray.pairs.prompt_to_prompt import SharedAttention, align_tokens, insta
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.similarity import Similarity
+from hive_ray.storage import fetch_model
 
 
 class TextToImage:
     """A Stable Diffusion model whose attention can be shared between the pictures of a pair."""
 
     def __init__(self, base: str | Path, device: str = "cpu") -> None:
+        base = fetch_model(base)
         check_parts(base)
         dtype = torch.float32 if device == "cpu" else torch.float16
         weights = {"dtype": dtype, "use_safetensors": True, "low_cpu_mem_usage": False}

@@ -31,6 +31,7 @@ from hive_ray.images import to_batch
 from hive_ray.model_folders import ModelFolderError
 from hive_ray.schemas import Rows
 from hive_ray.similarity import CLIP_MEAN, CLIP_STD
+from hive_ray.storage import fetch_model
 
 KIND = "hive_ray reward model"
 """Written into config.json, to tell our folders from BLIP's."""
@@ -135,8 +136,8 @@ class RewardModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> "RewardModel":
-        """The model of a folder that `save` wrote, on the CPU in float32, in evaluation mode."""
-        folder = Path(folder)
+        """The model of a folder (or its s3:// address) that `save` wrote, on the CPU in float32, in evaluation mode."""
+        folder = Path(fetch_model(folder))
         parts = ("card.json", "config.json", "model.safetensors")
         missing = [name for name in parts if not (folder / name).is_file()]
         if missing:
@@ -214,6 +215,7 @@ class RewardModel(nn.Module):
         tokenizer and sizes), or BLIP weights (folder or hub name) with the `tokenizer` that belongs to them.
         """
         sizes = dict(resolution=settings.resolution, max_tokens=settings.max_tokens)
+        start, tokenizer = fetch_model(start), fetch_model(tokenizer)
         if str(start) == "shapes":
             model = cls.from_nothing(load_tokenizer(tokenizer), seed=settings.training.seed, **sizes)
         elif is_reward_model(start):
