@@ -3,6 +3,8 @@
 pairs, reward -> rewards -> scored_pairs
 """
 
+from functools import partial
+
 import numpy as np
 
 from hive_ray.config import Resources, Scoring
@@ -10,6 +12,7 @@ from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward.model import RewardScorer
 from hive_ray.reward.shaping import SHAPINGS, effective_sample_size, feedback, quality_level
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
@@ -26,9 +29,11 @@ class PairScorer(RewardScorer):
 class PairShaper:
     """Pairs -> scored pairs, by the rewards of all of them."""
 
-    def __init__(self, rewards: str, settings: Scoring, model: str, device: str = "cpu") -> None:
+    def __init__(self, rewards: str, settings: Scoring, model: str, editor: str, device: str = "cpu") -> None:
+        """`editor` names the model whose tokenizer will read the instructions: a long one leaves its phrase room."""
         self.rewards = {row["pair_id"]: row["reward"] for row in read_rows(rewards, REWARDS)}
-        self.feedback = feedback(np.array(list(self.rewards.values())), settings)
+        append = partial(append_suffix, load_tokenizer(editor))
+        self.feedback = feedback(np.array(list(self.rewards.values())), settings, append)
         self.fill, self.model = SHAPINGS[settings.shaping], model
 
     def __call__(self, rows: Rows) -> Rows:
@@ -44,7 +49,7 @@ class PairShaper:
 def build(run: Run, shaping: str | None = None) -> Manifest:
     """The table of `scoring.shaping`, or scored_pairs_<shaping> of another one to compare it with."""
     settings, pairs, reward = run.config.scoring, run.path("pairs"), run.path("reward")
-    rewards, model = run.path("rewards"), model_digest(reward)
+    rewards, model, editor = run.path("rewards"), model_digest(reward), run.config.editor.start
 
     def score():
         return map_table(
@@ -66,10 +71,10 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     def shape():
         return map_table(
             pairs, PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0),
-            rewards=rewards, settings=settings, model=model, rows_per_shard=256,
+            rewards=rewards, settings=settings, model=model, editor=editor, rows_per_shard=256,
         )  # fmt: skip
 
-    made_from = fingerprint(settings, rewards=table_digest(rewards))
+    made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor))
     name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
     return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
 

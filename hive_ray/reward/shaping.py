@@ -8,6 +8,7 @@ HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruct
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import add
 
 import numpy as np
 
@@ -92,11 +93,6 @@ def quality_phrase(level: int, template: str) -> str:
     return template.replace("{level}", LEVEL_WORDS[level - 1])
 
 
-def instruction_with_phrase(instruction: str, level: int, template: str) -> str:
-    """The instruction followed at once by the quality phrase: what HIVE's conditional reward trains on."""
-    return instruction + quality_phrase(level, template)
-
-
 def instruction_suffix(template: str) -> str:
     """What to append when an edit is asked for: the phrase of the best level."""
     return quality_phrase(len(LEVEL_WORDS), template)
@@ -113,20 +109,23 @@ class Feedback:
     """Logarithm of the factor on exp(reward / beta)."""
     greatest_weight: float
     phrase: str
+    append: Callable[[str, str], str] = add
+    """Joins an instruction and its phrase; a text encoder's own, where the phrase must find room."""
 
     def weight(self, reward: float) -> float:
         """The row's loss weight."""
         return float(_scaled_weight(np.asarray(reward), self.beta, self.scale, self.greatest_weight))
 
 
-def feedback(reward: np.ndarray, settings: Scoring) -> Feedback:
-    """Edges and scale of a table's rewards (N,), as the settings want them."""
+def feedback(reward: np.ndarray, settings: Scoring, append: Callable[[str, str], str] = add) -> Feedback:
+    """Edges and scale of a table's rewards (N,), as the settings want them; `append` as in `Feedback`."""
     return Feedback(
         edges=EDGES[settings.levels](reward),
         beta=settings.beta,
         scale=weight_scale(reward, settings.beta, settings.normalize),
         greatest_weight=GREATEST_WEIGHTS[settings.normalize],
         phrase=settings.phrase,
+        append=append,
     )
 
 
@@ -136,8 +135,9 @@ def fill_weight(row: Row, feedback: Feedback) -> Row:
 
 
 def fill_instruction(row: Row, feedback: Feedback) -> Row:
-    """HIVE's conditional reward: the row, which has a `quality_level`, with its phrase in `instruction`."""
-    return row | {"instruction": instruction_with_phrase(row["instruction"], row["quality_level"], feedback.phrase)}
+    """HIVE's conditional reward: the row, which has a `quality_level`, with its phrase at the end of `instruction`."""
+    phrase = quality_phrase(row["quality_level"], feedback.phrase)
+    return row | {"instruction": feedback.append(row["instruction"], phrase)}
 
 
 SHAPINGS: dict[str, Callable[[Row, Feedback], Row]] = {

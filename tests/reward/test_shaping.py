@@ -8,7 +8,6 @@ from hive_ray.reward.shaping import (
     equal_width_edges,
     feedback,
     instruction_suffix,
-    instruction_with_phrase,
     quality_level,
     quality_phrase,
     quantile_edges,
@@ -96,11 +95,9 @@ def test_phrases_say_the_level_in_words():
     assert words == ["one", "two", "three", "four", "five"]
 
 
-def test_the_phrase_follows_the_instruction_and_the_suffix_asks_for_the_best():
-    wanted = "make it red, image quality is two out of five"
-    assert instruction_with_phrase("make it red", 2, PHRASE) == wanted
+def test_what_is_asked_for_is_the_phrase_of_the_best_level():
+    assert quality_phrase(2, PHRASE) == ", image quality is two out of five"
     assert instruction_suffix(PHRASE) == ", image quality is five out of five"
-    assert "make it red" + instruction_suffix(PHRASE) == instruction_with_phrase("make it red", 5, PHRASE)
 
 
 def test_a_level_outside_one_to_five_and_a_phrase_without_a_level_are_refused():
@@ -124,6 +121,12 @@ def test_conditional_shaping_rewrites_only_the_instruction():
     row = {"instruction": "make it red", "weight": 1.0, "reward": 0.3, "quality_level": 1}
     wanted = row | {"instruction": "make it red, image quality is one out of five"}
     assert SHAPINGS["conditional"](row, shape) == wanted
+
+
+def test_the_phrase_finds_room_as_the_text_encoder_wants():
+    shape = feedback(np.array([0.0, 1.0, 2.0]), Scoring(), lambda instruction, phrase: instruction[:7] + phrase)
+    row = {"instruction": "make it red", "quality_level": 1}
+    assert SHAPINGS["conditional"](row, shape)["instruction"] == "make it, image quality is one out of five"
 
 
 @pytest.mark.parametrize("normalize", ["none", "mean1", "clip"])
