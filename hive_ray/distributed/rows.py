@@ -39,7 +39,7 @@ class RowStore:
     def __init__(self, selection: Selection, columns: list[str], *, write: bool):
         """`write`: this process lays the file; the others of its machine wait and open it."""
         self.file = _cache_file(selection, columns)
-        self.num_rows = len(selection)
+        self.num_rows, self.write = len(selection), write
         if write and not self.file.exists():
             _lay(selection, columns, self.file)
 
@@ -48,6 +48,12 @@ class RowStore:
         self.source = pa.memory_map(str(self.file))
         self.reader = pa.ipc.open_file(self.source)
         return self
+
+    def close(self) -> None:
+        """Let go of the file; the process that wrote it removes it."""
+        self.reader = self.source = None
+        if self.write:
+            self.file.unlink(missing_ok=True)
 
     def read(self, places: np.ndarray) -> Rows:
         """The rows at these places of the selection, in this order."""

@@ -109,6 +109,7 @@ def _run_workers(told: _Run, folder: str) -> None:
     files, inside = storage.filesystem(folder)
     # Other settings, or ZeRO parts for another number of workers, must not be gone on with: they have another name.
     key = id_for(json.dumps(told.fingerprint, sort_keys=True), workers.num_actors)
+    name = f"{told.name.replace('/', '-')}-{key}"
     trainer = TorchTrainer(
         _train,
         train_loop_config={"told": told},
@@ -119,7 +120,7 @@ def _run_workers(told: _Run, folder: str) -> None:
             resources_per_worker={"CPU": workers.num_cpus, "GPU": workers.num_gpus},
         ),
         run_config=RunConfig(
-            name=f"{told.name.replace('/', '-')}-{key}",
+            name=name,
             storage_path=inside,
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
@@ -130,6 +131,7 @@ def _run_workers(told: _Run, folder: str) -> None:
     failed = trainer.fit().return_value
     if failed:
         raise FloatingPointError(failed)
+    storage.remove_tree(storage.join(folder, name))  # the model is whole; nothing goes on from them
 
 
 def learning_rate(settings: Training, images: int) -> float:
@@ -170,6 +172,7 @@ def _train(config: dict[str, Any]) -> str:
     except FloatingPointError as error:  # the same on every rank; starting again would end in the same
         return str(error)
     loop.save(time.monotonic() - started)
+    loop.close()
     return ""
 
 
@@ -233,6 +236,11 @@ class _Loop:
                 seconds,
             )
             print(f"{told.name}: trained on {self.images} images, saved to {told.out}", flush=True)
+
+    def close(self) -> None:
+        """Give back the disk space of the rows, once no worker of this machine reads them."""
+        torch.distributed.barrier()
+        self.rows.close()
 
     def _step(self) -> Metrics:
         """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""

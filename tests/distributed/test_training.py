@@ -159,6 +159,8 @@ def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     store = RowStore(selection, ["x"], write=True).open()
     assert store.num_rows == 50
     assert store.read(np.array([49, 0, 33])) == [{"x": 99.0}, {"x": 1.0}, {"x": 67.0}]
+    store.close()
+    assert not list((tmp_path / "cache" / "rows").iterdir())
 
 
 def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
@@ -187,6 +189,7 @@ def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage):
     assert metrics["train/loss"] == log(tmp_path)[-1]["train/loss"]
     for name, weight in weights(tmp_path).items():
         torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())  # a whole model needs none
 
 
 @pytest.mark.ray
