@@ -1,9 +1,10 @@
 """How hive_ray/shapes/weights came to be, again from nothing and with fixed seeds.
 
-    scenes -> base (autoencoder, text encoder, U-Net), clip, blip, editor
+    scenes -> autoencoder, draft (a first base) -> base and editor; clip, blip -> reward
 
-The base, the CLIP and the BLIP learn from drawn scenes and their words. The editor stands for published InstructPix2Pix
-weights: the base, fine-tuned by `train_editor` itself on drawn pairs. The judge only measures the result.
+All of it learns from drawn scenes and their words. The editor stands for published InstructPix2Pix weights, and the
+reward model for a published judge of edits: it has seen drawn edits, right ones and wrong ones, and no ranking of
+anybody's. The simulated annotator's judge only measures the result.
 Started again, it keeps the parts that are whole.
 """
 
@@ -24,13 +25,16 @@ from hive_ray.distributed.tables import build_table, table_digest
 from hive_ray.editor.model import Editor
 from hive_ray.images import to_pixels
 from hive_ray.pairs.generation import TextToImage
-from hive_ray.schemas import INSTRUCTIONS, PAIRS
+from hive_ray.reward.model import RewardModel
+from hive_ray.schemas import INSTRUCTIONS, RANKINGS
 from hive_ray.seeds import generator_for
-from hive_ray.shapes import judge, pretraining
-from hive_ray.shapes.actors import PairPainter, random_captions
-from hive_ray.shapes.pretraining import TextToImageModel
-from jobs import train_editor, write_instructions
-from jobs.run import Run, fingerprint
+from hive_ray.shapes import judge
+from hive_ray.shapes.actors import random_captions
+from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel
+from hive_ray.shapes.pretraining.ranked import RankingPainter
+from jobs import train_reward, write_instructions
+from jobs.run import Run
 
 
 @dataclass(frozen=True)
@@ -40,81 +44,106 @@ class Pretraining:
     out: Path = SHAPES_WEIGHTS
     work: Path = Path("runs/pretrain_shapes")
     autoencoder_steps: int = 4000
-    base_steps: tuple[int, ...] = (4500, 2000)
-    base_pool: int = 6000
+    draft_steps: tuple[int, ...] = (4500, 2000)
+    draft_pool: int = 6000
+    editing_steps: int = 6500
+    editing_pool: int = 12_000
     clip_steps: int = 360
     blip_steps: int = 1500
-    editor_captions: int = 12_000
-    editor_images: int = 120_000
+    reward_captions: int = 6000
+    reward_images: int = 18_000
     threads: int = 2
     rebuild: bool = False
     """Make again what is there already."""
 
 
 def make_autoencoder(settings: Pretraining) -> None:
-    pretraining.train_autoencoder(settings.work / "vae", num_steps=settings.autoencoder_steps, seed=1, say=say)
+    autoencoder.train_autoencoder(settings.work / "vae", num_steps=settings.autoencoder_steps, seed=1, say=say)
 
 
-def make_base(settings: Pretraining) -> None:
-    """One cosine after the other, each from what the last one saved."""
-    base = settings.out / "base"
-    for cycle, num_steps in enumerate(settings.base_steps):
-        model = TextToImageModel.load(base) if cycle else TextToImageModel.from_nothing(settings.work / "vae", seed=2)
-        pretraining.train_text_to_image(
-            model, base, num_steps=num_steps, single_things=0.0 if cycle else 0.2, pool=settings.base_pool,
+def make_draft(settings: Pretraining) -> None:
+    """A text-to-image model: one cosine after the other, each from what the last one saved."""
+    draft = settings.work / "draft"
+    for cycle, num_steps in enumerate(settings.draft_steps):
+        model = TextToImageModel.load(draft) if cycle else TextToImageModel.from_nothing(settings.work / "vae", seed=2)
+        diffusion.train_text_to_image(
+            model, draft, num_steps=num_steps, single_things=0.0 if cycle else 0.2, pool=settings.draft_pool,
             seed=2 + 100 * cycle, say=say,
         )  # fmt: skip
-    adherence = measure_adherence(base)
+    (draft / "whole").touch()
+
+
+def make_editor(settings: Pretraining) -> None:
+    """The editor and the base, from the draft: one U-Net that learns both tasks."""
+    editor = Editor.build(settings.work / "draft")
+    editor.unet.train()
+    editor.text_encoder.train().requires_grad_(True)
+    model = TextToImageModel(editor.vae, editor.tokenizer, editor.text_encoder, editor.unet, editor.scheduler)
+
+    def save() -> None:
+        base = TextToImageModel(
+            model.vae, model.tokenizer, model.text_encoder, editing.without_source(model.unet), model.scheduler
+        )
+        base.save(settings.out / "base")
+        card = editor.card.model_copy(update={"base_model": "hive_ray shapes base"})
+        editor.save(settings.out / "editor", card, dtype=torch.float16)
+
+    editing.train_editing(
+        model, num_steps=settings.editing_steps, pool=settings.editing_pool, seed=7, say=say, save=save
+    )
+    adherence = measure_adherence(settings.out / "base")
     say(f"base: caption adherence {adherence:.3f} on 500 unseen captions")
-    (base / "adherence.json").write_text(json.dumps({"captions": 500, "adherence": adherence}))
+    (settings.out / "base" / "adherence.json").write_text(json.dumps({"captions": 500, "adherence": adherence}))
 
 
 def make_clip(settings: Pretraining) -> None:
     tokenizer = settings.out / "base" / "tokenizer"
-    pretraining.train_clip(settings.out / "clip", tokenizer, num_steps=settings.clip_steps, seed=3, say=say)
+    matching.train_clip(settings.out / "clip", tokenizer, num_steps=settings.clip_steps, seed=3, say=say)
 
 
 def make_blip(settings: Pretraining) -> None:
     tokenizer = settings.out / "base" / "tokenizer"
-    pretraining.train_blip(settings.out / "blip", tokenizer, num_steps=settings.blip_steps, seed=5, say=say)
+    matching.train_blip(settings.work / "blip", tokenizer, num_steps=settings.blip_steps, seed=5, say=say)
 
 
-def make_editor(settings: Pretraining) -> None:
-    """The base fine-tuned on drawn pairs through the project's own stages, stored in half precision."""
+def make_reward(settings: Pretraining) -> None:
+    """The BLIP fine-tuned on drawn edits by `train_reward` itself, stored in half precision."""
     start_ray()
-    run = Run(str(settings.work.absolute()), editor_config(settings), "rebuild")
+    run = Run(str(settings.work.absolute()), reward_config(settings), "rebuild")
     write_instructions.build(run)
-    build_pairs(run)
-    train_editor.build(run, "sft")
-    editor = Editor.load(run.path("editors/sft"))
-    card = editor.card.model_copy(update={"base_model": "hive_ray shapes base"})
-    editor.save(settings.out / "editor", card, dtype=torch.float16)
+    build_rankings(run, settings)
+    train_reward.build(run)
+    card = json.loads((settings.work / "reward" / "card.json").read_text())
+    kept = {name: card[name] for name in ("train", "held_out", "held_out_before_training", "warning")}
+    RewardModel.load(settings.work / "reward").half().save(settings.out / "reward", kept)
 
 
-def editor_config(settings: Pretraining) -> Config:
-    """The shapes preset with more captions and a longer training, from the base."""
-    config = shapes()
-    sft = config.editor.sft.model_copy(
-        update={"total_images": settings.editor_images, "checkpoint_images": 20_000, "learning_rate": 1e-3,
-                "batch_size": 32, "micro_batch_size": 16, "ema_decay": 0.999}
-    )  # fmt: skip
+def reward_config(settings: Pretraining) -> Config:
+    """The shapes preset with more captions and a longer training of the reward model, from the BLIP."""
+    config, blip = shapes(), str(settings.work.absolute() / "blip")
     instructions = config.instructions.model_copy(
-        update={"num_captions": settings.editor_captions, "rank_rate": 0.0, "test_rate": 0.0, "seed": 4}
+        update={"num_captions": settings.reward_captions, "rank_rate": 0.0, "test_rate": 0.0, "seed": 4}
     )
-    editor = config.editor.model_copy(update={"start": str(settings.out / "base"), "sft": sft})
-    return config.model_copy(update={"instructions": instructions, "editor": editor})
+    training = config.reward.training.model_copy(
+        update={"total_images": settings.reward_images, "checkpoint_images": 8000, "learning_rate": 5e-4,
+                "batch_size": 32, "micro_batch_size": 16}
+    )  # fmt: skip
+    reward = config.reward.model_copy(
+        update={"start": blip, "tokenizer": blip, "held_out_rate": 0.03, "training": training}
+    )
+    return config.model_copy(update={"instructions": instructions, "reward": reward})
 
 
-def build_pairs(run: Run) -> None:
-    """Drawn pairs in place of Prompt-to-Prompt's."""
-    settings, instructions = run.config.pairs, run.path("instructions")
+def build_rankings(run: Run, settings: Pretraining) -> None:
+    """Drawn edits in place of an editor's, ranked by how they were drawn."""
+    instructions, vae = run.path("instructions"), settings.work.absolute() / "vae"
     build_table(
-        run.path("pairs"),
-        PAIRS,
-        fingerprint(settings.model_copy(update={"base": "", "clip": ""}), instructions=table_digest(instructions)),
+        run.path("rankings"),
+        RANKINGS,
+        {"input.instructions": table_digest(instructions)},
         lambda: map_table(
-            instructions, INSTRUCTIONS, PairPainter, produces=PAIRS, resources=Resources(num_gpus=0, num_actors=2),
-            rows_per_shard=256, settings=settings,
+            instructions, INSTRUCTIONS, RankingPainter, produces=RANKINGS, rows_per_shard=256,
+            resources=Resources(num_gpus=0, num_actors=2), vae=str(vae), seed=6,
         ),
         on_mismatch=run.on_mismatch,
     )  # fmt: skip
@@ -134,30 +163,21 @@ def measure_adherence(base: Path, count: int = 500) -> float:
 
 
 PARTS = {
-    "autoencoder": make_autoencoder,
-    "base": make_base,
-    "clip": make_clip,
-    "blip": make_blip,
-    "editor": make_editor,
+    "autoencoder": (make_autoencoder, "work", "vae/config.json"),
+    "draft": (make_draft, "work", "draft/whole"),
+    "base and editor": (make_editor, "out", "base/adherence.json"),
+    "clip": (make_clip, "out", "clip/tokenizer_config.json"),
+    "blip": (make_blip, "work", "blip/tokenizer_config.json"),
+    "reward": (make_reward, "out", "reward/card.json"),
 }
-
-
-def last_file(part: str, settings: Pretraining) -> Path:
-    """What is written last of a part: where it is, the part is whole."""
-    return {
-        "autoencoder": settings.work / "vae" / "config.json",
-        "base": settings.out / "base" / "adherence.json",
-        "clip": settings.out / "clip" / "tokenizer_config.json",
-        "blip": settings.out / "blip" / "tokenizer_config.json",
-        "editor": settings.out / "editor" / "card.json",
-    }[part]
+"""Each part's maker, and the file in `out` or `work` that is written last of it: where that is, the part is whole."""
 
 
 def main(settings: Pretraining) -> None:
     """Make the parts in order, each needing those before it; what is whole is kept."""
     torch.set_num_threads(settings.threads)
-    for part, make in PARTS.items():
-        done = last_file(part, settings)
+    for part, (make, folder, last) in PARTS.items():
+        done = getattr(settings, folder) / last
         if done.exists() and not settings.rebuild:
             say(f"{part}: kept ({done.parent} is whole)")
             continue

@@ -58,6 +58,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
         reward_accuracy={
             "training rankings": card["train"]["reward/accuracy"],
             "held-out rankings": card["held_out"]["reward/accuracy"],
+            "held-out rankings, before training": card["held_out_before_training"]["reward/accuracy"],
         },
         rewards={"training pairs": [row["reward"] for row in read_rows(run.path("rewards"), REWARDS)]}
         | {name: [row["reward"] for row in group] for name, group in rows.items()},

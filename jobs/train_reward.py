@@ -25,24 +25,31 @@ class RewardTraining(RewardObjective):
 
     def __init__(self, start: str, reward: config.Reward, rankings: str) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
-        self.rankings = rankings
+        self.start, self.rankings = start, rankings
 
     def save(self, folder: Path, state: dict[str, Tensor], card: dict | None = None) -> None:
         self.model.load_state_dict(state)
-        rate = self.settings.held_out_rate
+        settings, rate = self.settings, self.settings.held_out_rate
         with torch.inference_mode():
-            seen, unseen = (
-                measure(self.model, list(read_rows(self.rankings, RANKINGS, COLUMNS, where={"prompt_id": where})))
+            trained, held_out = (
+                list(read_rows(self.rankings, RANKINGS, COLUMNS, where={"prompt_id": where}))
                 for where in (lambda name: not is_held_out(name, rate), lambda name: is_held_out(name, rate))
             )
+            seen, unseen = measure(self.model, trained), measure(self.model, held_out)
+            before = measure(RewardModel.build(self.start, settings.tokenizer, settings), held_out)
         warning = doubt(unseen)
         if warning:
             print(f"reward: {warning}", flush=True)
-        print(f"reward: accuracy {unseen['reward/accuracy']:.3f} on held-out preferences", flush=True)
+        print(
+            f"reward: accuracy {unseen['reward/accuracy']:.3f} on held-out preferences, "
+            f"{before['reward/accuracy']:.3f} before training",
+            flush=True,
+        )
         card = {
             "rankings": table_digest(self.rankings),
             "train": seen,
             "held_out": unseen,
+            "held_out_before_training": before,
             "warning": warning or "",
         }
         super().save(folder, state, card)

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hive_ray.shapes.pretraining import train_tokenizer
+from hive_ray.shapes.pretraining.words import train_tokenizer
 
 MAX_TOKENS = 77
 WORDS = "a an and the of , in to on make it add remove turn into photo picture red blue green sky sea cat dog hat"

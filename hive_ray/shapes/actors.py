@@ -1,4 +1,4 @@
-"""The actors of this domain, drop-ins for the LLM and the base model: a writer, and painters of prompts and pairs."""
+"""The actors of this domain, drop-ins for the LLM and the base model: a writer, and a painter of prompts."""
 
 import numpy as np
 
@@ -77,32 +77,3 @@ class ScenePainter:
             row, np.random.default_rng(seed_for(self.settings.seed, row["instruction_id"], "prompt"))
         )
         return prompt_row(row, encode(draw(scenes[0]))) if scenes else {"dropped": NO_ROOM}
-
-
-class PairPainter:
-    """Instructions -> drawn pairs, nothing else changed: what `jobs.pretrain_shapes` trains the shipped editor on."""
-
-    def __init__(self, settings: Pairs, device: str = "cpu") -> None:
-        self.settings = settings
-
-    def __call__(self, rows: Rows) -> Rows:
-        return [self._painted(row) for row in rows]
-
-    def _painted(self, row: Row) -> Row:
-        seed = seed_for(self.settings.seed, row["instruction_id"], "painted")
-        scenes = before_and_after(row, np.random.default_rng(seed))
-        if scenes is None:
-            return {"dropped": NO_ROOM}
-        kept = ("instruction_id", "instruction", "source_caption", "edited_caption", "split")
-        unmeasured = ("clip_image", "clip_source_text", "clip_edited_text", "clip_direction")
-        return {
-            "pair_id": id_for(row["instruction_id"], seed),
-            **{name: row[name] for name in kept},
-            "source_image": encode(draw(scenes[0])),
-            "edited_image": encode(draw(scenes[1])),
-            "weight": 1.0,
-            "seed": seed,
-            "shared_attention": 0.0,
-            **dict.fromkeys(unmeasured, float("nan")),
-            "origin": "imported",
-        }

@@ -6,32 +6,44 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPModel
 
-from hive_ray.shapes import pretraining
+from hive_ray.config import shapes
+from hive_ray.editor.model import Editor
+from hive_ray.reward.objective import preferred
+from hive_ray.schemas import RANKINGS, to_table
+from hive_ray.shapes.actors import ShapesWriter, random_captions
 from hive_ray.shapes.language import all_words
-from hive_ray.shapes.pretraining import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, degrade, thing_weight
+from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel, thing_weight, with_next_words
+from hive_ray.shapes.pretraining.pictures import crowded_scenes, degrade, scene_and_twin, to_batch
+from hive_ray.shapes.pretraining.ranked import RankingPainter
+from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
 from hive_ray.shapes.scenes import COLOURS, SHAPES
+
+
+def quiet(line: str) -> None:
+    pass
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """Every part after very few steps, saved as the real ones are."""
-    folder, quiet = tmp_path_factory.mktemp("models"), lambda line: None
-    pretraining.train_autoencoder(folder / "vae", num_steps=2, seed=0, say=quiet)
-    model = pretraining.TextToImageModel.from_nothing(folder / "vae", seed=0)
+    folder = tmp_path_factory.mktemp("models")
+    autoencoder.train_autoencoder(folder / "vae", num_steps=2, seed=0, say=quiet)
+    model = TextToImageModel.from_nothing(folder / "vae", seed=0)
     for _ in range(2):
-        pretraining.train_text_to_image(
+        diffusion.train_text_to_image(
             model, folder / "base", num_steps=2, single_things=0.5, pool=50, seed=0, say=quiet
         )
-        model = pretraining.TextToImageModel.load(folder / "base")
-    pretraining.train_clip(folder / "clip", folder / "base" / "tokenizer", num_steps=2, seed=0, say=quiet)
+        model = TextToImageModel.load(folder / "base")
+    matching.train_clip(folder / "clip", folder / "base" / "tokenizer", num_steps=2, seed=0, say=quiet)
     return folder
 
 
 def test_an_untrained_autoencoder_already_carries_colours():
     torch.manual_seed(0)
-    model = pretraining.autoencoder()
-    pictures = pretraining.crowded_scenes(0)
-    images = pretraining.to_batch([next(pictures) for _ in range(8)])
+    model = autoencoder.autoencoder()
+    pictures = crowded_scenes(0)
+    images = to_batch([next(pictures) for _ in range(8)])
     with torch.no_grad():
         error = (model.decode(model.encode(images).latent_dist.mean).sample - images).square().mean()
     # An average over blocks of 8x8 pixels is the best that colours alone can do; random weights have about 0.6.
@@ -49,14 +61,14 @@ def test_the_parts_open_in_diffusers_and_transformers(models):
 
 def test_latents_have_unit_variance(models):
     vae = AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32)
-    pictures = pretraining.crowded_scenes(5)
+    pictures = crowded_scenes(5)
     with torch.no_grad():
-        latents = vae.encode(pretraining.to_batch([next(pictures) for _ in range(64)])).latent_dist.mean
+        latents = vae.encode(to_batch([next(pictures) for _ in range(64)])).latent_dist.mean
     assert float(latents.std() * vae.config.scaling_factor) == pytest.approx(1, abs=0.1)
 
 
 def test_every_word_of_the_domain_is_one_token_and_the_longest_text_fits():
-    tokenizer = pretraining.shapes_tokenizer()
+    tokenizer = shapes_tokenizer()
     texts = [*all_words(), *(QUALITY_PHRASE.format(level=level) for level in QUALITIES)]
     words = {word.strip(",") for text in texts for word in text.split()}
     assert [word for word in sorted(words) if len(tokenizer.tokenize(word)) != 1] == []
@@ -64,7 +76,7 @@ def test_every_word_of_the_domain_is_one_token_and_the_longest_text_fits():
 
 
 def test_a_better_level_harms_a_picture_less():
-    picture = next(pretraining.crowded_scenes(0))
+    picture = next(crowded_scenes(0))
     rng = np.random.default_rng(0)
     harm = [
         np.mean([np.abs(degrade(picture, level, rng).astype(float) - picture).mean() for _ in range(20)])
@@ -84,9 +96,70 @@ def test_things_weigh_five_times_as_much_as_plain_background():
 
 def test_a_wrong_word_takes_the_place_of_each_right_one():
     text = "a small red circle, a large blue square and a small pink ring on a white background"
-    assert pretraining.with_next_words(text, tuple(COLOURS)) == (
+    assert with_next_words(text, tuple(COLOURS)) == (
         "a small orange circle, a large purple square and a small red ring on a white background"
     )
-    assert pretraining.with_next_words(text, SHAPES) == (
+    assert with_next_words(text, SHAPES) == (
         "a small red square, a large blue triangle and a small pink circle on a white background"
     )
+
+
+def as_editor(model: TextToImageModel, folder: Path) -> TextToImageModel:
+    """The same parts, the U-Net widened as an editor's."""
+    editor = Editor.build(folder)
+    editor.text_encoder.requires_grad_(True)
+    return TextToImageModel(model.vae, model.tokenizer, editor.text_encoder, editor.unet, model.scheduler)
+
+
+def test_one_network_learns_to_edit_and_to_draw(models):
+    model, saved = as_editor(TextToImageModel.load(models / "base"), models / "base"), []
+    before = model.unet.conv_in.weight[:, 4:].clone()
+    editing.train_editing(model, num_steps=2, pool=50, seed=0, say=quiet, save=lambda: saved.append(1))
+    assert saved == [1]
+    assert before.abs().max() == 0
+    assert model.unet.conv_in.weight[:, 4:].abs().max() > 0  # the source is heard
+
+
+def test_the_base_inside_an_editor_is_the_editor_without_a_source(models):
+    model = as_editor(TextToImageModel.load(models / "base"), models / "base")
+    torch.nn.init.normal_(model.unet.conv_in.weight)
+    torch.nn.init.normal_(model.unet.conv_out.weight)
+    base = editing.without_source(model.unet).eval()
+    noisy, states = torch.randn(2, 4, 8, 8), torch.randn(2, MAX_TOKENS, 128)
+    with torch.no_grad():
+        whole = model.unet.eval()(torch.cat([noisy, torch.zeros_like(noisy)], 1), 500, states).sample
+        assert torch.allclose(base(noisy, 500, states).sample, whole, atol=1e-4)
+
+
+def test_things_and_what_an_edit_changes_weigh_five_times_as_much():
+    source, edited = torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)
+    edited[0, 1, 2, 3] = source[0, 1, 2, 3] = -1  # stays
+    source[0, 2, 5, 5] = 1  # is removed
+    weight = editing.edit_weight(edited, source)[0, 0]
+    assert weight[2, 3] / weight[0, 0] == pytest.approx(5)
+    assert weight[5, 5] == weight[2, 3]
+    assert (weight == weight[0, 0]).sum() == 62
+
+
+def test_rare_kinds_of_edit_are_kept_more_often():
+    def added_or_removed(rates):
+        rng = np.random.default_rng(0)
+        twins = [scene_and_twin(rng, rates) for _ in range(300)]
+        return np.mean([len({len(scene.places) for scene in twin.scenes}) == 2 for twin in twins])
+
+    assert added_or_removed(editing.KIND_RATES) > 1.2 * added_or_removed(None)
+
+
+def test_drawn_edits_are_ranked_by_how_they_were_drawn(models):
+    captions = [{"caption_id": caption, "caption": caption} for caption in random_captions(12, seed=3)]
+    rows = ShapesWriter(shapes().instructions)(captions)
+    painter = RankingPainter(str(models / "vae"), seed=0)
+    painted = [row for row in painter(rows) if "dropped" not in row]
+    assert to_table(painted, RANKINGS).num_rows == len(painted) >= 10
+    for row in painted:
+        assert len(row["ranks"]) == len(row["edits"]) >= 3
+        chosen = preferred(torch.tensor([row["ranks"]]))[0].any(1)
+        assert row["ranks"].count(1) == 1
+        assert chosen[row["ranks"].index(1)]
+    again = [row for row in RankingPainter(str(models / "vae"), seed=0)(rows[:3]) if "dropped" not in row]
+    assert again == painted[: len(again)]

@@ -1,0 +1,219 @@
+"""The base: a text-to-image model of this domain, from nothing around its autoencoder."""
+
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models import Transformer2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from hive_ray.model_folders import forget_origin
+from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.pretraining.loop import Say, train_steps
+from hive_ray.shapes.pretraining.pictures import degrade, to_batch
+from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
+from hive_ray.shapes.scenes import COLOURS, SHAPES, draw, place, random_description
+
+
+def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[np.ndarray, str]:
+    """A picture and its words: captions for the most part, and instructions and quality phrases, so that the text
+    encoder knows their words before any editor is trained. `num_things` None draws one to three, crowded ones more
+    often than users write them, since they are harder."""
+    num_things = num_things or int(rng.choice([1, 2, 3], p=[0.25, 0.4, 0.35]))
+    description = random_description(rng, num_things)
+    kind = rng.choice(["caption", "instruction", "both", "quality"], p=[0.8, 0.06, 0.06, 0.08])
+    if kind == "caption":
+        return draw(place(description, rng)), description.caption
+    if kind == "quality":
+        level = int(rng.integers(1, 6))
+        text = f"{description.caption}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}"
+        return degrade(draw(place(description, rng)), level, rng), text
+    edit = write_edits(description.caption, 1, rng)[0]
+    text = edit.instruction if kind == "instruction" else f"{description.caption}, {edit.instruction}"
+    return draw(place(edit.edited, rng)), text
+
+
+class Pool:
+    """Latents and tokens of pictures to draw batches from, a few of them new every few steps."""
+
+    def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, size: int, rng: np.random.Generator) -> None:
+        self.vae, self.tokenizer, self.size, self.rng, self.oldest = vae, tokenizer, size, rng, 0
+        self.latents = torch.empty(size, 4, 8, 8)
+        self.tokens = torch.empty(size, MAX_TOKENS, dtype=torch.long)
+
+    def renew(self, count: int, num_things: int | None) -> None:
+        """Put `count` new pictures in place of the oldest; `num_things` None draws one to three."""
+        pictures, texts = zip(*(picture_and_text(self.rng, num_things) for _ in range(count)), strict=True)
+        places = torch.arange(self.oldest, self.oldest + count) % self.size
+        self.oldest += count
+        self.latents[places], self.tokens[places] = self.encoded(list(pictures), list(texts))
+
+    @torch.no_grad()
+    def encoded(self, pictures: list[np.ndarray], texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Scaled latents (N, 4, 8, 8) and token ids (N, MAX_TOKENS)."""
+        latents = self.vae.encode(to_batch(pictures)).latent_dist.mean * self.vae.config.scaling_factor
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return latents, tokens
+
+
+def thing_weight(latents: Tensor) -> Tensor:
+    """Loss weight (B, 1, h, w) of latents (B, C, h, w): five times as much where a thing is as on plain background."""
+    ground = latents.flatten(2).median(-1).values[..., None, None]
+    return 0.4 + 1.6 * ((latents - ground).abs().amax(1, keepdim=True) > 0.35).float()
+
+
+@torch.no_grad()
+def silence_branches(unet: UNet2DConditionModel) -> None:
+    """Begin with every residual branch and the output at zero (Dhariwal and Nichol 2021), which trains faster."""
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.zero_()
+        elif isinstance(module, Transformer2DModel):
+            module.proj_out.weight.zero_()
+    unet.conv_out.weight.zero_()
+    unet.conv_out.bias.zero_()
+
+
+@dataclass
+class TextToImageModel:
+    """What is trained together: a U-Net and its text encoder; and what stays: autoencoder, tokenizer, schedule."""
+
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+
+    @classmethod
+    def from_nothing(cls, vae_folder: Path, seed: int) -> "TextToImageModel":
+        """Untrained, around a trained autoencoder."""
+        torch.manual_seed(seed)
+        tokenizer = shapes_tokenizer()
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+                num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=128,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+            cross_attention_dim=128, attention_head_dim=4, norm_num_groups=4,
+        ).to(memory_format=torch.channels_last)  # fmt: skip
+        silence_branches(unet)
+        scheduler = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=True, steps_offset=1, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        )  # fmt: skip
+        vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)
+        return cls(vae, tokenizer, text_encoder, unet, scheduler)
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextToImageModel":
+        """What `save` wrote, in fp32."""
+        parts = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).components
+        parts["unet"].to(memory_format=torch.channels_last)
+        return cls(**{name.name: parts[name.name] for name in fields(cls)})
+
+    def error(self, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """Squared error of the predicted velocity, times the thing weight; (B, C, h, w)."""
+        noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        predicted = self.unet(noisy, timesteps, self.text_encoder(tokens).last_hidden_state).sample
+        return thing_weight(latents) * (predicted - self.scheduler.get_velocity(latents, noise, timesteps)).square()
+
+    def save(self, folder: Path) -> None:
+        """As a StableDiffusionPipeline in half precision; the model itself stays as it is."""
+        half = {
+            name: deepcopy(getattr(self, name)).to(torch.float16).to(memory_format=torch.contiguous_format)
+            for name in ("vae", "text_encoder", "unet")
+        }
+        StableDiffusionPipeline(
+            **half, tokenizer=self.tokenizer, scheduler=self.scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
+        forget_origin(folder)
+
+
+class WordGaps:
+    """How much the loss rises with a wrong colour or a wrong shape in the caption: 0 where words teach nothing."""
+
+    def __init__(self, pool: Pool, count: int, rng: np.random.Generator) -> None:
+        descriptions = [random_description(rng) for _ in range(count)]
+        pictures = [draw(place(description, rng)) for description in descriptions]
+        texts = [description.caption for description in descriptions]
+        self.latents, self.right = pool.encoded(pictures, texts)
+        self.wrong = {
+            "colour": pool.encoded(pictures, [with_next_words(text, tuple(COLOURS)) for text in texts])[1],
+            "shape": pool.encoded(pictures, [with_next_words(text, SHAPES) for text in texts])[1],
+        }
+
+    @torch.no_grad()
+    def measure(self, model: TextToImageModel) -> str:
+        words = []
+        for timestep in (900, 700, 500):
+            noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
+            times = torch.full((len(self.latents),), timestep)
+            right = model.error(self.latents, noise, times, self.right).mean()
+            gaps = [
+                f"{name} {float(model.error(self.latents, noise, times, wrong).mean() / right - 1):+.1%}"
+                for name, wrong in self.wrong.items()
+            ]
+            words.append(f"t={timestep} {', '.join(gaps)}")
+        return "; ".join(words)
+
+
+def with_next_words(text: str, words: tuple[str, ...]) -> str:
+    """The text with every one of `words` replaced by the next of them."""
+    following = dict(zip(words, (*words[1:], words[0]), strict=True))
+    return " ".join(
+        following.get(word.rstrip(","), word.rstrip(",")) + "," * word.endswith(",") for word in text.split()
+    )
+
+
+def train_text_to_image(
+    model: TextToImageModel, folder: Path, *, num_steps: int, single_things: float, pool: int, seed: int, say: Say
+) -> None:
+    """A v-prediction U-Net and its text encoder, trained together; saved at `folder` as a StableDiffusionPipeline.
+
+    For the share `single_things` of the steps it sees single things only, which binds words to colours and shapes
+    sooner. Called again on what it saved, it goes on with a second cosine (warm restart).
+    """
+    torch.manual_seed(seed)
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    empty = model.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    pictures = Pool(model.vae, model.tokenizer, pool, rng)
+    gaps = WordGaps(pictures, 128, np.random.default_rng(seed + 1))
+    for _ in range(0, pool, 50):
+        pictures.renew(50, 1 if single_things else None)
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+
+    def loss_of(step: int) -> Tensor:
+        if step:
+            ema.step(parameters)
+        if step and step % 500 == 0:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            say(f"text to image: what wrong words cost: {gaps.measure(model)}")
+            model.save(folder)
+            ema.restore(parameters)
+        pictures.renew(8, 1 if step < single_things * num_steps else None)
+        rows = torch.from_numpy(rng.integers(0, pool, 64))
+        latents = pictures.latents[rows]
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (64,), generator=generator)
+        words = torch.where(torch.rand(64, 1, generator=generator) < 0.1, empty, pictures.tokens[rows])
+        return model.error(latents, noise, timesteps, words).mean()
+
+    train_steps("text to image", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
+    ema.copy_to(parameters)
+    model.save(folder)

@@ -1,0 +1,148 @@
+"""The editor of this domain, and its base once more: one U-Net learns to edit and to draw together.
+
+A batch holds edits (the source's latents and an instruction) and captions (zero latents, which tell an editor that
+there is no source). Whole, the U-Net is the editor; without the input channels of the source it is the base.
+
+R rows of a batch
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel, thing_weight
+from hive_ray.shapes.pretraining.loop import Say, train_steps
+from hive_ray.shapes.pretraining.pictures import degrade, scene_and_twin, to_batch
+from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE
+from hive_ray.shapes.scenes import draw, place, random_description
+
+EDITS, CAPTIONS, HARMED = 42, 20, 2
+"""Rows of each task in a batch; the harmed pictures keep the words of the quality phrase known."""
+
+KIND_RATES = {
+    "recolour": 0.5, "reshape": 0.8, "add": 1.0, "remove": 1.0, "background": 0.4, "swap": 1.0, "resize": 0.6,
+}  # fmt: skip
+"""How many of the drawn edits of each kind are kept: what draws a new thing takes longest to learn."""
+
+DROP_RATE = 0.05
+"""Rows that lose their text, their image, and both (InstructPix2Pix)."""
+
+
+class TwinPool:
+    """Latents of scenes and their edited twins, and tokens of their four texts; a few are new every step."""
+
+    def __init__(self, model: TextToImageModel, size: int, rng: np.random.Generator) -> None:
+        self.model, self.size, self.rng, self.oldest = model, size, rng, 0
+        self.latents = torch.empty(size, 2, 4, 8, 8)
+        self.tokens = torch.empty(size, 4, MAX_TOKENS, dtype=torch.long)
+
+    def renew(self, count: int) -> None:
+        """Put `count` new twins in place of the oldest."""
+        twins = [scene_and_twin(self.rng, KIND_RATES) for _ in range(count)]
+        places = torch.arange(self.oldest, self.oldest + count) % self.size
+        self.oldest += count
+        pictures = [draw(scene) for twin in twins for scene in twin.scenes]
+        self.latents[places] = encoded(self.model, pictures).unflatten(0, (count, 2))
+        texts = [text for twin in twins for text in twin.texts]
+        self.tokens[places] = tokenized(self.model, texts).unflatten(0, (count, 4))
+
+
+def harmed_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Latents (size, 4, 8, 8) of more or less harmed pictures, and tokens of captions with the quality phrase."""
+    pictures, texts = [], []
+    for _ in range(size):
+        description, level = random_description(rng), int(rng.integers(1, 6))
+        pictures.append(degrade(draw(place(description, rng)), level, rng))
+        texts.append(f"{description.caption}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}")
+    latents = torch.cat([encoded(model, pictures[start : start + 64]) for start in range(0, size, 64)])
+    return latents, tokenized(model, texts)
+
+
+@torch.no_grad()
+def encoded(model: TextToImageModel, pictures: list[np.ndarray]) -> Tensor:
+    """The autoencoder's mean latents (N, 4, 8, 8), unscaled."""
+    return model.vae.encode(to_batch(pictures)).latent_dist.mean
+
+
+def tokenized(model: TextToImageModel, texts: list[str]) -> Tensor:
+    """Token ids (N, MAX_TOKENS)."""
+    return model.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
+    """Loss weight (R, 1, h, w) of latents (R, C, h, w): five times as much where a thing is, or the edit changes one.
+
+    Things that stay must weigh as much as what changes: without them "remove the star" removed everything.
+    """
+    changed = 0.4 + 1.6 * ((edited - source).abs().amax(1, keepdim=True) > 0.35).float()
+    return torch.maximum(changed, thing_weight(edited))
+
+
+def train_editing(
+    model: TextToImageModel, *, num_steps: int, pool: int, seed: int, say: Say, save: Callable[[], None]
+) -> None:
+    """Train `model`, whose U-Net reads the source's latents as well, on both tasks; it ends with averaged weights.
+
+    `save` is called with averaged weights in place every 500 steps, and at the end.
+    """
+    torch.manual_seed(seed)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    twins, (harmed, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, 3000, rng)
+    for _ in range(0, pool, 50):
+        twins.renew(50)
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    empty, num_rows = tokenized(model, [""]), EDITS + CAPTIONS + HARMED
+    scale = model.vae.config.scaling_factor
+
+    def batch() -> tuple[Tensor, Tensor, Tensor]:
+        """Unscaled target and source latents (R, 4, 8, 8), and tokens (R, MAX_TOKENS)."""
+        rows = torch.from_numpy(rng.integers(0, pool, EDITS + CAPTIONS))
+        sides = torch.from_numpy(rng.integers(0, 2, EDITS + CAPTIONS))  # an edit starts from this side of its twins
+        drawn = torch.from_numpy(rng.integers(0, len(harmed), HARMED))
+        (edit, caption), (start, shown) = rows.split([EDITS, CAPTIONS]), sides.split([EDITS, CAPTIONS])
+        target = torch.cat([twins.latents[edit, 1 - start], twins.latents[caption, shown], harmed[drawn]])
+        source = torch.cat([twins.latents[edit, start], torch.zeros(CAPTIONS + HARMED, 4, 8, 8)])
+        words = torch.cat([twins.tokens[edit, 2 + start], twins.tokens[caption, shown], harmed_tokens[drawn]])
+        return target, source, words
+
+    def loss_of(step: int) -> Tensor:
+        if step:
+            ema.step(parameters)
+        if step and step % 500 == 0:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            save()
+            ema.restore(parameters)
+        twins.renew(4)
+        target, source, words = batch()
+        dropped = torch.rand(num_rows, generator=generator)
+        latents = target * scale
+        drawn_weight = thing_weight(latents[EDITS:])
+        weight = torch.cat([edit_weight(latents[:EDITS], source[:EDITS] * scale), drawn_weight])
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (num_rows,), generator=generator)
+        words = torch.where((dropped < 2 * DROP_RATE)[:, None], empty, words)
+        no_image = (dropped >= DROP_RATE) & (dropped < 3 * DROP_RATE)
+        seen = torch.cat(
+            [model.scheduler.add_noise(latents, noise, timesteps), source.masked_fill(no_image.view(-1, 1, 1, 1), 0)], 1
+        ).contiguous(memory_format=torch.channels_last)
+        predicted = model.unet(seen, timesteps, model.text_encoder(words).last_hidden_state).sample
+        return (weight * (predicted - model.scheduler.get_velocity(latents, noise, timesteps)).square()).mean()
+
+    train_steps("editing", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
+    ema.copy_to(parameters)
+    save()
+
+
+def without_source(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The text-to-image U-Net inside an editor's: what it computes where the source's latents are zero."""
+    channels = unet.config.in_channels // 2
+    base = UNet2DConditionModel.from_config({**unet.config, "in_channels": channels})
+    weights = unet.state_dict()
+    base.load_state_dict(weights | {"conv_in.weight": weights["conv_in.weight"][:, :channels]})
+    return base

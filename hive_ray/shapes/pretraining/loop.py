@@ -1,0 +1,45 @@
+"""The loop that every part of this domain's pretraining shares."""
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Say = Callable[[str], None]
+
+
+def cosine_rate(step: int, num_steps: int, warmup: int = 50, floor: float = 0.02) -> float:
+    """Learning-rate factor: linear warm-up, then a half cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+
+
+def train_steps(
+    name: str,
+    parameters: list[Tensor],
+    loss_of: Callable[[int], Tensor],
+    *,
+    num_steps: int,
+    lr: float,
+    say: Say,
+) -> None:
+    """AdamW on `loss_of(step)` with a cosine rate; a line of progress every 50 steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_rate(step, num_steps))
+    start, recent = time.monotonic(), []
+    for step in range(num_steps):
+        loss = loss_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append(loss.item())
+        if (step + 1) % 50 == 0 or step + 1 == num_steps:
+            left = (time.monotonic() - start) / (step + 1) * (num_steps - step - 1)
+            say(f"{name}: step {step + 1}/{num_steps}, loss {np.mean(recent):.4f}, {left / 60:.1f} min left")
+            recent.clear()

@@ -1,0 +1,70 @@
+"""Pictures to learn from: crowded scenes, harmed ones, and scenes beside their edited twins."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from hive_ray.shapes.language import carry_out, write_edits
+from hive_ray.shapes.scenes import Scene, draw, place, random_description
+
+
+def crowded_scenes(seed: int) -> Iterator[np.ndarray]:
+    """Endless pictures uint8 (64, 64, 3), the same for the same seed; most hold three things, for more to learn."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield draw(place(random_description(rng, int(rng.choice([1, 2, 3], p=[0.1, 0.3, 0.6]))), rng))
+
+
+def to_batch(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 pictures -> float (B, 3, 64, 64) in -1..1."""
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    return pixels.float() / 127.5 - 1
+
+
+def degrade(picture: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
+    """The picture as bad as `level` 1 (worst) to 4, or untouched at 5: blur, noise, a wrong cast and smears."""
+    harm = (5 - level) / 4
+    if harm == 0:
+        return picture
+    image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(3.0 * harm * rng.random()))
+    pixels = np.asarray(image).astype(np.float32)
+    pixels += rng.normal(0, 30 * harm, 3) * rng.random() + rng.normal(0, 40 * harm * rng.random(), pixels.shape)
+    for _ in range(int(rng.integers(0, 1 + round(4 * harm)))):
+        size, (y, x, v, u) = int(rng.integers(6, 16)), rng.integers(0, 48, 4)
+        pixels[y : y + size, x : x + size] = pixels[v : v + size, u : u + size]
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A random scene and what an edit makes of it, and four texts about them."""
+
+    FITS: ClassVar = ((1, 0), (0, 1), (0, 1), (1, 0))
+    """Whether each text is true of (scene, edited scene)."""
+
+    scenes: tuple[Scene, Scene]
+    texts: tuple[str, str, str, str]
+    """Caption, edited caption, instruction, inverse instruction."""
+
+
+def scene_and_twin(rng: np.random.Generator, rates: dict[str, float] | None = None) -> Twin:
+    """A random twin; `rates` gives for each kind of edit how many of those drawn are kept, all of them without it."""
+    while True:
+        scene = place(random_description(rng), rng)
+        edit = write_edits(scene.description.caption, 1, rng)[0]
+        edited = carry_out(scene, edit.edited, rng)
+        if edited is not None and (rates is None or rng.random() < rates[edit.kind]):
+            captions = (scene.description.caption, edit.edited.caption)
+            return Twin((scene, edited), (*captions, edit.instruction, edit.inverse_instruction))
+
+
+def soften(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A little blur and noise, as a decoded latent has."""
+    image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1))))
+    noisy = np.asarray(image).astype(np.float32) + rng.normal(0, rng.uniform(0, 8), picture.shape)
+    return noisy.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,38 @@
+"""The words of this domain: its tokenizer, and the quality phrase that its text encoder must know."""
+
+import json
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from hive_ray.shapes.language import all_words
+
+MAX_TOKENS = 32
+"""Longest text of this domain, start and end included; the longest wording with the quality phrase is 28."""
+
+QUALITIES = ("one", "two", "three", "four", "five")
+QUALITY_PHRASE = "image quality is {level} out of five"
+
+
+def shapes_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer with a token for every word of this domain."""
+    phrases = [QUALITY_PHRASE.format(level=level) for level in QUALITIES]
+    more = "the a an and, of . left right middle move please object picture"
+    return train_tokenizer([*all_words(), *phrases, more], MAX_TOKENS)
+
+
+def train_tokenizer(corpus: list[str], max_tokens: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges make one token of every word of the corpus; other words fall to letters."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
+    )
+    bpe.train_from_iterator(corpus * 3, trainer)  # a pair of letters must come twice to be merged
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens)
