@@ -1,23 +1,48 @@
 """Every job on a CPU at the smallest size, through the sd15 preset and a tiny random Stable Diffusion."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import ray
+import yaml
 from diffusers import StableDiffusionInstructPix2PixPipeline
+from safetensors.torch import load_file
 from tiny_models import tiny_clip, tiny_stable_diffusion
 
 from hive_ray.config import Config, Resources, sd15
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_manifest, read_rows
-from hive_ray.schemas import PAIRS, PROMPTS, SCORED_PAIRS
+from hive_ray.schemas import (
+    CANDIDATES,
+    CAPTIONS,
+    EVALUATION,
+    INSTRUCTIONS,
+    PAIRS,
+    PROMPTS,
+    RANKINGS,
+    REWARDS,
+    SCORED_PAIRS,
+)
 from jobs import make_pairs, pipeline, write_instructions
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
 
-TABLES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings", "rewards", "scored_pairs")
+TABLES = {
+    "captions": CAPTIONS, "instructions": INSTRUCTIONS, "prompts": PROMPTS, "pairs": PAIRS, "candidates": CANDIDATES,
+    "rankings": RANKINGS, "rewards": REWARDS, "scored_pairs": SCORED_PAIRS, "evaluation/sft": EVALUATION,
+    "evaluation/finetuned": EVALUATION, "curves/finetuned": EVALUATION,
+}  # fmt: skip
+WEIGHTS = (
+    "editors/sft/unet/diffusion_pytorch_model.safetensors",
+    "editors/finetuned/unet/diffusion_pytorch_model.safetensors",
+    "reward/model.safetensors",
+)
 ONE = Resources(num_gpus=0, num_cpus=1, num_actors=1, batch_size=4)
 TWO = ONE.model_copy(update={"num_actors": 2})
 
@@ -132,3 +157,33 @@ def test_other_batches_and_workers_make_the_same_rows(run, tmp_path):
     texts = [name for name in PAIRS.names if not name.endswith("_image") and not name.startswith("clip_")]
     ours, theirs = (list(read_rows(one.path("pairs"), PAIRS, texts)) for one in (run, other))
     assert ours == theirs
+
+
+def test_a_driver_killed_in_every_stage_leaves_the_rows_of_an_undisturbed_run(run, tmp_path):
+    settings = tmp_path / "config.yaml"
+    settings.write_text(yaml.safe_dump(json.loads(run.config.model_dump_json())))
+    command = [sys.executable, "-m", "jobs.pipeline", "--config", str(settings), "--run", str(tmp_path / "run")]
+    driver = {
+        "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": Path(__file__).parents[2],
+        "env": os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    }  # fmt: skip
+    for stage in range(1, len(pipeline.STAGES) + 1):
+        with subprocess.Popen(command, **driver) as killed:
+            printed = []
+            for line in killed.stdout:
+                printed.append(line)
+                if line.startswith(f"[{stage}/"):
+                    break
+            else:
+                pytest.fail(f"stage {stage} was not reached:\n{''.join(printed)}")
+            time.sleep(2)  # into the stage's work
+            killed.kill()
+    finished = subprocess.run(command, timeout=300, **driver)
+    assert finished.returncode == 0, finished.stdout
+
+    other = Run(str(tmp_path / "run"), run.config)
+    for table, schema in TABLES.items():
+        assert list(read_rows(other.path(table), schema)) == list(read_rows(run.path(table), schema)), table
+    for weights in WEIGHTS:
+        ours, theirs = (load_file(one.path(weights)) for one in (run, other))
+        assert all((ours[name] == theirs[name]).all() for name in ours), weights
