@@ -7,7 +7,6 @@ conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
 
 import json
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,10 +92,23 @@ def findings(runs: list[Run], summaries: list[dict]) -> str:
     lines += ["", _line(["against control", "win", "tie", "loss"]), _line(["---"] * 4)]
     for name, rate in win_rates(rows, "control", "overall", evaluate_editor.TIE_WITHIN).items():
         lines.append(_line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
-    accuracies = [json.loads(storage.read_text(run.path("reward/card.json")))["held_out"] for run in runs]
-    lines += ["", "Reward model, preferences of held-out rankings ordered as the annotator did, seed by seed: "
-              + ", ".join(f"{one['reward/accuracy']:.3f}" for one in accuracies) + "."]  # fmt: skip
+    cards = [json.loads(storage.read_text(run.path("reward/card.json"))) for run in runs]
+    after, before = (
+        ", ".join(f"{card[name]['reward/accuracy']:.3f}" for card in cards)
+        for name in ("held_out", "held_out_before_training")
+    )
+    lines += [
+        "",
+        "Preferences of held-out rankings that the reward model orders as the annotator did, seed by seed: "
+        f"{after}; before it saw any ranking: {before}.",
+    ]
     return "\n".join(lines)
+
+
+def minutes_of(run: Run) -> float:
+    """The time that the run's tables and models took, whenever they were made."""
+    made = [name for name in storage.list_files(run.root) if name.endswith(("manifest.json", "made.json"))]
+    return sum(json.loads(storage.read_text(run.path(name)))["seconds"] for name in made) / 60
 
 
 def _line(cells: list[str]) -> str:
@@ -119,18 +131,16 @@ def curve(runs: list[Run]) -> str:
 def main(study: Study) -> None:
     """Run every seed (finished parts are kept), and write the tables and the figure."""
     start_ray()
-    started = time.monotonic()
     runs = [
         Run(storage.join(storage.absolute(study.run), f"seed{seed}"), configured(study, seed), "rebuild")
         for seed in study.seeds
     ]
     summaries = [run_seed(run) for run in runs]
-    minutes = (time.monotonic() - started) / 60
     picture = study.out.with_suffix(".svg")
     text = (
         f"# Study\n\nMade by `make study` from the shipped {study.start}: seeds {', '.join(map(str, study.seeds))}, "
-        f"{minutes:.0f} minutes on {os.cpu_count()} cores. Means over the prompts of all seeds, with 95 % bootstrap "
-        f"intervals by prompt.\n\n{findings(runs, summaries)}\n\n"
+        f"{sum(map(minutes_of, runs)):.0f} minutes of work on {os.cpu_count()} cores. Means over the prompts of "
+        f"all seeds, with 95 % bootstrap intervals by prompt.\n\n{findings(runs, summaries)}\n\n"
         f"CLIP image against CLIP direction at image guidance scales 1.0 to 2.2:\n\n![]({picture.name})\n\n"
         f"Settings: `{json.dumps({key: value for key, value in vars(study).items() if key != 'out'})}`\n"
     )
