@@ -50,8 +50,8 @@ class Pretraining:
     editing_pool: int = 12_000
     clip_steps: int = 360
     blip_steps: int = 1500
-    reward_captions: int = 6000
-    reward_images: int = 18_000
+    reward_captions: int = 4000
+    reward_images: int = 14_000
     threads: int = 2
     rebuild: bool = False
     """Make again what is there already."""

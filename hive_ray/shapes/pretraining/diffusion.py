@@ -62,10 +62,15 @@ class Pool:
         return latents, tokens
 
 
+def is_thing(latents: Tensor) -> Tensor:
+    """1 where latents (B, C, h, w) show a thing, 0 on plain background: (B, 1, h, w)."""
+    ground = latents.flatten(2).median(-1).values[..., None, None]
+    return ((latents - ground).abs().amax(1, keepdim=True) > 0.35).float()
+
+
 def thing_weight(latents: Tensor) -> Tensor:
     """Loss weight (B, 1, h, w) of latents (B, C, h, w): five times as much where a thing is as on plain background."""
-    ground = latents.flatten(2).median(-1).values[..., None, None]
-    return 0.4 + 1.6 * ((latents - ground).abs().amax(1, keepdim=True) > 0.35).float()
+    return 0.4 + 1.6 * is_thing(latents)
 
 
 @torch.no_grad()

@@ -12,19 +12,20 @@ from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.shapes.actors import NO_ROOM, before_and_after
 from hive_ray.shapes.language import carry_out, write_edits
-from hive_ray.shapes.pretraining.pictures import degrade, to_batch
+from hive_ray.shapes.pretraining.diffusion import is_thing
+from hive_ray.shapes.pretraining.pictures import to_batch
 from hive_ray.shapes.scenes import Description, Scene, draw
 
-MOST_NOISE = 0.35
-"""Of a drawn edit's latents, whose standard deviation is 1.15: at 0.3 the judge still reads nineteen in twenty."""
+WEAR = ((0.0, 0.15), (0.3, 0.5), (0.55, 0.9))
+"""Least and most noise on the latents of things (their standard deviation is 1.15): hardly worn, worn, badly worn."""
 
 
 class RankingPainter:
     """Instructions -> drawn edits, ranked by how they were drawn.
 
-    Best is the edit that was asked for; then the same edit worn, or with another edit on top; then the source as it
-    was, or another edit in its place. All have been through the autoencoder with a little noise on their latents, as an
-    editor's edits have, and so has every other source.
+    Best is the edit that was asked for; then the same edit worn; then badly worn, or with another edit on top; then
+    the source as it was, or another edit in its place. Wear is noise on the latents of things before they are decoded,
+    which looks as an editor's mistakes do; noise that came with every rank alike taught a model to overlook them.
     """
 
     def __init__(self, vae: str, seed: int, device: str = "cpu") -> None:
@@ -41,13 +42,13 @@ class RankingPainter:
         if scenes is None:
             return {"dropped": NO_ROOM}
         before, after = scenes
-        worn = degrade(draw(after), int(rng.integers(1, 4)), rng)
-        ranked = [(draw(after), 1), (worn, 2), (draw(before), 3)]
-        for start, unwanted, rank in ((after, before, 2), (before, after, 3)):
+        ranked = [(draw(after), 1, 0), (draw(after), 2, 1), (draw(after), 3, 2), (draw(before), 4, 0)]
+        for start, unwanted, rank in ((after, before, 3), (before, after, 4)):
             other = another_edit(start, unwanted.description, rng)
             if other is not None:
-                ranked.append((draw(other), rank))
-        source, *pictures = self._decoded([draw(before), *(picture for picture, _ in ranked)], seed)
+                ranked.append((draw(other), rank, 0))
+        wear = [rng.uniform(*WEAR[worn]) for worn in (0, *(worn for _, _, worn in ranked))]
+        source, *pictures = self._decoded([draw(before), *(picture for picture, _, _ in ranked)], wear, seed)
         if rng.random() < 0.5:
             source = draw(before)
         prompt = prompt_row(row, encode(source))
@@ -61,15 +62,15 @@ class RankingPainter:
             "edits": edits,
             "editor": "drawn",
             "annotator": "drawn",
-            "ranks": [rank for _, rank in ranked],
+            "ranks": [rank for _, rank, _ in ranked],
         }
 
     @torch.no_grad()
-    def _decoded(self, pictures: list[np.ndarray], seed: int) -> list[np.ndarray]:
-        """The pictures as an autoencoder gives them back, each with its own share of noise on its latents."""
+    def _decoded(self, pictures: list[np.ndarray], wear: list[float], seed: int) -> list[np.ndarray]:
+        """The pictures as an autoencoder gives them back, each with its noise on the latents of its things."""
         generator = torch.Generator().manual_seed(seed)
         latents = self.vae.encode(to_batch(pictures)).latent_dist.mean
-        amount = MOST_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        amount = torch.tensor(wear, dtype=torch.float32).view(-1, 1, 1, 1) * is_thing(latents)
         noisy = latents + amount * torch.randn(latents.shape, generator=generator)
         return [to_pixels(image) for image in self.vae.decode(noisy).sample]
 
