@@ -242,23 +242,25 @@ class Config(Section):
 def shapes() -> Config:
     """Every stage on two CPU cores in a few minutes, on the embedded shapes domain."""
     one_core = dict(num_gpus=0, num_cpus=1, num_actors=2)
-    base, clip, blip = (str(SHAPES_WEIGHTS / name) for name in ("base", "clip", "blip"))
+    base, clip, reward = (str(SHAPES_WEIGHTS / name) for name in ("base", "clip", "reward"))
     workers = Resources(num_gpus=0, num_cpus=1, num_actors=2)
     sft = Training(
-        total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=3e-4, schedule="cosine",
+        total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
         warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, workers=workers,
     )  # fmt: skip
     return Config(
-        instructions=Instructions(num_captions=700, rank_rate=0.15, test_rate=0.3),
+        instructions=Instructions(num_captions=900, rank_rate=0.25, test_rate=0.25),
         pairs=Pairs(
-            base=base, clip=clip, resolution=64, samples_per_instruction=2, keep_per_instruction=1,
+            base=base, clip=clip, resolution=64, samples_per_instruction=3, keep_per_instruction=1,
             num_inference_steps=10, guidance_scale=(3.0, 4.0), shared_attention=(0.5, 1.0), sharing="cross_and_self",
-            prompts="shapes",
+            # Nine in ten drawn pairs pass each of these; InstructPix2Pix's numbers belong to CLIP ViT-L/14.
+            least_clip_image=0.4, least_clip_direction=0.14, least_clip_source_text=0.945,
+            least_clip_edited_text=0.942, prompts="shapes",
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, flip=False, sft=sft,
-            finetune=sft,
+            finetune=sft.model_copy(update={"learning_rate": 1e-4}),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
@@ -266,9 +268,9 @@ def shapes() -> Config:
         ),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
-            start=blip, tokenizer=blip, resolution=64, max_tokens=32,
+            start=reward, tokenizer=reward, resolution=64, max_tokens=32,
             training=Training(
-                total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-4, schedule="cosine",
+                total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=1e-4, schedule="cosine",
                 warmup_images=160, ema_decay=0.0, checkpoint_images=1_600, workers=workers,
             ),
             resources=Resources(batch_size=64, **one_core),
