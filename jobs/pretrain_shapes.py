@@ -11,6 +11,7 @@ Started again, it keeps the parts that are whole.
 import json
 import shutil
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +24,19 @@ from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import build_table, table_digest
 from hive_ray.editor.model import Editor
-from hive_ray.images import to_pixels
+from hive_ray.editor.sampling import sample
+from hive_ray.images import to_pixels, to_tensor
 from hive_ray.pairs.generation import TextToImage
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import INSTRUCTIONS, RANKINGS
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
-from hive_ray.shapes.actors import random_captions
+from hive_ray.shapes.actors import before_and_after, random_captions
+from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.ranked import RankingPainter
+from hive_ray.shapes.scenes import draw
 from jobs import collect_rankings, make_pairs, sample_candidates, train_reward, write_instructions
 from jobs.run import Run
 
@@ -93,6 +97,8 @@ def make_editor(settings: Pretraining) -> None:
     editing.train_editing(
         model, num_steps=settings.editing_steps, pool=settings.editing_pool, seed=7, say=say, save=save
     )
+    shares = [f"{kind} {share:.2f}" for kind, share in measure_edits(editor).items()]
+    say(f"editor: share of unseen edits that are right: {', '.join(shares)}")
     adherence = measure_adherence(settings.out / "base")
     say(f"base: caption adherence {adherence:.3f} on 500 unseen captions")
     (settings.out / "base" / "adherence.json").write_text(json.dumps({"captions": 500, "adherence": adherence}))
@@ -187,6 +193,32 @@ def measure_adherence(base: Path, count: int = 500) -> float:
         images = model.draw(words, noise, guidance_scale=scale, num_inference_steps=16)
         scores += [judge.adherence(to_pixels(image), caption) for image, caption in zip(images, words, strict=True)]
     return float(np.mean(scores))
+
+
+def measure_edits(editor: Editor, count: int = 192) -> dict[str, float]:
+    """The share of right edits by the judge, of all and of each kind, over edits that no training drew."""
+    rng, verdicts = np.random.default_rng(77), defaultdict(list)
+    editor.unet.eval()
+    asked = []
+    for caption in random_captions(count, seed=77):
+        scenes = None
+        while scenes is None:
+            edit = write_edits(caption, 1, rng)[0]
+            row = {"source_caption": caption, "edited_caption": edit.edited.caption}
+            scenes = before_and_after(row, rng)
+        asked.append((edit, row, draw(scenes[0])))
+    for start in range(0, count, 64):
+        part = asked[start : start + 64]
+        edits = sample(
+            editor, torch.stack([to_tensor(source) for _, _, source in part]),
+            [edit.instruction for edit, _, _ in part], guidance_scale=3.0, image_guidance_scale=1.4, num_inference_steps=8,
+            seeds=range(start, start + len(part)),
+        )  # fmt: skip
+        for (edit, row, source), edited in zip(part, edits, strict=True):
+            right = judge.judge(source, to_pixels(edited), row["source_caption"], row["edited_caption"]).right
+            verdicts["all"].append(right)
+            verdicts[edit.kind].append(right)
+    return {kind: float(np.mean(rights)) for kind, rights in verdicts.items()}
 
 
 PARTS = {
