@@ -211,8 +211,8 @@ def measure_edits(editor: Editor, count: int = 192) -> dict[str, float]:
         part = asked[start : start + 64]
         edits = sample(
             editor, torch.stack([to_tensor(source) for _, _, source in part]),
-            [edit.instruction for edit, _, _ in part], guidance_scale=3.0, image_guidance_scale=1.4, num_inference_steps=8,
-            seeds=range(start, start + len(part)),
+            [edit.instruction for edit, _, _ in part], guidance_scale=3.0, image_guidance_scale=1.4,
+            num_inference_steps=8, seeds=range(start, start + len(part)),
         )  # fmt: skip
         for (edit, row, source), edited in zip(part, edits, strict=True):
             right = judge.judge(source, to_pixels(edited), row["source_caption"], row["edited_caption"]).right
