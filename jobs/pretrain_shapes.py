@@ -1,10 +1,10 @@
 """How hive_ray/shapes/weights came to be, again from nothing and with fixed seeds.
 
-    scenes -> autoencoder, draft (a first base) -> base and editor; clip, blip -> drawn reward -> reward
+    scenes -> autoencoder, draft (a first base) -> base and editor; clip, blip -> reward
 
-All but the last learn from drawn scenes and their words. The editor stands for published InstructPix2Pix weights, and
-the reward model for a published judge of edits (ImageReward, EditReward): it has learned from rankings of the editor's
-edits of other prompts, by annotators with a noise of their own. The judge itself only measures the result.
+All of it learns from drawn scenes and their words. The editor stands for published InstructPix2Pix weights, and the
+reward model for a published judge of edits (ImageReward, EditReward): it has seen drawn edits, right ones and wrong
+ones, and nobody's ranking. The judge only measures the result.
 Started again, it keeps the parts that are whole.
 """
 
@@ -37,7 +37,7 @@ from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matchin
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.ranked import RankingPainter
 from hive_ray.shapes.scenes import draw
-from jobs import collect_rankings, make_pairs, sample_candidates, train_reward, write_instructions
+from jobs import train_reward, write_instructions
 from jobs.run import Run
 
 
@@ -54,10 +54,8 @@ class Pretraining:
     editing_pool: int = 12_000
     clip_steps: int = 360
     blip_steps: int = 1500
-    drawn_captions: int = 4000
-    drawn_images: int = 14_000
-    others_captions: int = 2200
-    others_images: int = 10_000
+    reward_captions: int = 4000
+    reward_images: int = 14_000
     threads: int = 2
     rebuild: bool = False
     """Make again what is there already."""
@@ -114,56 +112,31 @@ def make_blip(settings: Pretraining) -> None:
     matching.train_blip(settings.work / "blip", tokenizer, num_steps=settings.blip_steps, seed=5, say=say)
 
 
-def make_drawn_reward(settings: Pretraining) -> None:
-    """The BLIP fine-tuned on drawn edits by `train_reward` itself."""
+def make_reward(settings: Pretraining) -> None:
+    """The BLIP fine-tuned on drawn edits by `train_reward` itself, stored in half precision."""
     start_ray()
     run = Run(str(settings.work.absolute()), reward_config(settings), "rebuild")
     write_instructions.build(run)
     build_rankings(run, settings)
     train_reward.build(run)
-
-
-def make_reward(settings: Pretraining) -> None:
-    """That model, fine-tuned on rankings of the shipped editor's edits by other annotators; in half precision."""
-    start_ray()
-    work = settings.work.absolute() / "others"
-    run = Run(str(work), others_config(settings), "rebuild")
-    shutil.copytree(settings.out / "editor", work / "editors" / "sft", dirs_exist_ok=True)
-    for stage in (write_instructions, make_pairs, sample_candidates, collect_rankings, train_reward):
-        stage.build(run)
-    card = json.loads((work / "reward" / "card.json").read_text())
+    card = json.loads((settings.work / "reward" / "card.json").read_text())
     kept = {name: card[name] for name in ("train", "held_out", "held_out_before_training", "warning")}
-    RewardModel.load(work / "reward").half().save(settings.out / "reward", kept)
+    RewardModel.load(settings.work / "reward").half().save(settings.out / "reward", kept)
 
 
 def reward_config(settings: Pretraining) -> Config:
     """The shapes preset with more captions and a longer training of the reward model, from the BLIP."""
     config, blip = shapes(), str(settings.work.absolute() / "blip")
-    return _rewarding(
-        config.model_copy(update={"reward": config.reward.model_copy(update={"tokenizer": blip})}),
-        start=blip, captions=settings.drawn_captions, rank_rate=0.0, images=settings.drawn_images, seed=4,
-    )  # fmt: skip
-
-
-def others_config(settings: Pretraining) -> Config:
-    """The shapes preset with nearly all captions for ranking, by annotators that no run of the preset asks."""
-    config = shapes()
-    return _rewarding(
-        config.model_copy(update={"rankings": config.rankings.model_copy(update={"seed": 11})}),
-        start=str(settings.work.absolute() / "reward"), captions=settings.others_captions, rank_rate=0.99,
-        images=settings.others_images, seed=11,
-    )  # fmt: skip
-
-
-def _rewarding(config: Config, *, start: str, captions: int, rank_rate: float, images: int, seed: int) -> Config:
     instructions = config.instructions.model_copy(
-        update={"num_captions": captions, "rank_rate": rank_rate, "test_rate": 0.0, "seed": seed}
+        update={"num_captions": settings.reward_captions, "rank_rate": 0.0, "test_rate": 0.0, "seed": 4}
     )
     training = config.reward.training.model_copy(
-        update={"total_images": images, "checkpoint_images": 8000, "learning_rate": 5e-4, "batch_size": 32,
-                "micro_batch_size": 16}
+        update={"total_images": settings.reward_images, "checkpoint_images": 8000, "learning_rate": 5e-4,
+                "batch_size": 32, "micro_batch_size": 16}
     )  # fmt: skip
-    reward = config.reward.model_copy(update={"start": start, "held_out_rate": 0.05, "training": training})
+    reward = config.reward.model_copy(
+        update={"start": blip, "tokenizer": blip, "held_out_rate": 0.03, "training": training}
+    )
     return config.model_copy(update={"instructions": instructions, "reward": reward})
 
 
@@ -227,7 +200,6 @@ PARTS = {
     "base and editor": (make_editor, "out", "base/adherence.json"),
     "clip": (make_clip, "out", "clip/tokenizer_config.json"),
     "blip": (make_blip, "work", "blip/tokenizer_config.json"),
-    "drawn reward": (make_drawn_reward, "work", "reward/card.json"),
     "reward": (make_reward, "out", "reward/card.json"),
 }
 """Each part's maker, and the file in `out` or `work` that is written last of it: where that is, the part is whole."""
