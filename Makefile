@@ -5,7 +5,7 @@ RUN ?= runs/quickstart
 EDITOR_FOLDER ?= $(RUN)/editors/finetuned
 BIN := .venv/bin
 READY := .venv/ready
-WEIGHTS := hive_ray/shapes/weights/editor/card.json
+WEIGHTS := hive_ray/shapes/weights/reward/card.json
 
 .PHONY: quickstart study serve test clean
 

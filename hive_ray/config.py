@@ -275,7 +275,7 @@ def shapes() -> Config:
             ),
             resources=Resources(batch_size=64, **one_core),
         ),
-        scoring=Scoring(beta=4.0, resources=Resources(batch_size=64, **one_core)),  # the rewards' deviation is about 4
+        scoring=Scoring(beta=4.0, resources=Resources(batch_size=64, **one_core)),  # near the rewards' deviation
         evaluation=Evaluation(
             num_prompts=200, num_inference_steps=8, guidance_scale=3.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),

@@ -10,7 +10,7 @@ _server.set_forkserver_preload(["jobs.pipeline"])
 
 def start(settings: Path, run: Path, log: Path, environment: dict[str, str]) -> multiprocessing.Process:
     """Run the pipeline with a settings file, in a process whose output goes to `log`."""
-    process = _server.Process(target=_drive, args=(settings, run, log, environment))
+    process = _server.Process(target=_drive, args=(settings, run, log, environment), daemon=True)
     process.start()
     return process
 
