@@ -31,8 +31,7 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import INSTRUCTIONS, RANKINGS
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
-from hive_ray.shapes.actors import before_and_after, random_captions
-from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.actors import edit_that_fits, random_captions
 from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.ranked import RankingPainter
@@ -172,23 +171,17 @@ def measure_edits(editor: Editor, count: int = 192) -> dict[str, float]:
     """The share of right edits by the judge, of all and of each kind, over edits that no training drew."""
     rng, verdicts = np.random.default_rng(77), defaultdict(list)
     editor.unet.eval()
-    asked = []
-    for caption in random_captions(count, seed=77):
-        scenes = None
-        while scenes is None:
-            edit = write_edits(caption, 1, rng)[0]
-            row = {"source_caption": caption, "edited_caption": edit.edited.caption}
-            scenes = before_and_after(row, rng)
-        asked.append((edit, row, draw(scenes[0])))
+    asked = [edit_that_fits(caption, rng) for caption in random_captions(count, seed=77)]
     for start in range(0, count, 64):
         part = asked[start : start + 64]
         edits = sample(
-            editor, torch.stack([to_tensor(source) for _, _, source in part]),
+            editor, torch.stack([to_tensor(draw(before)) for _, before, _ in part]),
             [edit.instruction for edit, _, _ in part], guidance_scale=3.0, image_guidance_scale=1.4,
             num_inference_steps=8, seeds=range(start, start + len(part)),
         )  # fmt: skip
-        for (edit, row, source), edited in zip(part, edits, strict=True):
-            right = judge.judge(source, to_pixels(edited), row["source_caption"], row["edited_caption"]).right
+        for (edit, before, after), edited in zip(part, edits, strict=True):
+            captions = before.description.caption, after.description.caption
+            right = judge.judge(draw(before), to_pixels(edited), *captions).right
             verdicts["all"].append(right)
             verdicts[edit.kind].append(right)
     return {kind: float(np.mean(rights)) for kind, rights in verdicts.items()}

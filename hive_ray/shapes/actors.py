@@ -6,7 +6,7 @@ from hive_ray.config import Instructions, Pairs
 from hive_ray.images import encode
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for, split_for
-from hive_ray.shapes.language import carry_out, write_edits
+from hive_ray.shapes.language import Edit, carry_out, write_edits
 from hive_ray.shapes.scenes import CaptionError, Scene, draw, parse_caption, place, random_description
 
 NO_ROOM = "no_room_for_the_edit"
@@ -61,6 +61,15 @@ def before_and_after(row: Row, rng: np.random.Generator) -> tuple[Scene, Scene] 
         if after is not None:
             return before, after
     return None
+
+
+def edit_that_fits(caption: str, rng: np.random.Generator) -> tuple[Edit, Scene, Scene]:
+    """A random edit of a caption that finds room, and the scenes before and after it."""
+    while True:
+        edit = write_edits(caption, 1, rng)[0]
+        scenes = before_and_after({"source_caption": caption, "edited_caption": edit.edited.caption}, rng)
+        if scenes:
+            return edit, *scenes
 
 
 class ScenePainter:

@@ -13,7 +13,7 @@ from hive_ray.schemas import RANKINGS, to_table
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from hive_ray.shapes.language import all_words
 from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
-from hive_ray.shapes.pretraining.diffusion import TextToImageModel, thing_weight, with_next_words
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel, emphasis, is_thing, with_next_words
 from hive_ray.shapes.pretraining.pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.ranked import RankingPainter
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
@@ -89,7 +89,7 @@ def test_a_better_level_harms_a_picture_less():
 def test_things_weigh_five_times_as_much_as_plain_background():
     latents = torch.zeros(1, 4, 8, 8)
     latents[0, 2, 3:5, 3:5] = 1
-    weight = thing_weight(latents)
+    weight = emphasis(is_thing(latents))
     assert weight.shape == (1, 1, 8, 8)
     assert weight[0, 0, 3, 3] / weight[0, 0, 0, 0] == pytest.approx(5)
 

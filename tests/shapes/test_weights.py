@@ -12,9 +12,8 @@ from hive_ray.images import encode, to_pixels, to_tensor
 from hive_ray.pairs.generation import TextToImage
 from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
-from hive_ray.shapes.actors import before_and_after, random_captions
+from hive_ray.shapes.actors import edit_that_fits, random_captions
 from hive_ray.shapes.judge import adherence, judge
-from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.pretraining.pictures import crowded_scenes, to_batch
 from hive_ray.shapes.scenes import draw
 from hive_ray.similarity import Similarity
@@ -48,8 +47,8 @@ def test_the_base_draws_what_captions_say():
 
 def test_the_clip_tells_a_scene_from_its_edited_twin():
     similarity, rng = Similarity(str(SHAPES_WEIGHTS / "clip")), np.random.default_rng(8)
-    found = [asked(rng, caption) for caption in random_captions(32, seed=8)]
-    sources, edits = [[scenes[side] for _, scenes in found] for side in (0, 1)]
+    found = [edit_that_fits(caption, rng) for caption in random_captions(32, seed=8)]
+    sources, edits = [[one[side] for one in found] for side in (1, 2)]
     measured = similarity.measure(
         [draw(one) for one in sources], [draw(one) for one in edits],
         [one.description.caption for one in sources], [one.description.caption for one in edits],
@@ -60,32 +59,24 @@ def test_the_clip_tells_a_scene_from_its_edited_twin():
 @pytest.mark.parametrize(("kind", "share"), [("recolour", 0.65), ("reshape", 0.45), ("resize", 0.65), ("remove", 0.5)])
 def test_the_editor_edits(kind, share):
     editor, rng = Editor.load(SHAPES_WEIGHTS / "editor"), np.random.default_rng(9)
-    found = [one for caption in random_captions(250, seed=9) if (one := asked(rng, caption))[0].kind == kind][:16]
+    drawn = [edit_that_fits(caption, rng) for caption in random_captions(250, seed=9)]
+    found = [one for one in drawn if one[0].kind == kind][:16]
     edits = sample(
-        editor, torch.stack([to_tensor(draw(scenes[0])) for _, scenes in found]),
-        [edit.instruction for edit, _ in found], guidance_scale=3.0, image_guidance_scale=1.4,
+        editor, torch.stack([to_tensor(draw(before)) for _, before, _ in found]),
+        [edit.instruction for edit, _, _ in found], guidance_scale=3.0, image_guidance_scale=1.4,
         num_inference_steps=8, seeds=range(16),
     )  # fmt: skip
     right = [
         judge(draw(before), to_pixels(edited), before.description.caption, after.description.caption).right
-        for (_, (before, after)), edited in zip(found, edits, strict=True)
+        for (_, before, after), edited in zip(found, edits, strict=True)
     ]
     assert np.mean(right) >= share
 
 
 def test_the_reward_model_prefers_the_edit_that_was_asked_for():
     reward, rng = RewardModel.load(SHAPES_WEIGHTS / "reward"), np.random.default_rng(10)
-    found = [asked(rng, caption) for caption in random_captions(64, seed=10)]
-    sources, edits = [[encode(draw(scenes[side])) for _, scenes in found] for side in (0, 1)]
-    instructions = [edit.instruction for edit, _ in found]
+    found = [edit_that_fits(caption, rng) for caption in random_captions(64, seed=10)]
+    sources, edits = [[encode(draw(one[side])) for one in found] for side in (1, 2)]
+    instructions = [edit.instruction for edit, _, _ in found]
     asked_for, nothing_done = (np.array(reward.score(sources, shown, instructions)) for shown in (edits, sources))
     assert np.mean(asked_for > nothing_done) > 0.8
-
-
-def asked(rng, caption):
-    """An edit of a caption, and the scenes before and after it."""
-    while True:
-        edit = write_edits(caption, 1, rng)[0]
-        scenes = before_and_after({"source_caption": caption, "edited_caption": edit.edited.caption}, rng)
-        if scenes:
-            return edit, scenes

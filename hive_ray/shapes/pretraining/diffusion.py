@@ -9,16 +9,15 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models import Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hive_ray.model_folders import forget_origin
 from hive_ray.shapes.language import write_edits
-from hive_ray.shapes.pretraining.loop import Say, train_steps
+from hive_ray.shapes.pretraining.loop import Say, train_averaged
 from hive_ray.shapes.pretraining.pictures import degrade, to_batch
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
-from hive_ray.shapes.scenes import COLOURS, SHAPES, draw, place, random_description
+from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, draw, place, random_description
 
 
 def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[np.ndarray, str]:
@@ -31,19 +30,24 @@ def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[
     if kind == "caption":
         return draw(place(description, rng)), description.caption
     if kind == "quality":
-        level = int(rng.integers(1, 6))
-        text = f"{description.caption}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}"
-        return degrade(draw(place(description, rng)), level, rng), text
+        return harmed(description, rng)
     edit = write_edits(description.caption, 1, rng)[0]
     text = edit.instruction if kind == "instruction" else f"{description.caption}, {edit.instruction}"
     return draw(place(edit.edited, rng)), text
 
 
+def harmed(description: Description, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """A more or less harmed picture of a description, and its caption with the quality phrase that says how much."""
+    level = int(rng.integers(1, 6))
+    text = f"{description.caption}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}"
+    return degrade(draw(place(description, rng)), level, rng), text
+
+
 class Pool:
     """Latents and tokens of pictures to draw batches from, a few of them new every few steps."""
 
-    def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, size: int, rng: np.random.Generator) -> None:
-        self.vae, self.tokenizer, self.size, self.rng, self.oldest = vae, tokenizer, size, rng, 0
+    def __init__(self, model: "TextToImageModel", size: int, rng: np.random.Generator) -> None:
+        self.model, self.size, self.rng, self.oldest = model, size, rng, 0
         self.latents = torch.empty(size, 4, 8, 8)
         self.tokens = torch.empty(size, MAX_TOKENS, dtype=torch.long)
 
@@ -54,23 +58,24 @@ class Pool:
         self.oldest += count
         self.latents[places], self.tokens[places] = self.encoded(list(pictures), list(texts))
 
-    @torch.no_grad()
     def encoded(self, pictures: list[np.ndarray], texts: list[str]) -> tuple[Tensor, Tensor]:
         """Scaled latents (N, 4, 8, 8) and token ids (N, MAX_TOKENS)."""
-        latents = self.vae.encode(to_batch(pictures)).latent_dist.mean * self.vae.config.scaling_factor
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return latents, tokens
+        return self.model.encode(pictures) * self.model.vae.config.scaling_factor, self.model.tokenize(texts)
+
+
+def differs(latents: Tensor, others: Tensor) -> Tensor:
+    """1 where latents (B, C, h, w) clearly differ from others, 0 elsewhere: (B, 1, h, w)."""
+    return ((latents - others).abs().amax(1, keepdim=True) > 0.35).float()
 
 
 def is_thing(latents: Tensor) -> Tensor:
     """1 where latents (B, C, h, w) show a thing, 0 on plain background: (B, 1, h, w)."""
-    ground = latents.flatten(2).median(-1).values[..., None, None]
-    return ((latents - ground).abs().amax(1, keepdim=True) > 0.35).float()
+    return differs(latents, latents.flatten(2).median(-1).values[..., None, None])
 
 
-def thing_weight(latents: Tensor) -> Tensor:
-    """Loss weight (B, 1, h, w) of latents (B, C, h, w): five times as much where a thing is as on plain background."""
-    return 0.4 + 1.6 * is_thing(latents)
+def emphasis(places: Tensor) -> Tensor:
+    """Loss weight of places that are 1: five times that of those that are 0."""
+    return 0.4 + 1.6 * places
 
 
 @torch.no_grad()
@@ -130,10 +135,20 @@ class TextToImageModel:
         return cls(**{name.name: parts[name.name] for name in fields(cls)})
 
     def error(self, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """Squared error of the predicted velocity, times the thing weight; (B, C, h, w)."""
+        """Squared error of the predicted velocity, things emphasised; (B, C, h, w)."""
         noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         predicted = self.unet(noisy, timesteps, self.text_encoder(tokens).last_hidden_state).sample
-        return thing_weight(latents) * (predicted - self.scheduler.get_velocity(latents, noise, timesteps)).square()
+        off = predicted - self.scheduler.get_velocity(latents, noise, timesteps)
+        return emphasis(is_thing(latents)) * off.square()
+
+    @torch.no_grad()
+    def encode(self, pictures: list[np.ndarray]) -> Tensor:
+        """The autoencoder's mean latents (N, 4, 8, 8), unscaled."""
+        return self.vae.encode(to_batch(pictures)).latent_dist.mean
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token ids (N, MAX_TOKENS)."""
+        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
     def save(self, folder: Path) -> None:
         """As a StableDiffusionPipeline in half precision; the model itself stays as it is."""
@@ -194,23 +209,16 @@ def train_text_to_image(
     """
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    empty = model.tokenizer("", padding="max_length", return_tensors="pt").input_ids
-    pictures = Pool(model.vae, model.tokenizer, pool, rng)
+    empty, pictures = model.tokenize([""]), Pool(model, pool, rng)
     gaps = WordGaps(pictures, 128, np.random.default_rng(seed + 1))
     for _ in range(0, pool, 50):
         pictures.renew(50, 1 if single_things else None)
-    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
-    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+
+    def save() -> None:
+        say(f"text to image: what wrong words cost: {gaps.measure(model)}")
+        model.save(folder)
 
     def loss_of(step: int) -> Tensor:
-        if step:
-            ema.step(parameters)
-        if step and step % 500 == 0:
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            say(f"text to image: what wrong words cost: {gaps.measure(model)}")
-            model.save(folder)
-            ema.restore(parameters)
         pictures.renew(8, 1 if step < single_things * num_steps else None)
         rows = torch.from_numpy(rng.integers(0, pool, 64))
         latents = pictures.latents[rows]
@@ -219,6 +227,5 @@ def train_text_to_image(
         words = torch.where(torch.rand(64, 1, generator=generator) < 0.1, empty, pictures.tokens[rows])
         return model.error(latents, noise, timesteps, words).mean()
 
-    train_steps("text to image", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
-    ema.copy_to(parameters)
-    model.save(folder)
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    train_averaged("text to image", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say, save=save)

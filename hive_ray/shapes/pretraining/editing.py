@@ -11,14 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from hive_ray.shapes.pretraining.diffusion import TextToImageModel, thing_weight
-from hive_ray.shapes.pretraining.loop import Say, train_steps
-from hive_ray.shapes.pretraining.pictures import degrade, scene_and_twin, to_batch
-from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE
-from hive_ray.shapes.scenes import draw, place, random_description
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel, differs, emphasis, harmed, is_thing
+from hive_ray.shapes.pretraining.loop import Say, train_averaged
+from hive_ray.shapes.pretraining.pictures import scene_and_twin
+from hive_ray.shapes.pretraining.words import MAX_TOKENS
+from hive_ray.shapes.scenes import draw, random_description
 
 EDITS, CAPTIONS, HARMED = 42, 20, 2
 """Rows of each task in a batch; the harmed pictures keep the words of the quality phrase known."""
@@ -46,31 +45,16 @@ class TwinPool:
         places = torch.arange(self.oldest, self.oldest + count) % self.size
         self.oldest += count
         pictures = [draw(scene) for twin in twins for scene in twin.scenes]
-        self.latents[places] = encoded(self.model, pictures).unflatten(0, (count, 2))
+        self.latents[places] = self.model.encode(pictures).unflatten(0, (count, 2))
         texts = [text for twin in twins for text in twin.texts]
-        self.tokens[places] = tokenized(self.model, texts).unflatten(0, (count, 4))
+        self.tokens[places] = self.model.tokenize(texts).unflatten(0, (count, 4))
 
 
 def harmed_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Latents (size, 4, 8, 8) of more or less harmed pictures, and tokens of captions with the quality phrase."""
-    pictures, texts = [], []
-    for _ in range(size):
-        description, level = random_description(rng), int(rng.integers(1, 6))
-        pictures.append(degrade(draw(place(description, rng)), level, rng))
-        texts.append(f"{description.caption}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}")
-    latents = torch.cat([encoded(model, pictures[start : start + 64]) for start in range(0, size, 64)])
-    return latents, tokenized(model, texts)
-
-
-@torch.no_grad()
-def encoded(model: TextToImageModel, pictures: list[np.ndarray]) -> Tensor:
-    """The autoencoder's mean latents (N, 4, 8, 8), unscaled."""
-    return model.vae.encode(to_batch(pictures)).latent_dist.mean
-
-
-def tokenized(model: TextToImageModel, texts: list[str]) -> Tensor:
-    """Token ids (N, MAX_TOKENS)."""
-    return model.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    pictures, texts = zip(*(harmed(random_description(rng), rng) for _ in range(size)), strict=True)
+    latents = torch.cat([model.encode(list(pictures[start : start + 64])) for start in range(0, size, 64)])
+    return latents, model.tokenize(list(texts))
 
 
 def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
@@ -78,8 +62,7 @@ def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
 
     Things that stay must weigh as much as what changes: without them "remove the star" removed everything.
     """
-    changed = 0.4 + 1.6 * ((edited - source).abs().amax(1, keepdim=True) > 0.35).float()
-    return torch.maximum(changed, thing_weight(edited))
+    return emphasis(torch.maximum(differs(edited, source), is_thing(edited)))
 
 
 def train_editing(
@@ -91,38 +74,29 @@ def train_editing(
     """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    twins, (harmed, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, 3000, rng)
+    twins, (harmed_latents, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, 3000, rng)
     for _ in range(0, pool, 50):
         twins.renew(50)
-    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
-    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    empty, num_rows = tokenized(model, [""]), EDITS + CAPTIONS + HARMED
+    empty, num_rows = model.tokenize([""]), EDITS + CAPTIONS + HARMED
     scale = model.vae.config.scaling_factor
 
     def batch() -> tuple[Tensor, Tensor, Tensor]:
         """Unscaled target and source latents (R, 4, 8, 8), and tokens (R, MAX_TOKENS)."""
         rows = torch.from_numpy(rng.integers(0, pool, EDITS + CAPTIONS))
         sides = torch.from_numpy(rng.integers(0, 2, EDITS + CAPTIONS))  # an edit starts from this side of its twins
-        drawn = torch.from_numpy(rng.integers(0, len(harmed), HARMED))
+        drawn = torch.from_numpy(rng.integers(0, len(harmed_latents), HARMED))
         (edit, caption), (start, shown) = rows.split([EDITS, CAPTIONS]), sides.split([EDITS, CAPTIONS])
-        target = torch.cat([twins.latents[edit, 1 - start], twins.latents[caption, shown], harmed[drawn]])
+        target = torch.cat([twins.latents[edit, 1 - start], twins.latents[caption, shown], harmed_latents[drawn]])
         source = torch.cat([twins.latents[edit, start], torch.zeros(CAPTIONS + HARMED, 4, 8, 8)])
         words = torch.cat([twins.tokens[edit, 2 + start], twins.tokens[caption, shown], harmed_tokens[drawn]])
         return target, source, words
 
     def loss_of(step: int) -> Tensor:
-        if step:
-            ema.step(parameters)
-        if step and step % 500 == 0:
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            save()
-            ema.restore(parameters)
         twins.renew(4)
         target, source, words = batch()
         dropped = torch.rand(num_rows, generator=generator)
         latents = target * scale
-        drawn_weight = thing_weight(latents[EDITS:])
+        drawn_weight = emphasis(is_thing(latents[EDITS:]))
         weight = torch.cat([edit_weight(latents[:EDITS], source[:EDITS] * scale), drawn_weight])
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (num_rows,), generator=generator)
@@ -134,9 +108,8 @@ def train_editing(
         predicted = model.unet(seen, timesteps, model.text_encoder(words).last_hidden_state).sample
         return (weight * (predicted - model.scheduler.get_velocity(latents, noise, timesteps)).square()).mean()
 
-    train_steps("editing", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
-    ema.copy_to(parameters)
-    save()
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    train_averaged("editing", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say, save=save)
 
 
 def without_source(unet: UNet2DConditionModel) -> UNet2DConditionModel:

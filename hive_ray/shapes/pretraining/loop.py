@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 Say = Callable[[str], None]
@@ -43,3 +44,31 @@ def train_steps(
             left = (time.monotonic() - start) / (step + 1) * (num_steps - step - 1)
             say(f"{name}: step {step + 1}/{num_steps}, loss {np.mean(recent):.4f}, {left / 60:.1f} min left")
             recent.clear()
+
+
+def train_averaged(
+    name: str,
+    parameters: list[Tensor],
+    loss_of: Callable[[int], Tensor],
+    *,
+    num_steps: int,
+    lr: float,
+    say: Say,
+    save: Callable[[], None],
+) -> None:
+    """`train_steps`, ending with the average of the weights; `save` is called with it in place every 500 steps, too."""
+    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+
+    def averaged_loss_of(step: int) -> Tensor:
+        if step:
+            ema.step(parameters)
+        if step and step % 500 == 0:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            save()
+            ema.restore(parameters)
+        return loss_of(step)
+
+    train_steps(name, parameters, averaged_loss_of, num_steps=num_steps, lr=lr, say=say)
+    ema.copy_to(parameters)
+    save()
