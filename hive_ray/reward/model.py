@@ -4,6 +4,10 @@ One ViT with shared weights sees the source and the edited picture. The two toke
 side, each with its own type embedding, and BLIP's image-grounded text encoder reads them with the
 instruction. A linear head on its first token is the reward.
 
+Before each of the ViT's upper layers, and after the last, an edited token gains a linear map, at first zero, of
+how it differs from the source's at its place, so that these layers see what an edit changed. Attention alone
+would have to find out which of all tokens are to be compared.
+
     B prompts, K edits of a prompt, H W height and width
     N tokens of a picture, L tokens of an instruction, D width
 """
@@ -61,6 +65,12 @@ class RewardModel(nn.Module):
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
         self.image_type = nn.Embedding(2, vision_config.hidden_size)  # 0 source, 1 edited
         nn.init.zeros_(self.image_type.weight)
+        layers, width = vision_config.num_hidden_layers, vision_config.hidden_size
+        self.changes = nn.ModuleDict(
+            {str(layer): nn.Linear(width, width, bias=False) for layer in range(layers // 2, layers + 1)}
+        )  # by the layer that they stand before
+        for change in self.changes.values():
+            nn.init.zeros_(change.weight)
         self.head = nn.Linear(text_config.hidden_size, 1)
         nn.init.normal_(self.head.weight, std=1 / (text_config.hidden_size + 1))
         nn.init.zeros_(self.head.bias)
@@ -76,16 +86,28 @@ class RewardModel(nn.Module):
         num_prompts, num_edits = edited.shape[:2]
         images = (torch.cat([source, edited.flatten(0, 1)]) - self.mean) / self.std
         images = images.to(self.head.weight.dtype)  # (B + B K, 3, H, W)
-        features = self.vision(pixel_values=images).last_hidden_state  # (B + B K, N, D)
-        source_type, edited_type = self.image_type(torch.arange(2, device=features.device))
-        before = (features[:num_prompts] + source_type).repeat_interleave(num_edits, 0)  # (B K, N, D)
-        after = features[num_prompts:] + edited_type
+        before, after = self._seen(images, num_prompts)
+        source_type, edited_type = self.image_type(torch.arange(2, device=images.device))
+        both = [(before + source_type).repeat_interleave(num_edits, 0), after + edited_type]
         read = self.text(
             input_ids=tokens.repeat_interleave(num_edits, 0),
             attention_mask=mask.repeat_interleave(num_edits, 0),
-            encoder_hidden_states=torch.cat([before, after], 1),  # (B K, 2 N, D)
+            encoder_hidden_states=torch.cat(both, 1),  # (B K, 2 N, D)
         ).last_hidden_state[:, 0]
         return self.head(read).view(num_prompts, num_edits)
+
+    def _seen(self, images: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
+        """The tokens of B sources and of their K edits (B + B K, 3, H, W), (B, N, D) and (B K, N, D)."""
+        tokens, layers = self.vision.embeddings(images), self.vision.encoder.layers
+        for place in range(len(layers) + 1):
+            if str(place) in self.changes:
+                before, after = tokens[:num_prompts], tokens[num_prompts:]
+                differs = after - before.repeat_interleave(len(after) // num_prompts, 0)
+                tokens = torch.cat([before, after + self.changes[str(place)](differs)])
+            if place < len(layers):
+                tokens = layers[place](tokens)
+        tokens = self.vision.post_layernorm(tokens)
+        return tokens[:num_prompts], tokens[num_prompts:]
 
     def encode_text(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
         """Instructions, cut to `max_tokens` -> tokens and mask (B, L); 0 in the mask is padding."""
@@ -151,7 +173,12 @@ class RewardModel(nn.Module):
         vision_config = BlipVisionConfig(**settings["vision"])
         text_config = BlipTextConfig(**settings["text"])
         model = cls(vision_config, text_config, load_tokenizer(folder), settings["max_tokens"])
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        missing, unknown = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        if missing or unknown:
+            raise ModelFolderError(
+                f"{folder} holds other weights than this version's reward model: it lacks {sorted(missing)} and has "
+                f"{sorted(unknown)} besides; train it again"
+            )
         return model.eval()
 
     @classmethod

@@ -143,6 +143,28 @@ def test_weights_stored_in_fp16_are_loaded_in_fp32(tmp_path):
     assert {parameter.dtype for parameter in RewardModel.load(tmp_path).parameters()} == {torch.float32}
 
 
+def test_the_weights_of_another_version_are_refused_by_name(tmp_path):
+    small_model().save(tmp_path, {})
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["old.weight"] = weights.pop("changes.1.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ModelFolderError, match=r"lacks \['changes.1.weight'\] and has \['old.weight'\]"):
+        RewardModel.load(tmp_path)
+
+
+def test_a_difference_between_the_pictures_is_heard_once_its_maps_are_trained():
+    model = small_model().eval()
+    source, edited = torch.rand(2, 1, 3, 16, 16) * 2 - 1
+    tokens, mask = model.encode_text(["a b"])
+    with torch.no_grad():
+        before = model(source, torch.stack([source, edited], 1), tokens, mask)
+        for change in model.changes.values():
+            torch.nn.init.eye_(change.weight)
+        after = model(source, torch.stack([source, edited], 1), tokens, mask)
+    assert after[0, 0] == before[0, 0]  # the same picture differs nowhere
+    assert after[0, 1] != before[0, 1]
+
+
 def test_a_folder_without_a_card_is_unfinished(tmp_path):
     small_model().save(tmp_path, {})
     (tmp_path / "card.json").unlink()

@@ -175,7 +175,7 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
     assert "learned nothing" in doubt(before)
     objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
-    for step in range(12):
+    for step in range(24):
         loss, _ = objective.loss(model, rows[step % 2 * 6 : step % 2 * 6 + 6], torch.Generator())
         optimizer.zero_grad()
         loss.backward()
