@@ -3,8 +3,8 @@
     scenes -> autoencoder, draft (a first base) -> base and editor; clip, blip -> reward
 
 All of it learns from drawn scenes and their words. The editor stands for published InstructPix2Pix weights, and the
-reward model for a published judge of edits (ImageReward, EditReward): it has seen drawn edits, right ones and wrong
-ones, and nobody's ranking. The judge only measures the result.
+reward model for a published judge of edits (ImageReward, EditReward): it has seen drawn edits and the editor's own,
+each with what it should have been, and nobody's ranking. The judge only measures the result.
 Started again, it keeps the parts that are whole.
 """
 
@@ -19,25 +19,20 @@ import numpy as np
 import torch
 import tyro
 
-from hive_ray.config import SHAPES_WEIGHTS, Config, Resources, shapes
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import build_table, table_digest
+from hive_ray.config import SHAPES_WEIGHTS
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import to_pixels, to_tensor
 from hive_ray.pairs.generation import TextToImage
-from hive_ray.reward.model import RewardModel
-from hive_ray.schemas import INSTRUCTIONS, RANKINGS
+from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
 from hive_ray.shapes.actors import edit_that_fits, random_captions
-from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
+from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, edits, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
-from hive_ray.shapes.pretraining.ranked import RankingPainter
+from hive_ray.shapes.pretraining.pool import TwinPictures
+from hive_ray.shapes.pretraining.words import MAX_TOKENS
 from hive_ray.shapes.scenes import draw
-from jobs import train_reward, write_instructions
-from jobs.run import Run
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,11 @@ class Pretraining:
     draft_pool: int = 6000
     editing_steps: int = 6500
     editing_pool: int = 12_000
-    clip_steps: int = 360
+    matching_pool: int = 8000
+    clip_steps: int = 3000
     blip_steps: int = 1500
-    reward_captions: int = 4000
-    reward_images: int = 14_000
+    reward_prompts: int = 3200
+    reward_steps: int = 2000
     threads: int = 2
     rebuild: bool = False
     """Make again what is there already."""
@@ -102,56 +98,40 @@ def make_editor(settings: Pretraining) -> None:
 
 
 def make_clip(settings: Pretraining) -> None:
-    tokenizer = settings.out / "base" / "tokenizer"
-    matching.train_clip(settings.out / "clip", tokenizer, num_steps=settings.clip_steps, seed=3, say=say)
+    base = settings.out / "base"
+    pool = TwinPictures(base / "vae", settings.matching_pool, seed=3)
+    matching.train_clip(settings.out / "clip", base / "tokenizer", pool, num_steps=settings.clip_steps, seed=3, say=say)
 
 
 def make_blip(settings: Pretraining) -> None:
-    tokenizer = settings.out / "base" / "tokenizer"
-    matching.train_blip(settings.work / "blip", tokenizer, num_steps=settings.blip_steps, seed=5, say=say)
+    base = settings.out / "base"
+    pool = TwinPictures(base / "vae", settings.matching_pool, seed=5)
+    matching.train_blip(
+        settings.work / "blip", base / "tokenizer", pool, num_steps=settings.blip_steps, seed=5, say=say
+    )
 
 
 def make_reward(settings: Pretraining) -> None:
-    """The BLIP fine-tuned on drawn edits by `train_reward` itself, stored in half precision."""
-    start_ray()
-    run = Run(str(settings.work.absolute()), reward_config(settings), "rebuild")
-    write_instructions.build(run)
-    build_rankings(run, settings)
-    train_reward.build(run)
-    card = json.loads((settings.work / "reward" / "card.json").read_text())
-    kept = {name: card[name] for name in ("train", "held_out", "held_out_before_training", "warning")}
-    RewardModel.load(settings.work / "reward").half().save(settings.out / "reward", kept)
+    """The BLIP, trained to give edits whose answer is known the logit of their quality; in half precision."""
+    blip, vae = settings.work / "blip", settings.out / "base" / "vae"
+    editor = Editor.load(settings.out / "editor")
+    model = RewardModel.from_blip(blip, load_tokenizer(blip), resolution=64, max_tokens=MAX_TOKENS)
 
+    def edit(sources: list[np.ndarray], instructions: list[str], rng: np.random.Generator) -> list[np.ndarray]:
+        edited = sample(
+            editor, torch.stack([to_tensor(source) for source in sources]), instructions,
+            guidance_scale=rng.uniform(2.0, 5.0, len(sources)).tolist(),
+            image_guidance_scale=rng.uniform(1.0, 2.0, len(sources)).tolist(),
+            num_inference_steps=8, seeds=rng.integers(0, 2**31, len(sources)).tolist(),
+        )  # fmt: skip
+        return [to_pixels(picture) for picture in edited]
 
-def reward_config(settings: Pretraining) -> Config:
-    """The shapes preset with more captions and a longer training of the reward model, from the BLIP."""
-    config, blip = shapes(), str(settings.work.absolute() / "blip")
-    instructions = config.instructions.model_copy(
-        update={"num_captions": settings.reward_captions, "rank_rate": 0.0, "test_rate": 0.0, "seed": 4}
-    )
-    training = config.reward.training.model_copy(
-        update={"total_images": settings.reward_images, "checkpoint_images": 8000, "learning_rate": 5e-4,
-                "batch_size": 32, "micro_batch_size": 16}
-    )  # fmt: skip
-    reward = config.reward.model_copy(
-        update={"start": blip, "tokenizer": blip, "held_out_rate": 0.03, "training": training}
-    )
-    return config.model_copy(update={"instructions": instructions, "reward": reward})
-
-
-def build_rankings(run: Run, settings: Pretraining) -> None:
-    """Drawn edits in place of an editor's, ranked by how they were drawn."""
-    instructions, vae = run.path("instructions"), settings.work.absolute() / "vae"
-    build_table(
-        run.path("rankings"),
-        RANKINGS,
-        {"input.instructions": table_digest(instructions)},
-        lambda: map_table(
-            instructions, INSTRUCTIONS, RankingPainter, produces=RANKINGS, rows_per_shard=256,
-            resources=Resources(num_gpus=0, num_actors=2), vae=str(vae), seed=6,
-        ),
-        on_mismatch=run.on_mismatch,
-    )  # fmt: skip
+    prompts = edits.answered_prompts(vae, edit, settings.reward_prompts, seed=6, say=say)
+    unseen = edits.answered_prompts(vae, edit, 192, seed=106, say=say)
+    edits.train_to_judge(model.train(), prompts, num_steps=settings.reward_steps, seed=6, say=say)
+    in_order = edits.measure_order(model.eval(), unseen)
+    say(f"reward: share of unseen edits put in order: {in_order}")
+    model.half().save(settings.out / "reward", {"unseen_edits_in_order": in_order})
 
 
 def measure_adherence(base: Path, count: int = 500) -> float:

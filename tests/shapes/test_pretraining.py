@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
-from hive_ray.config import shapes
 from hive_ray.editor.model import Editor
-from hive_ray.reward.objective import preferred
-from hive_ray.schemas import RANKINGS, to_table
-from hive_ray.shapes.actors import ShapesWriter, random_captions
+from hive_ray.reward.model import RewardModel
 from hive_ray.shapes.language import all_words
-from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
+from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, edits, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, emphasis, is_thing, with_next_words
 from hive_ray.shapes.pretraining.pictures import crowded_scenes, degrade, scene_and_twin, to_batch
-from hive_ray.shapes.pretraining.ranked import RankingPainter
+from hive_ray.shapes.pretraining.pool import NAMES, PatchNaming, TwinPictures, patch_names
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
-from hive_ray.shapes.scenes import COLOURS, SHAPES
+from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, Place, Scene, Thing
 
 
 def quiet(line: str) -> None:
@@ -35,7 +32,9 @@ def models(tmp_path_factory) -> Path:
             model, folder / "base", num_steps=2, single_things=0.5, pool=50, seed=0, say=quiet
         )
         model = TextToImageModel.load(folder / "base")
-    matching.train_clip(folder / "clip", folder / "base" / "tokenizer", num_steps=2, seed=0, say=quiet)
+    pool = TwinPictures(folder / "vae", 4, seed=0)
+    matching.train_clip(folder / "clip", folder / "base" / "tokenizer", pool, num_steps=2, seed=0, say=quiet)
+    matching.train_blip(folder / "blip", folder / "base" / "tokenizer", pool, num_steps=2, seed=0, say=quiet)
     return folder
 
 
@@ -57,6 +56,8 @@ def test_the_parts_open_in_diffusers_and_transformers(models):
     picture = pipeline("a small red circle on a white background", height=64, width=64, num_inference_steps=2)
     assert picture.images[0].size == (64, 64)
     assert CLIPModel.from_pretrained(models / "clip").config.vision_config.image_size == 64
+    tokenizer = CLIPTokenizer.from_pretrained(models / "blip")
+    RewardModel.from_blip(models / "blip", tokenizer, resolution=64, max_tokens=MAX_TOKENS)
 
 
 def test_latents_have_unit_variance(models):
@@ -150,16 +151,75 @@ def test_rare_kinds_of_edit_are_kept_more_often():
     assert added_or_removed(editing.KIND_RATES) > 1.2 * added_or_removed(None)
 
 
-def test_drawn_edits_are_ranked_by_how_they_were_drawn(models):
-    captions = [{"caption_id": caption, "caption": caption} for caption in random_captions(12, seed=3)]
-    rows = ShapesWriter(shapes().instructions)(captions)
-    painter = RankingPainter(str(models / "vae"), seed=0)
-    painted = [row for row in painter(rows) if "dropped" not in row]
-    assert to_table(painted, RANKINGS).num_rows == len(painted) >= 10
-    for row in painted:
-        assert len(row["ranks"]) == len(row["edits"]) >= 3
-        chosen = preferred(torch.tensor([row["ranks"]]))[0].any(1)
-        assert row["ranks"].count(1) == 1
-        assert chosen[row["ranks"].index(1)]
-    again = [row for row in RankingPainter(str(models / "vae"), seed=0)(rows[:3]) if "dropped" not in row]
-    assert again == painted[: len(again)]
+def test_a_patch_is_named_by_the_thing_on_it_or_by_its_background():
+    scene = Scene(Description((Thing("star", "red", "small"),), "navy"), (Place(20.0, 12.0, 8.0),))
+    shapes, colours, sizes = NAMES
+    names = [(shapes[a], colours[b], sizes[c]) for a, b, c in patch_names(scene)]
+    assert names[1 * 8 + 2] == ("star", "red", "small")  # the patch of y 8..16, x 16..24
+    assert names[7 * 8 + 7] == ("nothing", "navy", "nothing")
+    assert sum(name[0] == "star" for name in names) == 5  # centres of patches at most 9 pixels from (20, 12)
+
+
+def test_patch_naming_learns_from_tokens_that_tell():
+    torch.manual_seed(0)
+    naming, names = PatchNaming(16), torch.zeros(8, 4, 3, dtype=torch.long)
+    names[..., 0] = torch.arange(4)
+    tokens = torch.cat([torch.zeros(8, 1, 16), torch.eye(16)[names[..., 0]]], 1)
+    before = naming.loss(tokens, names).item()
+    optimizer = torch.optim.Adam(naming.parameters(), lr=0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        naming.loss(tokens, names).backward()
+        optimizer.step()
+    assert naming.loss(tokens, names).item() < 0.05 < 1.5 < before
+
+
+def test_quality_halves_with_the_pixels_of_a_small_thing():
+    answer = np.full((64, 64, 3), 100, np.uint8)
+    edited = answer.copy()
+    edited[10:24, 10:20] = 255  # 14 x 10 = HALF_LIFE pixels, and a rim that the blur makes differ, too
+    assert edits.quality(answer, answer) == 1
+    assert 0.3 < edits.quality(edited, answer) < 0.5
+    assert edits.quality(np.full_like(answer, 255), answer) < 1e-6
+
+
+def nothing_done(sources, instructions, rng):
+    assert len(sources) == len(instructions)
+    return sources
+
+
+def test_edits_with_a_known_answer_are_better_the_nearer_they_come(models):
+    prompts = edits.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
+    again = edits.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
+    assert len(prompts) == 12
+    for prompt, same in zip(prompts, again, strict=True):
+        made = len(prompt.edits) - prompt.num_drawn
+        assert made in (0, edits.MADE)
+        assert len(prompt.qualities) == len(prompt.edits) > 3
+        assert prompt.qualities == same.qualities
+        assert all(0 <= one <= 1 for one in prompt.qualities)
+    assert {len(prompt.edits) > prompt.num_drawn for prompt in prompts} == {True, False}  # a thing added, or not
+
+
+def test_a_reward_model_is_trained_and_measured_on_known_answers(models):
+    torch.manual_seed(0)
+    model = RewardModel.from_nothing(shapes_tokenizer(), resolution=64, max_tokens=MAX_TOKENS)
+    prompts = edits.answered_prompts(models / "vae", nothing_done, 8, seed=0, say=quiet)
+    before = model.head.weight.clone()
+    edits.train_to_judge(model, prompts, num_steps=2, seed=0, say=quiet)
+    assert not torch.equal(before, model.head.weight)
+    assert 0 <= edits.measure_order(model.eval(), prompts)["all"] <= 1
+
+
+def test_order_is_measured_where_qualities_differ_clearly():
+    class Brightness(torch.nn.Module):
+        def forward(self, source, edited, tokens, mask):
+            return edited.mean((2, 3, 4))
+
+        def encode_text(self, instructions):
+            return torch.zeros(1, 1), torch.ones(1, 1)
+
+    shades = [np.full((64, 64, 3), level, np.uint8) for level in (0, 50, 100)]
+    # Of (0, 0.5), (0, 0.95) and (0.5, 0.95) brightness has the first two right.
+    prompt = edits.Answered("", shades[0], shades, num_drawn=1, qualities=[0.0, 0.95, 0.5])
+    assert edits.measure_order(Brightness(), [prompt]) == {"all": pytest.approx(2 / 3), "made": 0.0}

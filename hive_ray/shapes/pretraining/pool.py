@@ -1,0 +1,86 @@
+"""Pictures of scenes and of their edited twins to learn to see from, as an autoencoder gives them back.
+
+N twins, P patches of a picture
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from hive_ray.images import to_pixels
+from hive_ray.shapes.pretraining.diffusion import is_thing
+from hive_ray.shapes.pretraining.pictures import Twin, scene_and_twin, to_batch
+from hive_ray.shapes.scenes import BACKGROUNDS, COLOURS, RADII, RESOLUTION, SHAPES, Scene, draw
+
+PATCH = 8
+"""Side of a patch, pixels."""
+
+NAMES = (("nothing", *SHAPES), (*COLOURS, *BACKGROUNDS), ("nothing", *RADII))
+"""What can be said of a patch: the shape, the colour and the size of what it shows."""
+
+
+class Wear:
+    """Pictures as the autoencoder gives them back, with noise on the latents of their things."""
+
+    def __init__(self, vae: str | Path) -> None:
+        self.vae = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def __call__(self, pictures: list[np.ndarray], amounts: list[float], seed: int) -> list[np.ndarray]:
+        """amounts: the noise of each picture, where the latents of things deviate by 1.15."""
+        generator = torch.Generator().manual_seed(seed)
+        latents = self.vae.encode(to_batch(pictures)).latent_dist.mean
+        amount = torch.tensor(amounts, dtype=torch.float32).view(-1, 1, 1, 1) * is_thing(latents)
+        noisy = latents + amount * torch.randn(latents.shape, generator=generator)
+        return [to_pixels(image) for image in self.vae.decode(noisy).sample]
+
+
+class TwinPictures:
+    """Twins and their pictures (2 N, 64, 64, 3), scenes and edited scenes in turn, a little worn; fixed by the seed."""
+
+    def __init__(self, vae: Path, size: int, seed: int) -> None:
+        rng, wear = np.random.default_rng(seed), Wear(vae)
+        self.twins: list[Twin] = [scene_and_twin(rng) for _ in range(size)]
+        scenes = [scene for twin in self.twins for scene in twin.scenes]
+        self.pictures = np.empty((len(scenes), RESOLUTION, RESOLUTION, 3), np.uint8)
+        for start in range(0, len(scenes), 64):
+            drawn = [draw(scene) for scene in scenes[start : start + 64]]
+            self.pictures[start : start + 64] = wear(drawn, rng.uniform(0, 0.3, len(drawn)).tolist(), seed + start)
+        self.names = torch.from_numpy(np.stack([patch_names(scene) for scene in scenes]))
+
+
+def patch_names(scene: Scene) -> np.ndarray:
+    """What each patch of a scene shows: (P, 3) indices into `NAMES`, row by row; things count from their edge on."""
+    side = RESOLUTION // PATCH
+    y, x = np.meshgrid(*[PATCH * (np.arange(side) + 0.5)] * 2, indexing="ij")
+    names = np.zeros((side, side, 3), np.int64)
+    names[..., 1] = NAMES[1].index(scene.description.background)
+    for thing, where in zip(scene.description.things, scene.places, strict=True):
+        shown = np.hypot(x - where.x, y - where.y) < where.radius + 1
+        words = (thing.shape, thing.colour, thing.size)
+        names[shown] = [known.index(word) for known, word in zip(NAMES, words, strict=True)]
+    return names.reshape(side * side, 3)
+
+
+class PatchNaming(torch.nn.Module):
+    """Names what each patch shows from its token: teaches a young ViT to see in a few hundred steps.
+
+    Only for training: captions alone say little of where things are, and a contrastive loss says it late.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(width)
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(width, len(known)) for known in NAMES)
+
+    def loss(self, tokens: Tensor, names: Tensor) -> Tensor:
+        """tokens (B, 1 + P, D), the first of them the whole picture's; names (B, P, 3) -> mean cross entropy."""
+        patches = self.norm(tokens[:, 1:]).flatten(0, 1)
+        losses = [
+            torch.nn.functional.cross_entropy(head(patches), names[..., place].flatten())
+            for place, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).mean()
