@@ -173,10 +173,10 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
     rows = [ranking(f"p{index}", rng.choice(256, 3, replace=False).tolist()) for index in range(12)]
     before = measure(model, rows)
     assert "learned nothing" in doubt(before)
-    objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
-    for step in range(24):
-        loss, _ = objective.loss(model, rows[step % 2 * 6 : step % 2 * 6 + 6], torch.Generator())
+    for _ in range(40):
+        loss, _ = objective.loss(model, rows, torch.Generator())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
