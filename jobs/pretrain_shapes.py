@@ -46,6 +46,8 @@ class Pretraining:
     draft_pool: int = 6000
     editing_steps: int = 6500
     editing_pool: int = 12_000
+    phrase_steps: int = 800
+    phrase_pool: int = 6000
     matching_pool: int = 8000
     clip_steps: int = 3000
     blip_steps: int = 1500
@@ -79,17 +81,22 @@ def make_editor(settings: Pretraining) -> None:
     editor.text_encoder.train().requires_grad_(True)
     model = TextToImageModel(editor.vae, editor.tokenizer, editor.text_encoder, editor.unet, editor.scheduler)
 
-    def save() -> None:
-        base = TextToImageModel(
+    def save_base() -> None:
+        TextToImageModel(
             model.vae, model.tokenizer, model.text_encoder, editing.without_source(model.unet), model.scheduler
-        )
-        base.save(settings.out / "base")
+        ).save(settings.out / "base")
+
+    def save_editor() -> None:
         card = editor.card.model_copy(update={"base_model": "hive_ray shapes base"})
         editor.save(settings.out / "editor", card, dtype=torch.float16)
 
     editing.train_editing(
-        model, num_steps=settings.editing_steps, pool=settings.editing_pool, seed=7, say=say, save=save
+        model, num_steps=settings.editing_steps, pool=settings.editing_pool, seed=7, say=say, save=save_base
     )
+    editing.train_editing(
+        model, num_steps=settings.phrase_steps, pool=settings.phrase_pool, seed=8, say=say, save=save_editor,
+        rows=editing.WITH_PHRASE, lr=2e-4,
+    )  # fmt: skip
     shares = [f"{kind} {share:.2f}" for kind, share in measure_edits(editor).items()]
     say(f"editor: share of unseen edits that are right: {', '.join(shares)}")
     adherence = measure_adherence(settings.out / "base")

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,21 @@ def test_one_network_learns_to_edit_and_to_draw(models):
     assert saved == [1]
     assert before.abs().max() == 0
     assert model.unet.conv_in.weight[:, 4:].abs().max() > 0  # the source is heard
+
+
+def test_an_editor_hears_the_phrase_behind_instructions(models):
+    model, said = TextToImageModel.load(models / "base"), []
+    edited, sources, tokens = editing.graded_pool(model, 20, np.random.default_rng(0))
+    assert edited.shape == sources.shape == (20, 4, 8, 8)
+    assert not torch.equal(edited, sources)
+    texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    assert all(re.search(r", image quality is (one|two|three|four|five) out of five$", text) for text in texts), texts
+    editing.train_editing(
+        as_editor(model, models / "base"), num_steps=2, pool=50, seed=0, say=said.append, save=lambda: None,
+        rows=editing.WITH_PHRASE,
+    )  # fmt: skip
+    assert "loss" in said[-1]
+    assert "nan" not in said[-1]
 
 
 def test_the_base_inside_an_editor_is_the_editor_without_a_source(models):

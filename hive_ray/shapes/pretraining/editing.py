@@ -2,11 +2,14 @@
 
 A batch holds edits (the source's latents and an instruction) and captions (zero latents, which tell an editor that
 there is no source). Whole, the U-Net is the editor; without the input channels of the source it is the base.
+The editor then hears the quality phrase behind instructions, too: to one that has not, the phrase is
+a disturbance, and its second fine-tuning spends itself on that.
 
 R rows of a batch
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,12 +18,25 @@ from torch import Tensor
 
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, differs, emphasis, harmed, is_thing
 from hive_ray.shapes.pretraining.loop import Say, train_averaged
-from hive_ray.shapes.pretraining.pictures import scene_and_twin
-from hive_ray.shapes.pretraining.words import MAX_TOKENS
+from hive_ray.shapes.pretraining.pictures import degrade, scene_and_twin
+from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE
 from hive_ray.shapes.scenes import draw, random_description
 
-EDITS, CAPTIONS, HARMED = 42, 20, 2
-"""Rows of each task in a batch; the harmed pictures keep the words of the quality phrase known."""
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of each task in a batch."""
+
+    edits: int
+    graded: int
+    """Edits whose result is more or less harmed, as the quality phrase behind their instruction says."""
+    captions: int
+    harmed: int
+    """Harmed pictures of captions with the quality phrase."""
+
+
+BOTH_TASKS = Batch(edits=42, graded=0, captions=20, harmed=2)
+WITH_PHRASE = Batch(edits=32, graded=24, captions=6, harmed=2)
 
 KIND_RATES = {
     "recolour": 0.5, "reshape": 0.8, "add": 1.0, "remove": 1.0, "background": 0.4, "swap": 1.0, "resize": 0.6,
@@ -57,6 +73,22 @@ def harmed_pool(model: TextToImageModel, size: int, rng: np.random.Generator) ->
     return latents, model.tokenize(list(texts))
 
 
+def graded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of edited pictures, more or less harmed, and of their sources (size, 4, 8, 8), and tokens."""
+    edited, sources, texts = [], [], []
+    for _ in range(size):
+        twin, level = scene_and_twin(rng, KIND_RATES), int(rng.integers(1, 6))
+        before, after = twin.scenes
+        sources.append(draw(before))
+        edited.append(degrade(draw(after), level, rng))
+        texts.append(f"{twin.texts[2]}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}")
+    latents = [
+        torch.cat([model.encode(pictures[start : start + 64]) for start in range(0, size, 64)])
+        for pictures in (edited, sources)
+    ]
+    return *latents, model.tokenize(texts)
+
+
 def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
     """Loss weight (R, 1, h, w) of latents (R, C, h, w): five times as much where a thing is, or the edit changes one.
 
@@ -66,7 +98,15 @@ def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
 
 
 def train_editing(
-    model: TextToImageModel, *, num_steps: int, pool: int, seed: int, say: Say, save: Callable[[], None]
+    model: TextToImageModel,
+    *,
+    num_steps: int,
+    pool: int,
+    seed: int,
+    say: Say,
+    save: Callable[[], None],
+    rows: Batch = BOTH_TASKS,
+    lr: float = 1e-3,
 ) -> None:
     """Train `model`, whose U-Net reads the source's latents as well, on both tasks; it ends with averaged weights.
 
@@ -75,29 +115,40 @@ def train_editing(
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     twins, (harmed_latents, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, 3000, rng)
+    graded_latents, graded_sources, graded_tokens = graded_pool(model, 3000 if rows.graded else 1, rng)
     for _ in range(0, pool, 50):
         twins.renew(50)
-    empty, num_rows = model.tokenize([""]), EDITS + CAPTIONS + HARMED
+    with_source, without = rows.edits + rows.graded, rows.captions + rows.harmed
+    empty, num_rows = model.tokenize([""]), with_source + without
     scale = model.vae.config.scaling_factor
+
+    def chosen(size: int, count: int) -> Tensor:
+        return torch.from_numpy(rng.integers(0, size, count))
 
     def batch() -> tuple[Tensor, Tensor, Tensor]:
         """Unscaled target and source latents (R, 4, 8, 8), and tokens (R, MAX_TOKENS)."""
-        rows = torch.from_numpy(rng.integers(0, pool, EDITS + CAPTIONS))
-        sides = torch.from_numpy(rng.integers(0, 2, EDITS + CAPTIONS))  # an edit starts from this side of its twins
-        drawn = torch.from_numpy(rng.integers(0, len(harmed_latents), HARMED))
-        (edit, caption), (start, shown) = rows.split([EDITS, CAPTIONS]), sides.split([EDITS, CAPTIONS])
-        target = torch.cat([twins.latents[edit, 1 - start], twins.latents[caption, shown], harmed_latents[drawn]])
-        source = torch.cat([twins.latents[edit, start], torch.zeros(CAPTIONS + HARMED, 4, 8, 8)])
-        words = torch.cat([twins.tokens[edit, 2 + start], twins.tokens[caption, shown], harmed_tokens[drawn]])
-        return target, source, words
+        edit, caption = chosen(pool, rows.edits + rows.captions).split([rows.edits, rows.captions])
+        # An edit starts from this side of its twins.
+        start, shown = chosen(2, rows.edits + rows.captions).split([rows.edits, rows.captions])
+        drawn, graded = chosen(len(harmed_latents), rows.harmed), chosen(len(graded_latents), rows.graded)
+        target = [
+            twins.latents[edit, 1 - start], graded_latents[graded],
+            twins.latents[caption, shown], harmed_latents[drawn],
+        ]  # fmt: skip
+        source = [twins.latents[edit, start], graded_sources[graded], torch.zeros(without, 4, 8, 8)]
+        words = [
+            twins.tokens[edit, 2 + start], graded_tokens[graded],
+            twins.tokens[caption, shown], harmed_tokens[drawn],
+        ]  # fmt: skip
+        return torch.cat(target), torch.cat(source), torch.cat(words)
 
     def loss_of(step: int) -> Tensor:
         twins.renew(4)
         target, source, words = batch()
         dropped = torch.rand(num_rows, generator=generator)
         latents = target * scale
-        drawn_weight = emphasis(is_thing(latents[EDITS:]))
-        weight = torch.cat([edit_weight(latents[:EDITS], source[:EDITS] * scale), drawn_weight])
+        drawn_weight = emphasis(is_thing(latents[with_source:]))
+        weight = torch.cat([edit_weight(latents[:with_source], source[:with_source] * scale), drawn_weight])
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (num_rows,), generator=generator)
         words = torch.where((dropped < 2 * DROP_RATE)[:, None], empty, words)
@@ -109,7 +160,7 @@ def train_editing(
         return (weight * (predicted - model.scheduler.get_velocity(latents, noise, timesteps)).square()).mean()
 
     parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
-    train_averaged("editing", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say, save=save)
+    train_averaged("editing", parameters, loss_of, num_steps=num_steps, lr=lr, say=say, save=save)
 
 
 def without_source(unet: UNet2DConditionModel) -> UNet2DConditionModel:
