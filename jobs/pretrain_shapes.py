@@ -28,7 +28,7 @@ from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
 from hive_ray.shapes.actors import edit_that_fits, random_captions
-from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, edits, matching
+from hive_ray.shapes.pretraining import answers, autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.pool import TwinPictures
 from hive_ray.shapes.pretraining.words import MAX_TOKENS
@@ -133,10 +133,10 @@ def make_reward(settings: Pretraining) -> None:
         )  # fmt: skip
         return [to_pixels(picture) for picture in edited]
 
-    prompts = edits.answered_prompts(vae, edit, settings.reward_prompts, seed=6, say=say)
-    unseen = edits.answered_prompts(vae, edit, 192, seed=106, say=say)
-    edits.train_to_judge(model.train(), prompts, num_steps=settings.reward_steps, seed=6, say=say)
-    in_order = edits.measure_order(model.eval(), unseen)
+    prompts = answers.answered_prompts(vae, edit, settings.reward_prompts, seed=6, say=say)
+    unseen = answers.answered_prompts(vae, edit, 192, seed=106, say=say)
+    answers.train_to_judge(model.train(), prompts, num_steps=settings.reward_steps, seed=6, say=say)
+    in_order = answers.measure_order(model.eval(), unseen)
     say(f"reward: share of unseen edits put in order: {in_order}")
     model.half().save(settings.out / "reward", {"unseen_edits_in_order": in_order})
 

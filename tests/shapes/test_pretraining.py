@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from hive_ray.editor.model import Editor
 from hive_ray.reward.model import RewardModel
 from hive_ray.shapes.language import all_words
-from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, edits, matching
+from hive_ray.shapes.pretraining import answers, autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, emphasis, is_thing, with_next_words
 from hive_ray.shapes.pretraining.pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.pool import NAMES, PatchNaming, TwinPictures, patch_names
@@ -194,9 +194,9 @@ def test_quality_halves_with_the_pixels_of_a_small_thing():
     answer = np.full((64, 64, 3), 100, np.uint8)
     edited = answer.copy()
     edited[10:24, 10:20] = 255  # 14 x 10 = HALF_LIFE pixels, and a rim that the blur makes differ, too
-    assert edits.quality(answer, answer) == 1
-    assert 0.3 < edits.quality(edited, answer) < 0.5
-    assert edits.quality(np.full_like(answer, 255), answer) < 1e-6
+    assert answers.quality(answer, answer) == 1
+    assert 0.3 < answers.quality(edited, answer) < 0.5
+    assert answers.quality(np.full_like(answer, 255), answer) < 1e-6
 
 
 def nothing_done(sources, instructions, rng):
@@ -205,12 +205,12 @@ def nothing_done(sources, instructions, rng):
 
 
 def test_edits_with_a_known_answer_are_better_the_nearer_they_come(models):
-    prompts = edits.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
-    again = edits.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
+    prompts = answers.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
+    again = answers.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
     assert len(prompts) == 12
     for prompt, same in zip(prompts, again, strict=True):
         made = len(prompt.edits) - prompt.num_drawn
-        assert made in (0, edits.MADE)
+        assert made in (0, answers.MADE)
         assert len(prompt.qualities) == len(prompt.edits) > 3
         assert prompt.qualities == same.qualities
         assert all(0 <= one <= 1 for one in prompt.qualities)
@@ -220,11 +220,11 @@ def test_edits_with_a_known_answer_are_better_the_nearer_they_come(models):
 def test_a_reward_model_is_trained_and_measured_on_known_answers(models):
     torch.manual_seed(0)
     model = RewardModel.from_nothing(shapes_tokenizer(), resolution=64, max_tokens=MAX_TOKENS)
-    prompts = edits.answered_prompts(models / "vae", nothing_done, 8, seed=0, say=quiet)
+    prompts = answers.answered_prompts(models / "vae", nothing_done, 8, seed=0, say=quiet)
     before = model.head.weight.clone()
-    edits.train_to_judge(model, prompts, num_steps=2, seed=0, say=quiet)
+    answers.train_to_judge(model, prompts, num_steps=2, seed=0, say=quiet)
     assert not torch.equal(before, model.head.weight)
-    assert 0 <= edits.measure_order(model.eval(), prompts)["all"] <= 1
+    assert 0 <= answers.measure_order(model.eval(), prompts)["all"] <= 1
 
 
 def test_order_is_measured_where_qualities_differ_clearly():
@@ -237,5 +237,5 @@ def test_order_is_measured_where_qualities_differ_clearly():
 
     shades = [np.full((64, 64, 3), level, np.uint8) for level in (0, 50, 100)]
     # Of (0, 0.5), (0, 0.95) and (0.5, 0.95) brightness has the first two right.
-    prompt = edits.Answered("", shades[0], shades, num_drawn=1, qualities=[0.0, 0.95, 0.5])
-    assert edits.measure_order(Brightness(), [prompt]) == {"all": pytest.approx(2 / 3), "made": 0.0}
+    prompt = answers.Answered("", shades[0], shades, num_drawn=1, qualities=[0.0, 0.95, 0.5])
+    assert answers.measure_order(Brightness(), [prompt]) == {"all": pytest.approx(2 / 3), "made": 0.0}

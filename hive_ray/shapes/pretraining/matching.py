@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from hive_ray.shapes.pretraining.loop import Say, train_steps
+from hive_ray.shapes.pretraining.pictures import Twin
 from hive_ray.shapes.pretraining.pool import PATCH, PatchNaming, TwinPictures
 from hive_ray.shapes.pretraining.words import MAX_TOKENS
 from hive_ray.shapes.scenes import RESOLUTION
@@ -104,7 +105,7 @@ def train_blip(
     tokenizer.save_pretrained(folder)
 
 
-def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list, Tensor, Tensor]:
+def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list[Twin], Tensor, Tensor]:
     """TWINS twins, their pictures (2 TWINS, 3, H, W) as CLIP and BLIP read them, a little noisy, and patch names."""
     chosen = rng.integers(0, len(pool.twins), TWINS)
     rows = np.stack([2 * chosen, 2 * chosen + 1], 1).flatten()
