@@ -198,6 +198,9 @@ class Scoring(Section):
     """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""
     levels: Literal["quantile", "equal_width"] = "quantile"
     """Where the edges of the five quality levels lie."""
+    baseline: Literal["none", "words"] = "none"
+    """What is taken off a reward before it is shaped: nothing (HIVE), or what the instruction's words lead to expect,
+    so that "five out of five" does not mean "an easy edit"."""
     phrase: str = ", image quality is {level} out of five"
     """What is appended to the instruction; `{level}` becomes one..five."""
     resources: Resources = Resources(batch_size=32)
@@ -274,7 +277,7 @@ def shapes() -> Config:
             ),
             resources=Resources(batch_size=64, **one_core),
         ),
-        scoring=Scoring(beta=1.0, resources=Resources(batch_size=64, **one_core)),  # near the rewards' deviation
+        scoring=Scoring(baseline="words", resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
             num_prompts=200, num_inference_steps=8, guidance_scale=3.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),

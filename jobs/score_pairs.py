@@ -14,7 +14,7 @@ from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward.model import RewardScorer
-from hive_ray.reward.shaping import SHAPINGS, effective_sample_size, feedback, quality_level
+from hive_ray.reward.shaping import SHAPINGS, effective_sample_size, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from jobs.run import Run, fingerprint, main
 
@@ -29,21 +29,34 @@ class PairScorer(RewardScorer):
 class PairShaper:
     """Pairs -> scored pairs, by the rewards of all of them."""
 
-    def __init__(self, rewards: str, settings: Scoring, model: str, editor: str, device: str = "cpu") -> None:
+    def __init__(
+        self, pairs: str, rewards: str, settings: Scoring, model: str, editor: str, device: str = "cpu"
+    ) -> None:
         """`editor` names the model whose tokenizer will read the instructions: a long one leaves its phrase room."""
-        self.rewards = {row["pair_id"]: row["reward"] for row in read_rows(rewards, REWARDS)}
+        self.rewards = rewards_of(rewards)
         append = partial(append_suffix, load_tokenizer(editor))
-        self.feedback = feedback(np.array(list(self.rewards.values())), settings, append)
+        self.feedback = feedback(*instructions_and_rewards(pairs, self.rewards), settings, append)
         self.fill, self.model = SHAPINGS[settings.shaping], model
 
     def __call__(self, rows: Rows) -> Rows:
         scored = []
         for row in rows:
             reward = self.rewards[row["pair_id"]]
-            level = quality_level(reward, self.feedback.edges)
+            level = self.feedback.level(row["instruction"], reward)
             row = row | {"reward": reward, "quality_level": level, "reward_model": self.model}
             scored.append(self.fill(row, self.feedback))
         return scored
+
+
+def rewards_of(rewards: str) -> dict[str, float]:
+    """The reward of each pair, by pair_id."""
+    return {row["pair_id"]: row["reward"] for row in read_rows(rewards, REWARDS)}
+
+
+def instructions_and_rewards(pairs: str, rewards: dict[str, float]) -> tuple[list[str], np.ndarray]:
+    """Every pair's instruction and its reward (N,), in the order of the table; no pictures are read."""
+    rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
+    return [row["instruction"] for row in rows], np.array([rewards[row["pair_id"]] for row in rows])
 
 
 def build(run: Run, shaping: str | None = None) -> Manifest:
@@ -66,12 +79,12 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     build_table(rewards, REWARDS, made_from, score, on_mismatch=run.on_mismatch)
     if shaping:
         settings = settings.model_copy(update={"shaping": shaping})
-    _say(rewards, settings)
+    _say(pairs, rewards, settings)
 
     def shape():
         return map_table(
             pairs, PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0),
-            rewards=rewards, settings=settings, model=model, editor=editor, rows_per_shard=256,
+            pairs=pairs, rewards=rewards, settings=settings, model=model, editor=editor, rows_per_shard=256,
         )  # fmt: skip
 
     made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor))
@@ -79,14 +92,15 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
 
 
-def _say(rewards: str, settings: Scoring) -> None:
+def _say(pairs: str, rewards: str, settings: Scoring) -> None:
     """The distribution of rewards in a line, so that a reward model that says nothing is seen on the day."""
-    values = np.array([row["reward"] for row in read_rows(rewards, REWARDS)])
-    shaped = feedback(values, settings)
-    weights = np.array([shaped.weight(value) for value in values])
+    instructions, values = instructions_and_rewards(pairs, rewards_of(rewards))
+    shaped = feedback(instructions, values, settings)
+    advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
+    weights = np.array([shaped.weight(advantage) for advantage in advantages])
     print(
-        f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f}, level edges "
-        f"{', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
+        f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f} ({np.std(advantages):.3f} shaped), "
+        f"level edges {', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
         f"{effective_sample_size(weights):.0f} of {len(values)} pairs",
         flush=True,
     )

@@ -3,14 +3,18 @@
     pairs + reward -> scored_pairs
 
 HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`.
+Both may go by how much an edit is better than its instruction leads to expect (`WordBaseline`), not by the reward.
 """
 
+import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import add
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import lsqr
 
 from hive_ray.config import Scoring
 from hive_ray.schemas import Row
@@ -98,31 +102,84 @@ def instruction_suffix(template: str) -> str:
     return quality_phrase(len(LEVEL_WORDS), template)
 
 
+RIDGE = 10.0
+"""How many rows must show a word before it counts for half of what they say."""
+
+
+@dataclass(frozen=True)
+class WordBaseline:
+    """The reward that an instruction leads to expect: ridge regression on which words occur in it.
+
+    Some edits are easy, and most of what a reward tells of a table is which: without a baseline, "five out of five"
+    comes to mean "a change of background", and hard edits have no good example.
+    """
+
+    mean: float
+    words: dict[str, float]
+    """What a word adds."""
+
+    @classmethod
+    def fit(cls, instructions: Sequence[str], reward: np.ndarray) -> "WordBaseline":
+        """Instructions and their rewards (N,) -> what minimises |reward - mean - said w|^2 + RIDGE |w|^2."""
+        split = [_words(instruction) for instruction in instructions]
+        places = {word: place for place, word in enumerate(dict.fromkeys(word for words in split for word in words))}
+        columns = [places[word] for words in split for word in words]
+        starts = np.cumsum([0, *(len(words) for words in split)])
+        said = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(split), len(places)))
+        reward = _finite(reward)
+        weights = lsqr(said, reward - reward.mean(), damp=RIDGE**0.5, atol=1e-10, btol=1e-10)[0]
+        return cls(float(reward.mean()), {word: float(weights[place]) for word, place in places.items()})
+
+    def __call__(self, instruction: str) -> float:
+        """The expected reward; words that were never seen say nothing."""
+        return self.mean + sum(self.words.get(word, 0.0) for word in _words(instruction))
+
+
+def _words(instruction: str) -> list[str]:
+    """The different words of an instruction, in order."""
+    return list(dict.fromkeys(re.findall(r"\w+", instruction.lower())))
+
+
 @dataclass(frozen=True)
 class Feedback:
     """What all rewards of a table say together, so that each row can be shaped alone."""
 
     edges: tuple[float, ...]
-    """Four rewards between the five quality levels."""
+    """Four advantages between the five quality levels."""
     beta: float
     scale: float
-    """Logarithm of the factor on exp(reward / beta)."""
+    """Logarithm of the factor on exp(advantage / beta)."""
     greatest_weight: float
     phrase: str
     append: Callable[[str, str], str] = add
     """Joins an instruction and its phrase; a text encoder's own, where the phrase must find room."""
+    baseline: WordBaseline | None = None
 
-    def weight(self, reward: float) -> float:
+    def advantage(self, instruction: str, reward: float) -> float:
+        """By how much a reward is better than its instruction leads to expect; the reward itself without a baseline."""
+        return reward if self.baseline is None else reward - self.baseline(instruction)
+
+    def weight(self, advantage: float) -> float:
         """The row's loss weight."""
-        return float(_scaled_weight(np.asarray(reward), self.beta, self.scale, self.greatest_weight))
+        return float(_scaled_weight(np.asarray(advantage), self.beta, self.scale, self.greatest_weight))
+
+    def level(self, instruction: str, reward: float) -> int:
+        """The row's quality level, 1..5."""
+        return quality_level(self.advantage(instruction, reward), self.edges)
 
 
-def feedback(reward: np.ndarray, settings: Scoring, append: Callable[[str, str], str] = add) -> Feedback:
-    """Edges and scale of a table's rewards (N,), as the settings want them; `append` as in `Feedback`."""
+def feedback(
+    instructions: Sequence[str], reward: np.ndarray, settings: Scoring, append: Callable[[str, str], str] = add
+) -> Feedback:
+    """What a table's instructions and rewards (N,) say together, as the settings want; `append` as in `Feedback`."""
+    baseline = WordBaseline.fit(instructions, reward) if settings.baseline == "words" else None
+    expected = [baseline(instruction) for instruction in instructions] if baseline else 0.0
+    advantage = reward - np.asarray(expected)
     return Feedback(
-        edges=EDGES[settings.levels](reward),
+        edges=EDGES[settings.levels](advantage),
+        baseline=baseline,
         beta=settings.beta,
-        scale=weight_scale(reward, settings.beta, settings.normalize),
+        scale=weight_scale(advantage, settings.beta, settings.normalize),
         greatest_weight=GREATEST_WEIGHTS[settings.normalize],
         phrase=settings.phrase,
         append=append,
@@ -131,7 +188,7 @@ def feedback(reward: np.ndarray, settings: Scoring, append: Callable[[str, str],
 
 def fill_weight(row: Row, feedback: Feedback) -> Row:
     """HIVE's weighted reward: the row, which has a `reward`, with its `weight` filled."""
-    return row | {"weight": feedback.weight(row["reward"])}
+    return row | {"weight": feedback.weight(feedback.advantage(row["instruction"], row["reward"]))}
 
 
 def fill_instruction(row: Row, feedback: Feedback) -> Row:

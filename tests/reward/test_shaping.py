@@ -3,7 +3,9 @@ import pytest
 
 from hive_ray.config import Scoring
 from hive_ray.reward.shaping import (
+    RIDGE,
     SHAPINGS,
+    WordBaseline,
     effective_sample_size,
     equal_width_edges,
     feedback,
@@ -14,6 +16,7 @@ from hive_ray.reward.shaping import (
     reward_weight,
 )
 
+ASKED = ["make it red"]
 PHRASE = ", image quality is {level} out of five"
 
 
@@ -109,7 +112,7 @@ def test_a_level_outside_one_to_five_and_a_phrase_without_a_level_are_refused():
 
 def test_weighted_shaping_fills_only_the_weight():
     reward = np.log([1.0, 4.0, 9.0])
-    shape = feedback(reward, Scoring(beta=2.0))
+    shape = feedback(ASKED * len(reward), reward, Scoring(beta=2.0))
     row = {"instruction": "make it red", "weight": 1.0, "reward": float(reward[2]), "quality_level": 5}
     shaped = SHAPINGS["weighted"](row, shape)
     assert shaped.pop("weight") == pytest.approx(1.5)
@@ -117,14 +120,16 @@ def test_weighted_shaping_fills_only_the_weight():
 
 
 def test_conditional_shaping_rewrites_only_the_instruction():
-    shape = feedback(np.array([0.0, 1.0, 2.0]), Scoring())
+    shape = feedback(ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring())
     row = {"instruction": "make it red", "weight": 1.0, "reward": 0.3, "quality_level": 1}
     wanted = row | {"instruction": "make it red, image quality is one out of five"}
     assert SHAPINGS["conditional"](row, shape) == wanted
 
 
 def test_the_phrase_finds_room_as_the_text_encoder_wants():
-    shape = feedback(np.array([0.0, 1.0, 2.0]), Scoring(), lambda instruction, phrase: instruction[:7] + phrase)
+    shape = feedback(
+        ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring(), lambda instruction, phrase: instruction[:7] + phrase
+    )
     row = {"instruction": "make it red", "quality_level": 1}
     assert SHAPINGS["conditional"](row, shape)["instruction"] == "make it, image quality is one out of five"
 
@@ -132,12 +137,42 @@ def test_the_phrase_finds_room_as_the_text_encoder_wants():
 @pytest.mark.parametrize("normalize", ["none", "mean1", "clip"])
 def test_a_row_shaped_alone_weighs_as_in_its_table(normalize):
     reward = np.log([1.0] * 9 + [91.0])
-    shape = feedback(reward, Scoring(normalize=normalize))
+    shape = feedback(ASKED * len(reward), reward, Scoring(normalize=normalize))
     alone = [shape.weight(value) for value in reward]
     np.testing.assert_allclose(alone, reward_weight(reward, 1.0, normalize))
 
 
 def test_feedback_takes_the_edges_that_the_settings_name():
     reward = np.array([0.0, 0.1, 10.0])
-    assert feedback(reward, Scoring(levels="equal_width")).edges == pytest.approx((2, 4, 6, 8))
-    assert feedback(reward, Scoring()).edges == quantile_edges(reward)
+    assert feedback(ASKED * len(reward), reward, Scoring(levels="equal_width")).edges == pytest.approx((2, 4, 6, 8))
+    assert feedback(ASKED * len(reward), reward, Scoring()).edges == quantile_edges(reward)
+
+
+def test_the_baseline_is_the_ridge_regression_on_words():
+    instructions = ["make it red", "make it blue", "remove it", "make it red"]
+    reward = np.array([3.0, 1.0, -2.0, 4.0])
+    words = ["make", "it", "red", "blue", "remove"]
+    said = np.array([[word in instruction.split() for word in words] for instruction in instructions], dtype=float)
+    weights = np.linalg.solve(said.T @ said + RIDGE * np.eye(5), said.T @ (reward - reward.mean()))
+    baseline = WordBaseline.fit(instructions, reward)
+    assert [baseline.words[word] for word in words] == pytest.approx(weights.tolist(), abs=1e-6)
+    assert baseline("Remove it, remove it!") == pytest.approx(1.5 + weights[1] + weights[4], abs=1e-6)
+    assert baseline("never seen") == pytest.approx(1.5)
+
+
+def test_with_a_baseline_the_best_of_hard_edits_is_a_five_and_the_worst_of_easy_ones_is_not():
+    rng = np.random.default_rng(0)
+    instructions = ["change the background"] * 100 + ["swap the two"] * 100
+    reward = rng.normal([4.0] * 100 + [-4.0] * 100)
+    plain = feedback(instructions, reward, Scoring())
+    fair = feedback(instructions, reward, Scoring(baseline="words"))
+    plain_levels, fair_levels = (
+        [shape.level(*row) for row in zip(instructions, reward, strict=True)] for shape in (plain, fair)
+    )
+    assert plain_levels[100:].count(5) == 0
+    assert 15 <= fair_levels[100:].count(5) <= 25
+    assert fair_levels[:100].count(1) >= 10
+    # Weights, too: the hard half's share of them.
+    weights = [fair.weight(fair.advantage(*row)) for row in zip(instructions, reward, strict=True)]
+    assert np.mean(weights) == pytest.approx(1)
+    assert 0.35 < sum(weights[100:]) / sum(weights) < 0.65
