@@ -50,9 +50,13 @@ def preprocess(pixels: np.ndarray, size: int) -> Tensor:
     Resized bicubically without antialias, the aspect ratio ignored.
     """
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
-    resized = F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False)[0]
+    return normalize(F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False)[0])
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Pixels (..., 3, H, W) in 0..1 -> with CLIP's mean and std."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return (resized - mean) / std
+    return (pixels - mean) / std
 
 
 class Similarity:

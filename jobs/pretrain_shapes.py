@@ -19,19 +19,18 @@ import numpy as np
 import torch
 import tyro
 
-from hive_ray.config import SHAPES_WEIGHTS
+from hive_ray.config import SHAPES_WEIGHTS, shapes
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import to_pixels, to_tensor
 from hive_ray.pairs.generation import TextToImage
-from hive_ray.reward.model import RewardModel, load_tokenizer
+from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
 from hive_ray.shapes.actors import edit_that_fits, random_captions
 from hive_ray.shapes.pretraining import answers, autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.pool import TwinPictures
-from hive_ray.shapes.pretraining.words import MAX_TOKENS
 from hive_ray.shapes.scenes import draw
 
 
@@ -120,22 +119,22 @@ def make_blip(settings: Pretraining) -> None:
 
 def make_reward(settings: Pretraining) -> None:
     """The BLIP, trained to give edits whose answer is known the logit of their quality; in half precision."""
-    blip, vae = settings.work / "blip", settings.out / "base" / "vae"
-    editor = Editor.load(settings.out / "editor")
-    model = RewardModel.from_blip(blip, load_tokenizer(blip), resolution=64, max_tokens=MAX_TOKENS)
+    blip, vae, preset = settings.work / "blip", settings.out / "base" / "vae", shapes()
+    editor, model = Editor.load(settings.out / "editor"), RewardModel.build(blip, blip, preset.reward)
 
     def edit(sources: list[np.ndarray], instructions: list[str], rng: np.random.Generator) -> list[np.ndarray]:
         edited = sample(
             editor, torch.stack([to_tensor(source) for source in sources]), instructions,
-            guidance_scale=rng.uniform(2.0, 5.0, len(sources)).tolist(),
-            image_guidance_scale=rng.uniform(1.0, 2.0, len(sources)).tolist(),
-            num_inference_steps=8, seeds=rng.integers(0, 2**31, len(sources)).tolist(),
+            guidance_scale=rng.uniform(*preset.candidates.guidance_scale, len(sources)).tolist(),
+            image_guidance_scale=rng.uniform(*preset.candidates.image_guidance_scale, len(sources)).tolist(),
+            num_inference_steps=preset.candidates.num_inference_steps,
+            seeds=rng.integers(0, 2**31, len(sources)).tolist(),
         )  # fmt: skip
         return [to_pixels(picture) for picture in edited]
 
     prompts = answers.answered_prompts(vae, edit, settings.reward_prompts, seed=6, say=say)
     unseen = answers.answered_prompts(vae, edit, 192, seed=106, say=say)
-    answers.train_to_judge(model.train(), prompts, num_steps=settings.reward_steps, seed=6, say=say)
+    answers.train_to_judge(model, prompts, num_steps=settings.reward_steps, seed=6, say=say)
     in_order = answers.measure_order(model.eval(), unseen)
     say(f"reward: share of unseen edits put in order: {in_order}")
     model.half().save(settings.out / "reward", {"unseen_edits_in_order": in_order})

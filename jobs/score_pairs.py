@@ -14,7 +14,7 @@ from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward.model import RewardScorer
-from hive_ray.reward.shaping import SHAPINGS, effective_sample_size, feedback
+from hive_ray.reward.shaping import SHAPINGS, Feedback, effective_sample_size, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from jobs.run import Run, fingerprint, main
 
@@ -29,14 +29,9 @@ class PairScorer(RewardScorer):
 class PairShaper:
     """Pairs -> scored pairs, by the rewards of all of them."""
 
-    def __init__(
-        self, pairs: str, rewards: str, settings: Scoring, model: str, editor: str, device: str = "cpu"
-    ) -> None:
-        """`editor` names the model whose tokenizer will read the instructions: a long one leaves its phrase room."""
+    def __init__(self, rewards: str, shaping: str, feedback: Feedback, model: str, device: str = "cpu") -> None:
         self.rewards = rewards_of(rewards)
-        append = partial(append_suffix, load_tokenizer(editor))
-        self.feedback = feedback(*instructions_and_rewards(pairs, self.rewards), settings, append)
-        self.fill, self.model = SHAPINGS[settings.shaping], model
+        self.fill, self.feedback, self.model = SHAPINGS[shaping], feedback, model
 
     def __call__(self, rows: Rows) -> Rows:
         scored = []
@@ -51,12 +46,6 @@ class PairShaper:
 def rewards_of(rewards: str) -> dict[str, float]:
     """The reward of each pair, by pair_id."""
     return {row["pair_id"]: row["reward"] for row in read_rows(rewards, REWARDS)}
-
-
-def instructions_and_rewards(pairs: str, rewards: dict[str, float]) -> tuple[list[str], np.ndarray]:
-    """Every pair's instruction and its reward (N,), in the order of the table; no pictures are read."""
-    rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
-    return [row["instruction"] for row in rows], np.array([rewards[row["pair_id"]] for row in rows])
 
 
 def build(run: Run, shaping: str | None = None) -> Manifest:
@@ -79,12 +68,12 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     build_table(rewards, REWARDS, made_from, score, on_mismatch=run.on_mismatch)
     if shaping:
         settings = settings.model_copy(update={"shaping": shaping})
-    _say(pairs, rewards, settings)
+    shaped = _feedback(pairs, rewards, settings, editor)
 
     def shape():
         return map_table(
-            pairs, PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0),
-            pairs=pairs, rewards=rewards, settings=settings, model=model, editor=editor, rows_per_shard=256,
+            pairs, PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0), rows_per_shard=256,
+            rewards=rewards, shaping=settings.shaping, feedback=shaped, model=model,
         )  # fmt: skip
 
     made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor))
@@ -92,18 +81,24 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
 
 
-def _say(pairs: str, rewards: str, settings: Scoring) -> None:
-    """The distribution of rewards in a line, so that a reward model that says nothing is seen on the day."""
-    instructions, values = instructions_and_rewards(pairs, rewards_of(rewards))
-    shaped = feedback(instructions, values, settings)
+def _feedback(pairs: str, rewards: str, settings: Scoring, editor: str) -> Feedback:
+    """What all rewards say together; `editor` names the model whose tokenizer makes room for the phrase.
+
+    Their distribution is said in a line, so that a reward model that says nothing is seen on the day.
+    """
+    reward_of = rewards_of(rewards)
+    rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
+    instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
+    shaped = feedback(instructions, values, settings, partial(append_suffix, load_tokenizer(editor)))
     advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
-    weights = np.array([shaped.weight(advantage) for advantage in advantages])
+    weights = np.array([shaped.weight(*row) for row in zip(instructions, values, strict=True)])
     print(
         f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f} ({np.std(advantages):.3f} shaped), "
         f"level edges {', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
         f"{effective_sample_size(weights):.0f} of {len(values)} pairs",
         flush=True,
     )
+    return shaped
 
 
 if __name__ == "__main__":

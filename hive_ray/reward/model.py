@@ -68,7 +68,7 @@ class RewardModel(nn.Module):
         layers, width = vision_config.num_hidden_layers, vision_config.hidden_size
         self.changes = nn.ModuleDict(
             {str(layer): nn.Linear(width, width, bias=False) for layer in range(layers // 2, layers + 1)}
-        )  # by the layer that they stand before
+        )  # by the layer that they stand before; the last layer is followed by the ViT's norm
         for change in self.changes.values():
             nn.init.zeros_(change.weight)
         self.head = nn.Linear(text_config.hidden_size, 1)
@@ -98,15 +98,13 @@ class RewardModel(nn.Module):
 
     def _seen(self, images: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
         """The tokens of B sources and of their K edits (B + B K, 3, H, W), (B, N, D) and (B K, N, D)."""
-        tokens, layers = self.vision.embeddings(images), self.vision.encoder.layers
-        for place in range(len(layers) + 1):
+        tokens = self.vision.embeddings(images)
+        for place, layer in enumerate([*self.vision.encoder.layers, self.vision.post_layernorm]):
             if str(place) in self.changes:
                 before, after = tokens[:num_prompts], tokens[num_prompts:]
-                differs = after - before.repeat_interleave(len(after) // num_prompts, 0)
+                differs = (after.unflatten(0, (num_prompts, -1)) - before[:, None]).flatten(0, 1)
                 tokens = torch.cat([before, after + self.changes[str(place)](differs)])
-            if place < len(layers):
-                tokens = layers[place](tokens)
-        tokens = self.vision.post_layernorm(tokens)
+            tokens = layer(tokens)
         return tokens[:num_prompts], tokens[num_prompts:]
 
     def encode_text(self, instructions: list[str]) -> tuple[Tensor, Tensor]:

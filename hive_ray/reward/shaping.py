@@ -159,9 +159,10 @@ class Feedback:
         """By how much a reward is better than its instruction leads to expect; the reward itself without a baseline."""
         return reward if self.baseline is None else reward - self.baseline(instruction)
 
-    def weight(self, advantage: float) -> float:
+    def weight(self, instruction: str, reward: float) -> float:
         """The row's loss weight."""
-        return float(_scaled_weight(np.asarray(advantage), self.beta, self.scale, self.greatest_weight))
+        advantage = np.asarray(self.advantage(instruction, reward))
+        return float(_scaled_weight(advantage, self.beta, self.scale, self.greatest_weight))
 
     def level(self, instruction: str, reward: float) -> int:
         """The row's quality level, 1..5."""
@@ -188,7 +189,7 @@ def feedback(
 
 def fill_weight(row: Row, feedback: Feedback) -> Row:
     """HIVE's weighted reward: the row, which has a `reward`, with its `weight` filled."""
-    return row | {"weight": feedback.weight(feedback.advantage(row["instruction"], row["reward"]))}
+    return row | {"weight": feedback.weight(row["instruction"], row["reward"])}
 
 
 def fill_instruction(row: Row, feedback: Feedback) -> Row:

@@ -138,7 +138,7 @@ def test_the_phrase_finds_room_as_the_text_encoder_wants():
 def test_a_row_shaped_alone_weighs_as_in_its_table(normalize):
     reward = np.log([1.0] * 9 + [91.0])
     shape = feedback(ASKED * len(reward), reward, Scoring(normalize=normalize))
-    alone = [shape.weight(value) for value in reward]
+    alone = [shape.weight(*ASKED, value) for value in reward]
     np.testing.assert_allclose(alone, reward_weight(reward, 1.0, normalize))
 
 
@@ -173,6 +173,6 @@ def test_with_a_baseline_the_best_of_hard_edits_is_a_five_and_the_worst_of_easy_
     assert 15 <= fair_levels[100:].count(5) <= 25
     assert fair_levels[:100].count(1) >= 10
     # Weights, too: the hard half's share of them.
-    weights = [fair.weight(fair.advantage(*row)) for row in zip(instructions, reward, strict=True)]
+    weights = [fair.weight(*row) for row in zip(instructions, reward, strict=True)]
     assert np.mean(weights) == pytest.approx(1)
     assert 0.35 < sum(weights[100:]) / sum(weights) < 0.65

@@ -29,8 +29,8 @@ CLEARLY = 40
 HALF_LIFE = 140
 """Differing pixels that halve an edit's quality: about what a small thing covers."""
 
-WEAR = ((0.0, 0.15), (0.5, 0.9))
-"""Least and most noise on the latents of things: hardly worn, and badly."""
+HARDLY, BADLY = (0.0, 0.15), (0.5, 0.9)
+"""How worn a picture is: least and most noise on the latents of its things."""
 
 PROMPTS, EDITS = 16, 5
 """Prompts in a batch, and edits of each."""
@@ -92,13 +92,13 @@ def answered(twin: Twin, made: list[np.ndarray], wear: Wear, rng: np.random.Gene
     """One prompt: the edit that was asked for, hardly and badly worn, then less of it, more of it, or another."""
     before, after = twin.scenes
     answer, source = draw(after), draw(before)
-    drawn = [(answer, 0), (answer, 1), (source, 0), (half_done(source, answer), 0)]
+    drawn = [(source, HARDLY), (answer, HARDLY), (answer, BADLY), (source, HARDLY), (half_done(source, answer), HARDLY)]
     for start, unwanted in ((after, before), (before, after)):
         other = another_edit(start, unwanted.description, rng)
         if other is not None:
-            drawn.append((draw(other), 0))
-    amounts = [float(rng.uniform(*WEAR[worn])) for _, worn in [(source, 0), *drawn]]
-    seen, *edits = wear([source, *(picture for picture, _ in drawn)], amounts, int(rng.integers(2**31)))
+            drawn.append((draw(other), HARDLY))
+    amounts = [float(rng.uniform(*worn)) for _, worn in drawn]
+    seen, *edits = wear([picture for picture, _ in drawn], amounts, int(rng.integers(2**31)))
     qualities = [quality(edit, answer) for edit in [*edits, *made]]
     shown = source if rng.random() < 0.5 else seen
     return Answered(twin.texts[2], shown, [*edits, *made], len(edits), qualities)

@@ -16,7 +16,7 @@ from hive_ray.model_folders import forget_origin
 from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.pretraining.loop import Say, train_averaged
 from hive_ray.shapes.pretraining.pictures import degrade, to_batch
-from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
+from hive_ray.shapes.pretraining.words import MAX_TOKENS, shapes_tokenizer, with_quality
 from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, draw, place, random_description
 
 
@@ -39,8 +39,7 @@ def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[
 def harmed(description: Description, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """A more or less harmed picture of a description, and its caption with the quality phrase that says how much."""
     level = int(rng.integers(1, 6))
-    text = f"{description.caption}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}"
-    return degrade(draw(place(description, rng)), level, rng), text
+    return degrade(draw(place(description, rng)), level, rng), with_quality(description.caption, level)
 
 
 class Pool:

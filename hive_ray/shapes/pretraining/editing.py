@@ -19,7 +19,7 @@ from torch import Tensor
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, differs, emphasis, harmed, is_thing
 from hive_ray.shapes.pretraining.loop import Say, train_averaged
 from hive_ray.shapes.pretraining.pictures import degrade, scene_and_twin
-from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE
+from hive_ray.shapes.pretraining.words import MAX_TOKENS, with_quality
 from hive_ray.shapes.scenes import draw, random_description
 
 
@@ -69,8 +69,7 @@ class TwinPool:
 def harmed_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Latents (size, 4, 8, 8) of more or less harmed pictures, and tokens of captions with the quality phrase."""
     pictures, texts = zip(*(harmed(random_description(rng), rng) for _ in range(size)), strict=True)
-    latents = torch.cat([model.encode(list(pictures[start : start + 64])) for start in range(0, size, 64)])
-    return latents, model.tokenize(list(texts))
+    return encoded(model, list(pictures)), model.tokenize(list(texts))
 
 
 def graded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,12 +80,13 @@ def graded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) ->
         before, after = twin.scenes
         sources.append(draw(before))
         edited.append(degrade(draw(after), level, rng))
-        texts.append(f"{twin.texts[2]}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}")
-    latents = [
-        torch.cat([model.encode(pictures[start : start + 64]) for start in range(0, size, 64)])
-        for pictures in (edited, sources)
-    ]
-    return *latents, model.tokenize(texts)
+        texts.append(with_quality(twin.texts[2], level))
+    return encoded(model, edited), encoded(model, sources), model.tokenize(texts)
+
+
+def encoded(model: TextToImageModel, pictures: list[np.ndarray]) -> Tensor:
+    """Latents (N, 4, 8, 8) of many pictures, 64 at a time."""
+    return torch.cat([model.encode(pictures[start : start + 64]) for start in range(0, len(pictures), 64)])
 
 
 def edit_weight(edited: Tensor, source: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from hive_ray.shapes.pretraining.loop import Say, train_steps
-from hive_ray.shapes.pretraining.pictures import Twin
 from hive_ray.shapes.pretraining.pool import PATCH, PatchNaming, TwinPictures
 from hive_ray.shapes.pretraining.words import MAX_TOKENS
 from hive_ray.shapes.scenes import RESOLUTION
-from hive_ray.similarity import CLIP_MEAN, CLIP_STD
+from hive_ray.similarity import normalize
 
 BLIP_TEMPERATURE = 0.07
 """Where CLIP and BLIP start theirs."""
@@ -47,8 +46,7 @@ def train_clip(
     naming = PatchNaming(WIDTH)
 
     def loss_of(step: int) -> Tensor:
-        twins, pixels, names = draw_batch(pool, rng)
-        captions = [caption for twin in twins for caption in twin.texts[:2]]
+        captions, pixels, names = draw_batch(pool, rng)
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         seen = model(input_ids=tokens.input_ids, pixel_values=pixels, return_loss=True)
         return seen.loss + NAMING * naming.loss(seen.vision_model_output.last_hidden_state, names)
@@ -83,8 +81,7 @@ def train_blip(
     own, fits = torch.arange(2 * TWINS), torch.eye(2, dtype=torch.long).flatten().repeat(TWINS)
 
     def loss_of(step: int) -> Tensor:
-        twins, pixels, names = draw_batch(pool, rng)
-        captions = [caption for twin in twins for caption in twin.texts[:2]]
+        captions, pixels, names = draw_batch(pool, rng)
         tokens = tokenizer(captions, padding=True, return_tensors="pt")
         ids, mask = tokens.input_ids, tokens.attention_mask
         seen = model.vision_model(pixel_values=pixels).last_hidden_state
@@ -105,12 +102,13 @@ def train_blip(
     tokenizer.save_pretrained(folder)
 
 
-def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list[Twin], Tensor, Tensor]:
-    """TWINS twins, their pictures (2 TWINS, 3, H, W) as CLIP and BLIP read them, a little noisy, and patch names."""
+def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+    """Of TWINS twins the captions, the pictures (2 TWINS, 3, H, W) as CLIP and BLIP read them, a little noisy, and
+    the patch names."""
     chosen = rng.integers(0, len(pool.twins), TWINS)
     rows = np.stack([2 * chosen, 2 * chosen + 1], 1).flatten()
     pixels = torch.from_numpy(pool.pictures[rows]).permute(0, 3, 1, 2).float() / 255
     noise = torch.from_numpy(rng.uniform(0, 0.03, (len(rows), 1, 1, 1)).astype(np.float32))
     pixels = (pixels + noise * torch.randn(pixels.shape)).clamp(0, 1)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return [pool.twins[index] for index in chosen], (pixels - mean) / std, pool.names[rows]
+    captions = [caption for index in chosen for caption in pool.twins[index].texts[:2]]
+    return captions, normalize(pixels), pool.names[rows]

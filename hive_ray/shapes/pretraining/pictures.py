@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -44,9 +43,6 @@ def degrade(picture: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 class Twin:
     """A random scene and what an edit makes of it, and four texts about them."""
 
-    FITS: ClassVar = ((1, 0), (0, 1), (0, 1), (1, 0))
-    """Whether each text is true of (scene, edited scene)."""
-
     scenes: tuple[Scene, Scene]
     texts: tuple[str, str, str, str]
     """Caption, edited caption, instruction, inverse instruction."""
@@ -61,10 +57,3 @@ def scene_and_twin(rng: np.random.Generator, rates: dict[str, float] | None = No
         if edited is not None and (rates is None or rng.random() < rates[edit.kind]):
             captions = (scene.description.caption, edit.edited.caption)
             return Twin((scene, edited), (*captions, edit.instruction, edit.inverse_instruction))
-
-
-def soften(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A little blur and noise, as a decoded latent has."""
-    image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1))))
-    noisy = np.asarray(image).astype(np.float32) + rng.normal(0, rng.uniform(0, 8), picture.shape)
-    return noisy.clip(0, 255).astype(np.uint8)

@@ -14,6 +14,11 @@ QUALITIES = ("one", "two", "three", "four", "five")
 QUALITY_PHRASE = "image quality is {level} out of five"
 
 
+def with_quality(text: str, level: int) -> str:
+    """The text with the phrase of a level, 1 to 5, behind it."""
+    return f"{text}, {QUALITY_PHRASE.format(level=QUALITIES[level - 1])}"
+
+
 def shapes_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer with a token for every word of this domain."""
     phrases = [QUALITY_PHRASE.format(level=level) for level in QUALITIES]
