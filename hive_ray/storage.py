@@ -1,8 +1,8 @@
 """Local folders and s3:// addresses behind the same few functions. Paths are str; nothing else parses them.
 
-A file that exists is whole: local writes go beside the target and are renamed, an S3 object appears when its
-upload ends. S3 credentials, region and endpoint come from the usual variables (AWS_ACCESS_KEY_ID,
-..., AWS_ENDPOINT_URL).
+Bytes stay as they are, whatever a name ends with. A file that exists is whole: local writes go beside the target
+and are renamed, an S3 object appears when its upload ends. S3 credentials, region and endpoint come from the usual
+variables (AWS_ACCESS_KEY_ID, ..., AWS_ENDPOINT_URL).
 """
 
 import functools
@@ -69,7 +69,7 @@ def list_files(path: str) -> list[str]:
 def read_bytes(path: str) -> bytes:
     """The content of a file."""
     files, inside = filesystem(path)
-    with files.open_input_stream(inside) as stream:
+    with files.open_input_stream(inside, compression=None) as stream:
         return stream.read()
 
 
@@ -82,7 +82,7 @@ def write_bytes(path: str, data: bytes) -> None:
     """Write a file that is either absent (or the old one) or whole, whenever the process is killed."""
     files, inside = filesystem(path)
     if path.startswith(S3):
-        with files.open_output_stream(inside) as stream:
+        with files.open_output_stream(inside, compression=None) as stream:
             stream.write(data)
         return
     target = Path(inside)
@@ -170,8 +170,8 @@ def copy_file(source: str, target: str) -> None:
     if not target.startswith(S3):
         Path(to_inside).parent.mkdir(parents=True, exist_ok=True)
     with (
-        from_files.open_input_stream(from_inside) as reader,
-        to_files.open_output_stream(to_inside) as writer,
+        from_files.open_input_stream(from_inside, compression=None) as reader,
+        to_files.open_output_stream(to_inside, compression=None) as writer,
     ):
         shutil.copyfileobj(reader, writer, length=1 << 22)
 

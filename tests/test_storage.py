@@ -1,34 +1,9 @@
+import gzip
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from hive_ray import storage
-
-
-@pytest.fixture(scope="module")
-def moto_address():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path, monkeypatch):
-    """The same specification holds on a local folder and on a real (moto) S3 server."""
-    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
-    if request.param == "local":
-        return str(tmp_path / "root")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("moto_address"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"bucket-{abs(hash(tmp_path)) % 10**8}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/root"
 
 
 def test_what_is_written_is_read_and_listed(root):
@@ -41,6 +16,13 @@ def test_what_is_written_is_read_and_listed(root):
     assert storage.exists(storage.join(root, "a"))
     assert not storage.exists(storage.join(root, "nothing"))
     assert storage.list_files(storage.join(root, "nothing")) == []
+
+
+def test_a_name_that_ends_with_gz_changes_no_byte(root):
+    packed, there, again = gzip.compress(b"snow"), storage.join(root, "a.gz"), storage.join(root, "b.gz")
+    storage.write_bytes(there, packed)
+    storage.copy_file(there, again)
+    assert storage.read_bytes(there) == storage.read_bytes(again) == packed
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(root):

@@ -1,0 +1,29 @@
+"""What several tests stand on."""
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+
+@pytest.fixture(scope="session")
+def moto_address():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path, monkeypatch):
+    """The same specification holds on a local folder and on a real (moto) S3 server."""
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return str(tmp_path / "root")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("moto_address"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{abs(hash(tmp_path)) % 10**8}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/root"
