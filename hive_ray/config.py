@@ -35,9 +35,12 @@ class Instructions(Section):
     """Captions -> edits in words."""
 
     captions: str = "shapes"
-    """A text file of captions, one a line, or "shapes" for random captions of the embedded domain."""
+    """A file (.txt, .jsonl, .csv, .tsv, .parquet) or a Hugging Face dataset folder, on disk or s3://, or "shapes" for
+    random captions of the embedded domain."""
+    caption_column: str = "caption"
+    """Where a caption stands in a row; a text file has one a line."""
     num_captions: int = Field(1000, ge=1)
-    """Captions to draw ("shapes"), or the most to read from the file."""
+    """Captions to draw ("shapes"), or the most to take."""
     writer: Literal["shapes", "openai"] = "shapes"
     """Who writes the instructions."""
     per_caption: int = Field(1, ge=1)

@@ -3,13 +3,14 @@
 captions -> instructions
 """
 
-from pathlib import Path
+from collections.abc import Iterator
 
 from hive_ray.config import Instructions
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import Manifest, build_table, table_digest, write_rows
+from hive_ray.pairs.captions import caption_rows, read_captions
 from hive_ray.pairs.instructions import InstructionWriter
-from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Rows
+from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from jobs.run import Run, fingerprint, main
@@ -19,10 +20,7 @@ WRITERS = {"shapes": ShapesWriter, "openai": InstructionWriter}
 
 def build(run: Run) -> Manifest:
     settings, captions = run.config.instructions, run.path("captions")
-    rows = caption_rows(settings)
-    content = id_for(*(row["caption_id"] for row in rows))
-    write_rows(captions, CAPTIONS, rows, fingerprint(settings_of_captions(settings), content=content),
-               on_mismatch=run.on_mismatch)  # fmt: skip
+    take_captions(run)
 
     def make():
         return map_table(
@@ -34,24 +32,38 @@ def build(run: Run) -> Manifest:
     return build_table(run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch)
 
 
-def caption_rows(settings: Instructions) -> Rows:
-    """The first different captions, at most `num_captions`; ValueError if there are none."""
+def take_captions(run: Run) -> Manifest:
+    """The `captions` table: what is kept, and how many were dropped for which reason."""
+    settings = run.config.instructions
+    made_from = fingerprint(settings_of_captions(settings), content=captions_digest(settings))
+    rows = found_captions(settings)
+    return write_rows(run.path("captions"), CAPTIONS, rows, made_from, on_mismatch=run.on_mismatch)
+
+
+def found_captions(settings: Instructions) -> Iterator[Row]:
+    """The first `num_captions` different captions, and what was dropped on the way, as they are read."""
     if settings.captions == "shapes":
         texts = random_captions(settings.num_captions, settings.seed)
     else:
-        path = Path(settings.captions)
-        if not path.is_file():
-            raise FileNotFoundError(f"captions file {path} does not exist; give a text file, one caption a line")
-        lines = dict.fromkeys(line.strip() for line in path.read_text().splitlines())
-        texts = [line for line in lines if line][: settings.num_captions]
-        if not texts:
-            raise ValueError(f"captions file {path} has no captions; it wants one a line")
-    return [{"caption_id": id_for(text), "caption": text} for text in texts]
+        texts = read_captions(settings.captions, settings.caption_column)
+    return caption_rows(texts, settings.num_captions)
+
+
+def captions_digest(settings: Instructions) -> str:
+    """Names the captions that will be kept, since a file may change under its name; ValueError if there are none."""
+    ids = [row["caption_id"] for row in found_captions(settings) if "caption_id" in row]
+    if not ids:
+        raise ValueError(
+            f"{settings.captions} has no captions; it wants one a line, or in each row's column "
+            f"{settings.caption_column!r} (instructions.caption_column)"
+        )
+    return id_for(*ids)
 
 
 def settings_of_captions(settings: Instructions) -> Instructions:
     """Only what decides the captions, so that another writer does not draw them again."""
-    return Instructions(captions=settings.captions, num_captions=settings.num_captions, seed=settings.seed)
+    names = ("captions", "caption_column", "num_captions", "seed")
+    return Instructions(**{name: getattr(settings, name) for name in names})
 
 
 if __name__ == "__main__":
