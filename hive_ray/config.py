@@ -282,7 +282,7 @@ def shapes() -> Config:
         ),
         scoring=Scoring(baseline="words", resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
-            num_prompts=200, num_inference_steps=8, guidance_scale=3.0, image_guidance_scale=1.4, clip=clip,
+            num_prompts=200, num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),
         ),
     )  # fmt: skip

@@ -72,7 +72,7 @@ class Serving(Section):
     editor: str = "runs/quickstart/editors/finetuned"
     """The editor's folder, a path or an s3:// address."""
     guidance_scale: float | None = Field(None, ge=0, le=MAX_SCALE)
-    """What requests get that do not say; None is 3.0 for editors of at most 64 pixels, else 7.5."""
+    """What requests get that do not say; None is 2.0 for editors of at most 64 pixels, else 7.5."""
     image_guidance_scale: float | None = Field(None, ge=0, le=MAX_SCALE)
     """As `guidance_scale`; None is 1.4 or 1.5."""
     num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
@@ -108,7 +108,7 @@ def defaults_for(settings: Serving, resolution: int) -> Defaults:
     """The settings where given, else what suits an editor of this resolution (InstructPix2Pix's 7.5, 1.5)."""
     small = resolution <= SHAPES_RESOLUTION
     suited = {
-        "guidance_scale": 3.0 if small else 7.5,
+        "guidance_scale": 2.0 if small else 7.5,
         "image_guidance_scale": 1.4 if small else 1.5,
         "num_inference_steps": 10 if small else 50,
     }

@@ -40,7 +40,7 @@ def request(instruction: str = "make it red", image: bytes | None = None, seeds=
     return EditRequest(
         image=image or picture(),
         instruction=instruction,
-        guidance_scale=3.0,
+        guidance_scale=2.0,
         image_guidance_scale=1.4,
         num_inference_steps=steps,
         seeds=seeds,
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 def test_small_editors_have_the_scales_of_shapes_and_others_those_of_instructpix2pix():
     small, large = defaults_for(Serving(), 64), defaults_for(Serving(), 512)
-    assert (small.guidance_scale, small.image_guidance_scale, small.num_inference_steps) == (3.0, 1.4, 10)
+    assert (small.guidance_scale, small.image_guidance_scale, small.num_inference_steps) == (2.0, 1.4, 10)
     assert (large.guidance_scale, large.image_guidance_scale, large.num_inference_steps) == (7.5, 1.5, 50)
 
 
@@ -305,7 +305,7 @@ def test_the_card_the_defaults_and_the_examples_are_told(client):
     told = client.get("/editor").json()
     assert told["card"]["instruction_suffix"] == SUFFIX
     assert told["defaults"] == {
-        "guidance_scale": 3.0,
+        "guidance_scale": 2.0,
         "image_guidance_scale": 1.4,
         "num_inference_steps": 2,
     }
