@@ -4,11 +4,14 @@ caption -> instruction, edited caption, inverse instruction
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from openai import BadRequestError, OpenAI
+from openai.types.chat.chat_completion import Choice
 
 from hive_ray.config import Instructions
+from hive_ray.pairs.inversion import invert
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
 
@@ -68,24 +71,46 @@ def _plain(text: str) -> str:
 
 
 class InstructionWriter:
-    """Captions -> instructions; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is."""
+    """Captions -> instructions; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is.
+
+    As many requests are in flight as `resources.batch_size` says. What undoes an edit goes by rule where its words say
+    it (`pairs/inversion.py`), else by the model.
+    """
 
     def __init__(self, settings: Instructions, device: str = "cpu") -> None:
         self.settings = settings
         self.client = OpenAI(max_retries=MAX_RETRIES, timeout=TIMEOUT_S)
+        self.pool = ThreadPoolExecutor(settings.resources.batch_size)
+        self.answered: dict[str, Rows] = {}
 
     def __call__(self, rows: Rows) -> Rows:
-        return [written for row in rows for written in self._written(row)]
+        """The instructions of these captions, in order; raises the first error once all the others have answered.
+
+        Answers of a call that raised are kept: asked for again without the caption that failed, they cost nothing.
+        """
+        new = [row for row in rows if row["caption_id"] not in self.answered]
+        asked = {row["caption_id"]: self.pool.submit(self._written, row) for row in new}
+        wait(asked.values())
+        self.answered |= {caption_id: one.result() for caption_id, one in asked.items() if not one.exception()}
+        for one in asked.values():
+            one.result()
+        return [written for row in rows for written in self.answered.pop(row["caption_id"])]
 
     def _written(self, row: Row) -> Rows:
         try:
-            edits = parse_answer(self._ask(row))
-        except AnswerError:
-            return [{"dropped": "answer_is_not_json"}]
+            choice = self._ask(row)
         except BadRequestError:
             return [{"dropped": "request_refused"}]
+        if choice.message.refusal:
+            return [{"dropped": "model_refused"}]
+        if choice.finish_reason == "length":
+            return [{"dropped": "answer_cut_off"}]
+        try:
+            edits = parse_answer(choice.message.content or "")
+        except AnswerError:
+            return [{"dropped": "answer_is_not_json"}]
         found: dict[str, Row] = {}
-        results: Rows = []
+        results: Rows = [] if edits else [{"dropped": "answer_is_empty"}]
         for edit in edits[: self.settings.per_caption]:
             reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
             if reason:
@@ -94,7 +119,7 @@ class InstructionWriter:
                 found[edit.instruction] = self._row(row, edit)
         return [*found.values(), *results]
 
-    def _ask(self, row: Row) -> str:
+    def _ask(self, row: Row) -> Choice:
         settings = self.settings
         answer = self.client.chat.completions.create(
             model=settings.llm,
@@ -106,7 +131,7 @@ class InstructionWriter:
             response_format={"type": "json_object"},
             seed=seed_for(settings.seed, row["caption_id"]) % 2**31,
         )
-        return answer.choices[0].message.content or ""
+        return answer.choices[0]
 
     def _row(self, row: Row, edit: Written) -> Row:
         settings = self.settings
@@ -116,7 +141,7 @@ class InstructionWriter:
             "source_caption": row["caption"],
             "instruction": edit.instruction,
             "edited_caption": edit.edited_caption,
-            "inverse_instruction": edit.inverse_instruction,
+            "inverse_instruction": invert(edit.instruction).instruction or edit.inverse_instruction,
             "writer": settings.llm,
             "split": split_for(row["caption_id"], rank_rate=settings.rank_rate, test_rate=settings.test_rate),
         }

@@ -1,0 +1,197 @@
+"""The writer over real HTTP, with the real client, against a server that misbehaves on purpose."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import openai
+import pytest
+
+from hive_ray.config import Instructions, Resources
+from hive_ray.pairs import instructions
+from hive_ray.pairs.instructions import InstructionWriter
+from hive_ray.schemas import INSTRUCTIONS, to_table
+
+EDIT = {"instruction": "add a hat", "edited_caption": "a cat with a hat", "inverse_instruction": "lose the hat"}
+
+
+def edits(*changes: dict) -> str:
+    return json.dumps({"edits": [EDIT | change for change in changes]})
+
+
+class Server(ThreadingHTTPServer):
+    """Answers chat completions by what the caption says; the first answers to a caption may be failures."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: dict[str, str | dict] = {}
+        self.failures: dict[str, list] = {}
+        self.asked: Counter[str] = Counter()
+        self.seen: list[dict] = []
+        self.lock = threading.Lock()
+        self.at_work = self.most_at_work = 0
+        self.delay = 0.0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        server, request = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        caption = request["messages"][-1]["content"]
+        with server.lock:
+            server.asked[caption] += 1
+            server.seen.append(request)
+            server.at_work += 1
+            server.most_at_work = max(server.most_at_work, server.at_work)
+            failures = server.failures.get(caption, [])
+            failure = failures.pop(0) if failures else None
+        try:
+            time.sleep(server.delay)
+            self._answer(failure, server.answers.get(caption, edits({})))
+        finally:
+            with server.lock:
+                server.at_work -= 1
+
+    def _answer(self, failure, content: str | dict) -> None:
+        if failure == "cut":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+            self.close_connection = True
+        elif failure == "slow":
+            time.sleep(1.0)
+            self.close_connection = True
+        elif failure:
+            status, headers = failure
+            self._send(status, {"error": {"message": "no", "type": "test"}}, headers)
+        else:
+            choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+            choice |= content if isinstance(content, dict) else {}
+            self._send(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                             "choices": [{"index": 0, **choice}]}, {})  # fmt: skip
+
+    def _send(self, status: int, body: dict, headers: dict) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def writer(batch_size: int = 4, **settings) -> InstructionWriter:
+    return InstructionWriter(
+        Instructions(writer="openai", resources=Resources(num_gpus=0, batch_size=batch_size), **settings)
+    )
+
+
+def captions(*texts: str) -> list[dict]:
+    return [{"caption_id": f"id of {text}", "caption": text} for text in texts]
+
+
+def test_edits_become_rows_of_the_contract_with_their_inverse(server):
+    server.answers["a cat"] = edits({}, {"instruction": "make it wink", "edited_caption": "a cat winks"})
+    rows = writer(per_caption=2)(captions("a cat"))
+    to_table(rows, INSTRUCTIONS)
+    assert [row["instruction"] for row in rows] == ["add a hat", "make it wink"]
+    assert [row["inverse_instruction"] for row in rows] == ["remove the hat", "lose the hat"]  # by rule, by the model
+    assert {row["source_caption"] for row in rows} == {"a cat"}
+
+
+def test_the_request_says_what_is_wanted(server):
+    writer(per_caption=3, llm="tiny")(captions("a cat"))
+    request = server.seen[0]
+    assert request["model"] == "tiny"
+    assert request["response_format"] == {"type": "json_object"}
+    assert "write 3 different" in request["messages"][0]["content"]
+    writer(per_caption=3)(captions("a cat"))
+    assert server.seen[1]["seed"] == request["seed"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("I would rather not", "answer_is_not_json"),
+        ("", "answer_is_not_json"),
+        ('{"edits": [{"instruction": "add', "answer_is_not_json"),
+        ('{"edits": [{"instruction": "add a hat"}]}', "answer_is_not_json"),
+        ('{"edits": []}', "answer_is_empty"),
+        (edits({"instruction": " "}), "empty_edit"),
+        (edits({"edited_caption": "A cat."}), "caption_unchanged"),
+        ({"message": {"role": "assistant", "content": None, "refusal": "I cannot"}}, "model_refused"),
+        ({"message": {"role": "assistant", "content": '{"edits": ['}, "finish_reason": "length"}, "answer_cut_off"),
+    ],
+)
+def test_an_answer_that_is_no_edit_is_dropped_with_its_reason(server, answer, reason):
+    server.answers["a cat"] = answer
+    rows = writer()(captions("a cat", "a dog"))
+    assert rows[0] == {"dropped": reason}
+    assert rows[1]["source_caption"] == "a dog"
+
+
+def test_the_same_edit_twice_is_kept_once(server):
+    server.answers["a cat"] = edits({}, {})
+    rows = writer(per_caption=2)(captions("a cat"))
+    assert [row.get("dropped") for row in rows] == [None, "duplicate"]
+
+
+@pytest.mark.parametrize("failure", [(429, {"Retry-After": "0.3"}), (429, {}), (500, {}), (503, {}), "cut", "slow"])
+def test_what_fails_for_a_while_is_asked_again_and_nothing_is_lost(server, monkeypatch, failure):
+    monkeypatch.setattr(instructions, "TIMEOUT_S", 0.5)
+    server.failures["a cat"] = [failure, failure]
+    started = time.monotonic()
+    rows = writer()(captions("a cat", "a dog"))
+    assert [row["source_caption"] for row in rows] == ["a cat", "a dog"]
+    assert server.asked == {"a cat": 3, "a dog": 1}
+    if failure[1] == {"Retry-After": "0.3"}:
+        assert time.monotonic() - started >= 0.6
+
+
+def test_a_request_that_the_server_refuses_is_dropped_and_not_asked_again(server):
+    server.failures["a cat"] = [(400, {})]
+    rows = writer()(captions("a cat", "a dog"))
+    assert rows[0] == {"dropped": "request_refused"}
+    assert server.asked["a cat"] == 1
+
+
+def test_one_caption_that_fails_for_good_costs_no_other_answer(server, monkeypatch):
+    monkeypatch.setattr(instructions, "MAX_RETRIES", 0)
+    server.failures["a cat"] = [(500, {})] * 2
+    write, rows = writer(), captions("an ant", "a cat", "a dog")
+    with pytest.raises(openai.InternalServerError):
+        write(rows)
+    assert [row["source_caption"] for row in write([rows[0]]) + write([rows[2]])] == ["an ant", "a dog"]
+    with pytest.raises(openai.InternalServerError):
+        write([rows[1]])
+    assert server.asked == {"an ant": 1, "a cat": 2, "a dog": 1}
+
+
+def test_as_many_requests_are_in_flight_as_a_batch_has_rows(server):
+    server.delay = 0.2
+    names = [f"cat {number}" for number in range(8)]
+    rows = writer(batch_size=4)(captions(*names))
+    assert [row["source_caption"] for row in rows] == names
+    assert server.most_at_work == 4
+
+
+def test_a_key_that_is_missing_is_said_so(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(openai.OpenAIError, match="OPENAI_API_KEY"):
+        writer()
