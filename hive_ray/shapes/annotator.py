@@ -14,7 +14,8 @@ class SimulatedAnnotator:
     """Ranks the edits of a prompt as a person might: by the verdict, with noise of their own, and with ties.
 
     The utility of an edit is 0.5 sqrt(followed * preserved) + 0.25 followed + 0.25 preserved, 0..1, plus
-    Gaussian noise of the standard deviation `noise`, drawn from (seed, annotator, prompt, edit) alone.
+    Gaussian noise of the standard deviation `noise`, drawn from (seed, annotator, prompt, the edit's seed) alone: names
+    of edits tell which editor made them, and change with every setting on the way to it.
     """
 
     def __init__(self, index: int = 0, *, seed: int = 0, noise: float = 0.08, tie_within: float = 0.03):
@@ -27,7 +28,7 @@ class SimulatedAnnotator:
     def utility(self, row: Row, edit: Row) -> float:
         """What this annotator thinks of one edit."""
         verdict = judge(row["source_image"], edit["image"], row["source_caption"], row["edited_caption"])
-        seed = seed_for("annotator", self.seed, self.name, row["prompt_id"], edit["edit_id"])
+        seed = seed_for("annotator", self.seed, self.name, row["prompt_id"], edit["seed"])
         return preference(verdict) + self.noise * float(np.random.default_rng(seed).standard_normal())
 
 

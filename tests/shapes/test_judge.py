@@ -221,6 +221,12 @@ def test_an_annotator_repeats_itself_and_annotators_differ():
     assert first(row) != second(row)
 
 
+def test_what_an_edit_is_called_changes_nothing_in_what_is_thought_of_it():
+    row = candidates_row((PICTURES[0],) * 6)
+    renamed = row | {"editor": "other", "edits": [edit | {"edit_id": f"other {edit['seed']}"} for edit in row["edits"]]}
+    assert SimulatedAnnotator(noise=0.3)(renamed) == SimulatedAnnotator(noise=0.3)(row)
+
+
 def test_ranked_candidates_are_rows_of_the_rankings_table():
     row = candidates_row(PICTURES)
     assert to_table([row], CANDIDATES).num_rows == 1
