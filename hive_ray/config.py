@@ -46,13 +46,29 @@ class Instructions(Section):
     per_caption: int = Field(1, ge=1)
     """Edits written for each caption."""
     llm: str = "gpt-4o-mini"
-    """Model name for the "openai" writer; its address and key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
+    """Model name for the "openai" writer, or "finetuned" for what `finetune_writer` made in this run; its address and
+    key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
+    form: Literal["chat", "delimited"] = "chat"
+    """How it is asked: for JSON in a conversation, or for completions with InstructPix2Pix's delimiters."""
     rank_rate: float = Field(0.05, ge=0, lt=1)
     """Share of captions held out for people to rank."""
     test_rate: float = Field(0.05, ge=0, lt=1)
     """Share of captions held out for the evaluation."""
     seed: int = 0
     resources: Resources = Resources(num_gpus=0)
+
+
+class Writer(Section):
+    """Triplets that people wrote -> a language model fine-tuned to write instructions (InstructPix2Pix's step 1a)."""
+
+    triplets: str = "triplets.jsonl"
+    """A JSONL file of caption, instruction and edited_caption (or input, edit and output)."""
+    base: str = "gpt-4o-mini-2024-07-18"
+    """The model that is fine-tuned."""
+    form: Literal["chat", "delimited"] = "chat"
+    """What it learns to answer: JSON in a conversation, or completions with InstructPix2Pix's delimiters."""
+    num_epochs: int = Field(1, ge=1)
+    seed: int = 0
 
 
 class Pairs(Section):
@@ -235,6 +251,7 @@ class Evaluation(Section):
 class Config(Section):
     """A whole run."""
 
+    writer: Writer = Writer()
     instructions: Instructions
     pairs: Pairs
     editor: Editor

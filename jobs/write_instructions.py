@@ -3,8 +3,10 @@
 captions -> instructions
 """
 
+import json
 from collections.abc import Iterator
 
+from hive_ray import storage
 from hive_ray.config import Instructions
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import Manifest, build_table, table_digest, write_rows
@@ -15,11 +17,12 @@ from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from jobs.run import Run, fingerprint, main
 
+FINETUNED = "finetuned"
 WRITERS = {"shapes": ShapesWriter, "openai": InstructionWriter}
 
 
 def build(run: Run) -> Manifest:
-    settings, captions = run.config.instructions, run.path("captions")
+    settings, captions = writer_settings(run), run.path("captions")
     take_captions(run)
 
     def make():
@@ -30,6 +33,17 @@ def build(run: Run) -> Manifest:
 
     made_from = fingerprint(settings, captions=table_digest(captions))
     return build_table(run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def writer_settings(run: Run) -> Instructions:
+    """The settings, with the model that `finetune_writer` made in place of "finetuned"."""
+    settings, card = run.config.instructions, run.path("writer/card.json")
+    if settings.llm != FINETUNED:
+        return settings
+    if not storage.exists(card):
+        raise FileNotFoundError(f"{card} does not exist: run jobs.finetune_writer, or name a model (instructions.llm)")
+    made = json.loads(storage.read_text(card))
+    return settings.model_copy(update={"llm": made["model"], "form": made["form"]})
 
 
 def take_captions(run: Run) -> Manifest:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from openai import BadRequestError, OpenAI
-from openai.types.chat.chat_completion import Choice
 
 from hive_ray.config import Instructions
 from hive_ray.pairs.inversion import invert
@@ -22,7 +21,11 @@ REQUEST = (
     ' empty string if none can. Answer with JSON alone: {{"edits": [{{"instruction": "...", "edited_caption": "...",'
     ' "inverse_instruction": "..."}}]}}'
 )
+ASKED, BETWEEN, STOP = "\n##\n", "\n%%\n", "\nEND"
+"""InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
 TEMPERATURE = 0.7
+MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
+"""Of a delimited completion, as InstructPix2Pix's."""
 TIMEOUT_S = 60.0
 MAX_RETRIES = 5
 """Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
@@ -55,6 +58,14 @@ def parse_answer(text: str) -> list[Written]:
         ]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise AnswerError(f"the language model answered {text[:80]!r}, not the JSON that was asked for") from error
+
+
+def parse_delimited(text: str) -> Written:
+    """The edit of a completion; AnswerError if it is not of InstructPix2Pix's form."""
+    instruction, between, edited_caption = text.removesuffix(STOP).partition(BETWEEN)
+    if not between:
+        raise AnswerError(f"the language model answered {text[:80]!r}, without {BETWEEN.strip()!r}")
+    return Written(instruction.strip(), edited_caption.strip(), "")
 
 
 def reject_reason(caption: str, written: Written) -> str | None:
@@ -97,20 +108,14 @@ class InstructionWriter:
         return [written for row in rows for written in self.answered.pop(row["caption_id"])]
 
     def _written(self, row: Row) -> Rows:
+        ask = self._delimited if self.settings.form == "delimited" else self._chat
         try:
-            choice = self._ask(row)
+            edits, results = ask(row)
+        except AnswerError:
+            return [{"dropped": "answer_is_not_of_the_form"}]
         except BadRequestError:
             return [{"dropped": "request_refused"}]
-        if choice.message.refusal:
-            return [{"dropped": "model_refused"}]
-        if choice.finish_reason == "length":
-            return [{"dropped": "answer_cut_off"}]
-        try:
-            edits = parse_answer(choice.message.content or "")
-        except AnswerError:
-            return [{"dropped": "answer_is_not_json"}]
         found: dict[str, Row] = {}
-        results: Rows = [] if edits else [{"dropped": "answer_is_empty"}]
         for edit in edits[: self.settings.per_caption]:
             reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
             if reason:
@@ -119,7 +124,8 @@ class InstructionWriter:
                 found[edit.instruction] = self._row(row, edit)
         return [*found.values(), *results]
 
-    def _ask(self, row: Row) -> Choice:
+    def _chat(self, row: Row) -> tuple[list[Written], Rows]:
+        """All edits of one answer in JSON, and what was dropped."""
         settings = self.settings
         answer = self.client.chat.completions.create(
             model=settings.llm,
@@ -129,9 +135,38 @@ class InstructionWriter:
             ],
             temperature=TEMPERATURE,
             response_format={"type": "json_object"},
-            seed=seed_for(settings.seed, row["caption_id"]) % 2**31,
+            seed=self._seed(row),
+        ).choices[0]
+        if answer.message.refusal:
+            return [], [{"dropped": "model_refused"}]
+        if answer.finish_reason == "length":
+            return [], [{"dropped": "answer_cut_off"}]
+        edits = parse_answer(answer.message.content or "")
+        return edits, [] if edits else [{"dropped": "answer_is_empty"}]
+
+    def _delimited(self, row: Row) -> tuple[list[Written], Rows]:
+        """One edit each of several completions, and what was dropped (InstructPix2Pix's form)."""
+        settings = self.settings
+        answer = self.client.completions.create(
+            model=settings.llm,
+            prompt=row["caption"] + ASKED,
+            n=settings.per_caption,
+            temperature=TEMPERATURE,
+            max_tokens=MAX_TOKENS,
+            frequency_penalty=FREQUENCY_PENALTY,
+            stop=STOP,
+            seed=self._seed(row),
         )
-        return answer.choices[0]
+        edits, dropped = [], []
+        for choice in answer.choices:
+            if choice.finish_reason == "length":
+                dropped.append({"dropped": "answer_cut_off"})
+            else:
+                edits.append(parse_delimited(choice.text))
+        return edits, dropped
+
+    def _seed(self, row: Row) -> int:
+        return seed_for(self.settings.seed, row["caption_id"]) % 2**31
 
     def _row(self, row: Row, edit: Written) -> Row:
         settings = self.settings

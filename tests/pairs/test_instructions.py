@@ -4,10 +4,10 @@ import json
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
+from llm_server import JsonHandler, JsonServer
 
 from hive_ray.config import Instructions, Resources
 from hive_ray.pairs import instructions
@@ -21,13 +21,11 @@ def edits(*changes: dict) -> str:
     return json.dumps({"edits": [EDIT | change for change in changes]})
 
 
-class Server(ThreadingHTTPServer):
+class Server(JsonServer):
     """Answers chat completions by what the caption says; the first answers to a caption may be failures."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.answers: dict[str, str | dict] = {}
         self.failures: dict[str, list] = {}
         self.asked: Counter[str] = Counter()
@@ -37,12 +35,10 @@ class Server(ThreadingHTTPServer):
         self.delay = 0.0
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class Handler(JsonHandler):
     def do_POST(self) -> None:
-        server, request = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        caption = request["messages"][-1]["content"]
+        server, request = self.server, json.loads(self.body())
+        caption = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
         with server.lock:
             server.asked[caption] += 1
             server.seen.append(request)
@@ -57,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.at_work -= 1
 
-    def _answer(self, failure, content: str | dict) -> None:
+    def _answer(self, failure, content: str | dict | list[str]) -> None:
         if failure == "cut":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
             self.close_connection = True
@@ -66,34 +62,24 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif failure:
             status, headers = failure
-            self._send(status, {"error": {"message": "no", "type": "test"}}, headers)
+            self.send_json(status, {"error": {"message": "no", "type": "test"}}, headers)
         else:
+            if "completions" in self.path and "chat" not in self.path:
+                choices = [{"index": 0, "finish_reason": "stop", "logprobs": None, "text": text} for text in content]
+                body = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": choices}
+                return self.send_json(200, body, {})
             choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
             choice |= content if isinstance(content, dict) else {}
-            self._send(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
+            self.send_json(200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
                              "choices": [{"index": 0, **choice}]}, {})  # fmt: skip
-
-    def _send(self, status: int, body: dict, headers: dict) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **headers}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args) -> None:
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
-    server = Server()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Server() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        yield server
 
 
 def writer(batch_size: int = 4, **settings) -> InstructionWriter:
@@ -128,10 +114,10 @@ def test_the_request_says_what_is_wanted(server):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("I would rather not", "answer_is_not_json"),
-        ("", "answer_is_not_json"),
-        ('{"edits": [{"instruction": "add', "answer_is_not_json"),
-        ('{"edits": [{"instruction": "add a hat"}]}', "answer_is_not_json"),
+        ("I would rather not", "answer_is_not_of_the_form"),
+        ("", "answer_is_not_of_the_form"),
+        ('{"edits": [{"instruction": "add', "answer_is_not_of_the_form"),
+        ('{"edits": [{"instruction": "add a hat"}]}', "answer_is_not_of_the_form"),
         ('{"edits": []}', "answer_is_empty"),
         (edits({"instruction": " "}), "empty_edit"),
         (edits({"edited_caption": "A cat."}), "caption_unchanged"),
@@ -144,6 +130,20 @@ def test_an_answer_that_is_no_edit_is_dropped_with_its_reason(server, answer, re
     rows = writer()(captions("a cat", "a dog"))
     assert rows[0] == {"dropped": reason}
     assert rows[1]["source_caption"] == "a dog"
+
+
+def test_completions_are_asked_for_with_delimiters_as_instruct_pix2pix_does(server):
+    server.answers["a cat\n##\n"] = ["add a hat\n%%\na cat with a hat", "make it wink\n%%\na cat winks\nEND"]
+    rows = writer(per_caption=2, form="delimited")(captions("a cat"))
+    assert [(row["instruction"], row["edited_caption"]) for row in rows] == [
+        ("add a hat", "a cat with a hat"),
+        ("make it wink", "a cat winks"),
+    ]
+    asked = server.seen[0]
+    wanted = {"n": 2, "stop": "\nEND", "temperature": 0.7, "max_tokens": 256, "frequency_penalty": 0.1}
+    assert {name: asked[name] for name in wanted} == wanted
+    server.answers["a dog\n##\n"] = ["add a hat"]
+    assert writer(form="delimited")(captions("a dog")) == [{"dropped": "answer_is_not_of_the_form"}]
 
 
 def test_the_same_edit_twice_is_kept_once(server):

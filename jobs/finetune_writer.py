@@ -1,0 +1,36 @@
+"""A language model that writes instructions, fine-tuned on what people wrote (InstructPix2Pix's step 1a).
+
+triplets -> writer (the name of a model; `--instructions.llm finetuned` uses it)
+"""
+
+import json
+import time
+
+from hive_ray.distributed.models import Metrics, build_model, store_model
+from hive_ray.pairs.finetuning import finetune
+from hive_ray.pairs.triplets import EXAMPLES, read_triplets
+from hive_ray.seeds import id_for
+from jobs.run import Run, fingerprint, main
+
+
+def build(run: Run) -> Metrics:
+    settings, path, started = run.config.writer, run.path("writer"), time.monotonic()
+    examples = EXAMPLES[settings.form](read_triplets(settings.triplets))
+    stage = settings.model_copy(update={"triplets": ""})
+    made_from = fingerprint(stage, triplets=id_for(*map(json.dumps, examples)))
+
+    def make() -> None:
+        job = finetune(examples, settings)
+        card = {"model": job.fine_tuned_model, "form": settings.form, "base": settings.base, "job": job.id}
+        metrics = {"examples": len(examples), "trained_tokens": job.trained_tokens or 0}
+        seconds = round(time.monotonic() - started, 3)
+        store_model(
+            path, lambda at: (at / "card.json").write_text(json.dumps(card, indent=2)), made_from, metrics, seconds
+        )
+        print(f"writer: {job.fine_tuned_model}; use it with --instructions.llm finetuned", flush=True)
+
+    return build_model("writer", path, made_from, make, on_mismatch=run.on_mismatch)
+
+
+if __name__ == "__main__":
+    main(build)

@@ -1,0 +1,205 @@
+"""Triplets, and the fine-tuning job over real HTTP, with the real client, through refusals and a real kill."""
+
+import json
+import multiprocessing
+import re
+import time
+from email.parser import BytesParser
+
+import pytest
+from llm_server import JsonHandler, JsonServer
+
+from hive_ray.config import Writer, shapes
+from hive_ray.distributed.tables import git_commit
+from hive_ray.pairs import finetuning
+from hive_ray.pairs.finetuning import FinetuningError, finetune
+from hive_ray.pairs.instructions import parse_answer, parse_delimited
+from hive_ray.pairs.triplets import Triplet, chat_examples, delimited_examples, read_triplets
+from jobs import finetune_writer
+from jobs.run import Run
+from jobs.write_instructions import writer_settings
+
+TRIPLETS = [Triplet(f"a cat {n}", "add a hat", f"a cat {n} with a hat") for n in range(9)]
+TRIPLETS.append(Triplet("a cat 0", "make it night", "a cat 0 at night"))
+
+
+def written(path, rows) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return str(path)
+
+
+def as_rows(keys=("caption", "instruction", "edited_caption")) -> list[dict]:
+    return [dict(zip(keys, vars(one).values(), strict=True)) for one in TRIPLETS]
+
+
+class Handler(JsonHandler):
+    def do_GET(self) -> None:
+        jobs = self.server.jobs
+        if name := re.fullmatch(r"/v1/fine_tuning/jobs/(\w+)", self.path):
+            with self.server.lock:
+                failure = self.server.failures.pop(0) if self.server.failures else None
+            if failure:
+                return self.send_json(failure, {"error": {"message": "no"}}, {})
+            job = jobs[name[1]]
+            self.server.polls += 1
+            if self.server.polls >= self.server.polls_to_end:
+                job |= self.server.end
+            return self.send_json(200, job, {})
+        return self.send_json(200, {"object": "list", "data": list(jobs.values()), "has_more": False}, {})
+
+    def do_POST(self) -> None:
+        if self.path == "/v1/files":
+            header = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            parts = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+                     for part in BytesParser().parsebytes(header + self.body()).get_payload()}  # fmt: skip
+            name = f"file{len(self.server.files)}"
+            self.server.files[name] = parts
+            return self.send_json(200, {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "f",
+                                        "purpose": "fine-tune", "status": "processed"}, {})  # fmt: skip
+        request = json.loads(self.body())
+        if request["model"] == "none":
+            return self.send_json(404, {"error": {"message": "no such model"}}, {})
+        job = {"id": f"job{len(self.server.jobs)}", "object": "fine_tuning.job", "status": "running", "created_at": 0,
+               "fine_tuned_model": None, "seed": 0, "result_files": [], "organization_id": "o", "trained_tokens": None,
+               "error": None, "finished_at": None} | request  # fmt: skip
+        self.server.jobs[job["id"]] = job
+        return self.send_json(200, job, {})
+
+
+class Server(JsonServer):
+    def __init__(self) -> None:
+        super().__init__(Handler)
+        self.files, self.jobs, self.failures, self.polls, self.polls_to_end = {}, {}, [], 0, 2
+        self.end = {"status": "succeeded", "fine_tuned_model": "ft:tiny", "trained_tokens": 1234}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with Server() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        monkeypatch.setattr(finetuning, "POLL_S", 0.05)
+        yield server
+
+
+@pytest.mark.parametrize("keys", [("caption", "instruction", "edited_caption"), ("input", "edit", "output")])
+def test_triplets_are_read_under_either_name_and_once(tmp_path, keys):
+    rows = as_rows(keys)
+    assert read_triplets(written(tmp_path / "t.jsonl", [*rows, rows[0], ""])) == TRIPLETS
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*as_rows(), "{"], r"t\.jsonl: line 11: '\{' is not JSON"),
+        (
+            [*as_rows(), {"caption": "a", "instruction": "b"}],
+            "line 11: wanted text under caption, instruction, edited_c",
+        ),
+        ([*as_rows(), {"caption": "a", "instruction": "b", "edited_caption": "A."}], "line 11: caption_unchanged"),
+        (["{"] * 12, r"line 5: '\{' is not JSON \(and 7 more\)"),
+        (as_rows()[:9], "has 9 different ones; at least 10 are wanted"),
+    ],
+)
+def test_what_is_no_triplet_is_named_by_its_line(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        read_triplets(written(tmp_path / "t.jsonl", rows))
+
+
+def test_a_conversation_answers_what_the_writer_will_ask():
+    example = chat_examples(TRIPLETS)[0]["messages"]
+    assert "write 2 different" in example[0]["content"]
+    assert example[1] == {"role": "user", "content": "a cat 0"}
+    edits = parse_answer(example[2]["content"])
+    assert [edit.instruction for edit in edits] == ["add a hat", "make it night"]
+    assert [edit.inverse_instruction for edit in edits] == ["remove the hat", ""]
+
+
+def test_delimiters_are_those_of_instruct_pix2pix():
+    example = delimited_examples(TRIPLETS)[0]
+    assert example == {"prompt": "a cat 0\n##\n", "completion": "add a hat\n%%\na cat 0 with a hat\nEND"}
+    assert parse_delimited(example["completion"]).edited_caption == "a cat 0 with a hat"
+
+
+def test_a_job_is_started_followed_and_its_model_named(server):
+    job = finetune(delimited_examples(TRIPLETS), Writer(base="tiny", num_epochs=2, seed=5))
+    assert job.fine_tuned_model == "ft:tiny"
+    started = server.jobs["job0"]
+    assert (started["model"], started["hyperparameters"], started["seed"]) == ("tiny", {"n_epochs": 2}, 5)
+    sent = server.files[started["training_file"]]
+    assert sent["purpose"] == b"fine-tune"
+    assert [json.loads(line) for line in sent["file"].splitlines()] == delimited_examples(TRIPLETS)
+
+
+def test_what_was_started_before_is_followed_and_not_paid_again(server):
+    first = finetune(chat_examples(TRIPLETS), Writer())
+    assert finetune(chat_examples(TRIPLETS), Writer()).id == first.id
+    assert len(server.jobs) == len(server.files) == 1
+    assert finetune(chat_examples(TRIPLETS), Writer(num_epochs=2)).id != first.id
+
+
+def test_an_endpoint_that_is_away_for_a_while_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(finetuning, "MAX_RETRIES", 0)
+    server.failures = [500, 503, 429]
+    assert finetune(chat_examples(TRIPLETS), Writer()).status == "succeeded"
+
+
+def test_a_job_that_failed_says_why_and_may_be_started_again(server):
+    server.end = {"status": "failed", "error": {"code": "x", "message": "too few examples", "param": None}}
+    with pytest.raises(FinetuningError, match="job0 failed: too few examples"):
+        finetune(chat_examples(TRIPLETS), Writer())
+    server.end = {"status": "succeeded", "fine_tuned_model": "ft:tiny"}
+    assert finetune(chat_examples(TRIPLETS), Writer()).id == "job1"
+
+
+def test_a_wait_without_end_has_one(server, monkeypatch):
+    monkeypatch.setattr(finetuning, "PATIENCE_S", 0.2)
+    server.polls_to_end = 10**6
+    with pytest.raises(FinetuningError, match=r"is running after .* run again to follow it on"):
+        finetune(chat_examples(TRIPLETS), Writer())
+
+
+def test_a_model_that_is_not_there_is_said_so(server):
+    with pytest.raises(FinetuningError, match=r"fine-tuning 'none': .*no such model"):
+        finetune(chat_examples(TRIPLETS), Writer(base="none"))
+
+
+def run_in(folder) -> Run:
+    writer = Writer(triplets=str(folder / "t.jsonl"), form="delimited")
+    instructions = shapes().instructions.model_copy(update={"writer": "openai", "llm": "finetuned"})
+    settings = shapes().model_copy(update={"writer": writer, "instructions": instructions})
+    return Run(str(folder / "run"), settings)
+
+
+def follow(run: Run) -> None:
+    finetuning.POLL_S = 0.05
+    finetune_writer.build(run)
+
+
+def test_a_killed_run_goes_on_with_the_same_job_and_the_next_stage_finds_the_model(server, tmp_path):
+    written(tmp_path / "t.jsonl", as_rows())
+    run = run_in(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"run jobs\.finetune_writer"):
+        writer_settings(run)
+    server.polls_to_end = 10**6
+    process = multiprocessing.get_context("spawn").Process(target=follow, args=(run,))
+    process.start()
+    for _ in range(600):
+        if server.polls > 2:
+            break
+        time.sleep(0.1)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    server.polls_to_end = 0
+    metrics = finetune_writer.build(run)
+
+    assert metrics == {"examples": 10, "trained_tokens": 1234}
+    assert len(server.jobs) == 1
+    settings = writer_settings(run)
+    assert (settings.llm, settings.form) == ("ft:tiny", "delimited")
+    made = json.loads((tmp_path / "run" / "writer" / "made.json").read_text())
+    assert made["git_commit"] == git_commit()
+    polls = server.polls
+    assert finetune_writer.build(run) == metrics
+    assert server.polls == polls
