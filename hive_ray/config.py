@@ -50,6 +50,10 @@ class Instructions(Section):
     key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
     form: Literal["chat", "delimited"] = "chat"
     """How it is asked: for JSON in a conversation, or for completions with InstructPix2Pix's delimiters."""
+    structure: Literal["json_schema", "json_object"] = "json_schema"
+    """What "chat" answers are held to: a JSON schema, or any JSON where the endpoint knows no schemas."""
+    moderation: bool = False
+    """Whether captions and edits are shown to the endpoint's moderation first, and dropped where it flags them."""
     rank_rate: float = Field(0.05, ge=0, lt=1)
     """Share of captions held out for people to rank."""
     test_rate: float = Field(0.05, ge=0, lt=1)

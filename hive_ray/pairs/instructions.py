@@ -14,6 +14,7 @@ from hive_ray.pairs.inversion import invert
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
 
+EDIT_KEYS = ("instruction", "edited_caption", "inverse_instruction")
 REQUEST = (
     "You write edits of pictures. Given the caption of a picture, write {count} different short instructions, each an"
     " imperative that changes one thing in it (add, remove, replace or recolour something, change the place, the"
@@ -21,6 +22,28 @@ REQUEST = (
     ' empty string if none can. Answer with JSON alone: {{"edits": [{{"instruction": "...", "edited_caption": "...",'
     ' "inverse_instruction": "..."}}]}}'
 )
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "edits": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {name: {"type": "string"} for name in EDIT_KEYS},
+                "required": list(EDIT_KEYS),
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["edits"],
+    "additionalProperties": False,
+}
+"""What an answer in JSON is held to, where the endpoint can."""
+FORMATS = {
+    "json_schema": {"type": "json_schema", "json_schema": {"name": "edits", "strict": True, "schema": SCHEMA}},
+    "json_object": {"type": "json_object"},
+}
+"""By the setting `instructions.structure`."""
 ASKED, BETWEEN, STOP = "\n##\n", "\n%%\n", "\nEND"
 """InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
 TEMPERATURE = 0.7
@@ -109,15 +132,23 @@ class InstructionWriter:
 
     def _written(self, row: Row) -> Rows:
         ask = self._delimited if self.settings.form == "delimited" else self._chat
+        if any(self._flagged([row["caption"]])):
+            return [{"dropped": "caption_flagged"}]
         try:
             edits, results = ask(row)
         except AnswerError:
             return [{"dropped": "answer_is_not_of_the_form"}]
-        except BadRequestError:
+        except BadRequestError as error:
+            if "response_format" in str(error):  # the setting's fault, not the caption's
+                raise ValueError(
+                    f"the endpoint knows no {self.settings.structure}: set instructions.structure"
+                ) from error
             return [{"dropped": "request_refused"}]
         found: dict[str, Row] = {}
-        for edit in edits[: self.settings.per_caption]:
+        flagged = self._flagged([f"{edit.instruction}\n{edit.edited_caption}" for edit in edits])
+        for edit, is_flagged in zip(edits[: self.settings.per_caption], flagged, strict=False):
             reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
+            reason = reason or ("edit_flagged" if is_flagged else None)
             if reason:
                 results.append({"dropped": reason})
             else:
@@ -134,7 +165,7 @@ class InstructionWriter:
                 {"role": "user", "content": row["caption"]},
             ],
             temperature=TEMPERATURE,
-            response_format={"type": "json_object"},
+            response_format=FORMATS[settings.structure],
             seed=self._seed(row),
         ).choices[0]
         if answer.message.refusal:
@@ -164,6 +195,12 @@ class InstructionWriter:
             else:
                 edits.append(parse_delimited(choice.text))
         return edits, dropped
+
+    def _flagged(self, texts: list[str]) -> list[bool]:
+        """Which texts the endpoint's moderation flags; none if it is not to be asked."""
+        if not (self.settings.moderation and texts):
+            return [False] * len(texts)
+        return [result.flagged for result in self.client.moderations.create(input=texts).results]
 
     def _seed(self, row: Row) -> int:
         return seed_for(self.settings.seed, row["caption_id"]) % 2**31

@@ -11,7 +11,7 @@ from llm_server import JsonHandler, JsonServer
 
 from hive_ray.config import Instructions, Resources
 from hive_ray.pairs import instructions
-from hive_ray.pairs.instructions import InstructionWriter
+from hive_ray.pairs.instructions import InstructionWriter, parse_answer
 from hive_ray.schemas import INSTRUCTIONS, to_table
 
 EDIT = {"instruction": "add a hat", "edited_caption": "a cat with a hat", "inverse_instruction": "lose the hat"}
@@ -38,6 +38,11 @@ class Server(JsonServer):
 class Handler(JsonHandler):
     def do_POST(self) -> None:
         server, request = self.server, json.loads(self.body())
+        if self.path.endswith("/moderations"):
+            results = [
+                {"flagged": "rude" in text, "categories": {}, "category_scores": {}} for text in request["input"]
+            ]
+            return self.send_json(200, {"id": "1", "model": "m", "results": results}, {})
         caption = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
         with server.lock:
             server.asked[caption] += 1
@@ -62,7 +67,8 @@ class Handler(JsonHandler):
             self.close_connection = True
         elif failure:
             status, headers = failure
-            self.send_json(status, {"error": {"message": "no", "type": "test"}}, headers)
+            message = headers.pop("message", "no")
+            self.send_json(status, {"error": {"message": message, "type": "test"}}, headers)
         else:
             if "completions" in self.path and "chat" not in self.path:
                 choices = [{"index": 0, "finish_reason": "stop", "logprobs": None, "text": text} for text in content]
@@ -105,10 +111,30 @@ def test_the_request_says_what_is_wanted(server):
     writer(per_caption=3, llm="tiny")(captions("a cat"))
     request = server.seen[0]
     assert request["model"] == "tiny"
-    assert request["response_format"] == {"type": "json_object"}
+    assert request["response_format"]["json_schema"]["schema"] == instructions.SCHEMA
     assert "write 3 different" in request["messages"][0]["content"]
     writer(per_caption=3)(captions("a cat"))
     assert server.seen[1]["seed"] == request["seed"]
+    writer(structure="json_object")(captions("a cat"))
+    assert server.seen[2]["response_format"] == {"type": "json_object"}
+
+
+def test_the_schema_holds_what_the_parser_takes():
+    parsed = parse_answer(edits({}))[0]
+    required = instructions.SCHEMA["properties"]["edits"]["items"]["required"]
+    assert {name: getattr(parsed, name) for name in required} == EDIT
+
+
+def test_what_moderation_flags_is_dropped_before_anything_is_asked_of_it(server):
+    rude = {"instruction": "be rude", "edited_caption": "a rude dog"}
+    server.answers["a dog"] = edits(rude, {"instruction": "add a bow", "edited_caption": "a dog with a bow"})
+    rows = writer(moderation=True, per_caption=2)(captions("a rude cat", "a dog"))
+    assert [row.get("dropped") or row["instruction"] for row in rows] == [
+        "caption_flagged",
+        "add a bow",
+        "edit_flagged",
+    ]
+    assert server.asked == {"a dog": 1}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +195,12 @@ def test_a_request_that_the_server_refuses_is_dropped_and_not_asked_again(server
     rows = writer()(captions("a cat", "a dog"))
     assert rows[0] == {"dropped": "request_refused"}
     assert server.asked["a cat"] == 1
+
+
+def test_an_endpoint_without_schemas_is_not_taken_for_a_refused_caption(server):
+    server.failures["a cat"] = [(400, {"message": "unsupported response_format"})]
+    with pytest.raises(ValueError, match=r"knows no json_schema: set instructions\.structure"):
+        writer()(captions("a cat"))
 
 
 def test_one_caption_that_fails_for_good_costs_no_other_answer(server, monkeypatch):
