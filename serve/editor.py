@@ -31,7 +31,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from hive_ray.config import Section
+from hive_ray.config import Section, sd15, shapes
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode
 from hive_ray.seeds import seed_for
@@ -105,12 +105,13 @@ class Defaults(Section):
 
 
 def defaults_for(settings: Serving, resolution: int) -> Defaults:
-    """The settings where given, else what suits an editor of this resolution (InstructPix2Pix's 7.5, 1.5)."""
+    """The settings where given, else the scales at which editors of this resolution are compared."""
     small = resolution <= SHAPES_RESOLUTION
+    compared = (shapes if small else sd15)().evaluation
     suited = {
-        "guidance_scale": 2.0 if small else 7.5,
-        "image_guidance_scale": 1.4 if small else 1.5,
-        "num_inference_steps": 10 if small else 50,
+        "guidance_scale": compared.guidance_scale,
+        "image_guidance_scale": compared.image_guidance_scale,
+        "num_inference_steps": 10 if small else compared.num_inference_steps,
     }
     given = {name: getattr(settings, name) for name in suited if getattr(settings, name) is not None}
     return Defaults(**suited | given)

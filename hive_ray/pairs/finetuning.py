@@ -13,6 +13,7 @@ from openai import APIConnectionError, InternalServerError, OpenAI, OpenAIError,
 from openai.types.fine_tuning import FineTuningJob
 
 from hive_ray.config import Writer
+from hive_ray.pairs.instructions import MAX_RETRIES
 from hive_ray.seeds import id_for
 
 MARK = "hive_ray"
@@ -21,7 +22,6 @@ ENDED = ("succeeded", "failed", "cancelled")
 POLL_S = 15.0
 PATIENCE_S = 3600.0 * 24
 """A job that has not ended after so long is given up, here only: run again to follow it further."""
-MAX_RETRIES = 5
 
 
 class FinetuningError(OSError):

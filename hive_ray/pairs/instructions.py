@@ -145,8 +145,9 @@ class InstructionWriter:
                 ) from error
             return [{"dropped": "request_refused"}]
         found: dict[str, Row] = {}
+        edits = edits[: self.settings.per_caption]
         flagged = self._flagged([f"{edit.instruction}\n{edit.edited_caption}" for edit in edits])
-        for edit, is_flagged in zip(edits[: self.settings.per_caption], flagged, strict=False):
+        for edit, is_flagged in zip(edits, flagged, strict=True):
             reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
             reason = reason or ("edit_flagged" if is_flagged else None)
             if reason:
