@@ -46,6 +46,7 @@ FORMATS = {
 """By the setting `instructions.structure`."""
 ASKED, BETWEEN, STOP = "\n##\n", "\n%%\n", "\nEND"
 """InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
+NOT_OF_THE_FORM = "answer_is_not_of_the_form"
 TEMPERATURE = 0.7
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
 """Of a delimited completion, as InstructPix2Pix's."""
@@ -137,7 +138,7 @@ class InstructionWriter:
         try:
             edits, results = ask(row)
         except AnswerError:
-            return [{"dropped": "answer_is_not_of_the_form"}]
+            return [{"dropped": NOT_OF_THE_FORM}]
         except BadRequestError as error:
             if "response_format" in str(error):  # the setting's fault, not the caption's
                 raise ValueError(
@@ -193,8 +194,11 @@ class InstructionWriter:
         for choice in answer.choices:
             if choice.finish_reason == "length":
                 dropped.append({"dropped": "answer_cut_off"})
-            else:
+                continue
+            try:
                 edits.append(parse_delimited(choice.text))
+            except AnswerError:
+                dropped.append({"dropped": NOT_OF_THE_FORM})
         return edits, dropped
 
     def _flagged(self, texts: list[str]) -> list[bool]:

@@ -172,6 +172,12 @@ def test_completions_are_asked_for_with_delimiters_as_instruct_pix2pix_does(serv
     assert writer(form="delimited")(captions("a dog")) == [{"dropped": "answer_is_not_of_the_form"}]
 
 
+def test_one_completion_that_is_not_of_the_form_costs_no_other(server):
+    server.answers["a cat\n##\n"] = ["add a hat", "make it wink\n%%\na cat winks"]
+    rows = writer(per_caption=2, form="delimited")(captions("a cat"))
+    assert [row.get("instruction") or row["dropped"] for row in rows] == ["make it wink", "answer_is_not_of_the_form"]
+
+
 def test_the_same_edit_twice_is_kept_once(server):
     server.answers["a cat"] = edits({}, {})
     rows = writer(per_caption=2)(captions("a cat"))
