@@ -31,6 +31,27 @@ class Resources(Section):
     """Rows an actor maps at a time."""
 
 
+class Spending(Section):
+    """What answers of a language model cost, and how much they may. Changes when rows are written, never the rows."""
+
+    prompt_price: float = Field(0.0, ge=0)
+    """Dollars for a million prompt tokens; 0 and 0 count tokens alone, as for an endpoint of your own."""
+    completion_price: float = Field(0.0, ge=0)
+    """Dollars for a million completion tokens."""
+    most_dollars: float | None = Field(None, gt=0)
+    """Ask no more once the run has spent this; answers are kept, and a run with a higher limit goes on."""
+    batch: bool = False
+    """Ask through the Batch API: slower by hours, at half the price."""
+    batch_discount: float = Field(0.5, ge=0, lt=1)
+    """The share of the price that the Batch API saves."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> "Spending":
+        if self.most_dollars is not None and not (self.prompt_price or self.completion_price):
+            raise ValueError("most_dollars needs the endpoint's prices: set prompt_price and completion_price")
+        return self
+
+
 class Instructions(Section):
     """Captions -> edits in words."""
 
@@ -58,7 +79,12 @@ class Instructions(Section):
     """Share of captions held out for people to rank."""
     test_rate: float = Field(0.05, ge=0, lt=1)
     """Share of captions held out for the evaluation."""
+    examples: str = ""
+    """A JSONL file of triplets as `writer.triplets`, shown to the model before a caption (few-shot); "" shows none."""
+    num_examples: int = Field(4, ge=1)
+    """The first so many of them that are shown."""
     seed: int = 0
+    spending: Spending = Spending()
     resources: Resources = Resources(num_gpus=0)
 
 

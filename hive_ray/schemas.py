@@ -22,6 +22,10 @@ class ContractError(ValueError):
     """Rows that are not what the table's schema says."""
 
 
+class Stopped(RuntimeError):
+    """A stage that must not go on, such as one whose money is spent; what is finished stays, and a rerun goes on."""
+
+
 def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
     """Rows as an Arrow table of exactly `schema`, or a ContractError that says what differs."""
     name, wanted = table_name(schema), set(schema.names)

@@ -20,10 +20,11 @@ from ray.data import ActorPoolStrategy, DataContext
 from hive_ray.config import Resources
 from hive_ray.distributed.cluster import require
 from hive_ray.distributed.tables import ERROR, Selection, Shard, Where, select, write_shard
-from hive_ray.schemas import Row, Rows, table_name
+from hive_ray.schemas import Row, Rows, Stopped, table_name
 
 Actor = Callable[[Rows], Rows]
-"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} is counted, not written."""
+"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
+counted, not written; `Stopped` ends the stage."""
 
 READ_AHEAD = 2
 """Shards an actor holds: one is read or written while another is mapped."""
@@ -68,7 +69,10 @@ class MapTable:
             num_gpus=self.resources.num_gpus,
         )
         for row in mapped.iter_rows():
-            yield Shard(**json.loads(row["written"]))
+            became = json.loads(row["written"])
+            if "stopped" in became:
+                raise Stopped(became["stopped"])
+            yield Shard(**became)
 
 
 def map_table(
@@ -100,7 +104,13 @@ class _Contracted:
         self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"written": [json.dumps(vars(self._write(int(number)))) for number in batch["shard"]]}
+        return {"written": [json.dumps(self._became(int(number))) for number in batch["shard"]]}
+
+    def _became(self, number: int) -> dict[str, Any]:
+        try:
+            return vars(self._write(number))
+        except Stopped as stopped:
+            return {"stopped": str(stopped)}
 
     def _write(self, number: int) -> Shard:
         plan, start = self.plan, number * self.plan.rows_per_shard
@@ -112,9 +122,14 @@ class _Contracted:
 
 
 def map_rows(actor: Actor, rows: Rows) -> Rows:
-    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped."""
+    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped.
+
+    `Stopped` is for the whole stage and goes on up.
+    """
     try:
         return list(actor(rows))
+    except Stopped:
+        raise
     except Exception as error:
         if len(rows) == 1:
             return [_dropped(error)]

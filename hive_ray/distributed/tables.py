@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Resources, Training
+from hive_ray.config import Resources, Spending, Training
 from hive_ray.distributed.progress import Progress, duration
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
 from hive_ray.seeds import id_for
@@ -56,6 +56,8 @@ class Manifest:
     file_rows: list[int]
     git_commit: str
     seconds: float
+    counts: dict[str, float] = field(default_factory=dict)
+    """What else was counted on the way, such as tokens and dollars."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Shard:
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
+    counts: dict[str, float] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -92,8 +95,8 @@ class Plan(Protocol):
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
-    `Resources` only change speed and are left out; so is a `Training` inside a stage's settings, since `fit`
-    adds the one that it runs.
+    `Resources` and `Spending` change no rows and are left out; so is a `Training` inside a stage's settings, since
+    `fit` adds the one that it runs.
     """
     flat: Fingerprint = {}
     for section in settings:
@@ -106,7 +109,7 @@ def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if not isinstance(value, Resources | Training):
+            if not isinstance(value, Resources | Spending | Training):
                 _flatten(value, f"{prefix}.{name}", flat)
         else:
             flat[f"{prefix}.{name}"] = value
@@ -231,7 +234,7 @@ def _begin(path: str, fingerprint: Fingerprint, division: dict[str, int]) -> Non
 
 
 def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list[Shard], started: float) -> Manifest:
-    dropped = sum((Counter(shard.dropped) for shard in shards), Counter())
+    dropped, counts = _summed(shard.dropped for shard in shards), _summed(shard.counts for shard in shards)
     manifest = Manifest(
         table=table_name(schema),
         fingerprint=fingerprint,
@@ -242,12 +245,14 @@ def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list
         file_rows=[shard.rows_out for shard in shards],
         git_commit=git_commit(),
         seconds=round(time.monotonic() - started, 3),
+        counts=dict(sorted(counts.items())),
     )
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
-    took = duration(manifest.seconds)
+    counted = "".join(f"; {name}: {count:,.10g}" for name, count in manifest.counts.items())
     print(
-        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {took}; dropped: {reasons}",
+        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
+        f"dropped: {reasons}{counted}",
         flush=True,
     )
     return manifest
@@ -266,11 +271,15 @@ def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
 
 
 def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_in: int) -> Shard:
-    """Write what `rows_in` input rows became, all at once; rows {"dropped": reason} are counted by reason."""
+    """Write what `rows_in` input rows became, all at once.
+
+    Rows {"dropped": reason} are counted by reason, and the numbers of rows {"counted": {name: number}} are summed.
+    """
     dropped = Counter(row["dropped"] for row in rows if row.keys() == {"dropped"})
-    table = to_table([row for row in rows if row.keys() != {"dropped"}], schema)
-    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())))
-    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped})
+    counts = _summed(row["counted"] for row in rows if row.keys() == {"counted"})
+    table = to_table([row for row in rows if row.keys() not in ({"dropped"}, {"counted"})], schema)
+    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())))
+    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts})
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
@@ -286,7 +295,14 @@ def _written_shards(path: str) -> Iterator[Shard]:
             metadata = _open(storage.join(path, "data", name)).metadata
             found = json.loads(metadata.metadata[b"shard"])
             number = int(name.removeprefix("part-").removesuffix(".parquet"))
-            yield Shard(number, found["rows_in"], metadata.num_rows, found["dropped"])
+            yield Shard(number, found["rows_in"], metadata.num_rows, found["dropped"], found.get("counts", {}))
+
+
+def _summed(counts: Iterable[Mapping[str, float]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
 
 
 def _open(file: str) -> pq.ParquetFile:
