@@ -2,6 +2,7 @@
 
 import boto3
 import pytest
+from llm_server import Chat
 from moto.server import ThreadedMotoServer
 
 
@@ -27,3 +28,12 @@ def root(request, tmp_path, monkeypatch):
     bucket = f"bucket-{abs(hash(tmp_path)) % 10**8}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/root"
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    """A language model at the address that the openai client will ask."""
+    with Chat() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        yield server
