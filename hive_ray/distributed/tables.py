@@ -292,10 +292,14 @@ def _written_shards(path: str) -> Iterator[Shard]:
     """The shards that a killed build left, from the footers of their files."""
     for name in storage.list_files(storage.join(path, "data")):
         if not name.startswith("."):  # else the remains of a write that was killed
-            metadata = _open(storage.join(path, "data", name)).metadata
-            found = json.loads(metadata.metadata[b"shard"])
-            number = int(name.removeprefix("part-").removesuffix(".parquet"))
-            yield Shard(number, found["rows_in"], metadata.num_rows, found["dropped"], found.get("counts", {}))
+            yield _shard_of(storage.join(path, "data", name), int(name.removeprefix("part-").removesuffix(".parquet")))
+
+
+@storage.patient
+def _shard_of(file: str, number: int) -> Shard:
+    with _open(file) as parquet:
+        found = json.loads(parquet.metadata.metadata[b"shard"])
+        return Shard(number, found["rows_in"], parquet.metadata.num_rows, found["dropped"], found.get("counts", {}))
 
 
 def _summed(counts: Iterable[Mapping[str, float]]) -> Counter[str]:
@@ -356,6 +360,7 @@ def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: i
     return Selection(path, schema, files, file_of, row_of)
 
 
+@storage.patient
 def _read_columns(file: str, columns: list[str]) -> pa.Table:
     with _open(file) as parquet:
         return parquet.read(columns=columns)
@@ -369,6 +374,7 @@ def _matching(table: pa.Table, where: Where) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
+@storage.patient
 def _read_at(file: str, rows: np.ndarray, wanted: pa.Schema) -> pa.Table:
     """Some rows of one file (increasing), reading only the row groups they lie in."""
     with _open(file) as parquet:

@@ -4,16 +4,26 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol, TypeVar
 
-from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    InternalServerError,
+    OpenAI,
+    RateLimitError,
+)
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from hive_ray.config import Spending
 from hive_ray.pairs.answers import Answers, Budget, Request, counts_of, request_id
+from hive_ray.schemas import Stopped
 
 TIMEOUT_S = 60.0
 MAX_RETRIES = 5
 """Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
+OUT_OF_REACH = (401, 403, 404, 429, 503)
+"""Answers, after all retries, that say more of the endpoint, the key or the quota than of the request."""
 MARK = "hive_ray"
 """Key of the digest in the metadata of what is started at the endpoint: it is found again by it, not paid twice."""
 POLL_S = 15.0
@@ -33,19 +43,35 @@ class Endpoint:
         self.spending, self.answers, self.budget = spending, Answers(answers), Budget(answers, spending)
 
     def ask(self, request: Request) -> tuple[ChatCompletion | Completion, dict[str, float]]:
-        """The answer and what it counts, kept or asked for; `Stopped` if no more may be spent."""
+        """The answer and what it counts, kept or asked for; `Stopped` if no more may be spent, or can be asked."""
         kind = ChatCompletion if "messages" in request else Completion
         kept = self.answers.find(request)
         if kept:
             answer = kind.construct(**kept["answer"])
             return answer, counts_of(answer.usage, self.spending, batch=kept["batch"])
         self.budget.check()
-        ask = self.client.chat.completions if "messages" in request else self.client.completions
-        answer = ask.create(**request)
-        self.answers.keep(request_id(request), answer.model_dump(mode="json", exclude_unset=True))
+        answer = self._asked(request)
+        try:
+            self.answers.keep(request_id(request), answer.model_dump(mode="json", exclude_unset=True))
+        except OSError as error:
+            raise Stopped(f"an answer could not be kept ({error}): mend that and run again to go on") from error
         counts = counts_of(answer.usage, self.spending)
         self.budget.spend(counts.get("dollars", 0.0))
         return answer, counts
+
+    def _asked(self, request: Request) -> ChatCompletion | Completion:
+        """What the endpoint answers; `Stopped` if it is out of reach for all requests, and not for this one alone."""
+        ask = self.client.chat.completions if "messages" in request else self.client.completions
+        try:
+            return ask.create(**request)
+        except APITimeoutError:
+            raise
+        except (APIConnectionError, APIStatusError) as error:
+            if isinstance(error, APIStatusError) and error.status_code not in OUT_OF_REACH:
+                raise
+            raise Stopped(
+                f"the language model is out of reach ({error}); what it answered is kept: run again to go on"
+            ) from error
 
     def flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags."""

@@ -12,7 +12,7 @@ from llm_server import EDIT, edits
 from hive_ray.config import Instructions, Resources
 from hive_ray.pairs import endpoint, instructions
 from hive_ray.pairs.instructions import InstructionWriter, parse_answer
-from hive_ray.schemas import INSTRUCTIONS, Rows, to_table
+from hive_ray.schemas import INSTRUCTIONS, Rows, Stopped, to_table
 
 
 @pytest.fixture
@@ -158,6 +158,25 @@ def test_one_caption_that_fails_for_good_costs_no_other_answer(chat, writer, mon
     with pytest.raises(openai.InternalServerError):
         write([rows[1]])
     assert chat.asked == {"an ant": 1, "a cat": 2, "a dog": 1}
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 503])
+def test_an_endpoint_that_is_out_of_reach_stops_the_stage_and_drops_nothing(chat, writer, monkeypatch, status):
+    monkeypatch.setattr(endpoint, "MAX_RETRIES", 1)
+    chat.failures["a cat"] = [(status, {})] * 2
+    write = writer()
+    with pytest.raises(Stopped, match=f"the language model is out of reach .*{status}.*run again to go on"):
+        write(captions("a cat", "a dog"))
+    chat.failures.clear()
+    assert [row["source_caption"] for row in write(captions("a cat", "a dog"))] == ["a cat", "a dog"]
+    assert chat.asked["a dog"] == 1
+
+
+def test_an_endpoint_that_nobody_serves_stops_the_stage(chat, writer, monkeypatch):
+    monkeypatch.setattr(endpoint, "MAX_RETRIES", 0)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(Stopped, match=r"out of reach \(Connection error"):
+        writer()(captions("a cat"))
 
 
 def test_as_many_requests_are_in_flight_as_a_batch_has_rows(chat, writer):
