@@ -1,7 +1,9 @@
 """The contracts between stages: one Arrow schema a table, and the one function that makes tables of them.
 
-Every column is non-null. Pictures are encoded bytes (PNG or JPEG) under the Hugging Face `Image` feature, so that
-`datasets.load_dataset("parquet", ...)` shows them. A row carries all that the next stage needs.
+Every column is non-null. Pictures are encoded bytes (PNG or JPEG). A row carries all that the next stage needs.
+
+The `huggingface` metadata says what `datasets` has to be told to show pictures: `load_dataset("parquet", ...,
+features=...)`. It infers an `Image` from {bytes, path} alone, which is what `export_pairs` writes.
 """
 
 import json

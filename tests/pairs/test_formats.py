@@ -114,6 +114,7 @@ def test_a_jsonl_may_have_ultraedits_keys_and_pictures_elsewhere(root):
         ([foreign.magic_brush("1", 0)], ("", "edit 0 of 1", "")),
         ([{"input_image": picture(1), "edit_prompt": "e", "edited_image": picture(2)}], ("", "e", "")),
     ],
+    ids=["clip_filtered", "hq_edit", "ultra_edit", "magic_brush", "diffusers"],
 )
 def test_the_columns_of_published_datasets_are_known(tmp_path, write, rows, wanted):
     ending = "parquet" if write is foreign.parquet else "arrow"
