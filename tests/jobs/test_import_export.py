@@ -12,7 +12,7 @@ from tiny_models import tiny_clip
 from hive_ray import storage
 from hive_ray.config import Exporting, Importing, Resources, shapes
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_manifest, read_rows, table_digest
+from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, write_rows
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS
 from jobs import export_pairs, import_pairs, make_pairs
 from jobs.run import Run
@@ -145,3 +145,18 @@ def test_another_export_is_refused_and_what_is_no_export_is_never_removed(folder
     with pytest.raises(FileExistsError, match=r"model holds files that no export wrote"):
         export_pairs.build(run_with(folder, "rebuild", Exporting(folder=str(model))))
     assert (model / "card.json").exists()
+
+
+def test_a_run_anywhere_imports_from_and_exports_to_anywhere(folder, root):
+    """Without its pairs, which Ray's workers write: they do not see this test's S3 server."""
+    pairs = list(read_rows(run_with(folder).path("pairs"), PAIRS))
+    run = Run(storage.join(root, "run"), run_with(folder).config)
+    write_rows(run.path("pairs"), PAIRS, pairs, {})
+    export_pairs.build(run)
+    settings = Importing(dataset=run.path("exports/parquet"))
+    again = Run(storage.join(root, "again"), run.config.model_copy(update={"importing": settings}))
+    import_pairs.take_pairs(again)
+    import_pairs.take_prompts(again)
+    back = list(read_rows(again.path("imported"), IMPORTED))
+    assert [row["source_image"] for row in back] == [row["source_image"] for row in pairs]
+    assert read_manifest(again.path("prompts")).rows_out == 0  # all of them were for training, and stay so
