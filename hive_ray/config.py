@@ -141,6 +141,50 @@ class Pairs(Section):
         return self
 
 
+class Importing(Section):
+    """Somebody else's pairs -> `pairs` and `prompts`, in place of `write_instructions` and `make_pairs`."""
+
+    dataset: str = ""
+    """A folder or file, on disk or s3://: an InstructPix2Pix folder (seeds.json), HIVE's training folder, a JSONL file
+    of picture paths, a Hugging Face dataset folder (Parquet, or of `save_to_disk`), or WebDataset shards."""
+    split_name: str = "train"
+    """Of a Hugging Face or WebDataset folder, only the files whose name or folder begins with this are read, so that
+    nobody's test split is trained on; "" reads all of them."""
+    pictures: str = "."
+    """Where the picture paths in a JSONL file begin, seen from the file's own folder."""
+    prompts: str = ""
+    """A JSONL file of instruction and source_img (HIVE's test.jsonl) whose prompts are added to the test split."""
+    prompt_pictures: str = "evaluation"
+    """Where the picture paths in `prompts` begin, seen from that file's own folder (HIVE's are in `evaluation`)."""
+    num_pairs: int = Field(10_000_000, ge=1)
+    """The most pairs to take."""
+    cycle: bool = True
+    """Add the cycle-consistency twin of each pair whose inverse the dataset gives (HQ-Edit's inverse_edit)."""
+    drop_swapped: bool = True
+    """Drop a pair whose captions say that its pictures are the other way round: whose clip_direction is below 0."""
+    rank_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of sources held out as prompts for people to rank."""
+    test_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of sources held out as prompts for the evaluation."""
+    clip: str = "openai/clip-vit-large-patch14"
+    """CLIP that measures the pairs: a transformers folder or a hub name."""
+    resources: Resources = Resources()
+
+
+class Exporting(Section):
+    """This run's pairs -> a dataset for other programs."""
+
+    table: Literal["pairs", "scored_pairs"] = "pairs"
+    """Which pairs: as they are, or with their rewards, weights and quality phrases."""
+    format: Literal["parquet", "instruct_pix2pix", "webdataset"] = "parquet"
+    """A Hugging Face folder that diffusers' train_instruct_pix2pix.py trains from, InstructPix2Pix's folders (JPEG, the
+    weights left out), or WebDataset shards."""
+    folder: str = ""
+    """Where to write, on disk or s3://; "" is exports/<format> in the run folder."""
+    shard_megabytes: int = Field(256, ge=1)
+    """About how large a Parquet file or a shard becomes; also what is held in memory."""
+
+
 class Training(Section):
     """How a model is fitted: shared by the editor and the reward model."""
 
@@ -282,6 +326,8 @@ class Config(Section):
     """A whole run."""
 
     writer: Writer = Writer()
+    importing: Importing = Importing()
+    exporting: Exporting = Exporting()
     instructions: Instructions
     pairs: Pairs
     editor: Editor
@@ -302,6 +348,7 @@ def shapes() -> Config:
         warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, workers=workers,
     )  # fmt: skip
     return Config(
+        importing=Importing(clip=clip, resources=Resources(batch_size=32, **one_core)),
         instructions=Instructions(num_captions=900, rank_rate=0.25, test_rate=0.25),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=4, keep_per_instruction=4,
@@ -353,6 +400,7 @@ def _stable_diffusion(base: str) -> Config:
     )  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
+        importing=Importing(resources=Resources(num_actors=8, batch_size=32)),
         pairs=Pairs(base=base, resources=Resources(num_actors=8, batch_size=4)),
         editor=Editor(start=base, sft=sft, finetune=sft),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),

@@ -12,6 +12,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
+"""How the kinds of pictures that tables hold begin."""
+
 
 class ImageError(ValueError):
     """Bytes that are not a readable picture."""
@@ -33,6 +36,18 @@ def encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
+
+
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """Pixels -> JPEG bytes at quality 100, as InstructPix2Pix's folders hold them; each pixel changes a little."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=100)
+    return buffer.getvalue()
+
+
+def kind_of(data: bytes) -> str:
+    """ "png" or "jpg" by the first bytes of an encoded picture, "" if it is neither."""
+    return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")
 
 
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:

@@ -108,9 +108,26 @@ def exists(path: str) -> bool:
 @patient
 def list_files(path: str) -> list[str]:
     """Names of all files below a folder, relative to it and sorted; none if there is no such folder."""
+    return list(list_sizes(path))
+
+
+def list_sizes(path: str) -> dict[str, int]:
+    """Name -> bytes of all files below a folder, relative to it and sorted; a file is "." alone."""
     files, inside = filesystem(path)
+    itself = files.get_file_info(inside)
+    if itself.type == fs.FileType.File:
+        return {".": itself.size}
     found = files.get_file_info(fs.FileSelector(inside, allow_not_found=True, recursive=True))
-    return sorted(os.path.relpath(info.path, inside) for info in found if info.type == fs.FileType.File)
+    return dict(sorted((os.path.relpath(info.path, inside), info.size) for info in found if info.is_file))
+
+
+def is_file(path: str) -> bool:
+    """Is it a file? FileNotFoundError if there is nothing."""
+    files, inside = filesystem(path)
+    kind = files.get_file_info(inside).type
+    if kind == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{path} does not exist; correct the path")
+    return kind == fs.FileType.File
 
 
 @patient

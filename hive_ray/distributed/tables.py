@@ -184,10 +184,12 @@ def write_rows(
     fingerprint: Fingerprint,
     *,
     on_mismatch: OnMismatch = "refuse",
+    rows_per_file: int = ROWS_PER_FILE,
 ) -> Manifest:
     """Make a table from rows of this process, for stages with small rows; kept and refused as `build_table`.
 
-    `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted.
+    `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted. Rows of
+    one file are in memory at a time: rows with pictures want fewer than `ROWS_PER_FILE`.
     """
     kept = _kept(path, schema, fingerprint, on_mismatch)
     if kept is not None:
@@ -195,7 +197,7 @@ def write_rows(
     started, source, shards = time.monotonic(), iter(rows), []
     storage.remove_tree(path)
     _begin(path, fingerprint, {})
-    while chunk := list(islice(source, ROWS_PER_FILE)):
+    while chunk := list(islice(source, rows_per_file)):
         shards.append(write_shard(path, len(shards), chunk, schema, rows_in=len(chunk)))
     return _finish(path, schema, fingerprint, shards, started)
 
