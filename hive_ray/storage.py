@@ -105,12 +105,12 @@ def exists(path: str) -> bool:
     return files.get_file_info(inside).type != fs.FileType.NotFound
 
 
-@patient
 def list_files(path: str) -> list[str]:
     """Names of all files below a folder, relative to it and sorted; none if there is no such folder."""
     return list(list_sizes(path))
 
 
+@patient
 def list_sizes(path: str) -> dict[str, int]:
     """Name -> bytes of all files below a folder, relative to it and sorted; a file is "." alone."""
     files, inside = filesystem(path)
@@ -121,6 +121,7 @@ def list_sizes(path: str) -> dict[str, int]:
     return dict(sorted((os.path.relpath(info.path, inside), info.size) for info in found if info.is_file))
 
 
+@patient
 def is_file(path: str) -> bool:
     """Is it a file? FileNotFoundError if there is nothing."""
     files, inside = filesystem(path)
