@@ -22,13 +22,22 @@ class Resources(Section):
     """What one stage may take of the cluster. Changes speed, never the rows."""
 
     num_actors: int = Field(1, ge=1)
-    """Actors (or training workers) at work at the same time."""
+    """Actors (or training workers) at work at the same time, at most."""
+    least_actors: int = Field(0, ge=0)
+    """Actors that a stage waits for and always keeps; more join while there is work and room for them, and leave when
+    there is not. 0 is `num_actors`: no fewer, no more. Training has no use for it."""
     num_gpus: float = Field(1.0, ge=0)
     """GPUs an actor holds; 0 runs on the CPU."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs an actor holds; also its number of torch threads when it has no GPU."""
     batch_size: int = Field(16, ge=1)
     """Rows an actor maps at a time."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Resources":
+        if self.least_actors > self.num_actors:
+            raise ValueError(f"least_actors is {self.least_actors}, above num_actors, which is {self.num_actors}")
+        return self
 
 
 class Spending(Section):

@@ -59,11 +59,7 @@ class MapTable:
         ).map_batches(
             _Contracted,
             fn_constructor_kwargs={"plan": self, "path": path},
-            compute=ActorPoolStrategy(
-                size=min(self.resources.num_actors, len(shards)),
-                max_concurrent_calls_per_actor=READ_AHEAD,
-                enable_true_multi_threading=True,
-            ),
+            compute=_pool(self.resources, len(shards)),
             batch_size=1,
             num_cpus=self.resources.num_cpus,
             num_gpus=self.resources.num_gpus,
@@ -92,6 +88,15 @@ def map_table(
     return MapTable(source, actor, produces, resources, kwargs, rows_per_shard)
 
 
+def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
+    """The actors of a stage: never more than there are shards."""
+    most = min(resources.num_actors, shards)
+    least = min(resources.least_actors or most, most)
+    return ActorPoolStrategy(
+        min_size=least, max_size=most, max_concurrent_calls_per_actor=READ_AHEAD, enable_true_multi_threading=True
+    )
+
+
 class _Contracted:
     """Holds an actor to its output contract, shard by shard; lives in a Ray actor."""
 
@@ -111,6 +116,9 @@ class _Contracted:
             return vars(self._write(number))
         except Stopped as stopped:
             return {"stopped": str(stopped)}
+        except OSError as error:  # a full disk, an S3 that stays away: no row's fault
+            table = table_name(self.plan.produces)
+            return {"stopped": f"{table}, shard {number}: {error}; what is finished stays: mend that and run again"}
 
     def _write(self, number: int) -> Shard:
         plan, start = self.plan, number * self.plan.rows_per_shard

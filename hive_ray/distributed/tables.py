@@ -173,7 +173,7 @@ def build_table(
     for shard in plan.run(path, absent) if absent else ():
         done[shard.number] = shard
         _refuse_failures(name, plan.rows_in, list(done.values()))
-        progress.advance(shard.rows_in)
+        progress.advance(shard.rows_in, f", {sum(one.rows_out for one in done.values())} kept")
     return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started)
 
 
