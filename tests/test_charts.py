@@ -1,6 +1,6 @@
 import re
 
-from hive_ray.evaluation.charts import histogram, line_chart
+from hive_ray.charts import histogram, line_chart
 
 RISING = {"sft": [(0, 1), (1, 2)]}
 
