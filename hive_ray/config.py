@@ -31,6 +31,15 @@ class Resources(Section):
     """Rows an actor maps at a time."""
 
 
+class Inspection(Section):
+    """What there is to look at afterwards. Changes no rows."""
+
+    dropped_per_shard: int = Field(2, ge=0)
+    """Dropped pairs whose pictures are kept, the first of each reason in each shard (32 instructions)."""
+    num_shown: int = Field(8, ge=1)
+    """Pairs on the page: kept ones, and dropped ones of each reason."""
+
+
 class Instructions(Section):
     """Captions -> edits in words."""
 
