@@ -18,13 +18,14 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 def build(run: Run) -> Manifest:
     settings, instructions = run.config.pairs, run.path("instructions")
     check_parts(fetch_model(settings.base))
-    made_from = fingerprint(settings, "base", "clip", instructions=table_digest(instructions))
+    models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
+    made_from = fingerprint(settings, *models, instructions=table_digest(instructions))
     generation = settings.resources.model_copy(update={"batch_size": _rows_at_a_time(settings)})
 
     def pairs():
         return map_table(
             instructions, INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=generation,
-            where={"split": "train"}, settings=settings,
+            where={"split": "train"}, dropped_per_shard=settings.inspection.dropped_per_shard, settings=settings,
         )  # fmt: skip
 
     def prompts():
