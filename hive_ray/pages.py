@@ -60,6 +60,11 @@ def chart(svg: str) -> str:
     return f'<figure class="chart">{svg}</figure>'
 
 
+def charts(svgs: Iterable[str]) -> str:
+    """Charts beside each other where there is room."""
+    return f'<div class="charts">{"".join(chart(svg) for svg in svgs)}</div>'
+
+
 def note(words: str) -> str:
     """A small remark of plain text."""
     return f'<p class="note">{escape(words)}</p>'
