@@ -44,18 +44,19 @@ def write_dropped(path: str, number: int, rows: Rows, schema: pa.Schema) -> None
     _write(_file(path, EXAMPLES, number), whole, _dropped_schema(schema, set()), rows_per_group=1)
 
 
-def read_measured(path: str, files: list[str], columns: list[str]) -> tuple[pa.Table, pa.Table]:
+def read_measured(path: str, files: list[str], schema: pa.Schema, columns: list[str]) -> tuple[pa.Table, pa.Table]:
     """Some columns of the rows in these files of the table at `path`, and of what was dropped on the way to them.
 
     Of more than MOST_FILES files only as many are read.
     """
-    kept, dropped = [], []
+    nothing = pa.schema([schema.field(name) for name in columns]).empty_table()
+    kept, dropped = [nothing], [nothing]
     for file in spread(files):
         kept.append(_read(storage.join(path, file), columns))
         beside = storage.join(path, DROPPED, file.rpartition("/")[2])
         if storage.exists(beside):
             dropped.append(_read(beside, columns))
-    return pa.concat_tables(kept), pa.concat_tables(dropped or [kept[0].slice(0, 0)])
+    return pa.concat_tables(kept), pa.concat_tables(dropped)
 
 
 def read_examples(path: str, most: int) -> dict[str, Rows]:

@@ -76,7 +76,7 @@ def test_what_was_dropped_lies_beside_the_table_and_not_in_it(tmp_path):
     assert names(tables.read_rows(path, SHOTS)) == [f"s{index:03d}" for index in range(0, 60, 4)]
     assert tables.read_manifest(path).dropped == {"dark": 30, "lost": 15}
 
-    kept, lost = dropped.read_measured(path, tables.read_manifest(path).files, ["light"])
+    kept, lost = dropped.read_measured(path, tables.read_manifest(path).files, SHOTS, ["light"])
     assert kept["light"].to_pylist() == list(range(0, 60, 4))
     assert lost["light"].to_pylist() == [index for index in range(60) if index % 4 in (1, 2)]
 
@@ -116,7 +116,7 @@ def test_a_table_without_anything_beside_it_has_no_examples(tmp_path):
     path = str(tmp_path)
     files = tables.write_rows(path, SHOTS, shots(3), MADE).files
     assert dropped.read_examples(path, 3) == {}
-    assert [len(found) for found in dropped.read_measured(path, files, ["light"])] == [3, 0]
+    assert [len(found) for found in dropped.read_measured(path, files, SHOTS, ["light"])] == [3, 0]
 
 
 def test_a_dropped_row_is_held_to_the_schema_as_well(tmp_path):
