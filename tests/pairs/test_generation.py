@@ -59,7 +59,7 @@ def generator(tmp_path: Path, **settings) -> PairGenerator:
     lowest = dict.fromkeys(("image", "direction", "source_text", "edited_text"), -1.0)
     pairs = Pairs(
         base=str(tiny_stable_diffusion(tmp_path / "base")), clip=str(tiny_clip(tmp_path / "clip")), resolution=64,
-        samples_per_instruction=3, num_inference_steps=2, resources=Resources(num_gpus=0, batch_size=2),
+        samples_per_instruction=3, num_inference_steps=1, resources=Resources(num_gpus=0, batch_size=4),
         **{f"least_clip_{name}": value for name, value in lowest.items()},
         **{"least_contrast": 0.0, "least_difference": 0.0, "keep_per_instruction": 1} | settings,
     )  # fmt: skip
@@ -75,10 +75,7 @@ def test_what_is_dropped_carries_its_reason_and_the_whole_pair(tmp_path):
     assert set(others["pair_id"].to_pylist()).isdisjoint(row["pair_id"] for row in kept)
 
 
-def test_pictures_are_looked_at_and_a_safety_checker_is_asked_where_one_is_set(tmp_path, monkeypatch):
-    flat = generator(tmp_path, least_contrast=127.5)([ROW])
-    assert [row["dropped"] for row in flat] == ["source_image_is_flat"] * 3
-
+def test_a_safety_checker_is_asked_where_one_is_set(tmp_path, monkeypatch):
     class Flags:
         def __init__(self, checker, device):
             assert checker == "a/checker"
