@@ -61,6 +61,15 @@ class Spending(Section):
         return self
 
 
+class Inspection(Section):
+    """What there is to look at afterwards. Changes no rows."""
+
+    dropped_per_shard: int = Field(2, ge=0)
+    """Dropped pairs whose pictures are kept, the first of each reason in each shard (32 instructions)."""
+    num_shown: int = Field(8, ge=1)
+    """Pairs on the page: kept ones, and dropped ones of each reason."""
+
+
 class Instructions(Section):
     """Captions -> edits in words."""
 
@@ -134,11 +143,21 @@ class Pairs(Section):
     least_clip_direction: float = 0.2
     least_clip_source_text: float = 0.2
     least_clip_edited_text: float = 0.2
+    least_contrast: float = Field(5.0, ge=0)
+    """Least contrast of a picture, the standard deviation of its most varied colour channel (0..127.5): pictures that
+    a decoder or a safety checker left black have none. At 0 all pass."""
+    least_difference: float = Field(8.0, ge=0)
+    """Pictures of which no cell of a 16x16 grid differs by this in mean colour (0..255) show the same: an edit that
+    changed nothing, or a second pair of an instruction that shows what a better one shows. At 0 all pass."""
+    safety_checker: str = ""
+    """A Stable Diffusion safety checker (a folder or a hub name, with safetensors, for example
+    CompVis/stable-diffusion-safety-checker) that sees both pictures of each pair that passes; "" is none."""
     cycle: bool = True
     """Add the cycle-consistency twin (edited -> source, by the inverse instruction) of each kept pair."""
     prompts: Literal["generated", "shapes"] = "generated"
     """Source pictures of held-out prompts: from the base model, or drawn by the embedded domain."""
     seed: int = 0
+    inspection: Inspection = Inspection()
     resources: Resources = Resources(batch_size=4)
 
     @model_validator(mode="after")
@@ -365,6 +384,8 @@ def shapes() -> Config:
             # Nine in ten drawn pairs pass each of these; InstructPix2Pix's numbers belong to CLIP ViT-L/14.
             least_clip_image=0.46, least_clip_direction=0.41, least_clip_source_text=0.919,
             least_clip_edited_text=0.921, prompts="shapes",
+            # A small thing on a plain ground is a good picture here, and removing it a good edit.
+            least_contrast=0.0, least_difference=0.0,
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(

@@ -57,6 +57,17 @@ def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((resolution, resolution), Image.Resampling.LANCZOS))
 
 
+def thumbnail(data: bytes, longest: int) -> bytes:
+    """The picture with no side longer than `longest`, for a page: as it is where it is small, else as a JPEG."""
+    image = Image.fromarray(decode(data))
+    if max(image.size) <= longest:
+        return data
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """Pixels -> tensor."""
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 127.5 - 1

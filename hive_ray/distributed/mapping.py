@@ -19,12 +19,13 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from hive_ray.config import Resources
 from hive_ray.distributed.cluster import require
+from hive_ray.distributed.dropped import thin
 from hive_ray.distributed.tables import ERROR, Selection, Shard, Where, select, write_shard
 from hive_ray.schemas import Row, Rows, Stopped, table_name
 
 Actor = Callable[[Rows], Rows]
 """`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
-counted, not written; `Stopped` ends the stage."""
+counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`); `Stopped` ends the stage."""
 
 READ_AHEAD = 2
 """Shards an actor holds: one is read or written while another is mapped."""
@@ -40,6 +41,8 @@ class MapTable:
     resources: Resources
     kwargs: dict[str, Any]
     rows_per_shard: int
+    dropped_per_shard: int
+    """Dropped rows of each reason that keep their pictures."""
 
     @property
     def rows_in(self) -> int:
@@ -81,11 +84,12 @@ def map_table(
     where: Where | None = None,
     limit: int | None = None,
     rows_per_shard: int = 32,
+    dropped_per_shard: int = 0,
     **kwargs: Any,
 ) -> MapTable:
     """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` that `where` keeps."""
     source = select(path, schema, where=where, limit=limit)
-    return MapTable(source, actor, produces, resources, kwargs, rows_per_shard)
+    return MapTable(source, actor, produces, resources, kwargs, rows_per_shard, dropped_per_shard)
 
 
 def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
@@ -125,8 +129,9 @@ class _Contracted:
         rows = plan.source.read(start, start + plan.rows_per_shard).to_pylist()
         with self.turn:
             size = plan.resources.batch_size
-            mapped = [map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size)]
-        return write_shard(self.path, number, list(chain.from_iterable(mapped)), plan.produces, rows_in=len(rows))
+            mapped = (map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size))
+            made = list(thin(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
+        return write_shard(self.path, number, made, plan.produces, rows_in=len(rows))
 
 
 def map_rows(actor: Actor, rows: Rows) -> Rows:

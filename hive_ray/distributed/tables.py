@@ -1,6 +1,7 @@
 """Checked Parquet in and out: a table is finished or absent, and making it again resumes or keeps it.
 
     <table>/building.json             fingerprint of a build in progress, written first
+    <table>/__dropped__, __examples__ what is left of rows that were dropped (`dropped.py`)
     <table>/data/part-00000.parquet   what became of one fixed shard of the input, written whole or not at all
     <table>/manifest.json             written last
 
@@ -26,7 +27,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Resources, Spending, Training
+from hive_ray.config import Inspection, Resources, Spending, Training
+from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
 from hive_ray.seeds import id_for
@@ -95,8 +97,8 @@ class Plan(Protocol):
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
-    `Resources` and `Spending` change no rows and are left out; so is a `Training` inside a stage's settings, since
-    `fit` adds the one that it runs.
+    `Resources` and `Spending` change no rows, an `Inspection` what is looked at: all are left out; so is a `Training`
+    inside a stage's settings, since `fit` adds the one that it runs.
     """
     flat: Fingerprint = {}
     for section in settings:
@@ -109,7 +111,7 @@ def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if not isinstance(value, Resources | Spending | Training):
+            if not isinstance(value, Inspection | Resources | Spending | Training):
                 _flatten(value, f"{prefix}.{name}", flat)
         else:
             flat[f"{prefix}.{name}"] = value
@@ -275,17 +277,19 @@ def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
 def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_in: int) -> Shard:
     """Write what `rows_in` input rows became, all at once.
 
-    Rows {"dropped": reason} are counted by reason, and the numbers of rows {"counted": {name: number}} are summed.
+    Rows {"dropped": reason} are counted by reason, and those that carry what was dropped, {"dropped": reason, "row":
+    row}, are written beside the table first; the numbers of rows {"counted": {name: number}} are summed.
     """
-    dropped = Counter(row["dropped"] for row in rows if row.keys() == {"dropped"})
+    dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
     counts = _summed(row["counted"] for row in rows if row.keys() == {"counted"})
-    table = to_table([row for row in rows if row.keys() not in ({"dropped"}, {"counted"})], schema)
+    table = to_table([row for row in rows if "dropped" not in row and row.keys() != {"counted"}], schema)
     shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())))
     footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts})
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         writer.add_key_value_metadata({"shard": footer})
+    write_dropped(path, number, [row for row in rows if row.keys() == {"dropped", "row"}], schema)
     storage.write_bytes(storage.join(path, shard.file), buffer.getvalue())
     return shard
 

@@ -15,8 +15,9 @@ from hive_ray.config import Pairs
 from hive_ray.images import encode, to_pixels
 from hive_ray.model_folders import check_parts
 from hive_ray.pairs.cycle import twin
-from hive_ray.pairs.filtering import keep_best, least_similarities
+from hive_ray.pairs.filtering import keep_best
 from hive_ray.pairs.prompt_to_prompt import SharedAttention, align_tokens, install
+from hive_ray.pairs.safety import SafetyChecker, nothing_flagged
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.similarity import Similarity
@@ -127,6 +128,7 @@ class PairGenerator:
         self.settings = settings
         self.model = TextToImage(settings.base, device)
         self.similarity = Similarity(settings.clip, device)
+        self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else nothing_flagged
 
     def __call__(self, rows: Rows) -> Rows:
         samples = [(row, draw) for row in rows for draw in range(self.settings.samples_per_instruction)]
@@ -136,11 +138,15 @@ class PairGenerator:
         return [result for row in rows for result in self._chosen(row, pairs)]
 
     def _chosen(self, row: Row, pairs: Rows) -> Rows:
-        """Kept pairs of one instruction, their twins, and a reason for each dropped one."""
+        """Kept pairs of one instruction, their twins, and the dropped ones with their reasons."""
         own = [pair for pair in pairs if pair["instruction_id"] == row["instruction_id"]]
-        kept, reasons = keep_best(own, least_similarities(self.settings), self.settings.keep_per_instruction)
+        kept, dropped = keep_best(own, self.settings, self.flagged)
         twins = [twin(pair, row["inverse_instruction"]) for pair in kept if row["inverse_instruction"]]
-        return kept + (twins if self.settings.cycle else []) + [{"dropped": reason} for reason in reasons]
+        return (
+            kept
+            + (twins if self.settings.cycle else [])
+            + [{"dropped": reason, "row": pair} for reason, pair in dropped]
+        )
 
     def _draw(self, samples: list[tuple[Row, int]]) -> Rows:
         settings = self.settings

@@ -191,7 +191,8 @@ def test_the_fingerprint_names_each_setting_and_leaves_out_what_only_changes_spe
     assert (made["pairs.seed"], made["input.instructions"]) == (0, "abc")
     assert made["pairs.guidance_scale"] == [3.0, 4.0]
     assert not any("resources" in key for key in made)
-    faster = pairs.model_copy(update={"resources": Resources(num_actors=64)})
+    other = {"resources": Resources(num_actors=64), "inspection": config.Inspection(num_shown=1)}
+    faster = pairs.model_copy(update=other)
     assert tables.fingerprint(faster, instructions="abc") == made
 
 

@@ -60,7 +60,8 @@ def tiny(base: str, clip: str) -> Config:
         "pairs": {
             "base": base, "clip": clip, "resolution": 64, "samples_per_instruction": 2, "keep_per_instruction": 1,
             "num_inference_steps": 2, "least_clip_image": -1, "least_clip_direction": -1,
-            "least_clip_source_text": -1, "least_clip_edited_text": -1, "resources": TWO,
+            "least_clip_source_text": -1, "least_clip_edited_text": -1, "least_contrast": 0, "least_difference": 0,
+            "resources": TWO,
         },
         "editor": {"start": base, "resolution": 64, "sft": training, "finetune": training},
         "candidates": {"num_edits": 3, "num_inference_steps": 2, "resources": TWO},
@@ -102,7 +103,8 @@ def test_every_stage_leaves_a_finished_table_or_model(run):
     for model in ("editors/sft", "editors/finetuned", "reward"):
         assert card(run, model)
     assert json.loads(Path(run.path("summary.json")).read_text())["baseline"] == "sft"
-    assert "<svg" in Path(run.path("report.html")).read_text()
+    for page in ("pairs.html", "report.html"):
+        assert "<svg" in Path(run.path(page)).read_text()
 
 
 def test_diffusers_opens_the_editor(run):
