@@ -3,7 +3,7 @@
 instructions -> pairs (train split), prompts (held-out splits), pairs.html
 """
 
-from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.mapping import MapTable, map_table
 from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.model_folders import check_parts
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
@@ -11,8 +11,11 @@ from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter
 from hive_ray.storage import fetch_model
 from jobs import inspect_pairs
+from jobs.estimate import Estimate, compare, measure
 from jobs.run import Run, fingerprint, main
 
+ROWS_PER_PAIR = 4
+"""Of the U-Net's batch: source and edited picture, with and without the caption."""
 PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 
 
@@ -21,13 +24,6 @@ def build(run: Run) -> Manifest:
     check_parts(fetch_model(settings.base))
     models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
     made_from = fingerprint(settings, *models, instructions=table_digest(instructions))
-    generation = settings.resources.model_copy(update={"batch_size": _rows_at_a_time(settings)})
-
-    def pairs():
-        return map_table(
-            instructions, INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=generation,
-            where={"split": "train"}, dropped_per_shard=settings.inspection.dropped_per_shard, settings=settings,
-        )  # fmt: skip
 
     def prompts():
         return map_table(
@@ -36,8 +32,28 @@ def build(run: Run) -> Manifest:
         )  # fmt: skip
 
     build_table(run.path("prompts"), PROMPTS, made_from, prompts, on_mismatch=run.on_mismatch)
-    made = build_table(run.path("pairs"), PAIRS, made_from, pairs, on_mismatch=run.on_mismatch)
+    made = build_table(run.path("pairs"), PAIRS, made_from, lambda: pairs(run), on_mismatch=run.on_mismatch)
+    compare(run, made)
     inspect_pairs.build(run)
+    return made
+
+
+def pairs(run: Run) -> MapTable:
+    """How the pairs are made."""
+    settings = run.config.pairs
+    generation = settings.resources.model_copy(update={"batch_size": _rows_at_a_time(settings)})
+    return map_table(
+        run.path("instructions"), INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=generation,
+        where={"split": "train"}, dropped_per_shard=settings.inspection.dropped_per_shard, settings=settings,
+    )  # fmt: skip
+
+
+def estimate(run: Run) -> Estimate:
+    """What the pairs will take, by the first two batches."""
+    settings, made = run.config.pairs, measure(run, pairs(run))
+    samples = made.rows * settings.samples_per_instruction
+    evaluations = samples * settings.num_inference_steps * ROWS_PER_PAIR
+    print(f"pairs: {samples:,} pairs drawn, {evaluations:,} pictures through the U-Net", flush=True)
     return made
 
 
@@ -52,4 +68,4 @@ def _rows_at_a_time(settings) -> int:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(build, estimate)

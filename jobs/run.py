@@ -29,6 +29,7 @@ class Run:
     root: str
     config: Config
     on_mismatch: OnMismatch = "refuse"
+    estimate: bool = False
 
     def path(self, name: str) -> str:
         """The address of one table, model or file of the run."""
@@ -42,6 +43,9 @@ class Command(Config):
     """Run folder: a local path or an s3:// address."""
     rebuild: bool = False
     """Delete and make again what other settings made, instead of refusing."""
+    estimate: bool = False
+    """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
+    `make_pairs`)."""
 
 
 def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
@@ -50,12 +54,14 @@ def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
     return fingerprint_of(section.model_copy(update=dict.fromkeys(addresses, "")), **models, **inputs)
 
 
-def main(build: Callable[[Run], object]) -> None:
-    """Read the command line, write the resolved settings into the run folder, start Ray and build."""
+def main(build: Callable[[Run], object], estimate: Callable[[Run], object] | None = None) -> None:
+    """Read the command line, write the resolved settings into the run folder, start Ray and build, or estimate."""
     try:
         run = read_command(sys.argv[1:])
+        if run.estimate and estimate is None:
+            raise ValueError("only write_instructions and make_pairs can estimate what they will take")
         start_ray()
-        build(run)
+        (estimate if run.estimate else build)(run)
     except (ValueError, OSError, Stopped) as error:  # what a person can mend; bugs keep their traceback
         sys.exit(f"{type(error).__name__}: {error}")
 
@@ -65,10 +71,10 @@ def read_command(arguments: list[str]) -> Run:
     default, flags = _starting_point(arguments)
     program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else None
     command = tyro.cli(Command, args=flags, default=default, prog=program)
-    settings = command.model_dump(exclude={"run", "rebuild"})
+    settings = command.model_dump(exclude={"run", "rebuild", "estimate"})
     root = storage.absolute(command.run)
     storage.write_text(storage.join(root, "config.yaml"), yaml.safe_dump(_plain(settings), sort_keys=False))
-    return Run(root, Config(**settings), "rebuild" if command.rebuild else "refuse")
+    return Run(root, Config(**settings), "rebuild" if command.rebuild else "refuse", command.estimate)
 
 
 def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:

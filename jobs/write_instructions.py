@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hive_ray import storage
 from hive_ray.config import Instructions
-from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.mapping import MapTable, map_table
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
 from hive_ray.pairs.batches import answer_in_batches
 from hive_ray.pairs.captions import caption_rows, read_captions
@@ -18,35 +18,56 @@ from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
+from jobs.estimate import Estimate, compare, measure
 from jobs.run import Run, fingerprint, main
 
 FINETUNED = "finetuned"
 
 
 def build(run: Run) -> Manifest:
-    settings, captions, answers = writer_settings(run), run.path("captions"), run.path("answers")
+    settings, captions = writer_settings(run), run.path("captions")
     examples = shown_examples(settings)
     take_captions(run)
 
-    def by_grammar():
-        return map_table(
-            captions, CAPTIONS, ShapesWriter, produces=INSTRUCTIONS, resources=settings.resources, settings=settings
-        )
-
-    def by_language_model():
-        if settings.spending.batch:
+    def make():
+        if settings.writer == "openai" and settings.spending.batch:
             requests = (request_of(row, settings, examples) for row in read_rows(captions, CAPTIONS))
-            answer_in_batches(Endpoint(answers, settings.spending), requests)
-        return map_table(
-            captions, CAPTIONS, InstructionWriter, produces=INSTRUCTIONS, resources=settings.resources,
-            settings=settings, answers=answers, examples=examples,
-        )  # fmt: skip
+            answer_in_batches(Endpoint(run.path("answers"), settings.spending), requests)
+        return PLANS[settings.writer](run, settings, examples)
 
-    make = {"shapes": by_grammar, "openai": by_language_model}[settings.writer]
     stage = settings.model_copy(update={"examples": ""})
     shown = id_for(*map(json.dumps, examples))
     made_from = fingerprint(stage, captions=table_digest(captions), examples=shown)
-    return build_table(run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch)
+    made = build_table(run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch)
+    compare(run, made)
+    return made
+
+
+def estimate(run: Run) -> Estimate:
+    """What the instructions will take, by the answers to the first captions, which are kept."""
+    settings = writer_settings(run)
+    take_captions(run)
+    return measure(run, PLANS[settings.writer](run, settings, shown_examples(settings)))
+
+
+def by_grammar(run: Run, settings: Instructions, examples: list[dict]) -> MapTable:
+    """Instructions in the words of the embedded domain; it needs no examples."""
+    return map_table(
+        run.path("captions"), CAPTIONS, ShapesWriter, produces=INSTRUCTIONS, resources=settings.resources,
+        settings=settings,
+    )  # fmt: skip
+
+
+def by_language_model(run: Run, settings: Instructions, examples: list[dict]) -> MapTable:
+    """Instructions from the endpoint; what it answers is kept in <run>/answers."""
+    return map_table(
+        run.path("captions"), CAPTIONS, InstructionWriter, produces=INSTRUCTIONS, resources=settings.resources,
+        settings=settings, answers=run.path("answers"), examples=examples,
+    )  # fmt: skip
+
+
+PLANS = {"shapes": by_grammar, "openai": by_language_model}
+"""By the setting `instructions.writer`."""
 
 
 def writer_settings(run: Run) -> Instructions:
@@ -103,4 +124,4 @@ def settings_of_captions(settings: Instructions) -> Instructions:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(build, estimate)

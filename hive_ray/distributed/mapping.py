@@ -92,6 +92,14 @@ def map_table(
     return MapTable(source, actor, produces, resources, kwargs, rows_per_shard, dropped_per_shard)
 
 
+def load_actor(plan: MapTable) -> Actor:
+    """The plan's actor, loaded in this process on the device that the plan gives it."""
+    on_gpu = plan.resources.num_gpus > 0
+    if not on_gpu:
+        torch.set_num_threads(max(1, int(plan.resources.num_cpus)))
+    return plan.actor(device="cuda" if on_gpu else "cpu", **plan.kwargs)
+
+
 def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
     """The actors of a stage: never more than there are shards."""
     most = min(resources.num_actors, shards)
@@ -105,11 +113,7 @@ class _Contracted:
     """Holds an actor to its output contract, shard by shard; lives in a Ray actor."""
 
     def __init__(self, plan: MapTable, path: str):
-        on_gpu = plan.resources.num_gpus > 0
-        if not on_gpu:
-            torch.set_num_threads(max(1, int(plan.resources.num_cpus)))
-        self.plan, self.path = plan, path
-        self.actor = plan.actor(device="cuda" if on_gpu else "cpu", **plan.kwargs)
+        self.plan, self.path, self.actor = plan, path, load_actor(plan)
         self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:

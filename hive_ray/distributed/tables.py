@@ -60,6 +60,8 @@ class Manifest:
     seconds: float
     counts: dict[str, float] = field(default_factory=dict)
     """What else was counted on the way, such as tokens and dollars."""
+    rows_timed: int = 0
+    """Rows in that `seconds` were spent on; a resumed build did only those that were left."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def build_table(
         done[shard.number] = shard
         _refuse_failures(name, plan.rows_in, list(done.values()))
         progress.advance(shard.rows_in, f", {sum(one.rows_out for one in done.values())} kept")
-    return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started)
+    timed = sum(done[number].rows_in for number in absent)
+    return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started, timed)
 
 
 def write_rows(
@@ -201,7 +204,7 @@ def write_rows(
     _begin(path, fingerprint, {})
     while chunk := list(islice(source, rows_per_file)):
         shards.append(write_shard(path, len(shards), chunk, schema, rows_in=len(chunk)))
-    return _finish(path, schema, fingerprint, shards, started)
+    return _finish(path, schema, fingerprint, shards, started, sum(shard.rows_in for shard in shards))
 
 
 def _kept(path: str, schema: pa.Schema, fingerprint: Fingerprint, on_mismatch: OnMismatch) -> Manifest | None:
@@ -237,7 +240,9 @@ def _begin(path: str, fingerprint: Fingerprint, division: dict[str, int]) -> Non
         storage.write_text(storage.join(path, "building.json"), json.dumps(building, indent=2))
 
 
-def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list[Shard], started: float) -> Manifest:
+def _finish(
+    path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list[Shard], started: float, rows_timed: int
+) -> Manifest:
     dropped, counts = _summed(shard.dropped for shard in shards), _summed(shard.counts for shard in shards)
     manifest = Manifest(
         table=table_name(schema),
@@ -250,6 +255,7 @@ def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list
         git_commit=git_commit(),
         seconds=round(time.monotonic() - started, 3),
         counts=dict(sorted(counts.items())),
+        rows_timed=rows_timed,
     )
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
