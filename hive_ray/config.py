@@ -353,7 +353,10 @@ def _stable_diffusion(base: str) -> Config:
     )  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
-        pairs=Pairs(base=base, resources=Resources(num_actors=8, batch_size=4)),
+        pairs=Pairs(
+            base=base, num_inference_steps=100, schedule="euler_ancestral",
+            resources=Resources(num_actors=8, batch_size=4),
+        ),
         editor=Editor(start=base, sft=sft, finetune=sft),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
         rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
