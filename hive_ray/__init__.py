@@ -2,7 +2,7 @@
 
 Leaves, which import only each other:
 
-    config, schemas, images, seeds, storage, similarity, model_folders
+    config, schemas, images, seeds, storage, similarity, model_folders, charts, pages
 
 The algorithm, which knows no cluster; siblings never import each other:
 

@@ -22,13 +22,52 @@ class Resources(Section):
     """What one stage may take of the cluster. Changes speed, never the rows."""
 
     num_actors: int = Field(1, ge=1)
-    """Actors (or training workers) at work at the same time."""
+    """Actors (or training workers) at work at the same time, at most."""
+    least_actors: int = Field(0, ge=0)
+    """Actors that a stage waits for and always keeps; more join while there is work and room for them, and leave when
+    there is not. 0 is `num_actors`: no fewer, no more. Training has no use for it."""
     num_gpus: float = Field(1.0, ge=0)
     """GPUs an actor holds; 0 runs on the CPU."""
     num_cpus: float = Field(1.0, ge=0)
     """CPUs an actor holds; also its number of torch threads when it has no GPU."""
     batch_size: int = Field(16, ge=1)
     """Rows an actor maps at a time."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Resources":
+        if self.least_actors > self.num_actors:
+            raise ValueError(f"least_actors is {self.least_actors}, above num_actors, which is {self.num_actors}")
+        return self
+
+
+class Spending(Section):
+    """What answers of a language model cost, and how much they may. Changes when rows are written, never the rows."""
+
+    prompt_price: float = Field(0.0, ge=0)
+    """Dollars for a million prompt tokens; 0 and 0 count tokens alone, as for an endpoint of your own."""
+    completion_price: float = Field(0.0, ge=0)
+    """Dollars for a million completion tokens."""
+    most_dollars: float | None = Field(None, gt=0)
+    """Ask no more once the run has spent this; answers are kept, and a run with a higher limit goes on."""
+    batch: bool = False
+    """Ask through the Batch API: slower by hours, at half the price."""
+    batch_discount: float = Field(0.5, ge=0, lt=1)
+    """The share of the price that the Batch API saves."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> "Spending":
+        if self.most_dollars is not None and not (self.prompt_price or self.completion_price):
+            raise ValueError("most_dollars needs the endpoint's prices: set prompt_price and completion_price")
+        return self
+
+
+class Inspection(Section):
+    """What there is to look at afterwards. Changes no rows."""
+
+    dropped_per_shard: int = Field(2, ge=0)
+    """Dropped pairs whose pictures are kept, the first of each reason in each shard (32 instructions)."""
+    num_shown: int = Field(8, ge=1)
+    """Pairs on the page: kept ones, and dropped ones of each reason."""
 
 
 class Instructions(Section):
@@ -58,7 +97,12 @@ class Instructions(Section):
     """Share of captions held out for people to rank."""
     test_rate: float = Field(0.05, ge=0, lt=1)
     """Share of captions held out for the evaluation."""
+    examples: str = ""
+    """A JSONL file of triplets as `writer.triplets`, shown to the model before a caption (few-shot); "" shows none."""
+    num_examples: int = Field(4, ge=1)
+    """The first so many of them that are shown."""
     seed: int = 0
+    spending: Spending = Spending()
     resources: Resources = Resources(num_gpus=0)
 
 
@@ -120,11 +164,21 @@ class Pairs(Section):
     least_clip_direction: float = 0.2
     least_clip_source_text: float = 0.2
     least_clip_edited_text: float = 0.2
+    least_contrast: float = Field(5.0, ge=0)
+    """Least contrast of a picture, the standard deviation of its most varied colour channel (0..127.5): pictures that
+    a decoder or a safety checker left black have none. At 0 all pass."""
+    least_difference: float = Field(8.0, ge=0)
+    """Pictures of which no cell of a 16x16 grid differs by this in mean colour (0..255) show the same: an edit that
+    changed nothing, or a second pair of an instruction that shows what a better one shows. At 0 all pass."""
+    safety_checker: str = ""
+    """A Stable Diffusion safety checker (a folder or a hub name, with safetensors, for example
+    CompVis/stable-diffusion-safety-checker) that sees both pictures of each pair that passes; "" is none."""
     cycle: bool = True
     """Add the cycle-consistency twin (edited -> source, by the inverse instruction) of each kept pair."""
     prompts: Literal["generated", "shapes"] = "generated"
     """Source pictures of held-out prompts: from the base model, or drawn by the embedded domain."""
     seed: int = 0
+    inspection: Inspection = Inspection()
     resources: Resources = Resources(batch_size=4)
 
     @model_validator(mode="after")
@@ -139,6 +193,50 @@ class Pairs(Section):
                 f"pairs.local_blend is {self.local_blend}, but sharing 'self' looks at no words: set it to 0"
             )
         return self
+
+
+class Importing(Section):
+    """Somebody else's pairs -> `pairs` and `prompts`, in place of `write_instructions` and `make_pairs`."""
+
+    dataset: str = ""
+    """A folder or file, on disk or s3://: an InstructPix2Pix folder (seeds.json), HIVE's training folder, a JSONL file
+    of picture paths, a Hugging Face dataset folder (Parquet, or of `save_to_disk`), or WebDataset shards."""
+    split_name: str = "train"
+    """Of a Hugging Face or WebDataset folder, only the files whose name or folder begins with this are read, so that
+    nobody's test split is trained on; "" reads all of them."""
+    pictures: str = "."
+    """Where the picture paths in a JSONL file begin, seen from the file's own folder."""
+    prompts: str = ""
+    """A JSONL file of instruction and source_img (HIVE's test.jsonl) whose prompts are added to the test split."""
+    prompt_pictures: str = "evaluation"
+    """Where the picture paths in `prompts` begin, seen from that file's own folder (HIVE's are in `evaluation`)."""
+    num_pairs: int = Field(10_000_000, ge=1)
+    """The most pairs to take."""
+    cycle: bool = True
+    """Add the cycle-consistency twin of each pair whose inverse the dataset gives (HQ-Edit's inverse_edit)."""
+    drop_swapped: bool = True
+    """Drop a pair whose captions say that its pictures are the other way round: whose clip_direction is below 0."""
+    rank_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of sources held out as prompts for people to rank."""
+    test_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of sources held out as prompts for the evaluation."""
+    clip: str = "openai/clip-vit-large-patch14"
+    """CLIP that measures the pairs: a transformers folder or a hub name."""
+    resources: Resources = Resources()
+
+
+class Exporting(Section):
+    """This run's pairs -> a dataset for other programs."""
+
+    table: Literal["pairs", "scored_pairs"] = "pairs"
+    """Which pairs: as they are, or with their rewards, weights and quality phrases."""
+    format: Literal["parquet", "instruct_pix2pix", "webdataset"] = "parquet"
+    """A Hugging Face folder that diffusers' train_instruct_pix2pix.py trains from, InstructPix2Pix's folders (JPEG, the
+    weights left out), or WebDataset shards."""
+    folder: str = ""
+    """Where to write, on disk or s3://; "" is exports/<format> in the run folder."""
+    shard_megabytes: int = Field(256, ge=1)
+    """About how large a Parquet file or a shard becomes; also what is held in memory."""
 
 
 class Training(Section):
@@ -282,6 +380,8 @@ class Config(Section):
     """A whole run."""
 
     writer: Writer = Writer()
+    importing: Importing = Importing()
+    exporting: Exporting = Exporting()
     instructions: Instructions
     pairs: Pairs
     editor: Editor
@@ -302,6 +402,7 @@ def shapes() -> Config:
         warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, workers=workers,
     )  # fmt: skip
     return Config(
+        importing=Importing(clip=clip, resources=Resources(batch_size=32, **one_core)),
         instructions=Instructions(num_captions=900, rank_rate=0.25, test_rate=0.25),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=4, keep_per_instruction=4,
@@ -309,6 +410,8 @@ def shapes() -> Config:
             # Nine in ten drawn pairs pass each of these; InstructPix2Pix's numbers belong to CLIP ViT-L/14.
             least_clip_image=0.46, least_clip_direction=0.41, least_clip_source_text=0.919,
             least_clip_edited_text=0.921, prompts="shapes",
+            # A small thing on a plain ground is a good picture here, and removing it a good edit.
+            least_contrast=0.0, least_difference=0.0,
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
@@ -353,6 +456,7 @@ def _stable_diffusion(base: str) -> Config:
     )  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
+        importing=Importing(resources=Resources(num_actors=8, batch_size=32)),
         pairs=Pairs(
             base=base, num_inference_steps=100, schedule="euler_ancestral",
             resources=Resources(num_actors=8, batch_size=4),

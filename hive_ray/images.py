@@ -12,6 +12,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
+"""How the kinds of pictures that tables hold begin."""
+
 
 class ImageError(ValueError):
     """Bytes that are not a readable picture."""
@@ -35,11 +38,34 @@ def encode(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """Pixels -> JPEG bytes at quality 100, as InstructPix2Pix's folders hold them; each pixel changes a little."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=100)
+    return buffer.getvalue()
+
+
+def kind_of(data: bytes) -> str:
+    """ "png" or "jpg" by the first bytes of an encoded picture, "" if it is neither."""
+    return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")
+
+
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
     """Pixels scaled to exactly resolution x resolution with Lanczos, the aspect ratio ignored (as InstructPix2Pix)."""
     if pixels.shape[:2] == (resolution, resolution):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def thumbnail(data: bytes, longest: int) -> bytes:
+    """The picture with no side longer than `longest`, for a page: as it is where it is small, else as a JPEG."""
+    image = Image.fromarray(decode(data))
+    if max(image.size) <= longest:
+        return data
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -1,7 +1,9 @@
 """The contracts between stages: one Arrow schema a table, and the one function that makes tables of them.
 
-Every column is non-null. Pictures are encoded bytes (PNG or JPEG) under the Hugging Face `Image` feature, so that
-`datasets.load_dataset("parquet", ...)` shows them. A row carries all that the next stage needs.
+Every column is non-null. Pictures are encoded bytes (PNG or JPEG). A row carries all that the next stage needs.
+
+The `huggingface` metadata says what `datasets` has to be told to show pictures: `load_dataset("parquet", ...,
+features=...)`. It infers an `Image` from {bytes, path} alone, which is what `export_pairs` writes.
 """
 
 import json
@@ -20,6 +22,10 @@ ORIGINS = ("generated", "cycle", "imported")
 
 class ContractError(ValueError):
     """Rows that are not what the table's schema says."""
+
+
+class Stopped(RuntimeError):
+    """A stage that must not go on, such as one whose money is spent; what is finished stays, and a rerun goes on."""
 
 
 def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
@@ -114,6 +120,22 @@ _PAIR_COLUMNS = dict(
     split=_TEXT,
 )
 PAIRS = _schema("pairs", "pair_id", **_PAIR_COLUMNS)
+IMPORTED = _schema(
+    "imported",
+    "pair_id",
+    pair_id=_TEXT,
+    instruction_id=_TEXT,
+    instruction=_TEXT,
+    source_caption=_TEXT,  # "" where the dataset has none
+    edited_caption=_TEXT,
+    inverse_instruction=_TEXT,  # "" where the dataset has none
+    source_image=_IMAGE,
+    edited_image=_IMAGE,
+    seed=_I64,  # 0, as shared_attention, where nobody knows
+    shared_attention=_F32,
+    origin=_TEXT,
+    split=_TEXT,
+)
 REWARDS = _schema("rewards", "pair_id", pair_id=_TEXT, reward=_F32)
 SCORED_PAIRS = _schema(
     "scored_pairs", "pair_id", **_PAIR_COLUMNS, reward=_F32, quality_level=pa.int8(), reward_model=_TEXT

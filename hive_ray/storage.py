@@ -1,23 +1,41 @@
 """Local folders and s3:// addresses behind the same few functions. Paths are str; nothing else parses them.
 
 Bytes stay as they are, whatever a name ends with. A file that exists is whole: local writes go beside the target
-and are renamed, an S3 object appears when its upload ends. S3 credentials, region and endpoint come from the usual
-variables (AWS_ACCESS_KEY_ID, ..., AWS_ENDPOINT_URL).
+and are renamed, an S3 object appears when its upload ends (in parts, if it is large). S3 credentials, region and
+endpoint come from where the AWS tools look: variables, the profile's files, the machine's role.
 """
 
 import functools
 import hashlib
+import itertools
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 import boto3
+from botocore.config import Config
 from pyarrow import fs
 
 S3 = "s3://"
+S3_ATTEMPTS = 6
+"""Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
+S3_PATIENCE_S = 120.0
+"""How long an S3 may be away before what needs it fails."""
+LASTING = re.compile(r"AWS Error (ACCESS_DENIED|NO_SUCH_|INVALID_|MISSING_|UNRECOGNIZED_CLIENT|SIGNATURE_)")
+"""Errors of S3 that waiting does not mend."""
+AWS_SETTINGS = (
+    "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+)  # fmt: skip
+"""Where boto3 looks for the region and the endpoint."""
+P, R = ParamSpec("P"), TypeVar("R")
 MARKERS = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
 
@@ -37,22 +55,50 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     if not path.startswith(S3):
         return fs.LocalFileSystem(), absolute(path)
     inside = path.removeprefix(S3).rstrip("/")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return _s3(inside.split("/")[0], os.environ.get("AWS_ENDPOINT_URL", ""), region), inside
+    return _s3(inside.split("/")[0], tuple(map(os.environ.get, AWS_SETTINGS))), inside
 
 
 @functools.cache
-def _s3(bucket: str, endpoint: str, region: str | None) -> fs.S3FileSystem:
-    if endpoint:
+def _s3(bucket: str, settings: tuple[str | None, ...]) -> fs.S3FileSystem:
+    """One file system for each bucket and state of the AWS_SETTINGS."""
+    region, endpoint = boto3.Session().region_name, _client().meta.endpoint_url
+    options = {
+        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        "allow_delayed_open": True,  # a small file is one request, not the three of an upload in parts
+    }
+    if not endpoint.endswith(".amazonaws.com"):
         address = urlparse(endpoint)
-        return fs.S3FileSystem(
-            endpoint_override=address.netloc + address.path,
-            scheme=address.scheme,
-            region=region or "us-east-1",
-        )
-    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket))
+        host = address.netloc + address.path
+        return fs.S3FileSystem(endpoint_override=host, scheme=address.scheme, region=region or "us-east-1", **options)
+    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **options)
 
 
+def _client():
+    return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": S3_ATTEMPTS}))
+
+
+def patient(act: Callable[P, R]) -> Callable[P, R]:
+    """`act`, which may be done again, done again until S3 is back: for S3_PATIENCE_S, after 1, 2, 4, ... 15 s.
+
+    Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read.
+    """
+
+    @functools.wraps(act)
+    def patiently(*args: P.args, **kwargs: P.kwargs) -> R:
+        started = time.monotonic()
+        for attempt in itertools.count():
+            try:
+                return act(*args, **kwargs)
+            except OSError as error:
+                waited = time.monotonic() - started
+                if "AWS Error" not in str(error) or LASTING.search(str(error)) or waited > S3_PATIENCE_S:
+                    raise
+                time.sleep(min(2.0**attempt, 15.0))
+
+    return patiently
+
+
+@patient
 def exists(path: str) -> bool:
     """Is there a file or a folder?"""
     files, inside = filesystem(path)
@@ -61,11 +107,31 @@ def exists(path: str) -> bool:
 
 def list_files(path: str) -> list[str]:
     """Names of all files below a folder, relative to it and sorted; none if there is no such folder."""
+    return list(list_sizes(path))
+
+
+@patient
+def list_sizes(path: str) -> dict[str, int]:
+    """Name -> bytes of all files below a folder, relative to it and sorted; a file is "." alone."""
     files, inside = filesystem(path)
+    itself = files.get_file_info(inside)
+    if itself.type == fs.FileType.File:
+        return {".": itself.size}
     found = files.get_file_info(fs.FileSelector(inside, allow_not_found=True, recursive=True))
-    return sorted(os.path.relpath(info.path, inside) for info in found if info.type == fs.FileType.File)
+    return dict(sorted((os.path.relpath(info.path, inside), info.size) for info in found if info.is_file))
 
 
+@patient
+def is_file(path: str) -> bool:
+    """Is it a file? FileNotFoundError if there is nothing."""
+    files, inside = filesystem(path)
+    kind = files.get_file_info(inside).type
+    if kind == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{path} does not exist; correct the path")
+    return kind == fs.FileType.File
+
+
+@patient
 def read_bytes(path: str) -> bytes:
     """The content of a file."""
     files, inside = filesystem(path)
@@ -78,6 +144,7 @@ def read_text(path: str) -> str:
     return read_bytes(path).decode()
 
 
+@patient
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file that is either absent (or the old one) or whole, whenever the process is killed."""
     files, inside = filesystem(path)
@@ -97,12 +164,14 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+@patient
 def remove_file(path: str) -> None:
     """Remove a file that exists."""
     files, inside = filesystem(path)
     files.delete_file(inside)
 
 
+@patient
 def remove_tree(path: str) -> None:
     """Remove a folder and all below it, the markers first: half removed, it is not taken for whole."""
     for marker in MARKERS:
@@ -151,7 +220,7 @@ def cache_folder() -> Path:
 def _s3_objects(path: str) -> dict[str, tuple[str, int]]:
     """Name below the folder -> (etag, bytes)."""
     bucket, _, prefix = path.removeprefix(S3).rstrip("/").partition("/")
-    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
     found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
     return {item["Key"].removeprefix(f"{prefix}/"): (item["ETag"], item["Size"]) for item in found}
 
@@ -164,6 +233,7 @@ def store_folder(local: Path, path: str) -> None:
         copy_file(str(local / name), join(path, name))
 
 
+@patient
 def copy_file(source: str, target: str) -> None:
     """Stream one file from any path to any other."""
     (from_files, from_inside), (to_files, to_inside) = filesystem(source), filesystem(target)

@@ -1,6 +1,6 @@
 """Pictures for the instructions: training pairs by Prompt-to-Prompt, and prompts for the held-out ones.
 
-instructions -> pairs (train split), prompts (held-out splits)
+instructions -> pairs (train split), prompts (held-out splits), pairs.html
 """
 
 from hive_ray.distributed.mapping import map_table
@@ -10,6 +10,7 @@ from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter
 from hive_ray.storage import fetch_model
+from jobs import inspect_pairs
 from jobs.run import Run, fingerprint, main
 
 PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
@@ -18,13 +19,14 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 def build(run: Run) -> Manifest:
     settings, instructions = run.config.pairs, run.path("instructions")
     check_parts(fetch_model(settings.base))
-    made_from = fingerprint(settings, "base", "clip", instructions=table_digest(instructions))
+    models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
+    made_from = fingerprint(settings, *models, instructions=table_digest(instructions))
     generation = settings.resources.model_copy(update={"batch_size": _rows_at_a_time(settings)})
 
     def pairs():
         return map_table(
             instructions, INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=generation,
-            where={"split": "train"}, settings=settings,
+            where={"split": "train"}, dropped_per_shard=settings.inspection.dropped_per_shard, settings=settings,
         )  # fmt: skip
 
     def prompts():
@@ -34,7 +36,9 @@ def build(run: Run) -> Manifest:
         )  # fmt: skip
 
     build_table(run.path("prompts"), PROMPTS, made_from, prompts, on_mismatch=run.on_mismatch)
-    return build_table(run.path("pairs"), PAIRS, made_from, pairs, on_mismatch=run.on_mismatch)
+    made = build_table(run.path("pairs"), PAIRS, made_from, pairs, on_mismatch=run.on_mismatch)
+    inspect_pairs.build(run)
+    return made
 
 
 def held_out(split: str) -> bool:

@@ -21,7 +21,8 @@ from hive_ray.evaluation.metrics import (
     trade_off_curve,
     win_rates,
 )
-from hive_ray.evaluation.report import Example, Finding, Report, Shown
+from hive_ray.evaluation.report import Finding, Report
+from hive_ray.pages import Example, Shown
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
 

@@ -19,6 +19,7 @@ from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import OnMismatch
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.schemas import Stopped
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def main(build: Callable[[Run], object]) -> None:
         run = read_command(sys.argv[1:])
         start_ray()
         build(run)
-    except (ValueError, OSError) as error:  # what a person can mend; bugs keep their traceback
+    except (ValueError, OSError, Stopped) as error:  # what a person can mend; bugs keep their traceback
         sys.exit(f"{type(error).__name__}: {error}")
 
 

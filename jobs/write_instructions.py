@@ -9,29 +9,43 @@ from collections.abc import Iterator
 from hive_ray import storage
 from hive_ray.config import Instructions
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import Manifest, build_table, table_digest, write_rows
+from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
+from hive_ray.pairs.batches import answer_in_batches
 from hive_ray.pairs.captions import caption_rows, read_captions
-from hive_ray.pairs.instructions import InstructionWriter
+from hive_ray.pairs.endpoint import Endpoint
+from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from jobs.run import Run, fingerprint, main
 
 FINETUNED = "finetuned"
-WRITERS = {"shapes": ShapesWriter, "openai": InstructionWriter}
 
 
 def build(run: Run) -> Manifest:
-    settings, captions = writer_settings(run), run.path("captions")
+    settings, captions, answers = writer_settings(run), run.path("captions"), run.path("answers")
+    examples = shown_examples(settings)
     take_captions(run)
 
-    def make():
+    def by_grammar():
         return map_table(
-            captions, CAPTIONS, WRITERS[settings.writer], produces=INSTRUCTIONS,
-            resources=settings.resources, settings=settings,
+            captions, CAPTIONS, ShapesWriter, produces=INSTRUCTIONS, resources=settings.resources, settings=settings
+        )
+
+    def by_language_model():
+        if settings.spending.batch:
+            requests = (request_of(row, settings, examples) for row in read_rows(captions, CAPTIONS))
+            answer_in_batches(Endpoint(answers, settings.spending), requests)
+        return map_table(
+            captions, CAPTIONS, InstructionWriter, produces=INSTRUCTIONS, resources=settings.resources,
+            settings=settings, answers=answers, examples=examples,
         )  # fmt: skip
 
-    made_from = fingerprint(settings, captions=table_digest(captions))
+    make = {"shapes": by_grammar, "openai": by_language_model}[settings.writer]
+    stage = settings.model_copy(update={"examples": ""})
+    shown = id_for(*map(json.dumps, examples))
+    made_from = fingerprint(stage, captions=table_digest(captions), examples=shown)
     return build_table(run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch)
 
 
@@ -44,6 +58,14 @@ def writer_settings(run: Run) -> Instructions:
         raise FileNotFoundError(f"{card} does not exist: run jobs.finetune_writer, or name a model (instructions.llm)")
     made = json.loads(storage.read_text(card))
     return settings.model_copy(update={"llm": made["model"], "form": made["form"]})
+
+
+def shown_examples(settings: Instructions) -> list[dict]:
+    """The triplets that are shown before each caption, in the form that is asked for."""
+    if not settings.examples:
+        return []
+    triplets = read_triplets(settings.examples, least=1)[: settings.num_examples]
+    return EXAMPLES[settings.form](triplets)
 
 
 def take_captions(run: Run) -> Manifest:

@@ -2,6 +2,8 @@
 
 import boto3
 import pytest
+from faulty_s3 import FaultyS3
+from llm_server import Chat
 from moto.server import ThreadedMotoServer
 
 
@@ -14,16 +16,37 @@ def moto_address():
     server.stop()
 
 
-@pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path, monkeypatch):
-    """The same specification holds on a local folder and on a real (moto) S3 server."""
+@pytest.fixture
+def s3_root(moto_address, tmp_path, monkeypatch):
+    """An address in a bucket of its own on a real (moto) S3 server."""
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
-    if request.param == "local":
-        return str(tmp_path / "root")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("moto_address"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_address)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = f"bucket-{abs(hash(tmp_path)) % 10**8}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/root"
+
+
+@pytest.fixture
+def faulty_s3(s3_root, moto_address, monkeypatch):
+    """The door through which `s3_root` is reached; it fails when it is told to."""
+    with FaultyS3(moto_address) as door:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", door.address)
+        yield door
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path):
+    """The same specification holds on a local folder and on S3."""
+    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("s3_root")
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    """A language model at the address that the openai client will ask."""
+    with Chat() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        yield server

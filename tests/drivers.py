@@ -8,14 +8,14 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["jobs.pipeline"])
 
 
-def start(settings: Path, run: Path, log: Path, environment: dict[str, str]) -> multiprocessing.Process:
+def start(settings: Path, run: str, log: Path, environment: dict[str, str]) -> multiprocessing.Process:
     """Run the pipeline with a settings file, in a process whose output goes to `log`."""
     process = _server.Process(target=_drive, args=(settings, run, log, environment), daemon=True)
     process.start()
     return process
 
 
-def _drive(settings: Path, run: Path, log: Path, environment: dict[str, str]) -> None:
+def _drive(settings: Path, run: str, log: Path, environment: dict[str, str]) -> None:
     from hive_ray.distributed.cluster import start_ray
     from jobs import pipeline
     from jobs.run import read_command
@@ -25,4 +25,4 @@ def _drive(settings: Path, run: Path, log: Path, environment: dict[str, str]) ->
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     start_ray()
-    pipeline.build(read_command(["--config", str(settings), "--run", str(run)]))
+    pipeline.build(read_command(["--config", str(settings), "--run", run]))

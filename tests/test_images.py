@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hive_ray.images import ImageError, decode, encode, resize, to_batch, to_pixels, to_tensor
+from hive_ray.images import ImageError, decode, encode, resize, thumbnail, to_batch, to_pixels, to_tensor
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
@@ -31,3 +31,10 @@ def test_a_batch_has_one_size():
     batch = to_batch([encode(PIXELS), encode(PIXELS[:4])], 6)
     assert batch.shape == (2, 3, 6, 6)
     assert resize(PIXELS, 8) is PIXELS
+
+
+def test_a_thumbnail_keeps_small_pictures_and_shrinks_large_ones_in_proportion():
+    small, wide = encode(PIXELS), encode(np.tile(PIXELS, (4, 16, 1)))  # 128 wide, 32 high
+    assert thumbnail(small, 8) is small
+    assert decode(thumbnail(wide, 64)).shape == (16, 64, 3)
+    assert thumbnail(wide, 64)[:2] == b"\xff\xd8"

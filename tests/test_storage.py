@@ -1,6 +1,8 @@
 import gzip
+import time
 from pathlib import Path
 
+import boto3
 import pytest
 
 from hive_ray import storage
@@ -93,3 +95,39 @@ def test_a_model_is_fetched_from_its_address_and_a_hub_name_is_left_alone(root, 
     folder = Path(storage.fetch_model(address))
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json")) == ["card.json", "unet/config.json"]
     assert storage.fetch_model("owner/name") == "owner/name"
+
+
+def test_an_s3_that_fails_now_and_then_loses_nothing(s3_root, faulty_s3, tmp_path):
+    faulty_s3.rate = 0.3
+    for number in range(20):
+        storage.write_text(storage.join(s3_root, "model", f"part-{number:02d}"), str(number))
+    folder = storage.fetch_folder(storage.join(s3_root, "model"))
+    assert [path.read_text() for path in sorted(folder.iterdir())] == [str(number) for number in range(20)]
+    storage.remove_tree(storage.join(s3_root, "model"))
+    assert not storage.exists(storage.join(s3_root, "model"))
+    assert faulty_s3.failed > 10
+
+
+def test_an_s3_that_is_away_for_a_while_is_waited_for(s3_root, faulty_s3):
+    storage.write_text(storage.join(s3_root, "a"), "snow")
+    faulty_s3.fail_for(3.0)
+    started = time.monotonic()
+    assert storage.read_text(storage.join(s3_root, "a")) == "snow"
+    assert time.monotonic() - started >= 3.0
+
+
+def test_a_large_object_goes_up_in_parts(s3_root):
+    path, data = storage.join(s3_root, "large"), bytes(24 << 20)
+    storage.write_bytes(path, data)
+    bucket, _, key = path.removeprefix("s3://").partition("/")
+    assert "-" in boto3.client("s3").head_object(Bucket=bucket, Key=key)["ETag"]  # S3's mark of several parts
+    assert storage.read_bytes(path) == data
+
+
+def test_the_endpoint_may_stand_in_the_profile(s3_root, moto_address, tmp_path, monkeypatch):
+    (tmp_path / "aws").write_text(f"[profile ours]\nendpoint_url = {moto_address}\nregion = us-east-1\n")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws"))
+    monkeypatch.setenv("AWS_PROFILE", "ours")
+    storage.write_text(storage.join(s3_root, "a"), "snow")
+    assert storage.read_text(storage.join(s3_root, "a")) == "snow"

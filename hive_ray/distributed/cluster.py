@@ -46,12 +46,12 @@ def require(stage: str, resources: Resources) -> None:
     """Raise if the cluster can never hold the stage's actors at once: they would wait for ever, in silence."""
     if os.environ.get(AUTOSCALES) == "1" or Path("~/ray_bootstrap_config.yaml").expanduser().exists():
         return
-    has = ray.cluster_resources()
+    has, actors = ray.cluster_resources(), resources.least_actors or resources.num_actors
     for kind, each in {"CPU": resources.num_cpus, "GPU": resources.num_gpus}.items():
-        wanted = resources.num_actors * each
+        wanted = actors * each
         if wanted > has.get(kind, 0):
             raise ValueError(
-                f"{stage} asks for {resources.num_actors} actors with {each:g} {kind} each, {wanted:g} in all, "
+                f"{stage} asks for {actors} actors with {each:g} {kind} each, {wanted:g} in all, "
                 f"but the cluster has {has.get(kind, 0):g} {kind}: lower the stage's resources, add nodes, "
                 f"or set {AUTOSCALES}=1 if the cluster adds them by itself"
             )

@@ -19,11 +19,13 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from hive_ray.config import Resources
 from hive_ray.distributed.cluster import require
+from hive_ray.distributed.dropped import thin
 from hive_ray.distributed.tables import ERROR, Selection, Shard, Where, select, write_shard
-from hive_ray.schemas import Row, Rows, table_name
+from hive_ray.schemas import Row, Rows, Stopped, table_name
 
 Actor = Callable[[Rows], Rows]
-"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} is counted, not written."""
+"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
+counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`); `Stopped` ends the stage."""
 
 READ_AHEAD = 2
 """Shards an actor holds: one is read or written while another is mapped."""
@@ -39,6 +41,8 @@ class MapTable:
     resources: Resources
     kwargs: dict[str, Any]
     rows_per_shard: int
+    dropped_per_shard: int
+    """Dropped rows of each reason that keep their pictures."""
 
     @property
     def rows_in(self) -> int:
@@ -58,17 +62,16 @@ class MapTable:
         ).map_batches(
             _Contracted,
             fn_constructor_kwargs={"plan": self, "path": path},
-            compute=ActorPoolStrategy(
-                size=min(self.resources.num_actors, len(shards)),
-                max_concurrent_calls_per_actor=READ_AHEAD,
-                enable_true_multi_threading=True,
-            ),
+            compute=_pool(self.resources, len(shards)),
             batch_size=1,
             num_cpus=self.resources.num_cpus,
             num_gpus=self.resources.num_gpus,
         )
         for row in mapped.iter_rows():
-            yield Shard(**json.loads(row["written"]))
+            became = json.loads(row["written"])
+            if "stopped" in became:
+                raise Stopped(became["stopped"])
+            yield Shard(**became)
 
 
 def map_table(
@@ -81,11 +84,21 @@ def map_table(
     where: Where | None = None,
     limit: int | None = None,
     rows_per_shard: int = 32,
+    dropped_per_shard: int = 0,
     **kwargs: Any,
 ) -> MapTable:
     """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` that `where` keeps."""
     source = select(path, schema, where=where, limit=limit)
-    return MapTable(source, actor, produces, resources, kwargs, rows_per_shard)
+    return MapTable(source, actor, produces, resources, kwargs, rows_per_shard, dropped_per_shard)
+
+
+def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
+    """The actors of a stage: never more than there are shards."""
+    most = min(resources.num_actors, shards)
+    least = min(resources.least_actors or most, most)
+    return ActorPoolStrategy(
+        min_size=least, max_size=most, max_concurrent_calls_per_actor=READ_AHEAD, enable_true_multi_threading=True
+    )
 
 
 class _Contracted:
@@ -100,21 +113,36 @@ class _Contracted:
         self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"written": [json.dumps(vars(self._write(int(number)))) for number in batch["shard"]]}
+        return {"written": [json.dumps(self._became(int(number))) for number in batch["shard"]]}
+
+    def _became(self, number: int) -> dict[str, Any]:
+        try:
+            return vars(self._write(number))
+        except Stopped as stopped:
+            return {"stopped": str(stopped)}
+        except OSError as error:  # a full disk, an S3 that stays away: no row's fault
+            table = table_name(self.plan.produces)
+            return {"stopped": f"{table}, shard {number}: {error}; what is finished stays: mend that and run again"}
 
     def _write(self, number: int) -> Shard:
         plan, start = self.plan, number * self.plan.rows_per_shard
         rows = plan.source.read(start, start + plan.rows_per_shard).to_pylist()
         with self.turn:
             size = plan.resources.batch_size
-            mapped = [map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size)]
-        return write_shard(self.path, number, list(chain.from_iterable(mapped)), plan.produces, rows_in=len(rows))
+            mapped = (map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size))
+            made = list(thin(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
+        return write_shard(self.path, number, made, plan.produces, rows_in=len(rows))
 
 
 def map_rows(actor: Actor, rows: Rows) -> Rows:
-    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped."""
+    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped.
+
+    `Stopped` is for the whole stage and goes on up.
+    """
     try:
         return list(actor(rows))
+    except Stopped:
+        raise
     except Exception as error:
         if len(rows) == 1:
             return [_dropped(error)]

@@ -1,6 +1,7 @@
 """Checked Parquet in and out: a table is finished or absent, and making it again resumes or keeps it.
 
     <table>/building.json             fingerprint of a build in progress, written first
+    <table>/__dropped__, __examples__ what is left of rows that were dropped (`dropped.py`)
     <table>/data/part-00000.parquet   what became of one fixed shard of the input, written whole or not at all
     <table>/manifest.json             written last
 
@@ -14,7 +15,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Resources, Training
+from hive_ray.config import Inspection, Resources, Spending, Training
+from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
 from hive_ray.seeds import id_for
@@ -56,6 +58,8 @@ class Manifest:
     file_rows: list[int]
     git_commit: str
     seconds: float
+    counts: dict[str, float] = field(default_factory=dict)
+    """What else was counted on the way, such as tokens and dollars."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Shard:
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
+    counts: dict[str, float] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -92,8 +97,8 @@ class Plan(Protocol):
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
-    `Resources` only change speed and are left out; so is a `Training` inside a stage's settings, since `fit`
-    adds the one that it runs.
+    `Resources` and `Spending` change no rows, an `Inspection` what is looked at: all are left out; so is a `Training`
+    inside a stage's settings, since `fit` adds the one that it runs.
     """
     flat: Fingerprint = {}
     for section in settings:
@@ -106,7 +111,7 @@ def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if not isinstance(value, Resources | Training):
+            if not isinstance(value, Inspection | Resources | Spending | Training):
                 _flatten(value, f"{prefix}.{name}", flat)
         else:
             flat[f"{prefix}.{name}"] = value
@@ -170,7 +175,7 @@ def build_table(
     for shard in plan.run(path, absent) if absent else ():
         done[shard.number] = shard
         _refuse_failures(name, plan.rows_in, list(done.values()))
-        progress.advance(shard.rows_in)
+        progress.advance(shard.rows_in, f", {sum(one.rows_out for one in done.values())} kept")
     return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started)
 
 
@@ -181,10 +186,12 @@ def write_rows(
     fingerprint: Fingerprint,
     *,
     on_mismatch: OnMismatch = "refuse",
+    rows_per_file: int = ROWS_PER_FILE,
 ) -> Manifest:
     """Make a table from rows of this process, for stages with small rows; kept and refused as `build_table`.
 
-    `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted.
+    `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted. Rows of
+    one file are in memory at a time: rows with pictures want fewer than `ROWS_PER_FILE`.
     """
     kept = _kept(path, schema, fingerprint, on_mismatch)
     if kept is not None:
@@ -192,7 +199,7 @@ def write_rows(
     started, source, shards = time.monotonic(), iter(rows), []
     storage.remove_tree(path)
     _begin(path, fingerprint, {})
-    while chunk := list(islice(source, ROWS_PER_FILE)):
+    while chunk := list(islice(source, rows_per_file)):
         shards.append(write_shard(path, len(shards), chunk, schema, rows_in=len(chunk)))
     return _finish(path, schema, fingerprint, shards, started)
 
@@ -231,7 +238,7 @@ def _begin(path: str, fingerprint: Fingerprint, division: dict[str, int]) -> Non
 
 
 def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list[Shard], started: float) -> Manifest:
-    dropped = sum((Counter(shard.dropped) for shard in shards), Counter())
+    dropped, counts = _summed(shard.dropped for shard in shards), _summed(shard.counts for shard in shards)
     manifest = Manifest(
         table=table_name(schema),
         fingerprint=fingerprint,
@@ -242,12 +249,14 @@ def _finish(path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list
         file_rows=[shard.rows_out for shard in shards],
         git_commit=git_commit(),
         seconds=round(time.monotonic() - started, 3),
+        counts=dict(sorted(counts.items())),
     )
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
-    took = duration(manifest.seconds)
+    counted = "".join(f"; {name}: {count:,.10g}" for name, count in manifest.counts.items())
     print(
-        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {took}; dropped: {reasons}",
+        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
+        f"dropped: {reasons}{counted}",
         flush=True,
     )
     return manifest
@@ -266,15 +275,21 @@ def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
 
 
 def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_in: int) -> Shard:
-    """Write what `rows_in` input rows became, all at once; rows {"dropped": reason} are counted by reason."""
-    dropped = Counter(row["dropped"] for row in rows if row.keys() == {"dropped"})
-    table = to_table([row for row in rows if row.keys() != {"dropped"}], schema)
-    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())))
-    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped})
+    """Write what `rows_in` input rows became, all at once.
+
+    Rows {"dropped": reason} are counted by reason, and those that carry what was dropped, {"dropped": reason, "row":
+    row}, are written beside the table first; the numbers of rows {"counted": {name: number}} are summed.
+    """
+    dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
+    counts = _summed(row["counted"] for row in rows if row.keys() == {"counted"})
+    table = to_table([row for row in rows if "dropped" not in row and row.keys() != {"counted"}], schema)
+    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())))
+    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts})
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         writer.add_key_value_metadata({"shard": footer})
+    write_dropped(path, number, [row for row in rows if row.keys() == {"dropped", "row"}], schema)
     storage.write_bytes(storage.join(path, shard.file), buffer.getvalue())
     return shard
 
@@ -283,10 +298,21 @@ def _written_shards(path: str) -> Iterator[Shard]:
     """The shards that a killed build left, from the footers of their files."""
     for name in storage.list_files(storage.join(path, "data")):
         if not name.startswith("."):  # else the remains of a write that was killed
-            metadata = _open(storage.join(path, "data", name)).metadata
-            found = json.loads(metadata.metadata[b"shard"])
-            number = int(name.removeprefix("part-").removesuffix(".parquet"))
-            yield Shard(number, found["rows_in"], metadata.num_rows, found["dropped"])
+            yield _shard_of(storage.join(path, "data", name), int(name.removeprefix("part-").removesuffix(".parquet")))
+
+
+@storage.patient
+def _shard_of(file: str, number: int) -> Shard:
+    with _open(file) as parquet:
+        found = json.loads(parquet.metadata.metadata[b"shard"])
+        return Shard(number, found["rows_in"], parquet.metadata.num_rows, found["dropped"], found.get("counts", {}))
+
+
+def _summed(counts: Iterable[Mapping[str, float]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
 
 
 def _open(file: str) -> pq.ParquetFile:
@@ -340,6 +366,7 @@ def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: i
     return Selection(path, schema, files, file_of, row_of)
 
 
+@storage.patient
 def _read_columns(file: str, columns: list[str]) -> pa.Table:
     with _open(file) as parquet:
         return parquet.read(columns=columns)
@@ -353,6 +380,7 @@ def _matching(table: pa.Table, where: Where) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
+@storage.patient
 def _read_at(file: str, rows: np.ndarray, wanted: pa.Schema) -> pa.Table:
     """Some rows of one file (increasing), reading only the row groups they lie in."""
     with _open(file) as parquet:

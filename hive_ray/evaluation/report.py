@@ -1,22 +1,19 @@
-"""The report of a run: one HTML page that stands alone, with pictures as data addresses and charts as inline
-SVG.
+"""The report of a run: one HTML page that stands alone.
 
     what the run measured -> Report -> html
 
-Every part is optional; a part that is absent leaves no section. Nothing is loaded from anywhere else.
+Every part is optional; a part that is absent leaves no section.
 """
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
-from hive_ray.evaluation.charts import histogram, line_chart, picture_grid
+from hive_ray.charts import histogram, line_chart, picture_grid
 from hive_ray.evaluation.metrics import CurvePoint, Interval, Summary, WinRate
 from hive_ray.images import decode
+from hive_ray.pages import MARKS, Example, chart, contact_sheet, note, page, table
 
-STYLE = Path(__file__).with_name("report.css")
 METRIC_WORDS = {
     "followed": "instruction followed",
     "preserved": "rest preserved",
@@ -26,8 +23,6 @@ METRIC_WORDS = {
     "clip_direction": "CLIP direction",
     "reward": "reward",
 }
-MARKS = {None: "", True: "\u2713", False: "\u2717"}
-"""What an edit that is right, or wrong, is marked with, on the page and on the sheet."""
 SHARES = ("followed", "preserved", "right", "overall")  # shown in per cent
 
 
@@ -40,24 +35,6 @@ class Finding:
     metric: str
     difference: Interval
     num_prompts: int
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One picture with the words under it."""
-
-    image: bytes
-    words: str
-    right: bool | None = None
-    """Marks the edit as right or wrong; None where nobody judged it."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """Pictures in one row under one instruction: a source and its edits, or the two sides of a pair."""
-
-    instruction: str
-    shown: tuple[Shown, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +71,15 @@ def write_report(report: Report) -> str:
         ("Editors", _table_of_editors(report)),
         ("Against the baseline", _win_rates(report)),
         ("Image kept against instruction followed", _curve(report.curve)),
-        ("Edits", _examples(report.edits)),
-        ("Training pairs", _examples(report.pairs)),
-        ("Rankings", _examples(report.rankings)),
+        ("Edits", contact_sheet(report.edits)),
+        ("Training pairs", contact_sheet(report.pairs)),
+        ("Rankings", contact_sheet(report.rankings)),
         ("Reward model", _reward(report)),
         ("Training", _losses(report.losses)),
         ("What was dropped, and why", _stages(report.stages)),
         ("Settings and versions", _settings(report)),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{STYLE.read_text()}</style></head><body><main>"
-        f"<h1>{escape(report.title)}</h1>{_headline(report.finding)}{body}</main></body></html>"
-    )
+    return page(report.title, headline(report.finding) if report.finding else "", sections)
 
 
 def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
@@ -143,10 +114,6 @@ def headline(finding: Finding) -> str:
     return f"{finding.editor} is {'better' if gap.value > 0 else 'worse'} than {finding.baseline}: {measured}."
 
 
-def _headline(finding: Finding | None) -> str:
-    return f'<p class="finding">{escape(headline(finding))}</p>' if finding else ""
-
-
 def _signed(value: float, metric: str) -> str:
     if metric in SHARES:
         return f"{100 * value:+.1f} points".replace("-", "\u2212")
@@ -161,18 +128,6 @@ def _number(value: float, metric: str) -> str:
 def _bounds(bounds: Interval, metric: str) -> str:
     scale, digits = (100, 1) if metric in SHARES else (1, 3)
     return f"{bounds.low * scale:.{digits}f} to {bounds.high * scale:.{digits}f}".replace("-", "\u2212")
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbers") -> str:
-    """A table of cells that are already HTML; the first cell of a row names it. `kind`: "numbers", or
-    "words" where the last cell is text."""
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    lines = []
-    for name, *cells in rows:
-        lines.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    body = "".join(lines)
-    table = f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
 
 
 def _table_of_editors(report: Report) -> str:
@@ -193,10 +148,10 @@ def _table_of_editors(report: Report) -> str:
                 cell += f'<small class="sure">{gap}*</small>' if sure else f"<small>{gap}</small>"
             cells.append(cell)
         rows.append(cells)
-    note = "Means over prompts, with 95 % bootstrap intervals by prompt beneath."
+    words = "Means over prompts, with 95 % bootstrap intervals by prompt beneath."
     if report.differences:
-        note += f" Last line: paired difference from {escape(report.baseline)}; * its interval excludes zero."
-    return _table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + f'<p class="note">{note}</p>'
+        words += f" Last line: paired difference from {report.baseline}; * its interval excludes zero."
+    return table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + note(words)
 
 
 def _win_rates(report: Report) -> str:
@@ -226,36 +181,13 @@ def _stages(stages: Mapping[str, Mapping[str, object]]) -> str:
         dropped = counts.get("dropped") or {}
         reasons = "<br>".join(f"{escape(str(why))}: {count}" for why, count in dict(dropped).items()) or "nothing"
         rows.append([escape(stage), str(counts.get("rows_in", "")), str(counts.get("rows_out", "")), reasons])
-    return _table(["stage", "rows in", "rows out", "dropped"], rows, "words") if rows else ""
+    return table(["stage", "rows in", "rows out", "dropped"], rows, "words") if rows else ""
 
 
 def _settings(report: Report) -> str:
-    versions = _table(["package", "version"], [[escape(k), escape(v)] for k, v in report.versions.items()], "words")
+    versions = table(["package", "version"], [[escape(k), escape(v)] for k, v in report.versions.items()], "words")
     settings = f"<details><summary>Settings</summary><pre>{escape(report.settings)}</pre></details>"
     return (versions if report.versions else "") + (settings if report.settings else "")
-
-
-# ------------------------------------------------------------ pictures
-
-
-def _examples(examples: Sequence[Example]) -> str:
-    parts = []
-    for example in examples:
-        figures = "".join(_figure(shown, example.instruction) for shown in example.shown)
-        parts.append(f'<div class="example"><h3>\u201c{escape(example.instruction)}\u201d</h3>{figures}</div>')
-    kind = "examples short" if all(len(example.shown) <= 2 for example in examples) else "examples"
-    return f'<div class="{kind}">{"".join(parts)}</div>' if parts else ""
-
-
-def _figure(shown: Shown, instruction: str) -> str:
-    mark = {None: "", True: " right", False: " wrong"}[shown.right]
-    words = f"{MARKS[shown.right]} {shown.words}".strip()
-    kind = "jpeg" if shown.image[:2] == b"\xff\xd8" else "webp" if shown.image[8:12] == b"WEBP" else "png"
-    address = f"data:image/{kind};base64,{base64.b64encode(shown.image).decode()}"
-    alt = escape(f"{shown.words.splitlines()[0] if shown.words else 'picture'}: {instruction}", quote=True)
-    caption = escape(words).replace("\n", "<br>")
-    image = f'<img src="{address}" alt="{alt}">'
-    return f'<figure class="shown{mark}">{image}<figcaption>{caption}</figcaption></figure>'
 
 
 # ------------------------------------------------------------ charts
@@ -268,14 +200,13 @@ def _curve(points: Sequence[CurvePoint]) -> str:
     if not lines:
         return ""
     scales = sorted({point.image_guidance_scale for point in points})
-    note = f"One point an image guidance scale, {scales[0]:g} to {scales[-1]:g}; further up and right is better."
-    chart = line_chart(lines, across="CLIP direction", upwards="CLIP image", dots=True)
-    return f'{_chart(chart)}<p class="note">{note}</p>'
+    words = f"One point an image guidance scale, {scales[0]:g} to {scales[-1]:g}; further up and right is better."
+    return chart(line_chart(lines, across="CLIP direction", upwards="CLIP image", dots=True)) + note(words)
 
 
 def _losses(losses: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return "".join(
-        f"<h3>{escape(name)}</h3>" + _chart(line_chart({name: points}, "images seen", "loss"))
+        f"<h3>{escape(name)}</h3>" + chart(line_chart({name: points}, "images seen", "loss"))
         for name, points in losses.items()
         if points
     )
@@ -283,10 +214,6 @@ def _losses(losses: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 def _reward(report: Report) -> str:
     rows = [[escape(name), f"{100 * share:.1f} %"] for name, share in report.reward_accuracy.items()]
-    accuracy = _table(["preferences", "ranked right (chance 50 %)"], rows) if rows else ""
+    accuracy = table(["preferences", "ranked right (chance 50 %)"], rows) if rows else ""
     groups = {name: values for name, values in report.rewards.items() if len(values)}
-    return accuracy + (_chart(histogram(groups, across="reward", upwards="share of edits")) if groups else "")
-
-
-def _chart(svg: str) -> str:
-    return f'<figure class="chart">{svg}</figure>'
+    return accuracy + (chart(histogram(groups, across="reward", upwards="share of edits")) if groups else "")

@@ -1,7 +1,27 @@
-"""Keep or drop a pair, with the reason; the best of several (InstructPix2Pix's rules)."""
+"""Keep or drop a pair, with the reason; the best of several (InstructPix2Pix's rules, and what the pictures show)."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
 
 from hive_ray.config import Pairs
+from hive_ray.images import decode
 from hive_ray.schemas import Row, Rows
+
+Flagged = Callable[[list[bytes]], list[bool]]
+"""Which of these encoded pictures nobody should see (`safety.SafetyChecker`)."""
+Look = tuple[np.ndarray, np.ndarray]
+"""The mean colours of a pair's source and edited picture."""
+
+SOURCE_IS_FLAT, EDITED_IS_FLAT = "source_image_is_flat", "edited_image_is_flat"
+CHANGED_NOTHING = "edit_changed_nothing"
+UNSAFE = "unsafe"
+NEAR_DUPLICATE = "near_duplicate"
+NOT_AMONG_THE_BEST = "not_among_the_best"
+
+GRID = 16
+"""Cells along each side of the grid in which pictures are compared."""
 
 
 def least_similarities(settings: Pairs) -> dict[str, float]:
@@ -14,19 +34,81 @@ def least_similarities(settings: Pairs) -> dict[str, float]:
     }
 
 
-def drop_reason(pair: Row, least: dict[str, float]) -> str | None:
-    """Why this pair is not kept, or None: `clip_direction_below_0.2`."""
-    for column, limit in least.items():
-        if pair[column] < limit:
+def contrast(picture: bytes) -> float:
+    """RMS contrast (Peli 1990) of the most varied colour channel, 0..127.5; 0 where one colour fills the picture.
+
+    By channel, since two colours of one brightness are not flat.
+    """
+    return float(decode(picture).std(axis=(0, 1)).max())
+
+
+def mean_colours(picture: bytes) -> np.ndarray:
+    """The mean colour of each cell of a grid over the picture: (GRID, GRID, 3), 0..255."""
+    pixels = Image.fromarray(decode(picture))
+    return np.asarray(pixels.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """How far two pictures are apart: the greatest difference in a channel of a cell of their `mean_colours`, 0..255.
+
+    Means of cells leave noise and compression out, as in other tests for near-duplicates; the cell that differs most
+    speaks for all, since most edits are local. A difference hash (Krawetz 2013) has the brightness of the whole
+    picture in 64 bits: a thing that is recoloured, or a small one that is added, may change none of them.
+    """
+    return float(np.abs(one - other).max())
+
+
+def drop_reason(pair: Row, settings: Pairs) -> str | None:
+    """Why this pair is not kept, whatever others there are, or None: `clip_direction_below_0.2`.
+
+    What the pictures show comes first: similarities of a flat one mean nothing.
+    """
+    if contrast(pair["source_image"]) < settings.least_contrast:
+        return SOURCE_IS_FLAT
+    if contrast(pair["edited_image"]) < settings.least_contrast:
+        return EDITED_IS_FLAT
+    if difference(*_look(pair)) < settings.least_difference:
+        return CHANGED_NOTHING
+    for column, limit in least_similarities(settings).items():
+        if not pair[column] >= limit:  # of NaN as well
             return f"{column}_below_{limit:g}"
     return None
 
 
-def keep_best(pairs: Rows, least: dict[str, float], keep: int) -> tuple[Rows, list[str]]:
-    """The `keep` pairs of one instruction with the greatest clip_direction among those that pass, and the reasons of
-    all the others; ties are broken by pair_id, so the order of the input does not matter."""
-    reasons = [drop_reason(pair, least) for pair in pairs]
-    passed = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
+def keep_best(pairs: Rows, settings: Pairs, flagged: Flagged) -> tuple[Rows, list[tuple[str, Row]]]:
+    """The pairs of one instruction that are kept, best first, and the others, each behind its reason.
+
+    Of those that pass and are not flagged, `keep_per_instruction` with the greatest clip_direction, but none that
+    shows what a better one shows; ties are broken by pair_id, so the order of the input does not matter.
+    """
+    reasons = [drop_reason(pair, settings) for pair in pairs]
+    dropped = [(reason, pair) for reason, pair in zip(reasons, pairs, strict=True) if reason]
+    passed = [pair for reason, pair in zip(reasons, pairs, strict=True) if not reason]
     passed.sort(key=lambda pair: (-pair["clip_direction"], pair["pair_id"]))
-    dropped = [reason for reason in reasons if reason] + ["not_among_the_best"] * max(0, len(passed) - keep)
-    return passed[:keep], dropped
+    kept: list[tuple[Row, Look]] = []
+    for pair, unsafe in zip(passed, _flagged_pairs(passed, flagged), strict=True):
+        look = _look(pair)
+        if unsafe:
+            dropped.append((UNSAFE, pair))
+        elif len(kept) == settings.keep_per_instruction:
+            dropped.append((NOT_AMONG_THE_BEST, pair))
+        elif any(_apart(look, better) < settings.least_difference for _, better in kept):
+            dropped.append((NEAR_DUPLICATE, pair))
+        else:
+            kept.append((pair, look))
+    return [pair for pair, _ in kept], dropped
+
+
+def _flagged_pairs(pairs: Rows, flagged: Flagged) -> list[bool]:
+    """Pairs of which either picture is flagged."""
+    found = flagged([pair[side] for side in ("source_image", "edited_image") for pair in pairs])
+    return [source or edited for source, edited in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
+
+
+def _look(pair: Row) -> Look:
+    return mean_colours(pair["source_image"]), mean_colours(pair["edited_image"])
+
+
+def _apart(one: Look, other: Look) -> float:
+    """Two pairs are as far apart as those of their pictures that differ most."""
+    return max(difference(a, b) for a, b in zip(one, other, strict=True))

@@ -7,7 +7,8 @@ from hive_ray.config import Pairs
 from hive_ray.images import encode, to_pixels
 from hive_ray.pairs.controls import Caption, Controls, google, instruct_pix2pix, kept_words, same_number_of_words
 from hive_ray.pairs.cycle import twin
-from hive_ray.pairs.filtering import keep_best, least_similarities
+from hive_ray.pairs.filtering import keep_best
+from hive_ray.pairs.safety import SafetyChecker, nothing_flagged
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
@@ -24,6 +25,7 @@ class PairGenerator:
         self.settings = settings
         self.model = TextToImage(settings.base, device)
         self.similarity = Similarity(settings.clip, device)
+        self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else nothing_flagged
 
     def __call__(self, rows: Rows) -> Rows:
         drawn = [row for row in rows if self._can_be_drawn(row)]
@@ -39,11 +41,15 @@ class PairGenerator:
         return not swaps or same_number_of_words(row["source_caption"], row["edited_caption"])
 
     def _chosen(self, row: Row, pairs: Rows) -> Rows:
-        """Kept pairs of one instruction, their twins, and a reason for each dropped one."""
+        """Kept pairs of one instruction, their twins, and the dropped ones with their reasons."""
         own = [pair for pair in pairs if pair["instruction_id"] == row["instruction_id"]]
-        kept, reasons = keep_best(own, least_similarities(self.settings), self.settings.keep_per_instruction)
+        kept, dropped = keep_best(own, self.settings, self.flagged)
         twins = [twin(pair, row["inverse_instruction"]) for pair in kept if row["inverse_instruction"]]
-        return kept + (twins if self.settings.cycle else []) + [{"dropped": reason} for reason in reasons]
+        return (
+            kept
+            + (twins if self.settings.cycle else [])
+            + [{"dropped": reason, "row": pair} for reason, pair in dropped]
+        )
 
     def _draw(self, samples: list[tuple[Row, int]]) -> Rows:
         settings = self.settings

@@ -4,14 +4,19 @@ caption -> instruction, edited caption, inverse instruction
 """
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError
+from openai.types import Completion, CompletionChoice
+from openai.types.chat import ChatCompletion
 
 from hive_ray.config import Instructions
+from hive_ray.pairs.answers import Request
+from hive_ray.pairs.endpoint import Endpoint
 from hive_ray.pairs.inversion import invert
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import Row, Rows, Stopped
 from hive_ray.seeds import id_for, seed_for, split_for
 
 EDIT_KEYS = ("instruction", "edited_caption", "inverse_instruction")
@@ -50,9 +55,6 @@ NOT_OF_THE_FORM = "answer_is_not_of_the_form"
 TEMPERATURE = 0.7
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
 """Of a delimited completion, as InstructPix2Pix's."""
-TIMEOUT_S = 60.0
-MAX_RETRIES = 5
-"""Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,35 @@ def parse_delimited(text: str) -> Written:
     return Written(instruction.strip(), edited_caption.strip(), "")
 
 
+def edits_of(answer: ChatCompletion | Completion) -> tuple[list[Written], Rows]:
+    """The edits of an answer, as many as there are, and what was dropped of it."""
+    if isinstance(answer, Completion):
+        return _edits_of_completions(answer.choices)
+    choice = answer.choices[0]
+    if choice.message.refusal:
+        return [], [{"dropped": "model_refused"}]
+    if choice.finish_reason == "length":
+        return [], [{"dropped": "answer_cut_off"}]
+    try:
+        edits = parse_answer(choice.message.content or "")
+    except AnswerError:
+        return [], [{"dropped": NOT_OF_THE_FORM}]
+    return edits, [] if edits else [{"dropped": "answer_is_empty"}]
+
+
+def _edits_of_completions(choices: list[CompletionChoice]) -> tuple[list[Written], Rows]:
+    edits, dropped = [], []
+    for choice in choices:
+        if choice.finish_reason == "length":
+            dropped.append({"dropped": "answer_cut_off"})
+            continue
+        try:
+            edits.append(parse_delimited(choice.text))
+        except AnswerError:
+            dropped.append({"dropped": NOT_OF_THE_FORM})
+    return edits, dropped
+
+
 def reject_reason(caption: str, written: Written) -> str | None:
     """Why an edit is not kept (InstructPix2Pix's checks), or None."""
     if not written.instruction or not written.edited_caption:
@@ -105,46 +136,73 @@ def _plain(text: str) -> str:
     return text.strip().strip(".!?").strip().lower()
 
 
+def request_of(row: Row, settings: Instructions, examples: list[dict]) -> Request:
+    """What is asked for the edits of a caption; `examples` (triplets.EXAMPLES of the form) are shown before it."""
+    asked = {
+        "model": settings.llm,
+        "temperature": TEMPERATURE,
+        "seed": seed_for(settings.seed, row["caption_id"]) % 2**31,
+    }
+    if settings.form == "delimited":
+        shown = "".join(f"{example['prompt']}{example['completion']}\n" for example in examples)
+        return asked | {
+            "prompt": shown + row["caption"] + ASKED,
+            "n": settings.per_caption,
+            "max_tokens": MAX_TOKENS,
+            "frequency_penalty": FREQUENCY_PENALTY,
+            "stop": STOP,
+        }
+    return asked | {
+        "messages": [
+            {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
+            *(message for example in examples for message in example["messages"][1:]),
+            {"role": "user", "content": row["caption"]},
+        ],
+        "response_format": FORMATS[settings.structure],
+    }
+
+
 class InstructionWriter:
     """Captions -> instructions; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is.
 
-    As many requests are in flight as `resources.batch_size` says. What undoes an edit goes by rule where its words say
-    it (`pairs/inversion.py`), else by the model.
+    As many requests are in flight as `resources.batch_size` says; what is answered is kept in the folder `answers`
+    and never asked again. What undoes an edit goes by rule where its words say it (`pairs/inversion.py`), else by the
+    model; an edit with neither is counted with the rule's reason.
     """
 
-    def __init__(self, settings: Instructions, device: str = "cpu") -> None:
-        self.settings = settings
-        self.client = OpenAI(max_retries=MAX_RETRIES, timeout=TIMEOUT_S)
+    def __init__(
+        self, settings: Instructions, answers: str, examples: list[dict] | None = None, device: str = "cpu"
+    ) -> None:
+        self.settings, self.examples = settings, examples or []
+        self.endpoint = Endpoint(answers, settings.spending)
         self.pool = ThreadPoolExecutor(settings.resources.batch_size)
-        self.answered: dict[str, Rows] = {}
 
     def __call__(self, rows: Rows) -> Rows:
-        """The instructions of these captions, in order; raises the first error once all the others have answered.
+        """The instructions of these captions, in order, and what they counted.
 
-        Answers of a call that raised are kept: asked for again without the caption that failed, they cost nothing.
+        Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
         """
-        new = [row for row in rows if row["caption_id"] not in self.answered]
-        asked = {row["caption_id"]: self.pool.submit(self._written, row) for row in new}
-        wait(asked.values())
-        self.answered |= {caption_id: one.result() for caption_id, one in asked.items() if not one.exception()}
-        for one in asked.values():
-            one.result()
-        return [written for row in rows for written in self.answered.pop(row["caption_id"])]
+        self.endpoint.budget.look()
+        asked = [self.pool.submit(self._written, row) for row in rows]
+        wait(asked)
+        self.endpoint.budget.store()
+        for error in sorted(filter(None, (one.exception() for one in asked)), key=_goes_on):
+            raise error
+        return [written for one in asked for written in one.result()]
 
     def _written(self, row: Row) -> Rows:
-        ask = self._delimited if self.settings.form == "delimited" else self._chat
         if any(self._flagged([row["caption"]])):
             return [{"dropped": "caption_flagged"}]
         try:
-            edits, results = ask(row)
-        except AnswerError:
-            return [{"dropped": NOT_OF_THE_FORM}]
+            answer, counts = self.endpoint.ask(request_of(row, self.settings, self.examples))
         except BadRequestError as error:
             if "response_format" in str(error):  # the setting's fault, not the caption's
                 raise ValueError(
                     f"the endpoint knows no {self.settings.structure}: set instructions.structure"
                 ) from error
             return [{"dropped": "request_refused"}]
+        edits, results = edits_of(answer)
+        counted = Counter(counts)
         found: dict[str, Row] = {}
         edits = edits[: self.settings.per_caption]
         flagged = self._flagged([f"{edit.instruction}\n{edit.edited_caption}" for edit in edits])
@@ -154,63 +212,18 @@ class InstructionWriter:
             if reason:
                 results.append({"dropped": reason})
             else:
-                found[edit.instruction] = self._row(row, edit)
-        return [*found.values(), *results]
-
-    def _chat(self, row: Row) -> tuple[list[Written], Rows]:
-        """All edits of one answer in JSON, and what was dropped."""
-        settings = self.settings
-        answer = self.client.chat.completions.create(
-            model=settings.llm,
-            messages=[
-                {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
-                {"role": "user", "content": row["caption"]},
-            ],
-            temperature=TEMPERATURE,
-            response_format=FORMATS[settings.structure],
-            seed=self._seed(row),
-        ).choices[0]
-        if answer.message.refusal:
-            return [], [{"dropped": "model_refused"}]
-        if answer.finish_reason == "length":
-            return [], [{"dropped": "answer_cut_off"}]
-        edits = parse_answer(answer.message.content or "")
-        return edits, [] if edits else [{"dropped": "answer_is_empty"}]
-
-    def _delimited(self, row: Row) -> tuple[list[Written], Rows]:
-        """One edit each of several completions, and what was dropped (InstructPix2Pix's form)."""
-        settings = self.settings
-        answer = self.client.completions.create(
-            model=settings.llm,
-            prompt=row["caption"] + ASKED,
-            n=settings.per_caption,
-            temperature=TEMPERATURE,
-            max_tokens=MAX_TOKENS,
-            frequency_penalty=FREQUENCY_PENALTY,
-            stop=STOP,
-            seed=self._seed(row),
-        )
-        edits, dropped = [], []
-        for choice in answer.choices:
-            if choice.finish_reason == "length":
-                dropped.append({"dropped": "answer_cut_off"})
-                continue
-            try:
-                edits.append(parse_delimited(choice.text))
-            except AnswerError:
-                dropped.append({"dropped": NOT_OF_THE_FORM})
-        return edits, dropped
+                inversion = invert(edit.instruction)
+                inverse = inversion.instruction or edit.inverse_instruction
+                found[edit.instruction] = self._row(row, edit, inverse)
+                if not inverse:
+                    counted[f"no_inverse_{inversion.refused}"] += 1
+        return [*found.values(), *results, {"counted": dict(counted)}]
 
     def _flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags; none if it is not to be asked."""
-        if not (self.settings.moderation and texts):
-            return [False] * len(texts)
-        return [result.flagged for result in self.client.moderations.create(input=texts).results]
+        return self.endpoint.flagged(texts) if self.settings.moderation and texts else [False] * len(texts)
 
-    def _seed(self, row: Row) -> int:
-        return seed_for(self.settings.seed, row["caption_id"]) % 2**31
-
-    def _row(self, row: Row, edit: Written) -> Row:
+    def _row(self, row: Row, edit: Written, inverse_instruction: str) -> Row:
         settings = self.settings
         return {
             "instruction_id": id_for(row["caption_id"], edit.instruction, edit.edited_caption),
@@ -218,7 +231,11 @@ class InstructionWriter:
             "source_caption": row["caption"],
             "instruction": edit.instruction,
             "edited_caption": edit.edited_caption,
-            "inverse_instruction": invert(edit.instruction).instruction or edit.inverse_instruction,
+            "inverse_instruction": inverse_instruction,
             "writer": settings.llm,
             "split": split_for(row["caption_id"], rank_rate=settings.rank_rate, test_rate=settings.test_rate),
         }
+
+
+def _goes_on(error: BaseException) -> bool:
+    return not isinstance(error, Stopped)

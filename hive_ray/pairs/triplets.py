@@ -12,7 +12,7 @@ from hive_ray.pairs.instructions import ASKED, BETWEEN, REQUEST, STOP, Written, 
 from hive_ray.pairs.inversion import invert
 
 LEAST_TRIPLETS = 10
-"""Fewer are refused by OpenAI."""
+"""OpenAI fine-tunes on no fewer."""
 PROBLEMS_SHOWN = 5
 KEYS = {"caption": "input", "instruction": "edit", "edited_caption": "output"}
 """Our name of each key -> InstructPix2Pix's."""
@@ -27,7 +27,7 @@ class Triplet:
     edited_caption: str
 
 
-def read_triplets(address: str) -> list[Triplet]:
+def read_triplets(address: str, *, least: int = LEAST_TRIPLETS) -> list[Triplet]:
     """The different triplets of a JSONL file, keys as in `KEYS`; ValueError names every line that is none (the first
     five), or says that there are too few."""
     found: dict[Triplet, None] = {}
@@ -42,8 +42,8 @@ def read_triplets(address: str) -> list[Triplet]:
     if problems:
         more = f" (and {len(problems) - PROBLEMS_SHOWN} more)" if len(problems) > PROBLEMS_SHOWN else ""
         raise ValueError(f"triplets {address}: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}")
-    if len(found) < LEAST_TRIPLETS:
-        raise ValueError(f"triplets {address} has {len(found)} different ones; at least {LEAST_TRIPLETS} are wanted")
+    if len(found) < least:
+        raise ValueError(f"triplets {address} has {len(found)} different ones; at least {least} are wanted")
     return list(found)
 
 

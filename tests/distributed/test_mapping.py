@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ from hive_ray.config import Resources
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import require, start_ray
 from hive_ray.distributed.mapping import map_rows, map_table
-from hive_ray.schemas import ContractError
+from hive_ray.schemas import ContractError, Stopped
 
 FIELDS = [pa.field("number_id", pa.string(), nullable=False), pa.field("value", pa.int64(), nullable=False)]
 NUMBERS = pa.schema(FIELDS, metadata={"table": "numbers", "id": "number_id"})
@@ -43,8 +44,17 @@ class DiesOnce:
     def __call__(self, rows):
         if any(row["value"] == 9 for row in rows) and not os.path.exists(self.flag):
             open(self.flag, "w").close()
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         return rows
+
+
+class Stopper(Squarer):
+    """Will not go on past the row 8."""
+
+    def __call__(self, rows):
+        if any(row["value"] == 8 for row in rows):
+            raise Stopped("enough at 8")
+        return super().__call__(rows)
 
 
 class Misspeller:
@@ -113,6 +123,14 @@ def test_a_stage_that_mostly_fails_stops_with_the_first_error_and_can_be_run_aga
     with pytest.raises(RuntimeError, match=r"of 20 rows failed, the first with 'ValueError: .* is poison'"):
         build(tmp_path, poison=tuple(range(2, 20)))
     assert build(tmp_path).rows_out == 20
+
+
+@pytest.mark.ray
+def test_a_stage_that_must_not_go_on_stops_with_its_words_and_keeps_what_is_finished(tmp_path, cluster):
+    with pytest.raises(Stopped, match=r"^enough at 8$"):
+        build(tmp_path, Stopper, actors=1)
+    manifest = build(tmp_path)
+    assert (manifest.rows_out, manifest.dropped) == (20, {})
 
 
 @pytest.mark.ray

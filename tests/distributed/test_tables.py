@@ -140,6 +140,14 @@ def test_dropped_rows_are_counted_by_reason(tmp_path):
     assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (5, 2, {"blank": 2, "long": 1})
 
 
+def test_numbers_that_are_counted_are_summed_and_survive_a_shard(tmp_path):
+    rows = [*words(2), {"counted": {"tokens": 3, "dollars": 0.5}}, {"counted": {"tokens": 4}}]
+    manifest = tables.write_rows(str(tmp_path), WORDS, rows, MADE)
+
+    assert (manifest.rows_out, manifest.counts) == (2, {"dollars": 0.5, "tokens": 7})
+    assert [shard.counts for shard in tables._written_shards(str(tmp_path))] == [manifest.counts]
+
+
 def test_a_table_from_the_same_settings_is_kept_untouched(tmp_path, capsys):
     first = write_words(tmp_path)
     never = (pytest.fail("rows were made again") for _ in range(1))
@@ -183,7 +191,8 @@ def test_the_fingerprint_names_each_setting_and_leaves_out_what_only_changes_spe
     assert (made["pairs.seed"], made["input.instructions"]) == (0, "abc")
     assert made["pairs.guidance_scale"] == [3.0, 4.0]
     assert not any("resources" in key for key in made)
-    faster = pairs.model_copy(update={"resources": Resources(num_actors=64)})
+    other = {"resources": Resources(num_actors=64), "inspection": config.Inspection(num_shown=1)}
+    faster = pairs.model_copy(update=other)
     assert tables.fingerprint(faster, instructions="abc") == made
 
 

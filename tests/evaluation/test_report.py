@@ -6,15 +6,14 @@ import pytest
 
 from hive_ray.evaluation.metrics import CurvePoint, Interval, Summary, WinRate
 from hive_ray.evaluation.report import (
-    Example,
     Finding,
     Report,
-    Shown,
     headline,
     write_report,
     write_sheet,
 )
 from hive_ray.images import decode, encode
+from hive_ray.pages import Example, Shown
 
 PICTURE = encode(np.zeros((4, 4, 3), dtype=np.uint8))
 VOID = {"meta", "img", "br"}

@@ -1,6 +1,7 @@
 """Every job on a CPU at the smallest size, through the sd15 preset and a tiny random Stable Diffusion."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import ray
 import yaml
 from diffusers import StableDiffusionInstructPix2PixPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load
 from tiny_models import tiny_clip, tiny_stable_diffusion
 
+from hive_ray import storage
 from hive_ray.config import Config, Resources, sd15
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_manifest, read_rows
@@ -60,7 +62,8 @@ def tiny(base: str, clip: str) -> Config:
         "pairs": {
             "base": base, "clip": clip, "resolution": 64, "samples_per_instruction": 2, "keep_per_instruction": 1,
             "num_inference_steps": 2, "least_clip_image": -1, "least_clip_direction": -1,
-            "least_clip_source_text": -1, "least_clip_edited_text": -1, "resources": TWO,
+            "least_clip_source_text": -1, "least_clip_edited_text": -1, "least_contrast": 0, "least_difference": 0,
+            "resources": TWO,
         },
         "editor": {"start": base, "resolution": 64, "sft": training, "finetune": training},
         "candidates": {"num_edits": 3, "num_inference_steps": 2, "resources": TWO},
@@ -102,7 +105,8 @@ def test_every_stage_leaves_a_finished_table_or_model(run):
     for model in ("editors/sft", "editors/finetuned", "reward"):
         assert card(run, model)
     assert json.loads(Path(run.path("summary.json")).read_text())["baseline"] == "sft"
-    assert "<svg" in Path(run.path("report.html")).read_text()
+    for page in ("pairs.html", "report.html"):
+        assert "<svg" in Path(run.path(page)).read_text()
 
 
 def test_diffusers_opens_the_editor(run):
@@ -164,20 +168,39 @@ def test_a_driver_killed_in_every_stage_leaves_the_rows_of_an_undisturbed_run(ru
     cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     for stage in range(1, len(pipeline.STAGES) + 1):
         log.unlink(missing_ok=True)
-        driver = drivers.start(settings, tmp_path / "run", log, cluster)
+        driver = drivers.start(settings, str(tmp_path / "run"), log, cluster)
         wait_for(f"[{stage}/", log, driver)
         time.sleep(2)  # into the stage's work
         driver.kill()
         driver.join()
-    last = drivers.start(settings, tmp_path / "run", log, cluster)
+    last = drivers.start(settings, str(tmp_path / "run"), log, cluster)
     last.join(timeout=LONGEST_STAGE_S)
     assert last.exitcode == 0, log.read_text()
 
-    other = Run(str(tmp_path / "run"), run.config)
+    assert_same(run, Run(str(tmp_path / "run"), run.config))
+
+
+def test_a_run_on_an_s3_that_fails_now_and_then_is_the_run_on_the_disk(run, tmp_path, s3_root, faulty_s3):
+    faulty_s3.rate = 0.05
+    settings, log = tmp_path / "config.yaml", tmp_path / "log"
+    settings.write_text(yaml.safe_dump(json.loads(run.config.model_dump_json())))
+    reaching = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HIVE_RAY_"))}
+    driver = drivers.start(settings, s3_root, log, reaching | {"RAY_ADDRESS": ""})  # a Ray of its own
+    driver.join(timeout=2 * LONGEST_STAGE_S)
+    assert driver.exitcode == 0, log.read_text()
+    assert faulty_s3.failed > 20
+    faulty_s3.rate = 0.0
+    assert_same(run, Run(s3_root, run.config))
+    for page in ("pairs.html", "report.html", "edits.png", "summary.json"):
+        assert storage.exists(storage.join(s3_root, page)), page
+
+
+def assert_same(run: Run, other: Run) -> None:
+    """The other run has the same rows and weights, bit for bit."""
     for table, schema in (TABLES | MEASURES).items():
         assert list(read_rows(other.path(table), schema)) == list(read_rows(run.path(table), schema)), table
     for weights in WEIGHTS:
-        ours, theirs = (load_file(one.path(weights)) for one in (run, other))
+        ours, theirs = (load(storage.read_bytes(one.path(weights))) for one in (run, other))
         assert all((ours[name] == theirs[name]).all() for name in ours), weights
 
 

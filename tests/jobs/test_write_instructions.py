@@ -1,10 +1,12 @@
 import pytest
+import ray
 
-from hive_ray.config import shapes
-from hive_ray.distributed.tables import read_rows
-from hive_ray.schemas import CAPTIONS
+from hive_ray.config import Resources, Spending, shapes
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Stopped
 from jobs.run import Run
-from jobs.write_instructions import take_captions
+from jobs.write_instructions import build, shown_examples, take_captions
 
 
 def run_with(folder, **settings) -> Run:
@@ -36,3 +38,49 @@ def test_a_file_of_nothing_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"captions\.csv has no captions; it wants one a line, or .* 'caption'"):
         take_captions(run_with(tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def cluster(chat):
+    start_ray(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_a_stage_whose_money_is_spent_stops_and_goes_on_with_more_where_it_stood(chat, tmp_path, cluster):
+    names = [f"a cat {number}" for number in range(80)]
+    (tmp_path / "captions.csv").write_text("\n".join(["caption", *names]))
+
+    def run(most_dollars: float) -> Run:
+        spending = Spending(
+            prompt_price=1000.0, completion_price=2000.0, most_dollars=most_dollars
+        )  # 20 cents an answer
+        return run_with(
+            tmp_path, writer="openai", spending=spending, resources=Resources(num_gpus=0, num_actors=2, batch_size=4)
+        )
+
+    with pytest.raises(Stopped, match=r"of \$4 are spent \(spending.most_dollars\); all answers are kept"):
+        build(run(4.0))
+    assert read_manifest(run(4.0).path("instructions")) is None
+    assert 20 <= sum(chat.asked.values()) <= 20 + 2 * 4
+
+    manifest = build(run(100.0))
+    assert chat.asked == dict.fromkeys(names, 1)
+    assert manifest.counts == pytest.approx({"prompt_tokens": 8000, "completion_tokens": 4000, "dollars": 16.0})
+    rows = read_rows(run(100.0).path("instructions"), INSTRUCTIONS)
+    assert [row["source_caption"] for row in rows] == names
+
+
+def test_examples_are_shown_in_the_form_that_is_asked_for(tmp_path):
+    triplet = '{"input": "a cat %d", "edit": "add a hat", "output": "a cat %d with a hat"}'
+    (tmp_path / "triplets.jsonl").write_text("\n".join(triplet % (number, number) for number in range(3)))
+
+    def shown(**settings) -> list[dict]:
+        return shown_examples(
+            run_with(tmp_path, examples=str(tmp_path / "triplets.jsonl"), **settings).config.instructions
+        )
+
+    chat, delimited = shown(num_examples=2), shown(form="delimited")
+    assert [example["messages"][1]["content"] for example in chat] == ["a cat 0", "a cat 1"]
+    assert delimited[2] == {"prompt": "a cat 2\n##\n", "completion": "add a hat\n%%\na cat 2 with a hat\nEND"}

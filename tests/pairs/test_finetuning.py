@@ -11,8 +11,9 @@ from llm_server import JsonHandler, JsonServer
 
 from hive_ray.config import Writer, shapes
 from hive_ray.distributed.tables import git_commit
-from hive_ray.pairs import finetuning
-from hive_ray.pairs.finetuning import FinetuningError, finetune
+from hive_ray.pairs import endpoint
+from hive_ray.pairs.endpoint import EndpointError
+from hive_ray.pairs.finetuning import finetune
 from hive_ray.pairs.instructions import parse_answer, parse_delimited
 from hive_ray.pairs.triplets import Triplet, chat_examples, delimited_examples, read_triplets
 from jobs import finetune_writer
@@ -78,7 +79,7 @@ def server(monkeypatch):
     with Server() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.address)
         monkeypatch.setenv("OPENAI_API_KEY", "test")
-        monkeypatch.setattr(finetuning, "POLL_S", 0.05)
+        monkeypatch.setattr(endpoint, "POLL_S", 0.05)
         yield server
 
 
@@ -139,28 +140,28 @@ def test_what_was_started_before_is_followed_and_not_paid_again(server):
 
 
 def test_an_endpoint_that_is_away_for_a_while_is_asked_again(server, monkeypatch):
-    monkeypatch.setattr(finetuning, "MAX_RETRIES", 0)
+    monkeypatch.setattr(endpoint, "MAX_RETRIES", 0)
     server.failures = [500, 503, 429]
     assert finetune(chat_examples(TRIPLETS), Writer()).status == "succeeded"
 
 
 def test_a_job_that_failed_says_why_and_may_be_started_again(server):
     server.end = {"status": "failed", "error": {"code": "x", "message": "too few examples", "param": None}}
-    with pytest.raises(FinetuningError, match="job0 failed: too few examples"):
+    with pytest.raises(EndpointError, match="job0 failed: too few examples"):
         finetune(chat_examples(TRIPLETS), Writer())
     server.end = {"status": "succeeded", "fine_tuned_model": "ft:tiny"}
     assert finetune(chat_examples(TRIPLETS), Writer()).id == "job1"
 
 
 def test_a_wait_without_end_has_one(server, monkeypatch):
-    monkeypatch.setattr(finetuning, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.2)
     server.polls_to_end = 10**6
-    with pytest.raises(FinetuningError, match=r"is running after .* run again to follow it on"):
+    with pytest.raises(EndpointError, match=r"is running after .* run again to follow it on"):
         finetune(chat_examples(TRIPLETS), Writer())
 
 
 def test_a_model_that_is_not_there_is_said_so(server):
-    with pytest.raises(FinetuningError, match=r"fine-tuning 'none': .*no such model"):
+    with pytest.raises(EndpointError, match=r"fine-tuning 'none': .*no such model"):
         finetune(chat_examples(TRIPLETS), Writer(base="none"))
 
 
@@ -172,7 +173,7 @@ def run_in(folder) -> Run:
 
 
 def follow(run: Run) -> None:
-    finetuning.POLL_S = 0.05
+    endpoint.POLL_S = 0.05
     finetune_writer.build(run)
 
 

@@ -4,13 +4,16 @@ import pytest
 import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
-from hive_ray.config import Pairs
+from hive_ray.config import Pairs, Resources
 from hive_ray.images import decode
+from hive_ray.pairs import generation
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator, controls_for, first_draws
 from hive_ray.pairs.text_to_image import TextToImage
+from hive_ray.schemas import PAIRS, to_table
 
 SOURCES, EDITS = ["a red cat", "a blue dog and a hat"], ["a green cat", "a blue dog"]
 ANYTHING = {f"least_clip_{name}": -2.0 for name in ("image", "direction", "source_text", "edited_text")}
+ANYTHING |= {"least_contrast": 0.0, "least_difference": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,42 @@ def test_the_noise_of_a_pair_is_drawn_behind_its_threshold_and_scale(base, clip)
         for row in PairGenerator(made)(rows()):
             threshold, _ = first_draws(torch.Generator().manual_seed(row["seed"]))
             assert row["shared_attention"] == pytest.approx(0.1 + 0.8 * threshold)
+
+
+ROW = {
+    "instruction_id": "i", "instruction": "make it green", "source_caption": SOURCES[0], "edited_caption": EDITS[0],
+    "inverse_instruction": "make it red", "split": "train",
+}  # fmt: skip
+
+
+def generator(tmp_path: Path, **settings) -> PairGenerator:
+    lowest = dict.fromkeys(("image", "direction", "source_text", "edited_text"), -1.0)
+    pairs = Pairs(
+        base=str(tiny_stable_diffusion(tmp_path / "base")), clip=str(tiny_clip(tmp_path / "clip")), resolution=64,
+        samples_per_instruction=3, num_inference_steps=1, resources=Resources(num_gpus=0, batch_size=4),
+        **{f"least_clip_{name}": value for name, value in lowest.items()},
+        **{"least_contrast": 0.0, "least_difference": 0.0, "keep_per_instruction": 1} | settings,
+    )  # fmt: skip
+    return PairGenerator(pairs)
+
+
+def test_what_is_dropped_carries_its_reason_and_the_whole_pair(tmp_path):
+    made = generator(tmp_path)([ROW])
+    kept, dropped = [row for row in made if "dropped" not in row], [row for row in made if "dropped" in row]
+    assert to_table(kept, PAIRS)["origin"].to_pylist() == ["generated", "cycle"]
+    assert [row["dropped"] for row in dropped] == ["not_among_the_best"] * 2
+    others = to_table([row["row"] for row in dropped], PAIRS)
+    assert set(others["pair_id"].to_pylist()).isdisjoint(row["pair_id"] for row in kept)
+
+
+def test_a_safety_checker_is_asked_where_one_is_set(tmp_path, monkeypatch):
+    class Flags:
+        def __init__(self, checker, device):
+            assert checker == "a/checker"
+
+        def __call__(self, pictures):
+            return [True] * len(pictures)
+
+    monkeypatch.setattr(generation, "SafetyChecker", Flags)
+    unsafe = generator(tmp_path, safety_checker="a/checker")([ROW])
+    assert [row["dropped"] for row in unsafe] == ["unsafe"] * 3

@@ -1,7 +1,7 @@
 """Charts as SVG and pictures side by side as PNG, drawn by matplotlib: the same bytes for the same numbers."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import matplotlib
@@ -13,9 +13,10 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 7.2, 3.4  # inches
 _BINS = 24
+_TEAL, _ORANGE = "#0b6e77", "#c8641b"
 _STYLE = {
     "axes.grid": True,
-    "axes.prop_cycle": matplotlib.cycler(color=["#0b6e77", "#c8641b", "#6a4fb3", "#2f7d32", "#b02a6b", "#6b6b6b"]),
+    "axes.prop_cycle": matplotlib.cycler(color=[_TEAL, _ORANGE, "#6a4fb3", "#2f7d32", "#b02a6b", "#6b6b6b"]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.size": 10,
@@ -35,15 +36,45 @@ def line_chart(lines: Mapping[str, Points], across: str, upwards: str, *, dots: 
     return _chart(draw, lines, across, upwards)
 
 
-def histogram(groups: Mapping[str, Sequence[float]], across: str, upwards: str) -> str:
-    """The outline of each group's distribution over the same bins, as shares that add up to 1."""
+def histogram(
+    groups: Mapping[str, Sequence[float]],
+    across: str,
+    upwards: str,
+    *,
+    of: int | None = None,
+    limit: float | None = None,
+    half: bool = False,
+) -> str:
+    """The outline of each group's distribution over the same bins, as shares of the group, or of so many in all; at
+    `limit` a dashed line; `half` as wide where two charts stand side by side."""
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in groups.values()]), _BINS)
 
     def draw(axes: Axes) -> None:
         for name, values in groups.items():
-            axes.stairs(np.histogram(values, edges)[0] / len(values), edges, label=name, linewidth=1.5)
+            axes.stairs(np.histogram(values, edges)[0] / (of or len(values)), edges, label=name, linewidth=1.5)
+        if limit is not None:
+            axes.axvline(limit, color="#6b6b6b", linestyle="--", linewidth=1.2, label=f"limit {limit:g}")
 
-    return _chart(draw, groups, across, upwards)
+    return _chart(draw, groups, across, upwards, width=_WIDTH * (0.65 if half else 1))
+
+
+def bar_chart(bars: Mapping[str, int], across: str, apart: str) -> str:
+    """A bar across for each name, the first on top, with its count and its share of all; `apart` has a colour of its
+    own."""
+    words = {name: f"{count:,} ({100 * count / max(1, sum(bars.values())):.1f} %)" for name, count in bars.items()}
+
+    def draw(axes: Axes) -> None:
+        drawn = axes.barh(
+            list(bars), list(bars.values()), height=0.6, color=[_TEAL if one == apart else _ORANGE for one in bars]
+        )
+        axes.bar_label(drawn, list(words.values()), padding=4)
+        axes.margins(x=0.25)
+        axes.grid(visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+
+    said = {f"{name} {count}": None for name, count in words.items()}
+    return _chart(draw, said, across, "", height=0.8 + 0.38 * len(bars), legend=False)
 
 
 def picture_grid(examples: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], across: int = 3) -> bytes:
@@ -63,16 +94,26 @@ def picture_grid(examples: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]
     return file.getvalue()
 
 
-def _chart(draw, names: Mapping[str, object], across: str, upwards: str) -> str:
+def _chart(
+    draw: Callable[[Axes], None],
+    names: Mapping[str, object],
+    across: str,
+    upwards: str,
+    *,
+    width: float = _WIDTH,
+    height: float = _HEIGHT,
+    legend: bool = True,
+) -> str:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.set(xlabel=across, ylabel=upwards)
-        if len(names) > 1:
+        if legend and len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend()
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()
-    said = escape(f"{upwards} by {across}: {', '.join(names)}", quote=True)
+    axes_said = f"{upwards} by {across}" if upwards else across
+    said = escape(f"{axes_said}: {', '.join(names)}", quote=True)
     return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{said}"', 1)

@@ -1,6 +1,6 @@
 import re
 
-from hive_ray.evaluation.charts import histogram, line_chart
+from hive_ray.charts import bar_chart, histogram, line_chart
 
 RISING = {"sft": [(0, 1), (1, 2)]}
 
@@ -29,3 +29,17 @@ def test_groups_of_a_histogram_share_their_bins_and_one_value_alone_is_drawn():
     outlines = re.findall(r'<g id="patch_\d+">', histogram({"a": [0.0, 1.0], "b": [0.5] * 10}, "reward", "share"))
     assert len(outlines) >= 2
     assert "<svg" in histogram({"a": [0.3]}, "reward", "share")
+
+
+def test_bars_have_their_counts_and_shares_and_say_them():
+    drawn = bar_chart({"kept": 1234, "flat": 2}, "pairs", apart="kept")
+    assert re.search(r'aria-label="pairs: kept 1,234 \(99.8 %\), flat 2 \(0.2 %\)"', drawn)
+    assert ">1,234 (99.8 %)<" in drawn
+    assert "legend" not in drawn
+    assert "<svg" in bar_chart({"kept": 0}, "pairs", apart="kept")
+
+
+def test_shares_may_be_of_all_and_a_limit_is_a_line_with_its_number():
+    drawn = histogram({"a": [0.0, 1.0]}, "x", "y", limit=0.25)
+    assert ">limit 0.25<" in drawn
+    assert histogram({"a": [0.0, 1.0]}, "x", "y") != histogram({"a": [0.0, 1.0]}, "x", "y", of=4)

@@ -1,0 +1,121 @@
+"""What is left of rows that an actor dropped: what was measured of each, and a few of them whole, to look at.
+
+    <table>/__dropped__/part-00000.parquet    every dropped row but its pictures, with the reason
+    <table>/__examples__/part-00000.parquet   the first of each reason, pictures and all
+
+A file a shard, written before the shard's own: a shard that is there has them, and one that is made again replaces
+them. Readers of a folder of Parquet (Hugging Face datasets, Arrow, Spark) pass over names that begin with
+underscores, so none takes them for rows of the table.
+"""
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hive_ray import storage
+from hive_ray.schemas import Row, Rows, table_name, to_table
+
+DROPPED, EXAMPLES = "__dropped__", "__examples__"
+MOST_FILES = 256
+"""Files of a table that are looked into for what was dropped, spread evenly."""
+
+
+def thin(rows: Iterable[Row], schema: pa.Schema, num_whole: int) -> Iterator[Row]:
+    """The rows as they come; of dropped ones the first `num_whole` of each reason keep their pictures."""
+    seen, pictures = Counter(), _pictures(schema)
+    for row in rows:
+        if row.keys() == {"dropped", "row"}:
+            seen[row["dropped"]] += 1
+            if seen[row["dropped"]] > num_whole:
+                row = row | {"row": _without(pictures, row["row"])}
+        yield row
+
+
+def write_dropped(path: str, number: int, rows: Rows, schema: pa.Schema) -> None:
+    """Write the rows {"dropped": reason, "row": row} of a shard of the table at `path`, if there are any."""
+    pictures = _pictures(schema)
+    told = [row["row"] | {"reason": row["dropped"]} for row in rows]
+    measured = [_without(pictures, row) for row in told]
+    whole = [row for row in told if row.keys() & pictures]
+    _write(_file(path, DROPPED, number), measured, _dropped_schema(schema, pictures), rows_per_group=1 << 20)
+    _write(_file(path, EXAMPLES, number), whole, _dropped_schema(schema, set()), rows_per_group=1)
+
+
+def read_measured(path: str, files: list[str], schema: pa.Schema, columns: list[str]) -> tuple[pa.Table, pa.Table]:
+    """Some columns of the rows in these files of the table at `path`, and of what was dropped on the way to them.
+
+    Of more than MOST_FILES files only as many are read.
+    """
+    nothing = pa.schema([schema.field(name) for name in columns]).empty_table()
+    kept, dropped = [nothing], [nothing]
+    for file in spread(files):
+        kept.append(_read(storage.join(path, file), columns))
+        beside = storage.join(path, DROPPED, file.rpartition("/")[2])
+        if storage.exists(beside):
+            dropped.append(_read(beside, columns))
+    return pa.concat_tables(kept), pa.concat_tables(dropped)
+
+
+def read_examples(path: str, most: int) -> dict[str, Rows]:
+    """Reason -> at most `most` rows that were dropped for it; the first of each shard before the second of any."""
+    folder, places = storage.join(path, EXAMPLES), defaultdict(list)
+    for file in spread([name for name in storage.list_files(folder) if not name.startswith(".")]):
+        seen = Counter()
+        for group, reason in enumerate(_read(storage.join(folder, file), ["reason"])["reason"].to_pylist()):
+            places[reason].append((seen[reason], file, group))
+            seen[reason] += 1
+    return {
+        reason: [_read_group(storage.join(folder, file), group) for _, file, group in sorted(found)[:most]]
+        for reason, found in places.items()
+    }
+
+
+def spread(files: list[str]) -> list[str]:
+    """At most MOST_FILES of them, evenly."""
+    return files[:: -(-len(files) // MOST_FILES) or 1]
+
+
+def _pictures(schema: pa.Schema) -> set[str]:
+    """The columns of pictures: the only large binaries of a table."""
+    return {field.name for field in schema if pa.types.is_large_binary(field.type)}
+
+
+def _without(pictures: set[str], row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in pictures}
+
+
+def _dropped_schema(schema: pa.Schema, without: set[str]) -> pa.Schema:
+    fields = [
+        *(field for field in schema if field.name not in without),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+    return pa.schema(fields, metadata={"table": f"dropped {table_name(schema)}"})
+
+
+def _file(path: str, folder: str, number: int) -> str:
+    return storage.join(path, folder, f"part-{number:05d}.parquet")
+
+
+def _write(file: str, rows: Rows, schema: pa.Schema, rows_per_group: int) -> None:
+    if rows:
+        buffer = io.BytesIO()
+        pq.write_table(to_table(rows, schema), buffer, row_group_size=rows_per_group)
+        storage.write_bytes(file, buffer.getvalue())
+
+
+def _open(file: str) -> pq.ParquetFile:
+    files, inside = storage.filesystem(file)
+    return pq.ParquetFile(files.open_input_file(inside))
+
+
+def _read(file: str, columns: list[str]) -> pa.Table:
+    with _open(file) as parquet:
+        return parquet.read(columns=columns).replace_schema_metadata()
+
+
+def _read_group(file: str, group: int) -> Row:
+    with _open(file) as parquet:
+        return parquet.read_row_group(group).to_pylist()[0]

@@ -1,0 +1,91 @@
+"""HTML pages that stand alone: pictures are data addresses, charts inline SVG; nothing is loaded from anywhere else."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+STYLE = Path(__file__).with_name("pages.css")
+MARKS = {None: "", True: "\u2713", False: "\u2717"}
+"""What an edit that is right, or wrong, is marked with, on a page and on a sheet."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture with the words under it."""
+
+    image: bytes
+    words: str
+    right: bool | None = None
+    """Marks the edit as right or wrong; None where nobody judged it."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Pictures in one row under one instruction: a source and its edits, or the two sides of a pair."""
+
+    instruction: str
+    shown: tuple[Shown, ...]
+
+
+def page(title: str, finding: str, sections: Iterable[tuple[str, str]]) -> str:
+    """A whole page: its title, what was found in a sentence, and sections (title, HTML); empty parts are left out.
+
+    Titles and the finding are text, sections are HTML already.
+    """
+    body = "".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
+    headline = f'<p class="finding">{escape(finding)}</p>' if finding else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1>{headline}{body}</main></body></html>"
+    )
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbers") -> str:
+    """A table of cells that are already HTML; the first cell of a row names it. `kind`: "numbers", or
+    "words" where the last cell is text."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    lines = []
+    for name, *cells in rows:
+        lines.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    body = "".join(lines)
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def chart(svg: str) -> str:
+    """A chart in its frame."""
+    return f'<figure class="chart">{svg}</figure>'
+
+
+def charts(svgs: Iterable[str]) -> str:
+    """Charts beside each other where there is room."""
+    return f'<div class="charts">{"".join(chart(svg) for svg in svgs)}</div>'
+
+
+def note(words: str) -> str:
+    """A small remark of plain text."""
+    return f'<p class="note">{escape(words)}</p>'
+
+
+def contact_sheet(examples: Sequence[Example]) -> str:
+    """Examples as cards of captioned pictures; no HTML where there are none."""
+    parts = []
+    for example in examples:
+        figures = "".join(_figure(shown, example.instruction) for shown in example.shown)
+        parts.append(f'<div class="example"><h3>\u201c{escape(example.instruction)}\u201d</h3>{figures}</div>')
+    kind = "examples short" if all(len(example.shown) <= 2 for example in examples) else "examples"
+    return f'<div class="{kind}">{"".join(parts)}</div>' if parts else ""
+
+
+def _figure(shown: Shown, instruction: str) -> str:
+    mark = {None: "", True: " right", False: " wrong"}[shown.right]
+    words = f"{MARKS[shown.right]} {shown.words}".strip()
+    kind = "jpeg" if shown.image[:2] == b"\xff\xd8" else "webp" if shown.image[8:12] == b"WEBP" else "png"
+    address = f"data:image/{kind};base64,{base64.b64encode(shown.image).decode()}"
+    alt = escape(f"{shown.words.splitlines()[0] if shown.words else 'picture'}: {instruction}", quote=True)
+    caption = escape(words).replace("\n", "<br>")
+    image = f'<img src="{address}" alt="{alt}">'
+    return f'<figure class="shown{mark}">{image}<figcaption>{caption}</figcaption></figure>'

@@ -1,0 +1,94 @@
+"""What a language model answered, kept by request: paid once, whatever is killed, and free to a table made again.
+
+<answers>/3f/3f0c...json            one answer, as it came
+<answers>/spent/<writer>.json       the dollars that one writer has spent
+<answers>/batches/<digest>.json     a batch whose answers are kept
+"""
+
+import json
+import threading
+import uuid
+
+from openai.types import CompletionUsage
+
+from hive_ray import storage
+from hive_ray.config import Spending
+from hive_ray.schemas import Stopped
+from hive_ray.seeds import id_for
+
+Request = dict
+"""The arguments of `client.chat.completions.create` or `client.completions.create`."""
+
+
+def request_id(request: Request) -> str:
+    """Names a request by its content; not by the endpoint's address, so that a model that moves is not asked again."""
+    return id_for(json.dumps(request, sort_keys=True))
+
+
+class Answers:
+    """Answers by request, one file each, below a local or s3:// folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def find(self, request: Request) -> dict | None:
+        """What `keep` was given for this request: {"answer": ..., "batch": ...}; None if it was not answered."""
+        address = self._address(request_id(request))
+        return json.loads(storage.read_text(address)) if storage.exists(address) else None
+
+    def keep(self, name: str, answer: dict, *, batch: bool = False) -> None:
+        """Store the answer to the request of this id; once it returns, the answer outlives this process."""
+        storage.write_text(self._address(name), json.dumps({"answer": answer, "batch": batch}))
+
+    def _address(self, name: str) -> str:
+        return storage.join(self.path, name[:2], f"{name}.json")
+
+
+def counts_of(usage: CompletionUsage | None, spending: Spending, *, batch: bool = False) -> dict[str, float]:
+    """What an answer counts in a manifest: tokens, and dollars where the prices are known."""
+    if usage is None:
+        return {"answers_without_usage": 1}
+    tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    if not (spending.prompt_price or spending.completion_price):
+        return tokens
+    price = usage.prompt_tokens * spending.prompt_price + usage.completion_tokens * spending.completion_price
+    return tokens | {"dollars": price / 1e6 * (1 - spending.batch_discount if batch else 1)}
+
+
+class Budget:
+    """The dollars of a run, over all its writers and restarts, against `spending.most_dollars`.
+
+    Each writer stores its own sum after every batch and reads the others' before it, so what is spent above the limit
+    is at most what is in flight then.
+    """
+
+    def __init__(self, path: str, spending: Spending) -> None:
+        self.folder, self.name = storage.join(path, "spent"), f"{uuid.uuid4().hex}.json"
+        self.most = spending.most_dollars
+        self.own = self.others = 0.0
+        self.lock = threading.Lock()
+
+    def spend(self, dollars: float) -> None:
+        """Count what an answer cost."""
+        with self.lock:
+            self.own += dollars
+
+    def store(self) -> None:
+        """Let the other writers know."""
+        if self.own:
+            storage.write_text(storage.join(self.folder, self.name), json.dumps(self.own))
+
+    def look(self) -> None:
+        """Learn what the others have spent."""
+        if self.most is not None:
+            files = [name for name in storage.list_files(self.folder) if name.endswith(".json") and name != self.name]
+            self.others = sum(json.loads(storage.read_text(storage.join(self.folder, name))) for name in files)
+
+    def check(self) -> None:
+        """Raise `Stopped` if nothing more may be asked."""
+        spent = self.own + self.others
+        if self.most is not None and spent >= self.most:
+            raise Stopped(
+                f"${spent:.4g} of ${self.most:.4g} are spent (spending.most_dollars); all answers are kept,"
+                " run again with a higher limit to go on"
+            )

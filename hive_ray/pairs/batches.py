@@ -1,0 +1,119 @@
+"""Answers through the endpoint's Batch API: many requests a file, answered within hours at half the price.
+
+requests -> kept answers, where `InstructionWriter` finds them; it asks by itself for those that a batch left out
+
+A batch carries the digest of its requests, so whoever asks again, after whatever was killed, finds and follows it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
+
+from openai import OpenAIError
+from openai.types import Batch, Completion
+from openai.types.chat import ChatCompletion
+
+from hive_ray import storage
+from hive_ray.pairs.answers import Request, counts_of, request_id
+from hive_ray.pairs.endpoint import MARK, Endpoint, EndpointError, follow
+from hive_ray.seeds import id_for
+
+REQUESTS = 20_000
+"""In one batch; OpenAI takes 50,000, and no file above 200 MB."""
+AT_ONCE = 4
+"""Batches at the endpoint at one time; the budget is looked at before each is started."""
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
+    """Have all requests answered that are not yet; EndpointError where a batch fails as a whole.
+
+    Batches are cut by place in `requests`, so a rerun over the same ones finds what was started.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        at_work = set()
+        for chunk in _chunks(requests):
+            if len(at_work) == AT_ONCE:
+                done, at_work = wait(at_work, return_when="FIRST_COMPLETED")
+                for one in done:
+                    one.result()
+            at_work.add(pool.submit(_answer, endpoint, chunk))
+        for one in at_work:
+            one.result()
+
+
+def _chunks(requests: Iterable[Request]) -> Iterator[dict[str, Request]]:
+    """Requests by their ids."""
+    source = iter(requests)
+    while chunk := {request_id(request): request for request in islice(source, REQUESTS)}:
+        yield chunk
+
+
+def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
+    digest = id_for(*chunk)
+    marker = storage.join(endpoint.answers.path, "batches", f"{digest}.json")
+    if storage.exists(marker):
+        return
+    try:
+        batch = _started(endpoint, digest) or _start(endpoint, digest, chunk)
+        if batch is None:
+            return
+        batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
+        if batch.status in ("failed", "cancelled"):
+            raise EndpointError(f"batch {batch.id} {batch.status}: {_why(batch)}")
+        kept = _keep(endpoint, batch)
+    except OpenAIError as error:
+        raise EndpointError(f"the batch {digest} of {len(chunk)} requests: {error}") from error
+    storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept}))
+    print(f"instructions: {batch.id} {batch.status}, {kept} of {len(chunk)} requests answered", flush=True)
+
+
+def _started(endpoint: Endpoint, digest: str) -> Batch | None:
+    """The batch of this digest that runs or has ended with answers."""
+    for batch in endpoint.client.batches.list(limit=100):
+        if (batch.metadata or {}).get(MARK) == digest and batch.status not in ("failed", "cancelling", "cancelled"):
+            print(f"instructions: following {batch.id}, which was started before ({batch.status})", flush=True)
+            return batch
+    return None
+
+
+def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
+    """A new batch of what has no answer; None if all have one. `Stopped` if no more may be spent."""
+    asked = {name: request for name, request in chunk.items() if endpoint.answers.find(request) is None}
+    if not asked:
+        return None
+    endpoint.budget.look()
+    endpoint.budget.check()
+    url = "/v1/chat/completions" if "messages" in next(iter(asked.values())) else "/v1/completions"
+    lines = "".join(
+        json.dumps({"custom_id": name, "method": "POST", "url": url, "body": request}, ensure_ascii=False) + "\n"
+        for name, request in asked.items()
+    )
+    file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
+    batch = endpoint.client.batches.create(
+        input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
+    )
+    print(f"instructions: started {batch.id} on {len(asked)} requests", flush=True)
+    return batch
+
+
+def _keep(endpoint: Endpoint, batch: Batch) -> int:
+    """Store a batch's answers; how many there are. Requests that failed are in another file, and left out."""
+    if not batch.output_file_id:
+        return 0
+    lines = endpoint.client.files.content(batch.output_file_id).text.splitlines()
+    answered = [line for line in map(json.loads, lines) if (line.get("response") or {}).get("status_code") == 200]
+    for line in answered:
+        answer = line["response"]["body"]
+        kind = ChatCompletion if "message" in answer["choices"][0] else Completion
+        endpoint.answers.keep(line["custom_id"], answer, batch=True)
+        counts = counts_of(kind.construct(**answer).usage, endpoint.spending, batch=True)
+        endpoint.budget.spend(counts.get("dollars", 0.0))
+    endpoint.budget.store()
+    return len(answered)
+
+
+def _why(batch: Batch) -> str:
+    problems = [problem.message for problem in (batch.errors and batch.errors.data) or [] if problem.message]
+    return "; ".join(problems[:3]) or "no reason was given"

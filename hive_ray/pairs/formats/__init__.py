@@ -1,0 +1,1 @@
+"""Other people's datasets of pairs: reading -> `imported`, measuring -> `pairs`, writing <- `pairs`."""

@@ -1,0 +1,33 @@
+"""Imported pairs -> pairs: CLIP similarities that are measured, and cycle-consistency twins."""
+
+from hive_ray.config import Importing
+from hive_ray.pairs.cycle import twin
+from hive_ray.schemas import PAIRS, Row, Rows
+from hive_ray.similarity import Similarity
+
+
+class PairMeasurer:
+    """Rows of `imported` -> rows of `pairs`, and {"dropped": "pictures_look_swapped"} as `drop_swapped` says.
+
+    Without a caption nothing that compares with it can be measured: those similarities are 0.
+    """
+
+    def __init__(self, settings: Importing, device: str = "cpu") -> None:
+        self.settings, self.similarity = settings, Similarity(settings.clip, device)
+
+    def __call__(self, rows: Rows) -> Rows:
+        columns = ("source_image", "edited_image", "source_caption", "edited_caption")
+        measured = self.similarity.measure(*([row[name] for row in rows] for name in columns))
+        clips = [{name: float(values[index]) for name, values in measured.items()} for index in range(len(rows))]
+        return [pair for row, clip in zip(rows, clips, strict=True) for pair in self._pairs(row, clip)]
+
+    def _pairs(self, row: Row, clip: dict[str, float]) -> Rows:
+        source, edited = bool(row["source_caption"]), bool(row["edited_caption"])
+        said = {"clip_source_text": source, "clip_edited_text": edited, "clip_direction": source and edited}
+        clip = clip | {name: clip[name] if captioned else 0.0 for name, captioned in said.items()}
+        if self.settings.drop_swapped and clip["clip_direction"] < 0:
+            return [{"dropped": "pictures_look_swapped"}]
+        known = row | clip | {"weight": 1.0}
+        pair = {name: known[name] for name in PAIRS.names}
+        inverse = row["inverse_instruction"]
+        return [pair, twin(pair, inverse)] if inverse and self.settings.cycle else [pair]

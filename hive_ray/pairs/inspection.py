@@ -1,0 +1,169 @@
+"""The page that shows which pairs were kept, which were dropped, and why.
+
+counts by reason, measured similarities, examples -> html
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from hive_ray.charts import bar_chart, histogram
+from hive_ray.config import Pairs
+from hive_ray.images import thumbnail
+from hive_ray.pages import Example, Shown, chart, charts, contact_sheet, note, page, table
+from hive_ray.pairs.filtering import (
+    CHANGED_NOTHING,
+    EDITED_IS_FLAT,
+    NEAR_DUPLICATE,
+    NOT_AMONG_THE_BEST,
+    SOURCE_IS_FLAT,
+    UNSAFE,
+    contrast,
+    difference,
+    least_similarities,
+    mean_colours,
+)
+from hive_ray.schemas import Row, Rows
+
+SIMILARITIES = {
+    "clip_image": "CLIP: source picture to edited picture",
+    "clip_direction": "CLIP: change of pictures to change of captions",
+    "clip_source_text": "CLIP: source picture to its caption",
+    "clip_edited_text": "CLIP: edited picture to its caption",
+}
+MEANINGS = {
+    SOURCE_IS_FLAT: "The source picture has less contrast than least_contrast asks for.",
+    EDITED_IS_FLAT: "The edited picture has less contrast than least_contrast asks for.",
+    CHANGED_NOTHING: "Source and edited picture differ nowhere by least_difference.",
+    UNSAFE: "The safety checker flagged one of the pictures.",
+    NEAR_DUPLICATE: "A pair of the same instruction with a greater clip_direction shows the same.",
+    NOT_AMONG_THE_BEST: "It passed, but keep_per_instruction pairs with a greater clip_direction did as well.",
+}
+LONGEST_SIDE = 256
+"""Pixels of the pictures on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """A table of pairs, as far as the page shows it."""
+
+    settings: Pairs
+    """Those that the table was made with."""
+    num_kept: int
+    """Drawn pairs that are rows of the table."""
+    num_twins: int
+    """Rows that are a kept pair backwards."""
+    dropped: Mapping[str, int]
+    """Reason -> pairs."""
+    failed: Mapping[str, int]
+    """Error -> instructions of which no pair was drawn."""
+    kept_values: Mapping[str, np.ndarray]
+    """Similarity column -> values of kept pairs; of large tables of some."""
+    dropped_values: Mapping[str, np.ndarray]
+    kept: Rows
+    """Examples."""
+    examples: Mapping[str, Rows]
+    """Reason -> examples."""
+
+
+def write_page(seen: Inspected) -> str:
+    """The whole page as a string of HTML; pictures that may be unsafe are counted, not shown."""
+    drawn = seen.num_kept + sum(seen.dropped.values())
+    shown = [
+        (f"Dropped: {reason}", _share(count, drawn) + _dropped(reason, seen))
+        for reason, count in _by_count(seen.dropped).items()
+    ]
+    sections = [
+        ("What became of the pairs", _counts(seen)),
+        ("CLIP similarities and their limits", _similarities(seen)),
+        ("Kept", contact_sheet([_example(row, seen.settings) for row in seen.kept])),
+        *shown,
+        ("Instructions that failed", _failed(seen.failed)),
+    ]
+    return page("hive_ray: pairs", headline(seen), sections)
+
+
+def headline(seen: Inspected) -> str:
+    """How many pairs were kept, and what most of the others were dropped for, in a sentence."""
+    drawn = seen.num_kept + sum(seen.dropped.values())
+    said = f"{seen.num_kept:,} of {drawn:,} drawn pairs are kept ({_percent(seen.num_kept, drawn)})"
+    if not seen.dropped:
+        return f"{said}."
+    reason, count = next(iter(_by_count(seen.dropped).items()))
+    return f"{said}; most often dropped for {reason} ({_percent(count, drawn)})."
+
+
+def _counts(seen: Inspected) -> str:
+    bars = {"kept": seen.num_kept, **_by_count(seen.dropped)}
+    twins = note(f"The table also holds {seen.num_twins:,} kept pairs backwards.") if seen.num_twins else ""
+    return chart(bar_chart(bars, across="drawn pairs", apart="kept")) + twins
+
+
+def _similarities(seen: Inspected) -> str:
+    limits, drawn = least_similarities(seen.settings), []
+    for column, words in SIMILARITIES.items():
+        groups = {"kept": seen.kept_values[column], "dropped": seen.dropped_values[column]}
+        groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
+        groups = {name: values for name, values in groups.items() if len(values)}
+        if groups:
+            total = sum(len(values) for values in groups.values())
+            drawn.append(histogram(groups, words, "share of drawn pairs", of=total, limit=limits[column], half=True))
+    return charts(drawn) if drawn else ""
+
+
+def _dropped(reason: str, seen: Inspected) -> str:
+    meaning = note(MEANINGS[reason]) if reason in MEANINGS else ""
+    if reason == UNSAFE:
+        return meaning + note("They are not shown; some are in __examples__ beside the table.")
+    sheet = contact_sheet([_example(row, seen.settings) for row in seen.examples.get(reason, [])])
+    return meaning + (sheet or note("No example of it was kept."))
+
+
+def _example(row: Row, settings: Pairs) -> Example:
+    """A pair with its captions and all that it was measured by; where a value is below its limit, both are there."""
+    limits = least_similarities(settings)
+
+    def value(words: str, column: str) -> str:
+        return f"{words} {_against(row[column], limits[column], 3)}"
+
+    def side(name: str) -> str:
+        words = _against(contrast(row[f"{name}_image"]), settings.least_contrast, 1)
+        return f"{name}: {row[f'{name}_caption']}\n{value('text', f'clip_{name}_text')} \u00b7 contrast {words}"
+
+    apart = difference(mean_colours(row["source_image"]), mean_colours(row["edited_image"]))
+    both = [
+        value("image", "clip_image"),
+        value("direction", "clip_direction"),
+        f"difference {_against(apart, settings.least_difference, 0)}",
+    ]
+    edited = "\n".join([side("edited"), " \u00b7 ".join(both)])
+    return Example(
+        row["instruction"],
+        (
+            Shown(thumbnail(row["source_image"], LONGEST_SIDE), side("source")),
+            Shown(thumbnail(row["edited_image"], LONGEST_SIDE), edited),
+        ),
+    )
+
+
+def _against(value: float, limit: float, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if value >= limit else f" < {limit:g}")
+
+
+def _failed(failed: Mapping[str, int]) -> str:
+    rows = [[escape(error), f"{count:,}"] for error, count in _by_count(failed).items()]
+    return table(["error", "instructions"], rows) if rows else ""
+
+
+def _by_count(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _share(count: int, drawn: int) -> str:
+    return note(f"{count:,} pairs, {_percent(count, drawn)} of all drawn.")
+
+
+def _percent(count: int, drawn: int) -> str:
+    return f"{100 * count / max(1, drawn):.1f} %"

@@ -1,0 +1,54 @@
+"""Pairs for other programs: diffusers' training script, InstructPix2Pix, WebDataset readers.
+
+pairs or scored_pairs -> exports/<format>
+
+The folder is whole once it has card.json, which is written last; exporting.json says that it is not yet.
+"""
+
+import json
+
+from hive_ray import storage
+from hive_ray.distributed.tables import Fingerprint, OnMismatch, mismatch, read_rows, table_digest
+from hive_ray.pairs.formats.writing import WRITERS
+from hive_ray.schemas import PAIRS, SCORED_PAIRS
+from jobs.run import Run, fingerprint, main
+
+TABLES = {"pairs": PAIRS, "scored_pairs": SCORED_PAIRS}
+
+
+def build(run: Run) -> dict:
+    """The card of the exported folder; a folder of the same pairs is kept."""
+    settings, table = run.config.exporting, run.path(run.config.exporting.table)
+    folder = storage.absolute(settings.folder or run.path(f"exports/{settings.format}"))
+    made_from = fingerprint(settings.model_copy(update={"folder": ""}), table=table_digest(table))
+    card, begun = storage.join(folder, "card.json"), storage.join(folder, "exporting.json")
+    if kept(folder, card, begun, made_from, run.on_mismatch):
+        print(f"{folder}: kept (nothing changed)", flush=True)
+        return json.loads(storage.read_text(card))
+    storage.remove_tree(folder)
+    description, schema = {"format": settings.format, "fingerprint": made_from}, TABLES[settings.table]
+    storage.write_text(begun, json.dumps(description, indent=2))
+    rows = WRITERS[settings.format](folder, read_rows(table, schema), schema, settings.shard_megabytes * 2**20)
+    done = description | {"rows": rows}
+    storage.write_text(card, json.dumps(done, indent=2))
+    storage.remove_file(begun)
+    print(f"{folder}: {rows} pairs of {table} as {settings.format}", flush=True)
+    return done
+
+
+def kept(folder: str, card: str, begun: str, made_from: Fingerprint, on_mismatch: OnMismatch) -> bool:
+    """Whether the folder is whole and what would be written; another one is refused, unless it may be removed."""
+    found = [json.loads(storage.read_text(path)) for path in (card, begun) if storage.exists(path)]
+    exports = [one for one in found if "format" in one]  # else the card of a model
+    if not exports:
+        if storage.list_files(folder):
+            raise FileExistsError(f"{folder} holds files that no export wrote; set exporting.folder to another folder")
+        return False
+    old = exports[0]["fingerprint"]
+    if old != made_from and on_mismatch == "refuse":
+        raise mismatch(folder, old, made_from)
+    return old == made_from and "rows" in exports[0]
+
+
+if __name__ == "__main__":
+    main(build)

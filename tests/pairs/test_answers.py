@@ -1,0 +1,114 @@
+"""What is asked is paid for once: across kills, restarts and several writers, on a disk and on S3."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from hive_ray.config import Instructions, Resources, Spending
+from hive_ray.pairs.answers import Budget, counts_of, request_id
+from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.schemas import Stopped
+
+PRICES = {"prompt_price": 1000.0, "completion_price": 2000.0}
+"""The server's 100 and 50 tokens an answer cost 20 cents."""
+
+
+def writer(answers: str, batch_size: int = 2, **spending) -> InstructionWriter:
+    resources = Resources(num_gpus=0, batch_size=batch_size)
+    settings = Instructions(writer="openai", resources=resources, spending=Spending(**spending))
+    return InstructionWriter(settings, answers)
+
+
+def captions(*texts: str) -> list[dict]:
+    return [{"caption_id": f"id of {text}", "caption": text} for text in texts]
+
+
+def write_all(write: InstructionWriter, names) -> list[dict]:
+    """What two captions after two become."""
+    return [row for start in range(0, len(names), 2) for row in write(captions(*names[start : start + 2]))]
+
+
+def counted(rows: list[dict]) -> list[dict]:
+    return [row["counted"] for row in rows if row.keys() == {"counted"}]
+
+
+def test_what_was_answered_is_not_asked_again_by_another_writer(chat, root):
+    first = writer(root)(captions("a cat", "a dog"))
+    assert writer(root)(captions("a cat", "a dog")) == first
+    assert chat.asked == {"a cat": 1, "a dog": 1}
+    assert len(writer(root)(captions("an owl"))) == 2
+    assert chat.asked["an owl"] == 1
+
+
+def test_another_request_has_another_name():
+    row, settings = captions("a cat")[0], Instructions(writer="openai")
+    names = {
+        request_id(request_of(row, settings.model_copy(update=change), []))
+        for change in ({}, {"llm": "other"}, {"per_caption": 2}, {"seed": 1}, {"structure": "json_object"})
+    }
+    assert len(names) == 5
+    assert request_id(request_of(row, settings.model_copy(update={"rank_rate": 0.5}), [])) in names
+
+
+def test_tokens_and_dollars_are_counted_and_count_the_same_from_kept_answers(chat, tmp_path):
+    for _ in range(2):
+        rows = writer(str(tmp_path), **PRICES)(captions("a cat"))
+        assert counted(rows) == [pytest.approx({"prompt_tokens": 100, "completion_tokens": 50, "dollars": 0.2})]
+    assert counted(writer(str(tmp_path))(captions("a cat"))) == [{"prompt_tokens": 100, "completion_tokens": 50}]
+
+
+def test_a_batch_is_cheaper_and_an_answer_without_usage_is_known_to_be():
+    usage = type("Usage", (), {"prompt_tokens": 100, "completion_tokens": 50})
+    spending = Spending(**PRICES, batch_discount=0.25)
+    assert counts_of(usage, spending, batch=True)["dollars"] == pytest.approx(0.15)
+    assert counts_of(None, spending) == {"answers_without_usage": 1}
+
+
+def test_a_writer_whose_money_is_spent_stops_and_one_with_more_goes_on(chat, root):
+    with pytest.raises(Stopped, match=r"\$0\.8 of \$0\.7 are spent .*run again with a higher limit"):
+        write_all(writer(root, most_dollars=0.7, **PRICES), "abcdefgh")
+    assert sum(chat.asked.values()) == 4
+    with pytest.raises(Stopped):  # the limit holds for the run, not for the writer
+        writer(root, most_dollars=0.7, **PRICES)(captions("e", "f"))
+    assert len(write_all(writer(root, most_dollars=10.0, **PRICES), "abcdefgh")) == 16
+    assert chat.asked == dict.fromkeys("abcdefgh", 1)
+
+
+def test_what_other_writers_have_spent_counts(tmp_path):
+    spending = Spending(most_dollars=1.0, **PRICES)
+    one, other = Budget(str(tmp_path), spending), Budget(str(tmp_path), spending)
+    for budget in (one, other):
+        budget.spend(0.6)
+        budget.store()
+        budget.check()
+    one.look()
+    with pytest.raises(Stopped, match=r"\$1\.2 of \$1"):
+        one.check()
+
+
+def test_a_limit_without_prices_is_refused():
+    with pytest.raises(ValueError, match="most_dollars needs the endpoint's prices"):
+        Spending(most_dollars=1.0)
+
+
+def test_a_writer_that_is_killed_has_kept_every_answer_that_came(chat, tmp_path):
+    chat.delay = 0.2
+    names = [f"cat {number}" for number in range(12)]
+    process = multiprocessing.get_context("fork").Process(target=_write, args=(str(tmp_path), names), daemon=True)
+    process.start()
+    while sum(chat.asked.values()) < 7:  # six answers have come, two requests are under way
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    before = dict(chat.asked)
+    rows = writer(str(tmp_path))(captions(*names))
+    assert [row["source_caption"] for row in rows if "source_caption" in row] == names
+    assert [chat.asked[name] for name in names[:6]] == [before[name] for name in names[:6]] == [1] * 6
+    assert sum(chat.asked.values()) <= 12 + 2
+
+
+def _write(answers: str, names: list[str]) -> None:
+    os.environ["no_proxy"] = "127.0.0.1"
+    write_all(writer(answers), names)
