@@ -132,13 +132,34 @@ class Pairs(Section):
     keep_per_instruction: int = Field(4, ge=1)
     """The best of them by `clip_direction` that are kept."""
     num_inference_steps: int = Field(50, ge=1)
+    schedule: Literal["ddim", "euler_ancestral", "dpm_solver++"] = "ddim"
+    """How the noise is taken out: DDIM, k-diffusion's Euler-ancestral (InstructPix2Pix, 100 steps), or DPM-Solver++
+    (about 25 steps)."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
     """Least and greatest classifier-free guidance scale, drawn uniformly for each sample."""
     shared_attention: tuple[float, float] = (0.1, 0.9)
-    """Least and greatest share of the steps in which the edited picture takes the source's attention."""
-    sharing: Literal["self", "cross_and_self"] = "self"
-    """What is shared: self-attention maps (InstructPix2Pix), or cross-attention maps of kept words as well (Google's
-    Prompt-to-Prompt)."""
+    """Least and greatest share of the steps in which the edited picture takes the source's attention, drawn for each
+    sample; the spans below are for Google's kinds of sharing, and the same draw places a sample in each."""
+    sharing: Literal["self", "cross_and_self", "replace", "refine", "replace_or_refine"] = "self"
+    """What is shared: self-attention maps (InstructPix2Pix), or cross-attention maps of kept words as well; or Google's
+    Prompt-to-Prompt: word swap (drops pairs whose captions differ in their number of words), refinement, or word swap
+    where it can be and else refinement."""
+    self_replace_steps: tuple[float, float] = (0.4, 0.4)
+    """Google's: the share of the steps in which self-attention is the source's, in layers of `control_side`."""
+    cross_replace_steps: tuple[float, float] = (0.8, 0.8)
+    """Google's: the share of the steps in which words look where the source's look."""
+    changed_replace_steps: tuple[float, float] | None = None
+    """Google's: the same for the changed words alone; None is `cross_replace_steps`."""
+    changed_scale: float = 1.0
+    """Google's re-weighting: what the changed words' cross-attention is multiplied by in those steps; 1 is none."""
+    local_blend: float = Field(0.0, ge=0, lt=1)
+    """Local blending: the edited picture is the source's where neither looks at a changed word by more than this
+    share of the most (Google's: 0.3); 0 is none. Not for "self", which looks at no words."""
+    local_blend_start: float = Field(0.2, ge=0, le=1)
+    """The share of the steps before local blending begins."""
+    control_side: float = Field(0.25, gt=0, le=1)
+    """Side, over the latent's, of the largest layers whose self-attention Google's kinds replace, and of the layers
+    whose words local blending looks at (Google's: 16 of 64)."""
     least_clip_image: float = 0.7
     least_clip_direction: float = 0.2
     least_clip_source_text: float = 0.2
@@ -162,10 +183,15 @@ class Pairs(Section):
 
     @model_validator(mode="after")
     def _ranges(self) -> "Pairs":
-        for name in ("guidance_scale", "shared_attention"):
-            least, most = getattr(self, name)
+        shares = ("shared_attention", "self_replace_steps", "cross_replace_steps", "changed_replace_steps")
+        for name in ("guidance_scale", *shares):
+            least, most = getattr(self, name) or (0, 0)
             if least > most:
                 raise ValueError(f"pairs.{name} is {least}..{most}: the least comes first")
+        if self.local_blend and self.sharing == "self":
+            raise ValueError(
+                f"pairs.local_blend is {self.local_blend}, but sharing 'self' looks at no words: set it to 0"
+            )
         return self
 
 
@@ -431,7 +457,10 @@ def _stable_diffusion(base: str) -> Config:
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
         importing=Importing(resources=Resources(num_actors=8, batch_size=32)),
-        pairs=Pairs(base=base, resources=Resources(num_actors=8, batch_size=4)),
+        pairs=Pairs(
+            base=base, num_inference_steps=100, schedule="euler_ancestral",
+            resources=Resources(num_actors=8, batch_size=4),
+        ),
         editor=Editor(start=base, sft=sft, finetune=sft),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
         rankings=Rankings(annotator="people", annotations="rankings.jsonl"),

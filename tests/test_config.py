@@ -30,7 +30,13 @@ def test_a_span_has_its_least_first():
         Pairs(base="x", guidance_scale=(4.0, 3.0))
 
 
+def test_local_blending_that_looks_at_no_words_is_refused():
+    with pytest.raises(ValidationError, match=r"local_blend is 0\.3"):
+        Pairs(base="x", local_blend=0.3)
+
+
 def test_the_published_numbers_stand():
     pairs, editor = sd15().pairs, sd15().editor
     assert (pairs.least_clip_image, pairs.least_clip_direction, pairs.keep_per_instruction) == (0.7, 0.2, 4)
+    assert (pairs.schedule, pairs.num_inference_steps, pairs.sharing) == ("euler_ancestral", 100, "self")
     assert (editor.sft.learning_rate, editor.sft.batch_size, editor.condition_dropout) == (1e-4, 1024, 0.05)

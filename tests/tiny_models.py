@@ -7,11 +7,20 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from hive_ray.shapes.pretraining.words import train_tokenizer
 
@@ -37,6 +46,40 @@ def tiny_stable_diffusion(
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+        )
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
+def tiny_stable_diffusion_xl(folder: Path) -> Path:
+    """A text-to-image folder of 64 x 64 images in fp16 with SDXL's blocks, conditions and two text encoders."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = tiny_tokenizer()
+        pipeline = StableDiffusionXLPipeline(
+            vae=tiny_autoencoder(),
+            unet=UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(16, 16, 32),
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                layers_per_block=1,
+                transformer_layers_per_block=(1, 1, 2),
+                cross_attention_dim=64,
+                attention_head_dim=(2, 2, 4),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 32,
+                norm_num_groups=8,
+            ),
+            text_encoder=tiny_text_encoder(tokenizer),
+            text_encoder_2=CLIPTextModelWithProjection(tiny_text_encoder(tokenizer).config),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
         )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     return Path(folder)
@@ -114,12 +157,14 @@ def tiny_unet(in_channels: int = 4) -> UNet2DConditionModel:
     )
 
 
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
 def _scheduler(prediction_type: str) -> PNDMScheduler | DDIMScheduler:
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     if prediction_type == "epsilon":
-        return PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+        return PNDMScheduler(**_BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     return DDIMScheduler(
-        **betas,
+        **_BETAS,
         clip_sample=False,
         steps_offset=1,
         prediction_type=prediction_type,

@@ -10,8 +10,7 @@ thresholds, scales and seeds go through the network together and none changes an
     H heads, P pixels of an attention layer, T text tokens, D channels of a head
 """
 
-from dataclasses import dataclass
-from difflib import SequenceMatcher
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,43 +24,42 @@ class SharedAttention:
     """What the attention processors look at during one denoising step."""
 
     self_attention: Tensor
-    """(n,) bool: the edited picture takes the source's self-attention map (Hertz et al. 2022; InstructPix2Pix)."""
-    cross_attention: Tensor | None = None
-    """(n,) bool: it takes the source's cross-attention map of aligned words too; None never does."""
-    alignment: Tensor | None = None
-    """(n, T) int: for each token of the edited caption the source caption's token it stands for, -1 where none."""
-
-
-def align_tokens(source: list[int], edited: list[int]) -> list[int]:
-    """For each edited token the index of the source token it keeps or replaces one for one; -1 for new ones.
-
-    Equal texts give 0, 1, 2, ...
-    """
-    alignment = [-1] * len(edited)
-    for kind, low, high, first, last in SequenceMatcher(a=source, b=edited, autojunk=False).get_opcodes():
-        if kind == "equal" or (kind == "replace" and high - low == last - first):
-            alignment[first:last] = range(low, high)
-    return alignment
+    """(n,) bool: the edited picture takes the source's self-attention map; or (2, n) for each guidance half."""
+    self_pixels: int | None = None
+    """The most pixels of a layer whose self-attention is taken; None takes every layer's."""
+    mapper: Tensor | None = None
+    """(n, T, T): source token -> edited token, how much of the source's cross-attention the edited takes; None never
+    touches cross-attention."""
+    own: Tensor | None = None
+    """(n, T): how much of its own cross-attention each edited token keeps beside that."""
+    watched: Tensor | None = None
+    """(2, n, T) bool: the tokens of the source and of the edited caption whose cross-attention is added up."""
+    watched_pixels: int = 0
+    """The pixels of the layers where it is."""
 
 
 def take_source(states: Tensor, shares: Tensor) -> Tensor:
-    """(4n, ...) with the edited rows replaced by their source's in the pairs (n,) that share, in both halves."""
+    """(4n, ...) with the edited rows replaced by their source's in the pairs that share: (n,), or (2, n) by half."""
     halves = states.unflatten(0, (2, 2, -1))  # (guidance half, source/edited, n, ...)
     source, edited = halves[:, 0], halves[:, 1]
-    chosen = shares.view(1, -1, *([1] * (source.dim() - 2)))
+    chosen = shares.view(-1, shares.shape[-1], *([1] * (source.dim() - 2)))
     return torch.stack([source, torch.where(chosen, source, edited)], dim=1).flatten(0, 2)
 
 
-def share_cross_maps(maps: Tensor, shares: Tensor, alignment: Tensor) -> Tensor:
-    """Cross-attention maps (4n, H, P, T) with the edited captions' aligned tokens looking where the source's look.
+def share_cross_maps(maps: Tensor, mapper: Tensor, own: Tensor) -> Tensor:
+    """Cross-attention maps (4n, H, P, T) with the edited captions' tokens looking where the source's look.
 
-    Only the conditional half has words to align (Hertz et al. 2022, sec. 3: refinement); new words keep their own.
+    Only the conditional half has words (Hertz et al. 2022, sec. 3.2): edited = source @ mapper + own edited.
     """
     source, edited = maps.unflatten(0, (2, 2, -1))[1]  # (n, H, P, T) each
-    index = alignment.clamp_min(0)[:, None, None, :].expand_as(source)
-    aligned = (alignment >= 0)[:, None, None, :] & shares[:, None, None, None]
-    mixed = torch.where(aligned, source.gather(-1, index), edited)
-    return torch.cat([maps[: 3 * len(shares)], mixed])
+    mixed = source @ mapper[:, None].to(maps) + edited * own[:, None, None].to(maps)
+    return torch.cat([maps[: 3 * len(own)], mixed])
+
+
+def attended_words(maps: Tensor, watched: Tensor) -> Tensor:
+    """(2, n, P): how much the conditional source and edited pictures look at the watched tokens, mean over heads."""
+    conditional = maps.unflatten(0, (2, 2, -1))[1]
+    return (conditional * watched[:, :, None, None].to(maps)).sum(-1).mean(2)
 
 
 class SharingProcessor:
@@ -82,12 +80,16 @@ class SharingProcessor:
         context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
         query, key, value = attention.to_q(hidden_states), attention.to_k(context), attention.to_v(context)
         shared = self.state.shared
-        if shared is not None and not crosses:
+        pixels = query.shape[1]
+        if shared is not None and not crosses and pixels <= (shared.self_pixels or pixels):
             query, key = take_source(query, shared.self_attention), take_source(key, shared.self_attention)
         query, key, value = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        if crosses and shared is not None and shared.cross_attention is not None and shared.alignment is not None:
+        if crosses and shared is not None and shared.mapper is not None and shared.own is not None:
             maps = (query @ key.transpose(-1, -2) * attention.scale).softmax(-1)
-            mixed = share_cross_maps(maps, shared.cross_attention, shared.alignment) @ value
+            maps = share_cross_maps(maps, shared.mapper, shared.own)
+            if shared.watched is not None and pixels == shared.watched_pixels:
+                self.state.attended.append(attended_words(maps, shared.watched).float())
+            mixed = maps @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
         joined = mixed.transpose(1, 2).flatten(2)
@@ -96,9 +98,11 @@ class SharingProcessor:
 
 @dataclass
 class StateHolder:
-    """Where the sampler puts what the current step shares."""
+    """Where the sampler puts what the current step shares, and finds what was seen."""
 
     shared: SharedAttention | None = None
+    attended: list[Tensor] = field(default_factory=list)
+    """(2, n, P) of each layer that is watched, until the sampler takes them."""
 
 
 def install(unet: UNet2DConditionModel) -> StateHolder:

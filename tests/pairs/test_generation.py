@@ -2,29 +2,45 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_clip, tiny_stable_diffusion
+from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from hive_ray.config import Pairs, Resources
+from hive_ray.images import decode
 from hive_ray.pairs import generation
-from hive_ray.pairs.generation import PairGenerator, TextToImage
+from hive_ray.pairs.generation import PairGenerator, SourceGenerator, controls_for, first_draws
+from hive_ray.pairs.text_to_image import TextToImage
 from hive_ray.schemas import PAIRS, to_table
 
 SOURCES, EDITS = ["a red cat", "a blue dog and a hat"], ["a green cat", "a blue dog"]
+ANYTHING = {f"least_clip_{name}": -2.0 for name in ("image", "direction", "source_text", "edited_text")}
+ANYTHING |= {"least_contrast": 0.0, "least_difference": 0.0}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> TextToImage:
-    return TextToImage(tiny_stable_diffusion(Path(tmp_path_factory.mktemp("base"))))
+def base(tmp_path_factory) -> Path:
+    return tiny_stable_diffusion(Path(tmp_path_factory.mktemp("base")))
 
 
-def noise(model: TextToImage) -> torch.Tensor:
-    return model.noise([torch.Generator().manual_seed(seed) for seed in (1, 2)], resolution=64)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return tiny_clip(Path(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture(scope="module")
+def model(base) -> TextToImage:
+    return TextToImage(base)
+
+
+def noise(model: TextToImage, rows=slice(None)):
+    return model.noise([torch.Generator().manual_seed(seed) for seed in (1, 2)][rows], resolution=64)
 
 
 def pairs(model: TextToImage, sharing: str, shared: float, rows=slice(None)):
+    settings = Pairs(base="", sharing=sharing, shared_attention=(shared, shared), num_inference_steps=3)
+    sources, edits = model.describe(SOURCES[rows]), model.describe(EDITS[rows])
     return model.draw_pairs(
-        SOURCES[rows], EDITS[rows], noise(model)[rows], guidance_scale=torch.tensor([3.0, 5.0])[rows],
-        shared_attention=torch.full((2,), shared)[rows], sharing=sharing, num_inference_steps=3,
+        SOURCES[rows], EDITS[rows], noise(model, rows), guidance_scale=torch.tensor([3.0, 5.0])[rows],
+        controls=controls_for(settings, sources, edits, torch.zeros(len(sources))), num_inference_steps=3,
     )  # fmt: skip
 
 
@@ -47,6 +63,81 @@ def test_a_pair_does_not_depend_on_those_beside_it(model):
     together, alone = pairs(model, "cross_and_self", 0.6), pairs(model, "cross_and_self", 0.6, slice(1, 2))
     for both, one in zip(together, alone, strict=True):
         torch.testing.assert_close(both[1:], one, atol=1e-5, rtol=0)
+
+
+def rows() -> list[dict]:
+    return [
+        {
+            "instruction_id": f"i{index}", "caption_id": f"c{index}", "instruction": "edit",
+            "source_caption": source, "edited_caption": edited, "inverse_instruction": "",
+            "writer": "shapes", "split": "train",
+        }
+        for index, (source, edited) in enumerate(zip(SOURCES, EDITS, strict=True))
+    ]  # fmt: skip
+
+
+def settings(base: Path, clip: Path, **changes) -> Pairs:
+    small = dict(base=str(base), clip=str(clip), resolution=64, samples_per_instruction=2, num_inference_steps=3)
+    return Pairs(**small | ANYTHING | changes)
+
+
+@pytest.mark.parametrize("schedule", ["ddim", "euler_ancestral", "dpm_solver++"])
+@pytest.mark.parametrize("sharing", ["replace_or_refine", "refine", "self"])
+def test_every_setting_of_schedule_and_sharing_makes_pairs(base, clip, schedule, sharing):
+    made = PairGenerator(settings(base, clip, schedule=schedule, sharing=sharing))(rows())
+    assert [row["instruction_id"] for row in made] == ["i0", "i0", "i1", "i1"]
+    assert all(decode(row["source_image"]).shape == (64, 64, 3) for row in made)
+    assert all(row["source_image"] != row["edited_image"] for row in made)
+
+
+def test_what_cannot_be_swapped_is_dropped_and_sinks_nothing(base, clip):
+    made = PairGenerator(settings(base, clip, sharing="replace"))(rows())
+    assert [row.get("instruction_id") for row in made] == ["i0", "i0", None, None]
+    assert made[2:] == [{"dropped": "captions_differ_in_number_of_words"}] * 2
+    swapped = PairGenerator(settings(base, clip, sharing="replace_or_refine"))(rows()[:1])
+    assert [row["edited_image"] for row in swapped] == [row["edited_image"] for row in made[:2]]
+
+
+def test_googles_pairs_say_which_share_of_the_steps_shared_self_attention(base, clip):
+    made = PairGenerator(settings(base, clip, sharing="refine", self_replace_steps=(0.5, 0.5)))(rows())
+    assert {row["shared_attention"] for row in made} == {0.5}
+
+
+def test_local_blending_is_in_the_pictures(base, clip):
+    google = dict(sharing="refine", control_side=0.5)
+    plain, blended = (
+        {row["pair_id"]: row for row in PairGenerator(settings(base, clip, **google, local_blend=share))(rows())}
+        for share in (0.0, 0.9)
+    )
+    assert all(plain[pair]["source_image"] == blended[pair]["source_image"] for pair in plain)
+    assert any(plain[pair]["edited_image"] != blended[pair]["edited_image"] for pair in plain)
+
+
+def test_an_sdxl_folder_makes_pairs_and_prompts(tmp_path, clip):
+    base = tiny_stable_diffusion_xl(tmp_path / "xl")
+    made = settings(base, clip, schedule="euler_ancestral", sharing="replace_or_refine")
+    assert len(PairGenerator(made)(rows())) == 4
+    assert len(SourceGenerator(made)(rows())) == 2
+
+
+def test_thresholds_and_scales_can_be_recomputed_from_a_seed_as_instruct_pix2pix_drew_them():
+    """torch.manual_seed(seed), then two torch.rand(()) of the CPU (generate_img_dataset.py); 0 by hand."""
+    for seed in (0, 1, 2**32 - 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            theirs = 0.1 + torch.rand(()).item() * 0.8, 7.5 + torch.rand(()).item() * 7.5
+        threshold, scale = first_draws(torch.Generator().manual_seed(seed))
+        assert (0.1 + 0.8 * threshold, 7.5 + 7.5 * scale) == theirs
+    assert first_draws(torch.Generator().manual_seed(0)) == pytest.approx((0.49625659, 0.76822180))
+
+
+def test_the_noise_of_a_pair_is_drawn_behind_its_threshold_and_scale(base, clip):
+    """A row's column is what its seed gives, whatever batch it was drawn in."""
+    for batch_size in (1, 4):
+        made = settings(base, clip, resources={"batch_size": batch_size})
+        for row in PairGenerator(made)(rows()):
+            threshold, _ = first_draws(torch.Generator().manual_seed(row["seed"]))
+            assert row["shared_attention"] == pytest.approx(0.1 + 0.8 * threshold)
 
 
 ROW = {

@@ -1,0 +1,166 @@
+"""Controls: in which steps the edited picture of a pair holds on to its source, and how.
+
+InstructPix2Pix's kind shares self-attention, in both guidance halves and every layer, in the steps below a threshold.
+Google's kind works on the conditional half alone: cross-attention by words, self-attention of small layers.
+
+    N steps, n pairs, T tokens
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hive_ray.pairs.alignment import (
+    Span,
+    align_tokens,
+    aligned_mapper,
+    changed_tokens,
+    refine_tokens,
+    swapped_mapper,
+)
+from hive_ray.pairs.prompt_to_prompt import SharedAttention
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the controls need to know of a caption."""
+
+    words: list[str]
+    tokens: list[int]
+    """Start and end among them, the padding not."""
+    padded: list[int]
+    """(T,) the same, filled up."""
+    spans: list[Span]
+    """Where each word stands among the tokens."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """All that is decided about n pairs before the first step."""
+
+    self_steps: Tensor
+    """(N, 2, n) bool: step, guidance half, pair."""
+    small_layers_alone: bool = False
+    """Whether self-attention is shared in the layers of `control_side` and smaller alone."""
+    mapper: Tensor | None = None
+    """(n, T, T): source token -> edited token; None leaves cross-attention as it is."""
+    taken: Tensor | None = None
+    """(N, n, T): how much of what it maps each edited token takes."""
+    own: Tensor | None = None
+    """(N, n, T): how much of its own map it keeps."""
+    changed: Tensor | None = None
+    """(2, n, T) bool: the source's and the edited caption's changed tokens."""
+
+    def at(self, step: int, *, side: int, watches: bool) -> SharedAttention:
+        """What is shared in a step; layers of side x side pixels are the small ones, and those that are watched."""
+        pixels = side**2
+        shared = SharedAttention(self.self_steps[step], self_pixels=pixels if self.small_layers_alone else None)
+        if self.mapper is not None and self.taken is not None and self.own is not None:
+            shared.mapper, shared.own = self.mapper * self.taken[step][:, None], self.own[step]
+            shared.watched, shared.watched_pixels = self.changed if watches else None, pixels
+        return shared
+
+    def to(self, device: torch.device) -> "Controls":
+        """The same on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Controls(**vars(self) | tensors)
+
+
+def same_number_of_words(source: str, edited: str) -> bool:
+    """Whether a word swap can be done."""
+    return len(source.split()) == len(edited.split())
+
+
+def instruct_pix2pix(shared_attention: Tensor, num_steps: int) -> Controls:
+    """Self-attention is the source's in step i of N while shared_attention (n,) > i / (N - 1) (method.md 5.4)."""
+    return Controls(self_steps=_below_threshold(shared_attention, num_steps)[:, None].expand(-1, 2, -1))
+
+
+def kept_words(sources: list[Caption], edits: list[Caption], shared_attention: Tensor, num_steps: int) -> Controls:
+    """InstructPix2Pix's, and in the same steps kept and replaced tokens look where the source's look.
+
+    Paddings are aligned as part of their captions.
+    """
+    shares = _below_threshold(shared_attention, num_steps)
+    pairs = zip(sources, edits, strict=True)
+    alignments = [align_tokens(source.padded, edited.padded) for source, edited in pairs]
+    aligned = torch.tensor(alignments) >= 0
+    taken = (shares[..., None] & aligned).float()
+    return Controls(
+        self_steps=shares[:, None].expand(-1, 2, -1),
+        mapper=torch.stack([aligned_mapper(alignment, len(alignment)) for alignment in alignments]),
+        taken=taken,
+        own=1 - taken,
+        changed=_changed(sources, edits),
+    )
+
+
+def google(
+    sources: list[Caption],
+    edits: list[Caption],
+    *,
+    swaps_words: list[bool],
+    self_replace_steps: Tensor,
+    cross_replace_steps: Tensor,
+    changed_replace_steps: Tensor,
+    changed_scale: float,
+    num_steps: int,
+) -> Controls:
+    """Word swap or refinement of each pair, with self-attention replacement and re-weighting (Hertz et al. 2022).
+
+    The steps are shares (n,) of N, cut to whole ones. In those of cross-attention
+    edited = changed_scale (a mapped + (1 - a) edited), where a is 1 for a word that has a source and changed_scale is
+    1 for those that are kept.
+    """
+    mappers = torch.stack(
+        [
+            _swap(source, edited) if swaps else _refinement(source, edited)
+            for source, edited, swaps in zip(sources, edits, swaps_words, strict=True)
+        ]
+    )
+    changed = _changed(sources, edits)
+    has_source = (mappers.sum(1) > 0).float()  # (n, T)
+    scale = torch.where(changed[1], changed_scale, 1.0)
+    begun = torch.arange(num_steps)[:, None]
+    crosses = torch.where(
+        changed[1],
+        (begun < _whole_steps(changed_replace_steps, num_steps))[..., None],
+        (begun < _whole_steps(cross_replace_steps, num_steps))[..., None],
+    ).float()  # (N, n, T)
+    self_steps = begun < _whole_steps(self_replace_steps, num_steps)
+    return Controls(
+        self_steps=torch.stack([torch.zeros_like(self_steps), self_steps], dim=1),
+        small_layers_alone=True,
+        mapper=mappers,
+        taken=crosses * scale * has_source,
+        own=crosses * scale * (1 - has_source) + (1 - crosses),
+        changed=changed,
+    )
+
+
+def _below_threshold(shared_attention: Tensor, num_steps: int) -> Tensor:
+    """(N, n) bool: shared_attention > i / (N - 1), in the order and precision of InstructPix2Pix's comparison."""
+    return torch.stack([shared_attention > step / max(1, num_steps - 1) for step in range(num_steps)])
+
+
+def _whole_steps(shares: Tensor, num_steps: int) -> Tensor:
+    """int(N x), where an fp32 share of 0.7 is 7 of 10 though it is a little less."""
+    return (shares * num_steps + 1e-4).long()
+
+
+def _swap(source: Caption, edited: Caption) -> Tensor:
+    swapped = [before != after for before, after in zip(source.words, edited.words, strict=True)]
+    return swapped_mapper(source.spans, edited.spans, swapped, len(edited.padded))
+
+
+def _refinement(source: Caption, edited: Caption) -> Tensor:
+    return aligned_mapper(refine_tokens(source.tokens, edited.tokens), len(edited.padded))
+
+
+def _changed(sources: list[Caption], edits: list[Caption]) -> Tensor:
+    changed = torch.zeros(2, len(sources), len(sources[0].padded), dtype=torch.bool)
+    for pair, (source, edited) in enumerate(zip(sources, edits, strict=True)):
+        for side, tokens in enumerate(changed_tokens(source.tokens, edited.tokens)):
+            changed[side, pair, tokens] = True
+    return changed
