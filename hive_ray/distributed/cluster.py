@@ -27,8 +27,11 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
 
 
-def start_ray(*, num_cpus: int | None = None) -> None:
-    """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout."""
+def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
+    """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout.
+
+    A cluster that is started here has as many CPUs and GPUs as the machine, or as many as it is told that it has.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local cluster would else write ~/.ray/auth_token
@@ -39,7 +42,7 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
     else:
-        ray.init(address="local", num_cpus=num_cpus, **settings)
+        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, **settings)
 
 
 def require(stage: str, resources: Resources) -> None:
