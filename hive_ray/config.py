@@ -105,6 +105,12 @@ class Instructions(Section):
     spending: Spending = Spending()
     resources: Resources = Resources(num_gpus=0)
 
+    @model_validator(mode="after")
+    def _moderated_first(self) -> "Instructions":
+        if self.moderation and self.spending.batch:
+            raise ValueError("instructions.moderation looks at captions first, and a batch asks for all: unset one")
+        return self
+
 
 class Writer(Section):
     """Triplets that people wrote -> a language model fine-tuned to write instructions (InstructPix2Pix's step 1a)."""

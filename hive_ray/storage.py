@@ -21,6 +21,7 @@ from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 S3 = "s3://"
@@ -93,6 +94,8 @@ def patient(act: Callable[P, R]) -> Callable[P, R]:
                 waited = time.monotonic() - started
                 if "AWS Error" not in str(error) or LASTING.search(str(error)) or waited > S3_PATIENCE_S:
                     raise
+                if attempt == 1:
+                    print(f"S3 does not answer, waiting for {S3_PATIENCE_S:.0f} s: {error}", flush=True)
                 time.sleep(min(2.0**attempt, 15.0))
 
     return patiently
@@ -108,6 +111,15 @@ def exists(path: str) -> bool:
 def list_files(path: str) -> list[str]:
     """Names of all files below a folder, relative to it and sorted; none if there is no such folder."""
     return list(list_sizes(path))
+
+
+def list_data(path: str, *endings: str) -> list[str]:
+    """Those of `list_files` that end so, but none that is or lies in what a leading _ or . says is no data."""
+    return [
+        name
+        for name in list_files(path)
+        if name.endswith(endings) and not any(part[0] in "_." for part in name.split("/"))
+    ]
 
 
 @patient
@@ -217,11 +229,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray")
 
 
+@patient
 def _s3_objects(path: str) -> dict[str, tuple[str, int]]:
     """Name below the folder -> (etag, bytes)."""
     bucket, _, prefix = path.removeprefix(S3).rstrip("/").partition("/")
     pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
-    found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
+    try:
+        found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
+    except ClientError as error:
+        away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+        raise OSError(f"{path} cannot be listed: {'AWS Error ' if away else ''}{error}") from error
+    except BotoCoreError as error:
+        raise OSError(f"{path} cannot be listed: AWS Error {error}") from error
     return {item["Key"].removeprefix(f"{prefix}/"): (item["ETag"], item["Size"]) for item in found}
 
 

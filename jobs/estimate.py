@@ -58,7 +58,11 @@ def compare(run: Run, manifest: Manifest) -> None:
     thought = Estimate(**json.loads(storage.read_text(address)))
     seconds = thought.seconds * manifest.rows_timed / thought.rows
     off = {"time": manifest.seconds / seconds, "rows": manifest.rows_out / max(1, thought.rows_out)}
-    off |= {name: manifest.counts[name] / count for name, count in thought.counts.items() if name in manifest.counts}
+    off |= {
+        name: manifest.counts[name] / count
+        for name, count in thought.counts.items()
+        if count and name in manifest.counts
+    }
     said = ", ".join(f"{name} {100 * (ratio - 1):+.0f} %" for name, ratio in off.items())
     print(f"{manifest.table}: against the estimate: {said}", flush=True)
 

@@ -27,6 +27,8 @@ def gather(run: Run) -> Inspected:
     path, most = run.path("pairs"), run.config.pairs.inspection.num_shown
     rows = select(path, PAIRS)
     manifest = read_manifest(path)
+    if "pairs.samples_per_instruction" not in manifest.fingerprint:
+        raise ValueError(f"{path} was imported, not drawn: of its pairs nobody dropped any for the reasons of the page")
     settings = made_with(run.config.pairs, manifest.fingerprint)
     failed = {reason: count for reason, count in manifest.dropped.items() if reason.startswith(ERROR)}
     dropped = {reason: count for reason, count in manifest.dropped.items() if reason not in failed}

@@ -46,6 +46,8 @@ def build(run: Run) -> Manifest:
 def estimate(run: Run) -> Estimate:
     """What the instructions will take, by the answers to the first captions, which are kept."""
     settings = writer_settings(run)
+    if settings.writer == "openai" and settings.spending.batch:
+        raise ValueError("how long a batch takes cannot be measured: estimate with --instructions.spending.no-batch")
     take_captions(run)
     return measure(run, PLANS[settings.writer](run, settings, shown_examples(settings)))
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from hive_ray.config import PRESETS, Pairs, Training, sd15, shapes
+from hive_ray.config import PRESETS, Instructions, Pairs, Spending, Training, sd15, shapes
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -40,3 +40,8 @@ def test_the_published_numbers_stand():
     assert (pairs.least_clip_image, pairs.least_clip_direction, pairs.keep_per_instruction) == (0.7, 0.2, 4)
     assert (pairs.schedule, pairs.num_inference_steps, pairs.sharing) == ("euler_ancestral", 100, "self")
     assert (editor.sft.learning_rate, editor.sft.batch_size, editor.condition_dropout) == (1e-4, 1024, 0.05)
+
+
+def test_moderation_and_batches_cannot_both_be_asked_for():
+    with pytest.raises(ValueError, match="moderation looks at captions first, and a batch asks for all"):
+        Instructions(moderation=True, spending=Spending(batch=True))

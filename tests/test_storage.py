@@ -20,6 +20,12 @@ def test_what_is_written_is_read_and_listed(root):
     assert storage.list_files(storage.join(root, "nothing")) == []
 
 
+def test_what_is_hidden_or_beside_a_table_is_no_data(root):
+    for name in ("data/part-0.parquet", "__dropped__/part-0.parquet", "data/.part-0.parquet", "data/part-0.json"):
+        storage.write_text(storage.join(root, *name.split("/")), "x")
+    assert storage.list_data(root, ".parquet", ".arrow") == ["data/part-0.parquet"]
+
+
 def test_a_name_that_ends_with_gz_changes_no_byte(root):
     packed, there, again = gzip.compress(b"snow"), storage.join(root, "a.gz"), storage.join(root, "b.gz")
     storage.write_bytes(there, packed)
@@ -131,3 +137,10 @@ def test_the_endpoint_may_stand_in_the_profile(s3_root, moto_address, tmp_path, 
     monkeypatch.setenv("AWS_PROFILE", "ours")
     storage.write_text(storage.join(s3_root, "a"), "snow")
     assert storage.read_text(storage.join(s3_root, "a")) == "snow"
+
+
+def test_a_bucket_that_is_not_there_is_said_so_at_once(s3_root):
+    started = time.monotonic()
+    with pytest.raises(OSError, match="cannot be listed: .*NoSuchBucket"):
+        storage.fetch_folder("s3://nobody-has-this-bucket/model")
+    assert time.monotonic() - started < 5

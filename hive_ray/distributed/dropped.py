@@ -111,11 +111,13 @@ def _open(file: str) -> pq.ParquetFile:
     return pq.ParquetFile(files.open_input_file(inside))
 
 
+@storage.patient
 def _read(file: str, columns: list[str]) -> pa.Table:
     with _open(file) as parquet:
         return parquet.read(columns=columns).replace_schema_metadata()
 
 
+@storage.patient
 def _read_group(file: str, group: int) -> Row:
     with _open(file) as parquet:
         return parquet.read_row_group(group).to_pylist()[0]

@@ -7,6 +7,7 @@ actor to the table's files. Batch size, number of actors and restarts change nei
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -27,6 +28,8 @@ Actor = Callable[[Rows], Rows]
 """`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
 counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`); `Stopped` ends the stage."""
 
+LAST_WORDS_S = 10.0
+"""After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""
 READ_AHEAD = 2
 """Shards an actor holds: one is read or written while another is mapped."""
 
@@ -67,11 +70,17 @@ class MapTable:
             num_cpus=self.resources.num_cpus,
             num_gpus=self.resources.num_gpus,
         )
+        stopped, since = "", 0.0
         for row in mapped.iter_rows():
             became = json.loads(row["written"])
-            if "stopped" in became:
-                raise Stopped(became["stopped"])
-            yield Shard(**became)
+            if "stopped" not in became:
+                yield Shard(**became)
+            elif not stopped:
+                stopped, since = became["stopped"], time.monotonic()
+            if stopped and time.monotonic() - since > LAST_WORDS_S:
+                break
+        if stopped:
+            raise Stopped(stopped)
 
 
 def map_table(

@@ -1,13 +1,17 @@
 """What a language model answered, kept by request: paid once, whatever is killed, and free to a table made again.
 
 <answers>/3f/3f0c...json            one answer, as it came
-<answers>/spent/<writer>.json       the dollars that one writer has spent
+<answers>/spent/<writer>.json       the dollars that one writer, or one batch, has cost
 <answers>/batches/<digest>.json     a batch whose answers are kept
 """
 
+import functools
 import json
 import threading
+import time
 import uuid
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from openai.types import CompletionUsage
 
@@ -16,6 +20,8 @@ from hive_ray.config import Spending
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 
+P, R = ParamSpec("P"), TypeVar("R")
+STORE_S = 2.0
 Request = dict
 """The arguments of `client.chat.completions.create` or `client.completions.create`."""
 
@@ -25,17 +31,34 @@ def request_id(request: Request) -> str:
     return id_for(json.dumps(request, sort_keys=True))
 
 
+def or_stop(act: Callable[P, R]) -> Callable[P, R]:
+    """`act`, with `Stopped` for an OSError: that answers cannot be kept or found is no caption's fault."""
+
+    @functools.wraps(act)
+    def acted(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return act(*args, **kwargs)
+        except OSError as error:
+            raise Stopped(f"the folder of answers is out of reach ({error}): mend that and run again") from error
+
+    return acted
+
+
 class Answers:
     """Answers by request, one file each, below a local or s3:// folder."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
+    @or_stop
     def find(self, request: Request) -> dict | None:
         """What `keep` was given for this request: {"answer": ..., "batch": ...}; None if it was not answered."""
-        address = self._address(request_id(request))
-        return json.loads(storage.read_text(address)) if storage.exists(address) else None
+        try:
+            return json.loads(storage.read_text(self._address(request_id(request))))
+        except FileNotFoundError:
+            return None
 
+    @or_stop
     def keep(self, name: str, answer: dict, *, batch: bool = False) -> None:
         """Store the answer to the request of this id; once it returns, the answer outlives this process."""
         storage.write_text(self._address(name), json.dumps({"answer": answer, "batch": batch}))
@@ -58,31 +81,43 @@ def counts_of(usage: CompletionUsage | None, spending: Spending, *, batch: bool 
 class Budget:
     """The dollars of a run, over all its writers and restarts, against `spending.most_dollars`.
 
-    Each writer stores its own sum after every batch and reads the others' before it, so what is spent above the limit
-    is at most what is in flight then.
+    Each writer stores its own sum, and reads the others', every STORE_S: what is spent above the limit is what all of
+    them spend in so long, and what is in flight then.
     """
 
     def __init__(self, path: str, spending: Spending) -> None:
         self.folder, self.name = storage.join(path, "spent"), f"{uuid.uuid4().hex}.json"
         self.most = spending.most_dollars
-        self.own = self.others = 0.0
+        self.own = self.others = self.stored = 0.0
+        self.exchanged = -STORE_S
         self.lock = threading.Lock()
 
+    @or_stop
     def spend(self, dollars: float) -> None:
         """Count what an answer cost."""
         with self.lock:
             self.own += dollars
+            if time.monotonic() - self.exchanged >= STORE_S:
+                self._exchange()
 
-    def store(self) -> None:
-        """Let the other writers know."""
-        if self.own:
-            storage.write_text(storage.join(self.folder, self.name), json.dumps(self.own))
+    @or_stop
+    def exchange(self) -> None:
+        """Let the other writers know what this one has spent, and learn what they have."""
+        with self.lock:
+            self._exchange()
 
-    def look(self) -> None:
-        """Learn what the others have spent."""
+    def _exchange(self) -> None:
+        if self.own != self.stored:
+            self.record(self.name, self.own)
+            self.stored = self.own
         if self.most is not None:
             files = [name for name in storage.list_files(self.folder) if name.endswith(".json") and name != self.name]
             self.others = sum(json.loads(storage.read_text(storage.join(self.folder, name))) for name in files)
+        self.exchanged = time.monotonic()
+
+    def record(self, name: str, dollars: float) -> None:
+        """Store what something cost under its name, in place of what was stored there."""
+        storage.write_text(storage.join(self.folder, name), json.dumps(dollars))
 
     def check(self) -> None:
         """Raise `Stopped` if nothing more may be asked."""

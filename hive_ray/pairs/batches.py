@@ -21,6 +21,8 @@ from hive_ray.seeds import id_for
 
 REQUESTS = 20_000
 """In one batch; OpenAI takes 50,000, and no file above 200 MB."""
+FILES_AT_ONCE = 16
+"""Kept answers that are read or written at one time."""
 AT_ONCE = 4
 """Batches at the endpoint at one time; the budget is looked at before each is started."""
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -60,9 +62,9 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
         if batch is None:
             return
         batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
-        if batch.status in ("failed", "cancelled"):
-            raise EndpointError(f"batch {batch.id} {batch.status}: {_why(batch)}")
-        kept = _keep(endpoint, batch)
+        kept = _keep(endpoint, batch, digest)
+        if batch.status in ("failed", "cancelled") or not kept:
+            raise EndpointError(f"batch {batch.id} {batch.status}, {kept} answers: {_why(endpoint, batch)}")
     except OpenAIError as error:
         raise EndpointError(f"the batch {digest} of {len(chunk)} requests: {error}") from error
     storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept}))
@@ -72,7 +74,8 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
 def _started(endpoint: Endpoint, digest: str) -> Batch | None:
     """The batch of this digest that runs or has ended with answers."""
     for batch in endpoint.client.batches.list(limit=100):
-        if (batch.metadata or {}).get(MARK) == digest and batch.status not in ("failed", "cancelling", "cancelled"):
+        fruitless = batch.status in ("failed", "cancelled") or (batch.status in ENDED and not batch.output_file_id)
+        if (batch.metadata or {}).get(MARK) == digest and not fruitless:
             print(f"instructions: following {batch.id}, which was started before ({batch.status})", flush=True)
             return batch
     return None
@@ -80,10 +83,12 @@ def _started(endpoint: Endpoint, digest: str) -> Batch | None:
 
 def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
     """A new batch of what has no answer; None if all have one. `Stopped` if no more may be spent."""
-    asked = {name: request for name, request in chunk.items() if endpoint.answers.find(request) is None}
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        kept = list(pool.map(endpoint.answers.find, chunk.values()))
+    asked = {name: request for (name, request), one in zip(chunk.items(), kept, strict=True) if one is None}
     if not asked:
         return None
-    endpoint.budget.look()
+    endpoint.budget.exchange()
     endpoint.budget.check()
     url = "/v1/chat/completions" if "messages" in next(iter(asked.values())) else "/v1/completions"
     lines = "".join(
@@ -91,29 +96,35 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
         for name, request in asked.items()
     )
     file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
-    batch = endpoint.client.batches.create(
+    # Sent once: whether a lost reply has started it shows when the next run looks for it.
+    batch = endpoint.client.with_options(max_retries=0).batches.create(
         input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
     )
     print(f"instructions: started {batch.id} on {len(asked)} requests", flush=True)
     return batch
 
 
-def _keep(endpoint: Endpoint, batch: Batch) -> int:
+def _keep(endpoint: Endpoint, batch: Batch, digest: str) -> int:
     """Store a batch's answers; how many there are. Requests that failed are in another file, and left out."""
     if not batch.output_file_id:
         return 0
     lines = endpoint.client.files.content(batch.output_file_id).text.splitlines()
     answered = [line for line in map(json.loads, lines) if (line.get("response") or {}).get("status_code") == 200]
-    for line in answered:
+
+    def keep(line: dict) -> float:
         answer = line["response"]["body"]
         kind = ChatCompletion if "message" in answer["choices"][0] else Completion
         endpoint.answers.keep(line["custom_id"], answer, batch=True)
-        counts = counts_of(kind.construct(**answer).usage, endpoint.spending, batch=True)
-        endpoint.budget.spend(counts.get("dollars", 0.0))
-    endpoint.budget.store()
+        return counts_of(kind.construct(**answer).usage, endpoint.spending, batch=True).get("dollars", 0.0)
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        dollars = sum(pool.map(keep, answered))
+    endpoint.budget.record(f"batch-{digest}.json", dollars)
     return len(answered)
 
 
-def _why(batch: Batch) -> str:
+def _why(endpoint: Endpoint, batch: Batch) -> str:
     problems = [problem.message for problem in (batch.errors and batch.errors.data) or [] if problem.message]
+    if not problems and batch.error_file_id:
+        problems = [line[:200] for line in endpoint.client.files.content(batch.error_file_id).text.splitlines()]
     return "; ".join(problems[:3]) or "no reason was given"

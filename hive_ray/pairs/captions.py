@@ -68,9 +68,8 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
 
 
 def _dataset_files(folder: str) -> list[str]:
-    names = storage.list_files(folder)
     for suffix in (".parquet", ".arrow"):
-        found = [name for name in names if name.endswith(suffix)]
+        found = storage.list_data(folder, suffix)
         if found:
             return [storage.join(folder, name) for name in found]
     raise ValueError(f"captions folder {folder} has no .parquet and no .arrow files; give a dataset folder")

@@ -19,6 +19,7 @@ from hive_ray.config import Spending
 from hive_ray.pairs.answers import Answers, Budget, Request, counts_of, request_id
 from hive_ray.schemas import Stopped
 
+R = TypeVar("R")
 TIMEOUT_S = 60.0
 MAX_RETRIES = 5
 """Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
@@ -50,32 +51,32 @@ class Endpoint:
             answer = kind.construct(**kept["answer"])
             return answer, counts_of(answer.usage, self.spending, batch=kept["batch"])
         self.budget.check()
-        answer = self._asked(request)
-        try:
-            self.answers.keep(request_id(request), answer.model_dump(mode="json", exclude_unset=True))
-        except OSError as error:
-            raise Stopped(f"an answer could not be kept ({error}): mend that and run again to go on") from error
+        ask = self.client.chat.completions if "messages" in request else self.client.completions
+        answer = reached(lambda: ask.create(**request))
+        self.answers.keep(request_id(request), answer.model_dump(mode="json", exclude_unset=True))
+        if answer.usage is None and self.spending.most_dollars is not None:
+            raise Stopped("the endpoint does not say what answers use, so spending.most_dollars cannot hold: unset it")
         counts = counts_of(answer.usage, self.spending)
         self.budget.spend(counts.get("dollars", 0.0))
         return answer, counts
 
-    def _asked(self, request: Request) -> ChatCompletion | Completion:
-        """What the endpoint answers; `Stopped` if it is out of reach for all requests, and not for this one alone."""
-        ask = self.client.chat.completions if "messages" in request else self.client.completions
-        try:
-            return ask.create(**request)
-        except APITimeoutError:
-            raise
-        except (APIConnectionError, APIStatusError) as error:
-            if isinstance(error, APIStatusError) and error.status_code not in OUT_OF_REACH:
-                raise
-            raise Stopped(
-                f"the language model is out of reach ({error}); what it answered is kept: run again to go on"
-            ) from error
-
     def flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags."""
-        return [result.flagged for result in self.client.moderations.create(input=texts).results]
+        return [one.flagged for one in reached(lambda: self.client.moderations.create(input=texts)).results]
+
+
+def reached(ask: Callable[[], R]) -> R:
+    """What the endpoint answers; `Stopped` if it is out of reach for all requests, and not for this one alone."""
+    try:
+        return ask()
+    except APITimeoutError:
+        raise
+    except (APIConnectionError, APIStatusError) as error:
+        if isinstance(error, APIStatusError) and error.status_code not in OUT_OF_REACH:
+            raise
+        raise Stopped(
+            f"the language model is out of reach ({error}); what it answered is kept: run again to go on"
+        ) from error
 
 
 class Started(Protocol):

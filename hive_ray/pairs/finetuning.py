@@ -37,7 +37,8 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
         print(f"writer: following {job.id}, which was started before ({job.status})", flush=True)
     else:
         file = client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="fine-tune")
-        job = client.fine_tuning.jobs.create(
+        # Sent once: whether a lost reply has started it shows when the next run looks for it.
+        job = client.with_options(max_retries=0).fine_tuning.jobs.create(
             model=settings.base,
             training_file=file.id,
             hyperparameters={"n_epochs": settings.num_epochs},

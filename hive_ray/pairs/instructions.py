@@ -182,10 +182,10 @@ class InstructionWriter:
 
         Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
         """
-        self.endpoint.budget.look()
+        self.endpoint.budget.exchange()
         asked = [self.pool.submit(self._written, row) for row in rows]
         wait(asked)
-        self.endpoint.budget.store()
+        self.endpoint.budget.exchange()
         for error in sorted(filter(None, (one.exception() for one in asked)), key=_goes_on):
             raise error
         return [written for one in asked for written in one.result()]

@@ -120,6 +120,7 @@ class TextToImage:
         """
         n = len(source_captions)
         controls = controls.to(self.device)
+        self.holder.attended.clear()  # of a draw that did not come to its end
         attended: list[Tensor] = []
 
         def shared(step: int, latents: Tensor) -> SharedAttention:

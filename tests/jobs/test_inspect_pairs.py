@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hive_ray.config import Inspection, shapes
 from hive_ray.distributed import tables
@@ -84,3 +85,10 @@ def test_a_table_of_no_rows_has_a_page(tmp_path):
     run = Run(str(tmp_path), shapes())
     tables.write_rows(run.path("pairs"), PAIRS, [], tables.fingerprint(SETTINGS))
     assert "0 of 0 drawn pairs are kept" in Path(inspect_pairs.build(run)).read_text()
+
+
+def test_pairs_that_were_imported_have_no_such_page(tmp_path):
+    run = run_in(tmp_path)
+    tables.write_rows(run.path("pairs"), PAIRS, [], {"importing.dataset": "x"}, on_mismatch="rebuild")
+    with pytest.raises(ValueError, match="was imported, not drawn"):
+        inspect_pairs.build(run)

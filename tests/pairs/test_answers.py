@@ -4,9 +4,12 @@ import multiprocessing
 import os
 import time
 
+import llm_server
 import pytest
 
 from hive_ray.config import Instructions, Resources, Spending
+from hive_ray.distributed.mapping import map_rows
+from hive_ray.pairs import answers
 from hive_ray.pairs.answers import Budget, counts_of, request_id
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 from hive_ray.schemas import Stopped
@@ -15,10 +18,10 @@ PRICES = {"prompt_price": 1000.0, "completion_price": 2000.0}
 """The server's 100 and 50 tokens an answer cost 20 cents."""
 
 
-def writer(answers: str, batch_size: int = 2, **spending) -> InstructionWriter:
+def writer(folder: str, batch_size: int = 2, **spending) -> InstructionWriter:
     resources = Resources(num_gpus=0, batch_size=batch_size)
     settings = Instructions(writer="openai", resources=resources, spending=Spending(**spending))
-    return InstructionWriter(settings, answers)
+    return InstructionWriter(settings, folder)
 
 
 def captions(*texts: str) -> list[dict]:
@@ -79,13 +82,34 @@ def test_a_writer_whose_money_is_spent_stops_and_one_with_more_goes_on(chat, roo
 def test_what_other_writers_have_spent_counts(tmp_path):
     spending = Spending(most_dollars=1.0, **PRICES)
     one, other = Budget(str(tmp_path), spending), Budget(str(tmp_path), spending)
-    for budget in (one, other):
-        budget.spend(0.6)
-        budget.store()
-        budget.check()
-    one.look()
+    one.spend(0.6)
+    one.check()
+    other.spend(0.6)
     with pytest.raises(Stopped, match=r"\$1\.2 of \$1"):
-        one.check()
+        other.check()
+
+
+def test_what_is_spent_outlives_a_writer_that_is_killed_in_the_middle_of_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "STORE_S", 0.0)
+    spending = Spending(most_dollars=1.0, **PRICES)
+    Budget(str(tmp_path), spending).spend(1.5)  # and is never heard of again
+    after = Budget(str(tmp_path), spending)
+    after.exchange()
+    with pytest.raises(Stopped):
+        after.check()
+
+
+def test_a_limit_cannot_hold_where_the_endpoint_says_nothing_of_usage(chat, tmp_path, monkeypatch):
+    monkeypatch.setitem(chat.answers, "a cat", {"message": {"role": "assistant", "content": "{}"}})
+    monkeypatch.setattr(llm_server, "USAGE", None)
+    with pytest.raises(Stopped, match="does not say what answers use"):
+        writer(str(tmp_path), most_dollars=1.0, **PRICES)(captions("a cat"))
+
+
+def test_a_folder_of_answers_that_fails_drops_no_caption(chat, tmp_path):
+    (tmp_path / "answers").write_text("a file where a folder should be")
+    with pytest.raises(Stopped, match="the folder of answers is out of reach"):
+        map_rows(writer(str(tmp_path / "answers")), captions("a cat", "a dog"))
 
 
 def test_a_limit_without_prices_is_refused():
@@ -109,6 +133,6 @@ def test_a_writer_that_is_killed_has_kept_every_answer_that_came(chat, tmp_path)
     assert sum(chat.asked.values()) <= 12 + 2
 
 
-def _write(answers: str, names: list[str]) -> None:
+def _write(folder: str, names: list[str]) -> None:
     os.environ["no_proxy"] = "127.0.0.1"
-    write_all(writer(answers), names)
+    write_all(writer(folder), names)

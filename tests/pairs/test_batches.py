@@ -123,11 +123,28 @@ def test_a_batch_that_runs_already_is_followed_and_not_started_twice(server, tmp
 
 def test_a_batch_that_fails_says_why_and_is_started_anew_by_the_next_run(server, tmp_path):
     server.ends = "failed"
-    with pytest.raises(EndpointError, match=r"batch\d failed: no reason was given"):
+    with pytest.raises(EndpointError, match=r"batch\d failed, 0 answers: no reason was given"):
         answer_all(tmp_path)
     failed, server.ends = len(server.batches), "completed"
     answer_all(tmp_path)
     assert len(server.batches) == failed + 3
+
+
+def test_what_a_cancelled_batch_answered_is_kept_and_not_paid_twice(server, tmp_path):
+    server.ends, server.left_out = "cancelled", {"a bee", "a dog"}
+    with pytest.raises(EndpointError, match=r"batch\d cancelled, 1 answers"):
+        answer_all(tmp_path)
+    first, server.ends, server.left_out = len(server.batches), "completed", set()
+    answer_all(tmp_path)
+    asked = [len(server.files[batch["input_file_id"]].splitlines()) for batch in server.batches.values()]
+    assert sum(asked[first:]) == 5 - 3
+
+
+def test_a_batch_that_answers_nothing_is_no_reason_to_ask_for_all_of_it_singly(server, tmp_path):
+    server.left_out = {row["caption"] for row in ROWS}
+    with pytest.raises(EndpointError, match=r"batch\d completed, 0 answers"):
+        answer_all(tmp_path)
+    assert not server.asked
 
 
 def test_no_batch_is_started_once_the_money_is_spent(server, tmp_path, monkeypatch):

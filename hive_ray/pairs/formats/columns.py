@@ -59,7 +59,7 @@ def split_files(dataset: str, endings: tuple[str, ...], split_name: str) -> list
     """The files of one split of a dataset folder, in order; a file is itself."""
     if storage.is_file(dataset):
         return [dataset]
-    names = [name for name in storage.list_files(dataset) if name.endswith(endings)]
+    names = storage.list_data(dataset, *endings)
     chosen = [name for name in names if any(part.startswith(split_name) for part in name.split("/"))]
     if not chosen:
         raise ValueError(
