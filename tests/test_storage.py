@@ -141,6 +141,6 @@ def test_the_endpoint_may_stand_in_the_profile(s3_root, moto_address, tmp_path, 
 
 def test_a_bucket_that_is_not_there_is_said_so_at_once(s3_root):
     started = time.monotonic()
-    with pytest.raises(OSError, match="cannot be listed: .*NoSuchBucket"):
+    with pytest.raises(OSError, match=r"cannot be listed: .*NoSuchBucket"):
         storage.fetch_folder("s3://nobody-has-this-bucket/model")
     assert time.monotonic() - started < 5
