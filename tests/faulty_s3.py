@@ -2,10 +2,11 @@
 
 import http.client
 import random
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlparse
+
+from local_server import LocalServer
 
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>on purpose</Message></Error>"
 FAULTS = ((500, b"InternalError"), (503, b"SlowDown"))
@@ -56,20 +57,13 @@ class Handler(BaseHTTPRequestHandler):
 DROPPED = ("content-length", "transfer-encoding", "connection", "server", "date")
 
 
-class FaultyS3(ThreadingHTTPServer):
+class FaultyS3(LocalServer):
     """Serves while it is entered; `rate` of the requests fail, and all of them for `fail_for` seconds."""
 
-    daemon_threads = True
-
     def __init__(self, behind: str, seed: int = 0) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.behind, self.rate, self.until = urlparse(behind).netloc, 0.0, 0.0
-        self.random, self.lock = random.Random(seed), threading.Lock()
-        self.failed = self.passed = 0
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        self.random, self.failed = random.Random(seed), 0
 
     def fail_for(self, seconds: float) -> None:
         self.until = time.monotonic() + seconds
@@ -78,13 +72,5 @@ class FaultyS3(ThreadingHTTPServer):
         """What goes wrong with this request, if anything does."""
         with self.lock:
             fails = time.monotonic() < self.until or self.random.random() < self.rate
-            self.failed, self.passed = self.failed + fails, self.passed + (not fails)
+            self.failed += fails
             return self.random.choice(FAULTS) if fails else None
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.shutdown()
-        self.server_close()

@@ -1,10 +1,12 @@
 """A server that speaks JSON over a real socket, for tests that talk to it with the real client."""
 
 import json
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler
+
+from local_server import LocalServer
 
 
 class JsonHandler(BaseHTTPRequestHandler):
@@ -14,6 +16,12 @@ class JsonHandler(BaseHTTPRequestHandler):
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def form(self) -> dict[str, bytes]:
+        """The fields of an uploaded form, by name."""
+        header = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        parts = BytesParser().parsebytes(header + self.body()).get_payload()
+        return {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts}
 
     def send_json(self, status: int, body: dict, headers: dict) -> None:
         data = json.dumps(body).encode()
@@ -27,26 +35,12 @@ class JsonHandler(BaseHTTPRequestHandler):
         pass
 
 
-class JsonServer(ThreadingHTTPServer):
-    """Serves while it is entered; `lock` guards what its handlers count."""
-
-    daemon_threads = True
-
-    def __init__(self, handler: type[JsonHandler]) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
-        self.lock = threading.Lock()
+class JsonServer(LocalServer):
+    """At the address that an openai client is given."""
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.shutdown()
-        self.server_close()
+        return f"{super().address}/v1"
 
 
 USAGE = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}

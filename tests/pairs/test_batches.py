@@ -1,7 +1,6 @@
 """The Batch API over real HTTP, with the real client: found again, paid once, what it left out asked for singly."""
 
 import json
-from email.parser import BytesParser
 
 import pytest
 from llm_server import USAGE, Chat, ChatHandler, edits
@@ -19,16 +18,17 @@ BATCHED = {"batch": True, "prompt_price": 1000.0, "completion_price": 2000.0}
 class Handler(ChatHandler):
     def do_POST(self) -> None:
         if self.path == "/v1/files":
-            header = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            parts = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-                     for part in BytesParser().parsebytes(header + self.body()).get_payload()}  # fmt: skip
-            name = f"file{len(self.server.files)}"
-            self.server.files[name] = parts["file"].decode()
+            content = self.form()["file"].decode()
+            with self.server.lock:
+                name = f"file{len(self.server.files)}"
+                self.server.files[name] = content
             return self.send_json(200, {"id": name, "object": "file", "purpose": "batch"}, {})
         if self.path == "/v1/batches":
             request = json.loads(self.body())
-            batch = {"id": f"batch{len(self.server.batches)}", "object": "batch", "status": "in_progress"} | request
-            self.server.batches[batch["id"]] = batch
+            with self.server.lock:
+                name = f"batch{len(self.server.batches)}"
+                batch = {"id": name, "object": "batch", "status": "in_progress"} | request
+                self.server.batches[name] = batch
             return self.send_json(200, batch, {})
         return super().do_POST()
 

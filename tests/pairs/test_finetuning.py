@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import re
 import time
-from email.parser import BytesParser
 
 import pytest
 from llm_server import JsonHandler, JsonServer
@@ -50,11 +49,8 @@ class Handler(JsonHandler):
 
     def do_POST(self) -> None:
         if self.path == "/v1/files":
-            header = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            parts = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-                     for part in BytesParser().parsebytes(header + self.body()).get_payload()}  # fmt: skip
             name = f"file{len(self.server.files)}"
-            self.server.files[name] = parts
+            self.server.files[name] = self.form()
             return self.send_json(200, {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "f",
                                         "purpose": "fine-tune", "status": "processed"}, {})  # fmt: skip
         request = json.loads(self.body())
