@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from pairs.reference_prompt_to_prompt import Google, InstructPix2Pix, draw_pair
 from tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
+from hive_ray.pairs import text_to_image
 from hive_ray.pairs.controls import google, instruct_pix2pix
 from hive_ray.pairs.schedules import SCHEDULES
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
@@ -159,6 +160,21 @@ def test_local_blending_without_a_layer_to_look_at_says_what_to_set(base):
             controls=googles(model, [False] * 3)[0], num_inference_steps=2, control_side=0.7,
             local_blend=LocalBlend(0.3, 0.2),
         )  # fmt: skip
+
+
+def test_a_draw_that_failed_leaves_nothing_to_the_next(base, monkeypatch):
+    model, blend = base[0], LocalBlend(threshold=0.9, start=0.4)
+    controls = googles(model, [True, False, True])[0]
+    undisturbed = drawn(model, controls, blend=blend)[1]
+    with monkeypatch.context() as patch:  # as where memory runs out once the first layers have been seen
+        patch.setattr(text_to_image, "_sum_of", fail)
+        with pytest.raises(MemoryError):
+            drawn(model, controls, blend=blend)
+    torch.testing.assert_close(drawn(model, controls, blend=blend)[1], undisturbed, rtol=0, atol=0)
+
+
+def fail(*arguments) -> None:
+    raise MemoryError
 
 
 def test_tokens_of_words_side_by_side_are_the_tokens_of_the_caption(base):
