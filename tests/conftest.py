@@ -20,21 +20,30 @@ def moto_address():
 def s3_root(moto_address, tmp_path, monkeypatch):
     """An address in a bucket of its own on a real (moto) S3 server."""
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_address)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"bucket-{abs(hash(tmp_path)) % 10**8}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/root"
+    return bucket_for(tmp_path, moto_address, monkeypatch)
 
 
-@pytest.fixture
-def faulty_s3(s3_root, moto_address, monkeypatch):
-    """The door through which `s3_root` is reached; it fails when it is told to."""
-    with FaultyS3(moto_address) as door:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", door.address)
+@pytest.fixture(scope="module")
+def faulty_s3(moto_address, tmp_path_factory):
+    """A door to the S3 server that fails when it is told to; `root` is an address behind it. A cluster that is started
+    after it has the way there in its environment."""
+    folder = tmp_path_factory.mktemp("s3")
+    with FaultyS3(moto_address) as door, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIVE_RAY_CACHE", str(folder / "cache"))
+        door.root = bucket_for(folder, moto_address, patch)
+        patch.setenv("AWS_ENDPOINT_URL", door.address)
         yield door
+
+
+def bucket_for(folder, address: str, patch: pytest.MonkeyPatch) -> str:
+    """An address in a new bucket; the environment says how to reach it."""
+    patch.setenv("AWS_ENDPOINT_URL", address)
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{abs(hash(folder)) % 10**8}"
+    boto3.Session().client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/root"
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -103,18 +103,20 @@ def test_a_model_is_fetched_from_its_address_and_a_hub_name_is_left_alone(root, 
     assert storage.fetch_model("owner/name") == "owner/name"
 
 
-def test_an_s3_that_fails_now_and_then_loses_nothing(s3_root, faulty_s3, tmp_path):
-    faulty_s3.rate = 0.3
+def test_an_s3_that_fails_now_and_then_loses_nothing(faulty_s3):
+    s3_root, faulty_s3.rate = faulty_s3.root, 0.3
     for number in range(20):
         storage.write_text(storage.join(s3_root, "model", f"part-{number:02d}"), str(number))
     folder = storage.fetch_folder(storage.join(s3_root, "model"))
     assert [path.read_text() for path in sorted(folder.iterdir())] == [str(number) for number in range(20)]
     storage.remove_tree(storage.join(s3_root, "model"))
     assert not storage.exists(storage.join(s3_root, "model"))
+    faulty_s3.rate = 0.0
     assert faulty_s3.failed > 10
 
 
-def test_an_s3_that_is_away_for_a_while_is_waited_for(s3_root, faulty_s3):
+def test_an_s3_that_is_away_for_a_while_is_waited_for(faulty_s3):
+    s3_root = faulty_s3.root
     storage.write_text(storage.join(s3_root, "a"), "snow")
     faulty_s3.fail_for(3.0)
     started = time.monotonic()

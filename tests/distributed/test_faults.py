@@ -75,19 +75,39 @@ def wait_until(condition) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def by_value():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 
 
-@pytest.fixture
-def cluster(by_value, request):
+@pytest.fixture(scope="module")
+def cluster(by_value, faulty_s3):
     start_ray(num_cpus=4)
     yield
     ray.shutdown()
 
 
+def test_a_pool_that_may_grow_makes_the_same_table(tmp_path, cluster):
+    manifest = build(str(tmp_path), num_actors=4, least_actors=1)
+    fixed = build(str(tmp_path), out="fixed", num_actors=1)
+    assert contents(str(tmp_path), manifest) == contents(str(tmp_path), fixed, "fixed")
+
+
+def test_an_s3_that_fails_and_goes_away_for_a_while_costs_time_alone(faulty_s3, cluster):
+    s3_root, faulty_s3.rate = faulty_s3.root, 0.05
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(build, s3_root)
+        wait_until(lambda: shards_written(s3_root) >= 3)
+        faulty_s3.fail_for(4.0)
+        manifest = building.result(120)
+    faulty_s3.rate = 0.0
+    assert faulty_s3.failed > 10
+    assert (manifest.rows_out, manifest.dropped) == (COUNT, {})
+    assert contents(s3_root, manifest) == contents(s3_root, build(s3_root, out="undisturbed"), "undisturbed")
+
+
 def test_a_node_may_go_and_another_come(tmp_path, by_value, monkeypatch):
+    ray.shutdown()  # of the cluster above
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -107,26 +127,6 @@ def test_a_node_may_go_and_another_come(tmp_path, by_value, monkeypatch):
         cluster.shutdown()
     assert (manifest.rows_out, manifest.dropped) == (COUNT, {})
     assert contents(str(tmp_path), manifest) == contents(str(tmp_path), undisturbed, "undisturbed")
-
-
-def test_a_pool_that_may_grow_makes_the_same_table(tmp_path, cluster):
-    manifest = build(str(tmp_path), num_actors=4, least_actors=1)
-    fixed = build(str(tmp_path), out="fixed", num_actors=1)
-    assert contents(str(tmp_path), manifest) == contents(str(tmp_path), fixed, "fixed")
-
-
-def test_an_s3_that_fails_and_goes_away_for_a_while_costs_time_alone(s3_root, faulty_s3, request):
-    faulty_s3.rate = 0.05
-    request.getfixturevalue("cluster")  # its processes take the address of the door along
-    with ThreadPoolExecutor(1) as pool:
-        building = pool.submit(build, s3_root)
-        wait_until(lambda: shards_written(s3_root) >= 3)
-        faulty_s3.fail_for(4.0)
-        manifest = building.result(120)
-    faulty_s3.rate = 0.0
-    assert faulty_s3.failed > 10
-    assert (manifest.rows_out, manifest.dropped) == (COUNT, {})
-    assert contents(s3_root, manifest) == contents(s3_root, build(s3_root, out="undisturbed"), "undisturbed")
 
 
 FULL = """
