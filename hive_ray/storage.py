@@ -7,6 +7,7 @@ endpoint come from where the AWS tools look: variables, the profile's files, the
 
 import functools
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -20,6 +21,8 @@ from typing import ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
@@ -124,23 +127,25 @@ def list_data(path: str, *endings: str) -> list[str]:
 
 @patient
 def list_sizes(path: str) -> dict[str, int]:
-    """Name -> bytes of all files below a folder, relative to it and sorted; a file is "." alone."""
+    """Name -> bytes of all files below a folder, relative to it and sorted."""
     files, inside = filesystem(path)
-    itself = files.get_file_info(inside)
-    if itself.type == fs.FileType.File:
-        return {".": itself.size}
     found = files.get_file_info(fs.FileSelector(inside, allow_not_found=True, recursive=True))
     return dict(sorted((os.path.relpath(info.path, inside), info.size) for info in found if info.is_file))
 
 
-@patient
 def is_file(path: str) -> bool:
     """Is it a file? FileNotFoundError if there is nothing."""
+    return file_size(path) is not None
+
+
+@patient
+def file_size(path: str) -> int | None:
+    """Bytes of a file, None of a folder; FileNotFoundError if there is nothing."""
     files, inside = filesystem(path)
-    kind = files.get_file_info(inside).type
-    if kind == fs.FileType.NotFound:
+    found = files.get_file_info(inside)
+    if found.type == fs.FileType.NotFound:
         raise FileNotFoundError(f"{path} does not exist; correct the path")
-    return kind == fs.FileType.File
+    return found.size if found.is_file else None
 
 
 @patient
@@ -154,6 +159,12 @@ def read_bytes(path: str) -> bytes:
 def read_text(path: str) -> str:
     """The content of a UTF-8 file."""
     return read_bytes(path).decode()
+
+
+def open_text(path: str) -> io.TextIOWrapper:
+    """The lines of a UTF-8 file, unpacked as its ending says, without a byte order mark; line ends stay; close it."""
+    files, inside = filesystem(path)
+    return io.TextIOWrapper(files.open_input_stream(inside), encoding="utf-8-sig", newline="")
 
 
 @patient
@@ -174,6 +185,19 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_text(path: str, text: str) -> None:
     """Write a UTF-8 file as `write_bytes` does."""
     write_bytes(path, text.encode())
+
+
+@patient
+def read_columns(path: str, columns: list[str]) -> pa.Table:
+    """Some columns of a Parquet file."""
+    with open_parquet(path) as parquet:
+        return parquet.read(columns=columns)
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file to read from; close it."""
+    files, inside = filesystem(path)
+    return pq.ParquetFile(files.open_input_file(inside))
 
 
 @patient

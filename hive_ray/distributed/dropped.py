@@ -106,18 +106,11 @@ def _write(file: str, rows: Rows, schema: pa.Schema, rows_per_group: int) -> Non
         storage.write_bytes(file, buffer.getvalue())
 
 
-def _open(file: str) -> pq.ParquetFile:
-    files, inside = storage.filesystem(file)
-    return pq.ParquetFile(files.open_input_file(inside))
-
-
-@storage.patient
 def _read(file: str, columns: list[str]) -> pa.Table:
-    with _open(file) as parquet:
-        return parquet.read(columns=columns).replace_schema_metadata()
+    return storage.read_columns(file, columns).replace_schema_metadata()
 
 
 @storage.patient
 def _read_group(file: str, group: int) -> Row:
-    with _open(file) as parquet:
+    with storage.open_parquet(file) as parquet:
         return parquet.read_row_group(group).to_pylist()[0]

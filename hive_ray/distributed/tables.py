@@ -309,7 +309,7 @@ def _written_shards(path: str) -> Iterator[Shard]:
 
 @storage.patient
 def _shard_of(file: str, number: int) -> Shard:
-    with _open(file) as parquet:
+    with storage.open_parquet(file) as parquet:
         found = json.loads(parquet.metadata.metadata[b"shard"])
         return Shard(number, found["rows_in"], parquet.metadata.num_rows, found["dropped"], found.get("counts", {}))
 
@@ -319,11 +319,6 @@ def _summed(counts: Iterable[Mapping[str, float]]) -> Counter[str]:
     for one in counts:
         total.update(one)
     return total
-
-
-def _open(file: str) -> pq.ParquetFile:
-    files, inside = storage.filesystem(file)
-    return pq.ParquetFile(files.open_input_file(inside))
 
 
 @cache
@@ -364,18 +359,12 @@ def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: i
     manifest = _finished(path, schema)
     files = [storage.join(path, name) for name in manifest.files]
     if where:
-        kept = [_matching(_read_columns(file, list(where)), where) for file in files]
+        kept = [_matching(storage.read_columns(file, list(where)), where) for file in files]
     else:
         kept = [np.arange(rows) for rows in manifest.file_rows]
     file_of = np.repeat(np.arange(len(files)), [len(rows) for rows in kept])[:limit]
     row_of = np.concatenate([np.empty(0, dtype=np.int64), *kept])[:limit]
     return Selection(path, schema, files, file_of, row_of)
-
-
-@storage.patient
-def _read_columns(file: str, columns: list[str]) -> pa.Table:
-    with _open(file) as parquet:
-        return parquet.read(columns=columns)
 
 
 def _matching(table: pa.Table, where: Where) -> np.ndarray:
@@ -389,7 +378,7 @@ def _matching(table: pa.Table, where: Where) -> np.ndarray:
 @storage.patient
 def _read_at(file: str, rows: np.ndarray, wanted: pa.Schema) -> pa.Table:
     """Some rows of one file (increasing), reading only the row groups they lie in."""
-    with _open(file) as parquet:
+    with storage.open_parquet(file) as parquet:
         missing = sorted(set(wanted.names) - set(parquet.schema_arrow.names))
         if missing:
             raise ContractError(f"{file} has no columns {missing}")

@@ -6,17 +6,15 @@ Files are read as streams, compressed ones (.gz, .bz2, .zst) too: however many c
 """
 
 import csv
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from hive_ray import storage
+from hive_ray.pairs.json_lines import read_json_lines
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
 
@@ -83,36 +81,23 @@ def _reader(file: str) -> Callable[[str, str], Iterator[Any]]:
     return READERS[suffix]
 
 
-def _text(file: str) -> io.TextIOWrapper:
-    """The file as lines, decompressed by its ending, without a byte order mark."""
-    files, inside = storage.filesystem(file)
-    return io.TextIOWrapper(files.open_input_stream(inside), encoding="utf-8-sig", newline="")
-
-
 def _lines(file: str, column: str) -> Iterator[str]:
-    with _text(file) as stream:
+    with storage.open_text(file) as stream:
         yield from stream
 
 
 def _json_lines(file: str, column: str) -> Iterator[Any]:
-    with _text(file) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"captions file {file}, line {number}: {line[:80]!r} is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"captions file {file}, line {number}: wanted an object with {column!r}, not {row!r}")
-            yield row[_known(column, list(row), f"{file}, line {number}")]
+    for where, _, row in read_json_lines(file, f"captions file {file}"):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: wanted an object with {column!r}, not {row!r}")
+        yield row[_known(column, list(row), where)]
 
 
 def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | None]]:
     def read(file: str, column: str) -> Iterator[str | None]:
-        with _text(file) as stream:
+        with storage.open_text(file) as stream:
             rows = csv.DictReader(stream, delimiter=delimiter)
-            _known(column, list(rows.fieldnames or ()), file)
+            _known(column, list(rows.fieldnames or ()), f"captions file {file}")
             for row in rows:
                 yield row[column]
 
@@ -120,9 +105,8 @@ def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | None]]:
 
 
 def _parquet(file: str, column: str) -> Iterator[Any]:
-    files, inside = storage.filesystem(file)
-    with pq.ParquetFile(files.open_input_file(inside)) as table:
-        _known(column, table.schema_arrow.names, file)
+    with storage.open_parquet(file) as table:
+        _known(column, table.schema_arrow.names, f"captions file {file}")
         for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[column]):
             yield from batch.column(0).to_pylist()
 
@@ -138,8 +122,7 @@ def _arrow(file: str, column: str) -> Iterator[Any]:
 def _known(column: str, columns: list[str], where: str) -> str:
     if column not in columns:
         raise ValueError(
-            f"captions file {where} has no column {column!r}, only {', '.join(columns) or 'none'}; "
-            "set instructions.caption_column"
+            f"{where} has no column {column!r}, only {', '.join(columns) or 'none'}; set instructions.caption_column"
         )
     return column
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hive_ray import storage
 from hive_ray.config import Importing
@@ -70,8 +69,7 @@ def split_files(dataset: str, endings: tuple[str, ...], split_name: str) -> list
 
 
 def _parquet(file: str) -> Iterator[Found]:
-    files, inside = storage.filesystem(file)
-    with pq.ParquetFile(files.open_input_file(inside)) as table:
+    with storage.open_parquet(file) as table:
         columns = _columns_of(file, table.schema_arrow.names)
         for batch in table.iter_batches(ROWS_AT_A_TIME, columns=_to_read(columns, table.schema_arrow.names)):
             yield from (_found(row, columns) for row in batch.to_pylist())

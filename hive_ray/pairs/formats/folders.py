@@ -4,7 +4,6 @@ Pictures and words are read one pair at a time; a file that is not there makes a
 that is not understood a ValueError with its name and, in JSONL, the line.
 """
 
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from hive_ray.pairs.formats.found import (
     ours,
     text,
 )
+from hive_ray.pairs.json_lines import read_json_lines
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
 
@@ -154,19 +154,10 @@ def _prompt(line: Row, picture: bytes | None) -> Row:
 
 def _lines(file: str) -> Iterator[tuple[str, Row]]:
     """Where a line stands, in words, and its object."""
-    files, inside = storage.filesystem(file)
-    with io.TextIOWrapper(files.open_input_stream(inside), encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{file}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: {line[:80]!r} is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: wanted an object, not {line[:80]!r}")
-            yield where, row
+    for where, line, row in read_json_lines(file, file):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: wanted an object, not {line[:80]!r}")
+        yield where, row
 
 
 def _require(where: str, row: Row, *wanted: tuple[str, ...]) -> None:

@@ -30,7 +30,9 @@ def read_pairs(settings: Importing) -> Iterator[Found]:
 
 def dataset_digest(address: str) -> str:
     """Names a dataset by its files' names and sizes, since it may change under its name."""
-    return id_for(*chain.from_iterable(storage.list_sizes(address).items()))
+    size = storage.file_size(address)
+    sizes = storage.list_sizes(address) if size is None else {".": size}
+    return id_for(*chain.from_iterable(sizes.items()))
 
 
 def _layout(dataset: str) -> str:
