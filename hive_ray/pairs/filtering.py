@@ -1,6 +1,7 @@
 """Keep or drop a pair, with the reason; the best of several (InstructPix2Pix's rules, and what the pictures show)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,6 @@ from hive_ray.schemas import Row, Rows
 
 Flagged = Callable[[list[bytes]], list[bool]]
 """Which of these encoded pictures nobody should see (`safety.SafetyChecker`)."""
-Look = tuple[np.ndarray, np.ndarray]
-"""The mean colours of a pair's source and edited picture."""
 
 SOURCE_IS_FLAT, EDITED_IS_FLAT = "source_image_is_flat", "edited_image_is_flat"
 CHANGED_NOTHING = "edit_changed_nothing"
@@ -34,18 +33,32 @@ def least_similarities(settings: Pairs) -> dict[str, float]:
     }
 
 
-def contrast(picture: bytes) -> float:
+@dataclass(frozen=True)
+class Look:
+    """What the pictures of a pair show: (source, edited) each."""
+
+    contrast: tuple[float, float]
+    colours: tuple[np.ndarray, np.ndarray]
+
+
+def look_at(pair: Row) -> Look:
+    """Each picture is decoded once."""
+    pictures = [decode(pair[side]) for side in ("source_image", "edited_image")]
+    return Look(tuple(map(contrast, pictures)), tuple(map(mean_colours, pictures)))
+
+
+def contrast(pixels: np.ndarray) -> float:
     """RMS contrast (Peli 1990) of the most varied colour channel, 0..127.5; 0 where one colour fills the picture.
 
-    By channel, since two colours of one brightness are not flat.
+    pixels: (H, W, 3) uint8. By channel, since two colours of one brightness are not flat.
     """
-    return float(decode(picture).std(axis=(0, 1)).max())
+    return float(pixels.std(axis=(0, 1)).max())
 
 
-def mean_colours(picture: bytes) -> np.ndarray:
-    """The mean colour of each cell of a grid over the picture: (GRID, GRID, 3), 0..255."""
-    pixels = Image.fromarray(decode(picture))
-    return np.asarray(pixels.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
+def mean_colours(pixels: np.ndarray) -> np.ndarray:
+    """The mean colour of each cell of a grid over a picture (H, W, 3) uint8: (GRID, GRID, 3), 0..255."""
+    picture = Image.fromarray(pixels)
+    return np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -58,16 +71,15 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max())
 
 
-def drop_reason(pair: Row, settings: Pairs) -> str | None:
+def drop_reason(pair: Row, look: Look, settings: Pairs) -> str | None:
     """Why this pair is not kept, whatever others there are, or None: `clip_direction_below_0.2`.
 
     What the pictures show comes first: similarities of a flat one mean nothing.
     """
-    if contrast(pair["source_image"]) < settings.least_contrast:
-        return SOURCE_IS_FLAT
-    if contrast(pair["edited_image"]) < settings.least_contrast:
-        return EDITED_IS_FLAT
-    if difference(*_look(pair)) < settings.least_difference:
+    for one, reason in zip(look.contrast, (SOURCE_IS_FLAT, EDITED_IS_FLAT), strict=True):
+        if one < settings.least_contrast:
+            return reason
+    if difference(*look.colours) < settings.least_difference:
         return CHANGED_NOTHING
     for column, limit in least_similarities(settings).items():
         if not pair[column] >= limit:  # of NaN as well
@@ -81,13 +93,14 @@ def keep_best(pairs: Rows, settings: Pairs, flagged: Flagged) -> tuple[Rows, lis
     Of those that pass and are not flagged, `keep_per_instruction` with the greatest clip_direction, but none that
     shows what a better one shows; ties are broken by pair_id, so the order of the input does not matter.
     """
-    reasons = [drop_reason(pair, settings) for pair in pairs]
+    seen = [(pair, look_at(pair)) for pair in pairs]
+    reasons = [drop_reason(pair, look, settings) for pair, look in seen]
     dropped = [(reason, pair) for reason, pair in zip(reasons, pairs, strict=True) if reason]
-    passed = [pair for reason, pair in zip(reasons, pairs, strict=True) if not reason]
-    passed.sort(key=lambda pair: (-pair["clip_direction"], pair["pair_id"]))
+    passed = [one for reason, one in zip(reasons, seen, strict=True) if not reason]
+    passed.sort(key=lambda one: (-one[0]["clip_direction"], one[0]["pair_id"]))
     kept: list[tuple[Row, Look]] = []
-    for pair, unsafe in zip(passed, _flagged_pairs(passed, flagged), strict=True):
-        look = _look(pair)
+    unsafe_ones = _flagged_pairs([pair for pair, _ in passed], flagged)
+    for (pair, look), unsafe in zip(passed, unsafe_ones, strict=True):
         if unsafe:
             dropped.append((UNSAFE, pair))
         elif len(kept) == settings.keep_per_instruction:
@@ -105,10 +118,6 @@ def _flagged_pairs(pairs: Rows, flagged: Flagged) -> list[bool]:
     return [source or edited for source, edited in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
 
 
-def _look(pair: Row) -> Look:
-    return mean_colours(pair["source_image"]), mean_colours(pair["edited_image"])
-
-
 def _apart(one: Look, other: Look) -> float:
     """Two pairs are as far apart as those of their pictures that differ most."""
-    return max(difference(a, b) for a, b in zip(one, other, strict=True))
+    return max(difference(a, b) for a, b in zip(one.colours, other.colours, strict=True))

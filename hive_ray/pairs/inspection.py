@@ -20,10 +20,9 @@ from hive_ray.pairs.filtering import (
     NOT_AMONG_THE_BEST,
     SOURCE_IS_FLAT,
     UNSAFE,
-    contrast,
     difference,
     least_similarities,
-    mean_colours,
+    look_at,
 )
 from hive_ray.schemas import Row, Rows
 
@@ -123,27 +122,26 @@ def _dropped(reason: str, seen: Inspected) -> str:
 
 def _example(row: Row, settings: Pairs) -> Example:
     """A pair with its captions and all that it was measured by; where a value is below its limit, both are there."""
-    limits = least_similarities(settings)
+    limits, look = least_similarities(settings), look_at(row)
 
     def value(words: str, column: str) -> str:
         return f"{words} {_against(row[column], limits[column], 3)}"
 
-    def side(name: str) -> str:
-        words = _against(contrast(row[f"{name}_image"]), settings.least_contrast, 1)
+    def side(name: str, contrast: float) -> str:
+        words = _against(contrast, settings.least_contrast, 1)
         return f"{name}: {row[f'{name}_caption']}\n{value('text', f'clip_{name}_text')} \u00b7 contrast {words}"
 
-    apart = difference(mean_colours(row["source_image"]), mean_colours(row["edited_image"]))
+    source, edited = map(side, ("source", "edited"), look.contrast)
     both = [
         value("image", "clip_image"),
         value("direction", "clip_direction"),
-        f"difference {_against(apart, settings.least_difference, 0)}",
+        f"difference {_against(difference(*look.colours), settings.least_difference, 0)}",
     ]
-    edited = "\n".join([side("edited"), " \u00b7 ".join(both)])
     return Example(
         row["instruction"],
         (
-            Shown(thumbnail(row["source_image"], LONGEST_SIDE), side("source")),
-            Shown(thumbnail(row["edited_image"], LONGEST_SIDE), edited),
+            Shown(thumbnail(row["source_image"], LONGEST_SIDE), source),
+            Shown(thumbnail(row["edited_image"], LONGEST_SIDE), "\n".join([edited, " \u00b7 ".join(both)])),
         ),
     )
 
