@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 
 from openai import OpenAIError
-from openai.types import Batch, Completion
-from openai.types.chat import ChatCompletion
+from openai.types import Batch
 
 from hive_ray import storage
 from hive_ray.pairs.answers import Request, counts_of, request_id
-from hive_ray.pairs.endpoint import MARK, Endpoint, EndpointError, follow
+from hive_ray.pairs.endpoint import MARK, Endpoint, EndpointError, follow, read_answer
 from hive_ray.seeds import id_for
 
 REQUESTS = 20_000
@@ -113,9 +112,8 @@ def _keep(endpoint: Endpoint, batch: Batch, digest: str) -> int:
 
     def keep(line: dict) -> float:
         answer = line["response"]["body"]
-        kind = ChatCompletion if "message" in answer["choices"][0] else Completion
         endpoint.answers.keep(line["custom_id"], answer, batch=True)
-        return counts_of(kind.construct(**answer).usage, endpoint.spending, batch=True).get("dollars", 0.0)
+        return counts_of(read_answer(answer).usage, endpoint.spending, batch=True).get("dollars", 0.0)
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         dollars = sum(pool.map(keep, answered))

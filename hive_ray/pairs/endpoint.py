@@ -45,10 +45,9 @@ class Endpoint:
 
     def ask(self, request: Request) -> tuple[ChatCompletion | Completion, dict[str, float]]:
         """The answer and what it counts, kept or asked for; `Stopped` if no more may be spent, or can be asked."""
-        kind = ChatCompletion if "messages" in request else Completion
         kept = self.answers.find(request)
         if kept:
-            answer = kind.construct(**kept["answer"])
+            answer = read_answer(kept["answer"])
             return answer, counts_of(answer.usage, self.spending, batch=kept["batch"])
         self.budget.check()
         ask = self.client.chat.completions if "messages" in request else self.client.completions
@@ -63,6 +62,12 @@ class Endpoint:
     def flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags."""
         return [one.flagged for one in reached(lambda: self.client.moderations.create(input=texts)).results]
+
+
+def read_answer(answer: dict) -> ChatCompletion | Completion:
+    """An answer as it was kept or as a batch has it."""
+    is_chat = any("message" in choice for choice in answer.get("choices", []))
+    return ChatCompletion.construct(**answer) if is_chat else Completion.construct(**answer)
 
 
 def reached(ask: Callable[[], R]) -> R:
