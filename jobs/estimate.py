@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from hive_ray import storage
 from hive_ray.distributed.mapping import MapTable
-from hive_ray.distributed.progress import duration
+from hive_ray.distributed.progress import duration, listed
 from hive_ray.distributed.rates import measure_rate
 from hive_ray.distributed.tables import Manifest
 from hive_ray.schemas import table_name
@@ -41,10 +41,9 @@ def measure(run: Run, plan: MapTable) -> Estimate:
         counts={name: count * plan.rows_in for name, count in sorted(rate.counts.items())},
     )
     storage.write_text(_address(run, name), json.dumps(asdict(made), indent=2))
-    counted = "".join(f"; {name}: {count:,.10g}" for name, count in made.counts.items())
     print(
         f"{name}, estimated: {made.rows:,} rows become {made.rows_out:,} in {duration(made.seconds)} with {actors} "
-        f"actors, {made.gpu_hours:,.3g} GPU-hours{counted}",
+        f"actors, {made.gpu_hours:,.3g} GPU-hours{listed(made.counts)}",
         flush=True,
     )
     return made

@@ -1,6 +1,7 @@
 """One printed line every few seconds: how far a stage is, how fast, and how long it still takes."""
 
 import time
+from collections.abc import Mapping
 
 
 class Progress:
@@ -26,6 +27,11 @@ class Progress:
         rate = f"{self.per_second:.1f} {self.unit}/s"
         print(f"{self.name}: {self.done}/{self.total} {self.unit}, {rate}, {left} left{note}", flush=True)
         return True
+
+
+def listed(counts: Mapping[str, float]) -> str:
+    """`; dollars: 1.2; prompt_tokens: 8,000`, to stand behind something else; nothing where nothing was counted."""
+    return "".join(f"; {name}: {count:,.10g}" for name, count in counts.items())
 
 
 def duration(seconds: float) -> str:

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from hive_ray import storage
 from hive_ray.config import Inspection, Resources, Spending, Training
 from hive_ray.distributed.dropped import write_dropped
-from hive_ray.distributed.progress import Progress, duration
+from hive_ray.distributed.progress import Progress, duration, listed
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
 from hive_ray.seeds import id_for
 
@@ -203,7 +203,8 @@ def write_rows(
     storage.remove_tree(path)
     _begin(path, fingerprint, {})
     while chunk := list(islice(source, rows_per_file)):
-        shards.append(write_shard(path, len(shards), chunk, schema, rows_in=len(chunk)))
+        rows_in = sum("counted" not in row for row in chunk)
+        shards.append(write_shard(path, len(shards), chunk, schema, rows_in=rows_in))
     return _finish(path, schema, fingerprint, shards, started, sum(shard.rows_in for shard in shards))
 
 
@@ -259,10 +260,9 @@ def _finish(
     )
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
-    counted = "".join(f"; {name}: {count:,.10g}" for name, count in manifest.counts.items())
     print(
         f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
-        f"dropped: {reasons}{counted}",
+        f"dropped: {reasons}{listed(manifest.counts)}",
         flush=True,
     )
     return manifest
