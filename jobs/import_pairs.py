@@ -3,11 +3,11 @@
 a dataset -> imported -> pairs (train split), prompts (held-out splits, and HIVE's test.jsonl)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hive_ray.config import Importing
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import Manifest, build_table, read_rows, select, table_digest, write_rows
+from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
 from hive_ray.pairs.formats.folders import read_prompts
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
@@ -16,6 +16,7 @@ from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row
 from jobs.make_pairs import held_out
 from jobs.run import Run, fingerprint, main
 
+BARE = "without_captions"
 ROWS_PER_FILE = 64
 """Of tables that the driver writes: with pictures of 2 MB a file is 256 MB."""
 
@@ -31,7 +32,6 @@ def build(run: Run) -> Manifest:
             where={"split": "train"}, settings=settings,
         )  # fmt: skip
 
-    say_captions(imported)
     stage = only(settings, "clip", "cycle", "drop_swapped")
     made_from = fingerprint(stage, "clip", imported=table_digest(imported))
     return build_table(run.path("pairs"), PAIRS, made_from, measure, on_mismatch=run.on_mismatch)
@@ -40,12 +40,19 @@ def build(run: Run) -> Manifest:
 def take_pairs(run: Run) -> Manifest:
     """The `imported` table: a copy of what can be kept, with splits, and what was dropped for which reason."""
     settings = run.config.importing
-    rows = imported_rows(read_pairs(settings), settings)
+    rows = counting_bare(imported_rows(read_pairs(settings), settings))
     stage = only(settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate")
     made_from = fingerprint(stage, content=dataset_digest(settings.dataset))
-    return write_rows(
+    made = write_rows(
         run.path("imported"), IMPORTED, rows, made_from, on_mismatch=run.on_mismatch, rows_per_file=ROWS_PER_FILE
     )
+    if bare := round(made.counts.get(BARE, 0)):
+        print(
+            f"imported: {bare} of {made.rows_out} pairs have no captions, so their clip_source_text "
+            "and clip_direction are 0: not measured",
+            flush=True,
+        )
+    return made
 
 
 def take_prompts(run: Run) -> Manifest:
@@ -69,15 +76,12 @@ def found_prompts(settings: Importing, imported: str) -> Iterator[Row]:
         yield from read_prompts(settings)
 
 
-def say_captions(imported: str) -> None:
-    """Say how many pairs have no captions, and what that means."""
-    bare = len(select(imported, IMPORTED, where={"source_caption": ""}))
-    if bare:
-        print(
-            f"imported: {bare} of {len(select(imported, IMPORTED))} pairs have no captions, so their clip_source_text "
-            "and clip_direction are 0: not measured",
-            flush=True,
-        )
+def counting_bare(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, and beside each that has no source caption one that counts it."""
+    for row in rows:
+        yield row
+        if row.get("source_caption") == "":
+            yield {"counted": {BARE: 1}}
 
 
 def only(settings: Importing, *names: str) -> Importing:

@@ -98,7 +98,6 @@ def test_missing_captions_are_said(tmp_path, capfd):
     foreign.parquet(str(tmp_path / "dataset" / "train.parquet"), turns)
     run = run_with(tmp_path, prompts="")
     import_pairs.take_pairs(run)
-    import_pairs.say_captions(run.path("imported"))
     assert "3 of 3 pairs have no captions, so their clip_source_text" in capfd.readouterr().out
 
 
