@@ -55,7 +55,5 @@ def root(request, tmp_path):
 @pytest.fixture
 def chat(monkeypatch):
     """A language model at the address that the openai client will ask."""
-    with Chat() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
-        monkeypatch.setenv("OPENAI_API_KEY", "test")
+    with Chat().found(monkeypatch) as server:
         yield server

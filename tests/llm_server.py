@@ -3,9 +3,11 @@
 import json
 import time
 from collections import Counter
+from contextlib import contextmanager
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler
 
+import pytest
 from local_server import LocalServer
 
 
@@ -36,7 +38,15 @@ class JsonHandler(BaseHTTPRequestHandler):
 
 
 class JsonServer(LocalServer):
-    """At the address that an openai client is given."""
+    """Serves at the address that an openai client is given."""
+
+    @contextmanager
+    def found(self, patch: pytest.MonkeyPatch):
+        """Serves while clients that are made in this environment find it."""
+        with self:
+            patch.setenv("OPENAI_BASE_URL", self.address)
+            patch.setenv("OPENAI_API_KEY", "test")
+            yield self
 
     @property
     def address(self) -> str:

@@ -71,9 +71,7 @@ class Server(Chat):
 
 @pytest.fixture
 def server(monkeypatch):
-    with Server() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
-        monkeypatch.setenv("OPENAI_API_KEY", "test")
+    with Server().found(monkeypatch) as server:
         monkeypatch.setattr(endpoint, "POLL_S", 0.02)
         monkeypatch.setattr(batches, "REQUESTS", 2)
         yield server

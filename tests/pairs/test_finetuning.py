@@ -72,9 +72,7 @@ class Server(JsonServer):
 
 @pytest.fixture
 def server(monkeypatch):
-    with Server() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
-        monkeypatch.setenv("OPENAI_API_KEY", "test")
+    with Server().found(monkeypatch) as server:
         monkeypatch.setattr(endpoint, "POLL_S", 0.05)
         yield server
 
