@@ -4,6 +4,7 @@ from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, StableDiff
 from tiny_models import tiny_stable_diffusion
 
 from hive_ray.config import Candidates
+from hive_ray.distributed.mapping import map_rows
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import EditSampler, SamplingStopped, edit_rows, guided_noise, row_noise, sample
 from hive_ray.images import decode, encode, to_pixels
@@ -173,6 +174,14 @@ def test_candidates_do_not_depend_on_the_batch_but_for_rounding(folder, images):
     for one, other in zip(together["edits"], alone["edits"], strict=True):
         assert {**one, "image": b""} == {**other, "image": b""}
         assert abs(decode(one["image"]).astype(int) - decode(other["image"])).max() <= 1
+
+
+def test_a_prompt_whose_picture_cannot_be_read_is_dropped_alone_and_with_what_was_seen(folder, images):
+    sampler, whole = EditSampler(str(folder), SETTINGS, name="sft"), prompts(images)[:1]
+    broken = whole[0] | {"prompt_id": "broken", "source_image": whole[0]["source_image"][:40]}
+    kept, dropped = map_rows(sampler, [*whole, broken])
+    assert kept["prompt_id"] == whole[0]["prompt_id"]
+    assert dropped["dropped"].startswith("error: ImageError: 40 bytes starting 89504e47 are not a readable image")
 
 
 def test_two_editors_meet_on_the_same_seeds_and_scales_under_other_ids(folder, images):
