@@ -201,20 +201,21 @@ class TextToImage:
         `shared` is asked before each step, `blended` gives what goes on after it; both get the step and its latents.
         """
         way = SCHEDULES[schedule](self.scheduler.config, num_inference_steps, self.device)
-        latents = noise().to(self.device) * way.first_scale
-        scale = guidance_scale.view(-1, 1, 1, 1).to(self.device)
+        precise = torch.promote_types(self.unet.dtype, torch.float32)
+        latents = noise().to(self.device, precise) * way.first_scale
+        scale = guidance_scale.view(-1, 1, 1, 1).to(latents)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         conditions = self._conditions(states.pooled, factor * latents.shape[-1])
         for step, timestep in enumerate(way.timesteps):
             self.holder.shared = shared(step, latents)
             inputs = way.scale_input(latents, step).to(self.unet.dtype).repeat(2, 1, 1, 1)
             outputs = self.unet(inputs, timestep, states.sequence, added_cond_kwargs=conditions).sample
-            unconditional, conditional = outputs.float().chunk(2)
+            unconditional, conditional = outputs.to(precise).chunk(2)
             guided = unconditional + scale * (conditional - unconditional)
             latents = blended(step, way.step(guided, step, latents, noise))
         self.holder.shared = None
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return self.vae.decode(latents).sample.float().cpu()
+        return self.vae.decode(latents).sample.to(precise).cpu()
 
 
 def _plain(step: int, latents: Tensor) -> None:

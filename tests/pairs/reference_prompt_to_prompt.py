@@ -67,12 +67,12 @@ def draw_pair(
     unet.set_attn_processor(MapsInFull(controller))
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        outputs = unet(torch.cat([latents, latents]), timestep, texts, added_cond_kwargs=extra).sample
+        outputs = unet(torch.cat([latents, latents]).to(unet.dtype), timestep, texts, added_cond_kwargs=extra).sample
         return outputs[:2] + guidance_scale * (outputs[2:] - outputs[:2])
 
     noise = torch.stack([first, first])
     latents = WAYS[schedule](pipeline.scheduler.config, num_steps, noise, noises, predict, controller.after_step)
-    source, edited = vae.decode(latents / vae.config.scaling_factor).sample
+    source, edited = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
     return source, edited
 
 
@@ -271,7 +271,7 @@ def _euler_ancestral(config, num_steps, noise, noises, predict, after_step):
         sigmas.append(exp((1 - part) * logs[low] + part * logs[low + 1]))
     latents = noise.double() * sigmas[0]
     for t, sigma, following in zip(timesteps, sigmas, [*sigmas[1:], 0.0], strict=True):
-        output = predict((latents / sqrt(sigma**2 + 1)).float(), torch.tensor(t))
+        output = predict(latents / sqrt(sigma**2 + 1), torch.tensor(t))
         if scheduler.config.prediction_type == "v_prediction":
             denoised = latents / (sigma**2 + 1) - output * sigma / sqrt(sigma**2 + 1)
         else:
@@ -282,7 +282,7 @@ def _euler_ancestral(config, num_steps, noise, noises, predict, after_step):
         if following > 0:
             latents = latents + next(noises) * up  # the same for both pictures
         latents = after_step(latents)
-    return latents.float()
+    return latents
 
 
 def _dpm_solver(config, num_steps, latents, noises, predict, after_step):
