@@ -62,7 +62,7 @@ def compare(run: Run, manifest: Manifest) -> None:
         for name, count in thought.counts.items()
         if count and name in manifest.counts
     }
-    said = ", ".join(f"{name} {100 * (ratio - 1):+.0f} %" for name, ratio in off.items())
+    said = ", ".join(f"{name} {round(100 * (ratio - 1)):+d} %" for name, ratio in off.items())
     print(f"{manifest.table}: against the estimate: {said}", flush=True)
 
 

@@ -142,13 +142,13 @@ FULL = """
     import subprocess
     from hive_ray.schemas import Stopped
     try:
-        faults.build({disk}, size=20_000)
+        faults.build({disk}, seconds=0.0, size=20_000)
     except Stopped as stopped:
         print(stopped)
     print("finished", faults.tables.read_manifest({disk} + "/out") is not None, faults.shards_written({disk}))
     subprocess.run(["mount", "-o", "remount,size=20M", {disk}], check=True)
-    manifest = faults.build({disk}, size=20_000)
-    undisturbed = faults.build({disk}, out="undisturbed", size=20_000)
+    manifest = faults.build({disk}, seconds=0.0, size=20_000)
+    undisturbed = faults.build({disk}, out="undisturbed", seconds=0.0, size=20_000)
     print("rows", manifest.rows_out, manifest.dropped)
     print("same", faults.contents({disk}, manifest) == faults.contents({disk}, undisturbed, "undisturbed"))
 """

@@ -38,18 +38,18 @@ def asking(folder, chat: Chat, count: int) -> Run:
 
 
 def test_an_estimate_says_what_the_stage_then_takes_and_pays_for_no_answer_twice(chat, tmp_path, cluster, capfd):
-    run = asking(tmp_path, chat, 40)
+    run = asking(tmp_path, chat, 20)
     thought = write_instructions.estimate(run)
-    assert (thought.rows, thought.rows_out) == (40, 40)
-    assert thought.seconds == pytest.approx(40 * 0.5 / 2 / 2, rel=0.4)
-    assert thought.counts == pytest.approx({"prompt_tokens": 4_000, "completion_tokens": 2_000, "dollars": 8.0})
+    assert (thought.rows, thought.rows_out) == (20, 20)
+    assert thought.seconds == pytest.approx(20 * 0.5 / 2 / 2, rel=0.4)
+    assert thought.counts == pytest.approx({"prompt_tokens": 2_000, "completion_tokens": 1_000, "dollars": 4.0})
     asked = sum(chat.asked.values())
-    assert 0 < asked <= 40
+    assert 0 < asked <= 20
 
     write_instructions.build(run)
     assert set(chat.asked.values()) == {1}
     said = capfd.readouterr().out
-    assert "instructions, estimated: 40 rows become 40 in" in said
+    assert "instructions, estimated: 20 rows become 20 in" in said
     assert "dollars +0 %" in said
     assert "against the estimate: time" in said
 
