@@ -245,6 +245,20 @@ class Exporting(Section):
     """About how large a Parquet file or a shard becomes; also what is held in memory."""
 
 
+class Watching(Section):
+    """How a training is watched. Changes no weights."""
+
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Who draws the curves; <run>/metrics/<name>.jsonl is always written. W&B and MLflow have to be installed, and find
+    their server and key as ever (WANDB_API_KEY, MLFLOW_TRACKING_URI, ...)."""
+    project: str = "hive-ray"
+    """The W&B project or the MLflow experiment."""
+    validation_images: int | None = Field(None, ge=1)
+    """Held-out rows are looked at every so many images, and at the start and the end; None is each quarter."""
+    num_previews: int = Field(4, ge=0)
+    """Held-out rows whose edits are drawn then."""
+
+
 class Training(Section):
     """How a model is fitted: shared by the editor and the reward model."""
 
@@ -265,7 +279,10 @@ class Training(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     checkpoint_images: int = Field(ge=1)
     """A checkpoint every so many images."""
+    validation_rows: int = Field(0, ge=0)
+    """Rows kept out of training, but never more than a tenth, whose loss is measured on the way; 0 keeps none."""
     seed: int = 0
+    watching: Watching = Watching()
     workers: Resources = Resources()
     """`num_actors` is the number of training workers; `batch_size` is not used here."""
 
@@ -277,6 +294,14 @@ class Training(Section):
                 f"batch_size is {self.batch_size}, which is not a multiple of micro_batch_size x workers = {step}"
             )
         return self
+
+
+class Preview(Section):
+    """How the edits are drawn that a training shows on the way. Changes no weights."""
+
+    num_inference_steps: int = Field(20, ge=1)
+    guidance_scale: float = 7.5
+    image_guidance_scale: float = 1.5
 
 
 class Editor(Section):
@@ -292,6 +317,7 @@ class Editor(Section):
     train_text_encoder: bool = False
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
+    preview: Preview = Preview()
     sft: Training
     finetune: Training
 
@@ -405,7 +431,7 @@ def shapes() -> Config:
     workers = Resources(num_gpus=0, num_cpus=1, num_actors=2)
     sft = Training(
         total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
-        warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, workers=workers,
+        warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, validation_rows=64, workers=workers,
     )  # fmt: skip
     return Config(
         importing=Importing(clip=clip, resources=Resources(batch_size=32, **one_core)),
@@ -422,6 +448,7 @@ def shapes() -> Config:
         ),
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, sft=sft, finetune=sft,
+            preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
@@ -458,7 +485,7 @@ def _stable_diffusion(base: str) -> Config:
     workers = Resources(num_actors=8, num_gpus=1, num_cpus=4)
     sft = Training(
         total_images=1024 * 10_000, batch_size=1024, micro_batch_size=32, learning_rate=1e-4,
-        precision="bf16", checkpoint_images=1024 * 500, workers=workers,
+        precision="bf16", checkpoint_images=1024 * 500, validation_rows=1024, workers=workers,
     )  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),

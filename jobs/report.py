@@ -113,7 +113,8 @@ def _rankings(run: Run) -> list[Example]:
 
 def _losses(run: Run, name: str) -> list[tuple[float, float]]:
     """(images, loss), a mean over each fortieth of the training."""
-    lines = [json.loads(line) for line in storage.read_text(run.path(f"metrics/{name}.jsonl")).splitlines()]
+    found = [json.loads(line) for line in storage.read_text(run.path(f"metrics/{name}.jsonl")).splitlines()]
+    lines = [line for line in found if "train/loss" in line]
     size = max(1, len(lines) // 40)
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]
     return [(group[-1]["images"], sum(one["train/loss"] for one in group) / len(group)) for group in groups]

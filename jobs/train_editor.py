@@ -10,10 +10,12 @@ from torch import Tensor
 
 from hive_ray import config
 from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import select, table_digest
+from hive_ray.distributed.tables import Selection, select, table_digest
 from hive_ray.distributed.training import fit
+from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import EditorObjective
+from hive_ray.pairs.cycle import SOURCE_COLUMNS, source_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs.run import Run, fingerprint, main
@@ -55,15 +57,21 @@ class EditorTraining(EditorObjective):
 def build(run: Run, arm: str = "sft") -> Metrics:
     settings, (table, start, suffix) = run.config.editor, _plan(run, ARMS[arm])
     schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+    training = settings.finetune if ARMS[arm].start else settings.sft
     digest = table_digest(table)
     stage = settings.model_copy(update={"start": ""})
+
+    def sides() -> tuple[Selection, Selection]:
+        return hold_out(select(table, schema), SOURCE_COLUMNS, source_of, training.validation_rows)
+
     return fit(
         EditorTraining,
         name=f"editors/{arm}",
         run=run.root,
-        rows=lambda: select(table, schema),
+        rows=lambda: sides()[0],
+        held_out=lambda: sides()[1],
         columns=COLUMNS,
-        settings=settings.finetune if ARMS[arm].start else settings.sft,
+        settings=training,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         on_mismatch=run.on_mismatch,
         start=start,

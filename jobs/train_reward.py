@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hive_ray import config
 from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import read_rows, select, table_digest
+from hive_ray.distributed.tables import Selection, read_rows, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, doubt, is_held_out, measure
@@ -60,11 +60,17 @@ def build(run: Run) -> Metrics:
     rate = settings.held_out_rate
     start = settings.start if settings.start == "shapes" else model_digest(settings.start)
     stage = settings.model_copy(update={"start": start})
+
+    def those(held_out: bool, limit: int | None = None) -> Selection:
+        where = {"prompt_id": lambda name: is_held_out(name, rate) == held_out}
+        return select(rankings, RANKINGS, where=where, limit=limit)
+
     return fit(
         RewardTraining,
         name="reward",
         run=run.root,
-        rows=lambda: select(rankings, RANKINGS, where={"prompt_id": lambda name: not is_held_out(name, rate)}),
+        rows=lambda: those(held_out=False),
+        held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
         columns=COLUMNS,
         settings=settings.training,
         fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(rankings)),

@@ -1,6 +1,6 @@
 """fit: Ray Train and DeepSpeed, one loop for any Objective.
 
-    a finished table, an Objective -> <run>/<name>/ (a portable model folder), <run>/metrics/<name>.jsonl
+    a finished table, an Objective -> <run>/<name>/ (a portable model folder), what distributed/watching.py writes
 
 All that a step depends on is the weights and the number of images seen: the rows, the learning rate and the random
 numbers follow from it, so that a run that was killed goes on as if nothing had happened.
@@ -29,11 +29,14 @@ from hive_ray import storage
 from hive_ray.config import Training
 from hive_ray.distributed.cluster import require
 from hive_ray.distributed.models import Metrics, build_model, store_model
-from hive_ray.distributed.progress import Progress
+from hive_ray.distributed.progress import duration
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.distributed.weights import Average, consolidated_state
+from hive_ray.distributed.trackers import require_tracker
+from hive_ray.distributed.validation import Validation, at_rest, validation_due
+from hive_ray.distributed.watching import Watch
+from hive_ray.distributed.weights import Average, consolidated_state, take_step
 from hive_ray.schemas import Rows
 from hive_ray.seeds import generator_for, id_for, seed_for
 
@@ -44,7 +47,10 @@ AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class Objective(Protocol):
-    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save."""
+    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
+
+    An objective may offer `preview(rows) -> np.ndarray`: pixels (H, W, 3) that show what its model makes of them.
+    """
 
     model: nn.Module
 
@@ -64,11 +70,12 @@ class _Run:
     objective: Callable[..., Objective]
     kwargs: dict[str, Any]
     selection: Selection
+    held_out: Selection | None
     columns: list[str]
     settings: Training
+    run: str
     name: str
     out: str
-    metrics: str
     fingerprint: Fingerprint
 
 
@@ -81,23 +88,25 @@ def fit(
     columns: list[str],
     settings: Training,
     fingerprint: Fingerprint,
+    held_out: Callable[[], Selection] | None = None,
     on_mismatch: OnMismatch = "refuse",
     **kwargs: Any,
 ) -> Metrics:
     """Train `objective(**kwargs)` on selected rows into the model folder <run>/<name>; its last measures.
 
-    `settings` are added to the fingerprint. The same call goes on with a run that was killed, or keeps what is done.
+    `held_out` rows, none of `rows`, are looked at on the way. `settings` are added to the fingerprint. The same call
+    goes on with a run that was killed, or keeps what is done.
     """
     fingerprint = fingerprint | fingerprint_of(settings)
     run, out = storage.absolute(run), storage.join(storage.absolute(run), name)
-    metrics = storage.join(run, "metrics", f"{name}.jsonl")
 
     def make() -> None:
         require(name, settings.workers)
-        selection = rows()
+        require_tracker(settings.watching.tracker, run)
+        selection, unseen = rows(), held_out() if held_out else None
         if not len(selection):
             raise ValueError(f"{name}: {selection.path} has no rows to train on; look at its manifest for drops")
-        told = _Run(objective, kwargs, selection, columns, settings, name, out, metrics, fingerprint)
+        told = _Run(objective, kwargs, selection, unseen or None, columns, settings, run, name, out, fingerprint)
         _run_workers(told, storage.join(run, "checkpoints"))
 
     return build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
@@ -171,7 +180,10 @@ def _train(config: dict[str, Any]) -> str:
         loop.run()
     except FloatingPointError as error:  # the same on every rank; starting again would end in the same
         return str(error)
+    finally:
+        loop.watch.close()
     loop.save(time.monotonic() - started)
+    loop.watch.tell()
     loop.close()
     return ""
 
@@ -189,36 +201,46 @@ class _Loop:
         )
         if not settings.workers.num_gpus:
             torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
-        self.rows = RowStore(told.selection, told.columns, write=context.get_local_rank() == 0)
+        selections = filter(None, (told.selection, told.held_out))
+        self.stores = [RowStore(one, told.columns, write=context.get_local_rank() == 0) for one in selections]
         self.objective = told.objective(**told.kwargs)
         self.engine = start_engine(self.objective.model, settings)
         torch.distributed.barrier()  # the rows have been laid
-        self.rows.open()
+        self.rows, *held_out = [store.open() for store in self.stores]
         self.average = Average(self.engine.module, settings.ema_decay) if settings.ema_decay else None
-        self.images, self.last, self.log = 0, {}, []
+        self.images, self.last = 0, {}
         self._restore()
+        self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
+        self.validation = Validation(held_out[0], settings, rank=self.rank, world=self.world) if held_out else None
 
     def run(self) -> None:
         """Train up to the last image, with checkpoints on the way."""
         settings = self.settings
-        progress = Progress(self.told.name, settings.total_images, "images", done=self.images)
+        if self.validation and not self.images:
+            self.watch.step(0, self._look())
         while self.images < settings.total_images:
             before = self.images
             self.last = self._step()
             loss = self.last["train/loss"]
+            if self.validation and math.isfinite(loss) and validation_due(settings, before, self.images):
+                self.last |= self._look()
+            self.watch.step(self.images, self.last)
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"{self.told.name}: the loss is {loss} after {self.images} images; lower the learning rate "
                     f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
                 )
-            due = progress.advance(self.images - before, f", loss {loss:.4f}") if self.rank == 0 else False
-            rate = round(progress.per_second, 3)
-            self.log.append(json.dumps({"images": self.images} | self.last | {"train/images_per_second": rate}))
-            if due:
-                self._write_log()
             every, ended = settings.checkpoint_images, self.images >= settings.total_images
             if ended or before // every < self.images // every:
                 self._checkpoint()
+
+    def _look(self) -> Metrics:
+        """Measures of the held-out rows; a picture of some of their edits is kept."""
+        with at_rest(self.engine, self.average):
+            measures = self.validation.measure(self.objective, self.engine)
+            picture = self.validation.preview(self.objective, self.engine)
+        self.watch.picture(self.images, picture)
+        return measures
 
     def save(self, seconds: float) -> None:
         """Write the portable model folder from the averaged (or else the last) weights."""
@@ -235,12 +257,14 @@ class _Loop:
                 metrics,
                 seconds,
             )
-            print(f"{told.name}: trained on {self.images} images, saved to {told.out}", flush=True)
+            took = f"{self.images} images in {duration(seconds)}"
+            print(f"{told.name}: trained on {took}, saved to {told.out}", flush=True)
 
     def close(self) -> None:
         """Give back the disk space of the rows, once no worker of this machine reads them."""
         torch.distributed.barrier()
-        self.rows.close()
+        for store in self.stores:
+            store.close()
 
     def _step(self) -> Metrics:
         """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
@@ -257,13 +281,15 @@ class _Loop:
             batch = self.rows.read(mine[start : start + micro])
             loss, measures = self.objective.loss(self.engine, batch, generator_for(*draw))
             self.engine.backward(loss)
-            self.engine.step()
+            norm = take_step(self.engine)
             for key, value in (measures | {"train/loss": loss.item()}).items():
                 totals[key] = totals.get(key, 0.0) + value * micro / share
         self.images += settings.batch_size
+        measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
         if self.average:
             self.average.update(self.engine.module)
-        return self._mean_over_ranks(totals)
+            measures["train/ema_decay"] = self.average.last_decay
+        return self._mean_over_ranks(totals) | measures
 
     def _mean_over_ranks(self, totals: Metrics) -> Metrics:
         keys = sorted(totals)
@@ -277,7 +303,7 @@ class _Loop:
         state = {"images": self.images, "last": self.last, "average": average}
         with tempfile.TemporaryDirectory() as folder:
             self.engine.save_checkpoint(folder, tag="state", client_state=state)
-            self._write_log()
+            self.watch.flush()
             ray.train.report(self.last, checkpoint=Checkpoint.from_directory(folder))
 
     def _restore(self) -> None:
@@ -291,12 +317,6 @@ class _Loop:
             self.average.load(state["average"])
         if self.rank == 0:
             print(f"{self.told.name}: resumed at {self.images} images", flush=True)
-            lines = storage.read_text(self.told.metrics).splitlines()
-            self.log = [line for line in lines if json.loads(line)["images"] <= self.images]
-
-    def _write_log(self) -> None:
-        if self.rank == 0:
-            storage.write_text(self.told.metrics, "".join(f"{line}\n" for line in self.log))
 
 
 def start_engine(model: nn.Module, settings: Training) -> deepspeed.DeepSpeedEngine:

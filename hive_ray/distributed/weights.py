@@ -1,6 +1,7 @@
 """The weights of a DeepSpeed engine, whole or in parts: their running average, and all of them in one place."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -19,19 +20,38 @@ class Average:
         self.decay, self.updates = decay, 0
         self.weights = {name: own_part(weight).clone().float() for name, weight in _trained(model)}
 
+    @property
+    def last_decay(self) -> float:
+        """The decay of the last update."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimiser step."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, weight in _trained(model):
-            self.weights[name].lerp_(own_part(weight).float(), 1 - decay)
+            self.weights[name].lerp_(own_part(weight).float(), 1 - self.last_decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Put the averaged weights in place of the trained ones."""
         for name, weight in _trained(model):
             own_part(weight).copy_(self.weights[name])
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The averaged weights in place of the trained ones for a while; then those are back to the last bit.
+
+        Meanwhile a rank holds its part once more: less than what a backward pass holds.
+        """
+        trained = {name: own_part(weight).clone() for name, weight in _trained(model)}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in _trained(model):
+                    own_part(weight).copy_(trained[name])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -42,6 +62,24 @@ class Average:
         self.updates = state["updates"]
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])
+
+
+def take_step(engine: deepspeed.DeepSpeedEngine) -> float | None:
+    """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before clipping.
+
+    None, or the step's before, within an accumulation. ZeRO's optimisers measure it; without ZeRO nobody does.
+    """
+    if engine.zero_optimization():
+        engine.step()
+        norm = engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+    norm = None
+    if engine.is_gradient_accumulation_boundary():
+        scaler = engine.torch_autocast_z0_gradscaler  # fp16's, which engine.step() takes out again
+        gradients = [weight.grad for weight in engine.module.parameters() if weight.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients)) / (scaler.get_scale() if scaler else 1.0)
+    engine.step()
+    return norm
 
 
 def own_part(weight: nn.Parameter) -> Tensor:

@@ -18,3 +18,12 @@ def twin(pair: Row, inverse_instruction: str) -> Row:
         "clip_edited_text": pair["clip_source_text"],
         "origin": "cycle",
     }
+
+
+SOURCE_COLUMNS = ["instruction_id", "source_caption", "edited_caption", "origin"]
+
+
+def source_of(pair: Row) -> str:
+    """What a pair and its twin were made from, given SOURCE_COLUMNS: the caption before the edit, which other edits
+    of it share; where nobody wrote captions, the instruction's id."""
+    return pair["edited_caption" if pair["origin"] == "cycle" else "source_caption"] or pair["instruction_id"]

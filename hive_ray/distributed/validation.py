@@ -1,0 +1,128 @@
+"""Held-out rows: which they are, their loss at noise and timesteps that never change, and pictures of their edits.
+
+a Selection -> rows to train on, rows held out -> validation/loss every so many images
+
+Looking leaves no trace: every weight, mode and random stream of the training is as it was.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed
+from torch import nn
+
+from hive_ray.config import Training
+from hive_ray.distributed.models import Metrics
+from hive_ray.distributed.rows import RowStore
+from hive_ray.distributed.tables import Selection
+from hive_ray.distributed.weights import Average
+from hive_ray.schemas import Row
+from hive_ray.seeds import generator_for, uniform_for
+
+MOST_HELD_OUT = 0.1
+"""Share of a table that is held out at most."""
+LOOKS = 4
+"""Looks at the held-out rows where no number of images is set."""
+
+
+def hold_out(
+    selection: Selection, columns: list[str], source: Callable[[Row], str], num_rows: int
+) -> tuple[Selection, Selection]:
+    """The rows to train on and about `num_rows` held out, at most a tenth of all.
+
+    `source` says of a row's `columns` what it was made from: all rows of a source are on one side. A hash of the source
+    decides, so other tables of the same rows hold out the same ones.
+    """
+    most = min(num_rows, int(MOST_HELD_OUT * len(selection)))
+    sources = [source(row) for row in selection.read(0, len(selection), columns).to_pylist()] if most else []
+    rows_of, held_out = Counter(sources), set()
+    for name in sorted(rows_of, key=lambda name: uniform_for("validation", name)):
+        if rows_of[name] <= most:
+            held_out.add(name)
+            most -= rows_of[name]
+        if not most:
+            break
+    out = np.array([name in held_out for name in sources], dtype=bool) if sources else np.zeros(len(selection), bool)
+    return _those(selection, ~out), _those(selection, out)
+
+
+def _those(selection: Selection, which: np.ndarray) -> Selection:
+    return replace(selection, file_of=selection.file_of[which], row_of=selection.row_of[which])
+
+
+def validation_due(settings: Training, before: int, images: int) -> bool:
+    """Whether the held-out rows are looked at after the step from `before` to `images` rows seen."""
+    every = settings.watching.validation_images or max(1, -(-settings.total_images // LOOKS))
+    return images >= settings.total_images or before // every < images // every
+
+
+class Validation:
+    """Measures of the held-out rows by the averaged weights, which are those that will be saved.
+
+    Collective: every rank makes the same number of forward passes, as ZeRO stage 3 needs.
+    """
+
+    def __init__(self, store: RowStore, settings: Training, *, rank: int, world: int) -> None:
+        self.store, self.settings, self.rank, self.world = store, settings, rank, world
+
+    @torch.no_grad()
+    def measure(self, objective, engine: deepspeed.DeepSpeedEngine) -> Metrics:
+        """validation/loss and the objective's other measures, means over the rows.
+
+        Batch i of `micro_batch_size` rows has the noise of (seed, i), whichever rank reads it: the figures do not
+        depend on the number of workers.
+        """
+        micro = self.settings.micro_batch_size
+        batches = -(-self.store.num_rows // micro)
+        totals: Metrics = {}
+        for turn in range(-(-batches // self.world)):
+            number = turn * self.world + self.rank
+            counts = number < batches  # else a pass that only keeps the others company
+            place = (number % batches) * micro
+            rows = self.store.read(np.arange(place, min(place + micro, self.store.num_rows)))
+            draw = ("validation", self.settings.seed, number % batches)
+            loss, measures = objective.loss(engine, rows, generator_for(*draw))
+            for key, value in (measures | {"train/loss": loss.item()}).items():
+                name = f"validation/{key.partition('/')[2]}"
+                totals[name] = totals.get(name, 0.0) + value * len(rows) * counts
+        names = sorted(totals)
+        sums = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=engine.device)
+        torch.distributed.all_reduce(sums)
+        return dict(zip(names, (sums / self.store.num_rows).tolist(), strict=True))
+
+    def preview(self, objective, engine: deepspeed.DeepSpeedEngine) -> np.ndarray | None:
+        """Pixels (H, W, 3) of edits of some held-out rows on rank 0, None on others or if the objective draws none.
+
+        Under ZeRO stage 3 all ranks draw the same, since each holds but a part of the weights.
+        """
+        draw = getattr(objective, "preview", None)
+        count = min(self.settings.watching.num_previews, self.store.num_rows)
+        if draw is None or not count or (self.rank and self.settings.zero_stage < 3):
+            return None
+        rows = self.store.read(np.linspace(0, self.store.num_rows - 1, count).astype(int))
+        pixels = draw(rows)
+        return None if self.rank else pixels
+
+
+@contextmanager
+def at_rest(engine: deepspeed.DeepSpeedEngine, average: Average | None) -> Iterator[None]:
+    """The model in eval mode and with its averaged weights; afterwards everything is as before: weights, modes, random
+    streams. Every rank must enter it."""
+    modes: dict[nn.Module, bool] = {module: module.training for module in engine.module.modules()}
+    devices = [engine.device] if engine.device.type == "cuda" else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        if average:
+            stack.enter_context(average.in_place(engine.module))
+        stack.callback(engine.empty_partition_cache)  # before the weights change back: stage 3 keeps some gathered
+        engine.module.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training

@@ -1,0 +1,111 @@
+"""What a person sees of a training: a progress line, a log, curves, pictures, early warnings, and where things are.
+
+a step's measures -> Watch.step -> <run>/metrics/<name>.jsonl (the truth), a tracker, printed lines
+pictures of held-out edits -> <run>/metrics/<name>/<images>.png, the tracker
+"""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from hive_ray import storage
+from hive_ray.config import Training
+from hive_ray.distributed.early_warnings import EarlyWarnings
+from hive_ray.distributed.models import Metrics
+from hive_ray.distributed.progress import Progress
+from hive_ray.distributed.trackers import Tracked, Tracker, start_tracker, without_secrets
+from hive_ray.images import encode
+
+
+class Watch:
+    """Rank 0's eyes; on other ranks it does nothing."""
+
+    def __init__(self, run: str, name: str, settings: Training, *, rank: int, resumed_at: int) -> None:
+        self.run, self.name, self.here = run, name, rank == 0
+        self.log_file = storage.join(run, "metrics", f"{name}.jsonl")
+        self.pictures = storage.join(run, "metrics", name)
+        self.progress = Progress(name, settings.total_images, "images", done=resumed_at)
+        self.warnings, self.said = EarlyWarnings(settings.total_images), []
+        self.lines: list[str] = []
+        self.tracker: Tracker | None = None
+        if not self.here:
+            return
+        if resumed_at:
+            self._read_log(resumed_at)
+        else:
+            storage.remove_tree(self.pictures)  # of an older training by this name
+        told = settings.model_dump(mode="json", exclude={"watching", "workers"})
+        tracked = Tracked(run, name, settings.watching.project, told, resumed_at)
+        try:
+            self.tracker = start_tracker(settings.watching.tracker, tracked)
+        except Exception as error:
+            self._give_up(error)
+
+    def step(self, images: int, measures: Metrics) -> None:
+        """Take in what a step measured, or a look at held-out rows before the first."""
+        if not self.here:
+            return
+        loss = measures.get("train/loss")
+        due = False
+        if loss is not None:
+            due = self.progress.advance(images - self.progress.done, f", loss {loss:.4f}")
+            measures = measures | {"train/images_per_second": round(self.progress.per_second, 3)}
+        self.lines.append(json.dumps({"images": images} | measures))
+        self._track(lambda tracker: tracker.scalars(images, measures))
+        for words in self.warnings.see(images, measures):
+            self.said.append(words)
+            print(f"{self.name}: warning: {words}", flush=True)
+        if due:
+            self.flush(send=False)
+
+    def picture(self, images: int, pixels: np.ndarray | None) -> None:
+        """Keep a picture of held-out edits, where there is one."""
+        if self.here and pixels is not None:
+            storage.write_bytes(storage.join(self.pictures, f"{images:09d}.png"), encode(pixels))
+            self._track(lambda tracker: tracker.picture(images, "validation/edits", pixels))
+
+    def flush(self, *, send: bool = True) -> None:
+        """Write the log; at a checkpoint the tracker's part as well."""
+        if self.here:
+            storage.write_text(self.log_file, "".join(f"{line}\n" for line in self.lines))
+            if send:
+                self._track(lambda tracker: tracker.flush())
+
+    def close(self) -> None:
+        """Write the rest."""
+        self.flush()
+        self._track(lambda tracker: tracker.close())
+
+    def tell(self) -> None:
+        """Say where everything is."""
+        if not self.here:
+            return
+        print(f"{self.name}: each step's measures are in {self.log_file}", flush=True)
+        if storage.exists(self.pictures):
+            print(f"{self.name}: edits of held-out rows are in {self.pictures}/", flush=True)
+        if self.tracker:
+            print(f"{self.name}: curves: {self.tracker.place}", flush=True)
+        for words in self.said:
+            print(f"{self.name}: there was a warning: {words}", flush=True)
+
+    def _read_log(self, images: int) -> None:
+        """The lines up to a checkpoint; the warnings learn from them in silence."""
+        found = [(line, json.loads(line)) for line in storage.read_text(self.log_file).splitlines()]
+        for line, measures in found:
+            if measures["images"] <= images:
+                self.lines.append(line)
+                self.warnings.see(measures["images"], measures)
+
+    def _track(self, act: Callable[[Tracker], None]) -> None:
+        """Nobody's server may end a training: one that fails is given up."""
+        try:
+            if self.tracker:
+                act(self.tracker)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.tracker = None
+        reason = without_secrets(f"{type(error).__name__}: {error}")
+        print(f"{self.name}: the tracker failed and is given up, {self.log_file} has all: {reason}", flush=True)
