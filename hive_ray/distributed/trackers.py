@@ -67,12 +67,18 @@ def require_tracker(name: str, run: str) -> None:
     if name not in INSTALLED_APART:
         return
     try:
-        importlib.import_module(name)
+        package = importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
             f'watching.tracker is "{name}", which is not installed: pip install {name} on every machine '
             'that trains, or set it to "tensorboard"'
         ) from error
+    online = os.environ.get("WANDB_MODE", "online") == "online"
+    if name == "wandb" and online and not package.login(prompt=False):
+        raise ValueError(
+            'watching.tracker is "wandb", which finds no key: run `wandb login` or set WANDB_API_KEY on every machine '
+            "that trains, or set WANDB_MODE=offline"
+        )
     if name == "mlflow" and run.startswith(storage.S3) and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ValueError(
             'watching.tracker is "mlflow", and the run is on S3: set MLFLOW_TRACKING_URI to the server that keeps it'
@@ -149,7 +155,7 @@ class WeightsAndBiases:
             ),
         )
         self.image, self.sent = wandb.Image, self.run.step - 1 if self.run.resumed else -1
-        self.place = self.run.url or f"wandb sync {Path(self.run.dir).parent}"
+        self.place = f"wandb sync {Path(self.run.dir).parent}" if self.run.offline else self.run.url
 
     def scalars(self, images: int, measures: Metrics) -> None:
         if images > self.sent:

@@ -22,7 +22,7 @@ from hive_ray.distributed.rows import RowStore
 from hive_ray.distributed.tables import Selection
 from hive_ray.distributed.weights import Average
 from hive_ray.schemas import Row
-from hive_ray.seeds import generator_for, uniform_for
+from hive_ray.seeds import generator_for, seed_for, uniform_for
 
 MOST_HELD_OUT = 0.1
 """Share of a table that is held out at most."""
@@ -86,6 +86,7 @@ class Validation:
             place = (number % batches) * micro
             rows = self.store.read(np.arange(place, min(place + micro, self.store.num_rows)))
             draw = ("validation", self.settings.seed, number % batches)
+            torch.manual_seed(seed_for("layers", *draw))  # whoever draws from torch's own stream
             loss, measures = objective.loss(engine, rows, generator_for(*draw))
             for key, value in (measures | {"train/loss": loss.item()}).items():
                 name = f"validation/{key.partition('/')[2]}"

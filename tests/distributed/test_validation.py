@@ -1,0 +1,171 @@
+import copy
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from hive_ray.config import Resources, Training, Watching
+from hive_ray.distributed import tables
+from hive_ray.distributed.rows import RowStore
+from hive_ray.distributed.training import start_engine
+from hive_ray.distributed.validation import Validation, at_rest, hold_out, validation_due
+from hive_ray.distributed.weights import Average, take_step
+from hive_ray.seeds import generator_for, seed_for
+
+COLUMNS = {"point_id": pa.string(), "source": pa.string(), "x": pa.float32()}
+FIELDS = [pa.field(name, kind, nullable=False) for name, kind in COLUMNS.items()]
+POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})
+NUM_POINTS = 10
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.distributed:FutureWarning")  # DeepSpeed calls old names
+
+
+def training(**changes) -> Training:
+    settings = dict(
+        total_images=24, batch_size=4, micro_batch_size=4, learning_rate=0.1, checkpoint_images=24, max_grad_norm=0.5,
+        ema_decay=0.5, workers=Resources(num_gpus=0), watching=Watching(num_previews=3),
+    )  # fmt: skip
+    return Training(**settings | changes)
+
+
+class Noisy:
+    """A network that keeps statistics, drops out, and has noise from the generator and from torch's own stream."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def loss(self, model, rows, generator):
+        x = torch.tensor([[row["x"]] for row in rows])
+        noise = torch.randn(x.shape, generator=generator) + 0.1 * torch.randn(x.shape)
+        return (model(x) - x - noise).square().mean(), {"train/x": x.mean().item()}
+
+    def preview(self, rows):
+        with torch.inference_mode():
+            y = self.model(torch.tensor([[row["x"]] for row in rows]))
+        return np.tile(y.numpy()[..., None], (1, 1, 3))
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    """This process alone: the collectives and ZeRO's hooks are at work, though every part is the whole."""
+    file = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+        yield
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+    return RowStore(select(tmp_path), ["x"], write=True).open()
+
+
+def select(folder, sources: str = "abcdefghij"):
+    rows = [{"point_id": str(i), "source": one, "x": i / len(sources)} for i, one in enumerate(sources)]
+    tables.write_rows(str(folder / "points"), POINTS, rows, {})
+    return tables.select(str(folder / "points"), POINTS)
+
+
+def sources(selection) -> list[str]:
+    return [row["source"] for row in selection.read(0, len(selection), ["source"]).to_pylist()]
+
+
+def test_whole_sources_are_held_out_and_the_same_ones_of_any_table(tmp_path):
+    twice = select(tmp_path / "one", "".join(letter * 2 for letter in "abcdefghijklmnopqrstuvwxyz"))
+    rows, held_out = hold_out(twice, ["source"], lambda row: row["source"], 4)
+    assert (len(rows), len(held_out)) == (48, 4)
+    assert set(Counter(sources(held_out)).values()) == {2}
+    assert not set(sources(rows)) & set(sources(held_out))
+    others = select(tmp_path / "two", "".join(letter * 2 for letter in "zyxwvutsrqponmlkjihgfedcba"))
+    assert set(sources(hold_out(others, ["source"], lambda row: row["source"], 4)[1])) == set(sources(held_out))
+
+
+def test_a_small_table_gives_a_tenth_at_most(tmp_path):
+    rows, held_out = hold_out(select(tmp_path), ["source"], lambda row: row["source"], 64)
+    assert (len(rows), len(held_out)) == (9, 1)
+    assert len(hold_out(rows, ["source"], lambda row: row["source"], 64)[1]) == 0
+    assert len(hold_out(rows, ["source"], lambda row: pytest.fail("read"), 0)[0]) == 9
+
+
+def test_the_rows_are_looked_at_at_each_quarter_or_as_often_as_is_said():
+    settings = training(total_images=100, batch_size=10, micro_batch_size=10)
+    steps = [(start, start + 10) for start in range(0, 100, 10)]
+    assert [end for start, end in steps if validation_due(settings, start, end)] == [30, 50, 80, 100]
+    often = settings.model_copy(update={"watching": Watching(validation_images=40)})
+    assert [end for start, end in steps if validation_due(often, start, end)] == [40, 80, 100]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store, stage):
+    settings = training(zero_stage=stage)
+
+    def trained(looks: bool):
+        noisy = Noisy()
+        engine, norms, seen = start_engine(noisy.model, settings), [], []
+        average = Average(engine.module, settings.ema_decay)
+        validation = Validation(store, settings, rank=0, world=1)
+        torch.manual_seed(1)
+        for step in range(4):
+            if looks:
+                with at_rest(engine, average):
+                    seen.append(validation.measure(noisy, engine)["validation/loss"])
+                    assert validation.preview(noisy, engine).shape == (3, 1, 3)
+            loss, _ = noisy.loss(engine, store.read(np.arange(4)), generator_for("step", step))
+            engine.backward(loss)
+            norms.append(take_step(engine))
+            average.update(engine.module)
+        state = [*(value for value in engine.module.state_dict().values()), *average.weights.values()]
+        parts = [weight.ds_tensor.clone() for weight in noisy.model.parameters() if hasattr(weight, "ds_tensor")]
+        assert all(module.training for module in noisy.model.modules())
+        return [*state, *parts], norms, seen
+
+    plain, norms, _ = trained(looks=False)
+    looked, other_norms, seen = trained(looks=True)
+    assert all(torch.equal(one, other) for one, other in zip(plain, looked, strict=True))
+    assert norms == other_norms
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_gradient_norm_is_that_of_the_whole_step_before_clipping(process_group, stage):
+    settings = training(zero_stage=stage, batch_size=8, micro_batch_size=4)  # two micro batches a step
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    alone, x = copy.deepcopy(model), 10 * torch.randn(8, 3)
+    alone(x).square().mean().backward()
+    wanted = nn.utils.get_total_norm([weight.grad for weight in alone.parameters()]).item()
+    assert wanted > settings.max_grad_norm
+
+    engine = start_engine(model, settings)
+    for half in x.chunk(2):
+        engine.backward(engine(half).square().mean())
+        norm = take_step(engine)
+    assert norm == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(process_group, store):
+    settings = training(micro_batch_size=4, zero_stage=2)
+    noisy = Noisy()
+    engine = start_engine(noisy.model, settings)
+    average = Average(engine.module, settings.ema_decay)
+    for weight in engine.module.parameters():
+        weight.data.add_(1.0)  # away from the average
+    validation = Validation(store, settings, rank=0, world=1)
+    with at_rest(engine, average):
+        measures = validation.measure(noisy, engine)
+
+    alone = Noisy()
+    alone.model.eval()
+    losses = []
+    for number in range(3):  # batches of 4, 4 and 2 rows
+        rows = store.read(np.arange(4 * number, min(4 * number + 4, NUM_POINTS)))
+        torch.manual_seed(seed_for("layers", "validation", settings.seed, number))
+        loss, _ = alone.loss(alone.model, rows, generator_for("validation", settings.seed, number))
+        losses.append((loss.item(), len(rows)))
+    assert measures["validation/loss"] == pytest.approx(sum(loss * count for loss, count in losses) / NUM_POINTS)
+    assert measures["validation/x"] == pytest.approx(0.45)
