@@ -77,10 +77,13 @@ def bar_chart(bars: Mapping[str, int], across: str, apart: str) -> str:
     return _chart(draw, said, across, "", height=0.8 + 0.38 * len(bars), legend=False)
 
 
-def picture_grid(examples: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], across: int = 3) -> bytes:
-    """A PNG of examples, `across` in a row: words, and under them pictures (H, W, 3) with words of their own."""
+def picture_grid(
+    examples: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], across: int = 3, side: float = 1.15
+) -> bytes:
+    """A PNG of examples, `across` in a row: words, and under them pictures (H, W, 3), `side` inches wide, with words of
+    their own."""
     down, most = -(-len(examples) // across), max(len(pictures) for _, pictures in examples)
-    figure = Figure(figsize=(1.15 * most * across, 1.75 * down), layout="constrained")
+    figure = Figure(figsize=(side * most * across, (side + 0.6) * down), layout="constrained")
     parts = figure.subfigures(down, across, squeeze=False).ravel()
     for part, (words, pictures) in zip(parts, examples, strict=False):
         part.suptitle(words, fontsize=9)

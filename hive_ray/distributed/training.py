@@ -49,7 +49,7 @@ AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 class Objective(Protocol):
     """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
 
-    An objective may offer `preview(rows) -> np.ndarray`: pixels (H, W, 3) that show what its model makes of them.
+    An objective may offer `preview(rows) -> bytes`: a PNG that shows what its model makes of them.
     """
 
     model: nn.Module

@@ -14,6 +14,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import nn
 
 from hive_ray.config import Training
@@ -96,8 +97,9 @@ class Validation:
         torch.distributed.all_reduce(sums)
         return dict(zip(names, (sums / self.store.num_rows).tolist(), strict=True))
 
-    def preview(self, objective, engine: deepspeed.DeepSpeedEngine) -> np.ndarray | None:
-        """Pixels (H, W, 3) of edits of some held-out rows on rank 0, None on others or if the objective draws none.
+    @torch.no_grad()
+    def preview(self, objective, engine: deepspeed.DeepSpeedEngine) -> bytes | None:
+        """A PNG of edits of some held-out rows on rank 0, None on others or if the objective draws none.
 
         Under ZeRO stage 3 all ranks draw the same, since each holds but a part of the weights.
         """
@@ -106,8 +108,9 @@ class Validation:
         if draw is None or not count or (self.rank and self.settings.zero_stage < 3):
             return None
         rows = self.store.read(np.linspace(0, self.store.num_rows - 1, count).astype(int))
-        pixels = draw(rows)
-        return None if self.rank else pixels
+        with autocast_if_enabled(engine):  # as the engine's own forward passes
+            picture = draw(rows)
+        return None if self.rank else picture
 
 
 @contextmanager

@@ -7,15 +7,13 @@ pictures of held-out edits -> <run>/metrics/<name>/<images>.png, the tracker
 import json
 from collections.abc import Callable
 
-import numpy as np
-
 from hive_ray import storage
 from hive_ray.config import Training
 from hive_ray.distributed.early_warnings import EarlyWarnings
 from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.progress import Progress
 from hive_ray.distributed.trackers import Tracked, Tracker, start_tracker, without_secrets
-from hive_ray.images import encode
+from hive_ray.images import decode
 
 
 class Watch:
@@ -59,11 +57,11 @@ class Watch:
         if due:
             self.flush(send=False)
 
-    def picture(self, images: int, pixels: np.ndarray | None) -> None:
+    def picture(self, images: int, png: bytes | None) -> None:
         """Keep a picture of held-out edits, where there is one."""
-        if self.here and pixels is not None:
-            storage.write_bytes(storage.join(self.pictures, f"{images:09d}.png"), encode(pixels))
-            self._track(lambda tracker: tracker.picture(images, "validation/edits", pixels))
+        if self.here and png is not None:
+            storage.write_bytes(storage.join(self.pictures, f"{images:09d}.png"), png)
+            self._track(lambda tracker: tracker.picture(images, "validation/edits", decode(png)))
 
     def flush(self, *, send: bool = True) -> None:
         """Write the log; at a checkpoint the tracker's part as well."""

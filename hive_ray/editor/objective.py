@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.editor.preview import draw_preview
 from hive_ray.images import to_batch
 from hive_ray.schemas import Row, Rows
 
@@ -147,6 +148,11 @@ class EditorObjective:
         unet = _under("unet.", state)
         text_encoder = _under("text_encoder.", state) if self.settings.train_text_encoder else None
         self.editor.with_weights(unet, text_encoder).save(folder, card)
+
+    def preview(self, rows: Rows) -> bytes:
+        """A PNG of what the editor makes of rows of `pairs`, now."""
+        self._place()
+        return draw_preview(self.editor, rows, self.settings.preview, self.settings.resolution)
 
     def _place(self) -> torch.device:
         """The device of the trained weights, with the frozen parts brought to it."""

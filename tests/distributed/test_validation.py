@@ -45,7 +45,7 @@ class Noisy:
     def preview(self, rows):
         with torch.inference_mode():
             y = self.model(torch.tensor([[row["x"]] for row in rows]))
-        return np.tile(y.numpy()[..., None], (1, 1, 3))
+        return y.numpy().tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
             if looks:
                 with at_rest(engine, average):
                     seen.append(validation.measure(noisy, engine)["validation/loss"])
-                    assert validation.preview(noisy, engine).shape == (3, 1, 3)
+                    assert len(validation.preview(noisy, engine)) == 3 * 4  # three rows in fp32
             loss, _ = noisy.loss(engine, store.read(np.arange(4)), generator_for("step", step))
             engine.backward(loss)
             norms.append(take_step(engine))

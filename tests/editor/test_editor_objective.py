@@ -5,7 +5,7 @@ from tiny_models import tiny_stable_diffusion
 from torch.nn import functional as F
 
 from hive_ray.config import Editor as Settings
-from hive_ray.config import Training
+from hive_ray.config import Preview, Training
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import (
     EditorObjective,
@@ -16,7 +16,7 @@ from hive_ray.editor.objective import (
     min_snr_weight,
     weighted_denoising_loss,
 )
-from hive_ray.images import encode, to_batch
+from hive_ray.images import decode, encode, to_batch
 
 TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
 
@@ -221,3 +221,17 @@ def test_the_given_state_is_what_is_saved(bases, tmp_path, train_text_encoder):
     step = 1 if train_text_encoder else 0
     for name, tensor in editor.text_encoder.state_dict().items():
         assert torch.equal(saved.text_encoder.state_dict()[name], tensor + step)
+
+
+def test_a_preview_shows_source_edit_and_edited_image_and_is_drawn_from_the_same_noise(bases, rows):
+    preview = Preview(num_inference_steps=2, guidance_scale=2.0, image_guidance_scale=1.5)
+    objective = EditorObjective(Editor.build(bases["epsilon"]), settings(preview=preview))
+    torch.manual_seed(0)
+    first = objective.preview(rows[:2])
+    torch.manual_seed(1)
+    assert objective.preview(rows[:2]) == first
+    height, width, _ = decode(first).shape
+    assert 300 < width < height  # two lines of three pictures
+    with torch.no_grad():
+        objective.editor.unet.conv_out.bias.add_(1.0)
+    assert objective.preview(rows[:2]) != first
