@@ -2,7 +2,11 @@
 
 step after step of measures -> EarlyWarnings.see -> sentences, each kind once
 
-Each rule states how sure it is. They are looked at in few places, since each look is one more chance of a false alarm.
+Batch losses of a diffusion model vary by a quarter of themselves, so the rules ask for evidence, at few places: each
+look is one more chance of a false alarm. With the noise of 12 real trainings of the shapes editor (200 steps of 32,
+standard deviation 29 %) resampled, the rule of the loss warns of 2 in 1000 trainings whose loss falls by 5 %, of 8 in
+1000 where it falls by 1 %, and of 84 % where it rises by half; over 2000 steps of none, none and all. It did not warn
+of any of the 12. The loss on held-out rows (validation/loss) is far the sharper eye.
 """
 
 import math
@@ -54,7 +58,7 @@ class EarlyWarnings:
             self.losses.append(measures["train/loss"])
             self.chances += [value for name, value in measures.items() if name.endswith("/chance_loss")]
             if any(before < share * self.total_images <= images for share in LOOKS):
-                found["loss"] = self._loss() or self._chance()
+                found |= {"loss": self._loss(), "chance": self._chance()}
         new = {kind: words for kind, words in found.items() if words and kind not in self.said}
         self.said |= new.keys()
         return list(new.values())
@@ -113,23 +117,25 @@ class EarlyWarnings:
             return None
         return (
             f"the loss does not fall: {fmean(first):.4f} over the first {size} steps, {fmean(last):.4f} over the last, "
-            "and chance hardly explains that. Lower the learning rate if it rises; raise it, or check that the "
-            "weights are trained at all, if it stands still"
+            "and chance hardly explains that. If it rises, lower the learning rate; if it stands still, raise it, or "
+            "check that the weights are trained at all. A training that goes on from a finished one may have nothing "
+            "left to learn"
         )
 
     def _chance(self) -> str | None:
-        """Where the objective says what guessing costs, the last window must do better."""
-        size = self._window()
-        if len(self.chances) != len(self.losses) or len(self.losses) < size:
+        """Where the objective says what guessing costs: from half of the run on, the last half of the steps so far must
+        be better by CHANCE_MARGIN, or not surely worse than that."""
+        size = len(self.losses) // 2
+        early = 2 * self.images[-1] < self.total_images
+        if early or size < LEAST_STEPS or len(self.chances) != len(self.losses):
             return None
-        loss, chance = fmean(self.losses[-size:]), fmean(self.chances[-size:])
-        gains = [guess - value for value, guess in zip(self.losses[-size:], self.chances[-size:], strict=True)]
-        error = math.sqrt(variance(gains) / size)
-        if fmean(gains) + SURE * error >= CHANCE_MARGIN * chance:
+        losses, chances = self.losses[-size:], self.chances[-size:]
+        gains = [guess - loss for loss, guess in zip(losses, chances, strict=True)]
+        if fmean(gains) + SURE * math.sqrt(variance(gains) / size) >= CHANCE_MARGIN * fmean(chances):
             return None
         return (
-            f"the loss is {loss:.4f} over the last {size} steps, and guessing costs {chance:.4f}: nothing is learned "
-            "yet. Raise the learning rate, train longer, or check that the rankings are not random"
+            f"the loss is {fmean(losses):.4f} over the last {size} steps, and guessing costs {fmean(chances):.4f}: "
+            "nothing is learned yet. Raise the learning rate, train longer, or check that the rankings are not random"
         )
 
 

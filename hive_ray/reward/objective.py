@@ -104,7 +104,8 @@ class RewardObjective:
         inputs, ranks = batch_of(self.model, rows)
         rewards = model(*inputs).float()
         loss = plackett_luce_loss(rewards, ranks, self.settings.temperature)
-        return loss, {"reward/accuracy": pairwise_accuracy(rewards.detach(), ranks)}
+        accuracy = pairwise_accuracy(rewards.detach(), ranks)
+        return loss, {"reward/accuracy": accuracy, "reward/chance_loss": chance_loss(ranks)}
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The model with these weights as a portable folder."""

@@ -154,7 +154,8 @@ def test_the_objectives_loss_is_plackett_luce_of_the_models_rewards():
         inputs, ranks = batch_of(model, rows)
         wanted = plackett_luce_loss(model(*inputs), ranks, 0.1)
     torch.testing.assert_close(loss.detach(), wanted)
-    assert set(metrics) == {"reward/accuracy"}
+    assert set(metrics) == {"reward/accuracy", "reward/chance_loss"}
+    assert metrics["reward/chance_loss"] == pytest.approx(math.log(6))  # three edits without ties
 
 
 def test_every_weight_gets_a_gradient_but_for_the_shift_of_the_head():
