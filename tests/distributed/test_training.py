@@ -21,6 +21,7 @@ from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.training import fit, learning_rate
 from hive_ray.distributed.weights import Average
+from hive_ray.images import decode, encode
 from hive_ray.schemas import Rows
 from hive_ray.seeds import generator_for
 
@@ -56,6 +57,10 @@ class Line:
         y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
         loss = (model(x) - y).square().mean()
         return (loss * math.nan if self.breaks else loss), {"train/x": x.mean().item()}
+
+    def preview(self, rows: Rows) -> bytes:
+        y = self.model(torch.tensor([[row["x"]] for row in rows]))
+        return encode((60 * y).byte().expand(-1, 3).reshape(1, -1, 3).numpy())
 
     def save(self, folder, state):
         save_file(state, folder / "model.safetensors")
@@ -93,9 +98,9 @@ def cluster(tmp_path_factory):
         ray.shutdown()
 
 
-def by_hand(settings: Training, *, averaged: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training in one plain process: no Ray, no DeepSpeed."""
-    line, losses = Line(), []
+def by_hand(settings: Training) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """The same training in one plain process, no Ray, no DeepSpeed: losses, gradient norms and averaged weights."""
+    line, losses, norms = Line(), [], []
     optimizer = torch.optim.AdamW(line.model.parameters(), weight_decay=settings.weight_decay)
     average = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
     world, micro = settings.workers.num_actors, settings.micro_batch_size
@@ -112,14 +117,26 @@ def by_hand(settings: Training, *, averaged: bool) -> tuple[list[float], dict[st
         loss = torch.stack(step_losses).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm)
+        norms.append(torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm).item())
         optimizer.param_groups[0]["lr"] = learning_rate(settings, images + settings.batch_size)
         optimizer.step()
         losses.append(loss.item())
         decay = min(settings.ema_decay, (2 + step) / (11 + step))
         for name, weight in line.model.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * weight.detach()
-    return losses, average if averaged else line.model.state_dict()
+    return losses, norms, average
+
+
+def held_out_loss(settings: Training, weights: dict[str, torch.Tensor]) -> float:
+    """The loss of the points above 0.5 by these weights: one process, a batch of `micro_batch_size` after another."""
+    line, total = Line(), 0.0
+    line.model.load_state_dict(weights)
+    points = [{"x": float(np.float32(place / NUM_POINTS))} for place in range(11, NUM_POINTS)]
+    for start in range(0, len(points), settings.micro_batch_size):
+        rows = points[start : start + settings.micro_batch_size]
+        generator = generator_for("validation", settings.seed, start // settings.micro_batch_size)
+        total += line.loss(line.model, rows, generator)[0].item() * len(rows)
+    return total / len(points)
 
 
 def test_every_epoch_holds_each_row_once_in_an_order_of_its_own():
@@ -179,14 +196,27 @@ def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage):
+def test_two_workers_train_as_one_plain_loop_does_while_held_out_rows_are_looked_at(tmp_path, cluster, stage):
     write_points(tmp_path)
     settings = training(zero_stage=stage)
-    metrics = train(tmp_path, settings=settings)
-    losses, average = by_hand(settings, averaged=True)
+    points = str(tmp_path / "points")
+    metrics = train(
+        tmp_path, settings=settings, held_out=lambda: tables.select(points, POINTS, where={"x": lambda x: x > 0.5})
+    )
+    losses, norms, average = by_hand(settings)
 
-    assert [line["train/loss"] for line in log(tmp_path)] == pytest.approx(losses, rel=1e-5)
-    assert metrics["train/loss"] == log(tmp_path)[-1]["train/loss"]
+    start, *steps = log(tmp_path)
+    assert [line["train/loss"] for line in steps] == pytest.approx(losses, rel=1e-5)
+    assert [line["train/gradient_norm"] for line in steps] == pytest.approx(norms, rel=1e-5)
+    assert [line["images"] for line in (start, *steps) if "validation/loss" in line] == [0, 16, 24, 40, 48]
+    assert start["validation/loss"] == pytest.approx(held_out_loss(settings, Line().model.state_dict()), rel=1e-5)
+    assert metrics["validation/loss"] == pytest.approx(held_out_loss(settings, average), rel=1e-5)
+    assert metrics["train/loss"] == steps[-1]["train/loss"]
+    assert metrics["train/ema_decay"] == 0.4375  # (1 + 6) / (10 + 6), below ema_decay
+    pictures = sorted((tmp_path / "run" / "metrics" / "line").iterdir())
+    assert [picture.name for picture in pictures] == [f"{images:09d}.png" for images in (0, 16, 24, 40, 48)]
+    y = [(average["weight"] * place / NUM_POINTS + average["bias"]).item() for place in (11, 13, 16, 19)]
+    np.testing.assert_allclose(decode(pictures[-1].read_bytes())[0, :, 0], 60 * np.array(y), atol=1)
     for name, weight in weights(tmp_path).items():
         torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())  # a whole model needs none
