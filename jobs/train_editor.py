@@ -4,8 +4,10 @@ pairs or scored_pairs -> editors/<arm>
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
@@ -15,7 +17,7 @@ from hive_ray.distributed.training import fit
 from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import EditorObjective
-from hive_ray.pairs.cycle import SOURCE_COLUMNS, source_of
+from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs.run import Run, fingerprint, main
@@ -37,7 +39,9 @@ ARMS = {
     "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
     "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
 }
-COLUMNS = ["pair_id", "instruction", "source_image", "edited_image", "weight"]
+PICTURES = ["source_image", "edited_image"]
+COLUMNS = ["pair_id", "instruction", *PICTURES, "weight"]
+SOURCE_COLUMNS = ["origin", "source_caption", "edited_caption"]
 
 
 class EditorTraining(EditorObjective):
@@ -61,8 +65,10 @@ def build(run: Run, arm: str = "sft") -> Metrics:
     digest = table_digest(table)
     stage = settings.model_copy(update={"start": ""})
 
+    @cache
     def sides() -> tuple[Selection, Selection]:
-        return hold_out(select(table, schema), SOURCE_COLUMNS, source_of, training.validation_rows)
+        columns = SOURCE_COLUMNS + (PICTURES if training.validation_rows and _lacks_captions(table, schema) else [])
+        return hold_out(select(table, schema), columns, sources_of, training.validation_rows)
 
     return fit(
         EditorTraining,
@@ -79,6 +85,12 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         suffix=suffix,
         table=digest,
     )
+
+
+def _lacks_captions(table: str, schema: pa.Schema) -> bool:
+    """Whether some pair has no captions, so that its pictures have to say where it comes from."""
+    columns = ("source_caption", "edited_caption")
+    return any(len(select(table, schema, where={column: lambda words: not words}, limit=1)) for column in columns)
 
 
 def _plan(run: Run, arm: Arm) -> tuple[str, str, str]:

@@ -27,29 +27,50 @@ from hive_ray.seeds import generator_for, seed_for, uniform_for
 
 MOST_HELD_OUT = 0.1
 """Share of a table that is held out at most."""
+ROWS_PER_READ = 256
 LOOKS = 4
 """Looks at the held-out rows where no number of images is set."""
 
 
 def hold_out(
-    selection: Selection, columns: list[str], source: Callable[[Row], str], num_rows: int
+    selection: Selection, columns: list[str], sources_of: Callable[[Row], list[str]], num_rows: int
 ) -> tuple[Selection, Selection]:
     """The rows to train on and about `num_rows` held out, at most a tenth of all.
 
-    `source` says of a row's `columns` what it was made from: all rows of a source are on one side. A hash of the source
-    decides, so other tables of the same rows hold out the same ones.
+    `sources_of` names what a row was made from, given its `columns`. Rows that share a name, or are linked by rows that
+    do, are on one side. Hashes of the names decide, so another table of the same rows holds out the same ones.
     """
     most = min(num_rows, int(MOST_HELD_OUT * len(selection)))
-    sources = [source(row) for row in selection.read(0, len(selection), columns).to_pylist()] if most else []
+    sources = _linked([sources_of(row) for row in _rows(selection, columns)]) if most else [""] * len(selection)
     rows_of, held_out = Counter(sources), set()
     for name in sorted(rows_of, key=lambda name: uniform_for("validation", name)):
         if rows_of[name] <= most:
             held_out.add(name)
             most -= rows_of[name]
-        if not most:
-            break
-    out = np.array([name in held_out for name in sources], dtype=bool) if sources else np.zeros(len(selection), bool)
+    out = np.array([name in held_out for name in sources], dtype=bool)
     return _those(selection, ~out), _those(selection, out)
+
+
+def _rows(selection: Selection, columns: list[str]) -> Iterator[Row]:
+    for start in range(0, len(selection), ROWS_PER_READ):
+        yield from selection.read(start, start + ROWS_PER_READ, columns).to_pylist()
+
+
+def _linked(names: list[list[str]]) -> list[str]:
+    """For each row the least of all names that are linked to it (union-find)."""
+    least: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (above := least.setdefault(name, name)) != name:
+            least[name] = least.setdefault(above, above)  # halves the way for the next
+            name = above
+        return name
+
+    for first, *others in names:
+        for other in others:
+            one, another = sorted((root(first), root(other)))
+            least[another] = one
+    return [root(first) for first, *_ in names]
 
 
 def _those(selection: Selection, which: np.ndarray) -> Selection:

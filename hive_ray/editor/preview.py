@@ -36,7 +36,7 @@ def draw_preview(editor: Editor, rows: Rows, settings: Preview, resolution: int)
         num_inference_steps=settings.num_inference_steps,
         seeds=[seed_for("preview", row["pair_id"]) for row in rows],
     )
-    names = ("source", "edit", "edited image of the pair")
+    names = ("source", "edit", "as in the pair")
     examples = [
         (
             textwrap.shorten(row["instruction"], LONGEST_WORDS),

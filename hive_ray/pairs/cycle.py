@@ -20,10 +20,11 @@ def twin(pair: Row, inverse_instruction: str) -> Row:
     }
 
 
-SOURCE_COLUMNS = ["instruction_id", "source_caption", "edited_caption", "origin"]
+def sources_of(pair: Row) -> list[str]:
+    """Names of what a pair was made from; pairs that share a name, as a pair and its twin do, are of one source.
 
-
-def source_of(pair: Row) -> str:
-    """What a pair and its twin were made from, given SOURCE_COLUMNS: the caption before the edit, which other edits
-    of it share; where nobody wrote captions, the instruction's id."""
-    return pair["edited_caption" if pair["origin"] == "cycle" else "source_caption"] or pair["instruction_id"]
+    The caption before the edit, or where nobody wrote captions the pictures: one turn's edited image is the source of
+    the next.
+    """
+    caption = pair["edited_caption" if pair["origin"] == "cycle" else "source_caption"]
+    return [caption] if caption else [id_for(pair["source_image"]), id_for(pair["edited_image"])]

@@ -1,18 +1,24 @@
 import copy
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tiny_models import tiny_stable_diffusion
 from torch import nn
 
-from hive_ray.config import Resources, Training, Watching
+from hive_ray import config
+from hive_ray.config import Preview, Resources, Training, Watching
 from hive_ray.distributed import tables
 from hive_ray.distributed.rows import RowStore
 from hive_ray.distributed.training import start_engine
 from hive_ray.distributed.validation import Validation, at_rest, hold_out, validation_due
 from hive_ray.distributed.weights import Average, take_step
+from hive_ray.editor.model import Editor
+from hive_ray.editor.objective import EditorObjective
+from hive_ray.images import encode
 from hive_ray.seeds import generator_for, seed_for
 
 COLUMNS = {"point_id": pa.string(), "source": pa.string(), "x": pa.float32()}
@@ -65,6 +71,10 @@ def store(tmp_path, monkeypatch):
     return RowStore(select(tmp_path), ["x"], write=True).open()
 
 
+def one_source(row) -> list[str]:
+    return [row["source"]]
+
+
 def select(folder, sources: str = "abcdefghij"):
     rows = [{"point_id": str(i), "source": one, "x": i / len(sources)} for i, one in enumerate(sources)]
     tables.write_rows(str(folder / "points"), POINTS, rows, {})
@@ -77,18 +87,30 @@ def sources(selection) -> list[str]:
 
 def test_whole_sources_are_held_out_and_the_same_ones_of_any_table(tmp_path):
     twice = select(tmp_path / "one", "".join(letter * 2 for letter in "abcdefghijklmnopqrstuvwxyz"))
-    rows, held_out = hold_out(twice, ["source"], lambda row: row["source"], 4)
+    rows, held_out = hold_out(twice, ["source"], one_source, 4)
     assert (len(rows), len(held_out)) == (48, 4)
     assert set(Counter(sources(held_out)).values()) == {2}
     assert not set(sources(rows)) & set(sources(held_out))
     others = select(tmp_path / "two", "".join(letter * 2 for letter in "zyxwvutsrqponmlkjihgfedcba"))
-    assert set(sources(hold_out(others, ["source"], lambda row: row["source"], 4)[1])) == set(sources(held_out))
+    assert set(sources(hold_out(others, ["source"], one_source, 4)[1])) == set(sources(held_out))
+
+
+def test_rows_that_are_linked_by_others_stay_together(tmp_path):
+    turns = ["a b", "b c", "c d"]  # the edited image of a turn is the source of the next
+    chain = select(
+        tmp_path, [*turns, *(f"{letter}{letter}" for letter in "efghijklmnopqrstuvwxyzefghijklmnopqrstuvwxyz")]
+    )
+    for num_rows in (1, 2, 3, 4):
+        held_out = sources(hold_out(chain, ["source"], lambda row: row["source"].split(), num_rows)[1])
+        assert len(set(held_out) & set(turns)) in (0, 3)
+    everything = sources(hold_out(chain, ["source"], lambda row: ["one", row["source"]], 4)[1])
+    assert everything == []
 
 
 def test_a_small_table_gives_a_tenth_at_most(tmp_path):
-    rows, held_out = hold_out(select(tmp_path), ["source"], lambda row: row["source"], 64)
+    rows, held_out = hold_out(select(tmp_path), ["source"], one_source, 64)
     assert (len(rows), len(held_out)) == (9, 1)
-    assert len(hold_out(rows, ["source"], lambda row: row["source"], 64)[1]) == 0
+    assert len(hold_out(rows, ["source"], one_source, 64)[1]) == 0
     assert len(hold_out(rows, ["source"], lambda row: pytest.fail("read"), 0)[0]) == 9
 
 
@@ -169,3 +191,42 @@ def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(p
         losses.append((loss.item(), len(rows)))
     assert measures["validation/loss"] == pytest.approx(sum(loss * count for loss, count in losses) / NUM_POINTS)
     assert measures["validation/x"] == pytest.approx(0.45)
+
+
+def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_group, tmp_path):
+    base = tiny_stable_diffusion(tmp_path / "base")
+    picture = encode(np.full((64, 64, 3), 120, np.uint8))
+    row = {
+        "pair_id": "p",
+        "instruction": "make it red",
+        "weight": 1.0,
+        "source_image": picture,
+        "edited_image": picture,
+    }
+    store = SimpleNamespace(num_rows=2, read=lambda places: [row] * len(places))
+    settings = training(batch_size=2, micro_batch_size=2, zero_stage=3)
+    preview = Preview(num_inference_steps=2)
+
+    def trained(looks: bool):
+        options = config.Editor(
+            start="", resolution=64, train_text_encoder=True, preview=preview, sft=settings, finetune=settings
+        )
+        objective = EditorObjective(Editor.build(base), options)
+        engine, pictures = start_engine(objective.model, settings), []
+        average = Average(engine.module, settings.ema_decay)
+        for step in range(3):
+            if looks:
+                with at_rest(engine, average):
+                    validation = Validation(store, settings, rank=0, world=1)
+                    validation.measure(objective, engine)
+                    pictures.append(validation.preview(objective, engine))
+            loss, _ = objective.loss(engine, [row, row], generator_for("step", step))
+            engine.backward(loss)
+            take_step(engine)
+            average.update(engine.module)
+        return [weight.ds_tensor for weight in objective.model.parameters()], pictures
+
+    plain, _ = trained(looks=False)
+    looked, pictures = trained(looks=True)
+    assert all(torch.equal(one, other) for one, other in zip(plain, looked, strict=True))
+    assert len(set(pictures)) == 3

@@ -4,7 +4,7 @@ from PIL import Image
 
 from hive_ray.config import sd15, shapes
 from hive_ray.images import decode, encode
-from hive_ray.pairs.cycle import twin
+from hive_ray.pairs.cycle import sources_of, twin
 from hive_ray.pairs.filtering import (
     contrast,
     difference,
@@ -143,6 +143,10 @@ def test_a_twin_goes_back_and_a_twin_of_a_twin_forth_again():
     assert (back["clip_source_text"], back["clip_edited_text"], back["clip_direction"]) == (0.6, 0.5, 0.4)
     assert back["origin"] == "cycle"
     assert back["pair_id"] != forth["pair_id"]
+    assert sources_of(forth) == sources_of(back) == ["red"]
+    bare = forth | {"source_caption": "", "edited_caption": ""}
+    assert set(sources_of(bare)) == set(sources_of(twin(bare, "make it red")))
+    assert set(sources_of(bare | {"source_image": b"b", "edited_image": b"c"})) & set(sources_of(bare))
     again = twin(back, "make it blue")
     assert {name: again[name] for name in forth if name not in ("pair_id", "origin")} == {
         name: forth[name] for name in forth if name not in ("pair_id", "origin")
