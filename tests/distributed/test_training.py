@@ -21,7 +21,7 @@ from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.training import fit, learning_rate
 from hive_ray.distributed.weights import Average
-from hive_ray.schemas import Rows
+from hive_ray.schemas import Rows, Stopped
 from hive_ray.seeds import generator_for
 
 HERE = Path(__file__).parent
@@ -205,7 +205,7 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": cluster}
     driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
     checkpoints = tmp_path / "run" / "checkpoints"
-    while not list(checkpoints.glob("driver-*/checkpoint_*")) and driver.poll() is None:
+    while not list(checkpoints.glob("driver-*/*/rank-0.json")) and driver.poll() is None:
         time.sleep(0.1)
     time.sleep(1)
     driver.send_signal(signal.SIGKILL)
@@ -222,5 +222,5 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
 @pytest.mark.ray
 def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, cluster):
     write_points(tmp_path)
-    with pytest.raises(FloatingPointError, match=r"line: the loss is nan after 8 images; lower the learning rate"):
+    with pytest.raises(Stopped, match=r"line: the loss is nan after 8 images; lower the learning rate"):
         train(tmp_path, breaks=True)
