@@ -283,6 +283,9 @@ class Training(Section):
     """Whether the model goes through torch.compile: minutes at the start, for faster steps (not at stage 3)."""
     checkpoint_images: int = Field(ge=1)
     """A checkpoint every so many images."""
+    most_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of the table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
+    stops the run."""
     seed: int = 0
     workers: Resources = Resources()
     """`num_actors` is the number of training workers; `batch_size` is not used here."""
@@ -320,8 +323,25 @@ class Editor(Section):
     train_text_encoder: bool = False
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
+    crop: Literal["none", "center", "random"] = "none"
+    """What is seen of a pair's pictures: all, the aspect ratio ignored (InstructPix2Pix), or the same square of the
+    short side's length of both, from the middle or from anywhere."""
+    latents: Literal["none", "fp32", "fp16"] = "none"
+    """Whether the pairs' latents are encoded once, for every epoch and arm, into the table `latents`, and in which
+    precision; "none" encodes the pictures again in every step."""
     sft: Training
     finetune: Training
+    resources: Resources = Resources()
+    """What encoding latents may take; training has its own."""
+
+    @model_validator(mode="after")
+    def _encoded_once(self) -> "Editor":
+        if self.crop == "random" and self.latents != "none":
+            raise ValueError(
+                f"editor.crop 'random' sees another square each time, but editor.latents {self.latents!r} encodes "
+                "each picture once: set crop to 'center' or 'none', or latents to 'none'"
+            )
+        return self
 
 
 class Candidates(Section):
