@@ -1,21 +1,24 @@
 """Fine-tune the editor. Every arm is the same training on another table from another start.
 
-pairs or scored_pairs -> editors/<arm>
+pairs or scored_pairs, or one of them beside `latents` -> editors/<arm>
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
+from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import select, table_digest
+from hive_ray.distributed.tables import Selection, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.reward.shaping import instruction_suffix
-from hive_ray.schemas import PAIRS, SCORED_PAIRS
+from hive_ray.schemas import LATENTS, PAIRS, SCORED_PAIRS
+from jobs import encode_latents
 from jobs.run import Run, fingerprint, main
 
 
@@ -35,7 +38,9 @@ ARMS = {
     "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
     "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
 }
-COLUMNS = ["pair_id", "instruction", "source_image", "edited_image", "weight"]
+COLUMNS = ["pair_id", "instruction", "weight"]
+PICTURES = ["source_image", "edited_image"]
+ENCODED = ["height", "width", "latents"]
 
 
 class EditorTraining(EditorObjective):
@@ -61,8 +66,8 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         EditorTraining,
         name=f"editors/{arm}",
         run=run.root,
-        rows=lambda: select(table, schema),
-        columns=COLUMNS,
+        rows=lambda: _rows(run, table, schema),
+        columns=COLUMNS + (PICTURES if settings.latents == "none" else ENCODED),
         settings=settings.finetune if ARMS[arm].start else settings.sft,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         on_mismatch=run.on_mismatch,
@@ -71,6 +76,15 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         suffix=suffix,
         table=digest,
     )
+
+
+def _rows(run: Run, table: str, schema: pa.Schema) -> Selection:
+    """What is trained on: the table's rows, beside their latents where these are encoded once."""
+    rows = select(table, schema)
+    if run.config.editor.latents == "none":
+        return rows
+    encode_latents.build(run)
+    return join(rows, select(run.path("latents"), LATENTS))
 
 
 def _plan(run: Run, arm: Arm) -> tuple[str, str, str]:
