@@ -256,6 +256,9 @@ class Recovery(Section):
     """Times that it goes on by itself after a worker has died; announced preemptions of nodes do not count."""
     wait_minutes: float = Field(30.0, gt=0)
     """Minutes that it waits in all for nodes that join late, before it stops with a message."""
+    most_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of a table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
+    stops the run."""
 
 
 class Training(Section):
@@ -283,9 +286,6 @@ class Training(Section):
     """Whether the model goes through torch.compile: minutes at the start, for faster steps (not at stage 3)."""
     checkpoint_images: int = Field(ge=1)
     """A checkpoint every so many images."""
-    most_bad_rows: float = Field(0.01, ge=0, le=1)
-    """Share of the table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
-    stops the run."""
     seed: int = 0
     workers: Resources = Resources()
     """`num_actors` is the number of training workers; `batch_size` is not used here."""
