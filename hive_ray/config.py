@@ -469,7 +469,8 @@ def shapes() -> Config:
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
-            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, sft=sft, finetune=sft,
+            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
+            finetune=sft, resources=Resources(batch_size=16, **one_core),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),

@@ -127,7 +127,12 @@ class EditorObjective:
         return device
 
     def _text(self, instructions: list[str], no_text: Tensor) -> Tensor:
-        """Token ids (B, T), or a frozen encoder's states (B, T, D), of the instructions or of nothing."""
+        """Token ids (B, T), or a frozen encoder's states (B, T, D), of the instructions or of nothing.
+
+        Encoded in every step, the cheapest place: of Stable Diffusion 1.5 at 256 x 256 a text is 13 GFLOP, the U-Net
+        forth and back 537 (and the pictures, which `latents` saves, 545). States take 236 kB a text, more than the
+        latents of a pair, and a cache would have to hold as many as there are instructions to be of use.
+        """
         given = ["" if dropped else words for words, dropped in zip(instructions, no_text.tolist(), strict=True)]
         if self.settings.train_text_encoder:
             return self.editor.tokenize(given).to(no_text.device)

@@ -22,20 +22,21 @@ from hive_ray.schemas import (
     CAPTIONS,
     EVALUATION,
     INSTRUCTIONS,
+    LATENTS,
     PAIRS,
     PROMPTS,
     RANKINGS,
     REWARDS,
     SCORED_PAIRS,
 )
-from jobs import make_pairs, pipeline, write_instructions
+from jobs import encode_latents, make_pairs, pipeline, write_instructions
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
 
 TABLES = {
     "captions": CAPTIONS, "instructions": INSTRUCTIONS, "prompts": PROMPTS, "pairs": PAIRS, "candidates": CANDIDATES,
-    "rankings": RANKINGS, "rewards": REWARDS, "scored_pairs": SCORED_PAIRS,
+    "rankings": RANKINGS, "rewards": REWARDS, "scored_pairs": SCORED_PAIRS, "latents": LATENTS,
 }  # fmt: skip
 LONGEST_STAGE_S = 240
 MEASURES = dict.fromkeys(("evaluation/sft", "evaluation/finetuned", "curves/finetuned"), EVALUATION)
@@ -65,7 +66,9 @@ def tiny(base: str, clip: str) -> Config:
             "least_clip_source_text": -1, "least_clip_edited_text": -1, "least_contrast": 0, "least_difference": 0,
             "resources": TWO,
         },
-        "editor": {"start": base, "resolution": 64, "sft": training, "finetune": training},
+        "editor": {
+            "start": base, "resolution": 64, "latents": "fp32", "sft": training, "finetune": training, "resources": ONE,
+        },
         "candidates": {"num_edits": 3, "num_inference_steps": 2, "resources": TWO},
         "rankings": {"annotator": "shapes"},
         "reward": {
@@ -149,6 +152,15 @@ def test_a_changed_setting_is_refused_by_its_name(run):
     changed = Run(run.root, run.config.model_copy(update={"pairs": pairs}))
     with pytest.raises(FileExistsError, match=r"pairs\.seed was 0, is 1"):
         make_pairs.build(changed)
+
+
+def test_latents_of_other_settings_are_not_trained_on(run):
+    editor = run.config.editor.model_copy(update={"resolution": 32, "flip": False})
+    changed = Run(run.root, run.config.model_copy(update={"editor": editor}))
+    with pytest.raises(
+        FileExistsError, match=r"latents was made.*editor\.flip was True, is False; editor\.resolution was 64"
+    ):
+        encode_latents.build(changed)
 
 
 def test_other_batches_and_workers_make_the_same_rows(run, tmp_path):
