@@ -516,7 +516,9 @@ def _stable_diffusion(base: str) -> Config:
             base=base, num_inference_steps=100, schedule="euler_ancestral",
             resources=Resources(num_actors=8, batch_size=4),
         ),
-        editor=Editor(start=base, sft=sft, finetune=sft),
+        editor=Editor(
+            start=base, latents="fp32", sft=sft, finetune=sft, resources=Resources(num_actors=8, batch_size=16),
+        ),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
         rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
         reward=Reward(

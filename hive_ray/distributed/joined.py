@@ -21,6 +21,10 @@ class Joined(Selection):
     beside: Selection
     partner: np.ndarray
 
+    def __post_init__(self) -> None:
+        if len(self.partner) != len(self):
+            raise ContractError(f"{len(self)} rows of {self.path} have {len(self.partner)} partners: select, then join")
+
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         wanted = self.schema.names if columns is None else columns
         further = [name for name in wanted if name in self.beside.schema.names and name != id_column(self.schema)]

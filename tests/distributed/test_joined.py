@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -64,3 +66,6 @@ def test_tables_that_name_their_rows_otherwise_or_share_columns_are_refused(tmp_
         join(points, lines)
     with pytest.raises(ContractError, match=r"both hold \['x'\]"):
         join(points, points)
+    joined = join(points, write(tmp_path / "heavy", HEAVY, [heavy(0)]))
+    with pytest.raises(ContractError, match="0 rows of .* have 1 partners: select, then join"):
+        replace(joined, file_of=joined.file_of[:0], row_of=joined.row_of[:0])
