@@ -279,11 +279,25 @@ class Training(Section):
         return self
 
 
+class SingleFile(Section):
+    """What a single-file checkpoint (.ckpt or .safetensors by compvis names) does not say, and a folder does."""
+
+    tokenizer: str = "openai/clip-vit-large-patch14"
+    """CLIP's tokenizer: a folder, the folder of any Stable Diffusion, or a hub name."""
+    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    """What its U-Net predicts; "" is epsilon, and must be set for a text-to-image Stable Diffusion 2, of which there
+    are both."""
+    instruction_suffix: str = ""
+    """What an editor's instructions must end in: ", image quality is five out of five" for HIVE's conditional ones."""
+
+
 class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
     start: str
-    """What supervised fine-tuning starts from: a text-to-image folder, an editor folder, or a hub name."""
+    """What supervised fine-tuning starts from: a text-to-image or an editor folder, a hub name, or a single file (.ckpt
+    or .safetensors; InstructPix2Pix's and HIVE's released ones are such)."""
+    single_file: SingleFile = SingleFile()
     resolution: int = Field(256, ge=8)
     condition_dropout: float = Field(0.05, ge=0, le=1 / 3)
     """Rate of dropping the text alone, the image alone, and both (method.md 5.1: one uniform draw a row)."""

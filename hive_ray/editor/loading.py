@@ -1,4 +1,4 @@
-"""The parts of a diffusion model from where they lie: a diffusers folder or a hub name.
+"""The parts of a diffusion model from where they lie: a diffusers folder or a hub name (single files: conversion.py).
 
 a folder -> U-Net, VAE, text side, noise schedule
 """

@@ -27,8 +27,10 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hive_ray.config import Section
+from hive_ray.config import Section, SingleFile
+from hive_ray.editor.conversion import load_single_file
 from hive_ray.editor.loading import load_parts
+from hive_ray.editor.single_file import is_single_file
 from hive_ray.editor.text import TextEncoder
 from hive_ray.model_folders import ModelFolderError, forget_origin
 from hive_ray.seeds import generator_for
@@ -59,6 +61,8 @@ class EditorCard(Section):
 def read_card(folder: str | Path) -> EditorCard:
     """The card of a finished editor folder."""
     path = Path(folder) / "card.json"
+    if is_single_file(folder):
+        raise ModelFolderError(f"{folder} is a single file: make an editor folder of it with jobs.convert_editor first")
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no card.json: the job that makes it has not finished; run it first")
     seen = json.loads(path.read_text()).get("format_version")
@@ -83,10 +87,19 @@ class Editor:
     """Whether the image latent is scaled as the target is (`is_cosxl_edit` of the pipeline; method.md 5.1)."""
 
     @classmethod
-    def build(cls, start: str | Path, bias: Literal["copy", "diffusers_legacy"] = "copy") -> "Editor":
-        """An editor from a text-to-image model (its U-Net widened) or from an editor: folder, s3:// or hub name."""
-        named, start = start, fetch_model(start)
-        parts = load_parts(start)
+    def build(
+        cls,
+        start: str | Path,
+        bias: Literal["copy", "diffusers_legacy"] = "copy",
+        single_file: SingleFile = SingleFile(),  # noqa: B008 - frozen
+    ) -> "Editor":
+        """An editor from a text-to-image model (its U-Net widened) or from an editor: a folder, a single file (.ckpt,
+        .safetensors), the s3:// address of either, or a hub name. `single_file`: what such a file does not say."""
+        named, start = str(start), fetch_model(start)
+        if is_single_file(start):
+            parts, named = load_single_file(start, single_file)
+        else:
+            parts = load_parts(start)
         unet, vae = parts["unet"], parts["vae"]
         seen, channels = unet.config.in_channels, vae.config.latent_channels
         if seen == channels:
@@ -97,7 +110,7 @@ class Editor:
                 f" a text-to-image model ({channels} input channels) or an editor ({2 * channels})"
             )
         has_card = (Path(start) / "card.json").is_file()
-        return cls(**parts, card=read_card(start) if has_card else _first_card(named, **parts))
+        return cls(**parts, card=read_card(start) if has_card else _first_card(named, single_file, **parts))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Editor":
@@ -264,12 +277,18 @@ def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]
 
 
 def _first_card(
-    start: str | Path, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler, **_: object
+    named: str,
+    single_file: SingleFile,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    scheduler: DDIMScheduler,
+    **_: object,
 ) -> EditorCard:
     """The card of a model that was not trained here."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return EditorCard(
-        base_model=str(start),
+        base_model=named,
+        instruction_suffix=single_file.instruction_suffix,
         resolution=unet.config.sample_size * factor,
         prediction_type=scheduler.config.prediction_type,
     )
