@@ -500,7 +500,7 @@ def instruct_pix2pix() -> Config:
     """InstructPix2Pix as published, on Stable Diffusion 1.5.
 
     Read in its code: 256 x 256, AdamW at 1e-4 without warm-up, batches of 1024 (32 a GPU, 8 GPUs, 4 accumulated), fp32,
-    gradients not cut, EMA 0.9999, dropout of conditions 0.05, mirrored pairs; a completion model with its delimiters and
+    gradients not cut, EMA 0.9999, dropout of conditions 0.05, mirrored pairs; completions with its delimiters and
     moderation; pairs of 512 x 512 by 100 Euler-ancestral steps, 100 samples of an instruction of which at most 4 are
     kept by its four limits; edits of 100 steps, scales 7.5 and 1.5. Recalled: 10,000 steps, one instruction a caption.
     Not so here: pairs are decoded by the base's own VAE (it
@@ -524,10 +524,10 @@ def instruct_pix2pix() -> Config:
 def hive() -> Config:
     """HIVE as published, on Stable Diffusion 2.1-base (its other backbone is 1.5).
 
-    Read in its code and abstract: training as InstructPix2Pix's, the phrase behind the instruction, weights that nothing
-    scales, 3.6K ranked prompts, edits of 100 steps. Read in its figure: four edits a prompt, five levels. Recalled: five
-    instructions a caption, cycle-consistent twins of all pairs, levels by quantile, weights of exp(reward / beta). How
-    its reward model was trained is not published: that part is ImageReward's.
+    Read in its code and abstract: training as InstructPix2Pix's, the phrase behind the instruction, weights that
+    nothing scales, 3.6K ranked prompts, edits of 100 steps. Read in its figure: four edits a prompt, five levels.
+    Recalled: five instructions a caption, cycle-consistent twins of all pairs, levels by quantile, weights of
+    exp(reward / beta). How its reward model was trained is not published: that part is ImageReward's.
     """
     config = _stable_diffusion("stabilityai/stable-diffusion-2-1-base", training=INSTRUCT_PIX2PIX_TRAINING)
     return Config(
