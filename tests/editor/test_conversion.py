@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import sys
 import types
@@ -9,6 +10,7 @@ from compvis import SD15, SD21, SDXL, checkpoint, names, tiny
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from tiny_models import MAX_TOKENS, QUALITY, WORDS
+from torch.nn import functional as F
 
 from hive_ray.config import SingleFile
 from hive_ray.editor import conversion
@@ -96,6 +98,15 @@ def test_the_whole_models_have_the_published_numbers_of_weights(kind, monkeypatc
     assert (config.attention_head_dim, config.sample_size) == (heads, 128 if kind == "sdxl" else 64)
     assert parts["vae"].config.scaling_factor == (0.13025 if kind == "sdxl" else 0.18215)
     assert config.addition_time_embed_dim == (256 if kind == "sdxl" else None)
+    read = [(one.config.hidden_act, one.config.num_attention_heads) for one in parts["text"].encoders]
+    assert (
+        read
+        == {
+            "sd15": [("quick_gelu", 12)],
+            "sd21": [("gelu", 16)],
+            "sdxl": [("quick_gelu", 12), ("gelu", 20)],
+        }[kind]
+    )
 
 
 class WholeVocabulary:
@@ -105,6 +116,50 @@ class WholeVocabulary:
 
     def __len__(self):
         return 49408
+
+
+def read_by_open_clip(weights, prefix, ids):
+    """OpenCLIP's text transformer (one head) on ids (B, T): states before its last block, these normed, pooled text."""
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    width = own["ln_final.weight"].numel()
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), own[f"{name}.weight"], own[f"{name}.bias"])
+
+    x = own["token_embedding.weight"][ids] + own["positional_embedding"]
+    unseen, states = torch.full((ids.shape[1],) * 2, -torch.inf).triu(1), []
+    for block in (f"transformer.resblocks.{layer}" for layer in itertools.count()):
+        states.append(x)
+        if f"{block}.ln_1.weight" not in own:
+            break
+        q, k, v = F.linear(
+            norm(x, f"{block}.ln_1"), own[f"{block}.attn.in_proj_weight"], own[f"{block}.attn.in_proj_bias"]
+        ).chunk(3, -1)
+        seen = (q @ k.transpose(1, 2) / width**0.5 + unseen).softmax(-1) @ v
+        x = x + F.linear(seen, own[f"{block}.attn.out_proj.weight"], own[f"{block}.attn.out_proj.bias"])
+        wide = F.gelu(
+            F.linear(norm(x, f"{block}.ln_2"), own[f"{block}.mlp.c_fc.weight"], own[f"{block}.mlp.c_fc.bias"])
+        )
+        x = x + F.linear(wide, own[f"{block}.mlp.c_proj.weight"], own[f"{block}.mlp.c_proj.bias"])
+    end = ids.argmax(1)  # the end token has the highest number
+    pooled = norm(x, "ln_final")[torch.arange(len(ids)), end] @ own["text_projection"]
+    return states[-2], norm(states[-2], "ln_final"), pooled
+
+
+def test_texts_become_what_open_clip_makes_of_them(vocabulary, told):
+    words = ["make it red", "add a hat to the dog"]
+    for kind, prefix in ((SD21, "cond_stage_model.model."), (SDXL, "conditioner.embedders.1.model.")):
+        weights = checkpoint(tiny(kind, vocabulary[1]), in_channels=8)
+        text = conversion.convert(weights, told, "given.ckpt")["text"]
+        ids = text.tokenize(words)[:, -1]
+        assert set(ids[:, -1].tolist()) == {text.tokenizers[-1].convert_tokens_to_ids("!")}
+        before_last, normed, pooled = read_by_open_clip(weights, prefix, ids)
+        said = text.encode(words)
+        if kind is SD21:
+            torch.testing.assert_close(said.sequence, normed, rtol=1e-4, atol=1e-4)
+        else:
+            torch.testing.assert_close(said.sequence[..., -64:], before_last, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(said.pooled, pooled, rtol=1e-4, atol=1e-4)
 
 
 def test_an_editor_of_one_file_edits_saves_and_opens_in_diffusers(toy, told, tmp_path):
