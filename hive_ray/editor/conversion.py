@@ -120,7 +120,8 @@ class _Checkpoint:
         said = "; ".join(f"{verb} {first_few(names)}" for verb, names in wrong.items() if names)
         if said:
             raise ModelFolderError(f"{self.path} is no whole {what}: by diffusers' names it {said}")
-        module.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+        own = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}  # off the file, if mapped
+        module.load_state_dict(own, assign=True)
         return module.eval()
 
 
