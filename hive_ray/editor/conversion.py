@@ -290,18 +290,23 @@ def _fill_text(
 
 
 def _tokenizer(source: str, num_words: int, path: str | Path, **special: str) -> CLIPTokenizer:
-    """CLIP's tokenizer, which no single file holds, from a folder, a model's folder or the hub."""
-    subfolder = "tokenizer" if (Path(source) / "tokenizer").is_dir() else ""
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=subfolder, **special)
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(
-            f"{path} is a single file and holds no tokenizer, and {source!r} is none: {error}; set tokenizer to a"
-            " folder or hub name of CLIP's, openai/clip-vit-large-patch14 or any Stable Diffusion"
-        ) from error
+    """The tokenizer of a text encoder that knows so many tokens."""
+    tokenizer = told_tokenizer(source, path, **special)
     if len(tokenizer) != num_words:
         raise ModelFolderError(
             f"the tokenizer of {source!r} has {len(tokenizer)} tokens, the text encoder of {path} {num_words}; set"
             " tokenizer to the one that it was trained with"
         )
     return tokenizer
+
+
+def told_tokenizer(source: str, path: str | Path, **special: str) -> CLIPTokenizer:
+    """CLIP's tokenizer, which no single file holds, from a folder, a model's folder or the hub."""
+    subfolder = "tokenizer" if (Path(source) / "tokenizer").is_dir() else ""
+    try:
+        return CLIPTokenizer.from_pretrained(source, subfolder=subfolder, **special)
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(
+            f"{path} is a single file and holds no tokenizer, and {source!r} is none: {error}; set tokenizer to a"
+            " folder or hub name of CLIP's, openai/clip-vit-large-patch14 or any Stable Diffusion"
+        ) from error

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hive_ray.config import Section, SingleFile
-from hive_ray.editor.conversion import load_single_file
+from hive_ray.editor.conversion import load_single_file, told_tokenizer
 from hive_ray.editor.loading import load_parts
 from hive_ray.editor.single_file import is_single_file
 from hive_ray.editor.text import TextEncoder
@@ -233,8 +233,10 @@ class Editor:
         return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
 
 
-def load_tokenizer(start: str | Path) -> CLIPTokenizer:
-    """The tokenizer of a text-to-image model or an editor: a folder, an s3:// address or a hub name."""
+def load_tokenizer(start: str | Path, single_file: SingleFile) -> CLIPTokenizer:
+    """The tokenizer of what an editor starts from: a folder's, its s3:// address's or a hub name's own, else as told."""
+    if is_single_file(start):
+        return told_tokenizer(single_file.tokenizer, start)
     return CLIPTokenizer.from_pretrained(fetch_model(start), subfolder="tokenizer")
 
 

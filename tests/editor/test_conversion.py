@@ -9,12 +9,12 @@ import torch
 from compvis import SD15, SD21, SDXL, checkpoint, names, tiny
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
-from tiny_models import MAX_TOKENS, QUALITY, WORDS
+from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
 from torch.nn import functional as F
 
 from hive_ray.config import SingleFile
 from hive_ray.editor import conversion
-from hive_ray.editor.model import Editor, read_card
+from hive_ray.editor.model import Editor, load_tokenizer, read_card
 from hive_ray.editor.sampling import row_noise, sample
 from hive_ray.model_folders import ModelFolderError
 from hive_ray.shapes.pretraining.words import train_tokenizer
@@ -303,6 +303,13 @@ def test_a_missing_or_wrong_tokenizer_is_said(sizes, tmp_path):
     train_tokenizer(["one two"], MAX_TOKENS).save_pretrained(tmp_path)
     with pytest.raises(ModelFolderError, match=rf"tokens, the text encoder of given\.ckpt {sizes.words}; set"):
         conversion.convert(weights, SingleFile(tokenizer=str(tmp_path)), "given.ckpt")
+
+
+def test_the_tokenizer_of_a_start_is_its_own_or_the_told_one(vocabulary, told, tmp_path):
+    base = tiny_stable_diffusion(tmp_path / "base")
+    assert len(load_tokenizer(base, SingleFile())) == len(load_tokenizer("s3://bucket/hive.ckpt", told))
+    with pytest.raises(ModelFolderError, match=r"hive\.ckpt is a single file and holds no tokenizer"):
+        load_tokenizer("s3://bucket/hive.ckpt", SingleFile(tokenizer=str(tmp_path / "none")))
 
 
 def test_a_single_file_is_no_finished_editor(tmp_path):
