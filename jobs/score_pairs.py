@@ -89,7 +89,8 @@ def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Fe
     reward_of = rewards_of(rewards)
     rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
-    shaped = feedback(instructions, values, settings, partial(append_suffix, load_tokenizer(editor.start, editor.single_file)))
+    tokenizer = load_tokenizer(editor.start, editor.single_file)
+    shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
     weights = np.array([shaped.weight(*row) for row in zip(instructions, values, strict=True)])
     print(

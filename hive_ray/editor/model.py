@@ -234,7 +234,7 @@ class Editor:
 
 
 def load_tokenizer(start: str | Path, single_file: SingleFile) -> CLIPTokenizer:
-    """The tokenizer of what an editor starts from: a folder's, its s3:// address's or a hub name's own, else as told."""
+    """The tokenizer of what an editor starts from: a folder's or a hub name's own; a single file's, as told."""
     if is_single_file(start):
         return told_tokenizer(single_file.tokenizer, start)
     return CLIPTokenizer.from_pretrained(fetch_model(start), subfolder="tokenizer")
