@@ -233,7 +233,7 @@ def checkpoint(sizes: Sizes, in_channels: int = 4, *, device: str = "cpu", avera
     weights = {there: draw(shape) for there, _, _, shape in names(sizes, in_channels)}
     if averaged:  # LitEma's buffers
         trained = [name for name in weights if name.startswith("model.")]
-        weights |= {f"model_ema.{name[6:].replace('.', '')}": weights[name] + 0.25 for name in trained}
+        weights |= {f"model_ema.{name[6:].replace('.', '')}": 0.9 * weights[name] for name in trained}
         weights |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(22000)}
     weights |= {"betas": torch.zeros(1000), "alphas_cumprod": torch.zeros(1000), "logvar": torch.zeros(1000)}
     if sizes.clip and not sizes.labels:

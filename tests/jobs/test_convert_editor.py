@@ -42,6 +42,7 @@ def test_a_released_checkpoint_becomes_an_editor_that_edits_with_its_phrase(root
         num_inference_steps=1,
     )
     assert decode(edits[0]).shape == (64, 64, 3)
+    assert decode(edits[0]).std() > 1
 
 
 def test_a_folder_in_the_diffusers_layout_gets_a_card(tmp_path):
