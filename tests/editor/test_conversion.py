@@ -241,6 +241,7 @@ NAME = "model.diffusion_model.input_blocks.4.0.in_layers.2.weight"
             lambda w: w.pop("cond_stage_model.transformer.text_model.final_layer_norm.bias"),
             "no whole CLIPTextModel: .* lacks final_layer_norm.bias",
         ),
+        (lambda w: w.update({"edm_vpred.sigma_max": w[NAME]}), r"edm_vpred\.sigma_max: noise levels of EDM"),
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("first_")], "no whole checkpoint of Stable"),
     ],
 )  # fmt: skip
