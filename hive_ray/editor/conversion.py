@@ -128,8 +128,8 @@ class _Checkpoint:
 def _family(weights: _Checkpoint) -> Family:
     if edm := weights.below("edm_"):  # edm_mean (Playground), edm_vpred.sigma_max (CosXL)
         raise ModelFolderError(
-            f"{weights.path} has {first_few(edm)}: noise levels of EDM; give a model whose noise is of Stable Diffusion's"
-            " 1000 timesteps"
+            f"{weights.path} has {first_few(edm)}: noise levels of EDM; give a model whose noise is of Stable"
+            " Diffusion's 1000 timesteps"
         )
     for family in FAMILIES.values():
         prefixes = [UNET, VAE, *(prefix for prefix in (family.clip, family.open_clip) if prefix)]

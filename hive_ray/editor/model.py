@@ -219,9 +219,9 @@ class Editor:
 
     def encode_condition(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> what the U-Net sees of them (B, C, h, w)."""
-        return self.draw_condition(self.posterior(images)[0])
+        return self.scale_condition(self.posterior(images)[0])
 
-    def draw_condition(self, mean: Tensor) -> Tensor:
+    def scale_condition(self, mean: Tensor) -> Tensor:
         """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (method.md 5.1) unless the
         model learned it so."""
         return mean * self.vae.config.scaling_factor if self.scaled_condition else mean

@@ -135,7 +135,7 @@ class EditorObjective:
 
         latents = editor.draw_target(mean, std, jitter)
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
-        condition = editor.draw_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
+        condition = editor.scale_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
         text = self._text([row["instruction"] for row in rows], no_text)
         predicted = model(torch.cat([noisy, condition], dim=1), timesteps, text)
 

@@ -79,8 +79,8 @@ def test_the_switches_of_the_pipeline_are_kept_and_edits_are_its(folder, tmp_pat
 def test_a_model_that_learned_scaled_image_latents_is_trained_on_them(folder, tmp_path):
     editor = Editor.load(changed(folder, tmp_path / "cosxl", "model_index.json", is_cosxl_edit=True))
     mean = torch.ones(1, 4, 2, 2)
-    assert torch.equal(editor.draw_condition(mean), 0.18215 * mean)
-    assert torch.equal(Editor.load(folder).draw_condition(mean), mean)
+    assert torch.equal(editor.scale_condition(mean), 0.18215 * mean)
+    assert torch.equal(Editor.load(folder).scale_condition(mean), mean)
 
 
 @pytest.mark.parametrize(("force_upcast", "dtype"), [(True, torch.float32), (False, torch.float16)])
