@@ -145,12 +145,12 @@ def as_in_the_script(folder: str) -> Iterator[int]:
     """
     told = settings(workers=1, latents="none").editor
     editor = Editor.build(told.start)
-    unet, vae, text_encoder = editor.unet.train(), editor.vae, editor.text_encoder.requires_grad_(False)
+    unet, vae, text = editor.unet.train(), editor.vae, editor.text.requires_grad_(False)
     scheduler = DDPMScheduler.from_config(editor.scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
     average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
     rows = list(read_rows(f"{folder}/pairs", PAIRS))
-    null = editor.encode_text([""]).detach()
+    null = text.encode([""]).sequence
     for start in range(0, IMAGES, BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         source, edited = (to_batch([row[name] for row in batch], told.resolution) for name in PICTURES)
@@ -159,7 +159,7 @@ def as_in_the_script(folder: str) -> Iterator[int]:
         with torch.no_grad():
             latents = vae.encode(edited).latent_dist.sample() * vae.config.scaling_factor
             condition = vae.encode(source).latent_dist.mode()
-            states = editor.encode_text([row["instruction"] for row in batch])
+            states = text.encode([row["instruction"] for row in batch]).sequence
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
         noisy = scheduler.add_noise(latents, noise, timesteps)

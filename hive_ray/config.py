@@ -5,7 +5,7 @@ Functions take their own section, never the whole `Config`. Horizons are counted
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -274,7 +274,8 @@ class Training(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_images: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Longer gradients are cut to this length; 0 cuts none."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -310,11 +311,25 @@ class Training(Section):
         return self
 
 
+class SingleFile(Section):
+    """What a single-file checkpoint (.ckpt or .safetensors by compvis names) does not say, and a folder does."""
+
+    tokenizer: str = "openai/clip-vit-large-patch14"
+    """CLIP's tokenizer: a folder, the folder of any Stable Diffusion, or a hub name."""
+    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    """What its U-Net predicts; "" is epsilon, and must be set for a text-to-image Stable Diffusion 2, of which there
+    are both."""
+    instruction_suffix: str = ""
+    """What an editor's instructions must end in: ", image quality is five out of five" for HIVE's conditional ones."""
+
+
 class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
     start: str
-    """What supervised fine-tuning starts from: a text-to-image folder, an editor folder, or a hub name."""
+    """What supervised fine-tuning starts from: a text-to-image or an editor folder, a hub name, or a single file (.ckpt
+    or .safetensors; InstructPix2Pix's and HIVE's released ones are such)."""
+    single_file: SingleFile = SingleFile()
     resolution: int = Field(256, ge=8)
     condition_dropout: float = Field(0.05, ge=0, le=1 / 3)
     """Rate of dropping the text alone, the image alone, and both (method.md 5.1: one uniform draw a row)."""
@@ -494,30 +509,108 @@ def shapes() -> Config:
 
 
 def sd15() -> Config:
-    """Stable Diffusion 1.5 with the published settings of InstructPix2Pix and HIVE, on GPUs."""
+    """Stable Diffusion 1.5 on GPUs: the numbers of `instruct_pix2pix` and `hive`, in bf16 with gradients cut at 1."""
     return _stable_diffusion("stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def sd21() -> Config:
-    """Stable Diffusion 2.1-base (epsilon prediction), else as `sd15`."""
+    """Stable Diffusion 2.1-base (epsilon, 512 x 512), else as `sd15`."""
     return _stable_diffusion("stabilityai/stable-diffusion-2-1-base")
 
 
-def _stable_diffusion(base: str) -> Config:
+def sd21_v() -> Config:
+    """Stable Diffusion 2.1 (v-prediction, 768 x 768), else as `sd15`. No editor of it is published: sizes are ours."""
+    return _stable_diffusion(
+        "stabilityai/stable-diffusion-2-1",
+        pairs={"resolution": 768},
+        editor={"resolution": 512},
+        training={"micro_batch_size": 16},
+    )
+
+
+def sdxl() -> Config:
+    """Stable Diffusion XL 1.0 base, pairs of 1024 x 1024, an editor of 768 x 768.
+
+    768 x 768 and the learning rate are those of diffusers' training script for XL [recalled]; the rest as `sd15`.
+    """
+    return _stable_diffusion(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        pairs={"resolution": 1024, "resources": Resources(num_actors=8, batch_size=2)},
+        editor={"resolution": 768},
+        training={"micro_batch_size": 4, "learning_rate": 5e-5},
+    )
+
+
+INSTRUCT_PIX2PIX_TRAINING = {"precision": "fp32", "max_grad_norm": 0.0}
+"""Beside what `sd15` has of it; its EMA counts micro batches, ours optimiser steps (method.md 5.1)."""
+
+
+def instruct_pix2pix() -> Config:
+    """InstructPix2Pix as published, on Stable Diffusion 1.5.
+
+    Read in its code: 256 x 256, AdamW at 1e-4 without warm-up, batches of 1024 (32 a GPU, 8 GPUs, 4 accumulated), fp32,
+    gradients not cut, EMA 0.9999, dropout of conditions 0.05, mirrored pairs; completions with its delimiters and
+    moderation; pairs of 512 x 512 by 100 Euler-ancestral steps, 100 samples of an instruction of which at most 4 are
+    kept by its four limits; edits of 100 steps, scales 7.5 and 1.5. Recalled: 10,000 steps, one instruction a caption.
+    Not so here: pairs are decoded by the base's own VAE (it
+    took vae-ft-mse-840000), and pairs that say left or right are not mirrored.
+    """
+    config = _stable_diffusion(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        pairs={"samples_per_instruction": 100, "cycle": False},
+        training=INSTRUCT_PIX2PIX_TRAINING,
+    )
+    written = {"form": "delimited", "llm": "finetuned", "moderation": True, "per_caption": 1}
+    return Config(
+        **_sections(config, "writer", "instructions", "candidates", "evaluation"),
+        writer=Writer(form="delimited"),
+        instructions=Instructions(**dict(config.instructions) | written),
+        candidates=Candidates(**dict(config.candidates) | {"num_inference_steps": 100}),
+        evaluation=Evaluation(**dict(config.evaluation) | {"num_inference_steps": 100}),
+    )
+
+
+def hive() -> Config:
+    """HIVE as published, on Stable Diffusion 2.1-base (its other backbone is 1.5).
+
+    Read in its code and abstract: training as InstructPix2Pix's, the phrase behind the instruction, weights that
+    nothing scales, 3.6K ranked prompts, edits of 100 steps. Read in its figure: four edits a prompt, five levels.
+    Recalled: five instructions a caption, cycle-consistent twins of all pairs, levels by quantile, weights of
+    exp(reward / beta). How its reward model was trained is not published: that part is ImageReward's.
+    """
+    config = _stable_diffusion("stabilityai/stable-diffusion-2-1-base", training=INSTRUCT_PIX2PIX_TRAINING)
+    return Config(
+        **_sections(config, "candidates", "scoring", "evaluation"),
+        candidates=Candidates(**dict(config.candidates) | {"num_inference_steps": 100, "num_prompts": 3_600}),
+        scoring=Scoring(**dict(config.scoring) | {"normalize": "none"}),
+        evaluation=Evaluation(**dict(config.evaluation) | {"num_inference_steps": 100}),
+    )
+
+
+def _sections(config: Config, *without: str) -> dict[str, Section]:
+    """The sections of a config by name, less some."""
+    return {name: section for name, section in config if name not in without}
+
+
+def _stable_diffusion(
+    base: str, *, pairs: dict[str, Any] | None = None, editor: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> Config:  # fmt: skip
     workers = Resources(num_actors=8, num_gpus=1, num_cpus=4)
-    sft = Training(
+    sft = Training(**dict(
         total_images=1024 * 10_000, batch_size=1024, micro_batch_size=32, learning_rate=1e-4,
         precision="bf16", checkpoint_images=1024 * 500, workers=workers,
-    )  # fmt: skip
+    ) | (training or {}))  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
         importing=Importing(resources=Resources(num_actors=8, batch_size=32)),
-        pairs=Pairs(
+        pairs=Pairs(**dict(
             base=base, num_inference_steps=100, schedule="euler_ancestral",
             resources=Resources(num_actors=8, batch_size=4),
-        ),
+        ) | (pairs or {})),
         editor=Editor(
             start=base, latents="fp32", sft=sft, finetune=sft, resources=Resources(num_actors=8, batch_size=16),
+            **(editor or {}),
         ),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
         rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
@@ -533,4 +626,6 @@ def _stable_diffusion(base: str) -> Config:
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"shapes": shapes, "sd15": sd15, "sd21": sd21}
+PRESETS: dict[str, Callable[[], Config]] = {
+    preset.__name__: preset for preset in (shapes, sd15, sd21, sd21_v, sdxl, instruct_pix2pix, hive)
+}

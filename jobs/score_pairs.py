@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from hive_ray.config import Resources, Scoring
+from hive_ray.config import Editor, Resources, Scoring
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
@@ -51,7 +51,7 @@ def rewards_of(rewards: str) -> dict[str, float]:
 def build(run: Run, shaping: str | None = None) -> Manifest:
     """The table of `scoring.shaping`, or scored_pairs_<shaping> of another one to compare it with."""
     settings, pairs, reward = run.config.scoring, run.path("pairs"), run.path("reward")
-    rewards, model, editor = run.path("rewards"), model_digest(reward), run.config.editor.start
+    rewards, model, editor = run.path("rewards"), model_digest(reward), run.config.editor
 
     def score():
         return map_table(
@@ -76,20 +76,21 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
             rewards=rewards, shaping=settings.shaping, feedback=shaped, model=model,
         )  # fmt: skip
 
-    made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor))
+    made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor.start))
     name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
     return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
 
 
-def _feedback(pairs: str, rewards: str, settings: Scoring, editor: str) -> Feedback:
-    """What all rewards say together; `editor` names the model whose tokenizer makes room for the phrase.
+def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Feedback:
+    """What all rewards say together; the tokenizer of what `editor` starts from makes room for the phrase.
 
     Their distribution is said in a line, so that a reward model that says nothing is seen on the day.
     """
     reward_of = rewards_of(rewards)
     rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
-    shaped = feedback(instructions, values, settings, partial(append_suffix, load_tokenizer(editor)))
+    tokenizer = load_tokenizer(editor.start, editor.single_file)
+    shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
     weights = np.array([shaped.weight(*row) for row in zip(instructions, values, strict=True)])
     print(

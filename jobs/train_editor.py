@@ -47,7 +47,7 @@ class EditorTraining(EditorObjective):
     """The editor's objective, with the card of what it will have become."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
-        model = Editor.build(start)
+        model = Editor.build(start, single_file=editor.single_file)
         super().__init__(model, editor)
         self.card = model.card.model_copy(
             update={"resolution": editor.resolution, "instruction_suffix": suffix, "training_table": table}

@@ -105,7 +105,7 @@ class LatentEncoder:
     """Pairs -> their latents."""
 
     def __init__(self, start: str, settings: Settings, device: str = "cuda") -> None:
-        self.vae, self.settings = load_vae(start).to(device), settings
+        self.vae, self.settings = load_vae(start, settings.single_file).to(device), settings
 
     def __call__(self, rows: Rows) -> Rows:
         try:

@@ -4,7 +4,7 @@
 
 Blind to rewards: a row's `weight` and `instruction` say all.
 
-B batch, C latent channels, h w latent height and width, T tokens, D width of the text states
+B batch, C latent channels, h w latent height and width, E text encoders, T tokens
 """
 
 import math
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import PairLatents, draw_views
 from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.editor.text import TextEncoder, TextStates
 from hive_ray.schemas import BadRows, Rows
 
 Metrics = dict[str, float]
@@ -61,18 +61,20 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction_type: str) -
 class Denoiser(nn.Module):
     """The weights that move, as one module for DeepSpeed to wrap."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None) -> None:
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder | None, vae_factor: int) -> None:
+        """`vae_factor`: the side of an image over that of its latent, for XL's size conditioning."""
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.vae_factor = unet, text_encoder, vae_factor
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor | TextStates) -> Tensor:
         """Prediction (B, C, h, w) from [noisy latent, image latent] (B, 2 C, h, w) and timesteps (B,).
 
-        text: token ids (B, T) where the text encoder is trained too, else its states (B, T, D).
+        text: token ids (B, E, T) where the text encoder is trained too, else its states.
         """
-        states = text if self.text_encoder is None else self.text_encoder(text).last_hidden_state
+        states = text if self.text_encoder is None else self.text_encoder(text)
+        height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
-        return self.unet(noisy, timesteps, states.to(self.unet.dtype)).sample
+        return self.unet(noisy, timesteps, **states.unet_inputs(height, width, self.unet.dtype)).sample
 
 
 class EditorObjective:
@@ -83,8 +85,8 @@ class EditorObjective:
         self.latents = PairLatents(editor, settings)
         editor.vae.requires_grad_(False)
         editor.unet.requires_grad_(True)
-        editor.text_encoder.requires_grad_(settings.train_text_encoder)
-        self.model = Denoiser(editor.unet, editor.text_encoder if settings.train_text_encoder else None)
+        editor.text.requires_grad_(settings.train_text_encoder)
+        self.model = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped.
@@ -104,7 +106,7 @@ class EditorObjective:
 
         latents = editor.draw_target(mean, std, jitter)
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
-        condition = source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
+        condition = editor.scale_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
         text = self._text([row["instruction"] for row in rows], no_text)
         predicted = model(torch.cat([noisy, condition], dim=1), timesteps, text)
 
@@ -122,12 +124,12 @@ class EditorObjective:
     def _place(self) -> torch.device:
         """The device of the trained weights, with the text encoder brought to it."""
         device = next(self.model.parameters()).device
-        if self.editor.text_encoder.device != device:
-            self.editor.text_encoder.to(device)
+        if self.editor.text.device != device:
+            self.editor.text.to(device)
         return device
 
-    def _text(self, instructions: list[str], no_text: Tensor) -> Tensor:
-        """Token ids (B, T), or a frozen encoder's states (B, T, D), of the instructions or of nothing.
+    def _text(self, instructions: list[str], no_text: Tensor) -> Tensor | TextStates:
+        """Token ids (B, E, T), or a frozen encoder's states, of the instructions or of nothing.
 
         Encoded in every step, the cheapest place: of Stable Diffusion 1.5 at 256 x 256 a text is 13 GFLOP, the U-Net
         forth and back 537 (and the pictures, which `latents` saves, 545). States take 236 kB a text, more than the
@@ -135,9 +137,9 @@ class EditorObjective:
         """
         given = ["" if dropped else words for words, dropped in zip(instructions, no_text.tolist(), strict=True)]
         if self.settings.train_text_encoder:
-            return self.editor.tokenize(given).to(no_text.device)
+            return self.editor.text.tokenize(given).to(no_text.device)
         with torch.no_grad():
-            return self.editor.encode_text(given)
+            return self.editor.text.encode(given)
 
     def _snr_weight(self, timesteps: Tensor) -> Tensor | None:
         """Min-SNR weight of the timesteps (B,), or None without it."""

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_stable_diffusion
+from diffusers import DiffusionPipeline
+from tiny_models import tiny_base
 from torch.nn import functional as F
 
 from hive_ray.config import Editor as Settings
@@ -27,7 +28,7 @@ def settings(**changed):
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    return {kind: tiny_stable_diffusion(tmp_path_factory.mktemp(kind), kind) for kind in ("epsilon", "v_prediction")}
+    return {kind: tiny_base(tmp_path_factory.mktemp(kind), kind) for kind in ("epsilon", "v_prediction", "xl")}
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +98,24 @@ def test_the_target_is_the_noise_or_the_velocity(bases):
     for kind, base in bases.items():
         scheduler = Editor.build(base).scheduler
         alphas = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        wanted = noise if kind == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+        velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+        wanted = velocity if kind == "v_prediction" else noise
         torch.testing.assert_close(denoising_target(scheduler, latents, noise, timesteps), wanted)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def text_inputs(base, words):
+    """What diffusers' pipeline of the base model tells its U-Net; nothing in XL is zeros, as when it was pretrained."""
+    pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32)
+    said = pipeline.encode_prompt(words, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    if len(said) == 2:
+        return {"encoder_hidden_states": said[0]}
+    given = torch.tensor([float(word != "") for word in words])
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * len(words))
+    conditions = {"text_embeds": said[2] * given[:, None], "time_ids": sizes}
+    return {"encoder_hidden_states": said[0] * given[:, None, None], "added_cond_kwargs": conditions}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "xl"])
 @pytest.mark.parametrize("train_text_encoder", [False, True])
 def test_the_loss_is_the_written_out_one(bases, rows, kind, train_text_encoder):
     editor = Editor.build(bases[kind])
@@ -123,13 +137,13 @@ def test_the_loss_is_the_written_out_one(bases, rows, kind, train_text_encoder):
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     source = torch.where(((place >= 0.3) & (place < 0.9)).view(-1, 1, 1, 1), 0.0, source)
     words = ["" if place[index] < 0.6 else row["instruction"] for index, row in enumerate(rows)]
-    predicted = editor.unet(torch.cat([noisy, source], 1), timesteps, editor.encode_text(words)).sample
+    predicted = editor.unet(torch.cat([noisy, source], 1), timesteps, **text_inputs(bases[kind], words)).sample
     snr = (alphas / (1 - alphas)).flatten()
-    if kind == "epsilon":
-        error, snr_weight = predicted - noise, snr.clamp(max=5) / snr
-    else:
+    if kind == "v_prediction":
         velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
         error, snr_weight = predicted - velocity, snr.clamp(max=5) / (snr + 1)
+    else:
+        error, snr_weight = predicted - noise, snr.clamp(max=5) / snr
     per_row = error.square().mean((1, 2, 3)) * snr_weight
     torch.testing.assert_close(loss, (per_row * torch.tensor(weights)).mean(), rtol=1e-4, atol=1e-6)
     assert metrics["train/weight"] == pytest.approx(3.5 / 4)
@@ -161,9 +175,10 @@ def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
 @pytest.mark.parametrize("train_text_encoder", [False, True])
-def test_the_given_state_is_what_is_saved(bases, tmp_path, train_text_encoder):
-    editor = Editor.build(bases["epsilon"])
+def test_the_given_state_is_what_is_saved(bases, tmp_path, kind, train_text_encoder):
+    editor = Editor.build(bases[kind])
     objective = EditorObjective(editor, settings(train_text_encoder=train_text_encoder))
     average = {name: tensor + 1 for name, tensor in objective.model.state_dict().items()}
     objective.save(tmp_path / "sft", average, editor.card.model_copy(update={"training_table": "abc"}))
@@ -171,5 +186,5 @@ def test_the_given_state_is_what_is_saved(bases, tmp_path, train_text_encoder):
     assert saved.card.training_table == "abc"
     assert torch.equal(saved.unet.conv_in.bias, editor.unet.conv_in.bias + 1)
     step = 1 if train_text_encoder else 0
-    for name, tensor in editor.text_encoder.state_dict().items():
-        assert torch.equal(saved.text_encoder.state_dict()[name], tensor + step)
+    for name, tensor in editor.text.state_dict().items():
+        assert torch.equal(saved.text.state_dict()[name], tensor + step)
