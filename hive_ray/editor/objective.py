@@ -8,6 +8,7 @@ B batch, C latent channels, h w latent height and width, T tokens, D width of th
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +37,11 @@ def draw_dropped_conditions(count: int, *, rate: float, generator: torch.Generat
     return place < 2 * rate, (rate <= place) & (place < 3 * rate)
 
 
+def row_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each row (B,) of a prediction and its target, (B, C, h, w) each; in fp32."""
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)
+
+
 def weighted_denoising_loss(
     predicted: Tensor, target: Tensor, weight: Tensor, snr_weight: Tensor | None = None
 ) -> Tensor:
@@ -43,7 +49,7 @@ def weighted_denoising_loss(
 
     predicted, target: (B, C, h, w); weight, snr_weight: (B,). A weight of 1 everywhere changes no bit of it.
     """
-    per_row = (predicted.float() - target.float()).square().flatten(1).mean(1)  # (B,)
+    per_row = row_errors(predicted, target)
     if snr_weight is not None:
         per_row = snr_weight * per_row
     return (weight * per_row).mean()
@@ -105,6 +111,21 @@ class LatentCache:
             self.num_bytes += size
 
 
+@dataclass(frozen=True)
+class Noised:
+    """What the network is given of some rows, and what it has to say."""
+
+    inputs: tuple
+    """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text: the arguments of `Denoiser`."""
+    target: Tensor
+    """(B, C, h, w)"""
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(B,)"""
+        return self.inputs[1]
+
+
 class EditorObjective:
     """The weights that move, and the denoising loss of rows of `pairs`."""
 
@@ -117,30 +138,38 @@ class EditorObjective:
         self.model = Denoiser(editor.unet, editor.text_encoder if settings.train_text_encoder else None)
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped.
+        """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped."""
+        batch = self.noised(rows, generator)
+        predicted = model(*batch.inputs)
+        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=predicted.device)
+        loss = weighted_denoising_loss(predicted, batch.target, weight, self._snr_weight(batch.timesteps))
+        return loss, {"train/weight": weight.mean().item()}
 
-        Draws from the CPU `generator`, in this order: flips, timesteps, noise of the posterior, noise, drops.
+    def noised(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Noised:
+        """Rows of `pairs`, their edited images' latents noised.
+
+        `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
+        Draws from the CPU `generator`, in this order: flips, timesteps, noise of the posterior (not shared), noise,
+        drops.
         """
-        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows)
+        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows) // copies
         flips = torch.rand(count, generator=generator) < 0.5
-        source, mean, std = self._posteriors(rows, flips, device)
+        source, mean, std = self._posteriors(rows, flips.repeat(copies), device)
         num_timesteps = editor.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator).to(device)
+        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator)
         jitter = torch.randn(mean.shape, generator=generator).to(device)
-        noise = torch.randn(mean.shape, generator=generator).to(device)
+        noise = torch.randn((count, *mean.shape[1:]), generator=generator)
         drops = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
-        no_text, no_image = (drop.to(device) for drop in drops)
+        timesteps, noise, no_text, no_image = (
+            torch.cat([drawn] * copies).to(device) for drawn in (timesteps, noise, *drops)
+        )
 
         latents = editor.draw_target(mean, std, jitter)
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
         condition = source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
         text = self._text([row["instruction"] for row in rows], no_text)
-        predicted = model(torch.cat([noisy, condition], dim=1), timesteps, text)
-
-        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=device)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
-        loss = weighted_denoising_loss(predicted, target, weight, self._snr_weight(timesteps))
-        return loss, {"train/weight": weight.mean().item()}
+        return Noised((torch.cat([noisy, condition], dim=1), timesteps, text), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average)."""
