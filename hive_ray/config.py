@@ -261,6 +261,9 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
+    ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
+    """What n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
+    (InstructPix2Pix); or optimiser steps but the first, which sets the average to the weights (diffusers)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 2
     checkpoint_images: int = Field(ge=1)

@@ -44,7 +44,11 @@ AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class Objective(Protocol):
-    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save."""
+    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
+
+    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
+    these means (an accuracy over some of them, say, from two of the means).
+    """
 
     model: nn.Module
 
@@ -194,7 +198,9 @@ class _Loop:
         self.engine = start_engine(self.objective.model, settings)
         torch.distributed.barrier()  # the rows have been laid
         self.rows.open()
-        self.average = Average(self.engine.module, settings.ema_decay) if settings.ema_decay else None
+        self.average = (
+            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
+        )
         self.images, self.last, self.log = 0, {}, []
         self._restore()
 
@@ -258,12 +264,13 @@ class _Loop:
             loss, measures = self.objective.loss(self.engine, batch, generator_for(*draw))
             self.engine.backward(loss)
             self.engine.step()
+            if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
+                self.average.update(self.engine.module)
             for key, value in (measures | {"train/loss": loss.item()}).items():
                 totals[key] = totals.get(key, 0.0) + value * micro / share
         self.images += settings.batch_size
-        if self.average:
-            self.average.update(self.engine.module)
-        return self._mean_over_ranks(totals)
+        summarise = getattr(self.objective, "summarise", lambda means, num_rows: means)
+        return summarise(self._mean_over_ranks(totals), settings.batch_size)
 
     def _mean_over_ranks(self, totals: Metrics) -> Metrics:
         keys = sorted(totals)
