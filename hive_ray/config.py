@@ -282,6 +282,23 @@ class Training(Section):
         return self
 
 
+class Dpo(Section):
+    """Rankings -> a better editor with no reward model between (Diffusion-DPO, Wallace et al. 2023)."""
+
+    beta: float = Field(5000.0, gt=0)
+    """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
+    pairs: Literal["any", "best_worst"] = "any"
+    """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
+    tie_threshold: float = Field(1.0, ge=1)
+    """How near two edits seem equal (Rao and Kupper 1967): 1 is never, so that only strict preferences count, as
+    published; at 3 half of equally good edits tie (Chen et al. 2024), and ties hold the editor to its start."""
+    training: Training = Training(
+        total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=2.56e-6, warmup_images=256 * 62,
+        ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
+    )  # fmt: skip
+    """A row is a ranking, of which it sees one comparison. The published rate is 1e-8 times the batch size."""
+
+
 class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
@@ -293,10 +310,19 @@ class Editor(Section):
     min_snr_gamma: float = Field(0.0, ge=0)
     """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
     train_text_encoder: bool = False
+    lora_rank: int = Field(0, ge=0)
+    """Train adapters of this rank (LoRA) in place of the weights; 0 trains the weights."""
+    lora_alpha: float = Field(0.0, ge=0)
+    """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
     sft: Training
     finetune: Training
+    dpo: Dpo = Dpo()
 
 
 class Candidates(Section):

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from hive_ray.config import Editor as Settings
+from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.images import to_batch
+from hive_ray.measures import effective_sample_size
 from hive_ray.schemas import Row, Rows
 
 LATENT_BYTES = 2 * 1024**3
@@ -136,6 +138,11 @@ class EditorObjective:
         editor.unet.requires_grad_(True)
         editor.text_encoder.requires_grad_(settings.train_text_encoder)
         self.model = Denoiser(editor.unet, editor.text_encoder if settings.train_text_encoder else None)
+        self.adapters = Adapters(editor, settings) if settings.lora_rank else None
+        if settings.gradient_checkpointing:
+            editor.unet.enable_gradient_checkpointing()
+            if settings.train_text_encoder:
+                editor.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped."""
@@ -143,7 +150,12 @@ class EditorObjective:
         predicted = model(*batch.inputs)
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=predicted.device)
         loss = weighted_denoising_loss(predicted, batch.target, weight, self._snr_weight(batch.timesteps))
-        return loss, {"train/weight": weight.mean().item()}
+        return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}
+
+    def summarise(self, means: Metrics, num_rows: int) -> Metrics:
+        """What to log of so many rows whose measures have these means: how many their weights make of them, too."""
+        squared = means.pop("train/weight_squared")
+        return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
 
     def noised(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Noised:
         """Rows of `pairs`, their edited images' latents noised.
@@ -172,9 +184,15 @@ class EditorObjective:
         return Noised((torch.cat([noisy, condition], dim=1), timesteps, text), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
-        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average)."""
-        unet = _under("unet.", state)
-        text_encoder = _under("text_encoder.", state) if self.settings.train_text_encoder else None
+        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
+
+        Adapters are added to the weights that they adapt, and lie beside them as `pytorch_lora_weights.safetensors`.
+        """
+        if self.adapters:
+            self.adapters.save(Path(folder), state)
+            state = self.adapters.merged(state)
+        unet = under("unet.", state)
+        text_encoder = under("text_encoder.", state) if self.settings.train_text_encoder else None
         self.editor.with_weights(unet, text_encoder).save(folder, card)
 
     def _place(self) -> torch.device:
@@ -235,6 +253,6 @@ def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t
     return noise
 
 
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries below a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
