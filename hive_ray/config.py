@@ -258,7 +258,8 @@ class Training(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_images: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """The greatest norm of a gradient, a longer one is shortened to it; 0 is any (InstructPix2Pix)."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
     ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
@@ -451,6 +452,12 @@ def shapes() -> Config:
         ),
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, sft=sft, finetune=sft,
+            dpo=Dpo(
+                training=Training(
+                    total_images=1_600, batch_size=32, micro_batch_size=16, learning_rate=1e-6, warmup_images=160,
+                    ema_decay=0.0, checkpoint_images=1_600, workers=workers,
+                ),
+            ),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
