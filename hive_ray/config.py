@@ -245,6 +245,19 @@ class Exporting(Section):
     """About how large a Parquet file or a shard becomes; also what is held in memory."""
 
 
+class Recovery(Section):
+    """What a training keeps and bears, so that it goes on. Changes no weights."""
+
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints that are kept while it runs, the newest: more than one, since a file may get lost."""
+    keep_best: int = Field(0, ge=0)
+    """Checkpoints kept besides those: the ones of least validation loss."""
+    max_failures: int = Field(2, ge=0)
+    """Times that it goes on by itself after a worker has died; announced preemptions of nodes do not count."""
+    wait_minutes: float = Field(30.0, gt=0)
+    """Minutes that it waits in all for nodes that join late, before it stops with a message."""
+
+
 class Training(Section):
     """How a model is fitted: shared by the editor and the reward model."""
 
@@ -267,11 +280,26 @@ class Training(Section):
     (InstructPix2Pix); or optimiser steps but the first, which sets the average to the weights (diffusers)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed parts among workers: nothing, the optimiser's state (1), gradients too (2), weights too (3)."""
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    """What lies in the machine's memory instead of the GPU's: the optimiser's state, or the weights too (stage 3)."""
+    compile: bool = False
+    """Whether the model goes through torch.compile: minutes at the start, for faster steps (not at stage 3)."""
     checkpoint_images: int = Field(ge=1)
     """A checkpoint every so many images."""
     seed: int = 0
     workers: Resources = Resources()
     """`num_actors` is the number of training workers; `batch_size` is not used here."""
+    recovery: Recovery = Recovery()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Training":
+        least = {"none": 0, "optimizer": 1, "weights": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"offload {self.offload!r} needs zero_stage {least} or more, not {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile is true, but at zero_stage 3 the weights come and go: choose one of them")
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> "Training":

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Inspection, Resources, Spending, Training
+from hive_ray.config import Inspection, Recovery, Resources, Spending, Training
 from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration, listed
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
@@ -99,8 +99,8 @@ class Plan(Protocol):
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
-    `Resources` and `Spending` change no rows, an `Inspection` what is looked at: all are left out; so is a `Training`
-    inside a stage's settings, since `fit` adds the one that it runs.
+    `Resources`, `Spending` and `Recovery` change no rows, an `Inspection` what is looked at: all are left out; so is
+    a `Training` inside a stage's settings, since `fit` adds the one that it runs.
     """
     flat: Fingerprint = {}
     for section in settings:
@@ -113,7 +113,7 @@ def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if not isinstance(value, Inspection | Resources | Spending | Training):
+            if not isinstance(value, Inspection | Recovery | Resources | Spending | Training):
                 _flatten(value, f"{prefix}.{name}", flat)
         else:
             flat[f"{prefix}.{name}"] = value

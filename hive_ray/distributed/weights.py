@@ -1,7 +1,6 @@
 """The weights of a DeepSpeed engine, whole or in parts: their running average, and all of them in one place."""
 
 from contextlib import nullcontext
-from typing import Any
 
 import deepspeed
 import torch
@@ -41,15 +40,20 @@ class Average:
         for name, weight in _trained(model):
             own_part(weight).copy_(self.weights[name])
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"updates": self.updates, "weights": self.weights}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.updates = state["updates"]
+    @torch.no_grad()
+    def load(self, parts: list[dict[str, Tensor]], updates: int, rank: int) -> None:
+        """Go on from a checkpoint's average: whole, or the parts that ZeRO stage 3 had made of it, in order of rank."""
+        self.updates = updates
         for name, weight in self.weights.items():
-            weight.copy_(state["weights"][name])
+            size, flat = weight.numel(), torch.cat([part[name].flatten() for part in parts])
+            start = rank * size if size < flat.numel() else 0
+            mine = flat[start : start + size]  # the last parts are padded, and may begin behind the end
+            weight.flatten()[: mine.numel()].copy_(mine)
+
+
+def joined_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:
+    """A whole weight from the parts that ZeRO stage 3 made of it, the last ones padded."""
+    return torch.cat([part.flatten() for part in parts])[: shape.numel()].view(shape)
 
 
 def own_part(weight: nn.Parameter) -> Tensor:

@@ -8,85 +8,28 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
+from lines import NUM_POINTS, POINTS, Line, log, train, training, weights, write_points
 
-from hive_ray.config import Resources, Training
+from hive_ray.config import Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
-from hive_ray.distributed.training import fit, learning_rate
+from hive_ray.distributed.training import learning_rate
 from hive_ray.distributed.weights import Average, ema_decay
-from hive_ray.schemas import Rows
+from hive_ray.schemas import Stopped
 from hive_ray.seeds import generator_for
 
-HERE = Path(__file__).parent
-FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]
-POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})
-NUM_POINTS = 20
-
-
-def training(**changes) -> Training:
-    settings = dict(
-        total_images=48, batch_size=8, micro_batch_size=2, learning_rate=0.1, schedule="cosine", warmup_images=16,
-        ema_decay=0.5, checkpoint_images=16, workers=Resources(num_actors=2, num_gpus=0, num_cpus=1), weight_decay=0.0,
-    )  # fmt: skip
-    return Training(**settings | changes)
-
-
-class Line:
-    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait or to break."""
-
-    def __init__(self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False):
-        torch.manual_seed(0)
-        self.model = torch.nn.Linear(1, 1)
-        self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
-
-    def loss(self, model, rows: Rows, generator):
-        self.calls += 1
-        time.sleep(self.seconds)
-        if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
-            Path(self.flag).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        x = torch.tensor([[row["x"]] for row in rows])
-        y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
-        loss = (model(x) - y).square().mean()
-        return (loss * math.nan if self.breaks else loss), {"train/x": x.mean().item()}
-
-    def save(self, folder, state):
-        save_file(state, folder / "model.safetensors")
-        (folder / "card.json").write_text("{}")
-
-
-def train(folder: Path, name: str = "line", settings: Training | None = None, **kwargs):
-    return fit(
-        Line, name=name, run=str(folder / "run"), rows=lambda: tables.select(str(folder / "points"), POINTS),
-        columns=["x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
-    )  # fmt: skip
-
-
-def write_points(folder: Path) -> None:
-    rows = [{"point_id": str(index), "x": index / NUM_POINTS} for index in range(NUM_POINTS)]
-    tables.write_rows(str(folder / "points"), POINTS, rows, {})
-
-
-def log(folder: Path, name: str = "line") -> list[dict]:
-    lines = (folder / "run" / "metrics" / f"{name}.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "train/images_per_second"} for line in lines]
-
-
-def weights(folder: Path, name: str = "line") -> dict[str, torch.Tensor]:
-    return load_file(folder / "run" / name / "model.safetensors")
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+    ray.cloudpickle.register_pickle_by_value(sys.modules["lines"])  # workers cannot import a test file
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         start_ray(num_cpus=4)
@@ -113,7 +56,7 @@ def by_hand(settings: Training, *, averaged: bool) -> tuple[list[float], dict[st
         loss = torch.stack(step_losses).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm or math.inf)
         optimizer.param_groups[0]["lr"] = learning_rate(settings, images + settings.batch_size)
         before = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
         optimizer.step()
@@ -205,10 +148,10 @@ def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("stage", "rule"), [(0, "micro_batch"), (2, "step"), (3, "step")])
-def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage, rule):
+@pytest.mark.parametrize(("stage", "rule", "norm"), [(0, "micro_batch", 0.0), (2, "step", 1.0), (3, "step", 1.0)])
+def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage, rule, norm):
     write_points(tmp_path)
-    settings = training(zero_stage=stage, ema_rule=rule)
+    settings = training(zero_stage=stage, ema_rule=rule, max_grad_norm=norm)
     metrics = train(tmp_path, settings=settings)
     losses, average = by_hand(settings, averaged=True)
 
@@ -226,13 +169,13 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     train(tmp_path, "worker", flag=str(tmp_path / "flag"), dies_at=9)
     assert (tmp_path / "flag").exists()
 
-    call = f"t.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=2.0)"
-    code = f"import pathlib, test_training as t; t.start_ray(); {call}"
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    call = f"lines.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=2.0)"
+    code = f"import pathlib, lines; from hive_ray.distributed.cluster import start_ray; start_ray(); {call}"
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": cluster}
     driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
     checkpoints = tmp_path / "run" / "checkpoints"
-    while not list(checkpoints.glob("driver-*/checkpoint_*")) and driver.poll() is None:
+    while not list(checkpoints.glob("driver-*/*/rank-0.json")) and driver.poll() is None:
         time.sleep(0.1)
     time.sleep(1)
     driver.send_signal(signal.SIGKILL)
@@ -249,5 +192,5 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
 @pytest.mark.ray
 def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, cluster):
     write_points(tmp_path)
-    with pytest.raises(FloatingPointError, match=r"line: the loss is nan after 8 images; lower the learning rate"):
+    with pytest.raises(Stopped, match=r"line: the loss is nan after 8 images; lower the learning rate"):
         train(tmp_path, breaks=True)
