@@ -256,6 +256,9 @@ class Recovery(Section):
     """Times that it goes on by itself after a worker has died; announced preemptions of nodes do not count."""
     wait_minutes: float = Field(30.0, gt=0)
     """Minutes that it waits in all for nodes that join late, before it stops with a message."""
+    most_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of a table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
+    stops the run."""
 
 
 class Training(Section):
@@ -349,9 +352,26 @@ class Editor(Section):
     """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
+    crop: Literal["none", "center", "random"] = "none"
+    """What is seen of a pair's pictures: all, the aspect ratio ignored (InstructPix2Pix), or the same square of the
+    short side's length of both, from the middle or from anywhere."""
+    latents: Literal["none", "fp32", "fp16"] = "none"
+    """Whether the pairs' latents are encoded once, for every epoch and arm, into the table `latents`, and in which
+    precision; "none" encodes the pictures again in every step."""
     sft: Training
     finetune: Training
     dpo: Dpo = Dpo()
+    resources: Resources = Resources()
+    """What encoding latents may take; training has its own."""
+
+    @model_validator(mode="after")
+    def _encoded_once(self) -> "Editor":
+        if self.crop == "random" and self.latents != "none":
+            raise ValueError(
+                f"editor.crop 'random' sees another square each time, but editor.latents {self.latents!r} encodes "
+                "each picture once: set crop to 'center' or 'none', or latents to 'none'"
+            )
+        return self
 
 
 class Candidates(Section):
@@ -479,7 +499,8 @@ def shapes() -> Config:
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
-            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, sft=sft, finetune=sft,
+            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
+            finetune=sft, resources=Resources(batch_size=16, **one_core),
             dpo=Dpo(
                 training=Training(
                     total_images=1_600, batch_size=32, micro_batch_size=16, learning_rate=1e-6, warmup_images=160,
@@ -531,7 +552,9 @@ def _stable_diffusion(base: str) -> Config:
             base=base, num_inference_steps=100, schedule="euler_ancestral",
             resources=Resources(num_actors=8, batch_size=4),
         ),
-        editor=Editor(start=base, sft=sft, finetune=sft),
+        editor=Editor(
+            start=base, latents="fp32", sft=sft, finetune=sft, resources=Resources(num_actors=8, batch_size=16),
+        ),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
         rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
         reward=Reward(

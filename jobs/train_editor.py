@@ -1,6 +1,6 @@
 """Fine-tune the editor. Every arm is the same training on another table from another start; `dpo` has another loss.
 
-pairs, scored_pairs or rankings -> editors/<arm>
+pairs or scored_pairs, or one of them beside `latents`, or rankings -> editors/<arm>
 
 python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
@@ -8,18 +8,21 @@ python -m jobs.train_editor shapes --run runs/one --arm dpo
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
 from hive_ray.config import Dpo
+from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import select, table_digest
+from hive_ray.distributed.tables import Selection, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.editor.preference import PreferenceObjective
 from hive_ray.reward.shaping import instruction_suffix
-from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS
+from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_PAIRS
+from jobs import encode_latents
 from jobs.run import Run, fingerprint, main
 
 
@@ -41,8 +44,10 @@ ARMS = {
     "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
     "dpo": Arm("rankings", "editors/sft", objective=PreferenceObjective),  # no reward model between
 }
-COLUMNS = ["pair_id", "instruction", "source_image", "edited_image", "weight"]
-RANKED = ["instruction", "source_image", "edits", "ranks"]
+COLUMNS = ["pair_id", "instruction", "weight"]
+PICTURES = ["source_image", "edited_image"]
+ENCODED = ["height", "width", "latents"]
+RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
 
 
 class _Carded:
@@ -75,7 +80,8 @@ def build(run: Run, arm: str = "sft") -> Metrics:
     if ranked:
         schema, columns, training = RANKINGS, RANKED, settings.dpo.training
     else:
-        schema, columns = SCORED_PAIRS if ARMS[arm].shaping else PAIRS, COLUMNS
+        schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+        columns = COLUMNS + (PICTURES if settings.latents == "none" else ENCODED)
         training = settings.finetune if ARMS[arm].start else settings.sft
     digest = table_digest(table)
     stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
@@ -83,7 +89,7 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         PreferenceTraining if ranked else EditorTraining,
         name=f"editors/{arm}",
         run=run.root,
-        rows=lambda: select(table, schema),
+        rows=lambda: select(table, schema) if ranked else _rows(run, table, schema),
         columns=columns,
         settings=training,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
@@ -93,6 +99,15 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         suffix=suffix,
         table=digest,
     )
+
+
+def _rows(run: Run, table: str, schema: pa.Schema) -> Selection:
+    """What is trained on: the table's rows, beside their latents where these are encoded once."""
+    rows = select(table, schema)
+    if run.config.editor.latents == "none":
+        return rows
+    encode_latents.build(run)
+    return join(rows, select(run.path("latents"), LATENTS))
 
 
 def _plan(run: Run, arm: Arm) -> tuple[str, str, str]:

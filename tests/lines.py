@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from hive_ray.config import Resources, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.training import fit
-from hive_ray.schemas import Rows
+from hive_ray.schemas import BadRows, Rows
 
 FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]
 POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})
@@ -30,12 +30,15 @@ def training(**changes) -> Training:
 
 
 class Line:
-    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait or to break."""
+    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to break or to find bad rows."""
 
-    def __init__(self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False):
+    def __init__(
+        self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False, bad: frozenset = frozenset()
+    ):
         torch.manual_seed(0)
         self.model = torch.nn.Linear(1, 1)
         self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
+        self.bad = bad
 
     def loss(self, model, rows: Rows, generator):
         self.calls += 1
@@ -43,6 +46,9 @@ class Line:
         if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
             Path(self.flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        broken = {index: "it is cracked" for index, row in enumerate(rows) if row["point_id"] in self.bad}
+        if broken:
+            raise BadRows(broken)
         x = torch.tensor([[row["x"]] for row in rows])
         y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
         loss = (model(x) - y).square().mean()
@@ -56,7 +62,7 @@ class Line:
 def train(folder: Path, name: str = "line", settings: Training | None = None, **kwargs):
     return fit(
         Line, name=name, run=str(folder / "run"), rows=lambda: tables.select(str(folder / "points"), POINTS),
-        columns=["x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
+        columns=["point_id", "x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
     )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ class Stand:
     zero_stage: int = 0
     scaler: dict[str, float] = field(default_factory=dict)
     """State of fp16's loss scaling."""
+    bad_rows: dict[str, str] = field(default_factory=dict)
+    """Place of a row that nothing can be learned from -> its id and why."""
     files: dict[str, int] = field(default_factory=dict)
     """Bytes of the files that this rank stored."""
 

@@ -353,6 +353,10 @@ class Selection:
         ]
         return pa.concat_tables([wanted.empty_table(), *parts]).replace_schema_metadata(self.schema.metadata)
 
+    def key(self) -> str:
+        """Names these rows in this order, by what their table was made from."""
+        return id_for(self.path, table_digest(self.path), self.file_of.tobytes() + self.row_of.tobytes())
+
 
 def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: int | None = None) -> Selection:
     """The rows of a finished table that `where` keeps, at most `limit`; only its columns are read."""

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from hive_ray import storage
 from hive_ray.config import Training
+from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
 from hive_ray.distributed.cluster import require
 from hive_ray.distributed.engine import check_memory, loss_scaler, start_engine
@@ -38,7 +40,7 @@ from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.weights import Average, consolidated_state
 from hive_ray.schemas import Rows, Stopped
-from hive_ray.seeds import generator_for, id_for, seed_for
+from hive_ray.seeds import id_for, seed_for
 
 COLLECTIVE_TIMEOUT_S = "1800"
 START_TRY_S = 60.0
@@ -58,7 +60,10 @@ class Objective(Protocol):
     model: nn.Module
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping."""
+        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping.
+
+        BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
+        """
         ...
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
@@ -199,6 +204,7 @@ class _Loop:
             torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
         self.rows = RowStore(told.selection, told.columns, write=self.first)
         self.objective = told.objective(**told.kwargs)
+        self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
         self.images, self.last, self.log = 0, {}, []
         self.asked, self.announced = (
             time.monotonic(),
@@ -267,21 +273,24 @@ class _Loop:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         totals: Metrics = {}
+        loss_of = partial(self.objective.loss, self.engine)
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             draw = ("batch", settings.seed, self.rank, self.images + start)
             torch.manual_seed(seed_for("layers", *draw))  # dropout layers know no other generator
-            batch = self.rows.read(mine[start : start + micro])
-            loss, measures = self.objective.loss(self.engine, batch, generator_for(*draw))
-            self.engine.backward(loss)
+            loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
+            self.engine.backward(loss * (good / micro))
             self.engine.step()
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
                 self.average.update(self.engine.module)
             for key, value in (measures | {"train/loss": loss.item()}).items():
-                totals[key] = totals.get(key, 0.0) + value * micro / share
+                totals[key] = totals.get(key, 0.0) + value * good / share
+            totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
         self.images += settings.batch_size
+        skipped = self.last.get(SKIPPED, 0)
+        means = self.good.settle(self._mean_over_ranks(totals), settings.batch_size, skipped)
         summarise = getattr(self.objective, "summarise", lambda means, num_rows: means)
-        return summarise(self._mean_over_ranks(totals), settings.batch_size)
+        return summarise(means, settings.batch_size - means[SKIPPED] + skipped)
 
     def _mean_over_ranks(self, totals: Metrics) -> Metrics:
         keys = sorted(totals)
@@ -316,6 +325,7 @@ class _Loop:
             updates=self.average.updates if self.average else 0,
             zero_stage=self.settings.zero_stage,
             scaler=scaler.state_dict() if scaler else {},
+            bad_rows={str(place): why for place, why in self.good.bad.items()},
         )
         self._write_log()
         self.checkpoints.save(self.engine, self.average, stand)
@@ -351,6 +361,7 @@ class _Loop:
         if scaler := loss_scaler(self.engine):
             scaler.load_state_dict(stand.scaler)
         self.images, self.last = stand.images, stand.last
+        self.good.bad = {int(place): why for place, why in stand.bad_rows.items()}
         torch.distributed.barrier()
         if self.first:
             opened.forget()

@@ -33,6 +33,7 @@ from hive_ray.storage import fetch_model
 FORMAT_VERSION = 1
 VAE_PIXELS = 2**21
 """Pixels that the VAE takes at a time (8 images of 512 x 512): its activations are the largest of all."""
+_WEIGHTS = {"dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
 
 
 class EditorCard(Section):
@@ -157,9 +158,7 @@ class Editor:
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled."""
-        images = images.to(self.vae.device, self.vae.dtype)
-        found = [self.vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
-        return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
+        return posterior(self.vae, images)
 
     def encode_target(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Images (B, 3, H, W) -> the target: a VAE *sample* times its scaling factor (method.md 5.1)."""
@@ -190,6 +189,19 @@ class Editor:
         return self.text_encoder(self.tokenize(texts).to(self.text_encoder.device)).last_hidden_state
 
 
+def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled, on its device."""
+    images = images.to(vae.device, vae.dtype)
+    found = [vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
+    return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
+
+
+def load_vae(start: str | Path) -> AutoencoderKL:
+    """The frozen VAE, in fp32, of a text-to-image model or an editor: a folder, an s3:// address or a hub name."""
+    vae = AutoencoderKL.from_pretrained(fetch_model(start), subfolder="vae", **_WEIGHTS)
+    return vae.to(memory_format=torch.channels_last).requires_grad_(False)
+
+
 def load_tokenizer(start: str | Path) -> CLIPTokenizer:
     """The tokenizer of a text-to-image model or an editor: a folder, an s3:// address or a hub name."""
     return CLIPTokenizer.from_pretrained(fetch_model(start), subfolder="tokenizer")
@@ -216,9 +228,7 @@ def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> st
 def _load_parts(start: str | Path) -> dict:
     """The five parts of a folder or hub name, in fp32."""
     check_parts(start)
-    weights = {"dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
-    unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", **weights)
-    vae = AutoencoderKL.from_pretrained(start, subfolder="vae", **weights)
+    unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", **_WEIGHTS)
     scheduler = DDIMScheduler.from_pretrained(start, subfolder="scheduler", clip_sample=False)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise ModelFolderError(
@@ -226,7 +236,7 @@ def _load_parts(start: str | Path) -> dict:
         )
     return {
         "unet": unet.to(memory_format=torch.channels_last),
-        "vae": vae.to(memory_format=torch.channels_last).requires_grad_(False),
+        "vae": load_vae(start),
         "text_encoder": CLIPTextModel.from_pretrained(
             start, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
         ),

@@ -21,7 +21,7 @@ from hive_ray.config import Editor as Settings
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import Denoiser, EditorObjective, Metrics, row_errors, under
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import BadRows, Row, Rows
 
 
 def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:
@@ -96,13 +96,17 @@ class PreferenceObjective(EditorObjective):
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Mean loss of rows of `rankings`; a comparison that says nothing counts as 0. `model` is `self.model`.
 
-        Draws from the CPU `generator`: a comparison a row, then as `noised`, the same for both edits.
+        Draws from the CPU `generator`: a comparison a row, then as `noised`, the same for both edits. BadRows, before
+        `model` is called, names rows with a picture that cannot be read.
         """
         dpo = self.settings.dpo
         drawn = [draw_comparison(row["ranks"], dpo, generator) for row in rows]
         chosen = [_pair(row, place) for row, (place, _, _) in zip(rows, drawn, strict=True)]
         rejected = [_pair(row, place) for row, (_, place, _) in zip(rows, drawn, strict=True)]
-        batch = self.noised(chosen + rejected, generator, copies=2)
+        try:
+            batch = self.noised(chosen + rejected, generator, copies=2)
+        except BadRows as bad:
+            raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
         errors, reference_errors = (row_errors(predicted, batch.target) for predicted in model(*batch.inputs))
         margin = preference_margin(errors, reference_errors, dpo.beta)
         tied = torch.tensor([tie for *_, tie in drawn], device=margin.device)

@@ -14,7 +14,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from lines import NUM_POINTS, POINTS, Line, log, train, training, weights, write_points
 
-from hive_ray.config import Training
+from hive_ray.config import Recovery, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import build_model, store_model
@@ -37,8 +37,10 @@ def cluster(tmp_path_factory):
         ray.shutdown()
 
 
-def by_hand(settings: Training, *, averaged: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training in one plain process: no Ray, no DeepSpeed."""
+def by_hand(
+    settings: Training, *, averaged: bool, bad: frozenset = frozenset()
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training in one plain process, without the bad rows: no Ray, no DeepSpeed."""
     line, losses = Line(), []
     optimizer = torch.optim.AdamW(line.model.parameters(), weight_decay=settings.weight_decay)
     average = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
@@ -46,21 +48,24 @@ def by_hand(settings: Training, *, averaged: bool) -> tuple[list[float], dict[st
     share = settings.batch_size // world
     for step, images in enumerate(range(0, settings.total_images, settings.batch_size)):
         places = batch_places(images, settings.batch_size, NUM_POINTS, settings.seed)
-        step_losses = []
+        sums, num_good = [], 0
         for rank in range(world):
             for start in range(0, share, micro):
                 mine = places[rank * share + start : rank * share + start + micro]
-                rows = [{"x": float(np.float32(place / NUM_POINTS))} for place in mine]
+                rows = [{"point_id": str(place), "x": float(np.float32(place / NUM_POINTS))} for place in mine]
+                good = [row for row in rows if row["point_id"] not in bad]
                 generator = generator_for("batch", settings.seed, rank, images + start)
-                step_losses.append(line.loss(line.model, rows, generator)[0])
-        loss = torch.stack(step_losses).mean()
+                if good:
+                    sums.append(len(good) * line.loss(line.model, good, generator)[0])
+                num_good += len(good)
+        total = torch.stack(sums).sum()
         optimizer.zero_grad()
-        loss.backward()
+        (total / settings.batch_size).backward()
         torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm or math.inf)
         optimizer.param_groups[0]["lr"] = learning_rate(settings, images + settings.batch_size)
         before = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(total.item() / num_good)
         updates = share // micro if settings.ema_rule == "micro_batch" else 1
         for update in range(step * updates, (step + 1) * updates):
             decay = min(settings.ema_decay, (2 + update) / (11 + update))
@@ -194,3 +199,27 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, cluster
     write_points(tmp_path)
     with pytest.raises(Stopped, match=r"line: the loss is nan after 8 images; lower the learning rate"):
         train(tmp_path, breaks=True)
+
+
+@pytest.mark.ray
+def test_bad_rows_are_left_out_and_too_many_stop_all_workers_with_their_ids(tmp_path, cluster):
+    write_points(tmp_path)
+    loose = training(zero_stage=3, recovery=Recovery(most_bad_rows=0.1))
+    # Both of a micro batch after the first checkpoint; in later epochs they are in batches with good ones.
+    bad = frozenset(str(place) for place in batch_places(16, 2, NUM_POINTS, loose.seed))
+    train(tmp_path, "loose", settings=loose, bad=bad)
+    losses, average = by_hand(loose, averaged=True, bad=bad)
+    assert [line["train/loss"] for line in log(tmp_path, "loose")] == pytest.approx(losses, rel=1e-5)
+    for name, weight in weights(tmp_path, "loose").items():
+        torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
+    drawn = [str(place) in bad for images in range(0, 48, 8) for place in batch_places(images, 8, NUM_POINTS, 0)]
+    assert log(tmp_path, "loose")[-1]["train/skipped_rows"] == sum(drawn) > 2
+
+    strict = loose.model_copy(update={"recovery": Recovery(most_bad_rows=0.05)})
+    with pytest.raises(Stopped, match=r"strict: 2 of 20 rows are bad, more than .*bad_rows \(0\.05\)") as stopped:
+        train(tmp_path, "strict", settings=strict, bad=bad)
+    assert all(f"{row}: it is cracked" in str(stopped.value) for row in bad)
+    train(tmp_path, "strict", settings=loose, bad=bad)  # goes on from the checkpoint at 16 images
+    assert log(tmp_path, "strict") == log(tmp_path, "loose")
+    for name, weight in weights(tmp_path, "strict").items():
+        assert torch.equal(weight, weights(tmp_path, "loose")[name])

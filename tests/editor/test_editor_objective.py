@@ -9,10 +9,8 @@ from torch.nn import functional as F
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import (
     EditorObjective,
-    LatentCache,
     denoising_target,
     draw_dropped_conditions,
-    mentions_side,
     min_snr_weight,
     weighted_denoising_loss,
 )
@@ -90,16 +88,6 @@ def test_min_snr_weights_are_those_of_diffusers_training_scripts(bases, kind):
     torch.testing.assert_close(ours, theirs)
     assert (snr > 5).any()
     assert (snr < 5).any()
-
-
-@pytest.mark.parametrize("instruction", ["move it LEFT", "the left-hand one", "the rightmost dog", "go leftwards"])
-def test_instructions_that_say_a_side_are_known(instruction):
-    assert mentions_side(instruction)
-
-
-@pytest.mark.parametrize("instruction", ["a bright sky", "the leftovers", "copyright", "make it red"])
-def test_words_that_only_hold_a_side_are_not(instruction):
-    assert not mentions_side(instruction)
 
 
 def test_the_target_is_the_noise_or_the_velocity(bases):
@@ -193,42 +181,6 @@ def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_the_first_and_the_cached_pass_give_the_same_loss(bases, rows):
-    objective = EditorObjective(Editor.build(bases["epsilon"]), editor_settings())
-    first, _ = objective.loss(objective.model, rows, generator())
-    assert len(objective.cache.latents) == 4
-    unreadable = [row | {"source_image": b"", "edited_image": b""} for row in rows]
-    again, _ = objective.loss(objective.model, unreadable, generator())
-    assert torch.equal(first, again)
-
-
-def test_the_cache_takes_what_fits_and_counts_a_pair_once():
-    cache = LatentCache(most_bytes=2 * 40)
-    for pair_id in ("a", "a", "b", "c"):
-        cache.put(pair_id, False, torch.zeros(10))
-    assert (cache.num_bytes, list(cache.latents)) == (80, [("a", False), ("b", False)])
-    assert cache.get("c", False) is None
-    assert cache.get("a", True) is None
-
-
-def test_both_images_of_a_pair_are_mirrored_or_none(bases, rows):
-    objective = EditorObjective(Editor.build(bases["epsilon"]), editor_settings(flip=True))
-    sided = [rows[0], rows[1] | {"instruction": "move it left"}, rows[2], rows[3]]
-    objective._posteriors(sided, torch.tensor([True, True, False, True]), torch.device("cpu"))
-    assert list(objective.cache.latents) == [
-        ("pair-0", True),
-        ("pair-1", False),
-        ("pair-2", False),
-        ("pair-3", True),
-    ]
-    source = to_batch([rows[0]["source_image"]], 64).flip(-1)
-    edited = to_batch([rows[0]["edited_image"]], 64).flip(-1)
-    kept = objective.cache.get("pair-0", True)
-    torch.testing.assert_close(kept[:1], objective.editor.posterior(source)[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(kept[1:2], objective.editor.posterior(edited)[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(kept[2:3], objective.editor.posterior(edited)[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("train_text_encoder", [False, True])

@@ -8,6 +8,7 @@ from tiny_models import tiny_stable_diffusion
 from tiny_settings import editor_settings, generator
 
 from hive_ray.config import Dpo
+from hive_ray.editor.latents import encode_pairs, read_pictures, straight
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import row_errors
 from hive_ray.editor.preference import (
@@ -17,6 +18,7 @@ from hive_ray.editor.preference import (
     preference_margin,
 )
 from hive_ray.images import encode
+from hive_ray.schemas import BadRows
 
 
 def settings(dpo=None, **changed):
@@ -129,7 +131,7 @@ def test_the_loss_is_the_written_out_one(editor):
             {"source_image": row["source_image"], "edited_image": row["edits"][one[side]]["image"]}
             for row, one in zip(ROWS, drawn, strict=True)
         ]
-        latents = objective._encode(pairs, torch.zeros(4, dtype=torch.bool))
+        latents = encode_pairs(editor.vae, read_pictures(pairs, editor_settings(), straight(pairs))[0])
         target = editor.draw_target(latents[:, 1], latents[:, 2], jitter[4 * side : 4 * side + 4])
         source = torch.where(((place >= 0.2) & (place < 0.6)).view(-1, 1, 1, 1), 0.0, latents[:, 0])
         noisy = torch.cat([editor.scheduler.add_noise(target, noise, timesteps), source], 1)
@@ -179,3 +181,11 @@ def test_what_is_saved_is_the_trained_editor_without_its_reference(editor, tmp_p
     objective.save(tmp_path / "dpo", state, editor.card)
     saved = Editor.load(tmp_path / "dpo").unet.state_dict()
     assert all(torch.equal(saved[name], value + 1) for name, value in editor.unet.state_dict().items())
+
+
+def test_a_ranking_with_a_broken_picture_is_named_by_its_own_place(editor):
+    broken = ROWS[2] | {"edits": [edit | {"image": b"no picture"} for edit in ROWS[2]["edits"]]}
+    objective = PreferenceObjective(editor, settings())
+    with pytest.raises(BadRows) as caught:
+        objective.loss(objective.model, [*ROWS[:2], broken, ROWS[3]], generator())
+    assert list(caught.value.reasons) == [2]
