@@ -275,9 +275,12 @@ class Training(Section):
     warmup_images: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
-    """Longer gradients are cut to this length; 0 cuts none."""
+    """The greatest norm of a gradient, a longer one is shortened to it; 0 is any (InstructPix2Pix)."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
+    ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
+    """What n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
+    (InstructPix2Pix); or optimiser steps but the first, which sets the average to the weights (diffusers)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed parts among workers: nothing, the optimiser's state (1), gradients too (2), weights too (3)."""
@@ -323,6 +326,23 @@ class SingleFile(Section):
     """What an editor's instructions must end in: ", image quality is five out of five" for HIVE's conditional ones."""
 
 
+class Dpo(Section):
+    """Rankings -> a better editor with no reward model between (Diffusion-DPO, Wallace et al. 2023)."""
+
+    beta: float = Field(5000.0, gt=0)
+    """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
+    pairs: Literal["any", "best_worst"] = "any"
+    """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
+    tie_threshold: float = Field(1.0, ge=1)
+    """How near two edits seem equal (Rao and Kupper 1967): 1 is never, so that only strict preferences count, as
+    published; at 3 half of equally good edits tie (Chen et al. 2024), and ties hold the editor to its start."""
+    training: Training = Training(
+        total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=2.56e-6, warmup_images=256 * 62,
+        ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
+    )  # fmt: skip
+    """A row is a ranking, of which it sees one comparison. The published rate is 1e-8 times the batch size."""
+
+
 class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
@@ -336,6 +356,14 @@ class Editor(Section):
     min_snr_gamma: float = Field(0.0, ge=0)
     """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
     train_text_encoder: bool = False
+    lora_rank: int = Field(0, ge=0)
+    """Train adapters of this rank (LoRA) in place of the weights; 0 trains the weights."""
+    lora_alpha: float = Field(0.0, ge=0)
+    """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
     crop: Literal["none", "center", "random"] = "none"
@@ -346,6 +374,7 @@ class Editor(Section):
     precision; "none" encodes the pictures again in every step."""
     sft: Training
     finetune: Training
+    dpo: Dpo = Dpo()
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 
@@ -486,6 +515,12 @@ def shapes() -> Config:
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
             finetune=sft, resources=Resources(batch_size=16, **one_core),
+            dpo=Dpo(
+                training=Training(
+                    total_images=1_600, batch_size=32, micro_batch_size=16, learning_rate=1e-6, warmup_images=160,
+                    ema_decay=0.0, checkpoint_images=1_600, workers=workers,
+                ),
+            ),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),

@@ -13,8 +13,9 @@ from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
+from hive_ray.measures import effective_sample_size
 from hive_ray.reward.model import RewardScorer
-from hive_ray.reward.shaping import SHAPINGS, Feedback, effective_sample_size, feedback
+from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from jobs.run import Run, fingerprint, main
 
@@ -93,10 +94,11 @@ def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Fe
     shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
     weights = np.array([shaped.weight(*row) for row in zip(instructions, values, strict=True)])
+    worth = effective_sample_size(weights.mean(), np.square(weights).mean(), len(weights))
     print(
         f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f} ({np.std(advantages):.3f} shaped), "
         f"level edges {', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
-        f"{effective_sample_size(weights):.0f} of {len(values)} pairs",
+        f"{worth:.0f} of {len(values)} pairs",
         flush=True,
     )
     return shaped

@@ -1,6 +1,8 @@
-"""Fine-tune the editor. Every arm is the same training on another table from another start.
+"""Fine-tune the editor. Every arm is the same training on another table from another start; `dpo` has another loss.
 
-pairs or scored_pairs, or one of them beside `latents` -> editors/<arm>
+pairs or scored_pairs, or one of them beside `latents`, or rankings -> editors/<arm>
+
+python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
 
 from dataclasses import dataclass
@@ -10,14 +12,16 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
+from hive_ray.config import Dpo
 from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import EditorObjective
+from hive_ray.editor.preference import PreferenceObjective
 from hive_ray.reward.shaping import instruction_suffix
-from hive_ray.schemas import LATENTS, PAIRS, SCORED_PAIRS
+from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_PAIRS
 from jobs import encode_latents
 from jobs.run import Run, fingerprint, main
 
@@ -29,6 +33,7 @@ class Arm:
     table: str
     start: str | None
     shaping: str | None = None
+    objective: type[EditorObjective] = EditorObjective
 
 
 ARMS = {
@@ -37,14 +42,16 @@ ARMS = {
     "finetuned": Arm("scored_pairs", "editors/sft", "configured"),
     "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
     "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
+    "dpo": Arm("rankings", "editors/sft", objective=PreferenceObjective),  # no reward model between
 }
 COLUMNS = ["pair_id", "instruction", "weight"]
 PICTURES = ["source_image", "edited_image"]
 ENCODED = ["height", "width", "latents"]
+RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
 
 
-class EditorTraining(EditorObjective):
-    """The editor's objective, with the card of what it will have become."""
+class _Carded:
+    """An editor's objective, with the card of what it will have become."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
         model = Editor.build(start, single_file=editor.single_file)
@@ -57,18 +64,34 @@ class EditorTraining(EditorObjective):
         super().save(folder, state, card or self.card)
 
 
+class EditorTraining(_Carded, EditorObjective):
+    """Training on pairs."""
+
+
+class PreferenceTraining(_Carded, PreferenceObjective):
+    """Training on rankings."""
+
+
 def build(run: Run, arm: str = "sft") -> Metrics:
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r} is unknown; choose one of {', '.join(ARMS)}")
     settings, (table, start, suffix) = run.config.editor, _plan(run, ARMS[arm])
-    schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+    ranked = ARMS[arm].objective is PreferenceObjective
+    if ranked:
+        schema, columns, training = RANKINGS, RANKED, settings.dpo.training
+    else:
+        schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+        columns = COLUMNS + (PICTURES if settings.latents == "none" else ENCODED)
+        training = settings.finetune if ARMS[arm].start else settings.sft
     digest = table_digest(table)
-    stage = settings.model_copy(update={"start": ""})
+    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
     return fit(
-        EditorTraining,
+        PreferenceTraining if ranked else EditorTraining,
         name=f"editors/{arm}",
         run=run.root,
-        rows=lambda: _rows(run, table, schema),
-        columns=COLUMNS + (PICTURES if settings.latents == "none" else ENCODED),
-        settings=settings.finetune if ARMS[arm].start else settings.sft,
+        rows=lambda: select(table, schema) if ranked else _rows(run, table, schema),
+        columns=columns,
+        settings=training,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         on_mismatch=run.on_mismatch,
         start=start,
@@ -101,4 +124,4 @@ def finetune(run: Run) -> Metrics:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(lambda run: build(run, run.arm))

@@ -51,7 +51,11 @@ VALIDATION_LOSS = "eval/loss"
 
 
 class Objective(Protocol):
-    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save."""
+    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
+
+    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
+    these means (an accuracy over some of them, say, from two of the means).
+    """
 
     model: nn.Module
 
@@ -277,13 +281,16 @@ class _Loop:
             loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
             self.engine.backward(loss * (good / micro))
             self.engine.step()
+            if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
+                self.average.update(self.engine.module)
             for key, value in (measures | {"train/loss": loss.item()}).items():
                 totals[key] = totals.get(key, 0.0) + value * good / share
             totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
         self.images += settings.batch_size
-        if self.average:
-            self.average.update(self.engine.module)
-        return self.good.settle(self._mean_over_ranks(totals), settings.batch_size, self.last.get(SKIPPED, 0))
+        skipped = self.last.get(SKIPPED, 0)
+        means = self.good.settle(self._mean_over_ranks(totals), settings.batch_size, skipped)
+        summarise = getattr(self.objective, "summarise", lambda means, num_rows: means)
+        return summarise(means, settings.batch_size - means[SKIPPED] + skipped)
 
     def _mean_over_ranks(self, totals: Metrics) -> Metrics:
         keys = sorted(totals)
@@ -341,7 +348,9 @@ class _Loop:
         """Collective: the engine and the average, new or as the newest whole checkpoint left them."""
         settings, opened = self.settings, self._open_newest()
         self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
-        self.average = Average(self.engine.module, settings.ema_decay) if settings.ema_decay else None
+        self.average = (
+            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
+        )
         torch.distributed.barrier()  # the rows have been laid
         if opened is None:
             return

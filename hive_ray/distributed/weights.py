@@ -7,22 +7,30 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
-    """Running average of the trained weights in fp32: under ZeRO stage 3 of a rank's own part, else of all.
+def ema_decay(updates: int, greatest: float, rule: str) -> float:
+    """The decay of the update that brings their number to `updates` (1, 2, ...): min(greatest, (1 + n) / (10 + n)).
 
-    decay_n = min(decay, (1 + n) / (10 + n)), n counting updates from 1: InstructPix2Pix's EMA, but once an
-    optimiser step and not once a micro batch.
+    n counts updates (InstructPix2Pix's LitEma, whose updates are micro-batches), or by the rule "diffusers" those
+    before, and the first one's decay is 0 (EMAModel).
     """
+    if rule == "diffusers":
+        return ema_decay(updates - 1, greatest, "step") if updates > 1 else 0.0
+    return min(greatest, (1 + updates) / (10 + updates))
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
+
+class Average:
+    """Running average of the trained weights in fp32: under ZeRO stage 3 of a rank's own part, else of all."""
+
+    def __init__(self, model: nn.Module, decay: float, rule: str = "step"):
+        """`rule`: `Training.ema_rule`."""
+        self.decay, self.rule, self.updates = decay, rule, 0
         self.weights = {name: own_part(weight).clone().float() for name, weight in _trained(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step."""
+        """Take in the weights after an optimiser step, or after a micro-batch, as the rule has it."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = ema_decay(self.updates, self.decay, self.rule)
         for name, weight in _trained(model):
             self.weights[name].lerp_(own_part(weight).float(), 1 - decay)
 

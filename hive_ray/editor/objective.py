@@ -8,6 +8,7 @@ B batch, C latent channels, h w latent height and width, E text encoders, T toke
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hive_ray.config import Editor as Settings
-from hive_ray.editor.latents import PairLatents, draw_views
+from hive_ray.editor.latents import PairLatents, Views, draw_views
+from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.text import TextEncoder, TextStates
+from hive_ray.measures import effective_sample_size
 from hive_ray.schemas import BadRows, Rows
 
 Metrics = dict[str, float]
@@ -33,6 +36,11 @@ def draw_dropped_conditions(count: int, *, rate: float, generator: torch.Generat
     return place < 2 * rate, (rate <= place) & (place < 3 * rate)
 
 
+def row_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each row (B,) of a prediction and its target, (B, C, h, w) each; in fp32."""
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)
+
+
 def weighted_denoising_loss(
     predicted: Tensor, target: Tensor, weight: Tensor, snr_weight: Tensor | None = None
 ) -> Tensor:
@@ -40,7 +48,7 @@ def weighted_denoising_loss(
 
     predicted, target: (B, C, h, w); weight, snr_weight: (B,). A weight of 1 everywhere changes no bit of it.
     """
-    per_row = (predicted.float() - target.float()).square().flatten(1).mean(1)  # (B,)
+    per_row = row_errors(predicted, target)
     if snr_weight is not None:
         per_row = snr_weight * per_row
     return (weight * per_row).mean()
@@ -77,6 +85,21 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timesteps, **states.unet_inputs(height, width, self.unet.dtype)).sample
 
 
+@dataclass(frozen=True)
+class Noised:
+    """What the network is given of some rows, and what it has to say."""
+
+    inputs: tuple
+    """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text: the arguments of `Denoiser`."""
+    target: Tensor
+    """(B, C, h, w)"""
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(B,)"""
+        return self.inputs[1]
+
+
 class EditorObjective:
     """The weights that move, and the denoising loss of rows of `pairs`."""
 
@@ -87,38 +110,66 @@ class EditorObjective:
         editor.unet.requires_grad_(True)
         editor.text.requires_grad_(settings.train_text_encoder)
         self.model = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
+        self.adapters = Adapters(editor, settings) if settings.lora_rank else None
+        if settings.gradient_checkpointing:
+            editor.unet.enable_gradient_checkpointing()
+            if settings.train_text_encoder:
+                for encoder in editor.text.encoders:
+                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped.
 
-        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, noise of the posterior, noise,
-        drops. BadRows, before `model` is called, names rows without a usable picture or weight.
+        BadRows, before `model` is called, names rows without a usable picture or weight.
         """
-        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows)
         check_weights(rows)
-        source, mean, std, _ = self.latents(rows, draw_views(rows, settings, generator), device)
+        batch = self.noised(rows, generator)
+        predicted = model(*batch.inputs)
+        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=predicted.device)
+        loss = weighted_denoising_loss(predicted, batch.target, weight, self._snr_weight(batch.timesteps))
+        return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}
+
+    def summarise(self, means: Metrics, num_rows: int) -> Metrics:
+        """What to log of so many rows whose measures have these means: how many their weights make of them, too."""
+        squared = means.pop("train/weight_squared")
+        return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
+
+    def noised(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Noised:
+        """Rows of `pairs`, their edited images' latents noised.
+
+        `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
+        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, noise of the posterior (not
+        shared), noise, drops. BadRows names rows without a usable picture.
+        """
+        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows) // copies
+        views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
+        source, mean, std, _ = self.latents(rows, views, device)
         num_timesteps = editor.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator).to(device)
+        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator)
         jitter = torch.randn(mean.shape, generator=generator).to(device)
-        noise = torch.randn(mean.shape, generator=generator).to(device)
+        noise = torch.randn((count, *mean.shape[1:]), generator=generator)
         drops = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
-        no_text, no_image = (drop.to(device) for drop in drops)
+        timesteps, noise, no_text, no_image = (
+            torch.cat([drawn] * copies).to(device) for drawn in (timesteps, noise, *drops)
+        )
 
         latents = editor.draw_target(mean, std, jitter)
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
         condition = editor.scale_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
         text = self._text([row["instruction"] for row in rows], no_text)
-        predicted = model(torch.cat([noisy, condition], dim=1), timesteps, text)
-
-        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=device)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
-        loss = weighted_denoising_loss(predicted, target, weight, self._snr_weight(timesteps))
-        return loss, {"train/weight": weight.mean().item()}
+        return Noised((torch.cat([noisy, condition], dim=1), timesteps, text), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
-        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average)."""
-        unet = _under("unet.", state)
-        text_encoder = _under("text_encoder.", state) if self.settings.train_text_encoder else None
+        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
+
+        Adapters are added to the weights that they adapt, and lie beside them as `pytorch_lora_weights.safetensors`.
+        """
+        if self.adapters:
+            self.adapters.save(Path(folder), state)
+            state = self.adapters.merged(state)
+        unet = under("unet.", state)
+        text_encoder = under("text_encoder.", state) if self.settings.train_text_encoder else None
         self.editor.with_weights(unet, text_encoder).save(folder, card)
 
     def _place(self) -> torch.device:
@@ -168,6 +219,6 @@ def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t
     return noise
 
 
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries below a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from diffusers.training_utils import EMAModel
 from lines import NUM_POINTS, POINTS, Line, log, train, training, weights, write_points
 
 from hive_ray.config import Recovery, Training
@@ -18,7 +20,7 @@ from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.training import learning_rate
-from hive_ray.distributed.weights import Average
+from hive_ray.distributed.weights import Average, ema_decay
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import generator_for
 
@@ -59,13 +61,17 @@ def by_hand(
         total = torch.stack(sums).sum()
         optimizer.zero_grad()
         (total / settings.batch_size).backward()
-        torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm or math.inf)
         optimizer.param_groups[0]["lr"] = learning_rate(settings, images + settings.batch_size)
+        before = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
         optimizer.step()
         losses.append(total.item() / num_good)
-        decay = min(settings.ema_decay, (2 + step) / (11 + step))
-        for name, weight in line.model.named_parameters():
-            average[name] = decay * average[name] + (1 - decay) * weight.detach()
+        updates = share // micro if settings.ema_rule == "micro_batch" else 1
+        for update in range(step * updates, (step + 1) * updates):
+            decay = min(settings.ema_decay, (2 + update) / (11 + update))
+            last = update == (step + 1) * updates - 1
+            for name, weight in line.model.named_parameters():
+                average[name] = decay * average[name] + (1 - decay) * (weight if last else before[name]).detach()
     return losses, average if averaged else line.model.state_dict()
 
 
@@ -98,6 +104,28 @@ def test_the_average_starts_fast_and_slows_to_its_decay():
     assert model.weight.item() == pytest.approx(1 - 2 / 11 * 0.25)
 
 
+def test_the_decay_counts_as_each_rule_says():
+    instruct_pix2pix = [ema_decay(updates, 0.5, "micro_batch") for updates in (1, 2, 3, 8, 9)]
+    assert instruct_pix2pix == pytest.approx([2 / 11, 3 / 12, 4 / 13, 0.5, 0.5])
+    assert [ema_decay(updates, 0.5, "step") for updates in (1, 2, 3, 8, 9)] == instruct_pix2pix
+    assert ema_decay(1, 0.5, "diffusers") == 0
+    assert [ema_decay(updates, 0.5, "diffusers") for updates in (2, 3, 4, 9, 10)] == instruct_pix2pix
+
+
+def test_the_rule_of_diffusers_gives_the_average_that_diffusers_does():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    theirs, ours = EMAModel(model.parameters(), decay=0.4), Average(model, 0.4, "diffusers")
+    for _ in range(12):
+        for weight in model.parameters():
+            weight.data.add_(torch.randn_like(weight))
+        theirs.step(model.parameters())
+        ours.update(model)
+        for shadow, weight in zip(theirs.shadow_params, ours.weights.values(), strict=True):
+            torch.testing.assert_close(weight, shadow)
+    assert theirs.cur_decay_value == 0.4  # the bound has been met
+
+
 def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
     rows = [{"point_id": str(index), "x": float(index)} for index in range(100)]
@@ -125,10 +153,10 @@ def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage):
+@pytest.mark.parametrize(("stage", "rule", "norm"), [(0, "micro_batch", 0.0), (2, "step", 1.0), (3, "step", 1.0)])
+def test_two_workers_train_as_one_plain_loop_does(tmp_path, cluster, stage, rule, norm):
     write_points(tmp_path)
-    settings = training(zero_stage=stage)
+    settings = training(zero_stage=stage, ema_rule=rule, max_grad_norm=norm)
     metrics = train(tmp_path, settings=settings)
     losses, average = by_hand(settings, averaged=True)
 

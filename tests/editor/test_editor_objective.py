@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.training_utils import compute_snr
 from tiny_models import tiny_base
+from tiny_settings import editor_settings, generator
 from torch.nn import functional as F
 
-from hive_ray.config import Editor as Settings
-from hive_ray.config import Training
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import (
     EditorObjective,
@@ -16,14 +16,6 @@ from hive_ray.editor.objective import (
     weighted_denoising_loss,
 )
 from hive_ray.images import encode, to_batch
-
-TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
-
-
-def settings(**changed):
-    return Settings(
-        **{"start": "tiny", "resolution": 64, "flip": False, "sft": TRAINING, "finetune": TRAINING} | changed
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +36,6 @@ def rows():
         }
         for index, instruction in enumerate(["make it red", "add a hat", "remove the cat", "add a dog"])
     ]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_each_condition_is_dropped_alone_and_together_at_the_same_rate():
@@ -92,6 +80,17 @@ def test_min_snr_weights_by_hand():
     torch.testing.assert_close(min_snr_weight(alphas, 5.0, "v_prediction"), torch.tensor([0.5, 0.5, 0.0]))
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_diffusers_training_scripts(bases, kind):
+    scheduler, timesteps = Editor.build(bases[kind]).scheduler, torch.arange(0, 999, 37)
+    snr = compute_snr(scheduler, timesteps)
+    theirs = snr.clamp(max=5.0) / (snr if kind == "epsilon" else snr + 1)  # as train_text_to_image.py has it
+    ours = min_snr_weight(scheduler.alphas_cumprod[timesteps], 5.0, kind)
+    torch.testing.assert_close(ours, theirs)
+    assert (snr > 5).any()
+    assert (snr < 5).any()
+
+
 def test_the_target_is_the_noise_or_the_velocity(bases):
     latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator())
     timesteps = torch.tensor([10, 900])
@@ -119,7 +118,7 @@ def text_inputs(base, words):
 @pytest.mark.parametrize("train_text_encoder", [False, True])
 def test_the_loss_is_the_written_out_one(bases, rows, kind, train_text_encoder):
     editor = Editor.build(bases[kind])
-    given = settings(condition_dropout=0.3, min_snr_gamma=5.0, train_text_encoder=train_text_encoder)
+    given = editor_settings(condition_dropout=0.3, min_snr_gamma=5.0, train_text_encoder=train_text_encoder)
     objective = EditorObjective(editor, given)
     weights = [1.0, 0.5, 2.0, 0.0]
     weighted = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
@@ -146,13 +145,14 @@ def test_the_loss_is_the_written_out_one(bases, rows, kind, train_text_encoder):
         error, snr_weight = predicted - noise, snr.clamp(max=5) / snr
     per_row = error.square().mean((1, 2, 3)) * snr_weight
     torch.testing.assert_close(loss, (per_row * torch.tensor(weights)).mean(), rtol=1e-4, atol=1e-6)
-    assert metrics["train/weight"] == pytest.approx(3.5 / 4)
+    logged = objective.summarise(metrics, 4)
+    assert logged == pytest.approx({"train/weight": 3.5 / 4, "train/effective_sample_size": 3.5**2 / 5.25})
 
 
 def test_gradients_reach_what_is_trained_and_nothing_else(bases, rows):
     for train_text_encoder in (False, True):
         editor = Editor.build(bases["epsilon"])
-        objective = EditorObjective(editor, settings(train_text_encoder=train_text_encoder))
+        objective = EditorObjective(editor, editor_settings(train_text_encoder=train_text_encoder))
         objective.loss(objective.model, rows, generator())[0].backward()
         names = {name.split(".")[0] for name, _ in objective.model.named_parameters()}
         assert names == ({"unet", "text_encoder"} if train_text_encoder else {"unet"})
@@ -162,8 +162,30 @@ def test_gradients_reach_what_is_trained_and_nothing_else(bases, rows):
         assert all(trained) if train_text_encoder else not any(trained)
 
 
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_activations_that_are_computed_again_change_no_loss_and_no_gradient(bases, rows, lora_rank):
+    found = []
+    for again in (False, True):
+        given = editor_settings(train_text_encoder=True, gradient_checkpointing=again, lora_rank=lora_rank)
+        objective = EditorObjective(Editor.build(bases["epsilon"]), given)
+        objective.model.train()
+        calls = []
+        text = objective.model.text_encoder.encoders[0]
+        for layer in (objective.model.unet.down_blocks[0].resnets[0], text.encoder.layers[0].mlp):
+            layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        loss, _ = objective.loss(objective.model, rows, generator())
+        loss.backward()
+        assert len(calls) == (4 if again else 2)
+        weights = objective.model.named_parameters()
+        found.append((loss.detach(), {name: weight.grad for name, weight in weights if weight.requires_grad}))
+    (loss, kept), (same, computed) = found
+    assert torch.equal(loss, same)
+    for name, gradient in kept.items():
+        torch.testing.assert_close(computed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
-    objective = EditorObjective(Editor.build(bases["epsilon"]), settings())
+    objective = EditorObjective(Editor.build(bases["epsilon"]), editor_settings())
     optimizer = torch.optim.AdamW(objective.model.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
@@ -179,7 +201,7 @@ def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
 @pytest.mark.parametrize("train_text_encoder", [False, True])
 def test_the_given_state_is_what_is_saved(bases, tmp_path, kind, train_text_encoder):
     editor = Editor.build(bases[kind])
-    objective = EditorObjective(editor, settings(train_text_encoder=train_text_encoder))
+    objective = EditorObjective(editor, editor_settings(train_text_encoder=train_text_encoder))
     average = {name: tensor + 1 for name, tensor in objective.model.state_dict().items()}
     objective.save(tmp_path / "sft", average, editor.card.model_copy(update={"training_table": "abc"}))
     saved = Editor.load(tmp_path / "sft")
