@@ -5,7 +5,7 @@ Functions take their own section, never the whole `Config`. Horizons are counted
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -259,6 +259,22 @@ class Watching(Section):
     """Held-out rows whose edits are drawn then."""
 
 
+class Recovery(Section):
+    """What a training keeps and bears, so that it goes on. Changes no weights."""
+
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints that are kept while it runs, the newest: more than one, since a file may get lost."""
+    keep_best: int = Field(0, ge=0)
+    """Checkpoints kept besides those: the ones of least validation loss, which is then measured before each."""
+    max_failures: int = Field(2, ge=0)
+    """Times that it goes on by itself after a worker has died; announced preemptions of nodes do not count."""
+    wait_minutes: float = Field(30.0, gt=0)
+    """Minutes that it waits in all for nodes that join late, before it stops with a message."""
+    most_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of a table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
+    stops the run."""
+
+
 class Training(Section):
     """How a model is fitted: shared by the editor and the reward model."""
 
@@ -272,11 +288,20 @@ class Training(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_images: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """The greatest norm of a gradient, a longer one is shortened to it; 0 is any (InstructPix2Pix)."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
+    ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
+    """What n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
+    (InstructPix2Pix); or optimiser steps but the first, which sets the average to the weights (diffusers)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed parts among workers: nothing, the optimiser's state (1), gradients too (2), weights too (3)."""
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    """What lies in the machine's memory instead of the GPU's: the optimiser's state, or the weights too (stage 3)."""
+    compile: bool = False
+    """Whether the model goes through torch.compile: minutes at the start, for faster steps (not at stage 3)."""
     checkpoint_images: int = Field(ge=1)
     """A checkpoint every so many images."""
     validation_rows: int = Field(0, ge=0)
@@ -285,6 +310,16 @@ class Training(Section):
     watching: Watching = Watching()
     workers: Resources = Resources()
     """`num_actors` is the number of training workers; `batch_size` is not used here."""
+    recovery: Recovery = Recovery()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Training":
+        least = {"none": 0, "optimizer": 1, "weights": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"offload {self.offload!r} needs zero_stage {least} or more, not {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile is true, but at zero_stage 3 the weights come and go: choose one of them")
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> "Training":
@@ -294,6 +329,35 @@ class Training(Section):
                 f"batch_size is {self.batch_size}, which is not a multiple of micro_batch_size x workers = {step}"
             )
         return self
+
+
+class SingleFile(Section):
+    """What a single-file checkpoint (.ckpt or .safetensors by compvis names) does not say, and a folder does."""
+
+    tokenizer: str = "openai/clip-vit-large-patch14"
+    """CLIP's tokenizer: a folder, the folder of any Stable Diffusion, or a hub name."""
+    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    """What its U-Net predicts; "" is epsilon, and must be set for a text-to-image Stable Diffusion 2, of which there
+    are both."""
+    instruction_suffix: str = ""
+    """What an editor's instructions must end in: ", image quality is five out of five" for HIVE's conditional ones."""
+
+
+class Dpo(Section):
+    """Rankings -> a better editor with no reward model between (Diffusion-DPO, Wallace et al. 2023)."""
+
+    beta: float = Field(5000.0, gt=0)
+    """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
+    pairs: Literal["any", "best_worst"] = "any"
+    """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
+    tie_threshold: float = Field(1.0, ge=1)
+    """How near two edits seem equal (Rao and Kupper 1967): 1 is never, so that only strict preferences count, as
+    published; at 3 half of equally good edits tie (Chen et al. 2024), and ties hold the editor to its start."""
+    training: Training = Training(
+        total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=2.56e-6, warmup_images=256 * 62,
+        ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
+    )  # fmt: skip
+    """A row is a ranking, of which it sees one comparison. The published rate is 1e-8 times the batch size."""
 
 
 class Preview(Section):
@@ -308,18 +372,46 @@ class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
     start: str
-    """What supervised fine-tuning starts from: a text-to-image folder, an editor folder, or a hub name."""
+    """What supervised fine-tuning starts from: a text-to-image or an editor folder, a hub name, or a single file (.ckpt
+    or .safetensors; InstructPix2Pix's and HIVE's released ones are such)."""
+    single_file: SingleFile = SingleFile()
     resolution: int = Field(256, ge=8)
     condition_dropout: float = Field(0.05, ge=0, le=1 / 3)
     """Rate of dropping the text alone, the image alone, and both (method.md 5.1: one uniform draw a row)."""
     min_snr_gamma: float = Field(0.0, ge=0)
     """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
     train_text_encoder: bool = False
+    lora_rank: int = Field(0, ge=0)
+    """Train adapters of this rank (LoRA) in place of the weights; 0 trains the weights."""
+    lora_alpha: float = Field(0.0, ge=0)
+    """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
+    crop: Literal["none", "center", "random"] = "none"
+    """What is seen of a pair's pictures: all, the aspect ratio ignored (InstructPix2Pix), or the same square of the
+    short side's length of both, from the middle or from anywhere."""
+    latents: Literal["none", "fp32", "fp16"] = "none"
+    """Whether the pairs' latents are encoded once, for every epoch and arm, into the table `latents`, and in which
+    precision; "none" encodes the pictures again in every step."""
     preview: Preview = Preview()
     sft: Training
     finetune: Training
+    dpo: Dpo = Dpo()
+    resources: Resources = Resources()
+    """What encoding latents may take; training has its own."""
+
+    @model_validator(mode="after")
+    def _encoded_once(self) -> "Editor":
+        if self.crop == "random" and self.latents != "none":
+            raise ValueError(
+                f"editor.crop 'random' sees another square each time, but editor.latents {self.latents!r} encodes "
+                "each picture once: set crop to 'center' or 'none', or latents to 'none'"
+            )
+        return self
 
 
 class Candidates(Section):
@@ -447,8 +539,15 @@ def shapes() -> Config:
             resources=Resources(batch_size=32, **one_core),
         ),
         editor=Editor(
-            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, sft=sft, finetune=sft,
+            start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
+            finetune=sft, resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
+            dpo=Dpo(
+                training=Training(
+                    total_images=1_600, batch_size=32, micro_batch_size=16, learning_rate=1e-6, warmup_images=160,
+                    ema_decay=0.0, checkpoint_images=1_600, workers=workers,
+                ),
+            ),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
@@ -472,29 +571,109 @@ def shapes() -> Config:
 
 
 def sd15() -> Config:
-    """Stable Diffusion 1.5 with the published settings of InstructPix2Pix and HIVE, on GPUs."""
+    """Stable Diffusion 1.5 on GPUs: the numbers of `instruct_pix2pix` and `hive`, in bf16 with gradients cut at 1."""
     return _stable_diffusion("stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def sd21() -> Config:
-    """Stable Diffusion 2.1-base (epsilon prediction), else as `sd15`."""
+    """Stable Diffusion 2.1-base (epsilon, 512 x 512), else as `sd15`."""
     return _stable_diffusion("stabilityai/stable-diffusion-2-1-base")
 
 
-def _stable_diffusion(base: str) -> Config:
+def sd21_v() -> Config:
+    """Stable Diffusion 2.1 (v-prediction, 768 x 768), else as `sd15`. No editor of it is published: sizes are ours."""
+    return _stable_diffusion(
+        "stabilityai/stable-diffusion-2-1",
+        pairs={"resolution": 768},
+        editor={"resolution": 512},
+        training={"micro_batch_size": 16},
+    )
+
+
+def sdxl() -> Config:
+    """Stable Diffusion XL 1.0 base, pairs of 1024 x 1024, an editor of 768 x 768.
+
+    768 x 768 and the learning rate are those of diffusers' training script for XL [recalled]; the rest as `sd15`.
+    """
+    return _stable_diffusion(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        pairs={"resolution": 1024, "resources": Resources(num_actors=8, batch_size=2)},
+        editor={"resolution": 768},
+        training={"micro_batch_size": 4, "learning_rate": 5e-5},
+    )
+
+
+INSTRUCT_PIX2PIX_TRAINING = {"precision": "fp32", "max_grad_norm": 0.0}
+"""Beside what `sd15` has of it; its EMA counts micro batches, ours optimiser steps (method.md 5.1)."""
+
+
+def instruct_pix2pix() -> Config:
+    """InstructPix2Pix as published, on Stable Diffusion 1.5.
+
+    Read in its code: 256 x 256, AdamW at 1e-4 without warm-up, batches of 1024 (32 a GPU, 8 GPUs, 4 accumulated), fp32,
+    gradients not cut, EMA 0.9999, dropout of conditions 0.05, mirrored pairs; completions with its delimiters and
+    moderation; pairs of 512 x 512 by 100 Euler-ancestral steps, 100 samples of an instruction of which at most 4 are
+    kept by its four limits; edits of 100 steps, scales 7.5 and 1.5. Recalled: 10,000 steps, one instruction a caption.
+    Not so here: pairs are decoded by the base's own VAE (it
+    took vae-ft-mse-840000), and pairs that say left or right are not mirrored.
+    """
+    config = _stable_diffusion(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        pairs={"samples_per_instruction": 100, "cycle": False},
+        training=INSTRUCT_PIX2PIX_TRAINING,
+    )
+    written = {"form": "delimited", "llm": "finetuned", "moderation": True, "per_caption": 1}
+    return Config(
+        **_sections(config, "writer", "instructions", "candidates", "evaluation"),
+        writer=Writer(form="delimited"),
+        instructions=Instructions(**dict(config.instructions) | written),
+        candidates=Candidates(**dict(config.candidates) | {"num_inference_steps": 100}),
+        evaluation=Evaluation(**dict(config.evaluation) | {"num_inference_steps": 100}),
+    )
+
+
+def hive() -> Config:
+    """HIVE as published, on Stable Diffusion 2.1-base (its other backbone is 1.5).
+
+    Read in its code and abstract: training as InstructPix2Pix's, the phrase behind the instruction, weights that
+    nothing scales, 3.6K ranked prompts, edits of 100 steps. Read in its figure: four edits a prompt, five levels.
+    Recalled: five instructions a caption, cycle-consistent twins of all pairs, levels by quantile, weights of
+    exp(reward / beta). How its reward model was trained is not published: that part is ImageReward's.
+    """
+    config = _stable_diffusion("stabilityai/stable-diffusion-2-1-base", training=INSTRUCT_PIX2PIX_TRAINING)
+    return Config(
+        **_sections(config, "candidates", "scoring", "evaluation"),
+        candidates=Candidates(**dict(config.candidates) | {"num_inference_steps": 100, "num_prompts": 3_600}),
+        scoring=Scoring(**dict(config.scoring) | {"normalize": "none"}),
+        evaluation=Evaluation(**dict(config.evaluation) | {"num_inference_steps": 100}),
+    )
+
+
+def _sections(config: Config, *without: str) -> dict[str, Section]:
+    """The sections of a config by name, less some."""
+    return {name: section for name, section in config if name not in without}
+
+
+def _stable_diffusion(
+    base: str, *, pairs: dict[str, Any] | None = None, editor: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> Config:  # fmt: skip
     workers = Resources(num_actors=8, num_gpus=1, num_cpus=4)
-    sft = Training(
+    sft = Training(**dict(
         total_images=1024 * 10_000, batch_size=1024, micro_batch_size=32, learning_rate=1e-4,
         precision="bf16", checkpoint_images=1024 * 500, validation_rows=1024, workers=workers,
-    )  # fmt: skip
+    ) | (training or {}))  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
         importing=Importing(resources=Resources(num_actors=8, batch_size=32)),
-        pairs=Pairs(
+        pairs=Pairs(**dict(
             base=base, num_inference_steps=100, schedule="euler_ancestral",
             resources=Resources(num_actors=8, batch_size=4),
+        ) | (pairs or {})),
+        editor=Editor(
+            start=base, latents="fp32", sft=sft, finetune=sft, resources=Resources(num_actors=8, batch_size=16),
+            **(editor or {}),
         ),
-        editor=Editor(start=base, sft=sft, finetune=sft),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
         rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
         reward=Reward(
@@ -509,4 +688,6 @@ def _stable_diffusion(base: str) -> Config:
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"shapes": shapes, "sd15": sd15, "sd21": sd21}
+PRESETS: dict[str, Callable[[], Config]] = {
+    preset.__name__: preset for preset in (shapes, sd15, sd21, sd21_v, sdxl, instruct_pix2pix, hive)
+}

@@ -6,6 +6,7 @@ tensor  float (3, H, W) in -1..1  in models
 """
 
 import io
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,20 @@ SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 """How the kinds of pictures that tables hold begin."""
 
 
+Crop = Literal["none", "center", "random"]
+
+
 class ImageError(ValueError):
     """Bytes that are not a readable picture."""
+
+
+class Window(NamedTuple):
+    """What a model sees of a picture: scaled to height x width, the square that begins at row `top`, column `left`."""
+
+    height: int
+    width: int
+    top: int
+    left: int
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -52,9 +65,37 @@ def kind_of(data: bytes) -> str:
 
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
     """Pixels scaled to exactly resolution x resolution with Lanczos, the aspect ratio ignored (as InstructPix2Pix)."""
-    if pixels.shape[:2] == (resolution, resolution):
+    return _scale(pixels, resolution, resolution)
+
+
+def window(
+    size: tuple[int, int], resolution: int, crop: Crop = "none", place: tuple[float, float] = (0.0, 0.0)
+) -> Window:
+    """Where a square of `resolution` lies in pictures of `size` (height, width).
+
+    "none" takes all, the aspect ratio ignored (InstructPix2Pix). Else the short side is fitted, the long one cut: to
+    its middle, or with "random" to what begins at `place`, two shares in [0, 1) of the room down and across.
+    """
+    if crop == "none":
+        return Window(resolution, resolution, 0, 0)
+    height, width = (side * resolution // min(size) for side in size)
+    down, across = height - resolution, width - resolution
+    if crop == "center":
+        return Window(height, width, down // 2, across // 2)
+    return Window(height, width, int(place[0] * (down + 1)), int(place[1] * (across + 1)))
+
+
+def cut(pixels: np.ndarray, seen: Window, resolution: int) -> np.ndarray:
+    """The resolution x resolution pixels of a window; of another size or aspect, they are first scaled to it."""
+    scaled = _scale(pixels, seen.height, seen.width)
+    return scaled[seen.top : seen.top + resolution, seen.left : seen.left + resolution]
+
+
+def _scale(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels scaled to height x width with Lanczos, the same object if they have that size."""
+    if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((resolution, resolution), Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def thumbnail(data: bytes, longest: int) -> bytes:

@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
 
 STABLE_DIFFUSION_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+XL_PARTS = (*STABLE_DIFFUSION_PARTS, "text_encoder_2", "tokenizer_2")
 
 
 class ModelFolderError(ValueError):
@@ -26,6 +30,11 @@ def check_parts(model: str | Path, parts: tuple[str, ...] = STABLE_DIFFUSION_PAR
         raise ModelFolderError(
             f"{folder} lacks {', '.join(missing)}; a diffusers folder holds model_index.json and {', '.join(parts)}"
         )
+
+
+def read_model_index(model: str | Path) -> dict[str, Any]:
+    """What a diffusers folder, or one on the hub, says of itself: its pipeline, the kinds of its parts, switches."""
+    return json.loads(Path(cached_file(str(model), "model_index.json")).read_text())
 
 
 def _is_hub_name(name: str) -> bool:

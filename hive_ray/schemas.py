@@ -28,6 +28,14 @@ class Stopped(RuntimeError):
     """A stage that must not go on, such as one whose money is spent; what is finished stays, and a rerun goes on."""
 
 
+class BadRows(ValueError):
+    """Rows of a batch that nothing can be learned from: their place in it -> what is wrong with them."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__("; ".join(f"row {place}: {reason}" for place, reason in reasons.items()))
+        self.reasons = reasons
+
+
 def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
     """Rows as an Arrow table of exactly `schema`, or a ContractError that says what differs."""
     name, wanted = table_name(schema), set(schema.names)
@@ -73,8 +81,8 @@ def _feature(kind: pa.DataType) -> Any:
         return {field.name: _feature(field.type) for field in kind}
     if pa.types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
-    names = {pa.string(): "string", pa.float32(): "float32", pa.int64(): "int64", pa.int8(): "int8"}
-    return {"dtype": names[kind], "_type": "Value"}
+    names = {pa.float32(): "float32"}  # Arrow says float
+    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
 def _schema(table: str, key: str, **columns: pa.DataType) -> pa.Schema:
@@ -139,6 +147,14 @@ IMPORTED = _schema(
 REWARDS = _schema("rewards", "pair_id", pair_id=_TEXT, reward=_F32)
 SCORED_PAIRS = _schema(
     "scored_pairs", "pair_id", **_PAIR_COLUMNS, reward=_F32, quality_level=pa.int8(), reward_model=_TEXT
+)
+LATENTS = _schema(
+    "latents",
+    "pair_id",
+    pair_id=_TEXT,
+    height=pa.int32(),  # of the source picture, before it was scaled
+    width=pa.int32(),
+    latents=pa.binary(),  # how they lie: hive_ray/editor/latents.py
 )
 
 _PROMPT_COLUMNS = dict(

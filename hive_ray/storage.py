@@ -225,6 +225,22 @@ def fetch_folder(path: str) -> Path:
     objects = _s3_objects(path)
     if not objects:
         raise FileNotFoundError(f"{path} has no objects: give the address of a folder that exists")
+    return _fetch(path, objects)
+
+
+def fetch_file(path: str) -> Path:
+    """A local file with the content of `path`: itself, or a copy of an S3 object, one for each version."""
+    if not path.startswith(S3):
+        return Path(absolute(path))
+    folder, _, name = path.rpartition("/")
+    objects = {key: version for key, version in _s3_objects(folder, name).items() if key == name}
+    if not objects:
+        raise FileNotFoundError(f"{path} is not there: give the address of a file that exists")
+    return _fetch(folder, objects) / name
+
+
+def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
+    """A local folder with these objects of an s3:// folder."""
     version = hashlib.blake2b(repr((path, sorted(objects.items()))).encode(), digest_size=8).hexdigest()
     cache = cache_folder() / "folders"
     target = cache / version
@@ -244,8 +260,10 @@ def fetch_folder(path: str) -> Path:
 
 
 def fetch_model(model: str | Path) -> str | Path:
-    """A model to load: the local copy of an s3:// folder; a local folder or a hub name as it is."""
-    return fetch_folder(model) if isinstance(model, str) and model.startswith(S3) else model
+    """A model to load: the local copy of an s3:// folder or file; a local one or a hub name as it is."""
+    if not (isinstance(model, str) and model.startswith(S3)):
+        return model
+    return fetch_file(model) if is_file(model) else fetch_folder(model)
 
 
 def cache_folder() -> Path:
@@ -254,10 +272,10 @@ def cache_folder() -> Path:
 
 
 @patient
-def _s3_objects(path: str) -> dict[str, tuple[str, int]]:
-    """Name below the folder -> (etag, bytes)."""
-    bucket, _, prefix = path.removeprefix(S3).rstrip("/").partition("/")
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
+    """Name below the folder -> (etag, bytes), of names that begin with `start`."""
+    bucket, _, prefix = f"{path.removeprefix(S3).rstrip('/')}/".partition("/")
+    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + start)
     try:
         found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
     except ClientError as error:
@@ -265,7 +283,7 @@ def _s3_objects(path: str) -> dict[str, tuple[str, int]]:
         raise OSError(f"{path} cannot be listed: {'AWS Error ' if away else ''}{error}") from error
     except BotoCoreError as error:
         raise OSError(f"{path} cannot be listed: AWS Error {error}") from error
-    return {item["Key"].removeprefix(f"{prefix}/"): (item["ETag"], item["Size"]) for item in found}
+    return {item["Key"].removeprefix(prefix): (item["ETag"], item["Size"]) for item in found}
 
 
 def store_folder(local: Path, path: str) -> None:
@@ -297,7 +315,16 @@ def folder_digest(path: str) -> str:
         raise FileNotFoundError(f"{path} is not a folder with files: make the model first, or correct the path")
     state = hashlib.blake2b(digest_size=8)
     for name in names:
-        with (folder / name).open("rb") as stream:
-            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+        content = _content_digest(folder / name, 16).digest()
         state.update(len(name.encode()).to_bytes(4, "big") + name.encode() + content)
     return state.hexdigest()
+
+
+def file_digest(path: str) -> str:
+    """Sixteen hexadecimal digits that depend on the bytes of a file, and not on its name."""
+    return _content_digest(fetch_file(path), 8).hexdigest()
+
+
+def _content_digest(file: Path, size: int) -> "hashlib._Hash":
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=size))

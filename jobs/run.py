@@ -30,6 +30,7 @@ class Run:
     config: Config
     on_mismatch: OnMismatch = "refuse"
     estimate: bool = False
+    arm: str = "sft"
 
     def path(self, name: str) -> str:
         """The address of one table, model or file of the run."""
@@ -46,6 +47,8 @@ class Command(Config):
     estimate: bool = False
     """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
     `make_pairs`)."""
+    arm: str = "sft"
+    """Which editor `train_editor` trains: sft, control, finetuned, conditional, weighted or dpo."""
 
 
 def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
@@ -71,10 +74,10 @@ def read_command(arguments: list[str]) -> Run:
     default, flags = _starting_point(arguments)
     program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else None
     command = tyro.cli(Command, args=flags, default=default, prog=program)
-    settings = command.model_dump(exclude={"run", "rebuild", "estimate"})
+    settings = command.model_dump(exclude={"run", "rebuild", "estimate", "arm"})
     root = storage.absolute(command.run)
     storage.write_text(storage.join(root, "config.yaml"), yaml.safe_dump(_plain(settings), sort_keys=False))
-    return Run(root, Config(**settings), "rebuild" if command.rebuild else "refuse", command.estimate)
+    return Run(root, Config(**settings), "rebuild" if command.rebuild else "refuse", command.estimate, command.arm)
 
 
 def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:

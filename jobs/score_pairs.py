@@ -7,14 +7,15 @@ from functools import partial
 
 import numpy as np
 
-from hive_ray.config import Resources, Scoring
+from hive_ray.config import Editor, Resources, Scoring
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
+from hive_ray.measures import effective_sample_size
 from hive_ray.reward.model import RewardScorer
-from hive_ray.reward.shaping import SHAPINGS, Feedback, effective_sample_size, feedback
+from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from jobs.run import Run, fingerprint, main
 
@@ -51,7 +52,7 @@ def rewards_of(rewards: str) -> dict[str, float]:
 def build(run: Run, shaping: str | None = None) -> Manifest:
     """The table of `scoring.shaping`, or scored_pairs_<shaping> of another one to compare it with."""
     settings, pairs, reward = run.config.scoring, run.path("pairs"), run.path("reward")
-    rewards, model, editor = run.path("rewards"), model_digest(reward), run.config.editor.start
+    rewards, model, editor = run.path("rewards"), model_digest(reward), run.config.editor
 
     def score():
         return map_table(
@@ -76,26 +77,28 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
             rewards=rewards, shaping=settings.shaping, feedback=shaped, model=model,
         )  # fmt: skip
 
-    made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor))
+    made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor.start))
     name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
     return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
 
 
-def _feedback(pairs: str, rewards: str, settings: Scoring, editor: str) -> Feedback:
-    """What all rewards say together; `editor` names the model whose tokenizer makes room for the phrase.
+def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Feedback:
+    """What all rewards say together; the tokenizer of what `editor` starts from makes room for the phrase.
 
     Their distribution is said in a line, so that a reward model that says nothing is seen on the day.
     """
     reward_of = rewards_of(rewards)
     rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
-    shaped = feedback(instructions, values, settings, partial(append_suffix, load_tokenizer(editor)))
+    tokenizer = load_tokenizer(editor.start, editor.single_file)
+    shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
     weights = np.array([shaped.weight(*row) for row in zip(instructions, values, strict=True)])
+    worth = effective_sample_size(weights.mean(), np.square(weights).mean(), len(weights))
     print(
         f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f} ({np.std(advantages):.3f} shaped), "
         f"level edges {', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
-        f"{effective_sample_size(weights):.0f} of {len(values)} pairs",
+        f"{worth:.0f} of {len(values)} pairs",
         flush=True,
     )
     return shaped

@@ -1,6 +1,8 @@
-"""Fine-tune the editor. Every arm is the same training on another table from another start.
+"""Fine-tune the editor. Every arm is the same training on another table from another start; `dpo` has another loss.
 
-pairs or scored_pairs -> editors/<arm>
+pairs or scored_pairs, or one of them beside `latents`, or rankings -> editors/<arm>
+
+python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
 
 from dataclasses import dataclass
@@ -11,15 +13,19 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
+from hive_ray.config import Dpo
+from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import EditorObjective
+from hive_ray.editor.preference import PreferenceObjective
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
-from hive_ray.schemas import PAIRS, SCORED_PAIRS
+from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_PAIRS
+from jobs import encode_latents
 from jobs.run import Run, fingerprint, main
 
 
@@ -30,6 +36,7 @@ class Arm:
     table: str
     start: str | None
     shaping: str | None = None
+    objective: type[EditorObjective] = EditorObjective
 
 
 ARMS = {
@@ -38,17 +45,20 @@ ARMS = {
     "finetuned": Arm("scored_pairs", "editors/sft", "configured"),
     "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
     "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
+    "dpo": Arm("rankings", "editors/sft", objective=PreferenceObjective),  # no reward model between
 }
+COLUMNS = ["pair_id", "instruction", "weight"]
 PICTURES = ["source_image", "edited_image"]
-COLUMNS = ["pair_id", "instruction", *PICTURES, "weight"]
-SOURCE_COLUMNS = ["origin", "source_caption", "edited_caption"]
+ENCODED = ["height", "width", "latents"]
+SOURCES = ["origin", "source_caption", "edited_caption"]
+RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
 
 
-class EditorTraining(EditorObjective):
-    """The editor's objective, with the card of what it will have become."""
+class _Carded:
+    """An editor's objective, with the card of what it will have become."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
-        model = Editor.build(start)
+        model = Editor.build(start, single_file=editor.single_file)
         super().__init__(model, editor)
         self.card = model.card.model_copy(
             update={"resolution": editor.resolution, "instruction_suffix": suffix, "training_table": table}
@@ -58,25 +68,45 @@ class EditorTraining(EditorObjective):
         super().save(folder, state, card or self.card)
 
 
+class EditorTraining(_Carded, EditorObjective):
+    """Training on pairs."""
+
+
+class PreferenceTraining(_Carded, PreferenceObjective):
+    """Training on rankings."""
+
+
 def build(run: Run, arm: str = "sft") -> Metrics:
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r} is unknown; choose one of {', '.join(ARMS)}")
     settings, (table, start, suffix) = run.config.editor, _plan(run, ARMS[arm])
-    schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
-    training = settings.finetune if ARMS[arm].start else settings.sft
+    ranked = ARMS[arm].objective is PreferenceObjective
+    if ranked:
+        schema, columns, training = RANKINGS, RANKED, settings.dpo.training
+    else:
+        schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+        columns = COLUMNS + (PICTURES if settings.latents == "none" else ENCODED)
+        training = settings.finetune if ARMS[arm].start else settings.sft
     digest = table_digest(table)
-    stage = settings.model_copy(update={"start": ""})
+    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        columns = SOURCE_COLUMNS + (PICTURES if training.validation_rows and _lacks_captions(table, schema) else [])
-        return hold_out(select(table, schema), columns, sources_of, training.validation_rows)
+        rows = select(table, schema)
+        if ranked:
+            return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], training.validation_rows)
+        columns = SOURCES + (PICTURES if training.validation_rows and _lacks_captions(table, schema) else [])
+        sides = hold_out(rows, columns, sources_of, training.validation_rows)
+        return tuple(_beside_latents(run, side) for side in sides)
 
     return fit(
-        EditorTraining,
+        PreferenceTraining if ranked else EditorTraining,
         name=f"editors/{arm}",
         run=run.root,
         rows=lambda: sides()[0],
         held_out=lambda: sides()[1],
-        columns=COLUMNS,
+        columns=columns,
+        shown=["source_image"] if ranked else PICTURES,
         settings=training,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         on_mismatch=run.on_mismatch,
@@ -85,6 +115,14 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         suffix=suffix,
         table=digest,
     )
+
+
+def _beside_latents(run: Run, rows: Selection) -> Selection:
+    """What is trained on: the rows, beside their latents where these are encoded once."""
+    if run.config.editor.latents == "none" or not len(rows):
+        return rows
+    encode_latents.build(run)
+    return join(rows, select(run.path("latents"), LATENTS))
 
 
 def _lacks_captions(table: str, schema: pa.Schema) -> bool:
@@ -107,4 +145,4 @@ def finetune(run: Run) -> Metrics:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(lambda run: build(run, run.arm))

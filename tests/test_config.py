@@ -1,7 +1,19 @@
 import pytest
 from pydantic import ValidationError
 
-from hive_ray.config import PRESETS, Instructions, Pairs, Spending, Training, sd15, shapes
+from hive_ray.config import (
+    PRESETS,
+    Instructions,
+    Pairs,
+    Spending,
+    Training,
+    hive,
+    instruct_pix2pix,
+    sd15,
+    sd21_v,
+    sdxl,
+    shapes,
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -40,6 +52,23 @@ def test_the_published_numbers_stand():
     assert (pairs.least_clip_image, pairs.least_clip_direction, pairs.keep_per_instruction) == (0.7, 0.2, 4)
     assert (pairs.schedule, pairs.num_inference_steps, pairs.sharing) == ("euler_ancestral", 100, "self")
     assert (editor.sft.learning_rate, editor.sft.batch_size, editor.condition_dropout) == (1e-4, 1024, 0.05)
+
+
+def test_the_published_runs_are_presets():
+    for preset in (instruct_pix2pix, hive):
+        sft = preset().editor.sft
+        assert (sft.learning_rate, sft.schedule, sft.warmup_images, sft.weight_decay) == (1e-4, "constant", 0, 0.01)
+        assert (sft.batch_size, sft.micro_batch_size, sft.workers.num_actors) == (1024, 32, 8)
+        assert (sft.precision, sft.max_grad_norm, sft.ema_decay) == ("fp32", 0, 0.9999)
+        assert preset().candidates.num_inference_steps == preset().evaluation.num_inference_steps == 100
+    assert (instruct_pix2pix().pairs.samples_per_instruction, instruct_pix2pix().pairs.cycle) == (100, False)
+    assert (hive().scoring.normalize, hive().scoring.phrase) == ("none", ", image quality is {level} out of five")
+
+
+def test_presets_of_other_backbones_share_all_but_their_sizes():
+    assert sd21_v().pairs.base == sd21_v().editor.start == "stabilityai/stable-diffusion-2-1"
+    assert (sdxl().pairs.resolution, sdxl().editor.resolution, sdxl().editor.sft.batch_size) == (1024, 768, 1024)
+    assert sdxl().scoring == sd21_v().scoring == sd15().scoring
 
 
 def test_moderation_and_batches_cannot_both_be_asked_for():

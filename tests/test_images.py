@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
 
-from hive_ray.images import ImageError, decode, encode, resize, thumbnail, to_batch, to_pixels, to_tensor
+from hive_ray.images import (
+    ImageError,
+    Window,
+    cut,
+    decode,
+    encode,
+    resize,
+    thumbnail,
+    to_batch,
+    to_pixels,
+    to_tensor,
+    window,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
@@ -38,3 +50,18 @@ def test_a_thumbnail_keeps_small_pictures_and_shrinks_large_ones_in_proportion()
     assert thumbnail(small, 8) is small
     assert decode(thumbnail(wide, 64)).shape == (16, 64, 3)
     assert thumbnail(wide, 64)[:2] == b"\xff\xd8"
+
+
+def test_a_window_is_all_of_a_picture_or_a_square_of_its_short_side():
+    assert window((100, 300), 64) == Window(64, 64, 0, 0)
+    assert window((100, 300), 64, "center") == Window(64, 192, 0, 64)
+    assert window((300, 100), 64, "center") == Window(192, 64, 64, 0)
+    assert window((128, 96), 64, "random", (0.0, 0.0)) == Window(85, 64, 0, 0)  # 85.3 rows
+    assert window((128, 96), 64, "random", (0.999, 0.999)) == Window(85, 64, 21, 0)
+
+
+def test_a_square_is_cut_out_of_the_scaled_picture():
+    wide = np.tile(PIXELS, (1, 3, 1))  # 8 high, 24 wide
+    assert np.array_equal(cut(wide, window((8, 24), 8, "center"), 8), PIXELS)
+    assert np.array_equal(cut(wide, window((8, 24), 8, "random", (0.0, 0.5)), 8), wide[:, 8:16])
+    assert np.array_equal(cut(wide, window((8, 24), 8), 8), resize(wide, 8))

@@ -103,6 +103,22 @@ def test_a_model_is_fetched_from_its_address_and_a_hub_name_is_left_alone(root, 
     assert storage.fetch_model("owner/name") == "owner/name"
 
 
+def test_a_model_of_one_file_is_fetched_alone_and_named_by_its_bytes(root):
+    address, beside = storage.join(root, "models", "editor.ckpt"), storage.join(root, "models", "editor.ckpt.txt")
+    storage.write_bytes(address, b"weights")
+    storage.write_bytes(beside, b"notes")
+    file = Path(storage.fetch_model(address))
+    assert (file.name, file.read_bytes()) == ("editor.ckpt", b"weights")
+    if root.startswith("s3://"):
+        assert [path.name for path in file.parent.iterdir()] == ["editor.ckpt"]
+    before = storage.file_digest(address)
+    storage.write_bytes(address, b"others!")
+    assert Path(storage.fetch_model(address)).read_bytes() == b"others!"
+    assert storage.file_digest(address) != before
+    with pytest.raises(FileNotFoundError):
+        storage.file_digest(storage.join(root, "models", "none.ckpt"))
+
+
 def test_an_s3_that_fails_now_and_then_loses_nothing(faulty_s3):
     s3_root, faulty_s3.rate = faulty_s3.root, 0.3
     for number in range(20):

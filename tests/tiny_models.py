@@ -85,6 +85,11 @@ def tiny_stable_diffusion_xl(folder: Path) -> Path:
     return Path(folder)
 
 
+def tiny_base(folder: Path, kind: Literal["epsilon", "v_prediction", "xl"]) -> Path:
+    """A text-to-image folder of each kind that editors start from: SD 1.5, one that predicts v, SDXL."""
+    return tiny_stable_diffusion_xl(folder) if kind == "xl" else tiny_stable_diffusion(folder, kind)
+
+
 def tiny_clip(folder: Path) -> Path:
     """A random CLIP of 16x16 pictures and 8 tokens, stored in fp16 as the shipped weights are."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]

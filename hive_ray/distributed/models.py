@@ -62,8 +62,10 @@ def build_model(
 
 
 def model_digest(model: str) -> str:
-    """Names a model by what it was made from, a foreign folder by its content, and a hub's by its name."""
+    """Names a model by what it was made from, a foreign folder or file by its content, and a hub's by its name."""
     made = storage.join(model, "made.json")
     if storage.exists(made):
         return id_for(json.dumps(json.loads(storage.read_text(made))["fingerprint"], sort_keys=True))
-    return storage.folder_digest(model) if storage.exists(model) else model
+    if not storage.exists(model):
+        return model
+    return storage.file_digest(model) if storage.is_file(model) else storage.folder_digest(model)

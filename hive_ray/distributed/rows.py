@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.distributed.tables import Selection, table_digest
-from hive_ray.schemas import Rows
+from hive_ray.distributed.tables import Selection
+from hive_ray.schemas import Rows, id_column
 from hive_ray.seeds import id_for, seed_for
 
 ROWS_PER_BATCH = 32
@@ -39,7 +39,7 @@ class RowStore:
     def __init__(self, selection: Selection, columns: list[str], *, write: bool):
         """`write`: this process lays the file; the others of its machine wait and open it."""
         self.file = _cache_file(selection, columns)
-        self.num_rows, self.write = len(selection), write
+        self.num_rows, self.write, self.key = len(selection), write, id_column(selection.schema)
         if write and not self.file.exists():
             _lay(selection, columns, self.file)
 
@@ -64,8 +64,7 @@ class RowStore:
 
 
 def _cache_file(selection: Selection, columns: list[str]) -> Path:
-    places = selection.file_of.tobytes() + selection.row_of.tobytes()
-    key = id_for(selection.path, table_digest(selection.path), places, *columns)
+    key = id_for(selection.key(), *columns)
     return storage.cache_folder() / "rows" / f"{key}.arrow"
 
 

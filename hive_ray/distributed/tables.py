@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Inspection, Preview, Resources, Spending, Training, Watching
+from hive_ray.config import Inspection, Preview, Recovery, Resources, Spending, Training, Watching
 from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration, listed
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
@@ -96,15 +96,15 @@ class Plan(Protocol):
         ...
 
 
-UNCOUNTED = (Inspection, Preview, Resources, Spending, Training, Watching)
+UNCOUNTED = (Inspection, Preview, Recovery, Resources, Spending, Training, Watching)
 """Sections that a stage's fingerprint leaves out."""
 
 
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
-    `Resources` and `Spending` change no rows, an `Inspection`, `Watching` and `Preview` what is looked at: all are left
-    out; so is a `Training` inside a stage's settings, since `fit` adds the one that it runs.
+    UNCOUNTED sections change no rows and no weights, but speed, costs or what is looked at: they are left out; so is a
+    `Training` inside a stage's settings, since `fit` adds the one that it runs.
     """
     flat: Fingerprint = {}
     for section in settings:
@@ -356,6 +356,10 @@ class Selection:
             for index in dict.fromkeys(self.file_of[start:stop].tolist())
         ]
         return pa.concat_tables([wanted.empty_table(), *parts]).replace_schema_metadata(self.schema.metadata)
+
+    def key(self) -> str:
+        """Names these rows in this order, by what their table was made from."""
+        return id_for(self.path, table_digest(self.path), self.file_of.tobytes() + self.row_of.tobytes())
 
 
 def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: int | None = None) -> Selection:

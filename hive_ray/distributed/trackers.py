@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hive_ray import storage
 from hive_ray.distributed.models import Metrics
@@ -55,8 +57,8 @@ class Tracker(Protocol):
 
     def picture(self, images: int, name: str, pixels: np.ndarray) -> None: ...
 
-    def flush(self) -> None:
-        """See to it that what was given so far outlives this process."""
+    def flush(self, *, lasting: bool) -> None:
+        """Show what was given so far; `lasting`, as at a checkpoint: so that it outlives this machine."""
         ...
 
     def close(self) -> None: ...
@@ -91,7 +93,7 @@ def start_tracker(name: str, tracked: Tracked) -> "Tracker | None":
 
 
 class TensorBoard:
-    """Event files in <run>/tensorboard/<name>/; of a run on S3 they are written here and sent at every flush."""
+    """Event files in <run>/tensorboard/<name>/; of a run on S3 they are written here and sent at checkpoints."""
 
     def __init__(self, tracked: Tracked) -> None:
         self.folder = storage.join(tracked.run, "tensorboard", tracked.name)
@@ -103,29 +105,32 @@ class TensorBoard:
             self.temporary = tempfile.TemporaryDirectory(prefix="hive_ray-tensorboard-")
             self.place = f"{self.folder}: copy it to disk, then tensorboard --logdir (pip install tensorboard)"
         self.local = self.temporary.name if self.is_remote else self.folder
-        self.writer = SummaryWriter(
-            self.local,
-            # All points from here on are the old attempt's, past its checkpoint.
-            purge_step=tracked.resumed_at + 1 if tracked.resumed_at else None,
-            # Files are read in the order of their names: second of the start, host, and this.
-            filename_suffix=f".{tracked.resumed_at:012d}.{uuid.uuid4().hex[:8]}",
-            flush_secs=10,
-        )
+        # Files are read in the order of their names: the second of the start, the host, and this. Written here and now,
+        # unlike by SummaryWriter, whose flush leaves behind what its thread has not yet taken from a queue.
+        suffix = f".{tracked.resumed_at:012d}.{uuid.uuid4().hex[:8]}"
+        Path(self.local).mkdir(parents=True, exist_ok=True)
+        self.events = EventsWriter(storage.join(self.local, "events"), suffix)
+        if tracked.resumed_at:  # readers forget all points of the older files from this step on
+            self._write(tracked.resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, images: int, measures: Metrics) -> None:
         for name, value in measures.items():
-            self.writer.add_scalar(name, value, images)
+            self._write(images, summary=summary.scalar(name, value))
 
     def picture(self, images: int, name: str, pixels: np.ndarray) -> None:
-        self.writer.add_image(name, pixels, images, dataformats="HWC")
+        self._write(images, summary=summary.image(name, pixels, dataformats="HWC"))
 
-    def flush(self) -> None:
-        self.writer.flush()
-        self._send()
+    def flush(self, *, lasting: bool) -> None:
+        self.events.flush()
+        if lasting:
+            self._send()
 
     def close(self) -> None:
-        self.writer.close()
+        self.events.close()
         self._send()
+
+    def _write(self, images: int, **what: Any) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=images, **what))
 
     def _send(self) -> None:
         if self.is_remote:
@@ -165,7 +170,7 @@ class WeightsAndBiases:
         if images > self.sent:
             self.run.log({name: self.image(pixels)}, step=images)
 
-    def flush(self) -> None:
+    def flush(self, *, lasting: bool) -> None:
         """W&B sends by itself."""
 
     def close(self) -> None:
@@ -209,7 +214,7 @@ class MLflow:
         if images > self.sent:
             self.client.log_image(self.id, pixels, artifact_file=f"{name}/{images:09d}.png")
 
-    def flush(self) -> None:
+    def flush(self, *, lasting: bool = True) -> None:
         for start in range(0, len(self.waiting), MOST_AT_ONCE):
             self.client.log_batch(self.id, metrics=self.waiting[start : start + MOST_AT_ONCE])
         self.waiting = []

@@ -10,52 +10,64 @@ import json
 import logging
 import math
 import os
-import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import deepspeed
+import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError
 from torch import Tensor, nn
 
 from hive_ray import storage
 from hive_ray.config import Training
+from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
+from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
 from hive_ray.distributed.cluster import require
+from hive_ray.distributed.engine import check_memory, loss_scaler, start_engine, take_step
 from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.progress import duration
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.trackers import require_tracker
+from hive_ray.distributed.validation import LOSS as VALIDATION_LOSS
 from hive_ray.distributed.validation import Validation, at_rest, validation_due
 from hive_ray.distributed.watching import Watch
-from hive_ray.distributed.weights import Average, consolidated_state, take_step
-from hive_ray.schemas import Rows
-from hive_ray.seeds import generator_for, id_for, seed_for
+from hive_ray.distributed.weights import Average, consolidated_state
+from hive_ray.schemas import Rows, Stopped
+from hive_ray.seeds import id_for, seed_for
 
-MAX_FAILURES = 2
-"""Times that a run goes on from its last checkpoint by itself after a worker has died."""
 COLLECTIVE_TIMEOUT_S = "1800"
-AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+START_TRY_S = 60.0
+"""How long Ray Train tries at a time to start the workers."""
+PREEMPTION_POLL_S = 5.0
+"""How often the workers ask together whether one of their nodes is about to go."""
 
 
 class Objective(Protocol):
     """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
 
-    An objective may offer `preview(rows) -> bytes`: a PNG that shows what its model makes of them.
+    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
+    these means (an accuracy over some of them, say, from two of the means); and `preview(rows) -> bytes | None`: a PNG
+    that shows what its model makes of them.
     """
 
     model: nn.Module
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping."""
+        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping.
+
+        BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
+        """
         ...
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
@@ -70,13 +82,15 @@ class _Run:
     objective: Callable[..., Objective]
     kwargs: dict[str, Any]
     selection: Selection
-    held_out: Selection | None
     columns: list[str]
+    held_out: Selection | None
+    shown: Sequence[str]
     settings: Training
     run: str
     name: str
     out: str
     fingerprint: Fingerprint
+    checkpoints: str
 
 
 def fit(
@@ -89,13 +103,14 @@ def fit(
     settings: Training,
     fingerprint: Fingerprint,
     held_out: Callable[[], Selection] | None = None,
+    shown: Sequence[str] = (),
     on_mismatch: OnMismatch = "refuse",
     **kwargs: Any,
 ) -> Metrics:
     """Train `objective(**kwargs)` on selected rows into the model folder <run>/<name>; its last measures.
 
-    `held_out` rows, none of `rows`, are looked at on the way. `settings` are added to the fingerprint. The same call
-    goes on with a run that was killed, or keeps what is done.
+    `held_out` rows, none of `rows`, are looked at on the way; `shown` are further columns that pictures of them need.
+    `settings` are added to the fingerprint. The same call goes on with a run that was killed, or keeps what is done.
     """
     fingerprint = fingerprint | fingerprint_of(settings)
     run, out = storage.absolute(run), storage.join(storage.absolute(run), name)
@@ -106,19 +121,28 @@ def fit(
         selection, unseen = rows(), held_out() if held_out else None
         if not len(selection):
             raise ValueError(f"{name}: {selection.path} has no rows to train on; look at its manifest for drops")
-        told = _Run(objective, kwargs, selection, unseen or None, columns, settings, run, name, out, fingerprint)
-        _run_workers(told, storage.join(run, "checkpoints"))
+        folder = checkpoint_folder(run, name, fingerprint)
+        watched = (unseen or None, shown)
+        _run_workers(
+            _Run(objective, kwargs, selection, columns, *watched, settings, run, name, out, fingerprint, folder)
+        )
 
     return build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
 
 
-def _run_workers(told: _Run, folder: str) -> None:
-    workers = told.settings.workers
+def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
+    """Where a training keeps its checkpoints. With other settings it has another: they must not be gone on with."""
+    key = id_for(json.dumps(fingerprint, sort_keys=True))
+    return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
+
+
+def _run_workers(told: _Run) -> None:
+    settings = told.settings
+    workers, recovery = settings.workers, settings.recovery
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
-    files, inside = storage.filesystem(folder)
-    # Other settings, or ZeRO parts for another number of workers, must not be gone on with: they have another name.
-    key = id_for(json.dumps(told.fingerprint, sort_keys=True), workers.num_actors)
-    name = f"{told.name.replace('/', '-')}-{key}"
+    tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
+    files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
     trainer = TorchTrainer(
         _train,
         train_loop_config={"told": told},
@@ -129,18 +153,26 @@ def _run_workers(told: _Run, folder: str) -> None:
             resources_per_worker={"CPU": workers.num_cpus, "GPU": workers.num_gpus},
         ),
         run_config=RunConfig(
-            name=name,
+            name=uuid.uuid4().hex,  # what is gone on from is in `told.checkpoints`
             storage_path=inside,
             storage_filesystem=files,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=recovery.max_failures, controller_failure_limit=tries - 1),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    failed = trainer.fit().return_value
+    try:
+        failed = trainer.fit().return_value
+    except ControllerError as error:
+        has = ray.cluster_resources()
+        raise Stopped(
+            f"{told.name}: its {workers.num_actors} workers with {workers.num_cpus:g} CPU and {workers.num_gpus:g} "
+            f"GPU each did not all start within recovery.wait_minutes = {recovery.wait_minutes:g}: "
+            f"the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU. "
+            "Add nodes or lower workers.num_actors, and give the same command: it goes on from the last checkpoint"
+        ) from error
     if failed:
-        raise FloatingPointError(failed)
-    storage.remove_tree(storage.join(folder, name))  # the model is whole; nothing goes on from them
+        raise Stopped(failed)
+    storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
 def learning_rate(settings: Training, images: int) -> float:
@@ -154,34 +186,16 @@ def learning_rate(settings: Training, images: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def deepspeed_config(settings: Training) -> dict[str, Any]:
-    """DeepSpeed's settings. Weights stay in fp32; a lower precision is autocast's, so the average needs no copies."""
-    config: dict[str, Any] = {
-        "train_batch_size": settings.batch_size,
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_clipping": settings.max_grad_norm,
-        "zero_optimization": {"stage": settings.zero_stage},
-        "steps_per_print": 1 << 40,
-    }
-    if settings.zero_stage == 3:
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # no weight escapes the parts
-    if settings.precision in AUTOCAST:
-        config["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST[settings.precision]}
-    return config
-
-
 def _train(config: dict[str, Any]) -> str:
     """One worker's run. Returns why it failed for good, or an empty string."""
     told: _Run = config["told"]
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     started = time.monotonic()
-    loop = _Loop(told, ray.train.get_context())
     try:
+        loop = _Loop(told, ray.train.get_context())
         loop.run()
-    except FloatingPointError as error:  # the same on every rank; starting again would end in the same
+    except Stopped as error:  # the same on every rank; starting again would end in the same
         return str(error)
-    finally:
-        loop.watch.close()
     loop.save(time.monotonic() - started)
     loop.watch.tell()
     loop.close()
@@ -193,28 +207,48 @@ class _Loop:
 
     def __init__(self, told: _Run, context: ray.train.TrainContext):
         settings = told.settings
-        self.told, self.settings, self.rank, self.world = (
-            told,
-            settings,
+        self.told, self.settings = told, settings
+        self.rank, self.world, self.first = (
             context.get_world_rank(),
             context.get_world_size(),
+            context.get_local_rank() == 0,
         )
         if not settings.workers.num_gpus:
             torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
-        selections = filter(None, (told.selection, told.held_out))
-        self.stores = [RowStore(one, told.columns, write=context.get_local_rank() == 0) for one in selections]
+        self.rows = RowStore(told.selection, told.columns, write=self.first)
+        columns = list(dict.fromkeys([*told.columns, *told.shown]))
+        self.held_out = RowStore(told.held_out, columns, write=self.first) if told.held_out else None
         self.objective = told.objective(**told.kwargs)
-        self.engine = start_engine(self.objective.model, settings)
-        torch.distributed.barrier()  # the rows have been laid
-        self.rows, *held_out = [store.open() for store in self.stores]
-        self.average = Average(self.engine.module, settings.ema_decay) if settings.ema_decay else None
+        self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
         self.images, self.last = 0, {}
-        self._restore()
+        self.asked, self.announced = (
+            time.monotonic(),
+            set(),
+        )  # when it asked for preemptions, and of which nodes it knows
+        keep = settings.recovery
+        self.checkpoints = Checkpoints(
+            told.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
+        )
+        check_memory(told.name, self.objective.model, settings, context.get_local_world_size(), self._greatest)
+        made_by = self._start()  # its barriers see that the rows have been laid
+        self.rows.open()
+        self.validation = None
+        if self.held_out:
+            self.held_out.open()
+            self.validation = Validation(self.held_out, told.name, settings, rank=self.rank, world=self.world)
         self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
-        self.validation = Validation(held_out[0], settings, rank=self.rank, world=self.world) if held_out else None
+        if self.images and self.rank == 0:
+            self._say_resumed(made_by)
 
     def run(self) -> None:
         """Train up to the last image, with checkpoints on the way."""
+        try:
+            self._steps()
+            self.checkpoints.wait()
+        finally:
+            self.watch.close()
+
+    def _steps(self) -> None:
         settings = self.settings
         if self.validation and not self.images:
             self.watch.step(0, self._look())
@@ -224,15 +258,18 @@ class _Loop:
             loss = self.last["train/loss"]
             if self.validation and math.isfinite(loss) and validation_due(settings, before, self.images):
                 self.last |= self._look()
-            self.watch.step(self.images, self.last)
+            # Once a node is known to go, each step may be the last.
+            self.watch.step(self.images, self.last, at_once=bool(self.announced))
             if not math.isfinite(loss):
-                raise FloatingPointError(
+                raise Stopped(
                     f"{self.told.name}: the loss is {loss} after {self.images} images; lower the learning rate "
                     f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
                 )
             every, ended = settings.checkpoint_images, self.images >= settings.total_images
             if ended or before // every < self.images // every:
                 self._checkpoint()
+            if self._asks():
+                self._checkpoint_before_preemption()
 
     def _look(self) -> Metrics:
         """Measures of the held-out rows; a picture of some of their edits is kept."""
@@ -263,8 +300,9 @@ class _Loop:
     def close(self) -> None:
         """Give back the disk space of the rows, once no worker of this machine reads them."""
         torch.distributed.barrier()
-        for store in self.stores:
-            store.close()
+        self.rows.close()
+        if self.held_out:
+            self.held_out.close()
 
     def _step(self) -> Metrics:
         """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
@@ -274,22 +312,27 @@ class _Loop:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         totals: Metrics = {}
+        loss_of = partial(self.objective.loss, self.engine)
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             draw = ("batch", settings.seed, self.rank, self.images + start)
             torch.manual_seed(seed_for("layers", *draw))  # dropout layers know no other generator
-            batch = self.rows.read(mine[start : start + micro])
-            loss, measures = self.objective.loss(self.engine, batch, generator_for(*draw))
-            self.engine.backward(loss)
+            loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
+            self.engine.backward(loss * (good / micro))
             norm = take_step(self.engine)
+            if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
+                self.average.update(self.engine.module)
             for key, value in (measures | {"train/loss": loss.item()}).items():
-                totals[key] = totals.get(key, 0.0) + value * micro / share
+                totals[key] = totals.get(key, 0.0) + value * good / share
+            totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
         self.images += settings.batch_size
+        skipped = self.last.get(SKIPPED, 0)
+        means = self.good.settle(self._mean_over_ranks(totals), settings.batch_size, skipped)
+        summarise = getattr(self.objective, "summarise", lambda means, num_rows: means)
         measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
         if self.average:
-            self.average.update(self.engine.module)
             measures["train/ema_decay"] = self.average.last_decay
-        return self._mean_over_ranks(totals) | measures
+        return summarise(means, settings.batch_size - means[SKIPPED] + skipped) | measures
 
     def _mean_over_ranks(self, totals: Metrics) -> Metrics:
         keys = sorted(totals)
@@ -297,41 +340,94 @@ class _Loop:
         torch.distributed.all_reduce(values)
         return dict(zip(keys, (values / self.world).tolist(), strict=True))
 
+    def _asks(self) -> bool:
+        """Whether all ranks ask for preemptions now, by the clock of rank 0."""
+        due = self.rank == 0 and time.monotonic() - self.asked >= PREEMPTION_POLL_S
+        asks = self._greatest(float(due)) > 0
+        if asks:
+            self.asked = time.monotonic()
+        return asks
+
+    def _greatest(self, value: float) -> float:
+        """The greatest of a number over all ranks."""
+        found = torch.tensor([value], dtype=torch.float64, device=self._device())
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        return found.item()
+
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if self.settings.workers.num_gpus else "cpu")
+
     def _checkpoint(self) -> None:
-        """Collective: each rank writes its part of the state, Ray merges them into one folder."""
-        average = self.average.state() if self.average else None
-        state = {"images": self.images, "last": self.last, "average": average}
-        with tempfile.TemporaryDirectory() as folder:
-            self.engine.save_checkpoint(folder, tag="state", client_state=state)
-            self.watch.flush()
-            ray.train.report(self.last, checkpoint=Checkpoint.from_directory(folder))
+        """Collective: each rank writes its part of the state, and stores it while training goes on."""
+        scaler = loss_scaler(self.engine)
+        stand = Stand(
+            images=self.images,
+            last=self.last,
+            world=self.world,
+            updates=self.average.updates if self.average else 0,
+            zero_stage=self.settings.zero_stage,
+            scaler=scaler.state_dict() if scaler else {},
+            bad_rows={str(place): why for place, why in self.good.bad.items()},
+        )
+        self.watch.flush()
+        self.checkpoints.save(self.engine, self.average, stand)
 
-    def _restore(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+    def _checkpoint_before_preemption(self) -> None:
+        """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
+        info = ray.train.get_preemption_info()
+        fresh = set(info.preempted_node_ids) - self.announced if info else set()
+        if not fresh:
             return
-        with checkpoint.as_directory() as folder:
-            _, state = self.engine.load_checkpoint(folder, tag="state")
-        self.images, self.last = state["images"], state["last"]
-        if self.average:
-            self.average.load(state["average"])
+        self.announced |= fresh
+        self._checkpoint()
+        self.checkpoints.wait()
+        torch.distributed.barrier()
         if self.rank == 0:
-            print(f"{self.told.name}: resumed at {self.images} images", flush=True)
+            left = f", {info.deadline_ms / 1000 - time.time():.0f} s before its end" if info.deadline_ms else ""
+            print(f"{self.told.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
 
+    def _start(self) -> int:
+        """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
+        workers that wrote it, 0 without one."""
+        settings, opened = self.settings, self._open_newest()
+        self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
+        self.average = (
+            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
+        )
+        torch.distributed.barrier()  # the rows have been laid
+        if opened is None:
+            return 0
+        stand = opened.stand
+        self.engine.load_checkpoint(str(opened.state), tag=TAG)
+        if self.average:
+            self.average.load(opened.average_parts(self.rank, self.world), stand.updates, self.rank)
+        if scaler := loss_scaler(self.engine):
+            scaler.load_state_dict(stand.scaler)
+        self.images, self.last = stand.images, stand.last
+        self.good.bad = {int(place): why for place, why in stand.bad_rows.items()}
+        torch.distributed.barrier()
+        if self.first:
+            opened.forget()
+        return stand.world
 
-def start_engine(model: nn.Module, settings: Training) -> deepspeed.DeepSpeedEngine:
-    """The model's trained weights under DeepSpeed's ZeRO and AdamW (0.9, 0.999); needs a process group."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Else DeepSpeed tries out every op's compiler at start, and compiles a shared-memory collective for inference.
-    deepspeed.ops.__compatible_ops__ = {}
-    model.train()
-    for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
-        weight.data = weight.data.clone(memory_format=torch.contiguous_format)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
-    )
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(settings), dist_init_required=False
-    )
-    return engine
+    def _open_newest(self) -> Opened | None:
+        """Collective: the newest whole checkpoint, fetched by one rank of each machine; None if there is none."""
+        stand = self.checkpoints.newest() if self.rank == 0 else None
+        images = int(self._greatest(stand.images if stand else -1))
+        if images < 0:
+            return None
+        if not self.first:
+            torch.distributed.barrier()
+        opened = self.checkpoints.open(images, self.world)
+        if self.first:
+            torch.distributed.barrier()
+        return opened
+
+    def _say_resumed(self, made_by: int) -> None:
+        """Say where training goes on, and how many steps have to be made again."""
+        repeated = (self.watch.furthest - self.images) // self.settings.batch_size
+        others = f", made by {made_by} workers" if made_by != self.world else ""
+        print(
+            f"{self.told.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
+            flush=True,
+        )

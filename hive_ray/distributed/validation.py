@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import deepspeed
 import numpy as np
@@ -18,13 +19,15 @@ from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import nn
 
 from hive_ray.config import Training
+from hive_ray.distributed.bad_rows import GoodRows
 from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.rows import RowStore
 from hive_ray.distributed.tables import Selection
 from hive_ray.distributed.weights import Average
 from hive_ray.schemas import Row
-from hive_ray.seeds import generator_for, seed_for, uniform_for
+from hive_ray.seeds import seed_for, uniform_for
 
+LOSS = "validation/loss"
 MOST_HELD_OUT = 0.1
 """Share of a table that is held out at most."""
 ROWS_PER_READ = 256
@@ -79,8 +82,10 @@ def _those(selection: Selection, which: np.ndarray) -> Selection:
 
 def validation_due(settings: Training, before: int, images: int) -> bool:
     """Whether the held-out rows are looked at after the step from `before` to `images` rows seen."""
-    every = settings.watching.validation_images or max(1, -(-settings.total_images // LOOKS))
-    return images >= settings.total_images or before // every < images // every
+    every = [settings.watching.validation_images or -(-settings.total_images // LOOKS)]
+    if settings.recovery.keep_best:
+        every.append(settings.checkpoint_images)
+    return images >= settings.total_images or any(before // one < images // one for one in every)
 
 
 class Validation:
@@ -89,34 +94,40 @@ class Validation:
     Collective: every rank makes the same number of forward passes, as ZeRO stage 3 needs.
     """
 
-    def __init__(self, store: RowStore, settings: Training, *, rank: int, world: int) -> None:
-        self.store, self.settings, self.rank, self.world = store, settings, rank, world
+    def __init__(self, store: RowStore, name: str, settings: Training, *, rank: int, world: int) -> None:
+        self.store, self.name, self.settings, self.rank, self.world = store, name, settings, rank, world
+        self.good = GoodRows(store, name, settings.recovery.most_bad_rows)
 
     @torch.no_grad()
     def measure(self, objective, engine: deepspeed.DeepSpeedEngine) -> Metrics:
-        """validation/loss and the objective's other measures, means over the rows.
+        """validation/loss and the objective's other measures, means over the rows that are good.
 
         Batch i of `micro_batch_size` rows has the noise of (seed, i), whichever rank reads it: the figures do not
         depend on the number of workers.
         """
-        micro = self.settings.micro_batch_size
+        micro, known = self.settings.micro_batch_size, len(self.good.found)
         batches = -(-self.store.num_rows // micro)
-        totals: Metrics = {}
+        totals: Metrics = {"rows": 0.0}
         for turn in range(-(-batches // self.world)):
             number = turn * self.world + self.rank
             counts = number < batches  # else a pass that only keeps the others company
             place = (number % batches) * micro
-            rows = self.store.read(np.arange(place, min(place + micro, self.store.num_rows)))
             draw = ("validation", self.settings.seed, number % batches)
             torch.manual_seed(seed_for("layers", *draw))  # whoever draws from torch's own stream
-            loss, measures = objective.loss(engine, rows, generator_for(*draw))
-            for key, value in (measures | {"train/loss": loss.item()}).items():
-                name = f"validation/{key.partition('/')[2]}"
-                totals[name] = totals.get(name, 0.0) + value * len(rows) * counts
+            places = np.arange(place, min(place + micro, self.store.num_rows))
+            loss, measures, good = self.good.loss(partial(objective.loss, engine), places, draw)
+            for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
+                totals[key] = totals.get(key, 0.0) + value * good * counts
+        for why in list(self.good.found.values())[known:]:
+            print(f"{self.name}: skipped the held-out {why}", flush=True)
         names = sorted(totals)
         sums = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=engine.device)
         torch.distributed.all_reduce(sums)
-        return dict(zip(names, (sums / self.store.num_rows).tolist(), strict=True))
+        found = dict(zip(names, sums.tolist(), strict=True))
+        rows = max(found.pop("rows"), 1.0)
+        summarise = getattr(objective, "summarise", lambda means, num_rows: means)
+        means = summarise({name: total / rows for name, total in found.items()}, rows)
+        return {f"validation/{name.partition('/')[2]}": value for name, value in means.items()}
 
     @torch.no_grad()
     def preview(self, objective, engine: deepspeed.DeepSpeedEngine) -> bytes | None:

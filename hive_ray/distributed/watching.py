@@ -26,6 +26,7 @@ class Watch:
         self.progress = Progress(name, settings.total_images, "images", done=resumed_at)
         self.warnings, self.said = EarlyWarnings(settings.total_images), []
         self.lines: list[str] = []
+        self.furthest = resumed_at
         self.tracker: Tracker | None = None
         if not self.here:
             return
@@ -40,8 +41,9 @@ class Watch:
         except Exception as error:
             self._give_up(error)
 
-    def step(self, images: int, measures: Metrics) -> None:
-        """Take in what a step measured, or a look at held-out rows before the first."""
+    def step(self, images: int, measures: Metrics, *, at_once: bool = False) -> None:
+        """Take in what a step measured, or a look at held-out rows before the first; write the log now and then, or
+        `at_once`."""
         if not self.here:
             return
         loss = measures.get("train/loss")
@@ -54,8 +56,8 @@ class Watch:
         for words in self.warnings.see(images, measures):
             self.said.append(words)
             print(f"{self.name}: warning: {words}", flush=True)
-        if due:
-            self.flush(send=False)
+        if due or at_once:
+            self.flush(lasting=False)
 
     def picture(self, images: int, png: bytes | None) -> None:
         """Keep a picture of held-out edits, where there is one."""
@@ -63,12 +65,11 @@ class Watch:
             storage.write_bytes(storage.join(self.pictures, f"{images:09d}.png"), png)
             self._track(lambda tracker: tracker.picture(images, "validation/edits", decode(png)))
 
-    def flush(self, *, send: bool = True) -> None:
-        """Write the log; at a checkpoint the tracker's part as well."""
+    def flush(self, *, lasting: bool = True) -> None:
+        """Write the log and the tracker's part; `lasting`: so that both outlive this machine, as at a checkpoint."""
         if self.here:
             storage.write_text(self.log_file, "".join(f"{line}\n" for line in self.lines))
-            if send:
-                self._track(lambda tracker: tracker.flush())
+            self._track(lambda tracker: tracker.flush(lasting=lasting))
 
     def close(self) -> None:
         """Write the rest."""
@@ -88,9 +89,12 @@ class Watch:
             print(f"{self.name}: there was a warning: {words}", flush=True)
 
     def _read_log(self, images: int) -> None:
-        """The lines up to a checkpoint; the warnings learn from them in silence."""
-        found = [(line, json.loads(line)) for line in storage.read_text(self.log_file).splitlines()]
-        for line, measures in found:
+        """The lines up to a checkpoint; the warnings learn from them in silence. Those of steps that are made again are
+        forgotten."""
+        lines = storage.read_text(self.log_file).splitlines() if storage.exists(self.log_file) else []
+        for line in lines:
+            measures = json.loads(line)
+            self.furthest = max(self.furthest, measures["images"])
             if measures["images"] <= images:
                 self.lines.append(line)
                 self.warnings.see(measures["images"], measures)

@@ -2,32 +2,34 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
 
-class Average:
-    """Running average of the trained weights in fp32: under ZeRO stage 3 of a rank's own part, else of all.
+def ema_decay(updates: int, greatest: float, rule: str) -> float:
+    """The decay of the update that brings their number to `updates` (1, 2, ...): min(greatest, (1 + n) / (10 + n)).
 
-    decay_n = min(decay, (1 + n) / (10 + n)), n counting updates from 1: InstructPix2Pix's EMA, but once an
-    optimiser step and not once a micro batch.
+    n counts updates (InstructPix2Pix's LitEma, whose updates are micro-batches), or by the rule "diffusers" those
+    before, and the first one's decay is 0 (EMAModel).
     """
+    if rule == "diffusers":
+        return ema_decay(updates - 1, greatest, "step") if updates > 1 else 0.0
+    return min(greatest, (1 + updates) / (10 + updates))
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
+
+class Average:
+    """Running average of the trained weights in fp32: under ZeRO stage 3 of a rank's own part, else of all."""
+
+    def __init__(self, model: nn.Module, decay: float, rule: str = "step"):
+        """`rule`: `Training.ema_rule`."""
+        self.decay, self.rule, self.updates = decay, rule, 0
         self.weights = {name: own_part(weight).clone().float() for name, weight in _trained(model)}
-
-    @property
-    def last_decay(self) -> float:
-        """The decay of the last update."""
-        return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step."""
+        """Take in the weights after an optimiser step, or after a micro-batch, as the rule has it."""
         self.updates += 1
         for name, weight in _trained(model):
             self.weights[name].lerp_(own_part(weight).float(), 1 - self.last_decay)
@@ -37,6 +39,11 @@ class Average:
         """Put the averaged weights in place of the trained ones."""
         for name, weight in _trained(model):
             own_part(weight).copy_(self.weights[name])
+
+    @property
+    def last_decay(self) -> float:
+        """The decay of the last update."""
+        return ema_decay(self.updates, self.decay, self.rule)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -53,33 +60,20 @@ class Average:
                 for name, weight in _trained(model):
                     own_part(weight).copy_(trained[name])
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        return {"updates": self.updates, "weights": self.weights}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.updates = state["updates"]
+    @torch.no_grad()
+    def load(self, parts: list[dict[str, Tensor]], updates: int, rank: int) -> None:
+        """Go on from a checkpoint's average: whole, or the parts that ZeRO stage 3 had made of it, in order of rank."""
+        self.updates = updates
         for name, weight in self.weights.items():
-            weight.copy_(state["weights"][name])
+            size, flat = weight.numel(), torch.cat([part[name].flatten() for part in parts])
+            start = rank * size if size < flat.numel() else 0
+            mine = flat[start : start + size]  # the last parts are padded, and may begin behind the end
+            weight.flatten()[: mine.numel()].copy_(mine)
 
 
-def take_step(engine: deepspeed.DeepSpeedEngine) -> float | None:
-    """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before clipping.
-
-    None, or the step's before, within an accumulation. ZeRO's optimisers measure it; without ZeRO nobody does.
-    """
-    if engine.zero_optimization():
-        engine.step()
-        norm = engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
-    norm = None
-    if engine.is_gradient_accumulation_boundary():
-        scaler = engine.torch_autocast_z0_gradscaler  # fp16's, which engine.step() takes out again
-        gradients = [weight.grad for weight in engine.module.parameters() if weight.grad is not None]
-        norm = float(nn.utils.get_total_norm(gradients)) / (scaler.get_scale() if scaler else 1.0)
-    engine.step()
-    return norm
+def joined_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:
+    """A whole weight from the parts that ZeRO stage 3 made of it, the last ones padded."""
+    return torch.cat([part.flatten() for part in parts])[: shape.numel()].view(shape)
 
 
 def own_part(weight: nn.Parameter) -> Tensor:

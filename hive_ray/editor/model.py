@@ -12,21 +12,27 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hive_ray.config import Section
-from hive_ray.model_folders import ModelFolderError, check_parts, forget_origin
+from hive_ray.config import Section, SingleFile
+from hive_ray.editor.conversion import load_single_file, told_tokenizer
+from hive_ray.editor.loading import load_folder_vae, load_parts
+from hive_ray.editor.single_file import is_single_file
+from hive_ray.editor.text import TextEncoder
+from hive_ray.model_folders import ModelFolderError, forget_origin
 from hive_ray.seeds import generator_for
 from hive_ray.storage import fetch_model
 
@@ -55,6 +61,8 @@ class EditorCard(Section):
 def read_card(folder: str | Path) -> EditorCard:
     """The card of a finished editor folder."""
     path = Path(folder) / "card.json"
+    if is_single_file(folder):
+        raise ModelFolderError(f"{folder} is a single file: make an editor folder of it with jobs.convert_editor first")
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no card.json: the job that makes it has not finished; run it first")
     seen = json.loads(path.read_text()).get("format_version")
@@ -68,20 +76,30 @@ def read_card(folder: str | Path) -> EditorCard:
 
 @dataclass
 class Editor:
-    """The five parts of an instruction-conditioned Stable Diffusion, and its card."""
+    """The parts of an instruction-conditioned Stable Diffusion (1.x, 2.x or XL), and its card."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text: TextEncoder
     scheduler: DDIMScheduler
     card: EditorCard
+    scaled_condition: bool = False
+    """Whether the image latent is scaled as the target is (`is_cosxl_edit` of the pipeline; method.md 5.1)."""
 
     @classmethod
-    def build(cls, start: str | Path, bias: Literal["copy", "diffusers_legacy"] = "copy") -> "Editor":
-        """An editor from a text-to-image model (its U-Net widened) or from an editor: folder, s3:// or hub name."""
-        named, start = start, fetch_model(start)
-        parts = _load_parts(start)
+    def build(
+        cls,
+        start: str | Path,
+        bias: Literal["copy", "diffusers_legacy"] = "copy",
+        single_file: SingleFile = SingleFile(),  # noqa: B008 - frozen
+    ) -> "Editor":
+        """An editor from a text-to-image model (its U-Net widened) or from an editor: a folder, a single file (.ckpt,
+        .safetensors), the s3:// address of either, or a hub name. `single_file`: what such a file does not say."""
+        named, start = str(start), fetch_model(start)
+        if is_single_file(start):
+            parts, named = load_single_file(start, single_file)
+        else:
+            parts = load_parts(start)
         unet, vae = parts["unet"], parts["vae"]
         seen, channels = unet.config.in_channels, vae.config.latent_channels
         if seen == channels:
@@ -92,13 +110,13 @@ class Editor:
                 f" a text-to-image model ({channels} input channels) or an editor ({2 * channels})"
             )
         has_card = (Path(start) / "card.json").is_file()
-        return cls(**parts, card=read_card(start) if has_card else _first_card(named, **parts))
+        return cls(**parts, card=read_card(start) if has_card else _first_card(named, single_file, **parts))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Editor":
         """A finished editor, as `save` left it: a folder or its s3:// address."""
         folder = fetch_model(folder)
-        card, parts = read_card(folder), _load_parts(folder)
+        card, parts = read_card(folder), load_parts(folder)
         seen, wanted = parts["unet"].config.in_channels, 2 * parts["vae"].config.latent_channels
         if seen != wanted:
             raise ModelFolderError(f"the U-Net of {folder} has {seen} input channels, an editor's has {wanted}")
@@ -107,40 +125,69 @@ class Editor:
     def save(self, folder: str | Path, card: EditorCard, dtype: torch.dtype = torch.float32) -> None:
         """Write the diffusers layout in `dtype`, and the card last. The weights in memory stay as they are.
 
-        diffusers' StableDiffusionInstructPix2PixPipeline opens the folder.
+        diffusers' StableDiffusionInstructPix2PixPipeline opens the folder, StableDiffusionXLInstructPix2PixPipeline
+        that of an XL.
         """
         folder = Path(folder)
         (folder / "card.json").unlink(missing_ok=True)
-        StableDiffusionInstructPix2PixPipeline(
-            unet=_cast(self.unet, dtype),
-            vae=_cast(self.vae, dtype),
-            text_encoder=_cast(self.text_encoder, dtype),
-            tokenizer=self.tokenizer,
-            scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder, safe_serialization=True)
+        parts = {"unet": self.unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.parts()}
+        parts = {name: _cast(part, dtype) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+        self._pipeline(parts).save_pretrained(folder, safe_serialization=True)
         forget_origin(folder)
         card = card.model_copy(update={"prediction_type": self.scheduler.config.prediction_type})
         (folder / "card.json").write_text(card.model_dump_json(indent=2) + "\n")
 
+    def _pipeline(self, parts: dict[str, Any]) -> DiffusionPipeline:
+        if not self.is_xl:
+            checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+            return StableDiffusionInstructPix2PixPipeline(**parts, **checker)
+        switches = {"force_zeros_for_empty_prompt": self.text.empty_is_zero, "is_cosxl_edit": self.scaled_condition}
+        pipeline = StableDiffusionXLInstructPix2PixPipeline(**parts, **switches, add_watermarker=False)
+        pipeline.register_to_config(**switches)  # by itself it forgets is_cosxl_edit
+        return pipeline
+
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Editor":
-        """Move the weights, and cast them where a dtype is given; returns itself."""
-        for module in (self.unet, self.vae, self.text_encoder):
-            module.to(device=device, dtype=dtype)
+        """Move the weights, and cast them where a dtype is given; returns itself.
+
+        The VAE of an XL stays in fp32 where fp16 is asked for and its config says `force_upcast`: its activations
+        overflow.
+        """
+        self.unet.to(device=device, dtype=dtype)
+        self.text.to(device=device, dtype=dtype)
+        overflows = dtype == torch.float16 and self.is_xl and self.vae.config.force_upcast
+        self.vae.to(device=device, dtype=torch.float32 if overflows else dtype)
         return self
 
-    def with_weights(self, unet: dict[str, Tensor], text_encoder: dict[str, Tensor] | None = None) -> "Editor":
+    def with_weights(self, unet: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> "Editor":
         """An editor with these weights and every other part shared; the live modules are not touched."""
         other = copy.copy(self)
         with torch.device("meta"):  # no time for first weights that the given ones replace
             other.unet = UNet2DConditionModel.from_config(self.unet.config).eval()
         other.unet.load_state_dict(unet, assign=True)
-        if text_encoder is not None:
-            other.text_encoder = CLIPTextModel(self.text_encoder.config).eval()
-            other.text_encoder.load_state_dict(text_encoder)
+        if text is not None:
+            other.text = self.text.fresh()
+            other.text.load_state_dict(text)
         return other
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether it is a Stable Diffusion XL: two text encoders, and a U-Net that is told sizes."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The first text encoder."""
+        return self.text.encoders[0]
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The first tokenizer; an XL's two cut texts into the same tokens."""
+        return self.text.tokenizers[0]
+
+    @property
+    def vae_factor(self) -> int:
+        """The side of an image over that of its latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def latent_channels(self) -> int:
@@ -149,7 +196,7 @@ class Editor:
 
     def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
         """(C, h, w) of the latent of each of the images (B, 3, H, W)."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = self.vae_factor
         height, width = images.shape[-2:]
         if height % factor or width % factor:
             raise ValueError(f"images are {height} x {width}; both must be multiples of {factor}, the VAE's factor")
@@ -157,9 +204,7 @@ class Editor:
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled."""
-        images = images.to(self.vae.device, self.vae.dtype)
-        found = [self.vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
-        return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
+        return posterior(self.vae, images)
 
     def encode_target(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Images (B, 3, H, W) -> the target: a VAE *sample* times its scaling factor (method.md 5.1)."""
@@ -171,27 +216,38 @@ class Editor:
         return (mean + std * noise) * self.vae.config.scaling_factor
 
     def encode_condition(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> what the U-Net sees: the VAE's *mode*, not scaled (method.md 5.1)."""
-        return self.posterior(images)[0]
+        """Images (B, 3, H, W) -> what the U-Net sees of them (B, C, h, w)."""
+        return self.scale_condition(self.posterior(images)[0])
+
+    def scale_condition(self, mean: Tensor) -> Tensor:
+        """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (method.md 5.1) unless the
+        model learned it so."""
+        return mean * self.vae.config.scaling_factor if self.scaled_condition else mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> float images (B, 3, H, W), about -1..1."""
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        chunks = _chunks(latents, latents[0, 0].numel() * factor**2)
+        chunks = _chunks(latents, latents[0, 0].numel() * self.vae_factor**2)
         return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Texts -> (B, T) token ids, padded and cut to the tokenizer's length."""
-        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
-    def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts -> (B, T, D) states of the text encoder."""
-        return self.text_encoder(self.tokenize(texts).to(self.text_encoder.device)).last_hidden_state
+def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled, on its device."""
+    images = images.to(vae.device, vae.dtype)
+    found = [vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
+    return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
 
 
-def load_tokenizer(start: str | Path) -> CLIPTokenizer:
-    """The tokenizer of a text-to-image model or an editor: a folder, an s3:// address or a hub name."""
+def load_vae(start: str | Path, single_file: SingleFile) -> AutoencoderKL:
+    """The frozen VAE, in fp32, of what an editor starts from: a folder, a single file, s3:// or a hub name."""
+    start = fetch_model(start)
+    return load_single_file(start, single_file)[0]["vae"] if is_single_file(start) else load_folder_vae(start)
+
+
+def load_tokenizer(start: str | Path, single_file: SingleFile) -> CLIPTokenizer:
+    """The tokenizer of what an editor starts from: a folder's or a hub name's own; a single file's, as told."""
+    if is_single_file(start):
+        return told_tokenizer(single_file.tokenizer, start)
     return CLIPTokenizer.from_pretrained(fetch_model(start), subfolder="tokenizer")
 
 
@@ -211,28 +267,6 @@ def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> st
     words = instruction.split()
     kept = bisect_right(range(len(words)), limit, key=lambda count: length(" ".join(words[:count]) + suffix)) - 1
     return " ".join(words[:kept]) + suffix
-
-
-def _load_parts(start: str | Path) -> dict:
-    """The five parts of a folder or hub name, in fp32."""
-    check_parts(start)
-    weights = {"dtype": torch.float32, "use_safetensors": True, "low_cpu_mem_usage": False}
-    unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", **weights)
-    vae = AutoencoderKL.from_pretrained(start, subfolder="vae", **weights)
-    scheduler = DDIMScheduler.from_pretrained(start, subfolder="scheduler", clip_sample=False)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ModelFolderError(
-            f"{start} predicts {scheduler.config.prediction_type!r}; give a model that predicts epsilon or v_prediction"
-        )
-    return {
-        "unet": unet.to(memory_format=torch.channels_last),
-        "vae": vae.to(memory_format=torch.channels_last).requires_grad_(False),
-        "text_encoder": CLIPTextModel.from_pretrained(
-            start, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
-        ),
-        "tokenizer": CLIPTokenizer.from_pretrained(start, subfolder="tokenizer"),
-        "scheduler": scheduler,
-    }
 
 
 def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]) -> None:
@@ -256,12 +290,18 @@ def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]
 
 
 def _first_card(
-    start: str | Path, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler, **_: object
+    named: str,
+    single_file: SingleFile,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    scheduler: DDIMScheduler,
+    **_: object,
 ) -> EditorCard:
     """The card of a model that was not trained here."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return EditorCard(
-        base_model=str(start),
+        base_model=named,
+        instruction_suffix=single_file.instruction_suffix,
         resolution=unet.config.sample_size * factor,
         prediction_type=scheduler.config.prediction_type,
     )

@@ -4,25 +4,25 @@
 
 Blind to rewards: a row's `weight` and `instruction` say all.
 
-B batch, C latent channels, h w latent height and width, T tokens, D width of the text states
+B batch, C latent channels, h w latent height and width, E text encoders, T tokens
 """
 
-import re
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from hive_ray.config import Editor as Settings
+from hive_ray.editor.latents import PairLatents, Views, draw_views
+from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.preview import draw_preview
-from hive_ray.images import to_batch
-from hive_ray.schemas import Row, Rows
-
-LATENT_BYTES = 2 * 1024**3
-"""CPU memory for the latents of pairs already seen."""
+from hive_ray.editor.text import TextEncoder, TextStates
+from hive_ray.measures import effective_sample_size
+from hive_ray.schemas import BadRows, Rows
 
 Metrics = dict[str, float]
 
@@ -37,6 +37,11 @@ def draw_dropped_conditions(count: int, *, rate: float, generator: torch.Generat
     return place < 2 * rate, (rate <= place) & (place < 3 * rate)
 
 
+def row_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each row (B,) of a prediction and its target, (B, C, h, w) each; in fp32."""
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)
+
+
 def weighted_denoising_loss(
     predicted: Tensor, target: Tensor, weight: Tensor, snr_weight: Tensor | None = None
 ) -> Tensor:
@@ -44,7 +49,7 @@ def weighted_denoising_loss(
 
     predicted, target: (B, C, h, w); weight, snr_weight: (B,). A weight of 1 everywhere changes no bit of it.
     """
-    per_row = (predicted.float() - target.float()).square().flatten(1).mean(1)  # (B,)
+    per_row = row_errors(predicted, target)
     if snr_weight is not None:
         per_row = snr_weight * per_row
     return (weight * per_row).mean()
@@ -62,139 +67,138 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction_type: str) -
     return (gamma / snr).clamp(max=1)
 
 
-def mentions_side(instruction: str) -> bool:
-    """Whether a mirrored pair would contradict the instruction: it says left or right."""
-    return re.search(r"\b(left|right)(most|wards?)?\b", instruction, re.IGNORECASE) is not None
-
-
 class Denoiser(nn.Module):
     """The weights that move, as one module for DeepSpeed to wrap."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None) -> None:
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder | None, vae_factor: int) -> None:
+        """`vae_factor`: the side of an image over that of its latent, for XL's size conditioning."""
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.vae_factor = unet, text_encoder, vae_factor
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor | TextStates) -> Tensor:
         """Prediction (B, C, h, w) from [noisy latent, image latent] (B, 2 C, h, w) and timesteps (B,).
 
-        text: token ids (B, T) where the text encoder is trained too, else its states (B, T, D).
+        text: token ids (B, E, T) where the text encoder is trained too, else its states.
         """
-        states = text if self.text_encoder is None else self.text_encoder(text).last_hidden_state
+        states = text if self.text_encoder is None else self.text_encoder(text)
+        height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
-        return self.unet(noisy, timesteps, states.to(self.unet.dtype)).sample
+        return self.unet(noisy, timesteps, **states.unet_inputs(height, width, self.unet.dtype)).sample
 
 
-class LatentCache:
-    """Posteriors of pairs already seen: the VAE is frozen, and on a CPU it costs as much as the U-Net.
+@dataclass(frozen=True)
+class Noised:
+    """What the network is given of some rows, and what it has to say."""
 
-    Full, it takes no more: rows come in random order, so old ones are as likely to come again as new ones.
-    """
+    inputs: tuple
+    """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text: the arguments of `Denoiser`."""
+    target: Tensor
+    """(B, C, h, w)"""
 
-    def __init__(self, most_bytes: int = LATENT_BYTES) -> None:
-        self.most_bytes, self.num_bytes = most_bytes, 0
-        self.latents: dict[tuple[str, bool], Tensor] = {}
-
-    def get(self, pair_id: str, flipped: bool) -> Tensor | None:
-        """What was put under a pair, or None."""
-        return self.latents.get((pair_id, flipped))
-
-    def put(self, pair_id: str, flipped: bool, latents: Tensor) -> None:
-        """Keep the latents of a pair, on the CPU, while there is room."""
-        size = latents.numel() * latents.element_size()
-        if (pair_id, flipped) not in self.latents and self.num_bytes + size <= self.most_bytes:
-            self.latents[pair_id, flipped] = latents
-            self.num_bytes += size
+    @property
+    def timesteps(self) -> Tensor:
+        """(B,)"""
+        return self.inputs[1]
 
 
 class EditorObjective:
     """The weights that move, and the denoising loss of rows of `pairs`."""
 
-    def __init__(self, editor: Editor, settings: Settings, *, latent_bytes: int = LATENT_BYTES) -> None:
+    def __init__(self, editor: Editor, settings: Settings) -> None:
         self.editor, self.settings = editor, settings
-        self.cache = LatentCache(latent_bytes)
+        self.latents = PairLatents(editor, settings)
         editor.vae.requires_grad_(False)
         editor.unet.requires_grad_(True)
-        editor.text_encoder.requires_grad_(settings.train_text_encoder)
-        self.model = Denoiser(editor.unet, editor.text_encoder if settings.train_text_encoder else None)
+        editor.text.requires_grad_(settings.train_text_encoder)
+        self.model = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
+        self.adapters = Adapters(editor, settings) if settings.lora_rank else None
+        if settings.gradient_checkpointing:
+            editor.unet.enable_gradient_checkpointing()
+            if settings.train_text_encoder:
+                for encoder in editor.text.encoders:
+                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped.
 
-        Draws from the CPU `generator`, in this order: flips, timesteps, noise of the posterior, noise, drops.
+        BadRows, before `model` is called, names rows without a usable picture or weight.
         """
-        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows)
-        flips = torch.rand(count, generator=generator) < 0.5
-        source, mean, std = self._posteriors(rows, flips, device)
+        check_weights(rows)
+        batch = self.noised(rows, generator)
+        predicted = model(*batch.inputs)
+        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=predicted.device)
+        loss = weighted_denoising_loss(predicted, batch.target, weight, self._snr_weight(batch.timesteps))
+        return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}
+
+    def summarise(self, means: Metrics, num_rows: int) -> Metrics:
+        """What to log of so many rows whose measures have these means: how many their weights make of them, too."""
+        squared = means.pop("train/weight_squared")
+        return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
+
+    def noised(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Noised:
+        """Rows of `pairs`, their edited images' latents noised.
+
+        `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
+        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, noise of the posterior (not
+        shared), noise, drops. BadRows names rows without a usable picture.
+        """
+        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows) // copies
+        views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
+        source, mean, std, _ = self.latents(rows, views, device)
         num_timesteps = editor.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator).to(device)
+        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator)
         jitter = torch.randn(mean.shape, generator=generator).to(device)
-        noise = torch.randn(mean.shape, generator=generator).to(device)
+        noise = torch.randn((count, *mean.shape[1:]), generator=generator)
         drops = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
-        no_text, no_image = (drop.to(device) for drop in drops)
+        timesteps, noise, no_text, no_image = (
+            torch.cat([drawn] * copies).to(device) for drawn in (timesteps, noise, *drops)
+        )
 
         latents = editor.draw_target(mean, std, jitter)
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
-        condition = source.masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
+        condition = editor.scale_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
         text = self._text([row["instruction"] for row in rows], no_text)
-        predicted = model(torch.cat([noisy, condition], dim=1), timesteps, text)
-
-        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=device)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
-        loss = weighted_denoising_loss(predicted, target, weight, self._snr_weight(timesteps))
-        return loss, {"train/weight": weight.mean().item()}
+        return Noised((torch.cat([noisy, condition], dim=1), timesteps, text), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
-        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average)."""
-        unet = _under("unet.", state)
-        text_encoder = _under("text_encoder.", state) if self.settings.train_text_encoder else None
+        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
+
+        Adapters are added to the weights that they adapt, and lie beside them as `pytorch_lora_weights.safetensors`.
+        """
+        if self.adapters:
+            self.adapters.save(Path(folder), state)
+            state = self.adapters.merged(state)
+        unet = under("unet.", state)
+        text_encoder = under("text_encoder.", state) if self.settings.train_text_encoder else None
         self.editor.with_weights(unet, text_encoder).save(folder, card)
 
-    def preview(self, rows: Rows) -> bytes:
-        """A PNG of what the editor makes of rows of `pairs`, now."""
-        self._place()
-        return draw_preview(self.editor, rows, self.settings.preview, self.settings.resolution)
+    def preview(self, rows: Rows) -> bytes | None:
+        """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
+        device = self._place()
+        if self.editor.vae.device != device:
+            self.editor.vae.to(device)
+        return draw_preview(self.editor, rows, self.settings)
 
     def _place(self) -> torch.device:
-        """The device of the trained weights, with the frozen parts brought to it."""
+        """The device of the trained weights, with the text encoder brought to it."""
         device = next(self.model.parameters()).device
-        for module in (self.editor.vae, self.editor.text_encoder):
-            if module.device != device:
-                module.to(device)
+        if self.editor.text.device != device:
+            self.editor.text.to(device)
         return device
 
-    def _posteriors(self, rows: Rows, flips: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Mode of the source, mean and deviation of the edited image: (B, C, h, w) each, unscaled."""
-        mirrored = [
-            self.settings.flip and flip and not mentions_side(row["instruction"])
-            for row, flip in zip(rows, flips.tolist(), strict=True)
-        ]
-        found = [self.cache.get(row["pair_id"], flipped) for row, flipped in zip(rows, mirrored, strict=True)]
-        missing = [index for index, latents in enumerate(found) if latents is None]
-        if missing:
-            fresh = self._encode([rows[index] for index in missing], torch.tensor([mirrored[i] for i in missing]))
-            for index, latents in zip(missing, fresh, strict=True):
-                found[index] = latents.clone()
-                self.cache.put(rows[index]["pair_id"], mirrored[index], found[index])
-        source, mean, std = torch.stack(found).to(device).unbind(1)
-        return source, mean, std
+    def _text(self, instructions: list[str], no_text: Tensor) -> Tensor | TextStates:
+        """Token ids (B, E, T), or a frozen encoder's states, of the instructions or of nothing.
 
-    @torch.no_grad()
-    def _encode(self, rows: list[Row], mirrored: Tensor) -> Tensor:
-        """Rows -> (B, 3, C, h, w) on the CPU: source mode, edited mean, edited standard deviation."""
-        images = [row["source_image"] for row in rows] + [row["edited_image"] for row in rows]
-        pixels = to_batch(images, self.settings.resolution)
-        both = torch.where(mirrored.repeat(2).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        mean, std = self.editor.posterior(both)
-        source, edited = mean.chunk(2)
-        return torch.stack([source, edited, std.chunk(2)[1]], dim=1).cpu()
-
-    def _text(self, instructions: list[str], no_text: Tensor) -> Tensor:
-        """Token ids (B, T), or a frozen encoder's states (B, T, D), of the instructions or of nothing."""
+        Encoded in every step, the cheapest place: of Stable Diffusion 1.5 at 256 x 256 a text is 13 GFLOP, the U-Net
+        forth and back 537 (and the pictures, which `latents` saves, 545). States take 236 kB a text, more than the
+        latents of a pair, and a cache would have to hold as many as there are instructions to be of use.
+        """
         given = ["" if dropped else words for words, dropped in zip(instructions, no_text.tolist(), strict=True)]
         if self.settings.train_text_encoder:
-            return self.editor.tokenize(given).to(no_text.device)
+            return self.editor.text.tokenize(given).to(no_text.device)
         with torch.no_grad():
-            return self.editor.encode_text(given)
+            return self.editor.text.encode(given)
 
     def _snr_weight(self, timesteps: Tensor) -> Tensor | None:
         """Min-SNR weight of the timesteps (B,), or None without it."""
@@ -205,6 +209,17 @@ class EditorObjective:
         return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config.prediction_type)
 
 
+def check_weights(rows: Rows) -> None:
+    """BadRows names the rows whose `weight` is no finite number of at least 0."""
+    reasons = {
+        place: f"its weight is {row['weight']}, not a finite number of at least 0"
+        for place, row in enumerate(rows)
+        if not 0 <= row["weight"] < math.inf
+    }
+    if reasons:
+        raise BadRows(reasons)
+
+
 def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the U-Net has to say (B, C, h, w): the noise, or the velocity of a v-prediction model."""
     if scheduler.config.prediction_type == "v_prediction":
@@ -212,6 +227,6 @@ def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, t
     return noise
 
 
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries below a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -113,23 +113,23 @@ class _Denoising:
         self.needs_unconditional = bool((image_scale != 1).any())
         latents = editor.encode_condition(source_images).to(self.unet.device, self.unet.dtype)
         distinct = list(dict.fromkeys([*instructions, ""]))
-        states = editor.encode_text(distinct).to(self.unet.dtype)
-        text = states[[distinct.index(instruction) for instruction in instructions]]
-        no_text = states[[distinct.index("")] * len(instructions)]
+        text = [distinct.index(instruction) for instruction in instructions]
+        no_text = [distinct.index("")] * len(instructions)
         passes = [(latents, text)]
         if self.needs_image_only:
             passes.append((latents, no_text))
         if self.needs_unconditional:
             passes.append((torch.zeros_like(latents), no_text))  # no image is a zero latent, not a black image's
         self.image_latents = torch.cat([one[0] for one in passes])
-        self.text_states = torch.cat([one[1] for one in passes])
+        states = editor.text.encode(distinct).rows([place for one in passes for place in one[1]])
+        self.text_inputs = states.unet_inputs(*source_images.shape[-2:], self.unet.dtype)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled for the U-Net -> guided prediction (B, C, h, w) in fp32."""
         passes = len(self.image_latents) // len(latents)
         inputs = torch.cat([latents.repeat(passes, 1, 1, 1), self.image_latents], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        conditional, *others = self.unet(inputs, timestep, self.text_states).sample.float().chunk(passes)
+        conditional, *others = self.unet(inputs, timestep, **self.text_inputs).sample.float().chunk(passes)
         # A prediction that was left out cancels, whatever stands in for it.
         image_only = others[0] if others else conditional
         unconditional = others[-1] if others else conditional

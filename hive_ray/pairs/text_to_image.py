@@ -3,7 +3,6 @@
 n pairs in one call, m pictures, C h w latent channels, height and width, T tokens, D width of the text states
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import cached_file
 
-from hive_ray.model_folders import STABLE_DIFFUSION_PARTS, check_parts
+from hive_ray.model_folders import XL_PARTS, check_parts, read_model_index
 from hive_ray.pairs.alignment import word_spans
 from hive_ray.pairs.controls import Caption, Controls
 from hive_ray.pairs.local_blending import blend, blend_mask
 from hive_ray.pairs.prompt_to_prompt import SharedAttention, install
 from hive_ray.pairs.schedules import SCHEDULES, Noise
 from hive_ray.storage import fetch_model
-
-XL_PARTS = (*STABLE_DIFFUSION_PARTS, "text_encoder_2", "tokenizer_2")
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class TextToImage:
             self.second_tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer_2")
             second = _text_encoder(CLIPTextModelWithProjection, base, "text_encoder_2", dtype)
             self.second_text_encoder = second.to(device)
-            self.empty_is_zero = _model_index(base).get("force_zeros_for_empty_prompt", True)
+            self.empty_is_zero = read_model_index(base).get("force_zeros_for_empty_prompt", True)
         self.scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler", clip_sample=False)
         self.holder = install(self.unet)
 
@@ -238,7 +234,3 @@ def _sum_of(attended: list[Tensor], control_side: float) -> Tensor:
 
 def _text_encoder(kind: Any, base: str | Path, part: str, dtype: torch.dtype) -> Any:
     return kind.from_pretrained(base, subfolder=part, dtype=dtype, use_safetensors=True)
-
-
-def _model_index(base: str | Path) -> dict[str, Any]:
-    return json.loads(Path(cached_file(base, "model_index.json")).read_text())

@@ -61,11 +61,6 @@ def _mean1_scale(exponent: np.ndarray, greatest_weight: float) -> float:
     return float(scale)
 
 
-def effective_sample_size(weight: np.ndarray) -> float:
-    """(sum w)^2 / sum w^2 (Kish 1965): how many equally weighted rows the weighted ones are worth, 1..N."""
-    return float(np.sum(weight) ** 2 / np.sum(np.square(weight)))
-
-
 def quantile_edges(reward: np.ndarray) -> tuple[float, ...]:
     """The four rewards that cut a table into five levels of equally many rows."""
     return tuple(float(edge) for edge in np.quantile(_finite(reward), (0.2, 0.4, 0.6, 0.8)))

@@ -49,7 +49,9 @@ def test_a_training_that_begins_again_leaves_nothing_of_the_old_curves(tmp_path)
 def test_a_flush_brings_the_points_to_s3_while_the_training_goes_on(s3_root):
     tracker = track("tensorboard", s3_root, 0, 16)
     assert not storage.exists(storage.join(s3_root, "tensorboard"))
-    tracker.flush()
+    tracker.flush(lasting=False)
+    assert not storage.exists(storage.join(s3_root, "tensorboard"))
+    tracker.flush(lasting=True)
     assert points(read(storage.join(s3_root, "tensorboard", "editors/sft"))) == [(8, 8), (16, 16)]
     tracker.close()
 
@@ -69,7 +71,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_command(name, monke
 def test_mlflow_goes_on_with_its_run_and_sends_no_point_twice(tmp_path, monkeypatch):
     client_of = pytest.importorskip("mlflow").MlflowClient
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    track("mlflow", str(tmp_path), 0, 40).flush()  # and killed
+    track("mlflow", str(tmp_path), 0, 40).flush(lasting=True)  # and killed
     track("mlflow", str(tmp_path), 16, 56, offset=0.5, resumed_at=16).close()
     client = client_of(f"sqlite:///{tmp_path}/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("tests").experiment_id])

@@ -8,89 +8,29 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 import torch
-from safetensors.torch import load_file, save_file
+from diffusers.training_utils import EMAModel
+from lines import NUM_POINTS, POINTS, Line, log, train, training, weights, write_points
 
-from hive_ray.config import Resources, Training
+from hive_ray.config import Recovery, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
-from hive_ray.distributed.training import fit, learning_rate
-from hive_ray.distributed.weights import Average
-from hive_ray.images import decode, encode
-from hive_ray.schemas import Rows
+from hive_ray.distributed.training import learning_rate
+from hive_ray.distributed.weights import Average, ema_decay
+from hive_ray.images import decode
+from hive_ray.schemas import Stopped
 from hive_ray.seeds import generator_for
 
-HERE = Path(__file__).parent
-FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]
-POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})
-NUM_POINTS = 20
-
-
-def training(**changes) -> Training:
-    settings = dict(
-        total_images=48, batch_size=8, micro_batch_size=2, learning_rate=0.1, schedule="cosine", warmup_images=16,
-        ema_decay=0.5, checkpoint_images=16, workers=Resources(num_actors=2, num_gpus=0, num_cpus=1), weight_decay=0.0,
-    )  # fmt: skip
-    return Training(**settings | changes)
-
-
-class Line:
-    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait or to break."""
-
-    def __init__(self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False):
-        torch.manual_seed(0)
-        self.model = torch.nn.Linear(1, 1)
-        self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
-
-    def loss(self, model, rows: Rows, generator):
-        self.calls += 1
-        time.sleep(self.seconds)
-        if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
-            Path(self.flag).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        x = torch.tensor([[row["x"]] for row in rows])
-        y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
-        loss = (model(x) - y).square().mean()
-        return (loss * math.nan if self.breaks else loss), {"train/x": x.mean().item()}
-
-    def preview(self, rows: Rows) -> bytes:
-        y = self.model(torch.tensor([[row["x"]] for row in rows]))
-        return encode((60 * y).byte().expand(-1, 3).reshape(1, -1, 3).numpy())
-
-    def save(self, folder, state):
-        save_file(state, folder / "model.safetensors")
-        (folder / "card.json").write_text("{}")
-
-
-def train(folder: Path, name: str = "line", settings: Training | None = None, **kwargs):
-    return fit(
-        Line, name=name, run=str(folder / "run"), rows=lambda: tables.select(str(folder / "points"), POINTS),
-        columns=["x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
-    )  # fmt: skip
-
-
-def write_points(folder: Path) -> None:
-    rows = [{"point_id": str(index), "x": index / NUM_POINTS} for index in range(NUM_POINTS)]
-    tables.write_rows(str(folder / "points"), POINTS, rows, {})
-
-
-def log(folder: Path, name: str = "line") -> list[dict]:
-    lines = (folder / "run" / "metrics" / f"{name}.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "train/images_per_second"} for line in lines]
-
-
-def weights(folder: Path, name: str = "line") -> dict[str, torch.Tensor]:
-    return load_file(folder / "run" / name / "model.safetensors")
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+    ray.cloudpickle.register_pickle_by_value(sys.modules["lines"])  # workers cannot import a test file
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         start_ray(num_cpus=4)
@@ -98,8 +38,11 @@ def cluster(tmp_path_factory):
         ray.shutdown()
 
 
-def by_hand(settings: Training) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """The same training in one plain process, no Ray, no DeepSpeed: losses, gradient norms and averaged weights."""
+def by_hand(
+    settings: Training, bad: frozenset = frozenset()
+) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """The same training in one plain process, without the bad rows, no Ray, no DeepSpeed: losses, gradient norms and
+    averaged weights."""
     line, losses, norms = Line(), [], []
     optimizer = torch.optim.AdamW(line.model.parameters(), weight_decay=settings.weight_decay)
     average = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
@@ -107,23 +50,31 @@ def by_hand(settings: Training) -> tuple[list[float], list[float], dict[str, tor
     share = settings.batch_size // world
     for step, images in enumerate(range(0, settings.total_images, settings.batch_size)):
         places = batch_places(images, settings.batch_size, NUM_POINTS, settings.seed)
-        step_losses = []
+        sums, num_good = [], 0
         for rank in range(world):
             for start in range(0, share, micro):
                 mine = places[rank * share + start : rank * share + start + micro]
-                rows = [{"x": float(np.float32(place / NUM_POINTS))} for place in mine]
+                rows = [{"point_id": str(place), "x": float(np.float32(place / NUM_POINTS))} for place in mine]
+                good = [row for row in rows if row["point_id"] not in bad]
                 generator = generator_for("batch", settings.seed, rank, images + start)
-                step_losses.append(line.loss(line.model, rows, generator)[0])
-        loss = torch.stack(step_losses).mean()
+                if good:
+                    sums.append(len(good) * line.loss(line.model, good, generator)[0])
+                num_good += len(good)
+        total = torch.stack(sums).sum()
         optimizer.zero_grad()
-        loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm).item())
+        (total / settings.batch_size).backward()
+        norm = torch.nn.utils.clip_grad_norm_(line.model.parameters(), settings.max_grad_norm or math.inf)
+        norms.append(norm.item())
         optimizer.param_groups[0]["lr"] = learning_rate(settings, images + settings.batch_size)
+        before = {name: weight.detach().clone() for name, weight in line.model.named_parameters()}
         optimizer.step()
-        losses.append(loss.item())
-        decay = min(settings.ema_decay, (2 + step) / (11 + step))
-        for name, weight in line.model.named_parameters():
-            average[name] = decay * average[name] + (1 - decay) * weight.detach()
+        losses.append(total.item() / num_good)
+        updates = share // micro if settings.ema_rule == "micro_batch" else 1
+        for update in range(step * updates, (step + 1) * updates):
+            decay = min(settings.ema_decay, (2 + update) / (11 + update))
+            last = update == (step + 1) * updates - 1
+            for name, weight in line.model.named_parameters():
+                average[name] = decay * average[name] + (1 - decay) * (weight if last else before[name]).detach()
     return losses, norms, average
 
 
@@ -131,7 +82,7 @@ def held_out_loss(settings: Training, weights: dict[str, torch.Tensor]) -> float
     """The loss of the points above 0.5 by these weights: one process, a batch of `micro_batch_size` after another."""
     line, total = Line(), 0.0
     line.model.load_state_dict(weights)
-    points = [{"x": float(np.float32(place / NUM_POINTS))} for place in range(11, NUM_POINTS)]
+    points = [{"point_id": str(place), "x": float(np.float32(place / NUM_POINTS))} for place in range(11, NUM_POINTS)]
     for start in range(0, len(points), settings.micro_batch_size):
         rows = points[start : start + settings.micro_batch_size]
         generator = generator_for("validation", settings.seed, start // settings.micro_batch_size)
@@ -168,6 +119,28 @@ def test_the_average_starts_fast_and_slows_to_its_decay():
     assert model.weight.item() == pytest.approx(1 - 2 / 11 * 0.25)
 
 
+def test_the_decay_counts_as_each_rule_says():
+    instruct_pix2pix = [ema_decay(updates, 0.5, "micro_batch") for updates in (1, 2, 3, 8, 9)]
+    assert instruct_pix2pix == pytest.approx([2 / 11, 3 / 12, 4 / 13, 0.5, 0.5])
+    assert [ema_decay(updates, 0.5, "step") for updates in (1, 2, 3, 8, 9)] == instruct_pix2pix
+    assert ema_decay(1, 0.5, "diffusers") == 0
+    assert [ema_decay(updates, 0.5, "diffusers") for updates in (2, 3, 4, 9, 10)] == instruct_pix2pix
+
+
+def test_the_rule_of_diffusers_gives_the_average_that_diffusers_does():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    theirs, ours = EMAModel(model.parameters(), decay=0.4), Average(model, 0.4, "diffusers")
+    for _ in range(12):
+        for weight in model.parameters():
+            weight.data.add_(torch.randn_like(weight))
+        theirs.step(model.parameters())
+        ours.update(model)
+        for shadow, weight in zip(theirs.shadow_params, ours.weights.values(), strict=True):
+            torch.testing.assert_close(weight, shadow)
+    assert theirs.cur_decay_value == 0.4  # the bound has been met
+
+
 def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
     rows = [{"point_id": str(index), "x": float(index)} for index in range(100)]
@@ -195,10 +168,12 @@ def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_workers_train_as_one_plain_loop_does_while_held_out_rows_are_looked_at(tmp_path, cluster, stage):
+@pytest.mark.parametrize(("stage", "rule", "norm"), [(0, "micro_batch", 0.0), (2, "step", 1.0), (3, "step", 1.0)])
+def test_two_workers_train_as_one_plain_loop_does_while_held_out_rows_are_looked_at(
+    tmp_path, cluster, stage, rule, norm
+):
     write_points(tmp_path)
-    settings = training(zero_stage=stage)
+    settings = training(zero_stage=stage, ema_rule=rule, max_grad_norm=norm)
     points = str(tmp_path / "points")
     metrics = train(
         tmp_path, settings=settings, held_out=lambda: tables.select(points, POINTS, where={"x": lambda x: x > 0.5})
@@ -212,7 +187,7 @@ def test_two_workers_train_as_one_plain_loop_does_while_held_out_rows_are_looked
     assert start["validation/loss"] == pytest.approx(held_out_loss(settings, Line().model.state_dict()), rel=1e-5)
     assert metrics["validation/loss"] == pytest.approx(held_out_loss(settings, average), rel=1e-5)
     assert metrics["train/loss"] == steps[-1]["train/loss"]
-    assert metrics["train/ema_decay"] == 0.4375  # (1 + 6) / (10 + 6), below ema_decay
+    assert metrics["train/ema_decay"] == (0.5 if rule == "micro_batch" else 0.4375)  # (1 + 6) / (10 + 6)
     pictures = sorted((tmp_path / "run" / "metrics" / "line").iterdir())
     assert [picture.name for picture in pictures] == [f"{images:09d}.png" for images in (0, 16, 24, 40, 48)]
     y = [(average["weight"] * place / NUM_POINTS + average["bias"]).item() for place in (11, 13, 16, 19)]
@@ -229,13 +204,13 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     train(tmp_path, "worker", flag=str(tmp_path / "flag"), dies_at=9)
     assert (tmp_path / "flag").exists()
 
-    call = f"t.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=2.0)"
-    code = f"import pathlib, test_training as t; t.start_ray(); {call}"
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    call = f"lines.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=2.0)"
+    code = f"import pathlib, lines; from hive_ray.distributed.cluster import start_ray; start_ray(); {call}"
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": cluster}
     driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
     checkpoints = tmp_path / "run" / "checkpoints"
-    while not list(checkpoints.glob("driver-*/checkpoint_*")) and driver.poll() is None:
+    while not list(checkpoints.glob("driver-*/*/rank-0.json")) and driver.poll() is None:
         time.sleep(0.1)
     time.sleep(1)
     driver.send_signal(signal.SIGKILL)
@@ -252,5 +227,29 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
 @pytest.mark.ray
 def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, cluster):
     write_points(tmp_path)
-    with pytest.raises(FloatingPointError, match=r"line: the loss is nan after 8 images; lower the learning rate"):
+    with pytest.raises(Stopped, match=r"line: the loss is nan after 8 images; lower the learning rate"):
         train(tmp_path, breaks=True)
+
+
+@pytest.mark.ray
+def test_bad_rows_are_left_out_and_too_many_stop_all_workers_with_their_ids(tmp_path, cluster):
+    write_points(tmp_path)
+    loose = training(zero_stage=3, recovery=Recovery(most_bad_rows=0.1))
+    # Both of a micro batch after the first checkpoint; in later epochs they are in batches with good ones.
+    bad = frozenset(str(place) for place in batch_places(16, 2, NUM_POINTS, loose.seed))
+    train(tmp_path, "loose", settings=loose, bad=bad)
+    losses, _, average = by_hand(loose, bad)
+    assert [line["train/loss"] for line in log(tmp_path, "loose")] == pytest.approx(losses, rel=1e-5)
+    for name, weight in weights(tmp_path, "loose").items():
+        torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
+    drawn = [str(place) in bad for images in range(0, 48, 8) for place in batch_places(images, 8, NUM_POINTS, 0)]
+    assert log(tmp_path, "loose")[-1]["train/skipped_rows"] == sum(drawn) > 2
+
+    strict = loose.model_copy(update={"recovery": Recovery(most_bad_rows=0.05)})
+    with pytest.raises(Stopped, match=r"strict: 2 of 20 rows are bad, more than .*bad_rows \(0\.05\)") as stopped:
+        train(tmp_path, "strict", settings=strict, bad=bad)
+    assert all(f"{row}: it is cracked" in str(stopped.value) for row in bad)
+    train(tmp_path, "strict", settings=loose, bad=bad)  # goes on from the checkpoint at 16 images
+    assert log(tmp_path, "strict") == log(tmp_path, "loose")
+    for name, weight in weights(tmp_path, "strict").items():
+        assert torch.equal(weight, weights(tmp_path, "loose")[name])

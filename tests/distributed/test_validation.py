@@ -12,10 +12,10 @@ from torch import nn
 from hive_ray import config
 from hive_ray.config import Preview, Resources, Training, Watching
 from hive_ray.distributed import tables
+from hive_ray.distributed.engine import start_engine, take_step
 from hive_ray.distributed.rows import RowStore
-from hive_ray.distributed.training import start_engine
 from hive_ray.distributed.validation import Validation, at_rest, hold_out, validation_due
-from hive_ray.distributed.weights import Average, take_step
+from hive_ray.distributed.weights import Average
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode
@@ -130,7 +130,7 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
         noisy = Noisy()
         engine, norms, seen = start_engine(noisy.model, settings), [], []
         average = Average(engine.module, settings.ema_decay)
-        validation = Validation(store, settings, rank=0, world=1)
+        validation = Validation(store, "points", settings, rank=0, world=1)
         torch.manual_seed(1)
         for step in range(4):
             if looks:
@@ -177,7 +177,7 @@ def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(p
     average = Average(engine.module, settings.ema_decay)
     for weight in engine.module.parameters():
         weight.data.add_(1.0)  # away from the average
-    validation = Validation(store, settings, rank=0, world=1)
+    validation = Validation(store, "points", settings, rank=0, world=1)
     with at_rest(engine, average):
         measures = validation.measure(noisy, engine)
 
@@ -203,7 +203,7 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
         "source_image": picture,
         "edited_image": picture,
     }
-    store = SimpleNamespace(num_rows=2, read=lambda places: [row] * len(places))
+    store = SimpleNamespace(num_rows=2, key="pair_id", read=lambda places: [row] * len(places))
     settings = training(batch_size=2, micro_batch_size=2, zero_stage=3)
     preview = Preview(num_inference_steps=2)
 
@@ -217,7 +217,7 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
         for step in range(3):
             if looks:
                 with at_rest(engine, average):
-                    validation = Validation(store, settings, rank=0, world=1)
+                    validation = Validation(store, "points", settings, rank=0, world=1)
                     validation.measure(objective, engine)
                     pictures.append(validation.preview(objective, engine))
             loss, _ = objective.loss(engine, [row, row], generator_for("step", step))

@@ -87,7 +87,7 @@ def test_a_training_that_begins_again_clears_the_old_pictures(tmp_path):
 def test_a_tracker_that_fails_ends_no_training_and_tells_no_secret(tmp_path, monkeypatch, capsys, fails_at):
     monkeypatch.setenv("SERVICE_API_KEY", "0123456789abcdef")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ConnectionError("https://me:word@host refused 0123456789abcdef")
 
     broken = SimpleNamespace(scalars=fail, flush=fail, close=fail, place="nowhere")

@@ -81,8 +81,8 @@ def test_a_size_that_the_vae_cannot_halve_is_refused(editor):
 
 
 def test_text_is_padded_and_cut_to_the_tokenizers_length(editor):
-    assert editor.tokenize(["red", "red " * 100]).shape == (2, 77)
-    assert editor.encode_text(["red", ""]).shape == (2, 77, 32)
+    assert editor.text.tokenize(["red", "red " * 100]).shape == (2, 1, 77)
+    assert editor.text.encode(["red", ""]).sequence.shape == (2, 77, 32)
 
 
 def test_what_is_saved_is_loaded_in_fp32_with_its_card_and_opens_in_diffusers(editor, tmp_path, images):
@@ -159,10 +159,10 @@ def test_an_inpainting_model_is_refused(tmp_path):
 def test_other_weights_leave_the_live_modules_alone(editor):
     before = editor.unet.conv_in.bias.clone()
     state = {name: tensor + 1 for name, tensor in editor.unet.state_dict().items()}
-    other = editor.with_weights(state, editor.text_encoder.state_dict())
+    other = editor.with_weights(state, editor.text.state_dict())
     assert torch.equal(other.unet.conv_in.bias, before + 1)
     assert torch.equal(editor.unet.conv_in.bias, before)
-    assert torch.equal(other.encode_text(["red"]), editor.encode_text(["red"]))
+    assert torch.equal(other.text.encode(["red"]).sequence, editor.text.encode(["red"]).sequence)
 
 
 def test_a_suffix_is_appended_as_it_is_where_there_is_room():

@@ -1,7 +1,13 @@
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
-from tiny_models import tiny_stable_diffusion
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+)
+from tiny_models import tiny_base
 
 from hive_ray.config import Candidates
 from hive_ray.distributed.mapping import map_rows
@@ -11,11 +17,11 @@ from hive_ray.images import decode, encode, to_pixels
 from hive_ray.schemas import CANDIDATES, to_table
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "xl"])
 def folder(request, tmp_path_factory):
     """A saved editor whose U-Net does hear the image, unlike a fresh one."""
     folder = tmp_path_factory.mktemp(request.param)
-    editor = Editor.build(tiny_stable_diffusion(folder / "base", request.param))
+    editor = Editor.build(tiny_base(folder / "base", request.param))
     with torch.no_grad():
         torch.nn.init.normal_(editor.unet.conv_in.weight, std=0.1, generator=torch.Generator().manual_seed(1))
     editor.save(folder / "editor", EditorCard(base_model="tiny", resolution=64))
@@ -62,11 +68,12 @@ def test_each_row_may_have_its_own_scales():
 @pytest.mark.parametrize(("guidance_scale", "image_guidance_scale"), [(7.5, 1.5), (3.0, 1.0), (2.0, 2.0)])
 def test_edits_are_those_of_the_diffusers_pipeline(folder, editor, images, guidance_scale, image_guidance_scale):
     scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    assert type(pipeline) in (StableDiffusionInstructPix2PixPipeline, StableDiffusionXLInstructPix2PixPipeline)
     pipeline.set_progress_bar_config(disable=True)
     wanted = pipeline(
         INSTRUCTIONS,
-        images / 2 + 0.5,
+        image=images / 2 + 0.5,
         num_inference_steps=5,
         latents=row_noise((4, 8, 8), [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]),
         output_type="pt",

@@ -22,13 +22,14 @@ from hive_ray.schemas import (
     CAPTIONS,
     EVALUATION,
     INSTRUCTIONS,
+    LATENTS,
     PAIRS,
     PROMPTS,
     RANKINGS,
     REWARDS,
     SCORED_PAIRS,
 )
-from jobs import make_pairs, pipeline, write_instructions
+from jobs import encode_latents, make_pairs, pipeline, write_instructions
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
@@ -37,6 +38,8 @@ TABLES = {
     "captions": CAPTIONS, "instructions": INSTRUCTIONS, "prompts": PROMPTS, "pairs": PAIRS, "candidates": CANDIDATES,
     "rankings": RANKINGS, "rewards": REWARDS, "scored_pairs": SCORED_PAIRS,
 }  # fmt: skip
+FOR_TRAINING = {"latents": LATENTS}
+"""Made where an editor is trained, and looked at by nothing else."""
 LONGEST_STAGE_S = 240
 MEASURES = dict.fromkeys(("evaluation/sft", "evaluation/finetuned", "curves/finetuned"), EVALUATION)
 WEIGHTS = (
@@ -65,7 +68,9 @@ def tiny(base: str, clip: str) -> Config:
             "least_clip_source_text": -1, "least_clip_edited_text": -1, "least_contrast": 0, "least_difference": 0,
             "resources": TWO,
         },
-        "editor": {"start": base, "resolution": 64, "sft": training, "finetune": training},
+        "editor": {
+            "start": base, "resolution": 64, "latents": "fp32", "sft": training, "finetune": training, "resources": ONE,
+        },
         "candidates": {"num_edits": 3, "num_inference_steps": 2, "resources": TWO},
         "rankings": {"annotator": "shapes"},
         "reward": {
@@ -100,7 +105,7 @@ def card(run, model):
 
 
 def test_every_stage_leaves_a_finished_table_or_model(run):
-    for table in TABLES:
+    for table in TABLES | FOR_TRAINING:
         assert read_manifest(run.path(table)).rows_out > 0, table
     for model in ("editors/sft", "editors/finetuned", "reward"):
         assert card(run, model)
@@ -151,6 +156,15 @@ def test_a_changed_setting_is_refused_by_its_name(run):
         make_pairs.build(changed)
 
 
+def test_latents_of_other_settings_are_not_trained_on(run):
+    editor = run.config.editor.model_copy(update={"resolution": 32, "flip": False})
+    changed = Run(run.root, run.config.model_copy(update={"editor": editor}))
+    with pytest.raises(
+        FileExistsError, match=r"latents was made.*editor\.flip was True, is False; editor\.resolution was 64"
+    ):
+        encode_latents.build(changed)
+
+
 def test_other_batches_and_workers_make_the_same_rows(run, tmp_path):
     resources = ONE.model_copy(update={"batch_size": 1})
     pairs = run.config.pairs.model_copy(update={"resources": resources})
@@ -186,7 +200,7 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
     other = Run(faulty_s3.root, run.config)
     for page in ("pairs.html", "report.html", "edits.png", "summary.json"):
         assert storage.exists(other.path(page)), page
-    for table, schema in (TABLES | MEASURES).items():
+    for table, schema in (TABLES | FOR_TRAINING | MEASURES).items():
         assert list(read_rows(other.path(table), schema)) == list(read_rows(run.path(table), schema)), table
     for weights in WEIGHTS:
         ours, theirs = (load(storage.read_bytes(one.path(weights))) for one in (run, other))

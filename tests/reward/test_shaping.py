@@ -6,7 +6,6 @@ from hive_ray.reward.shaping import (
     RIDGE,
     SHAPINGS,
     WordBaseline,
-    effective_sample_size,
     equal_width_edges,
     feedback,
     instruction_suffix,
@@ -69,12 +68,6 @@ def test_raw_weights_that_overflow_are_refused_with_what_to_do():
 def test_rewards_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="1 of them not finite"):
         quantile_edges(np.array([0.0, np.nan]))
-
-
-def test_the_effective_sample_size_is_n_for_equal_weights_and_one_for_a_single_weight():
-    assert effective_sample_size(np.ones(8)) == pytest.approx(8)
-    assert effective_sample_size(np.array([5.0, 0, 0])) == pytest.approx(1)
-    assert effective_sample_size(np.array([1.0, 3.0])) == pytest.approx(16 / 10)
 
 
 def test_quantile_edges_make_five_levels_of_equally_many():

@@ -15,7 +15,7 @@ from openai import BadRequestError, OpenAI
 from PIL import Image
 from ray import serve
 from starlette.exceptions import HTTPException
-from tiny_models import tiny_stable_diffusion
+from tiny_models import tiny_base, tiny_stable_diffusion
 
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import SamplingStopped
@@ -144,6 +144,16 @@ def test_each_request_gets_its_own_edits_in_the_order_of_its_seeds(folder):
     alone = denoise(editor, [request("add a hat", seeds=(3,))], lambda: False)[0][0]
     assert np.abs(decode(alone).astype(int) - decode(second[0])).max() <= 1
     assert np.abs(decode(alone).astype(int) - decode(first[0])).max() > 1
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "xl"])
+def test_editors_of_other_backbones_are_served(tmp_path, kind):
+    Editor.build(tiny_base(tmp_path / "base", kind)).save(
+        tmp_path / "editor", EditorCard(base_model="tiny", resolution=64)
+    )
+    (edits,) = denoise(Editor.load(tmp_path / "editor"), [request(seeds=(1, 2))], lambda: False)
+    assert len(set(edits)) == 2
+    assert decode(edits[0]).shape == (64, 64, 3)
 
 
 class Recorder:

@@ -1,0 +1,246 @@
+"""Training the editor: against diffusers' script, against a bare loop, and in memory by ZeRO stage.
+
+python -m bench.training script      what diffusers' train_instruct_pix2pix.py does each step, against our training
+python -m bench.training ray_train   the same step in a bare torch loop, against Ray Train and DeepSpeed; the start
+python -m bench.training memory      two workers at each ZeRO stage, beside the formula
+
+Whatever is compared runs on the same machine in turns, each in fresh processes, with the same rows, network, batch and
+precision; on a CPU each side has all of its cores. Images/s are those after the first quarter of a training.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+
+from hive_ray.config import Config, Resources, Training, shapes
+from hive_ray.config import Editor as EditorSettings
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.engine import memory_estimate, start_engine
+from hive_ray.distributed.tables import read_rows, write_rows
+from hive_ray.distributed.weights import Average
+from hive_ray.editor.latents import PICTURES, LatentEncoder
+from hive_ray.editor.model import Editor
+from hive_ray.editor.objective import EditorObjective
+from hive_ray.images import encode, to_batch
+from hive_ray.schemas import PAIRS, Rows
+from hive_ray.seeds import generator_for
+from hive_ray.shapes.pretraining.pictures import scene_and_twin
+from hive_ray.shapes.scenes import draw
+from jobs import encode_latents, train_editor
+from jobs.run import Run
+from tests.gloo import in_workers
+
+ROUNDS = 3
+CORES = 2
+BATCH = 32
+IMAGES = 1280
+WEIGHTS = 20_000_000
+"""Trained weights of the network whose memory is measured."""
+
+
+def settings(*, workers: int, latents: str = "fp32", images: int = IMAGES) -> Config:
+    """The shapes preset with a frozen text encoder, as diffusers' script has it, and nothing to look at on the way."""
+    preset = shapes()
+    cores = Resources(num_actors=workers, num_cpus=CORES // workers, num_gpus=0)
+    training = preset.editor.sft.model_copy(
+        update={
+            "total_images": images, "batch_size": BATCH, "micro_batch_size": BATCH // workers, "workers": cores,
+            "checkpoint_images": images * 10, "warmup_images": 0, "schedule": "constant",
+        }
+    )  # fmt: skip
+    editor = {"train_text_encoder": False, "sft": training, "latents": latents}
+    return preset.model_copy(update={"editor": preset.editor.model_copy(update=editor)})
+
+
+def write_pairs(folder: str, count: int = 512) -> None:
+    """<folder>/pairs: drawn scenes and edits of them."""
+    rng = np.random.default_rng(0)
+
+    def row(number: int) -> dict[str, Any]:
+        twin = scene_and_twin(rng)
+        source, edited = (encode(draw(scene)) for scene in twin.scenes)
+        return {
+            "pair_id": f"{number:06d}", "instruction_id": f"{number:06d}", "instruction": twin.texts[2],
+            "source_caption": twin.texts[0], "edited_caption": twin.texts[1], "source_image": source,
+            "edited_image": edited, "weight": 1.0, "seed": number, "shared_attention": 0.0, "clip_image": 0.0,
+            "clip_source_text": 0.0, "clip_edited_text": 0.0, "clip_direction": 0.0, "origin": "generated",
+            "split": "train",
+        }  # fmt: skip
+
+    write_rows(f"{folder}/pairs", PAIRS, (row(number) for number in range(count)), {"count": count})
+
+
+def script() -> None:
+    """Images/s of our training, pictures encoded in each step and once, over a loop as diffusers' script."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(folder)
+        for latents in ("none", "fp32"):
+            for workers in (1, CORES):
+                ratios = [ours(folder, workers, latents) / alone(as_in_the_script, folder) for _ in range(ROUNDS)]
+                say(f"latents {latents}, {workers} workers: images/s over the script's loop", ratios)
+
+
+def ray_train() -> None:
+    """Images/s through Ray Train and DeepSpeed over a bare loop of the same step; and how long the start takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(folder)
+        ratios = [ours(folder, 1, "fp32") / alone(bare, folder) for _ in range(ROUNDS)]
+        say("one worker over the bare loop", ratios)
+
+
+def say(what: str, ratios: list[float]) -> None:
+    print(f"{what}: {statistics.median(ratios):.2f} x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})", flush=True)
+
+
+def ours(folder: str, workers: int, latents: str) -> float:
+    """Images/s of `train_editor` as users run it."""
+    out = tempfile.mkdtemp(dir=folder)
+    os.symlink(f"{folder}/pairs", f"{out}/pairs")
+    run = Run(out, settings(workers=workers, latents=latents))
+    start_ray(num_cpus=CORES)
+    if latents != "none":
+        encode_latents.build(run)
+    started = time.perf_counter()
+    train_editor.build(run)
+    took = time.perf_counter() - started
+    lines = Path(out, "metrics", "editors", "sft.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    at = [(step["images"], step["images"] / step["train/images_per_second"]) for step in steps if step["images"]]
+    first, last = at[len(at) // 4], at[-1]
+    print(f"  start and end: {took - last[1]:.1f} s of {took:.1f} s", flush=True)
+    return (last[0] - first[0]) / (last[1] - first[1])
+
+
+def alone(loop: Callable[[str], Iterator[int]], folder: str) -> float:
+    """Images/s of a loop that yields images seen, in a fresh process with all cores."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_timed, (loop, folder))
+
+
+def _timed(loop: Callable[[str], Iterator[int]], folder: str) -> float:
+    torch.set_num_threads(CORES)
+    at = [(images, time.perf_counter()) for images in loop(folder)]
+    first, last = at[len(at) // 4], at[-1]
+    return (last[0] - first[0]) / (last[1] - first[1])
+
+
+def as_in_the_script(folder: str) -> Iterator[int]:
+    """The loop of diffusers' train_instruct_pix2pix.py: both pictures and the text encoded in each step, EMA in each.
+
+    Own words; its defaults but for the batch: AdamW, gradient norm 1, one draw for both conditions, EMAModel.
+    """
+    told = settings(workers=1, latents="none").editor
+    editor = Editor.build(told.start)
+    unet, vae, text = editor.unet.train(), editor.vae, editor.text.requires_grad_(False)
+    scheduler = DDPMScheduler.from_config(editor.scheduler.config)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
+    average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
+    rows = list(read_rows(f"{folder}/pairs", PAIRS))
+    null = text.encode([""]).sequence
+    for start in range(0, IMAGES, BATCH):
+        batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
+        source, edited = (to_batch([row[name] for row in batch], told.resolution) for name in PICTURES)
+        flips = torch.rand(BATCH, 1, 1, 1) < 0.5
+        source, edited = torch.where(flips, source.flip(-1), source), torch.where(flips, edited.flip(-1), edited)
+        with torch.no_grad():
+            latents = vae.encode(edited).latent_dist.sample() * vae.config.scaling_factor
+            condition = vae.encode(source).latent_dist.mode()
+            states = text.encode([row["instruction"] for row in batch]).sequence
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        place = torch.rand(BATCH).view(BATCH, 1, 1)
+        states = torch.where(place < 2 * told.condition_dropout, null, states)
+        place = place.view(BATCH, 1, 1, 1)
+        kept = (place < told.condition_dropout) | (place >= 3 * told.condition_dropout)
+        predicted = unet(torch.cat([noisy, kept * condition], dim=1), timesteps, states).sample
+        loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(unet.parameters())
+        loss.item()
+        yield start + BATCH
+
+
+def bare(folder: str) -> Iterator[int]:
+    """Our step in a plain loop: the same objective on the same latents, AdamW, clipping and average."""
+    told = settings(workers=1).editor
+    out = Path(folder)
+    rows = _with_latents(out, told)
+    objective = EditorObjective(Editor.build(told.start), told)
+    model = objective.model.train()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay)
+    average = Average(model, told.sft.ema_decay)
+    for start in range(0, IMAGES, BATCH):
+        batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
+        loss, _ = objective.loss(model, batch, generator_for(start))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, told.sft.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model)
+        loss.item()
+        yield start + BATCH
+
+
+def _with_latents(folder: Path, told: EditorSettings) -> Rows:
+    """Rows as training reads them where latents are encoded once."""
+    rows = list(read_rows(str(folder / "pairs"), PAIRS))
+    encode_all = LatentEncoder(told.start, told, device="cpu")
+    encoded = [row for start in range(0, len(rows), 64) for row in encode_all(rows[start : start + 64])]
+    return [row | latents for row, latents in zip(rows, encoded, strict=True)]
+
+
+def memory() -> None:
+    """Peak resident memory of each of two workers beyond what it held before the network, and the formula."""
+    say_row = "{:>5} {:>10} {:>9.0f} MB {:>9.0f} MB {:>6.2f}".format
+    print("stage offload    measured    formula  ratio")
+    for stage, offload in ((0, "none"), (1, "none"), (2, "none"), (3, "none")):
+        changes = {"zero_stage": stage, "offload": offload}
+        measured = max(in_workers(2, resident, changes)) / 1e6
+        estimate = memory_estimate(WEIGHTS, 0, wide_settings(changes))
+        wanted = (sum(estimate["device"].values()) + sum(estimate["host"].values())) / 1e6
+        print(say_row(stage, offload, measured, wanted, measured / wanted), flush=True)
+
+
+def wide_settings(changes: dict[str, Any]) -> Training:
+    return settings(workers=2).editor.sft.model_copy(update=changes)
+
+
+def resident(rank: int, world: int, changes: dict[str, Any]) -> int:
+    """Bytes: the greatest resident memory of two steps, less that before the network was made."""
+    side, told = 1000, wide_settings(changes)
+    x = torch.randn(told.micro_batch_size, side)
+    before = psutil.Process().memory_info().rss
+    model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(WEIGHTS // side**2)))
+    engine = start_engine(model, told)
+    average = Average(engine.module, told.ema_decay)
+    for _ in range(2):
+        engine.backward(engine(x).square().mean())
+        engine.step()
+        average.update(engine.module)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or ["script", "ray_train", "memory"]
+    for name in chosen:
+        print(f"-- {name}")
+        {"script": script, "ray_train": ray_train, "memory": memory}[name]()

@@ -1,0 +1,155 @@
+"""DeepSpeed's engine from our settings: ZeRO 0 to 3, offload, precision; and what it will hold in memory."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import psutil
+import torch
+from torch import nn
+
+from hive_ray.config import Training
+from hive_ray.schemas import Stopped
+
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+FP32 = 4
+"""Bytes of a weight, and of each of its companions: they stay in fp32, a lower precision is autocast's."""
+SPARE = 0.95
+"""Share of the free memory that the weights and their companions may fill: activations come on top."""
+
+
+def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's settings. Weights stay in fp32; a lower precision is autocast's, so the average needs no copies.
+
+    universal: the checkpoint to be opened was written by another number of workers and converted.
+    """
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # no weight escapes the parts
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": settings.workers.num_gpus > 0}
+    if settings.offload == "weights":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": settings.workers.num_gpus > 0}
+    config: dict[str, Any] = {
+        "train_batch_size": settings.batch_size,
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_clipping": settings.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is no slower, and needs no compiler
+        "steps_per_print": 1 << 40,
+    }
+    if settings.precision in AUTOCAST:
+        config["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST[settings.precision]}
+    if universal:
+        config["checkpoint"] = {"load_universal": True}
+    return config
+
+
+def start_engine(model: nn.Module, settings: Training, *, universal: bool = False) -> deepspeed.DeepSpeedEngine:
+    """The model's trained weights under DeepSpeed's ZeRO and AdamW (0.9, 0.999); needs a process group."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Else DeepSpeed tries out every op's compiler at start, and compiles a shared-memory collective for inference.
+    deepspeed.ops.__compatible_ops__ = {}
+    model.train()
+    for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
+        weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+    if settings.compile:
+        model.compile()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(
+        weights,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.999),
+        weight_decay=settings.weight_decay,
+        fused=settings.workers.num_gpus > 0 or settings.offload != "none",
+    )
+    config = deepspeed_config(settings, universal=universal)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | None:
+    """fp16's loss scaling, which DeepSpeed's checkpoints leave out; None at other precisions."""
+    return engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)
+
+
+def take_step(engine: deepspeed.DeepSpeedEngine) -> float | None:
+    """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before clipping.
+
+    None, or the step's before, within an accumulation. ZeRO's optimisers measure it; without ZeRO nobody does.
+    """
+    scaler = loss_scaler(engine)
+    scale, norm = scaler.get_scale() if scaler else 1.0, None
+    if not engine.zero_optimization() and engine.is_gradient_accumulation_boundary():
+        weights = engine.module.parameters()
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    engine.step()
+    if engine.zero_optimization():
+        norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm) / scale
+
+
+def memory_estimate(trained: int, frozen: int, settings: Training) -> dict[str, dict[str, float]]:
+    """Bytes that one worker holds before any activation: {"device": {what: bytes}, "host": {what: bytes}}.
+
+    trained, frozen: numbers of weights of the model that DeepSpeed wraps. After ZeRO (Rajbhandari et al. 2020), with
+    fp32 weights: stage 1 parts the optimiser, 2 the gradients too, 3 the weights too. From stage 1 on DeepSpeed's
+    optimiser keeps a second fp32 copy of its part.
+    """
+    workers, stage = settings.workers.num_actors, settings.zero_stage
+    part = FP32 * trained / workers
+    whole = FP32 * trained
+    weights = (part + FP32 * frozen / workers) if stage == 3 else whole + FP32 * frozen
+    optimizer = {0: 2 * whole}.get(stage, 3 * part)
+    average = 0.0 if not settings.ema_decay else part if stage == 3 else whole
+    gradients = part if stage >= 2 else whole
+    device, host = {"weights": weights, "gradients": gradients, "average": average}, {}
+    (host if settings.offload != "none" else device)["optimizer"] = optimizer
+    if settings.offload == "weights":
+        host |= {"weights": device.pop("weights"), "average": device.pop("average")}
+    return {"device": device, "host": host}
+
+
+def check_memory(
+    name: str,
+    model: nn.Module,
+    settings: Training,
+    local_workers: int,
+    agree: Callable[[float], float],
+    free: Callable[[bool], int] | None = None,
+) -> None:
+    """Raise Stopped, on every rank alike, where some rank's weights and their companions cannot fit.
+
+    local_workers: ranks that share this machine's memory. agree: the greatest of a number over all ranks.
+    free: bytes of the device's (True) or the host's memory, to stand in for the real ones.
+    """
+    free = free or free_bytes
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen = sum(weight.numel() for weight in model.parameters()) - trained
+    estimate = memory_estimate(trained, frozen, settings)
+    on_gpu = settings.workers.num_gpus > 0
+    needs = {True: sum(estimate["device"].values()), False: sum(estimate["host"].values()) * local_workers}
+    if not on_gpu:
+        needs = {False: needs[False] + needs[True] * local_workers}
+    for device, need in needs.items():
+        lacking = agree(need - SPARE * free(device) if need else 0.0)
+        if lacking > 0:
+            kinds = estimate["device"] | estimate["host"]
+            listed = ", ".join(f"{kind} {_gigabytes(size)}" for kind, size in kinds.items())
+            place = "the GPU" if device else f"the machine, for {local_workers} workers on it"
+            raise Stopped(
+                f"{name}: {trained:,} trained weights need {_gigabytes(need)} in the memory of {place}, before any "
+                f"activation ({listed} a worker), and {_gigabytes(lacking)} of it is not there: raise zero_stage "
+                f"(now {settings.zero_stage}) or the number of workers, set offload, train with lora_rank, or set "
+                "ema_decay to 0"
+            )
+
+
+def free_bytes(device: bool) -> int:
+    """Memory that is free now: of this process's GPU, or of the machine."""
+    return torch.cuda.mem_get_info()[0] if device else psutil.virtual_memory().available
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,196 @@
+"""From pairs to the latents that training reads: encoded as the rows come, or once for all epochs and arms.
+
+    pairs -> LatentEncoder -> latents
+    rows of pairs, or of a table beside its latents -> PairLatents -> the objective
+
+A row's `latents` are V x 3 x C x h x w numbers in the precision of `editor.latents`, unscaled: V views of the pair
+(as it is, and mirrored where `editor.flip`), and of each the source's mode, the edited picture's mean, and its standard
+deviation, so that the target is still sampled. Every pair has the mirrored view: whether an instruction allows it is
+said in one place, when a row is trained on.
+
+B rows, K pictures a row, R `editor.resolution`, C latent channels, h w latent height and width
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from hive_ray.config import Editor as Settings
+from hive_ray.editor.model import Editor, load_vae, posterior
+from hive_ray.images import ImageError, cut, decode, to_tensor, window
+from hive_ray.schemas import BadRows, Row, Rows
+
+PICTURES = ("source_image", "edited_image")
+STORED = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class Views(NamedTuple):
+    """How each row of a batch is seen, all of its pictures alike."""
+
+    mirrored: list[bool]
+    places: list[tuple[float, float]]
+    """Where a random crop begins: two shares in [0, 1) of the room down and across."""
+
+
+class PairPosteriors(NamedTuple):
+    """Latents of pairs, (B, C, h, w) each and unscaled: the source's mode, the edited picture's mean and deviation."""
+
+    source: Tensor
+    mean: Tensor
+    std: Tensor
+    sizes: Tensor
+    """int (B, 4): height and width of the source picture before it was scaled, top and left of what is seen of it
+    once it was: the size and the crop that SDXL's U-Net is told."""
+
+
+def mentions_side(instruction: str) -> bool:
+    """Whether a mirrored pair would contradict the instruction: it says left or right."""
+    return re.search(r"\b(left|right)(most|wards?)?\b", instruction, re.IGNORECASE) is not None
+
+
+def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Views:
+    """A view of each row: mirrored at even odds where flips are on and the instruction says no side.
+
+    Draws one number a row, and two more a row where crops are random.
+    """
+    heads = (torch.rand(len(rows), generator=generator) < 0.5).tolist()
+    mirrored = [
+        settings.flip and head and not mentions_side(row["instruction"]) for row, head in zip(rows, heads, strict=True)
+    ]
+    if settings.crop != "random":
+        return Views(mirrored, [(0.0, 0.0)] * len(rows))
+    return Views(mirrored, [tuple(place) for place in torch.rand(len(rows), 2, generator=generator).tolist()])
+
+
+def read_pictures(
+    rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURES
+) -> tuple[Tensor, Tensor]:
+    """Pixels (K, B, 3, R, R) in -1..1 of the pictures in these columns, and sizes (B, 4) of the first of them.
+
+    A row's other pictures are scaled to the first one's size, and all are cut and mirrored alike. BadRows names the
+    rows with a picture that cannot be read.
+    """
+    pixels, sizes, reasons = [], [], {}
+    for index, row in enumerate(rows):
+        try:
+            pictures = [_decoded(row, column) for column in columns]
+        except ImageError as error:
+            reasons[index] = str(error)
+            continue
+        size = pictures[0].shape[:2]
+        seen = window(size, settings.resolution, settings.crop, views.places[index])
+        pixels.append(torch.stack([to_tensor(cut(picture, seen, settings.resolution)) for picture in pictures]))
+        sizes.append(_size(size, settings, views.places[index], views.mirrored[index]))
+    if reasons:
+        raise BadRows(reasons)
+    mirrored = torch.tensor(views.mirrored).view(1, -1, 1, 1, 1)
+    batch = torch.stack(pixels, dim=1)
+    return torch.where(mirrored, batch.flip(-1), batch), torch.tensor(sizes)
+
+
+@torch.no_grad()
+def encode_pairs(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Pixels (2, B, 3, R, R) of sources and edited pictures -> their latents (B, 3, C, h, w), as a row holds a view."""
+    mean, std = posterior(vae, pixels.flatten(0, 1))
+    source, edited = mean.chunk(2)
+    return torch.stack([source, edited, std.chunk(2)[1]], dim=1)
+
+
+class LatentEncoder:
+    """Pairs -> their latents."""
+
+    def __init__(self, start: str, settings: Settings, device: str = "cuda") -> None:
+        self.vae, self.settings = load_vae(start, settings.single_file).to(device), settings
+
+    def __call__(self, rows: Rows) -> Rows:
+        try:
+            pixels, sizes = read_pictures(rows, self.settings, straight(rows))
+        except BadRows as bad:
+            good = [row for place, row in enumerate(rows) if place not in bad.reasons]
+            broken = [_dropped(rows[place], "unreadable_picture") for place in bad.reasons]
+            return broken + (self(good) if good else [])
+        views = [pixels, pixels.flip(-1)] if self.settings.flip else [pixels]
+        latents = torch.stack([encode_pairs(self.vae, view) for view in views], dim=1)
+        stored = latents.to("cpu", STORED[self.settings.latents]).numpy()
+        return [
+            {"pair_id": row["pair_id"], "height": height, "width": width, "latents": numbers.tobytes()}
+            if np.isfinite(numbers).all()
+            else _dropped(row, "latents_not_finite")
+            for row, (height, width, *_), numbers in zip(rows, sizes.tolist(), stored, strict=True)
+        ]
+
+
+class PairLatents:
+    """Rows -> the latents of their pairs: read where rows carry them, else encoded from their pictures.
+
+    Nothing is kept from one batch to the next, so that a run that was killed goes on with the same numbers: a VAE's
+    last bits depend on which pictures it gets together.
+    """
+
+    def __init__(self, editor: Editor, settings: Settings) -> None:
+        self.editor, self.settings = editor, settings
+        side = settings.resolution
+        shape = editor.latent_shape(torch.empty(1, 3, side, side, device="meta"))
+        self.shape = (2 if settings.flip else 1, 3, *shape)
+
+    def __call__(self, rows: Rows, views: Views, device: torch.device) -> PairPosteriors:
+        """The latents of pairs seen so, on the device; BadRows names the rows that have none."""
+        if "latents" in rows[0]:
+            latents, sizes = self._read(rows, views)
+        else:
+            pixels, sizes = read_pictures(rows, self.settings, views)
+            if self.editor.vae.device != device:
+                self.editor.vae.to(device)
+            latents = encode_pairs(self.editor.vae, pixels)
+        return PairPosteriors(*latents.to(device).unbind(1), sizes.to(device))
+
+    def _read(self, rows: Rows, views: Views) -> tuple[Tensor, Tensor]:
+        """Stored latents (B, 3, C, h, w) in fp32, and sizes (B, 4)."""
+        kind, found, reasons = STORED[self.settings.latents], [], {}
+        wanted = math.prod(self.shape) * kind.itemsize
+        for index, row in enumerate(rows):
+            if len(row["latents"]) != wanted:
+                reasons[index] = f"its latents have {len(row['latents'])} bytes, {wanted} are wanted"
+                continue
+            numbers = torch.frombuffer(bytearray(row["latents"]), dtype=kind).view(self.shape)
+            found.append(numbers[int(views.mirrored[index])].float())
+            if not numbers.isfinite().all():
+                reasons[index] = "its latents are not finite"
+        if reasons:
+            raise BadRows(reasons)
+        sizes = [
+            _size((row["height"], row["width"]), self.settings, (0.0, 0.0), flip)
+            for row, flip in zip(rows, views.mirrored, strict=True)
+        ]
+        return torch.stack(found), torch.tensor(sizes)
+
+
+def straight(rows: Rows) -> Views:
+    """Every row as it is: not mirrored, and not cropped at random."""
+    return Views([False] * len(rows), [(0.0, 0.0)] * len(rows))
+
+
+def _decoded(row: Row, column: str) -> np.ndarray:
+    try:
+        return decode(row[column])
+    except ImageError as error:
+        raise ImageError(f"{column}: {error}") from error
+
+
+def _size(
+    size: tuple[int, int], settings: Settings, place: tuple[float, float], mirrored: bool
+) -> tuple[int, int, int, int]:
+    """What a row of `sizes` says of a picture of this height and width."""
+    seen = window(size, settings.resolution, settings.crop, place)
+    left = seen.width - settings.resolution - seen.left if mirrored else seen.left
+    return *size, seen.top, left
+
+
+def _dropped(row: Row, reason: str) -> Row:
+    """A drop that names its row beside the table."""
+    return {"dropped": reason, "row": {"pair_id": row["pair_id"], "height": 0, "width": 0, "latents": b""}}

@@ -1,0 +1,106 @@
+"""LoRA: low-rank adapters beside an editor's layers, trained in their place (Hu et al. 2021).
+
+    W x + alpha / rank * B A x, with A (rank, in) and B (out, rank); B is 0 at first
+
+The first convolution of an editor that was a text-to-image model a moment ago has no adapter: half of its weight is
+still 0, and it is trained as it is. Its bias stays the pretrained one.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hive_ray.config import Editor as Settings
+from hive_ray.editor.model import Editor
+from hive_ray.seeds import generator_for
+
+FILE = "pytorch_lora_weights.safetensors"
+"""The name under which `load_lora_weights` of diffusers looks."""
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
+_FIRST = "unet.conv_in"
+
+
+class Adapters:
+    """Puts adapters into an editor, and takes what they learned out of a state dict of its `Denoiser`."""
+
+    def __init__(self, editor: Editor, settings: Settings) -> None:
+        """Afterwards only the adapters, and a first convolution that does not hear the image yet, are trained."""
+        alpha = settings.lora_alpha or settings.lora_rank
+        self.scale = alpha / settings.lora_rank
+        first = editor.unet.conv_in.weight
+        hears_image = bool(first[:, editor.latent_channels :].any())
+        _inject(editor.unet, settings.lora_rank, alpha, settings.lora_targets)
+        if settings.train_text_encoder:
+            _inject(editor.text, settings.lora_rank, alpha, TEXT_TARGETS)
+        first.requires_grad_(not hears_image)
+        self.first = None if hears_image else first.detach().cpu().clone()
+
+    def merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of the same module without adapters, what they say added to the weights."""
+        merged = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+        for layer, down, up in _products(state):
+            weight = merged[f"{layer}.weight"]
+            merged[f"{layer}.weight"] = weight + self.scale * (up.flatten(1) @ down.flatten(1)).view_as(weight)
+        return merged
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write what was learned as an adapter for diffusers' `load_lora_weights`, scale included.
+
+        It says all, for the editor that training started from: `Editor.build(start)` saved. What a trained first
+        convolution learned is an adapter of full rank.
+        """
+        found = {}
+        for layer, down, up in _products(state):
+            named = _in_a_pipeline(layer)
+            found |= {f"{named}.lora_A.weight": down, f"{named}.lora_B.weight": self.scale * up}
+        if self.first is not None:
+            learned = state[f"{_FIRST}.weight"] - self.first
+            size = self.first[0].numel()
+            found[f"{_FIRST}.lora_A.weight"] = torch.eye(size).view(size, *self.first.shape[1:])
+            found[f"{_FIRST}.lora_B.weight"] = learned.flatten(1)[:, :, None, None]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in found.items()}, folder / FILE, {"format": "pt"})
+
+
+@contextmanager
+def without_adapters(module: nn.Module) -> Iterator[None]:
+    """The module as it was before it was given adapters."""
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _inject(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
+    """Give the layers whose names end so adapters that say nothing yet; all other weights are frozen."""
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), module)
+    for name, weight in module.named_parameters():
+        if name.endswith(_DOWN):  # as peft does, but from a generator so that a rerun repeats it
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator_for("lora", name))
+
+
+def _products(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Names of the adapted layers, and the A and B of each."""
+    for name, down in state.items():
+        if name.endswith(_DOWN):
+            layer = name.removesuffix(_DOWN)
+            yield layer, down, state[layer + _UP]
+
+
+def _in_a_pipeline(layer: str) -> str:
+    """The layer's name where the text encoders are parts of a pipeline, as for diffusers."""
+    for place, part in enumerate(("text_encoder", "text_encoder_2")):
+        layer = layer.replace(f"text_encoder.encoders.{place}.", f"{part}.")
+    return layer

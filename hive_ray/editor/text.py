@@ -1,0 +1,94 @@
+"""The text side of a backbone: instructions -> what its U-Net is told beside latents and timesteps.
+
+B batch, E text encoders (one; Stable Diffusion XL has two), T tokens, D width of the states, P of the pooled text
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+class TextStates(NamedTuple):
+    """What texts become. A tuple, so that DeepSpeed finds the tensors in it."""
+
+    sequence: Tensor
+    """(B, T, D)."""
+    pooled: Tensor | None = None
+    """(B, P) of the second text encoder; XL alone."""
+
+    def rows(self, places: Sequence[int]) -> "TextStates":
+        """The texts at these places, in this order."""
+        picked = torch.tensor(places, device=self.sequence.device)
+        return TextStates(*(None if states is None else states[picked] for states in self))
+
+    def unet_inputs(self, height: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
+        """The U-Net's keyword arguments for images of height x width pixels: states, and what XL wants besides."""
+        inputs: dict[str, Any] = {"encoder_hidden_states": self.sequence.to(dtype)}
+        if self.pooled is not None:
+            sizes = size_ids(height, width).to(self.pooled.device).expand(len(self.pooled), -1)
+            inputs["added_cond_kwargs"] = {"text_embeds": self.pooled.to(dtype), "time_ids": sizes}
+        return inputs
+
+
+def size_ids(height: int, width: int) -> Tensor:
+    """XL's size conditioning (1, 6) in pixels: original size, top left corner of the crop, target size.
+
+    Podell et al. 2023, section 2.2. Pictures are resized whole to what the model works at, so both sizes are that and
+    nothing is cropped: the same in training and in editing, and what diffusers' script and pipeline say by default.
+    """
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+
+
+class TextEncoder(nn.Module):
+    """A backbone's text encoders with their tokenizers."""
+
+    def __init__(
+        self,
+        encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection],
+        tokenizers: Sequence[CLIPTokenizer],
+        empty_is_zero: bool = False,
+    ) -> None:
+        """`empty_is_zero`: the empty text is zeros, not what the encoders say of it, as the base model of XL learned
+        (`force_zeros_for_empty_prompt` of its model_index.json)."""
+        super().__init__()
+        self.encoders, self.tokenizers = nn.ModuleList(encoders), tuple(tokenizers)
+        self.empty_is_zero = empty_is_zero
+
+    def fresh(self) -> "TextEncoder":
+        """One of the same shapes with first weights; the live modules are not touched."""
+        encoders = [type(encoder)(encoder.config).eval() for encoder in self.encoders]
+        return TextEncoder(encoders, self.tokenizers, self.empty_is_zero)
+
+    def parts(self) -> dict[str, Any]:
+        """Encoders and tokenizers by their names in a diffusers folder."""
+        suffixes = ("", "_2")[: len(self.encoders)]
+        encoders = {f"text_encoder{suffix}": encoder for suffix, encoder in zip(suffixes, self.encoders, strict=True)}
+        return encoders | {f"tokenizer{suffix}": one for suffix, one in zip(suffixes, self.tokenizers, strict=True)}
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, E, T) token ids, padded and cut to the tokenizers' length."""
+        given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return torch.stack([tokenizer(list(texts), **given).input_ids for tokenizer in self.tokenizers], dim=1)
+
+    def forward(self, ids: Tensor) -> TextStates:
+        """Token ids (B, E, T) -> states. XL: the last but one layers of both side by side, the second's pooled text."""
+        if len(self.encoders) == 1:
+            return TextStates(self.encoders[0](ids[:, 0]).last_hidden_state)
+        said = [encoder(ids[:, place], output_hidden_states=True) for place, encoder in enumerate(self.encoders)]
+        sequence, pooled = torch.cat([one.hidden_states[-2] for one in said], dim=-1), said[-1].text_embeds
+        if self.empty_is_zero:
+            empty = (ids == self.tokenize([""]).to(ids.device)).flatten(1).all(1)
+            sequence, pooled = sequence.masked_fill(empty.view(-1, 1, 1), 0), pooled.masked_fill(empty.view(-1, 1), 0)
+        return TextStates(sequence, pooled)
+
+    def encode(self, texts: Sequence[str]) -> TextStates:
+        """Texts -> their states."""
+        return self(self.tokenize(texts).to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device

@@ -1,0 +1,45 @@
+"""An editor folder from a single-file checkpoint, such as InstructPix2Pix's and HIVE's released ones.
+
+a .ckpt or .safetensors file -> editors/<name>
+
+python -m jobs.convert_editor --checkpoint hive_rw_condition.ckpt --folder runs/one/editors/released \
+    --instruction-suffix ", image quality is five out of five"
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import tyro
+
+from hive_ray import storage
+from hive_ray.config import SingleFile
+from hive_ray.editor.model import Editor, EditorCard
+
+
+class Conversion(SingleFile):
+    """What is converted, and where to."""
+
+    checkpoint: str
+    """The file, on disk or s3://; or a folder or hub name in the diffusers layout, which gets a card."""
+    folder: str
+    """The editor folder to write, on disk or s3://; what was there is replaced."""
+
+
+def build(settings: Conversion) -> EditorCard:
+    """The card of the converted editor; its folder can be served, sampled, evaluated and trained on."""
+    checkpoint = settings.checkpoint
+    told = SingleFile(**settings.model_dump(exclude={"checkpoint", "folder"}))
+    editor = Editor.build(storage.absolute(checkpoint) if storage.exists(checkpoint) else checkpoint, single_file=told)
+    with tempfile.TemporaryDirectory() as folder:
+        editor.save(folder, editor.card)
+        storage.store_folder(Path(folder), storage.absolute(settings.folder))
+    print(f"{settings.folder}: {editor.card.base_model}, {editor.card.prediction_type}", flush=True)
+    return editor.card
+
+
+if __name__ == "__main__":
+    try:
+        build(tyro.cli(Conversion, prog="python -m jobs.convert_editor"))
+    except (ValueError, OSError) as error:  # what a person can mend; bugs keep their traceback
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,186 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import engines
+import numpy as np
+import pytest
+import torch
+from gloo import in_workers
+
+from hive_ray.distributed import checkpoints
+from hive_ray.distributed.checkpoints import Checkpoints, Stand
+from hive_ray.distributed.engine import check_memory, memory_estimate
+from hive_ray.schemas import Stopped
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+
+
+def by_hand(until: int) -> engines.Result:
+    """The same training in one plain process."""
+    model, losses = engines.network(), []
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    average = {name: weight.detach().clone() for name, weight in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.01)
+    for step, images in enumerate(range(0, until, engines.BATCH), start=1):
+        x, y = engines.rows(images)
+        loss = (model(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, weight in trained.items():
+            average[name] = decay * average[name] + (1 - decay) * weight.detach()
+    state = model.state_dict() | average
+    return losses, {name: value.tolist() for name, value in state.items()}
+
+
+def assert_same(found: engines.Result, wanted: engines.Result, rel: float) -> None:
+    assert found[0] == pytest.approx(wanted[0], rel=rel)
+    for name, value in wanted[1].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=rel, atol=rel)
+
+
+SETTINGS = [
+    *({"zero_stage": stage} for stage in (0, 1, 2, 3)),
+    {"zero_stage": 2, "offload": "optimizer"},
+    {"zero_stage": 3, "offload": "weights"},
+    {"precision": "bf16"},
+    {"precision": "fp16"},
+]
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """What two workers make of each of SETTINGS, as rank 0 and rank 1 see it."""
+    return list(zip(*in_workers(2, engines.train_each, 64, [("", changes) for changes in SETTINGS]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The folder of checkpoints, the losses and the weights at each of STAGES, with 2, 1 and 2 workers in turn."""
+    root = tmp_path_factory.mktemp("resumed")
+    losses, calls = [[] for _ in STAGES], [(str(root / str(stage)), {"zero_stage": stage}) for stage in STAGES]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIVE_RAY_CACHE", str(root / "cache"))
+        for world, until in ((2, 24), (1, 40), (2, 64)):
+            found = in_workers(world, engines.train_each, until, calls)[0]
+            for stage in STAGES:
+                losses[stage] += found[stage][0]
+                told = json.loads((root / str(stage) / str(until) / "rank-0.json").read_text())
+                assert (told["world"], told["images"]) == (world, until)
+    return [(root / str(stage), losses[stage], found[stage][1]) for stage in STAGES]
+
+
+@pytest.mark.parametrize("place", range(6), ids=lambda place: str(SETTINGS[place]))
+def test_two_workers_at_every_zero_stage_train_as_one_plain_loop(trained, place):
+    first, second = trained[place]
+    assert first == second
+    assert_same(first, by_hand(64), rel=1e-5)
+
+
+@pytest.mark.parametrize("place", [6, 7], ids=lambda place: str(SETTINGS[place]))
+def test_lower_precisions_stay_near(trained, place):
+    losses = trained[place][0][0]
+    assert losses == pytest.approx(by_hand(64)[0], rel=0.03)
+    assert losses != pytest.approx(by_hand(64)[0], rel=1e-6)  # it was autocast
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_workers_then_one_then_two_go_on_as_if_nothing_had_changed(resumed, stage):
+    assert_same(resumed[stage][1:], by_hand(64), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_weights_of_a_checkpoint_are_read_without_an_engine(resumed, stage):
+    folder, _, averaged = resumed[stage]
+    opened = Checkpoints(str(folder)).open(64, world=2)
+    shapes = {name: weight.shape for name, weight in engines.network().named_parameters() if weight.requires_grad}
+    for name, weight in opened.weights(shapes).items():
+        assert weight.tolist() == averaged[name]
+    last = replace(opened, stand=Stand(64, {}, 2, updates=0, zero_stage=stage)).weights(shapes)
+    assert {name: weight.shape for name, weight in last.items()} == shapes
+    assert last["2.bias"].tolist() != averaged["2.bias"]
+
+
+def write(folder: Path, images: int, world: int = 2, best: float | None = None) -> None:
+    """A whole checkpoint of nothing but lists and one file a rank."""
+    for rank in range(world):
+        state = folder / str(images) / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        (state / f"{rank}.pt").write_bytes(b"12345")
+        last = {} if best is None else {"eval/loss": best}
+        told = {"images": images, "last": last, "world": world, "files": {f"state/{rank}.pt": 5}}
+        (folder / str(images) / f"rank-{rank}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "state" / "1.pt").write_bytes(b"123"), r"state/1.pt has 3 bytes of 5"),
+        (lambda folder: (folder / "state" / "0.pt").unlink(), r"state/0.pt missing"),
+        (lambda folder: (folder / "rank-1.json").unlink(), r"rank-1.json missing"),
+        (lambda folder: (folder / "rank-0.json").unlink(), r"never finished"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys, damage, said):
+    for images in (8, 16):
+        write(tmp_path, images)
+    assert Checkpoints(str(tmp_path)).newest().images == 16
+    damage(tmp_path / "16")
+    assert Checkpoints(str(tmp_path)).newest().images == 8
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "16").exists()  # else its files would mingle with those of the next attempt
+    assert Checkpoints(str(tmp_path / "none")).newest() is None
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    for images, loss in ((8, 0.3), (16, 0.1), (24, 0.2), (32, 0.4), (40, 0.5)):
+        write(tmp_path, images, best=loss)
+    write(tmp_path, 48, world=2)
+    (tmp_path / "48" / "rank-1.json").unlink()  # still on its way
+    Checkpoints(str(tmp_path), keep_last=2, keep_best=1, best="eval/loss")._prune()
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name != "cache") == [16, 32, 40, 48]
+
+
+def test_a_checkpoint_that_cannot_be_stored_is_an_error_and_not_a_loss(tmp_path, monkeypatch):
+    engine = type("Engine", (), {"save_checkpoint": lambda self, folder, tag, client_state: None})()
+    kept = Checkpoints(str(tmp_path / "kept"))
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints.storage, "write_text", full)
+    kept.save(engine, None, Stand(8, {}, 1))
+    with pytest.raises(OSError, match="No space left"):
+        kept.wait()
+
+
+def test_the_memory_of_a_worker_by_zero_stage():
+    def total(**changes) -> tuple[float, float]:
+        found = memory_estimate(1000, 100, engines.settings(2, **changes))
+        return sum(found["device"].values()), sum(found["host"].values())
+
+    # weights + gradients + two moments (and, parted, their fp32 copy) + average, 4 bytes each
+    assert total(zero_stage=0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
+    assert total(zero_stage=1) == (4 * (1100 + 1000 + 1500 + 1000), 0)
+    assert total(zero_stage=2) == (4 * (1100 + 500 + 1500 + 1000), 0)
+    assert total(zero_stage=3) == (4 * (550 + 500 + 1500 + 500), 0)
+    assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000), 4 * 1500)
+    assert total(zero_stage=3, offload="weights") == (4 * 500, 4 * (1500 + 550 + 500))
+    assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000), 0)
+
+
+def test_what_cannot_fit_is_refused_before_it_crashes():
+    model, told = engines.network(), engines.settings(2)
+    check_memory("editors/sft", model, told, 2, agree=float, free=lambda device: 10_000)
+    with pytest.raises(Stopped, match=r"editors/sft: 59 trained weights need .* raise zero_stage \(now 2\)"):
+        check_memory("editors/sft", model, told, 2, agree=float, free=lambda device: 1000)
+    with pytest.raises(Stopped):  # another rank's machine is smaller
+        check_memory("editors/sft", model, told, 2, agree=lambda lacking: 5.0, free=lambda device: 10**9)

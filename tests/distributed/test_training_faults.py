@@ -1,0 +1,86 @@
+"""Nodes and files that fail while a model is trained: its losses and weights end up as the undisturbed ones."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import lines
+import pytest
+import ray
+import torch
+from lines import log, train, training, weights, write_points
+from ray.cluster_utils import Cluster
+
+from hive_ray.config import Recovery
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.schemas import Stopped
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster whose head trains nothing, and two nodes that hold a worker each."""
+    ray.cloudpickle.register_pickle_by_value(lines)  # workers cannot import a test file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        start_ray()
+        cluster.doomed = nodes[0]
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def when(condition, act) -> threading.Thread:
+    """Do something in the background once a condition holds."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluster, capfd):
+    settings = training(total_images=480, checkpoint_images=480)  # none but the one that the announcement asks for
+    write_points(tmp_path)
+    train(tmp_path, "undisturbed", settings)
+
+    drain = [
+        str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address,
+        "--node-id", cluster.doomed.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", "spot", "--deadline-remaining-seconds", "15",
+    ]  # fmt: skip
+    metrics = tmp_path / "run" / "metrics" / "disturbed.jsonl"
+    announced = when(metrics.exists, lambda: subprocess.run(drain, check=True, capture_output=True))
+    cluster.add_node(num_cpus=1)
+    train(tmp_path, "disturbed", settings, seconds=0.3)
+    announced.join()
+
+    said = capfd.readouterr().out
+    assert "disturbed: a node is being taken away; checkpoint at" in said
+    assert "disturbed: resumed at" in said
+    assert "logged steps are made again" in said
+    assert log(tmp_path, "disturbed") == log(tmp_path, "undisturbed")
+    for key, weight in weights(tmp_path, "disturbed").items():
+        assert torch.equal(weight, weights(tmp_path, "undisturbed")[key])
+
+
+def test_a_node_that_never_joins_ends_in_words_and_not_in_silence(tmp_path, cluster, monkeypatch):
+    monkeypatch.setenv("HIVE_RAY_AUTOSCALES", "1")  # so that it waits at all
+    write_points(tmp_path)
+    settings = training(recovery=Recovery(wait_minutes=0.1))
+    wide = settings.model_copy(update={"workers": settings.workers.model_copy(update={"num_cpus": 4})})
+    with pytest.raises(Stopped, match=r"2 workers with 4 CPU and 0 GPU each did not all start within .* = 0.1"):
+        train(tmp_path, "waits", wide)

@@ -1,0 +1,81 @@
+"""A small network under DeepSpeed's engine, trained by fixed rows: what tests run in gloo workers."""
+
+import torch
+
+from hive_ray.config import Resources, Training
+from hive_ray.distributed.checkpoints import TAG, Checkpoints, Stand
+from hive_ray.distributed.engine import loss_scaler, start_engine
+from hive_ray.distributed.weights import Average, consolidated_state
+
+BATCH = 8
+Result = tuple[list[float], dict[str, list]]
+
+
+def settings(world: int, **changes) -> Training:
+    told = dict(
+        total_images=64, batch_size=BATCH, micro_batch_size=2, learning_rate=0.01, ema_decay=0.5, checkpoint_images=8,
+        workers=Resources(num_actors=world, num_gpus=0),
+    )  # fmt: skip
+    return Training(**told | changes)
+
+
+def network() -> torch.nn.Module:
+    """Three sizes that no number of workers divides; one frozen weight."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+def rows(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(images)
+    return torch.randn(BATCH, 5, generator=generator), torch.randn(BATCH, 3, generator=generator)
+
+
+def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Result:
+    """Go on from the newest checkpoint below `folder` until so many images, and store one; "" neither reads nor writes.
+
+    Returns the mean loss of each step, and the averaged weights.
+    """
+    told = settings(world, **changes)
+    checkpoints = Checkpoints(folder, rank) if folder else None
+    stand = checkpoints.newest() if folder and rank == 0 else None
+    at = torch.tensor([stand.images if stand else 0])
+    torch.distributed.broadcast(at, 0)
+    images = at.item()
+    opened = None
+    for turn in range(world):  # one after the other, as on one machine
+        if turn == rank and images:
+            opened = checkpoints.open(images, world)
+        torch.distributed.barrier()
+    engine = start_engine(network(), told, universal=bool(opened and opened.universal))
+    average = Average(engine.module, told.ema_decay)
+    if opened:
+        engine.load_checkpoint(str(opened.state), tag=TAG)
+        average.load(opened.average_parts(rank, world), opened.stand.updates, rank)
+    losses = []
+    share = BATCH // world
+    while images < until:
+        x, y = rows(images)
+        total = torch.zeros(1)
+        for start in range(rank * share, (rank + 1) * share, 2):
+            loss = (engine(x[start : start + 2]).float() - y[start : start + 2]).square().mean()
+            engine.backward(loss)
+            engine.step()
+            total += loss.item() * 2 / BATCH
+        torch.distributed.all_reduce(total)
+        losses.append(total.item())
+        average.update(engine.module)
+        images += BATCH
+    if folder:
+        scaler = loss_scaler(engine)
+        stand = Stand(images, {}, world, average.updates, told.zero_stage, scaler.state_dict() if scaler else {})
+        checkpoints.save(engine, average, stand)
+        checkpoints.wait()
+    average.copy_to(engine.module)
+    return losses, {name: value.tolist() for name, value in consolidated_state(engine.module).items()}
+
+
+def train_each(rank: int, world: int, until: int, calls: list[tuple[str, dict]]) -> list[Result]:
+    """`train` for each (folder, changes), one after the other: a process takes seconds to start."""
+    return [train(rank, world, folder, until, changes) for folder, changes in calls]

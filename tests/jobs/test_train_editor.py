@@ -1,0 +1,89 @@
+"""Training an editor on rankings through Ray Train and DeepSpeed, whole and by adapters."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import ray
+import torch
+from tiny_models import tiny_stable_diffusion
+
+from hive_ray.config import Dpo, Resources, Training, sd15
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.tables import write_rows
+from hive_ray.editor.lora import FILE
+from hive_ray.editor.model import Editor
+from hive_ray.images import encode
+from hive_ray.schemas import RANKINGS
+from jobs import train_editor
+from jobs.run import Run
+
+WORKERS = Resources(num_gpus=0, num_cpus=1, num_actors=2)
+
+
+def ranking(index: int) -> dict:
+    rng = np.random.default_rng(index)
+    pictures = [encode(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(4)]
+    edits = [
+        {"edit_id": f"{index}-{seed}", "image": image, "seed": seed, "guidance_scale": 7.5, "image_guidance_scale": 1.5}
+        for seed, image in enumerate(pictures[1:])
+    ]
+    row = {"ranking_id": f"ranking-{index}", "prompt_id": f"prompt-{index}", "instruction": "make it red"}
+    row |= {"source_caption": "a cat", "edited_caption": "a red cat", "source_image": pictures[0], "split": "rank"}
+    return row | {"edits": edits, "editor": "sft", "annotator": "one", "ranks": [1, 2, 2] if index else [1, 1, 1]}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    folder, editor = (
+        tmp_path_factory.mktemp("run"),
+        Editor.build(tiny_stable_diffusion(tmp_path_factory.mktemp("base"))),
+    )
+    with torch.no_grad():
+        editor.unet.conv_in.weight[:, 4:].copy_(editor.unet.conv_in.weight[:, :4])
+    editor.save(folder / "editors" / "sft", editor.card)
+    write_rows(str(folder / "rankings"), RANKINGS, [ranking(index) for index in range(4)], {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        start_ray(num_cpus=2)
+        yield folder, editor
+        ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("lora_rank", "stage", "precision"), [(0, 2, "bf16"), (2, 3, "fp32")])
+def test_an_editor_learns_from_rankings(start, lora_rank, stage, precision):
+    folder, before = start
+    training = Training(
+        total_images=16, batch_size=4, micro_batch_size=1, learning_rate=1e-3, checkpoint_images=8, workers=WORKERS,
+        zero_stage=stage, precision=precision, ema_decay=0.5,
+    )  # fmt: skip
+    changed = {"resolution": 64, "lora_rank": lora_rank, "gradient_checkpointing": True, "dpo": Dpo(training=training)}
+    preset = sd15()
+    run = Run(str(folder), preset.model_copy(update={"editor": preset.editor.model_copy(update=changed)}), "rebuild")
+    metrics = train_editor.build(run, "dpo")
+
+    lines = [json.loads(line) for line in (folder / "metrics" / "editors" / "dpo.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    ties = 1 / 4  # one row in four says nothing, and an epoch is a batch
+    assert lines[0]["train/loss"] == pytest.approx((1 - ties) * math.log(2), abs=1e-4)  # the reference itself
+    assert lines[0]["train/error"] == pytest.approx(lines[0]["train/reference_error"], rel=1e-6)
+    assert lines[-1]["train/error"] != lines[-1]["train/reference_error"]
+    assert 0 <= metrics["train/implicit_accuracy"] <= 1
+    after = Editor.load(folder / "editors" / "dpo")
+    moved = {
+        name
+        for name, value in after.unet.state_dict().items()
+        if not torch.equal(value, before.unet.state_dict()[name])
+    }
+    if lora_rank:
+        assert {name.rsplit(".", 2)[-2] for name in moved} == {"to_q", "to_k", "to_v", "0"}
+    else:
+        assert len(moved) > 0.9 * len(after.unet.state_dict())
+    assert (folder / "editors" / "dpo" / FILE).is_file() == bool(lora_rank)
+
+
+def test_an_unknown_arm_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"arm 'dop' is unknown; choose one of sft, .*dpo"):
+        train_editor.build(Run(str(tmp_path), sd15()), "dop")

@@ -1,0 +1,85 @@
+"""A line that is fitted to points through Ray Train: what tests of the training loop train."""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+
+from hive_ray.config import Resources, Training
+from hive_ray.distributed import tables
+from hive_ray.distributed.training import fit
+from hive_ray.images import encode
+from hive_ray.schemas import BadRows, Rows
+
+FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]
+POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})
+NUM_POINTS = 20
+
+
+def training(**changes) -> Training:
+    settings = dict(
+        total_images=48, batch_size=8, micro_batch_size=2, learning_rate=0.1, schedule="cosine", warmup_images=16,
+        ema_decay=0.5, checkpoint_images=16, workers=Resources(num_actors=2, num_gpus=0, num_cpus=1), weight_decay=0.0,
+    )  # fmt: skip
+    return Training(**settings | changes)
+
+
+class Line:
+    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to break or to find bad rows."""
+
+    def __init__(
+        self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False, bad: frozenset = frozenset()
+    ):
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(1, 1)
+        self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
+        self.bad = bad
+
+    def loss(self, model, rows: Rows, generator):
+        self.calls += 1
+        time.sleep(self.seconds)
+        if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        broken = {index: "it is cracked" for index, row in enumerate(rows) if row["point_id"] in self.bad}
+        if broken:
+            raise BadRows(broken)
+        x = torch.tensor([[row["x"]] for row in rows])
+        y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
+        loss = (model(x) - y).square().mean()
+        return (loss * math.nan if self.breaks else loss), {"train/x": x.mean().item()}
+
+    def preview(self, rows: Rows) -> bytes:
+        y = self.model(torch.tensor([[row["x"]] for row in rows]))
+        return encode((60 * y).byte().expand(-1, 3).reshape(1, -1, 3).numpy())
+
+    def save(self, folder, state):
+        save_file(state, folder / "model.safetensors")
+        (folder / "card.json").write_text("{}")
+
+
+def train(folder: Path, name: str = "line", settings: Training | None = None, **kwargs):
+    return fit(
+        Line, name=name, run=str(folder / "run"), rows=lambda: tables.select(str(folder / "points"), POINTS),
+        columns=["point_id", "x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
+    )  # fmt: skip
+
+
+def write_points(folder: Path) -> None:
+    rows = [{"point_id": str(index), "x": index / NUM_POINTS} for index in range(NUM_POINTS)]
+    tables.write_rows(str(folder / "points"), POINTS, rows, {})
+
+
+def log(folder: Path, name: str = "line") -> list[dict]:
+    lines = (folder / "run" / "metrics" / f"{name}.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "train/images_per_second"} for line in lines]
+
+
+def weights(folder: Path, name: str = "line") -> dict[str, torch.Tensor]:
+    return load_file(folder / "run" / name / "model.safetensors")
