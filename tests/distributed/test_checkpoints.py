@@ -115,7 +115,7 @@ def write(folder: Path, images: int, world: int = 2, best: float | None = None) 
         state = folder / str(images) / "state"
         state.mkdir(parents=True, exist_ok=True)
         (state / f"{rank}.pt").write_bytes(b"12345")
-        last = {} if best is None else {"eval/loss": best}
+        last = {} if best is None else {"validation/loss": best}
         told = {"images": images, "last": last, "world": world, "files": {f"state/{rank}.pt": 5}}
         (folder / str(images) / f"rank-{rank}.json").write_text(json.dumps(told))
 
@@ -145,7 +145,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         write(tmp_path, images, best=loss)
     write(tmp_path, 48, world=2)
     (tmp_path / "48" / "rank-1.json").unlink()  # still on its way
-    Checkpoints(str(tmp_path), keep_last=2, keep_best=1, best="eval/loss")._prune()
+    Checkpoints(str(tmp_path), keep_last=2, keep_best=1, best="validation/loss")._prune()
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name != "cache") == [16, 32, 40, 48]
 
 

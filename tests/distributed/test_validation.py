@@ -153,21 +153,23 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
     assert len(set(seen)) == 4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # fp16's is freed of its loss scale
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_gradient_norm_is_that_of_the_whole_step_before_clipping(process_group, stage):
-    settings = training(zero_stage=stage, batch_size=8, micro_batch_size=4)  # two micro batches a step
+def test_the_gradient_norm_is_that_of_the_whole_step_before_clipping(process_group, stage, precision):
+    settings = training(zero_stage=stage, batch_size=8, micro_batch_size=4, precision=precision)
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    alone, x = copy.deepcopy(model), 10 * torch.randn(8, 3)
-    alone(x).square().mean().backward()
+    size = 100 if precision == "fp32" else 0.01  # fp16's first loss scale is 65536
+    alone, x = copy.deepcopy(model), torch.randn(8, 3)
+    (size * alone(x).square().mean()).backward()
     wanted = nn.utils.get_total_norm([weight.grad for weight in alone.parameters()]).item()
-    assert wanted > settings.max_grad_norm
+    assert wanted > settings.max_grad_norm or precision == "fp16"
 
     engine = start_engine(model, settings)
-    for half in x.chunk(2):
-        engine.backward(engine(half).square().mean())
+    for half in x.chunk(2):  # two micro batches
+        engine.backward(size * engine(half).float().square().mean())
         norm = take_step(engine)
-    assert norm == pytest.approx(wanted, rel=1e-5)
+    assert norm == pytest.approx(wanted, rel=1e-5 if precision == "fp32" else 1e-2)
 
 
 def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(process_group, store):
