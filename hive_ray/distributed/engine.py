@@ -62,7 +62,7 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
         lr=settings.learning_rate,
         betas=(0.9, 0.999),
         weight_decay=settings.weight_decay,
-        fused=settings.workers.num_gpus > 0 or settings.offload != "none",
+        fused=True,  # on a CPU, too, less than half the time of one weight after the other
     )
     config = deepspeed_config(settings, universal=universal)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)

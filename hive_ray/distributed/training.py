@@ -355,7 +355,7 @@ class _Loop:
         if opened is None:
             return
         stand = opened.stand
-        self.engine.load_checkpoint(str(opened.state), tag=TAG)
+        self.engine.load_checkpoint(str(opened.state), tag=TAG, load_module_strict=False)
         if self.average:
             self.average.load(opened.average_parts(self.rank, self.world), stand.updates, self.rank)
         if scaler := loss_scaler(self.engine):
