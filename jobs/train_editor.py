@@ -7,6 +7,7 @@ python -m jobs.train_editor shapes --run runs/one --arm dpo
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
@@ -73,27 +74,32 @@ class PreferenceTraining(_Carded, PreferenceObjective):
 
 
 def build(run: Run, arm: str = "sft") -> Metrics:
-    if arm not in ARMS:
-        raise ValueError(f"arm {arm!r} is unknown; choose one of {', '.join(ARMS)}")
-    settings, (table, start, suffix) = run.config.editor, _plan(run, ARMS[arm])
+    table, _, _ = _plan(run, arm)
     ranked = ARMS[arm].objective is PreferenceObjective
     if ranked:
-        schema, columns, training = RANKINGS, RANKED, settings.dpo.training
+        schema, columns = RANKINGS, RANKED
     else:
         schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
-        columns = COLUMNS + (PICTURES if settings.latents == "none" else ENCODED)
-        training = settings.finetune if ARMS[arm].start else settings.sft
-    digest = table_digest(table)
-    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
+        columns = COLUMNS + (PICTURES if run.config.editor.latents == "none" else ENCODED)
     return fit(
-        PreferenceTraining if ranked else EditorTraining,
-        name=f"editors/{arm}",
-        run=run.root,
+        **training(run, arm),
         rows=lambda: select(table, schema) if ranked else _rows(run, table, schema),
         columns=columns,
-        settings=training,
-        fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         on_mismatch=run.on_mismatch,
+    )
+
+
+def training(run: Run, arm: str) -> dict[str, Any]:
+    """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
+    settings, (table, start, suffix) = run.config.editor, _plan(run, arm)
+    ranked, digest = ARMS[arm].objective is PreferenceObjective, table_digest(table)
+    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
+    return dict(
+        objective=PreferenceTraining if ranked else EditorTraining,
+        name=f"editors/{arm}",
+        run=run.root,
+        settings=settings.dpo.training if ranked else settings.finetune if ARMS[arm].start else settings.sft,
+        fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         start=start,
         editor=settings,
         suffix=suffix,
@@ -110,8 +116,11 @@ def _rows(run: Run, table: str, schema: pa.Schema) -> Selection:
     return join(rows, select(run.path("latents"), LATENTS))
 
 
-def _plan(run: Run, arm: Arm) -> tuple[str, str, str]:
+def _plan(run: Run, name: str) -> tuple[str, str, str]:
     """Address of the table, of the start, and the instruction suffix of the editor to come."""
+    if name not in ARMS:
+        raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
+    arm = ARMS[name]
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
