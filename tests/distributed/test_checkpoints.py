@@ -171,14 +171,16 @@ def test_the_memory_of_a_worker_by_zero_stage():
         found = memory_estimate(1000, 100, engines.settings(2, **changes))
         return sum(found["device"].values()), sum(found["host"].values())
 
-    # weights + gradients + two moments (and, parted, their fp32 copy) + average, 4 bytes each
-    assert total(zero_stage=0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
-    assert total(zero_stage=1) == (4 * (1100 + 1000 + 1500 + 1000), 0)
-    assert total(zero_stage=2) == (4 * (1100 + 500 + 1500 + 1000), 0)
-    assert total(zero_stage=3) == (4 * (550 + 500 + 1500 + 500), 0)
-    assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000), 4 * 1500)
-    assert total(zero_stage=3, offload="weights") == (4 * 500, 4 * (1500 + 550 + 500))
-    assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000), 0)
+    # weights + gradients + two moments (and, parted, their fp32 copy) + average + buffers, 4 bytes each
+    assert total(zero_stage=0) == (4 * (1100 + 1000 + 2000 + 1000 + 1000), 0)
+    assert total(zero_stage=1) == (4 * (1100 + 1000 + 1500 + 1000 + 1000), 0)
+    assert total(zero_stage=2) == (4 * (1100 + 500 + 1500 + 1000 + 1000), 0)
+    assert total(zero_stage=3) == (4 * (550 + 500 + 1500 + 500 + 2000), 0)
+    assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000 + 1000), 4 * 1500)
+    assert total(zero_stage=3, offload="weights") == (4 * (500 + 2000), 4 * (1500 + 550 + 500))
+    assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
+    large = memory_estimate(10**9, 0, engines.settings(2, zero_stage=2))["device"]
+    assert large["buffers"] == 4 * 2 * 50_000_000
 
 
 def test_what_cannot_fit_is_refused_before_it_crashes():
