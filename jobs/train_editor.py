@@ -8,6 +8,7 @@ python -m jobs.train_editor shapes --run runs/one --arm dpo
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
@@ -77,39 +78,40 @@ class PreferenceTraining(_Carded, PreferenceObjective):
 
 
 def build(run: Run, arm: str = "sft") -> Metrics:
-    if arm not in ARMS:
-        raise ValueError(f"arm {arm!r} is unknown; choose one of {', '.join(ARMS)}")
-    settings, (table, start, suffix) = run.config.editor, _plan(run, ARMS[arm])
+    table, _, _ = _plan(run, arm)
     ranked = ARMS[arm].objective is PreferenceObjective
     if ranked:
-        schema, columns, training = RANKINGS, RANKED, settings.dpo.training
+        schema, columns = RANKINGS, RANKED
     else:
         schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
-        columns = COLUMNS + (PICTURES if settings.latents == "none" else ENCODED)
-        training = settings.finetune if ARMS[arm].start else settings.sft
-    digest = table_digest(table)
-    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
+        columns = COLUMNS + (PICTURES if run.config.editor.latents == "none" else ENCODED)
+    told = training(run, arm)
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        rows = select(table, schema)
-        if ranked:
-            return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], training.validation_rows)
-        columns = SOURCES + (PICTURES if training.validation_rows and _lacks_captions(table, schema) else [])
-        sides = hold_out(rows, columns, sources_of, training.validation_rows)
-        return tuple(_beside_latents(run, side) for side in sides)
+        return _sides(run, table, schema, told["settings"].validation_rows)
 
     return fit(
-        PreferenceTraining if ranked else EditorTraining,
-        name=f"editors/{arm}",
-        run=run.root,
+        **told,
         rows=lambda: sides()[0],
         held_out=lambda: sides()[1],
         columns=columns,
         shown=["source_image"] if ranked else PICTURES,
-        settings=training,
-        fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         on_mismatch=run.on_mismatch,
+    )
+
+
+def training(run: Run, arm: str) -> dict[str, Any]:
+    """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
+    settings, (table, start, suffix) = run.config.editor, _plan(run, arm)
+    ranked, digest = ARMS[arm].objective is PreferenceObjective, table_digest(table)
+    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
+    return dict(
+        objective=PreferenceTraining if ranked else EditorTraining,
+        name=f"editors/{arm}",
+        run=run.root,
+        settings=settings.dpo.training if ranked else settings.finetune if ARMS[arm].start else settings.sft,
+        fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         start=start,
         editor=settings,
         suffix=suffix,
@@ -117,12 +119,20 @@ def build(run: Run, arm: str = "sft") -> Metrics:
     )
 
 
-def _beside_latents(run: Run, rows: Selection) -> Selection:
-    """What is trained on: the rows, beside their latents where these are encoded once."""
-    if run.config.editor.latents == "none" or not len(rows):
-        return rows
+def _sides(run: Run, table: str, schema: pa.Schema, num_held_out: int) -> tuple[Selection, Selection]:
+    """The rows to train on, and those held out: whole prompts of rankings, of pairs whole sources, beside their latents
+    where these are encoded once."""
+    rows = select(table, schema)
+    if schema is RANKINGS:
+        return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
+    columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(table, schema) else [])
+    sides = hold_out(rows, columns, sources_of, num_held_out)
+    if run.config.editor.latents == "none":
+        return sides
     encode_latents.build(run)
-    return join(rows, select(run.path("latents"), LATENTS))
+    latents = select(run.path("latents"), LATENTS)
+    trained, held_out = (join(side, latents) if len(side) else side for side in sides)
+    return trained, held_out
 
 
 def _lacks_captions(table: str, schema: pa.Schema) -> bool:
@@ -131,8 +141,11 @@ def _lacks_captions(table: str, schema: pa.Schema) -> bool:
     return any(len(select(table, schema, where={column: lambda words: not words}, limit=1)) for column in columns)
 
 
-def _plan(run: Run, arm: Arm) -> tuple[str, str, str]:
+def _plan(run: Run, name: str) -> tuple[str, str, str]:
     """Address of the table, of the start, and the instruction suffix of the editor to come."""
+    if name not in ARMS:
+        raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
+    arm = ARMS[name]
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""

@@ -51,7 +51,7 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
     engine = start_engine(network(), told, universal=bool(opened and opened.universal))
     average = Average(engine.module, told.ema_decay)
     if opened:
-        engine.load_checkpoint(str(opened.state), tag=TAG)
+        engine.load_checkpoint(str(opened.state), tag=TAG, load_module_strict=False)
         average.load(opened.average_parts(rank, world), opened.stand.updates, rank)
     losses = []
     share = BATCH // world

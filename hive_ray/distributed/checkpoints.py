@@ -75,7 +75,8 @@ class Checkpoints:
         cache = storage.cache_folder() / "checkpoints"
         cache.mkdir(parents=True, exist_ok=True)
         local = Path(tempfile.mkdtemp(dir=cache))
-        engine.save_checkpoint(str(local), tag=TAG, client_state=dict(UNIVERSAL))
+        # Frozen weights are those of the start: an adapter's checkpoint is small.
+        engine.save_checkpoint(str(local), tag=TAG, client_state=dict(UNIVERSAL), exclude_frozen_parameters=True)
         if average and (self.rank == 0 or stand.zero_stage == 3):
             save_file(average.weights, local / f"average-{self.rank}.safetensors")
         self._storing = self._thread.submit(self._store, local, stand)
@@ -87,16 +88,21 @@ class Checkpoints:
             storing.result()
 
     def newest(self) -> Stand | None:
-        """The newest whole checkpoint. Newer ones are damaged or were never finished: says so, and removes them."""
+        """The newest whole checkpoint; says of newer ones what they lack. They may be on their way, or damaged."""
         found = self._found()
         for images in sorted(found, reverse=True):
             path = storage.join(self.folder, str(images))
             stand, lack = _look(found[images], path)
             if stand is not None:
                 return stand
-            print(f"{path} is not whole ({lack}): going back to the checkpoint before", flush=True)
-            storage.remove_tree(path)
+            print(f"{path} is not whole ({lack}): the checkpoint before is used", flush=True)
         return None
+
+    def forget_after(self, images: int) -> None:
+        """Remove checkpoints of more images, before others take their names: files of two would mingle."""
+        for seen in self._found():
+            if seen > images:
+                storage.remove_tree(storage.join(self.folder, str(seen)))
 
     def open(self, images: int, world: int) -> "Opened":
         """A whole checkpoint on this machine, ready for `world` workers; a second call finds what the first made."""

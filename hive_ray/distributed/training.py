@@ -130,6 +130,39 @@ def fit(
     return build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
 
 
+def export(
+    objective: Callable[..., Objective],
+    *,
+    name: str,
+    run: str,
+    settings: Training,
+    fingerprint: Fingerprint,
+    folder: Callable[[int], str],
+    **kwargs: Any,
+) -> str:
+    """Write the model of `fit`'s newest checkpoint, while it trains or after it was killed, to folder(images seen).
+
+    Averaged weights, or the last ones where no average is kept. The training is not disturbed.
+    """
+    run, fingerprint = storage.absolute(run), fingerprint | fingerprint_of(settings)
+    checkpoints = Checkpoints(checkpoint_folder(run, name, fingerprint))
+    stand = checkpoints.newest()
+    if stand is None:
+        finished = storage.join(run, name)
+        hint = f"it is finished: {finished}" if storage.exists(finished) else "start it, or wait for its first one"
+        raise ValueError(f"{name} has no checkpoint with these settings: {hint}")
+    started, built = time.monotonic(), objective(**kwargs)
+    opened = checkpoints.open(stand.images, stand.world)
+    shapes = {key: weight.shape for key, weight in built.model.named_parameters() if weight.requires_grad}
+    state = built.model.state_dict() | opened.weights(shapes)
+    opened.forget()
+    out, metrics = folder(stand.images), stand.last | {"images": stand.images}
+    told = fingerprint | {"images": stand.images}
+    store_model(out, lambda to: built.save(to, state), told, metrics, time.monotonic() - started)
+    print(f"{name}: its weights after {stand.images} images are in {out}", flush=True)
+    return out
+
+
 def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
     """Where a training keeps its checkpoints. With other settings it has another: they must not be gone on with."""
     key = id_for(json.dumps(fingerprint, sort_keys=True))
@@ -398,7 +431,7 @@ class _Loop:
         if opened is None:
             return 0
         stand = opened.stand
-        self.engine.load_checkpoint(str(opened.state), tag=TAG)
+        self.engine.load_checkpoint(str(opened.state), tag=TAG, load_module_strict=False)
         if self.average:
             self.average.load(opened.average_parts(self.rank, self.world), stand.updates, self.rank)
         if scaler := loss_scaler(self.engine):
@@ -413,6 +446,8 @@ class _Loop:
     def _open_newest(self) -> Opened | None:
         """Collective: the newest whole checkpoint, fetched by one rank of each machine; None if there is none."""
         stand = self.checkpoints.newest() if self.rank == 0 else None
+        if self.rank == 0:
+            self.checkpoints.forget_after(stand.images if stand else -1)
         images = int(self._greatest(stand.images if stand else -1))
         if images < 0:
             return None

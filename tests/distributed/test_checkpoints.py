@@ -104,6 +104,9 @@ def test_the_weights_of_a_checkpoint_are_read_without_an_engine(resumed, stage):
     shapes = {name: weight.shape for name, weight in engines.network().named_parameters() if weight.requires_grad}
     for name, weight in opened.weights(shapes).items():
         assert weight.tolist() == averaged[name]
+    if stage < 3:
+        kept = torch.load(opened.state / "state" / "mp_rank_00_model_states.pt")["module"]
+        assert kept.keys() == shapes.keys()  # frozen weights are the start's
     last = replace(opened, stand=Stand(64, {}, 2, updates=0, zero_stage=stage)).weights(shapes)
     assert {name: weight.shape for name, weight in last.items()} == shapes
     assert last["2.bias"].tolist() != averaged["2.bias"]
@@ -136,7 +139,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys
     damage(tmp_path / "16")
     assert Checkpoints(str(tmp_path)).newest().images == 8
     assert said in capsys.readouterr().out
-    assert not (tmp_path / "16").exists()  # else its files would mingle with those of the next attempt
+    Checkpoints(str(tmp_path)).forget_after(8)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["8"]
     assert Checkpoints(str(tmp_path / "none")).newest() is None
 
 
@@ -150,7 +154,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_stored_is_an_error_and_not_a_loss(tmp_path, monkeypatch):
-    engine = type("Engine", (), {"save_checkpoint": lambda self, folder, tag, client_state: None})()
+    engine = type("Engine", (), {"save_checkpoint": lambda *_, **__: None})()
     kept = Checkpoints(str(tmp_path / "kept"))
 
     def full(*_):
@@ -167,14 +171,16 @@ def test_the_memory_of_a_worker_by_zero_stage():
         found = memory_estimate(1000, 100, engines.settings(2, **changes))
         return sum(found["device"].values()), sum(found["host"].values())
 
-    # weights + gradients + two moments (and, parted, their fp32 copy) + average, 4 bytes each
-    assert total(zero_stage=0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
-    assert total(zero_stage=1) == (4 * (1100 + 1000 + 1500 + 1000), 0)
-    assert total(zero_stage=2) == (4 * (1100 + 500 + 1500 + 1000), 0)
-    assert total(zero_stage=3) == (4 * (550 + 500 + 1500 + 500), 0)
-    assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000), 4 * 1500)
-    assert total(zero_stage=3, offload="weights") == (4 * 500, 4 * (1500 + 550 + 500))
-    assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000), 0)
+    # weights + gradients + two moments (and, parted, their fp32 copy) + average + buffers, 4 bytes each
+    assert total(zero_stage=0) == (4 * (1100 + 1000 + 2000 + 1000 + 1000), 0)
+    assert total(zero_stage=1) == (4 * (1100 + 1000 + 1500 + 1000 + 1000), 0)
+    assert total(zero_stage=2) == (4 * (1100 + 500 + 1500 + 1000 + 1000), 0)
+    assert total(zero_stage=3) == (4 * (550 + 500 + 1500 + 500 + 2000), 0)
+    assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000 + 1000), 4 * 1500)
+    assert total(zero_stage=3, offload="weights") == (4 * (500 + 2000), 4 * (1500 + 550 + 500))
+    assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
+    large = memory_estimate(10**9, 0, engines.settings(2, zero_stage=2))["device"]
+    assert large["buffers"] == 4 * 2 * 50_000_000
 
 
 def test_what_cannot_fit_is_refused_before_it_crashes():

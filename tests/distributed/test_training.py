@@ -13,13 +13,14 @@ import ray
 import torch
 from diffusers.training_utils import EMAModel
 from lines import NUM_POINTS, POINTS, Line, log, train, training, weights, write_points
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from hive_ray.config import Recovery, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
-from hive_ray.distributed.training import learning_rate
+from hive_ray.distributed.training import export, learning_rate
 from hive_ray.distributed.weights import Average, ema_decay
 from hive_ray.images import decode
 from hive_ray.schemas import Stopped
@@ -253,3 +254,24 @@ def test_bad_rows_are_left_out_and_too_many_stop_all_workers_with_their_ids(tmp_
     assert log(tmp_path, "strict") == log(tmp_path, "loose")
     for name, weight in weights(tmp_path, "strict").items():
         assert torch.equal(weight, weights(tmp_path, "loose")[name])
+
+
+@pytest.mark.ray
+def test_a_training_that_died_gives_its_weights_on_demand_and_goes_on(tmp_path, cluster, capfd):
+    write_points(tmp_path)
+    settings = training(total_images=32, schedule="constant", recovery=Recovery(max_failures=0))
+    train(tmp_path, "shorter", settings.model_copy(update={"total_images": 16}))
+    with pytest.raises(WorkerGroupError):
+        train(tmp_path, "died", settings, flag=str(tmp_path / "flag"), dies_at=5)  # in its third step
+    told = dict(name="died", run=str(tmp_path / "run"), settings=settings, fingerprint={"input.points": "p"})
+    exported = export(Line, folder=lambda images: str(tmp_path / "run" / f"died-{images}"), **told)
+    assert Path(exported).name == "died-16"
+    assert (Path(exported) / "card.json").exists()
+    for name, weight in weights(tmp_path, "died-16").items():
+        assert torch.equal(weight, weights(tmp_path, "shorter")[name])
+
+    train(tmp_path, "died", settings)
+    assert "died: resumed at 16 images" in capfd.readouterr().out
+    assert [line["images"] for line in log(tmp_path, "died")] == [8, 16, 24, 32]
+    with pytest.raises(ValueError, match=r"died has no checkpoint .* it is finished: .*run/died"):
+        export(Line, folder=str, **told)
