@@ -34,16 +34,21 @@ class Line:
     """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to break or to find bad rows."""
 
     def __init__(
-        self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False, bad: frozenset = frozenset()
-    ):
+        self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False,
+        bad: frozenset = frozenset(), awaits: str = "",
+    ):  # fmt: skip
         torch.manual_seed(0)
         self.model = torch.nn.Linear(1, 1)
         self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
-        self.bad = bad
+        self.bad, self.awaits = bad, awaits
 
     def loss(self, model, rows: Rows, generator):
         self.calls += 1
         time.sleep(self.seconds)
+        if self.awaits and self.calls == 4:  # until somebody writes this file
+            Path(f"{self.awaits}.wanted").touch()
+            while not os.path.exists(self.awaits):
+                time.sleep(0.1)
         if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
             Path(self.flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -62,10 +62,15 @@ def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluste
         "--node-id", cluster.doomed.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
         "--reason-message", "spot", "--deadline-remaining-seconds", "15",
     ]  # fmt: skip
-    metrics = tmp_path / "run" / "metrics" / "disturbed.jsonl"
-    announced = when(metrics.exists, lambda: subprocess.run(drain, check=True, capture_output=True))
+    flag = tmp_path / "drained"
+
+    def announce() -> None:
+        subprocess.run(drain, check=True, capture_output=True)
+        flag.touch()
+
+    announced = when(flag.with_name("drained.wanted").exists, announce)
     cluster.add_node(num_cpus=1)
-    train(tmp_path, "disturbed", settings, seconds=0.3)
+    train(tmp_path, "disturbed", settings, seconds=0.3, awaits=str(flag))
     announced.join()
 
     said = capfd.readouterr().out
