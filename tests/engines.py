@@ -4,7 +4,7 @@ import torch
 
 from hive_ray.config import Resources, Training
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Stand
-from hive_ray.distributed.engine import loss_scaler, start_engine
+from hive_ray.distributed.engine import loss_scaler, start_engine, take_step
 from hive_ray.distributed.weights import Average, consolidated_state
 
 BATCH = 8
@@ -79,3 +79,19 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
 def train_each(rank: int, world: int, until: int, calls: list[tuple[str, dict]]) -> list[Result]:
     """`train` for each (folder, changes), one after the other: a process takes seconds to start."""
     return [train(rank, world, folder, until, changes) for folder, changes in calls]
+
+
+def clipped_norms(rank: int, world: int, calls: list[dict]) -> list[float]:
+    """The norm of the gradient that AdamW got in a first step, from its first moment, for each of some settings."""
+    norms = []
+    for changes in calls:
+        engine = start_engine(network(), settings(world, **changes | {"batch_size": 2 * world}))
+        x, y = rows(0)
+        engine.backward((engine(x[:2]).float() - y[:2]).square().mean())
+        take_step(engine)
+        states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()
+        found = torch.stack([state["exp_avg"].square().sum() for state in states if "exp_avg" in state]).sum()
+        if changes["zero_stage"]:
+            torch.distributed.all_reduce(found)
+        norms.append(found.sqrt().item() / (1 - 0.9))
+    return norms

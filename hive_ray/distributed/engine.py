@@ -90,6 +90,8 @@ def take_step(engine: deepspeed.DeepSpeedEngine) -> float | None:
     """
     scaler = loss_scaler(engine)
     scale, norm = scaler.get_scale() if scaler else 1.0, None
+    if scaler and engine.zero_optimization():  # which clips before the scaler takes fp16's loss scale off again
+        engine.optimizer.clip_grad = engine.gradient_clipping() * scale
     if not engine.zero_optimization() and engine.is_gradient_accumulation_boundary():
         weights = engine.module.parameters()
         norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])

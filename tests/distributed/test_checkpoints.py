@@ -92,6 +92,15 @@ def test_lower_precisions_stay_near(trained, place):
     assert losses != pytest.approx(by_hand(64)[0], rel=1e-6)  # it was autocast
 
 
+def test_gradients_are_clipped_to_the_same_length_at_every_stage_and_precision():
+    calls = [
+        {"zero_stage": stage, "precision": precision, "max_grad_norm": 0.01}
+        for precision in ("fp32", "fp16")  # last: DeepSpeed goes on scaling in a process that has begun to
+        for stage in STAGES
+    ]
+    assert in_workers(2, engines.clipped_norms, calls)[0] == pytest.approx([0.01] * len(calls), rel=1e-2)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_workers_then_one_then_two_go_on_as_if_nothing_had_changed(resumed, stage):
     assert_same(resumed[stage][1:], by_hand(64), rel=1e-5)
