@@ -27,7 +27,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from hive_ray.config import Config, Resources, Training, shapes
+from hive_ray.config import Config, Resources, Training, Watching, shapes
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.engine import memory_estimate, start_engine
@@ -60,7 +60,8 @@ def settings(*, workers: int, latents: str = "fp32", images: int = IMAGES) -> Co
     training = preset.editor.sft.model_copy(
         update={
             "total_images": images, "batch_size": BATCH, "micro_batch_size": BATCH // workers, "workers": cores,
-            "checkpoint_images": images * 10, "warmup_images": 0, "schedule": "constant",
+            "checkpoint_images": images * 10, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
+            "watching": Watching(tracker="none"),
         }
     )  # fmt: skip
     editor = {"train_text_encoder": False, "sft": training, "latents": latents}

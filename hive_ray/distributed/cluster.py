@@ -2,9 +2,13 @@
 
 import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.util import placement_group_table
 
 from hive_ray.config import Resources
 
@@ -58,3 +62,42 @@ def require(stage: str, resources: Resources) -> None:
                 f"but the cluster has {has.get(kind, 0):g} {kind}: lower the stage's resources, add nodes, "
                 f"or set {AUTOSCALES}=1 if the cluster adds them by itself"
             )
+
+
+@contextmanager
+def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[None]:
+    """Print, as long as it lasts, that the cluster has no room for a training's workers yet, and what it has."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every_s):
+            if _waits(workers):
+                print(f"{stage}: waiting for {of_workers(workers)}; {cluster_in_words()}", flush=True)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _waits(workers: Resources) -> bool:
+    """Whether a group of such workers is asked for and has no place."""
+    groups = placement_group_table().values()
+    return any(
+        group["state"] in ("PENDING", "RESCHEDULING") and len(group["bundles"]) == workers.num_actors
+        for group in groups
+    )
+
+
+def of_workers(workers: Resources) -> str:
+    """`2 workers with 4 CPU and 1 GPU each`."""
+    return f"{workers.num_actors} workers with {workers.num_cpus:g} CPU and {workers.num_gpus:g} GPU each"
+
+
+def cluster_in_words() -> str:
+    """`the cluster has 8 CPU and 1 GPU`."""
+    has = ray.cluster_resources()
+    return f"the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU"

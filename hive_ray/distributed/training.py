@@ -31,7 +31,7 @@ from hive_ray import storage
 from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
-from hive_ray.distributed.cluster import require
+from hive_ray.distributed.cluster import cluster_in_words, of_workers, require, saying_what_is_missing
 from hive_ray.distributed.engine import check_memory, loss_scaler, start_engine, take_step
 from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.progress import duration
@@ -194,14 +194,13 @@ def _run_workers(told: _Run) -> None:
         ),
     )
     try:
-        failed = trainer.fit().return_value
+        with saying_what_is_missing(told.name, workers):
+            failed = trainer.fit().return_value
     except ControllerError as error:
-        has = ray.cluster_resources()
         raise Stopped(
-            f"{told.name}: its {workers.num_actors} workers with {workers.num_cpus:g} CPU and {workers.num_gpus:g} "
-            f"GPU each did not all start within recovery.wait_minutes = {recovery.wait_minutes:g}: "
-            f"the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU. "
-            "Add nodes or lower workers.num_actors, and give the same command: it goes on from the last checkpoint"
+            f"{told.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
+            f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give the "
+            "same command: it goes on from the last checkpoint"
         ) from error
     if failed:
         raise Stopped(failed)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lines
@@ -13,8 +14,8 @@ import torch
 from lines import log, train, training, weights, write_points
 from ray.cluster_utils import Cluster
 
-from hive_ray.config import Recovery
-from hive_ray.distributed.cluster import start_ray
+from hive_ray.config import Recovery, Resources
+from hive_ray.distributed.cluster import saying_what_is_missing, start_ray
 from hive_ray.schemas import Stopped
 
 pytestmark = pytest.mark.ray
@@ -82,10 +83,24 @@ def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluste
         assert torch.equal(weight, weights(tmp_path, "undisturbed")[key])
 
 
-def test_a_node_that_never_joins_ends_in_words_and_not_in_silence(tmp_path, cluster, monkeypatch):
+def test_a_node_that_joins_late_is_waited_for_in_words_and_one_that_never_does_not_for_ever(
+    tmp_path, cluster, monkeypatch, capfd
+):
     monkeypatch.setenv("HIVE_RAY_AUTOSCALES", "1")  # so that it waits at all
+    monkeypatch.setattr(saying_what_is_missing.__wrapped__, "__defaults__", (3.0,))
     write_points(tmp_path)
-    settings = training(recovery=Recovery(wait_minutes=0.1))
-    wide = settings.model_copy(update={"workers": settings.workers.model_copy(update={"num_cpus": 4})})
-    with pytest.raises(Stopped, match=r"2 workers with 4 CPU and 0 GPU each did not all start within .* = 0.1"):
-        train(tmp_path, "waits", wide)
+    wide = Resources(num_actors=2, num_gpus=0, num_cpus=4)
+    settings = training(workers=wide, recovery=Recovery(wait_minutes=0.15))
+    with pytest.raises(Stopped, match=r"2 workers with 4 CPU and 0 GPU each did not all start within .* = 0.15: the "):
+        train(tmp_path, "waits", settings)
+    assert "waits: waiting for 2 workers with 4 CPU and 0 GPU each; the cluster has" in capfd.readouterr().out
+
+    late = when(lambda: "waits: waiting" in capfd.readouterr().out, lambda: None)
+    with ThreadPoolExecutor(1) as pool:  # Ray adds nodes from the main thread alone
+        trained = pool.submit(
+            train, tmp_path, "waits", settings.model_copy(update={"recovery": Recovery(wait_minutes=2)})
+        )
+        late.join()
+        cluster.add_node(num_cpus=8)
+        trained.result(180)
+    assert log(tmp_path, "waits")[-1]["images"] == settings.total_images
