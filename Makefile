@@ -21,7 +21,7 @@ serve: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The models of the embedded domain, made from nothing where they are not shipped.
 $(WEIGHTS): | $(READY)

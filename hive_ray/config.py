@@ -610,12 +610,12 @@ INSTRUCT_PIX2PIX_TRAINING = {"precision": "fp32", "max_grad_norm": 0.0, "ema_rul
 def instruct_pix2pix() -> Config:
     """InstructPix2Pix as published, on Stable Diffusion 1.5.
 
-    Read in its code: 256 x 256, AdamW at 1e-4 without warm-up, batches of 1024 (32 a GPU, 8 GPUs, 4 accumulated), fp32,
-    gradients not cut, EMA 0.9999 over micro batches, dropout of conditions 0.05, mirrored pairs; completions with its
-    delimiters and moderation; pairs of 512 x 512 by 100 Euler-ancestral steps, 100 samples of an instruction of which
-    at most 4 are kept by its four limits; edits of 100 steps, scales 7.5 and 1.5. Recalled: 10,000 steps, one instruction a caption.
-    Not so here: pairs are decoded by the base's own VAE (it took vae-ft-mse-840000), pairs that say left or right are
-    not mirrored, and candidates are sampled with DDIM.
+    Read in its code: 256 x 256, AdamW at 1e-4 without warm-up, batches of 1024 (32 a GPU, 8 GPUs, 4 accumulated),
+    fp32, gradients not cut, EMA 0.9999 over micro batches, dropout of conditions 0.05, mirrored pairs; completions
+    with its delimiters and moderation; pairs of 512 x 512 by 100 Euler-ancestral steps, 100 samples of an instruction
+    of which at most 4 are kept by its four limits; edits of 100 steps, scales 7.5 and 1.5. Recalled: 10,000 steps,
+    one instruction a caption. Not so here: pairs are decoded by the base's own VAE (it took vae-ft-mse-840000), pairs
+    that say left or right are not mirrored, and candidates are sampled with DDIM.
     """
     config = _stable_diffusion(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
