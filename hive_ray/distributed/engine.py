@@ -78,6 +78,13 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     return engine
 
 
+def autocast(settings: Training) -> torch.autocast:
+    """The precision of what an objective computes outside its wrapped model, such as a frozen text encoder's states."""
+    device = "cuda" if settings.workers.num_gpus else "cpu"
+    dtype = getattr(torch, AUTOCAST.get(settings.precision, "float32"))
+    return torch.autocast(device, dtype=dtype, enabled=settings.precision in AUTOCAST)
+
+
 def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | None:
     """fp16's loss scaling, which DeepSpeed's checkpoints leave out; None at other precisions."""
     return engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)

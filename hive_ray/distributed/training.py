@@ -32,7 +32,7 @@ from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
 from hive_ray.distributed.cluster import cluster_in_words, of_workers, require, saying_what_is_missing
-from hive_ray.distributed.engine import check_memory, loss_scaler, start_engine, take_step
+from hive_ray.distributed.engine import autocast, check_memory, loss_scaler, start_engine, take_step
 from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.progress import duration
 from hive_ray.distributed.rows import RowStore, batch_places
@@ -349,12 +349,13 @@ class _Loop:
         for start in range(0, share, micro):
             draw = ("batch", settings.seed, self.rank, self.images + start)
             torch.manual_seed(seed_for("layers", *draw))  # dropout layers know no other generator
-            loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
+            with autocast(settings):
+                loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
             self.engine.backward(loss * (good / micro))
             norm = take_step(self.engine)
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
                 self.average.update(self.engine.module)
-            for key, value in (measures | {"train/loss": loss.item()}).items():
+            for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits
                 totals[key] = totals.get(key, 0.0) + value * good / share
             totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
         self.images += settings.batch_size
@@ -368,7 +369,8 @@ class _Loop:
 
     def _mean_over_ranks(self, totals: Metrics) -> Metrics:
         keys = sorted(totals)
-        values = torch.tensor([totals[key] for key in keys], dtype=torch.float64, device=self.engine.device)
+        device = self.engine.device
+        values = torch.stack([torch.as_tensor(totals[key], dtype=torch.float64, device=device) for key in keys])
         torch.distributed.all_reduce(values)
         return dict(zip(keys, (values / self.world).tolist(), strict=True))
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import GoodRows
+from hive_ray.distributed.engine import autocast
 from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.rows import RowStore
 from hive_ray.distributed.tables import Selection
@@ -115,7 +116,8 @@ class Validation:
             draw = ("validation", self.settings.seed, number % batches)
             torch.manual_seed(seed_for("layers", *draw))  # whoever draws from torch's own stream
             places = np.arange(place, min(place + micro, self.store.num_rows))
-            loss, measures, good = self.good.loss(partial(objective.loss, engine), places, draw)
+            with autocast(self.settings):
+                loss, measures, good = self.good.loss(partial(objective.loss, engine), places, draw)
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
                 totals[key] = totals.get(key, 0.0) + value * good * counts
         for why in list(self.good.found.values())[known:]:

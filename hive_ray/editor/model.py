@@ -234,7 +234,8 @@ class Editor:
 def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled, on its device."""
     images = images.to(vae.device, vae.dtype)
-    found = [vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
+    with torch.autocast(vae.device.type, enabled=False):  # a training's precision is not the VAE's: XL's is fp32
+        found = [vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
     return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
 
 

@@ -126,8 +126,9 @@ class EditorObjective:
         check_weights(rows)
         batch = self.noised(rows, generator)
         predicted = model(*batch.inputs)
-        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32, device=predicted.device)
-        loss = weighted_denoising_loss(predicted, batch.target, weight, self._snr_weight(batch.timesteps))
+        weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+        snr_weight = self._snr_weight(batch.timesteps)
+        loss = weighted_denoising_loss(predicted, batch.target, weight.to(predicted.device), snr_weight)
         return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:

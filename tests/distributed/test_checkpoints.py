@@ -10,7 +10,7 @@ from gloo import in_workers
 
 from hive_ray.distributed import checkpoints
 from hive_ray.distributed.checkpoints import Checkpoints, Stand
-from hive_ray.distributed.engine import check_memory, memory_estimate
+from hive_ray.distributed.engine import autocast, check_memory, memory_estimate
 from hive_ray.schemas import Stopped
 
 
@@ -90,6 +90,13 @@ def test_lower_precisions_stay_near(trained, place):
     losses = trained[place][0][0]
     assert losses == pytest.approx(by_hand(64)[0], rel=0.03)
     assert losses != pytest.approx(by_hand(64)[0], rel=1e-6)  # it was autocast
+
+
+def test_what_an_objective_computes_by_itself_has_the_precision_of_the_training():
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        with autocast(engines.settings(2, precision=precision)):
+            assert layer(x).dtype == dtype
 
 
 def test_gradients_are_clipped_to_the_same_length_at_every_stage_and_precision():

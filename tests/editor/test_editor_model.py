@@ -184,3 +184,13 @@ def test_a_long_instruction_is_cut_at_a_word_and_never_its_suffix():
 def test_a_suffix_that_cannot_fit_is_refused():
     with pytest.raises(ValueError, match="102 tokens, the text encoder takes 77; shorten it"):
         append_suffix(tiny_tokenizer(), "make it red", "red " * 100)
+
+
+def test_a_training_in_bf16_encodes_pictures_as_one_in_fp32(base):
+    editor, images = Editor.build(base), torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mean, _ = editor.posterior(images)
+        states = editor.text.encode(["make it red"]).sequence
+    with torch.no_grad():
+        assert torch.equal(mean, editor.posterior(images)[0])
+        assert not torch.equal(states, editor.text.encode(["make it red"]).sequence)
