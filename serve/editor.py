@@ -15,7 +15,6 @@ import base64
 import os
 import secrets
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +38,7 @@ from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
 from hive_ray.shapes.scenes import draw, place, random_description
 from hive_ray.storage import absolute, fetch_folder
+from serve.guard import Guard, answer_refused, refusal
 from serve.model import BATCH_ROWS, EditorModel, EditRequest
 from serve.pictures import MAX_PICTURE_PIXELS, MAX_UPLOAD_BYTES, SMALL, fit
 
@@ -53,14 +53,6 @@ RETRY_AFTER_S = 5
 ENVIRONMENT = "HIVE_RAY_"
 WEB = Path(__file__).parent / "web"
 FILES = {"editor.css": "text/css", "editor.js": "text/javascript"}
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 # --- Settings ---------------------------------------------------------------------------------------------
@@ -120,47 +112,8 @@ def defaults_for(settings: Serving, resolution: int) -> Defaults:
 # --- HTTP -------------------------------------------------------------------------------------------------
 
 
-class Guard:
-    """ASGI middleware: the security headers on every answer, and no body beyond what a picture may have."""
-
-    def __init__(self, inner: Callable) -> None:
-        self.inner = inner
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
-            await self.inner(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> dict:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MAX_UPLOAD_BYTES + FORM_BYTES:
-                raise HTTPException(
-                    413, f"the request has at least {seen:,} bytes; a picture may have {MAX_UPLOAD_BYTES:,}"
-                )
-            return message
-
-        async def guarded(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
-            await send(message)
-
-        await self.inner(scope, counted, guarded)
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
-
-
-async def _answer_refused(_: Request, error: HTTPException) -> JSONResponse:
-    return _error(error.status_code, str(error.detail), error.headers)
-
-
 async def _answer_image_error(_: Request, error: ImageError) -> JSONResponse:
-    return _error(400, str(error))
+    return refusal(400, str(error))
 
 
 async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -171,11 +124,11 @@ async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResp
         else f"{one['loc'][-1]} is {str(one['input'])[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
         for one in error.errors()
     ]
-    return _error(400, "; ".join(parts))
+    return refusal(400, "; ".join(parts))
 
 
 async def _answer_failure(_: Request, error: Exception) -> JSONResponse:
-    return _error(500, f"the server failed with {type(error).__name__}; its log says more")
+    return refusal(500, f"the server failed with {type(error).__name__}; its log says more")
 
 
 web = FastAPI(
@@ -183,13 +136,13 @@ web = FastAPI(
     docs_url=None,  # the pages of /docs and /redoc load scripts from elsewhere
     redoc_url=None,
     exception_handlers={
-        HTTPException: _answer_refused,
+        HTTPException: answer_refused,
         ImageError: _answer_image_error,
         RequestValidationError: _answer_invalid,
         Exception: _answer_failure,
     },
 )
-web.add_middleware(Guard)
+web.add_middleware(Guard, most_bytes=MAX_UPLOAD_BYTES, beside=FORM_BYTES)
 
 Instruction = Annotated[str, Form(min_length=1, max_length=MAX_INSTRUCTION)]
 Scale = Annotated[float | None, Form(ge=0, le=MAX_SCALE, allow_inf_nan=False)]

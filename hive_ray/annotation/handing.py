@@ -84,9 +84,7 @@ class Desk:
         """
         for waits in (False, True):  # before "nothing is left" is said, what others hold just now is waited for
             self.sweep(waits=waits)
-            showing = self.database.write(
-                partial(self._next, person_id=person_id, holding=set(holding), waits=waits)
-            )
+            showing = self.database.write(partial(self._next, person_id=person_id, holding=set(holding), waits=waits))
             if showing is not None:
                 return showing
         return None
