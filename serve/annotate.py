@@ -36,7 +36,7 @@ from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
 from hive_ray.config import Annotation
 from serve import administering, annotating
-from serve.gallery import Gallery
+from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_refused, refusal
 
 BODY_BYTES = 64 * 1024
@@ -114,7 +114,7 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
             DatabaseAway: _answer_away,
             Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
             **dict.fromkeys((AnswerError, LabelStudioError, PersonError), lambda _, error: refusal(400, str(error))),
-            KeyError: lambda _, error: refusal(404, str(error.args[0])),
+            PictureError: lambda _, error: refusal(404, str(error)),
             Exception: lambda _, error: refusal(
                 500, f"the server failed with {type(error).__name__}; its log says more"
             ),

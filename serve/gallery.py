@@ -20,6 +20,10 @@ from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 SOURCE = "source"
 
 
+class PictureError(LookupError):
+    """A picture that the run folder does not have."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an edit or a source lies: a row of one of the tables."""
@@ -79,7 +83,7 @@ class Gallery:
         return self._pictures(self._places(prompt_id)[0])[SOURCE]
 
     def edit(self, prompt_id: str, edit_id: str) -> bytes:
-        """An edit of a prompt, or what stands for one in a task of known answer; KeyError if there is none."""
+        """An edit of a prompt, or what stands for one in a task of known answer; PictureError if there is none."""
         for bad in (UNCHANGED, ANOTHER):
             if edit_id.startswith(bad):
                 return self.source(edit_id.removeprefix(bad))
@@ -87,20 +91,20 @@ class Gallery:
             pictures = self._pictures(place)
             if edit_id in pictures:
                 return pictures[edit_id]
-        raise KeyError(f"prompt {prompt_id} has no edit {edit_id}")
+        raise PictureError(f"prompt {prompt_id} has no edit {edit_id}")
 
     def unreadable(self, prompt_id: str, edit_ids: list[str]) -> str:
         """Why a task cannot be shown; "" if all its pictures can."""
         for name in (SOURCE, *edit_ids):
             try:
                 decode(self.source(prompt_id) if name == SOURCE else self.edit(prompt_id, name))
-            except (ImageError, KeyError) as error:
+            except (ImageError, PictureError) as error:
                 return f"{'the source' if name == SOURCE else f'edit {name}'} of prompt {prompt_id}: {error}"
         return ""
 
     def _places(self, prompt_id: str) -> list[Place]:
         if prompt_id not in self.places:
-            raise KeyError(f"prompt {prompt_id} is not in the run folder any more")
+            raise PictureError(f"prompt {prompt_id} is not in the run folder any more")
         return self.places[prompt_id]
 
     def _pictures(self, place: Place) -> dict[str, bytes]:

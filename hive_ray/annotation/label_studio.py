@@ -7,7 +7,7 @@ not the user study.
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import Any
 
@@ -45,7 +45,7 @@ def tasks(
 ) -> Iterator[str]:
     """The pieces of a JSON file with every task of unknown answer, its pictures inside, and the answers to it.
 
-    `picture` takes a prompt and an edit id, or None for the source. Rows come one by one: the file may be large.
+    `picture` takes a prompt and an edit id, or None for the source, and is asked piece by piece: the file may be large.
     """
     said: dict[int, list[Answered]] = {}
     for one in answers:
@@ -53,10 +53,14 @@ def tasks(
             said.setdefault(one.task_id, []).append(one)
     query = select(Task).where(Task.kind == RANK, Task.gold.is_(None), Task.present, Task.broken.is_(None))
     found = database.read(lambda session: list(session.scalars(query.order_by(Task.position))))
+    rows = (_task(task, project, picture, said.get(task.id, [])) for task in found)
+    return _array(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def _array(rows: Iterable[str]) -> Iterator[str]:
     yield "["
-    for number, task in enumerate(found):
-        row = _task(task, project, picture, said.get(task.id, []))
-        yield ("," if number else "") + "\n" + json.dumps(row, ensure_ascii=False)
+    for number, row in enumerate(rows):
+        yield f"{',' if number else ''}\n{row}"
     yield "\n]\n"
 
 
@@ -109,10 +113,14 @@ def take_in(database: Database, project: str, given: Any, now: float) -> tuple[i
         for number, row in enumerate(given):
             task = _known_task(session, project, row, number)
             for annotation in row.get("annotations") or ():
-                if _store(session, task, annotation, f"task {number} ({task.prompt_id})", now):
-                    new += 1
-                else:
-                    known += 1
+                place = f"task {number} ({task.prompt_id})"
+                try:
+                    stored = _store(session, task, annotation, place, now)
+                except (AttributeError, KeyError, TypeError) as error:
+                    raise LabelStudioError(
+                        f"{place}: an annotation is not as Label Studio writes it: {error!r}"
+                    ) from error
+                new, known = new + stored, known + (not stored)
         return new, known
 
     return database.write(store)
@@ -124,8 +132,8 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
         raise LabelStudioError(f"task {number} has no data; export the tasks as JSON (not JSON-MIN)")
     if data.get("hive_ray_project") != project:
         raise LabelStudioError(
-            f"task {number} is of the project {data.get('hive_ray_project')!r}, and this is {project!r}: give results of"
-            " the tasks that were exported here"
+            f"task {number} is of the project {data.get('hive_ray_project')!r}, and this is {project!r}: give results"
+            " of the tasks that were exported here"
         )
     task = session.scalars(select(Task).where(Task.key == str(data.get("hive_ray_task")))).first()
     if task is None:
