@@ -4,13 +4,13 @@
 
     make annotate RUN=runs/quickstart
     python -m serve.annotate --run s3://bucket/run --database postgresql://user:password@host/name --people-per-task 3
-    HIVE_RAY_RUN=runs/quickstart serve run serve.annotate:app        on Ray Serve
+    serve run serve.annotate:app run=runs/quickstart                on Ray Serve
 
 All that it knows is in the database and in the run folder: it may be stopped at any time, and several of it may
 share a PostgreSQL database. The settings are those of the run's config.yaml (`annotation`), with flags on top.
 """
 
-import os
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from hive_ray.config import Annotation
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_refused, refusal
+
+logger = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 2
@@ -94,10 +96,8 @@ def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
     elif settings.gold:
         gold = list(tasks.known_from(storage.read_text(settings.gold).splitlines(), settings.gold, gallery.prompts))
     added = tasks.load(database, settings.mode, [*gallery.prompts, *gold], settings.people_per_task)
-    print(
-        f"annotation: {len(gallery.prompts)} prompts and {len(gold)} of known answer, {added} new; {database}",
-        flush=True,
-    )
+    known = f"{len(gold)} tasks of known answer"
+    print(f"annotation: {len(gallery.prompts)} prompts and {known}, {added} new; {database}", flush=True)
     return database, gallery
 
 
@@ -158,7 +158,8 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
 
 
 async def _answer_away(_: Request, error: DatabaseAway) -> JSONResponse:
-    return refusal(503, str(error), {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
+    logger.warning("%s", error)
+    return refusal(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
 
 
 async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -221,7 +222,7 @@ def _run_of(arguments: list[str]) -> str:
             return arguments[place + 1]
         if argument.startswith("--run="):
             return argument.removeprefix("--run=")
-    return os.environ.get("HIVE_RAY_RUN", Annotating.model_fields["run"].default)
+    return Annotating.model_fields["run"].default
 
 
 if __name__ == "__main__":

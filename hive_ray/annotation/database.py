@@ -34,6 +34,14 @@ T = TypeVar("T")
 class DatabaseAway(RuntimeError):
     """The database is locked, read-only or gone: nothing was stored; the same request may be sent again."""
 
+    @property
+    def plainly(self) -> str:
+        """What is wrong, without the address, for people who need not know it."""
+        said = str(self).lower()
+        busy = any(word in said for word in ("locked", "lock timeout", "busy", "no free connection"))
+        state = "read-only" if "readonly" in said or "read-only" in said else "busy" if busy else "out of reach"
+        return f"the database is {state}; nothing was lost"
+
 
 class DatabaseError(ValueError):
     """A database that this version cannot work with."""

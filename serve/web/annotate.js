@@ -89,7 +89,7 @@ function show(next) {
   put($("source-picture"), next.source);
   const cards = next.edits.map((address, place) => card(address, place, isStudy));
   $("edits").replaceChildren(...cards);
-  $("edits").style.setProperty("--across", across(cards.length));
+  arrange();
   const said = task.answer && !("skipped" in task.answer) ? task.answer : null;
   next.choice = isStudy ? new Comparison(changed, said ?? {}) : said ? Ranking.from(said, changed) : new Ranking(cards.length, changed);
   next.since = document.hidden ? null : performance.now();
@@ -99,7 +99,14 @@ function show(next) {
   $("edits").firstChild.focus({ preventScroll: true });
 }
 
-function across(count) { return count <= 3 ? count : count === 4 ? 2 : 3; }
+// So many edits side by side that square ones become as large as they can.
+function arrange() {
+  const { clientWidth: width, clientHeight: height, children: { length: count } } = $("edits");
+  const side = (across) => Math.min(width / across - 30, height / Math.ceil(count / across) - 70);
+  const choices = [...Array(count).keys()].map((index) => index + 1);
+  $("edits").style.setProperty("--across", choices.reduce((best, across) => (side(across) > side(best) + 1 ? across : best)));
+}
+addEventListener("resize", () => { if (current) arrange(); });
 
 function card(address, place, isStudy) {
   const button = document.createElement(isStudy ? "figure" : "button");

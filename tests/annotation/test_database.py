@@ -93,6 +93,18 @@ def test_a_password_is_not_shown():
     assert "secret" not in str(Database("postgresql://ada:secret@nowhere/db"))
 
 
+@pytest.mark.parametrize(
+    ("words", "plainly"),
+    [
+        ("sqlite:////secret: database is locked", "busy"),
+        ("attempt to write a readonly database", "read-only"),
+        ("connection to server on socket /secret failed", "out of reach"),
+    ],
+)
+def test_people_are_told_what_is_wrong_but_not_where(words, plainly):
+    assert DatabaseAway(words).plainly == f"the database is {plainly}; nothing was lost"
+
+
 # --- A database that is not there -------------------------------------------------------------------------
 
 

@@ -1,22 +1,34 @@
 import csv
 import io
 import json
+import os
+import re
 import shutil
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import pytest
+import ray
 from annotation_site import app, make_candidates, make_evaluation, picture, served
+from ray import serve
 
+from hive_ray import storage
+from hive_ray.annotation.database import DatabaseError
 from hive_ray.annotation.exports import answered
+from hive_ray.annotation.people import invite
 from hive_ray.config import Annotation
 from hive_ray.images import decode
 from hive_ray.reward.rankings import parse_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
-from serve.annotate import prepare
+from serve.annotate import Annotating, database_of, prepare, settings_of
+from serve.annotate import app as bound
 from serve.gallery import Gallery
 
 KEYS = iter(f"key number {number}" for number in range(10**6))
@@ -353,7 +365,9 @@ def test_a_locked_database_is_answered_503_and_the_retried_answer_is_stored_once
         other.execute("BEGIN IMMEDIATE")
         reply = hand_in(client, task, key="the same key")
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
-        assert reply.json()["error"]["reason"] == "database_away"
+        assert reply.json()["error"] == {
+            "message": "the database is busy; nothing was lost", "reason": "database_away"
+        }  # fmt: skip
         assert client.get("/health").status_code == 503
         other.execute("ROLLBACK")
         other.close()
@@ -472,3 +486,83 @@ def test_preparing_again_keeps_everything(run, tmp_path):
             assert connection.exec_driver_sql("SELECT count(*) FROM tasks").scalar() == 22
         assert (tmp_path / "run" / "annotation.sqlite").exists()
         database.close()
+
+
+# --- How it is started ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(run):
+    """`python -m serve.annotate` on a free port; what it printed until the links were there."""
+    make_candidates(run, 3)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve.annotate", "--run", run, "--port", str(port), "--people-per-task", "3"],
+        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    lines = []
+    while "replace those" not in "".join(lines):
+        line = process.stdout.readline()
+        assert line, "".join(lines)
+        lines.append(line)
+    yield "".join(lines)
+    process.terminate()
+    process.wait(30)
+
+
+def test_the_command_prints_a_link_for_each_role_and_serves(command):
+    links = dict(re.findall(r"^(administrator|annotator)\s+(http\S+)$", command, re.MULTILINE))
+    for role, link in links.items():
+        address, token = link.split("#")
+        assert address.endswith("/admin") == (role == "administrator")
+        root = address.removesuffix("admin").rstrip("/")
+        for _ in range(100):
+            try:
+                reply = httpx.post(f"{root}/sign-in", json={"token": token})
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert reply.json()["role"] == role
+    assert set(links) == {"administrator", "annotator"}
+    assert "3 prompts and 3 tasks of known answer" in command
+
+
+def test_the_settings_of_the_run_count_and_a_run_on_s3_needs_a_database(run):
+    storage.write_text(f"{run}/config.yaml", "annotation: {people_per_task: 5, mode: study}\n")
+    assert settings_of(run) == {"people_per_task": 5, "mode": "study"}
+    with pytest.raises(DatabaseError, match="say where the database is"):
+        database_of("s3://bucket/run", Annotation())
+
+
+@pytest.mark.ray
+def test_it_runs_on_ray_serve(run):
+    make_candidates(run, 3)
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
+    root = str(Path(__file__).parents[2])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(bound(Annotating(run=run, gold="", repeat_rate=0.0)))
+        database = database_of(run, Annotation())
+        token = invite(database, "Ada")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            client.headers["X-Forgery-Token"] = client.post("/sign-in", json={"token": token}).json()["forgery_token"]
+            task = following(client)
+            assert client.get(f"/{task['source']}").headers["content-type"] == "image/png"
+            assert hand_in(client, task).status_code == 200
+            assert "frame-ancestors 'none'" in client.get("/").headers["content-security-policy"]
+        assert len(answered(database)) == 1
+        database.close()
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
