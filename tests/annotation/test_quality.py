@@ -13,7 +13,6 @@ from hive_ray.annotation.study import results
 from hive_ray.annotation.tasks import GoldError, known_bad, known_from, load
 from hive_ray.config import Annotation
 
-
 KNOWN = {"better": ["a"], "worse": ["c"]}
 
 
