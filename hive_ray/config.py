@@ -374,6 +374,8 @@ class Annotation(Section):
     """A person who gets a smaller share of those right is flagged."""
     least_golds: int = Field(4, ge=1)
     """Answers to such tasks before anybody is flagged."""
+    leave_out_flagged: bool = False
+    """Whether `export_annotations` leaves out the answers of flagged people."""
     repeat_rate: float = Field(0.05, ge=0, lt=1)
     """Share of tasks that a person gets a second time, to see how far they agree with themselves."""
     repeat_after: int = Field(20, ge=1)

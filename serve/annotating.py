@@ -149,7 +149,7 @@ def answer(asked: Said, person: Person, request: Request) -> dict[str, Any]:
 def picture(assignment: int, place: str, person: Person, request: Request) -> Response:
     """A picture of one of this person's own tasks, by its place on the screen."""
     state = request.app.state
-    showing: Showing = state.desk.showing(person.id, assignment)
+    showing: Showing = state.showing(person.id, assignment)
     task = showing.task
     if place == SOURCE:
         image = state.gallery.source(task.prompt_id)

@@ -30,7 +30,10 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from hive_ray.annotation.database import Database, DatabaseAway
+from hive_ray.annotation.feedback import record
 from hive_ray.config import Section, sd15, shapes
+from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode
 from hive_ray.seeds import seed_for
@@ -75,6 +78,8 @@ class Serving(Section):
     """Requests that the replica holds, in work or next in line."""
     max_queued: int = Field(8, ge=0)
     """Requests that wait beyond those; more are answered 503 with Retry-After."""
+    feedback: str = ""
+    """Database that takes people's thumbs with their pictures, as `annotation.database`; "" shows no thumbs."""
     num_replicas: int = Field(1, ge=1)
     num_gpus: float | None = Field(None, ge=0)
     """GPUs of a replica; None is one where this machine has any, else 0."""
@@ -172,9 +177,10 @@ def _example(index: int) -> dict:
 class EditorPage:
     """The page and the API: checks, fits, asks the model, and answers."""
 
-    def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, settings: Serving) -> None:
+    def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: Serving) -> None:
         self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
-        self.defaults = defaults_for(settings, card.resolution)
+        self.defaults, self.version = defaults_for(settings, card.resolution), version
+        self.feedback = Database(settings.feedback) if settings.feedback else None
 
     @web.get("/")
     async def page(self) -> FileResponse:
@@ -211,6 +217,7 @@ class EditorPage:
             "card": self.card.model_dump(),
             "defaults": self.defaults.model_dump(),
             "limits": limits,
+            "feedback": self.feedback is not None,
             "fit": "stretch" if self.card.resolution < SMALL else "crop",
         }
 
@@ -255,6 +262,43 @@ class EditorPage:
             )
         headers = {"X-Seed": str(asked.seeds[0]), "X-Editor": self.name}
         return Response(edits[0], media_type="image/png", headers=headers)
+
+    @web.post("/feedback")
+    async def take_feedback(
+        self,
+        image: Annotated[UploadFile, File()],
+        edited: Annotated[UploadFile, File()],
+        instruction: Instruction,
+        liked: Annotated[bool, Form()],
+        key: Annotated[str, Form(min_length=8, max_length=64)],
+        guidance_scale: Scale = None,
+        image_guidance_scale: Scale = None,
+        num_inference_steps: Steps = None,
+        seed: Seed = None,
+    ) -> dict:
+        """Store what somebody thinks of an edit, with both pictures; `key` names the edit: a later thumb replaces an
+        earlier one."""
+        if self.feedback is None:
+            raise HTTPException(404, "this editor takes no feedback; start it with feedback=sqlite:///path")
+        asked = {
+            "guidance_scale": guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
+            "num_inference_steps": num_inference_steps,
+            "seed": seed,
+        }
+        source, after = await image.read(), await edited.read()
+
+        def store() -> bool:
+            return record(
+                self.feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
+                settings=asked, source_image=fit(source, self.card.resolution),
+                edited_image=fit(after, self.card.resolution),
+            )  # fmt: skip
+
+        try:
+            return {"new": await asyncio.to_thread(store)}
+        except DatabaseAway as error:
+            raise HTTPException(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}) from error
 
     @web.post("/v1/images/edits")
     async def openai_edits(
@@ -355,4 +399,10 @@ def app(settings: Serving) -> Application:
         max_ongoing_requests=4 * (settings.max_ongoing * settings.num_replicas + settings.max_queued),
         ray_actor_options={"num_cpus": 0},
     )
-    return page.bind(model, Path(folder).name, card, settings)
+    version = ""
+    if settings.feedback:
+        version, database = model_digest(folder), Database(settings.feedback)
+        database.migrate()
+        database.close()
+        settings = settings.model_copy(update={"feedback": database.address})
+    return page.bind(model, Path(folder).name, card, version, settings)

@@ -97,7 +97,7 @@ def served(site: FastAPI) -> Iterator[Site]:
     """The app on a free port for as long as the block lasts."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(site, log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(site, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

@@ -22,8 +22,13 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from hive_ray import storage
+from hive_ray.config import Annotation
+
 PATIENCE_S = 4.0
 """How long a request waits for the database before it is answered that it is not there."""
+CONNECTIONS = 16
+"""Kept open by a process; a few more come and go where that many are in use."""
 ATTEMPTS = 4
 """Times that a transaction is done, where PostgreSQL gave it up for another one."""
 LOST_RACES = {"40001", "40P01"}  # serialization_failure, deadlock_detected
@@ -66,6 +71,13 @@ class Database:
         self._writer = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self.engine = _sqlite(self.file) if self.file is not None else _postgresql(parsed)
+
+    @property
+    def address(self) -> str:
+        """What opens the same database from any folder; with its password."""
+        if self.file is not None:
+            return f"sqlite:///{self.file.absolute()}"
+        return self.url.render_as_string(hide_password=False)
 
     def migrate(self, revision: str = "head") -> None:
         """Make the tables, or bring those of an older version up to this one."""
@@ -163,7 +175,7 @@ def _sqlite(file: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///file:{quote(str(file.absolute()))}?mode=rw&uri=true",  # never make an empty one where it is missing
         connect_args={"timeout": PATIENCE_S, "check_same_thread": False},
-        pool_size=16, max_overflow=32, pool_timeout=PATIENCE_S,
+        pool_size=CONNECTIONS, pool_timeout=PATIENCE_S,
     )  # fmt: skip
 
     @event.listens_for(engine, "connect")
@@ -182,6 +194,17 @@ def _sqlite(file: Path) -> Engine:
 
 def _postgresql(url: Any) -> Engine:
     return create_engine(
-        url, pool_size=16, max_overflow=16, pool_timeout=PATIENCE_S, pool_pre_ping=True,
+        url, pool_size=CONNECTIONS, pool_timeout=PATIENCE_S, pool_pre_ping=True,
         connect_args={"connect_timeout": int(PATIENCE_S), "options": f"-c lock_timeout={int(PATIENCE_S * 1000)}"},
     )  # fmt: skip
+
+
+def database_of(run: str, settings: Annotation) -> Database:
+    """The database of a run."""
+    if settings.database:
+        return Database(settings.database)
+    if run.startswith(storage.S3):
+        raise DatabaseError(
+            f"{run} is no folder of this machine: say where the database is, --database sqlite:///path or postgresql://..."
+        )
+    return Database(f"sqlite:///{storage.absolute(run)}/annotation.sqlite")

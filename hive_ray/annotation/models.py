@@ -10,6 +10,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     UniqueConstraint,
@@ -166,3 +167,21 @@ class Answer(Base):
     at: Mapped[float]
     previous_id: Mapped[int | None] = mapped_column(ForeignKey("answers.id"), unique=True)
     """The answer that this one corrects."""
+
+
+class Feedback(Base):
+    """A thumb up or down for one edit of a served editor."""
+
+    __tablename__ = "feedback"
+
+    id: Mapped[int] = mapped_column(_Key, primary_key=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    at: Mapped[float]
+    editor: Mapped[str] = mapped_column(index=True)
+    """The digest of the editor's weights."""
+    instruction: Mapped[str]
+    liked: Mapped[bool]
+    settings: Mapped[dict[str, Any]]
+    """Seed, scales and steps."""
+    source_image: Mapped[bytes] = mapped_column(LargeBinary)
+    edited_image: Mapped[bytes] = mapped_column(LargeBinary)

@@ -83,14 +83,14 @@ def who(database: Database, cookie: str, now: float | None = None) -> SignedIn |
     at = now or time.time()
 
     def find(session: Transaction) -> SignedIn | None:
-        person = session.scalars(
-            select(Person)
+        found = session.execute(
+            select(Person.id, Person.name, Person.role, Person.state)
             .join(Session, Session.person_id == Person.id)
             .where(Session.cookie_hash == _hash(cookie), Session.expires > at)
         ).first()
-        if person is None:
+        if found is None:
             return None
-        return SignedIn(person.id, person.name, person.role, person.state == PAUSED, _hash(f"forgery {cookie}"))
+        return SignedIn(found.id, found.name, found.role, found.state == PAUSED, _hash(f"forgery {cookie}"))
 
     return database.read(find)
 

@@ -20,14 +20,14 @@ from annotation_site import app, make_candidates, make_evaluation, picture, serv
 from ray import serve
 
 from hive_ray import storage
-from hive_ray.annotation.database import DatabaseError
+from hive_ray.annotation.database import DatabaseError, database_of
 from hive_ray.annotation.exports import answered
 from hive_ray.annotation.people import invite
 from hive_ray.config import Annotation
 from hive_ray.images import decode
 from hive_ray.reward.rankings import parse_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
-from serve.annotate import Annotating, database_of, prepare, settings_of
+from serve.annotate import Annotating, prepare, settings_of
 from serve.annotate import app as bound
 from serve.gallery import Gallery
 
