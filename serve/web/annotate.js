@@ -24,6 +24,8 @@ let current = null; // {task, source, edits (object addresses), choice, key, sec
 let coming = null; // a promise of the next one
 let busy = false;
 
+function setBusy(on) { busy = on; $("task").setAttribute("aria-busy", String(on)); }
+
 // --- Tasks ---
 
 async function loaded(task) {
@@ -145,14 +147,14 @@ function changed() {
 
 async function store(answer) {
   if (busy || !current || !answer) return;
-  busy = true;
+  setBusy(true);
   const { task, key } = current;
   const pending = { assignment: task.assignment, key, answer, seconds: current.seconds + onScreen(), corrects: task.corrects };
   try {
     await send(pending);
     await goOn();
   } finally {
-    busy = false;
+    setBusy(false);
   }
 }
 
@@ -178,7 +180,7 @@ async function sendWhatIsLeft() {
 
 async function undo() {
   if (busy) return;
-  busy = true;
+  setBusy(true);
   try {
     const before = current?.task.answer ? current.task.assignment : null;
     const back = await loaded((await ask("api/undo", { before })).task);
@@ -191,7 +193,7 @@ async function undo() {
     }
     show(back);
   } finally {
-    busy = false;
+    setBusy(false);
   }
 }
 

@@ -52,7 +52,7 @@ def opened(context, address: str):
 def task_of(page, done: int) -> str:
     """The instruction on the screen, once `done` tasks are stored."""
     expect(page.locator("#done")).to_have_text(re.compile(f"^{done} done"))
-    page.wait_for_selector("#task:not([hidden]) .edit")
+    page.wait_for_selector("#task:not([hidden]):not([aria-busy=true]) .edit")
     return page.inner_text("#instruction")
 
 
