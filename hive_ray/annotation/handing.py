@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from sqlalchemy import Select, and_, func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import and_, func, select, update
+from sqlalchemy.orm import Session
 
 from hive_ray.annotation.answers import Verdict, as_shown, checked
+from hive_ray.annotation.choosing import Plan, can_be_done, choose
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import ANSWERED, EXPIRED, LEASED, PAUSED, SKIPPED, Answer, Assignment, Person, Task
-from hive_ray.seeds import seed_for, uniform_for
 
 MAX_HELD = 3
 """Leases that one person may hold: the task on the screen, the next one, and one that was given back late."""
@@ -31,18 +30,6 @@ class Refused(ValueError):
     def __init__(self, reason: str, words: str) -> None:
         super().__init__(words)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How tasks are handed out."""
-
-    kind: str
-    lease_s: float
-    gold_rate: float = 0.0
-    repeat_rate: float = 0.0
-    repeat_after: int = 20
-    """New tasks that lie between a task and its repeat."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ class Desk:
         held = session.scalars(
             select(Assignment)
             .join(Task, Task.id == Assignment.task_id)
-            .where(Assignment.person_id == person_id, Assignment.state == LEASED, Task.broken.is_(None), Task.present)
+            .where(Assignment.person_id == person_id, Assignment.state == LEASED, *can_be_done(self.plan.kind))
             .order_by(Assignment.id)
             .with_for_update(of=Assignment, skip_locked=True)
         ).all()
@@ -104,88 +91,8 @@ class Desk:
                 return self._showing(session, assignment)
         if len(held) >= MAX_HELD:
             return None
-        draw = uniform_for("handed", person_id, person.handed)
-        assignment = None
-        if draw < self.plan.gold_rate:
-            assignment = self._gold(session, person, waits)
-        elif draw < self.plan.gold_rate + self.plan.repeat_rate:
-            assignment = self._repeat(session, person)
-        assignment = assignment or self._work(session, person, waits)
-        if assignment is None:
-            return None
-        person.handed += 1
-        session.flush()
-        return self._showing(session, assignment)
-
-    def _work(self, session: Session, person: Person, waits: bool) -> Assignment | None:
-        """A place of the next open task that this person has not had, looking on from their last one."""
-        had = _had(person)
-        open_tasks = self._tasks(waits).where(Task.taken < Task.wanted, Task.gold.is_(None))
-        task = session.scalars(open_tasks.where(Task.position > person.last_position, ~had.exists())).first()
-        if task is not None:
-            person.last_position = task.position
-        else:
-            kept = had.where(Assignment.state != EXPIRED)
-            task = session.scalars(open_tasks.where(~kept.exists())).first()
-        return self._lease(session, person, task) if task is not None else None
-
-    def _tasks(self, waits: bool) -> Select:
-        """The first task that can be done, locked; unless it `waits`, none that others are handing out just now."""
-        can_be_done = (Task.kind == self.plan.kind, Task.present, Task.broken.is_(None))
-        return (
-            select(Task)
-            .where(*can_be_done)
-            .order_by(Task.position)
-            .limit(1)
-            .with_for_update(skip_locked=not waits, of=Task)
-        )
-
-    def _lease(self, session: Session, person: Person, task: Task, attempt: int = 0) -> Assignment:
-        """A place of a task that this transaction has locked."""
-        now = self.now()
-        assignment = session.scalars(
-            select(Assignment).where(
-                Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.attempt == attempt
-            )
-        ).first()
-        if assignment is None:
-            seed = seed_for("shown", task.key, person.id, attempt)
-            order = np.random.default_rng(seed).permutation(len(task.edit_ids)).tolist()
-            assignment = Assignment(task_id=task.id, person_id=person.id, attempt=attempt, shown=order)
-            session.add(assignment)
-        assignment.state, assignment.handed, assignment.expires = LEASED, now, now + self.plan.lease_s
-        if attempt == 0:
-            task.taken += 1
-        return assignment
-
-    def _gold(self, session: Session, person: Person, waits: bool) -> Assignment | None:
-        """A task whose answer is known and that this person has not had."""
-        task = session.scalars(self._tasks(waits).where(Task.gold.is_not(None), ~_had(person).exists())).first()
-        return self._lease(session, person, task) if task is not None else None
-
-    def _repeat(self, session: Session, person: Person) -> Assignment | None:
-        """The task that this person ranked longest ago, with enough others since, and was not asked for again."""
-        again = aliased(Assignment)
-        repeated = select(again.id).where(
-            again.task_id == Assignment.task_id, again.person_id == person.id, again.attempt == 1
-        )
-        done = (
-            select(Assignment)
-            .join(Task, Task.id == Assignment.task_id)
-            .where(
-                Assignment.person_id == person.id, Assignment.state == ANSWERED, Assignment.attempt == 0,
-                Task.kind == self.plan.kind, Task.gold.is_(None), Task.present, Task.broken.is_(None),
-                ~repeated.exists(),
-            )
-            .order_by(Assignment.id)
-        )  # fmt: skip
-        first = session.scalars(done.limit(1)).first()
-        if first is None:
-            return None
-        since = session.scalar(select(func.count()).where(Assignment.person_id == person.id, Assignment.id > first.id))
-        if since < self.plan.repeat_after:
-            return None
-        return self._lease(session, person, session.get_one(Task, first.task_id), attempt=1)
+        assignment = choose(session, person, self.plan, self.now(), waits)
+        return self._showing(session, assignment) if assignment is not None else None
 
     def sweep(self, *, waits: bool = False) -> int:
         """Take back leases that ended without an answer; how many. Those that others take back are passed over, unless
@@ -347,8 +254,3 @@ class Desk:
         last, task = self._last(session, assignment), session.get_one(Task, assignment.task_id)
         said = as_shown(last.verdict, assignment.shown) if last else None
         return Showing(assignment.id, task, assignment.shown, self.plan.lease_s, said, last.id if last else None)
-
-
-def _had(person: Person) -> Select:
-    """This person's assignments of the task of the query around it."""
-    return select(Assignment.id).where(Assignment.task_id == Task.id, Assignment.person_id == person.id)
