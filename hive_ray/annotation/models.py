@@ -114,6 +114,13 @@ class Task(Base):
 
     __table_args__ = (
         Index(
+            "ix_tasks_gold",
+            "kind",
+            "position",
+            sqlite_where=text("gold IS NOT NULL"),
+            postgresql_where=text("gold IS NOT NULL"),
+        ),
+        Index(
             "ix_tasks_open",
             "kind",
             "position",

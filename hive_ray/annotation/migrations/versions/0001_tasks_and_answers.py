@@ -9,6 +9,7 @@ down_revision = None
 KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 OPEN = sa.text("taken < wanted AND present AND broken IS NULL AND gold IS NULL")
 OPEN_IN_SQLITE = sa.text("taken < wanted AND present = 1 AND broken IS NULL AND gold IS NULL")
+GOLD = sa.text("gold IS NOT NULL")
 LEASED = sa.text("state = 'leased'")
 
 
@@ -62,6 +63,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("key", name="uq_tasks_key"),
     )
     op.create_index("ix_tasks_prompt_id", "tasks", ["prompt_id"])
+    op.create_index("ix_tasks_gold", "tasks", ["kind", "position"], sqlite_where=GOLD, postgresql_where=GOLD)
     op.create_index("ix_tasks_open", "tasks", ["kind", "position"], sqlite_where=OPEN_IN_SQLITE, postgresql_where=OPEN)
     op.create_table(
         "assignments",
