@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 2
+KEEP_ALIVE_S = 120
+"""Longer than a person looks at a task: their next request needs no new connection."""
 THREADS = 6
 """Requests that are in work at the same time; more wait."""
 REMEMBERED = 10_000
@@ -219,7 +221,7 @@ def main() -> None:
         sys.exit(f"{type(error).__name__}: {error}")
     uvicorn.run(
         web(database, gallery, settings), host=settings.host, port=settings.port, log_level="warning",
-        proxy_headers=True, server_header=False,
+        proxy_headers=True, server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
     )  # fmt: skip
 
 
