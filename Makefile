@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 WEIGHTS := hive_ray/shapes/weights/reward/card.json
 
-.PHONY: quickstart study serve test clean
+.PHONY: quickstart study serve annotate test clean
 
 quickstart: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.pipeline shapes --run $(RUN)
@@ -17,6 +17,9 @@ study: $(READY) $(WEIGHTS)
 
 serve: $(READY)
 	HIVE_RAY_EDITOR=$(EDITOR_FOLDER) $(BIN)/serve run serve.editor:app
+
+annotate: $(READY)
+	$(BIN)/python -m serve.annotate --run $(RUN)
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -2,13 +2,14 @@
 
 Leaves, which import only each other:
 
-    config, schemas, images, seeds, storage, similarity, model_folders, charts, pages
+    config, schemas, images, seeds, storage, similarity, model_folders, agreement, intervals, charts, pages
 
 The algorithm, which knows no cluster; siblings never import each other:
 
     pairs        captions -> instructions -> pairs of pictures
     editor       pairs -> an instruction-conditioned diffusion model
     reward       rankings -> a reward model -> weights and quality phrases
+    annotation   candidates -> people's rankings, in a database
     evaluation   edits -> measures and the report
     shapes       a small world whose right answer is known
 

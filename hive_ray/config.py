@@ -440,6 +440,49 @@ class Rankings(Section):
     seed: int = 0
 
 
+class Annotation(Section):
+    """The page on which people rank candidates, or compare two editors (`make annotate`)."""
+
+    mode: Literal["rank", "study"] = "rank"
+    """Edits of one prompt in order, or two editors side by side."""
+    candidates: str = "candidates"
+    """Table of the run that is ranked."""
+    compared: tuple[str, str] = ("evaluation/sft", "evaluation/finetuned")
+    """For "study": the tables of the two editors' edits; win and loss are the second one's."""
+    num_tasks: int = Field(100_000, ge=1)
+    """The most prompts that are taken from them."""
+    people_per_task: int = Field(2, ge=1)
+    """Different people who do each task."""
+    lease_minutes: float = Field(15.0, gt=0)
+    """How long a task waits for its person, after the page was last seen open, before somebody else gets it."""
+    gold: str = "automatic"
+    """Tasks whose answer is known: "automatic" (one edit is replaced by the source, or by another prompt's picture), a
+    JSONL file of prompt_id, better and worse (edit ids), or "" for none."""
+    gold_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of the handed out tasks whose answer is known."""
+    least_known: float = Field(0.7, ge=0, le=1)
+    """A person who gets a smaller share of those right is flagged."""
+    least_golds: int = Field(4, ge=1)
+    """Answers to such tasks before anybody is flagged."""
+    leave_out_flagged: bool = False
+    """Whether `export_annotations` leaves out the answers of flagged people."""
+    repeat_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of tasks that a person gets a second time, to see how far they agree with themselves."""
+    repeat_after: int = Field(20, ge=1)
+    """Other tasks that lie between."""
+    database: str = ""
+    """Where people and answers are: sqlite:///path or postgresql://user:password@host/name; "" is annotation.sqlite in
+    a run folder on this disk."""
+    cache_megabytes: int = Field(512, ge=1)
+    """Pictures that the server keeps in memory."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Annotation":
+        if self.gold_rate + self.repeat_rate >= 1:
+            raise ValueError(f"gold_rate + repeat_rate is {self.gold_rate + self.repeat_rate:g}; leave room for work")
+        return self
+
+
 class Reward(Section):
     """Rankings -> a reward model on BLIP."""
 
@@ -511,6 +554,7 @@ class Config(Section):
     editor: Editor
     candidates: Candidates
     rankings: Rankings
+    annotation: Annotation = Annotation()
     reward: Reward
     scoring: Scoring
     evaluation: Evaluation

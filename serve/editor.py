@@ -15,7 +15,6 @@ import base64
 import os
 import secrets
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +30,10 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from hive_ray.annotation.database import Database, DatabaseAway
+from hive_ray.annotation.feedback import record
 from hive_ray.config import Section, sd15, shapes
+from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode
 from hive_ray.seeds import seed_for
@@ -39,6 +41,7 @@ from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
 from hive_ray.shapes.scenes import draw, place, random_description
 from hive_ray.storage import absolute, fetch_folder
+from serve.guard import Guard, answer_refused, refusal
 from serve.model import BATCH_ROWS, EditorModel, EditRequest
 from serve.pictures import MAX_PICTURE_PIXELS, MAX_UPLOAD_BYTES, SMALL, fit
 
@@ -53,14 +56,6 @@ RETRY_AFTER_S = 5
 ENVIRONMENT = "HIVE_RAY_"
 WEB = Path(__file__).parent / "web"
 FILES = {"editor.css": "text/css", "editor.js": "text/javascript"}
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 # --- Settings ---------------------------------------------------------------------------------------------
@@ -83,6 +78,8 @@ class Serving(Section):
     """Requests that the replica holds, in work or next in line."""
     max_queued: int = Field(8, ge=0)
     """Requests that wait beyond those; more are answered 503 with Retry-After."""
+    feedback: str = ""
+    """Database that takes people's thumbs with their pictures, as `annotation.database`; "" shows no thumbs."""
     num_replicas: int = Field(1, ge=1)
     num_gpus: float | None = Field(None, ge=0)
     """GPUs of a replica; None is one where this machine has any, else 0."""
@@ -120,47 +117,8 @@ def defaults_for(settings: Serving, resolution: int) -> Defaults:
 # --- HTTP -------------------------------------------------------------------------------------------------
 
 
-class Guard:
-    """ASGI middleware: the security headers on every answer, and no body beyond what a picture may have."""
-
-    def __init__(self, inner: Callable) -> None:
-        self.inner = inner
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
-            await self.inner(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> dict:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MAX_UPLOAD_BYTES + FORM_BYTES:
-                raise HTTPException(
-                    413, f"the request has at least {seen:,} bytes; a picture may have {MAX_UPLOAD_BYTES:,}"
-                )
-            return message
-
-        async def guarded(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
-            await send(message)
-
-        await self.inner(scope, counted, guarded)
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
-
-
-async def _answer_refused(_: Request, error: HTTPException) -> JSONResponse:
-    return _error(error.status_code, str(error.detail), error.headers)
-
-
 async def _answer_image_error(_: Request, error: ImageError) -> JSONResponse:
-    return _error(400, str(error))
+    return refusal(400, str(error))
 
 
 async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -171,11 +129,11 @@ async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResp
         else f"{one['loc'][-1]} is {str(one['input'])[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
         for one in error.errors()
     ]
-    return _error(400, "; ".join(parts))
+    return refusal(400, "; ".join(parts))
 
 
 async def _answer_failure(_: Request, error: Exception) -> JSONResponse:
-    return _error(500, f"the server failed with {type(error).__name__}; its log says more")
+    return refusal(500, f"the server failed with {type(error).__name__}; its log says more")
 
 
 web = FastAPI(
@@ -183,13 +141,13 @@ web = FastAPI(
     docs_url=None,  # the pages of /docs and /redoc load scripts from elsewhere
     redoc_url=None,
     exception_handlers={
-        HTTPException: _answer_refused,
+        HTTPException: answer_refused,
         ImageError: _answer_image_error,
         RequestValidationError: _answer_invalid,
         Exception: _answer_failure,
     },
 )
-web.add_middleware(Guard)
+web.add_middleware(Guard, most_bytes=MAX_UPLOAD_BYTES, beside=FORM_BYTES)
 
 Instruction = Annotated[str, Form(min_length=1, max_length=MAX_INSTRUCTION)]
 Scale = Annotated[float | None, Form(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
@@ -219,9 +177,10 @@ def _example(index: int) -> dict:
 class EditorPage:
     """The page and the API: checks, fits, asks the model, and answers."""
 
-    def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, settings: Serving) -> None:
+    def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: Serving) -> None:
         self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
-        self.defaults = defaults_for(settings, card.resolution)
+        self.defaults, self.version = defaults_for(settings, card.resolution), version
+        self.feedback = Database(settings.feedback) if settings.feedback else None
 
     @web.get("/")
     async def page(self) -> FileResponse:
@@ -258,6 +217,7 @@ class EditorPage:
             "card": self.card.model_dump(),
             "defaults": self.defaults.model_dump(),
             "limits": limits,
+            "feedback": self.feedback is not None,
             "fit": "stretch" if self.card.resolution < SMALL else "crop",
         }
 
@@ -302,6 +262,43 @@ class EditorPage:
             )
         headers = {"X-Seed": str(asked.seeds[0]), "X-Editor": self.name}
         return Response(edits[0], media_type="image/png", headers=headers)
+
+    @web.post("/feedback")
+    async def take_feedback(
+        self,
+        image: Annotated[UploadFile, File()],
+        edited: Annotated[UploadFile, File()],
+        instruction: Instruction,
+        liked: Annotated[bool, Form()],
+        key: Annotated[str, Form(min_length=8, max_length=64)],
+        guidance_scale: Scale = None,
+        image_guidance_scale: Scale = None,
+        num_inference_steps: Steps = None,
+        seed: Seed = None,
+    ) -> dict:
+        """Store what somebody thinks of an edit, with both pictures; `key` names the edit: a later thumb replaces an
+        earlier one."""
+        if self.feedback is None:
+            raise HTTPException(404, "this editor takes no feedback; start it with feedback=sqlite:///path")
+        asked = {
+            "guidance_scale": guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
+            "num_inference_steps": num_inference_steps,
+            "seed": seed,
+        }
+        source, after = await image.read(), await edited.read()
+
+        def store() -> bool:
+            return record(
+                self.feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
+                settings=asked, source_image=fit(source, self.card.resolution),
+                edited_image=fit(after, self.card.resolution),
+            )  # fmt: skip
+
+        try:
+            return {"new": await asyncio.to_thread(store)}
+        except DatabaseAway as error:
+            raise HTTPException(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}) from error
 
     @web.post("/v1/images/edits")
     async def openai_edits(
@@ -402,4 +399,10 @@ def app(settings: Serving) -> Application:
         max_ongoing_requests=4 * (settings.max_ongoing * settings.num_replicas + settings.max_queued),
         ray_actor_options={"num_cpus": 0},
     )
-    return page.bind(model, Path(folder).name, card, settings)
+    version = ""
+    if settings.feedback:
+        version, database = model_digest(folder), Database(settings.feedback)
+        database.migrate()
+        database.close()
+        settings = settings.model_copy(update={"feedback": database.address})
+    return page.bind(model, Path(folder).name, card, version, settings)

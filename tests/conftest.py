@@ -1,10 +1,20 @@
 """What several tests stand on."""
 
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
 import boto3
+import postgresql
 import pytest
 from faulty_s3 import FaultyS3
 from llm_server import Chat
 from moto.server import ThreadedMotoServer
+
+from hive_ray.annotation.database import Database
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +67,31 @@ def chat(monkeypatch):
     """A language model at the address that the openai client will ask."""
     with Chat().found(monkeypatch) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server in a folder that another user may reach and whose name fits a socket's address."""
+    folder = Path(tempfile.mkdtemp(prefix="hive"))
+    try:
+        with postgresql.running(folder) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """The address of an empty database; the same specification holds on both engines."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'annotation.sqlite'}"
+    return request.getfixturevalue("postgres").make(f"test{next(_numbers)}")
+
+
+@pytest.fixture
+def database(url):
+    """A database with the tables of this version."""
+    database = Database(url)
+    database.migrate()
+    yield database
+    database.close()

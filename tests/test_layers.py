@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "hive_ray"
-ALGORITHM = ("pairs", "editor", "reward", "evaluation", "shapes")
+ALGORITHM = ("pairs", "editor", "reward", "annotation", "evaluation", "shapes")
 CLUSTER_LIBRARIES = {"ray", "deepspeed"}
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from html import escape
 
 from hive_ray.charts import histogram, line_chart, picture_grid
-from hive_ray.evaluation.metrics import CurvePoint, Interval, Summary, WinRate
+from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.images import decode
+from hive_ray.intervals import Interval
 from hive_ray.pages import MARKS, Example, chart, contact_sheet, note, page, table
 
 METRIC_WORDS = {

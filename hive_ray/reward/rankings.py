@@ -7,38 +7,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
-from statistics import fmean
 from typing import Any
 
-from scipy.stats import kendalltau
-
+from hive_ray.agreement import RankingError, check_ranks, mean_tau
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for
-
-
-class RankingError(ValueError):
-    """Ranks, or a line of an annotations file, that do not say an order of a prompt's edits."""
-
-
-def check_ranks(ranks: list[int], num_edits: int) -> None:
-    """Raise a RankingError unless `ranks` orders `num_edits` edits: whole numbers, 1 is best, ties allowed.
-
-    After a tie, ranks may count on (dense: 1, 2, 2, 3) or skip (competition: 1, 2, 2, 4).
-    """
-    if len(ranks) != num_edits:
-        raise RankingError(f"{len(ranks)} ranks {ranks} for {num_edits} edits; give one rank to each edit")
-    if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1 for rank in ranks):
-        raise RankingError(f"ranks {ranks} are not whole numbers from 1; 1 is the best")
-    dense, competition = dense_ranks(ranks), [1 + sum(other < rank for other in ranks) for rank in ranks]
-    if ranks not in (dense, competition):
-        raise RankingError(f"ranks {ranks} leave gaps; the best is 1: write {competition} or {dense}")
-
-
-def dense_ranks(ranks: list[int]) -> list[int]:
-    """The same order with consecutive ranks: 1, 3, 3 -> 1, 2, 2."""
-    place = {rank: index for index, rank in enumerate(sorted(set(ranks)), start=1)}
-    return [place[rank] for rank in ranks]
 
 
 def preference_pairs(ranks: list[int]) -> list[tuple[int, int]]:
@@ -47,24 +20,12 @@ def preference_pairs(ranks: list[int]) -> list[tuple[int, int]]:
     return [(chosen, rejected) for chosen in places for rejected in places if ranks[chosen] < ranks[rejected]]
 
 
-def kendall_tau(ranks: list[int], other: list[int]) -> float:
-    """Kendall's tau-b of two orders of the same edits, in -1..1; 0 where one of them ties everything."""
-    if len(ranks) != len(other):
-        raise RankingError(f"{len(ranks)} and {len(other)} ranks; compare two orders of the same edits")
-    if len(set(ranks)) == 1 or len(set(other)) == 1:
-        return 0.0
-    return float(kendalltau(ranks, other, variant="b").statistic)
-
-
 def mean_agreement(rankings: Rows) -> float | None:
     """Kendall's tau-b, mean over pairs of annotators of a prompt, then over prompts; None without pairs."""
     ranks_of: dict[str, list[list[int]]] = defaultdict(list)
     for row in rankings:
         ranks_of[row["prompt_id"]].append(row["ranks"])
-    shared = [orders for orders in ranks_of.values() if len(orders) > 1]
-    if not shared:
-        return None
-    return fmean(fmean(kendall_tau(one, two) for one, two in combinations(orders, 2)) for orders in shared)
+    return mean_tau(ranks_of.values())
 
 
 def ranking_row(candidate: Row, annotator: str, ranks: list[int]) -> Row:

@@ -7,6 +7,7 @@ const PHRASES = ["make it winter", "turn the sky red", "make it a watercolor pai
 let limits = { image_bytes: 20 * 2 ** 20, seed: 2 ** 32 - 1 };
 let picture = null; // Blob
 let edit = null; // Blob
+let judged = null; // the edit that a thumb is about
 let running = null; // AbortController of the request under way
 
 function say(text) { $("status").textContent = text; }
@@ -108,6 +109,7 @@ async function start() {
     for (const [name, value] of Object.entries(served.defaults)) $(name).value = value;
     $("num_inference_steps").max = limits.num_inference_steps;
     $("file-limit").textContent = `PNG, JPEG or WebP, at most ${limits.image_bytes / 2 ** 20} MB`;
+    $("thumbs").hidden = !served.feedback;
     if (served.fit === "crop") document.body.classList.add("crop");
     SCALES.forEach(showScale);
     await showExamples();
@@ -132,7 +134,31 @@ async function words(reply) {
   }
 }
 
+// A thumb gives both pictures to whoever runs the editor; it is asked for once an edit, and may be changed.
+async function think(liked) {
+  const { asked, source, edited } = judged;
+  const form = new FormData();
+  form.append("image", source, "picture");
+  form.append("edited", edited, "edit");
+  form.append("instruction", asked.instruction);
+  form.append("liked", liked);
+  form.append("key", judged.key);
+  form.append("seed", asked.edits[0].seed);
+  for (const name of [...SCALES, "num_inference_steps"]) form.append(name, asked[name]);
+  try {
+    const reply = await fetch("feedback", { method: "POST", body: form });
+    if (!reply.ok) throw new Error(await words(reply));
+    $("like").setAttribute("aria-pressed", String(liked));
+    $("dislike").setAttribute("aria-pressed", String(!liked));
+    say("Thank you: it is stored with both pictures.");
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
 function show(asked) {
+  judged = { asked, source: picture, edited: edit, key: [...crypto.getRandomValues(new Uint8Array(16))].map((one) => one.toString(16).padStart(2, "0")).join("") };
+  for (const id of ["like", "dislike"]) $(id).setAttribute("aria-pressed", "false");
   $("after-empty").hidden = true;
   $("facts").hidden = false;
   $("download").href = $("after").src;
@@ -196,6 +222,8 @@ document.addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file) { unpress(); choose(file); }
 });
+$("like").addEventListener("click", () => think(true));
+$("dislike").addEventListener("click", () => think(false));
 $("again").addEventListener("click", () => { $("seed").value = Math.floor(Math.random() * limits.seed); run(); });
 $("onwards").addEventListener("click", () => { if (edit) { unpress(); choose(edit); $("instruction").select(); } });
 start();

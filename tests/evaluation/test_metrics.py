@@ -2,18 +2,17 @@ import numpy as np
 import pytest
 
 from hive_ray.evaluation.metrics import (
-    Interval,
     WinRate,
     at_scales,
     compare,
     difference,
-    interval,
     summarize,
     trade_off_curve,
     values_by_prompt,
     win_rate,
     win_rates,
 )
+from hive_ray.intervals import Interval, interval
 
 
 def edit(prompt, editor, *, scale=1.4, followed=1.0, preserved=1.0, reward=0.0, image=0.9, direction=0.2):

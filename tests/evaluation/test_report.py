@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from hive_ray.evaluation.metrics import CurvePoint, Interval, Summary, WinRate
+from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.evaluation.report import (
     Finding,
     Report,
@@ -13,6 +13,7 @@ from hive_ray.evaluation.report import (
     write_sheet,
 )
 from hive_ray.images import decode, encode
+from hive_ray.intervals import Interval
 from hive_ray.pages import Example, Shown
 
 PICTURE = encode(np.zeros((4, 4, 3), dtype=np.uint8))

@@ -2,11 +2,8 @@ import json
 
 import pytest
 
+from hive_ray.agreement import RankingError, check_ranks
 from hive_ray.reward.rankings import (
-    RankingError,
-    check_ranks,
-    dense_ranks,
-    kendall_tau,
     mean_agreement,
     parse_annotations,
     preference_pairs,
@@ -65,24 +62,6 @@ def test_dense_and_competition_ranks_are_accepted(ranks):
 def test_ranks_that_say_no_order_are_refused_with_what_to_do(ranks, words):
     with pytest.raises(RankingError, match=words):
         check_ranks(ranks, 3)
-
-
-def test_dense_ranks_close_the_gaps_and_keep_the_order():
-    assert dense_ranks([4, 1, 2, 2]) == [3, 1, 2, 2]
-
-
-def test_kendall_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse():
-    assert kendall_tau([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
-    assert kendall_tau([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-
-
-def test_kendall_tau_b_counts_ties_as_by_hand():
-    # Pairs (0,1) tied in the first only; (0,2), (1,2) agree: (2 - 0) / sqrt((3 - 1) * 3).
-    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / 6**0.5)
-
-
-def test_an_order_that_ties_everything_agrees_with_nothing():
-    assert kendall_tau([1, 1, 1], [1, 2, 3]) == 0
 
 
 def test_agreement_is_a_mean_over_pairs_of_annotators_and_then_over_prompts():

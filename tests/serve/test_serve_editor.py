@@ -17,6 +17,9 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from tiny_models import tiny_base, tiny_stable_diffusion
 
+from hive_ray.annotation.database import Database
+from hive_ray.annotation.feedback import recorded
+from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import SamplingStopped
 from hive_ray.images import ImageError, decode, encode
@@ -267,7 +270,10 @@ def address(folder):
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
     }
     root, port = str(Path(__file__).parents[2]), free_port()
-    settings = Serving(editor=str(folder), num_inference_steps=2, max_ongoing=1, max_queued=1, timeout_s=300)
+    thumbs = f"sqlite:///{folder.parent / 'feedback.sqlite'}"
+    settings = Serving(
+        editor=str(folder), feedback=thumbs, num_inference_steps=2, max_ongoing=1, max_queued=1, timeout_s=300
+    )
     try:
         ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -421,3 +427,18 @@ def test_a_full_line_is_answered_503_and_who_hangs_up_makes_room(address):
             time.sleep(0.2)
             replies.append(ask(client))
     assert replies[-1].status_code == 200
+
+
+@pytest.mark.ray
+def test_a_thumb_is_stored_with_both_pictures_and_the_version_of_the_editor(client, folder):
+    assert client.get("/editor").json()["feedback"]
+    files = {"image": picture(seed=1), "edited": picture(seed=2)}
+    said = {"instruction": "make it red", "liked": "true", "key": "a key of the page", "seed": 7}
+    assert client.post("/feedback", data=said, files=files).json() == {"new": True}
+    assert client.post("/feedback", data=said | {"liked": "false"}, files=files).json() == {"new": False}
+    assert client.post("/feedback", data=said | {"liked": "perhaps"}, files=files).status_code == 400
+    database = Database(f"sqlite:///{folder.parent / 'feedback.sqlite'}")
+    [found] = recorded(database)
+    assert (found.editor, found.liked, found.settings["seed"]) == (model_digest(str(folder)), False, 7)
+    assert np.array_equal(decode(found.edited_image), decode(picture(seed=2)))
+    database.close()

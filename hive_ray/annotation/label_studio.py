@@ -1,0 +1,200 @@
+"""Tasks for Label Studio, and its results back, for teams that have it already.
+
+Edits are items of a `List` that people put into one bucket for each rank: a bucket with several is a tie. A task's
+`data` says which project it is of, so that nobody's file of another project is taken in. Only ranking goes both ways,
+not the user study.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator
+from html import escape
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from hive_ray.agreement import dense_ranks
+from hive_ray.annotation.database import Database
+from hive_ray.annotation.exports import Answered
+from hive_ray.annotation.models import ACTIVE, ANNOTATOR, ANSWERED, RANK, SKIPPED, Answer, Assignment, Person, Task
+from hive_ray.images import kind_of
+from hive_ray.seeds import id_for
+
+BUCKET = "rank_"
+MAX_EDITS = 9
+SKIPPED_THERE = "skipped in Label Studio"
+
+
+class LabelStudioError(ValueError):
+    """A file that is not what Label Studio gives for the tasks of this project."""
+
+
+def configuration(num_edits: int = MAX_EDITS) -> str:
+    """The labeling configuration that the tasks need."""
+    buckets = "".join(f'<Bucket name="{BUCKET}{rank}" title="Rank {rank}"/>' for rank in range(1, num_edits + 1))
+    return (
+        '<View><Header value="$instruction"/><Image name="source" value="$source"/>'
+        f'<List name="edits" value="$edits" title="Edits"/><Ranker name="ranks" toName="edits">{buckets}</Ranker>'
+        '<Choices name="none_acceptable" toName="source"><Choice value="None is acceptable"/></Choices></View>'
+    )
+
+
+def tasks(
+    database: Database, project: str, picture: Callable[[str, str | None], bytes], answers: list[Answered]
+) -> Iterator[str]:
+    """The pieces of a JSON file with every task of unknown answer, its pictures inside, and the answers to it.
+
+    `picture` takes a prompt and an edit id, or None for the source, and is asked piece by piece: the file may be large.
+    """
+    said: dict[int, list[Answered]] = {}
+    for one in answers:
+        if not one.attempt and not one.gold:
+            said.setdefault(one.task_id, []).append(one)
+    query = select(Task).where(Task.kind == RANK, Task.gold.is_(None), Task.present, Task.broken.is_(None))
+    found = database.read(lambda session: list(session.scalars(query.order_by(Task.position))))
+    rows = (_task(task, project, picture, said.get(task.id, [])) for task in found)
+    return _array(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def _array(rows: Iterable[str]) -> Iterator[str]:
+    yield "["
+    for number, row in enumerate(rows):
+        yield f"{',' if number else ''}\n{row}"
+    yield "\n]\n"
+
+
+def _task(
+    task: Task, project: str, picture: Callable[[str, str | None], bytes], answers: list[Answered]
+) -> dict[str, Any]:
+    def shown(edit_id: str) -> str:
+        return f'<img src="{_address(picture(task.prompt_id, edit_id))}" alt="{escape(edit_id, quote=True)}">'
+
+    edits = [{"id": edit_id, "html": shown(edit_id)} for edit_id in task.edit_ids]
+    data = {
+        "hive_ray_project": project, "hive_ray_task": task.key, "prompt_id": task.prompt_id,
+        "instruction": task.instruction, "source": _address(picture(task.prompt_id, None)), "edits": edits,
+    }  # fmt: skip
+    return {"data": data, "annotations": [_annotation(one) for one in answers]}
+
+
+def _address(image: bytes) -> str:
+    kind = {"jpg": "jpeg"}.get(kind_of(image), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _annotation(one: Answered) -> dict[str, Any]:
+    whose = {"completed_by": {"email": one.annotator}, "lead_time": round(one.seconds, 2)}
+    if "skipped" in one.verdict:
+        return {**whose, "was_cancelled": True, "result": []}
+    ranks = one.verdict["ranks"]
+    buckets = {
+        f"{BUCKET}{rank}": [edit_id for edit_id, own in zip(one.edit_ids, ranks, strict=True) if own == rank]
+        for rank in sorted(set(ranks))
+    }
+    result = [{"from_name": "ranks", "to_name": "edits", "type": "ranker", "value": {"ranker": buckets}}]
+    if one.verdict["none_acceptable"]:
+        chosen = {"choices": ["None is acceptable"]}
+        result.append({"from_name": "none_acceptable", "to_name": "source", "type": "choices", "value": chosen})
+    return {**whose, "was_cancelled": False, "result": result}
+
+
+def take_in(database: Database, project: str, given: Any, now: float) -> tuple[int, int]:
+    """Store the answers of a Label Studio export (JSON); how many are new, and how many were here already.
+
+    All or nothing: a task of another project, an unknown one or an answer that says no order stops it with a
+    LabelStudioError. People are added by their e-mail address or number; they have no link.
+    """
+    if not isinstance(given, list):
+        raise LabelStudioError(f"the file holds a {type(given).__name__}; export the tasks as JSON, which is a list")
+
+    def store(session: Session) -> tuple[int, int]:
+        new = known = 0
+        for number, row in enumerate(given):
+            task = _known_task(session, project, row, number)
+            for annotation in row.get("annotations") or ():
+                place = f"task {number} ({task.prompt_id})"
+                try:
+                    stored = _store(session, task, annotation, place, now)
+                except (AttributeError, KeyError, TypeError) as error:
+                    raise LabelStudioError(
+                        f"{place}: an annotation is not as Label Studio writes it: {error!r}"
+                    ) from error
+                new, known = new + stored, known + (not stored)
+        return new, known
+
+    return database.write(store)
+
+
+def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
+    data = row.get("data") if isinstance(row, dict) else None
+    if not isinstance(data, dict):
+        raise LabelStudioError(f"task {number} has no data; export the tasks as JSON (not JSON-MIN)")
+    if data.get("hive_ray_project") != project:
+        raise LabelStudioError(
+            f"task {number} is of the project {data.get('hive_ray_project')!r}, and this is {project!r}: give results"
+            " of the tasks that were exported here"
+        )
+    task = session.scalars(select(Task).where(Task.key == str(data.get("hive_ray_task")))).first()
+    if task is None:
+        raise LabelStudioError(f"task {number} is {data.get('hive_ray_task')!r}, which is unknown here")
+    return task
+
+
+def _store(session: Session, task: Task, annotation: Any, place: str, now: float) -> bool:
+    """Whether an answer was new: nobody answers a task twice, here or there."""
+    person = _person(session, annotation.get("completed_by"), place, now)
+    verdict = _verdict(task, annotation, place)
+    if session.scalars(
+        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id)
+    ).first():
+        return False
+    session.refresh(task, with_for_update=True)
+    skipped = "skipped" in verdict
+    task.taken += not skipped
+    order = list(range(len(task.edit_ids)))
+    state = SKIPPED if skipped else ANSWERED
+    assignment = Assignment(
+        task_id=task.id, person_id=person.id, attempt=0, shown=order, state=state, handed=now, expires=now
+    )
+    session.add(assignment)
+    session.flush()
+    key, seconds = id_for("label studio", task.key, person.name), float(annotation.get("lead_time") or 0.0)
+    session.add(Answer(assignment_id=assignment.id, key=key, verdict=verdict, seconds=seconds, at=now))
+    session.flush()
+    return True
+
+
+def _person(session: Session, completed_by: Any, place: str, now: float) -> Person:
+    name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
+    if not isinstance(name, str | int) or name == "":
+        raise LabelStudioError(f"{place}: completed_by is {completed_by!r}; it names no person")
+    if isinstance(name, int):
+        name = f"Label Studio {name}"
+    person = session.scalars(select(Person).where(Person.name == name)).first()
+    if person is None:
+        person = Person(name=name, role=ANNOTATOR, state=ACTIVE, handed=0, last_position=-1, created=now)
+        session.add(person)
+        session.flush()
+    return person
+
+
+def _verdict(task: Task, annotation: Any, place: str) -> dict[str, Any]:
+    if annotation.get("was_cancelled"):
+        return {"skipped": SKIPPED_THERE}
+    results = annotation.get("result") or []
+    buckets = next((one["value"]["ranker"] for one in results if one.get("type") == "ranker"), {})
+    rank_of = {
+        edit_id: int(name.removeprefix(BUCKET))
+        for name, edit_ids in buckets.items()
+        if name.startswith(BUCKET) and name.removeprefix(BUCKET).isdecimal()
+        for edit_id in edit_ids
+    }
+    if sorted(rank_of) != sorted(task.edit_ids):
+        raise LabelStudioError(
+            f"{place}: the edits {sorted(rank_of)} are ranked, and the task has {sorted(task.edit_ids)}: put each of"
+            " them into a bucket"
+        )
+    none_acceptable = any(one.get("from_name") == "none_acceptable" for one in results)
+    ranks = dense_ranks([rank_of[edit_id] for edit_id in task.edit_ids])
+    return {"ranks": ranks, "none_acceptable": none_acceptable}

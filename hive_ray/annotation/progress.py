@@ -1,0 +1,57 @@
+"""How far the work is."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from hive_ray.annotation.database import Database
+from hive_ray.annotation.models import ANSWERED, LEASED, Assignment, Task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counts of tasks of one kind, without those whose answer is known."""
+
+    tasks: int
+    finished: int
+    """Tasks that as many people as wanted have answered or skipped for good."""
+    answers: int
+    wanted: int
+    leased: int
+    broken: list[str]
+    """Why tasks cannot be shown."""
+
+
+def done_by(database: Database, person_id: int) -> int:
+    """Tasks that a person has answered."""
+    count = select(func.count()).where(Assignment.person_id == person_id, Assignment.state == ANSWERED)
+    return database.read(lambda session: session.scalar(count)) or 0
+
+
+def progress(database: Database, kind: str) -> Progress:
+    """How far the work of one kind is, at one moment."""
+
+    def count(session: Session) -> Progress:
+        tasks = select(Task.id).where(Task.kind == kind, Task.gold.is_(None), Task.present)
+        by_state = dict(
+            session.execute(
+                select(Assignment.state, func.count())
+                .where(Assignment.task_id.in_(tasks), Assignment.attempt == 0)
+                .group_by(Assignment.state)
+            ).all()
+        )
+        answered = (
+            select(func.count())
+            .where(Assignment.task_id == Task.id, Assignment.state == ANSWERED, Assignment.attempt == 0)
+            .scalar_subquery()
+        )
+        can_be_done = select(func.count(), func.coalesce(func.sum(Task.wanted), 0)).where(Task.id.in_(tasks))
+        total, wanted = session.execute(can_be_done).one()
+        finished = session.scalar(select(func.count()).where(Task.id.in_(tasks), answered >= Task.wanted))
+        broken = session.scalars(select(Task.broken).where(Task.kind == kind, Task.broken.is_not(None)).limit(100))
+        return Progress(
+            total, finished or 0, by_state.get(ANSWERED, 0), int(wanted), by_state.get(LEASED, 0), list(broken)
+        )
+
+    return database.read(count)

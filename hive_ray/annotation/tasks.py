@@ -1,0 +1,138 @@
+"""Tasks from candidates: what there is to rank or to compare, and tasks whose answer is known.
+
+A task is named by its content: loading the same candidates again adds nothing, and new ones come beside the old.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from hive_ray.annotation.database import Database
+from hive_ray.annotation.models import RANK, Project, Task
+from hive_ray.seeds import id_for, uniform_for
+
+AT_ONCE = 1000
+EVERYBODY = 1_000_000
+"""Places of a gold task: one for each person."""
+GOLD_SHARE = 0.1
+"""Automatic gold tasks: this share of the prompts, at least `LEAST_GOLD` of them where there are as many."""
+LEAST_GOLD = 10
+UNCHANGED, ANOTHER = "unchanged:", "another:"
+"""How the ids of edits begin that are known to be bad: the source itself, and a picture of another prompt (its id)."""
+
+
+class GoldError(ValueError):
+    """A file of known answers that does not fit the candidates."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with the edits of it that are to be judged."""
+
+    prompt_id: str
+    instruction: str
+    edit_ids: tuple[str, ...]
+    editors: tuple[str, ...]
+    gold: dict[str, list[str]] | None = field(default=None, hash=False)
+
+    def key(self, kind: str) -> str:
+        """Names the task by its content."""
+        return id_for("task", kind, self.prompt_id, *self.edit_ids, "gold" if self.gold else "")
+
+
+def known_bad(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+    """Prompts whose last edit is replaced by one that is known to be bad: in turns the unedited source, which does
+    not follow the instruction, and the source of another prompt, which keeps nothing."""
+    wanted = min(len(prompts), max(LEAST_GOLD, round(GOLD_SHARE * len(prompts))))
+    chosen = sorted(prompts, key=lambda one: uniform_for("gold", one.prompt_id))[:wanted]
+    for number, prompt in enumerate(chosen):
+        other = chosen[(number + 1) % len(chosen)].prompt_id
+        bad = f"{ANOTHER}{other}" if number % 2 and other != prompt.prompt_id else f"{UNCHANGED}{prompt.prompt_id}"
+        kept = prompt.edit_ids[:-1]
+        yield Prompt(
+            prompt.prompt_id, prompt.instruction, (*kept, bad), prompt.editors,
+            {"better": list(kept), "worse": [bad]},
+        )  # fmt: skip
+
+
+def known_from(lines: Iterable[str], name: str, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+    """Prompts whose answer somebody wrote down: JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}."""
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        try:
+            record = json.loads(line)
+            prompt, pair = by_id[record["prompt_id"]], {side: [record[side]] for side in ("better", "worse")}
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise GoldError(
+                f"{place}: {error!r}; give prompt_id (of a candidate), better and worse, an object a line"
+            ) from error
+        unknown = [one for side in pair.values() for one in side if one not in prompt.edit_ids]
+        if unknown:
+            raise GoldError(f"{place}: {unknown} are no edits of {prompt.prompt_id}, which has {list(prompt.edit_ids)}")
+        yield Prompt(prompt.prompt_id, prompt.instruction, prompt.edit_ids, prompt.editors, pair)
+
+
+def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:
+    """Make tasks of prompts that are new, mark those of this kind that are gone, and set how many people each wants.
+
+    Returns the number of new ones. Gold prompts are for everybody.
+    """
+    by_key = {prompt.key(kind): prompt for prompt in prompts}
+
+    def store(session: Session) -> int:
+        session.execute(update(Task).where(Task.kind == kind).values(present=False))
+        first, added, keys = 1 + (session.scalar(select(func.max(Task.position))) or 0), 0, list(by_key)
+        for start in range(0, len(keys), AT_ONCE):
+            chunk = keys[start : start + AT_ONCE]
+            known = set(session.scalars(select(Task.key).where(Task.key.in_(chunk))))
+            session.execute(update(Task).where(Task.key.in_(known)).values(present=True))
+            work = (Task.key.in_(known), Task.gold.is_(None))
+            session.execute(update(Task).where(*work).values(wanted=people_per_task))
+            rows = [
+                _row(key, kind, by_key[key], first + added + index, people_per_task)
+                for index, key in enumerate(key for key in chunk if key not in known)
+            ]
+            if rows:
+                session.execute(insert(Task), rows)
+            added += len(rows)
+        return added
+
+    return database.write(store)
+
+
+def _row(key: str, kind: str, prompt: Prompt, position: int, people_per_task: int) -> dict[str, Any]:
+    return {
+        "key": key, "kind": kind, "prompt_id": prompt.prompt_id, "instruction": prompt.instruction,
+        "edit_ids": list(prompt.edit_ids), "editors": list(prompt.editors), "gold": prompt.gold, "position": position,
+        "wanted": EVERYBODY if prompt.gold else people_per_task, "taken": 0, "present": True, "broken": None,
+    }  # fmt: skip
+
+
+def project_name(database: Database) -> str:
+    """The random name of this database's project, made when first asked for."""
+
+    def name(session: Session) -> str:
+        project = session.get(Project, 1)
+        if project is None:
+            project = Project(id=1, name=secrets.token_hex(8), created=time.time())
+            session.add(project)
+        return project.name
+
+    return database.write(name)
+
+
+def num_open(database: Database, kind: str = RANK) -> int:
+    """Places of tasks that nobody has taken."""
+    left = select(func.coalesce(func.sum(Task.wanted - Task.taken), 0)).where(
+        Task.kind == kind, Task.taken < Task.wanted, Task.present, Task.broken.is_(None), Task.gold.is_(None)
+    )
+    return int(database.read(lambda session: session.scalar(left)))

@@ -1,0 +1,49 @@
+"""Bootstrap intervals of what was measured of many prompts, or by many people."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Statistic = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and the bounds of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the bounds lie on one side of zero: the evidence of a difference."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(
+    values: Mapping[str, float] | Iterable[float],
+    statistic: Statistic = np.mean,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap over prompts (Efron 1979): resample prompts with replacement, take the middle
+    `level`.
+
+    `statistic` takes an array and `axis`. All values alike give bounds equal to the value.
+    """
+    sample = np.array(_in_order(values), dtype=np.float64)
+    if not len(sample):
+        raise ValueError("an interval of 0 prompts; wanted at least 1: evaluate some prompts first")
+    rng = np.random.default_rng(seed)
+    drawn = sample[rng.integers(0, len(sample), (resamples, len(sample)))]
+    low, high = np.quantile(statistic(drawn, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(sample, axis=0)), float(low), float(high))
+
+
+def _in_order(values: Mapping[str, float] | Iterable[float]) -> list[float]:
+    """Values in the order of their prompts, so that the order of rows changes nothing."""
+    return [values[key] for key in sorted(values)] if isinstance(values, Mapping) else list(values)

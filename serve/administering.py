@@ -1,0 +1,118 @@
+"""What the administrator's page asks: who works, how well they agree, and the answers as files."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Query, Request
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from pydantic import Field
+
+from hive_ray.annotation import label_studio
+from hive_ray.annotation.exports import answered, csv_lines, ranking_lines
+from hive_ray.annotation.models import RANK
+from hive_ray.annotation.overview import overview
+from hive_ray.annotation.people import invite, set_paused
+from hive_ray.annotation.progress import progress
+from hive_ray.annotation.quality import flagged, standings
+from hive_ray.annotation.tasks import project_name
+from serve.annotating import Asked
+from serve.guard import POLICY
+from serve.sessions import Administrator
+
+LARGER = {"/admin/label-studio": 2**30}
+"""Bytes that may come: Label Studio gives the pictures back."""
+CHARTS_POLICY = POLICY.replace("style-src 'self'", "style-src 'unsafe-inline'").replace("script-src 'self'; ", "")
+"""For a page of charts, which carry their styles with them; nothing runs there."""
+LeaveOut = Annotated[bool, Query()]
+routes = APIRouter()
+
+
+class Invite(Asked):
+    name: str = Field(max_length=64)
+    role: Literal["annotator", "administrator"] = "annotator"
+
+
+class Pause(Asked):
+    person: int
+    paused: bool
+
+
+@routes.get("/api/admin/people")
+def people(_: Administrator, request: Request) -> dict[str, Any]:
+    """Everybody's standing, and how far the work is."""
+    state = request.app.state
+    found = standings(state.database, state.settings)
+    done = progress(state.database, state.settings.mode)
+    return {"people": [vars(one) for one in found], "progress": vars(done), "mode": state.settings.mode}
+
+
+@routes.post("/api/admin/invite")
+def invite_person(asked: Invite, _: Administrator, request: Request) -> dict[str, str]:
+    """A new personal link; a link that the person had ends."""
+    token = invite(request.app.state.database, asked.name, asked.role)
+    return {"link": f"{'admin' if asked.role == 'administrator' else ''}#{token}"}
+
+
+@routes.post("/api/admin/pause")
+def pause(asked: Pause, _: Administrator, request: Request) -> dict[str, bool]:
+    """Stop a person's work, or let it go on."""
+    set_paused(request.app.state.database, asked.person, asked.paused)
+    return {"paused": asked.paused}
+
+
+@routes.get("/admin/overview")
+def overview_page(_: Administrator, request: Request) -> HTMLResponse:
+    """Progress, people and agreement, with charts."""
+    state = request.app.state
+    return HTMLResponse(overview(state.database, state.settings), headers={"Content-Security-Policy": CHARTS_POLICY})
+
+
+def _without(request: Request, leave_out_flagged: bool) -> set[str]:
+    state = request.app.state
+    return flagged(standings(state.database, state.settings)) if leave_out_flagged else set()
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+@routes.get("/admin/export/rankings.jsonl")
+def export_rankings(_: Administrator, request: Request, leave_out_flagged: LeaveOut = False) -> Response:
+    """What `rankings.annotations` takes."""
+    lines = ranking_lines(answered(request.app.state.database, RANK), _without(request, leave_out_flagged))
+    return StreamingResponse(lines, media_type="application/x-ndjson", headers=_attached("rankings.jsonl"))
+
+
+@routes.get("/admin/export/answers.csv")
+def export_csv(_: Administrator, request: Request, leave_out_flagged: LeaveOut = False) -> Response:
+    """Every answer, known tasks, repeats and skips too."""
+    lines = csv_lines(answered(request.app.state.database), _without(request, leave_out_flagged))
+    return StreamingResponse(lines, media_type="text/csv", headers=_attached("answers.csv"))
+
+
+@routes.get("/admin/export/label-studio.json")
+def export_label_studio(_: Administrator, request: Request, leave_out_flagged: LeaveOut = False) -> Response:
+    """Tasks with their pictures, and the answers so far."""
+    state = request.app.state
+    without = _without(request, leave_out_flagged)
+    answers = [one for one in answered(state.database, RANK) if one.annotator not in without]
+
+    def picture(prompt_id: str, edit_id: str | None) -> bytes:
+        return state.gallery.source(prompt_id) if edit_id is None else state.gallery.edit(prompt_id, edit_id)
+
+    rows = label_studio.tasks(state.database, project_name(state.database), picture, answers)
+    return StreamingResponse(rows, media_type="application/json", headers=_attached("label-studio.json"))
+
+
+@routes.get("/admin/export/label-studio.xml")
+def export_configuration(_: Administrator) -> Response:
+    """The labeling configuration that those tasks need."""
+    return Response(label_studio.configuration(), media_type="text/xml", headers=_attached("label-studio.xml"))
+
+
+@routes.post("/admin/label-studio")
+def take_in(given: Annotated[Any, Body()], _: Administrator, request: Request) -> dict[str, int]:
+    """Take in what was exported from Label Studio as JSON."""
+    database = request.app.state.database
+    new, known = label_studio.take_in(database, project_name(database), given, time.time())
+    return {"imported": new, "known": known}

@@ -1,0 +1,239 @@
+"""The annotation app: people rank edits, or compare two editors, in the browser.
+
+    a finished `candidates` table (or two of `evaluation`) -> answers in a database -> rankings
+
+    make annotate RUN=runs/quickstart
+    python -m serve.annotate --run s3://bucket/run --database postgresql://user:password@host/name --people-per-task 3
+    serve run serve.annotate:app run=runs/quickstart                on Ray Serve
+
+All that it knows is in the database and in the run folder: it may be stopped at any time, and several of it may
+share a PostgreSQL database. The settings are those of the run's config.yaml (`annotation`), with flags on top.
+"""
+
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import tyro
+import uvicorn
+import yaml
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from starlette.exceptions import HTTPException
+
+from hive_ray import storage
+from hive_ray.annotation import tasks
+from hive_ray.annotation.answers import AnswerError
+from hive_ray.annotation.database import Database, DatabaseAway, database_of
+from hive_ray.annotation.handing import Desk, Plan, Refused
+from hive_ray.annotation.label_studio import LabelStudioError
+from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
+from hive_ray.annotation.people import PersonError, invite
+from hive_ray.config import Annotation
+from serve import administering, annotating
+from serve.gallery import Gallery, PictureError
+from serve.guard import HEADERS, Guard, answer_refused, refusal
+
+logger = logging.getLogger(__name__)
+
+BODY_BYTES = 64 * 1024
+RETRY_AFTER_S = 2
+KEEP_ALIVE_S = 120
+"""Longer than a person looks at a task: their next request needs no new connection."""
+THREADS = 6
+"""Requests that are in work at the same time; more wait."""
+REMEMBERED = 10_000
+"""Tasks in people's hands whose pictures need no look into the database."""
+WEB = Path(__file__).parent / "web"
+FILES = {
+    "annotate.css": "text/css",
+    **dict.fromkeys(
+        ("annotate.js", "admin.js", "comparison.js", "connection.js", "ranking.js", "zoom.js"), "text/javascript"
+    ),
+}
+STATUS = {"paused": 403, "not_yours": 404, "answered": 409, "stale": 409, "lease_gone": 409}
+
+
+class Annotating(Annotation):
+    """The annotation app of one run: its `annotation` settings, and where it answers."""
+
+    run: str = "runs/quickstart"
+    """Run folder: a local path or an s3:// address."""
+    host: str = "127.0.0.1"
+    """Address that it listens on; 0.0.0.0 for all of this machine's."""
+    port: int = Field(8001, ge=0, le=65535)
+    public_address: str = ""
+    """How people reach it, for the links that are printed, such as https://rank.example.org behind a proxy; "" is
+    http://<host>:<port>."""
+
+
+def settings_of(run: str) -> dict[str, Any]:
+    """The `annotation` settings that a run was given; none where its config.yaml has none."""
+    path = storage.join(storage.absolute(run), "config.yaml")
+    if not storage.exists(path):
+        return {}
+    return yaml.safe_load(storage.read_text(path)).get("annotation", {})
+
+
+def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
+    """The database with the tables of this version and the tasks of this run, and the pictures."""
+    gallery = Gallery(storage.absolute(run), settings)
+    database = database_of(run, settings)
+    database.migrate()
+    gold = []
+    if settings.gold == "automatic":
+        gold = list(tasks.known_bad(gallery.prompts))
+    elif settings.gold:
+        gold = list(tasks.known_from(storage.read_text(settings.gold).splitlines(), settings.gold, gallery.prompts))
+    added = tasks.load(database, settings.mode, [*gallery.prompts, *gold], settings.people_per_task)
+    known = f"{len(gold)} tasks of known answer"
+    print(f"annotation: {len(gallery.prompts)} prompts and {known}, {added} new; {database}", flush=True)
+    return database, gallery
+
+
+def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
+    """The app itself."""
+    site = FastAPI(
+        title="hive_ray annotation",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_few_threads,
+        exception_handlers={
+            HTTPException: answer_refused,
+            RequestValidationError: _answer_invalid,
+            DatabaseAway: _answer_away,
+            Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
+            **dict.fromkeys((AnswerError, LabelStudioError, PersonError), lambda _, error: refusal(400, str(error))),
+            PictureError: lambda _, error: refusal(404, str(error)),
+            Exception: lambda _, error: refusal(
+                500, f"the server failed with {type(error).__name__}; its log says more"
+            ),
+        },
+    )
+    plan = Plan(
+        settings.mode, settings.lease_minutes * 60, settings.gold_rate, settings.repeat_rate, settings.repeat_after
+    )
+    site.state.database, site.state.gallery, site.state.settings = database, gallery, settings
+    desk = site.state.desk = Desk(database, plan)
+    site.state.showing = lru_cache(REMEMBERED)(desk.showing)  # whose task it is and what it shows never changes
+    site.add_middleware(
+        Guard, most_bytes=BODY_BYTES, larger=administering.LARGER, headers={**HEADERS, "Cache-Control": "no-store"}
+    )
+    site.include_router(annotating.routes)
+    site.include_router(administering.routes)
+
+    @site.get("/")
+    def page() -> FileResponse:
+        """The page for annotators."""
+        return FileResponse(WEB / "annotate.html")
+
+    @site.get("/admin")
+    def admin() -> FileResponse:
+        """The page for administrators."""
+        return FileResponse(WEB / "admin.html")
+
+    @site.get("/web/{name}")
+    def file(name: str) -> FileResponse:
+        """What the pages load."""
+        if name not in FILES:
+            raise HTTPException(404, f"there is no {name[:40]!r} here; the pages have {', '.join(FILES)}")
+        return FileResponse(WEB / name, media_type=FILES[name])
+
+    @site.get("/health")
+    def health() -> dict[str, str]:
+        """Whether the database answers; 503 if it does not."""
+        tasks.project_name(database)
+        return {"status": "ok"}
+
+    return site
+
+
+@asynccontextmanager
+async def _few_threads(_: FastAPI) -> AsyncIterator[None]:
+    """Requests wait for a thread rather than for each other's: with many, whoever holds the database waits for all the
+    others to give Python up, at each statement (3.6 s for a task instead of 0.1 s, with fifty people)."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
+
+
+async def _answer_away(_: Request, error: DatabaseAway) -> JSONResponse:
+    logger.warning("%s", error)
+    return refusal(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
+
+
+async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    """What was seen and what was wanted, a field at a time."""
+    parts = [
+        f"{one['loc'][-1]} is {str(one.get('input'))[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
+        for one in error.errors()
+    ]
+    return refusal(400, "; ".join(parts))
+
+
+def links(database: Database, address: str) -> str:
+    """New personal links of the first administrator and the first annotator, for a person to open."""
+    admin, first = invite(database, "admin", ADMINISTRATOR), invite(database, "first", ANNOTATOR)
+    return (
+        f"administrator   {address}/admin#{admin}\n"
+        f"annotator       {address}/#{first}\n"
+        "(these links replace those printed before; invite more people on the administrator's page)"
+    )
+
+
+def app(settings: Annotating) -> Application:
+    """What `serve run serve.annotate:app run=...` runs: one replica, or as many as there are on PostgreSQL."""
+    given = {name: value for name, value in settings.model_dump().items() if name in settings.model_fields_set}
+    chosen = Annotation(**_own(settings_of(settings.run) | given))
+    database, _ = prepare(settings.run, chosen)
+    chosen = chosen.model_copy(update={"database": database.address})
+    print(links(database, settings.public_address or "http://127.0.0.1:8000"), flush=True)
+    database.close()
+
+    def build() -> FastAPI:
+        return web(database_of(settings.run, chosen), Gallery(storage.absolute(settings.run), chosen), chosen)
+
+    return serve.deployment(serve.ingress(build)(), name="Annotation").options(max_ongoing_requests=200).bind()
+
+
+def _own(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name in Annotation.model_fields}
+
+
+def main() -> None:
+    """Serve one run's annotation app until it is stopped."""
+    try:
+        run = _run_of(sys.argv[1:])
+        settings = tyro.cli(Annotating, default=Annotating(**settings_of(run)), prog="python -m serve.annotate")
+        database, gallery = prepare(settings.run, settings)
+        address = settings.public_address or f"http://{settings.host}:{settings.port}"
+        print(links(database, address.rstrip("/")), flush=True)
+    except (ValueError, OSError, DatabaseAway) as error:  # what a person can mend
+        sys.exit(f"{type(error).__name__}: {error}")
+    uvicorn.run(
+        web(database, gallery, settings), host=settings.host, port=settings.port, log_level="warning",
+        proxy_headers=True, server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
+    )  # fmt: skip
+
+
+def _run_of(arguments: list[str]) -> str:
+    """The run folder that a command line names, before its settings are known."""
+    for place, argument in enumerate(arguments):
+        if argument == "--run" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith("--run="):
+            return argument.removeprefix("--run=")
+    return Annotating.model_fields["run"].default
+
+
+if __name__ == "__main__":
+    main()

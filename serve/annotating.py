@@ -1,0 +1,163 @@
+"""What the ranking page asks: the next task, its pictures, and where to put the answer."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from hive_ray.annotation.handing import Showing
+from hive_ray.annotation.people import SignedIn, sign_in, sign_out, who
+from hive_ray.annotation.progress import done_by
+from serve.gallery import SOURCE, as_sent
+from serve.sessions import COOKIE, Person, from_this_site
+
+MAX_BROKEN = 20
+"""Tasks with unreadable pictures that are passed over for one request."""
+SESSION_AGE_S = 30 * 24 * 3600
+
+routes = APIRouter()
+
+
+class Asked(BaseModel):
+    """What a request may hold: these fields and no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SignIn(Asked):
+    token: str = Field(min_length=1, max_length=200)
+
+
+class Next(Asked):
+    holding: list[int] = Field(default=[], max_length=10)
+
+
+class Undo(Asked):
+    before: int | None = None
+
+
+class Renew(Asked):
+    assignments: list[int] = Field(max_length=10)
+
+
+class Said(Asked):
+    assignment: int
+    key: str = Field(min_length=8, max_length=64)
+    answer: dict[str, Any]
+    seconds: float = Field(ge=0, le=1e6, allow_inf_nan=False, strict=False)
+    corrects: int | None = None
+
+
+def _about(request: Request, person: SignedIn) -> dict[str, Any]:
+    state = request.app.state
+    return {
+        "name": person.name,
+        "role": person.role,
+        "paused": person.paused,
+        "forgery_token": person.forgery_token,
+        "mode": state.settings.mode,
+        "lease_s": state.desk.plan.lease_s,
+        "done": done_by(state.database, person.id),
+    }
+
+
+@routes.post("/sign-in", dependencies=[Depends(from_this_site)])
+def begin(asked: SignIn, request: Request) -> JSONResponse:
+    """A session for the owner of a personal link."""
+    database = request.app.state.database
+    cookie = sign_in(database, asked.token)
+    person = who(database, cookie) if cookie else None
+    if cookie is None or person is None:
+        raise HTTPException(401, "this link is not valid (any more); ask the administrator for a new one")
+    answer = JSONResponse(_about(request, person))
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, cookie, max_age=SESSION_AGE_S, httponly=True, samesite="strict", secure=secure)
+    return answer
+
+
+@routes.post("/sign-out")
+def end(_: Person, request: Request) -> JSONResponse:
+    """End this browser's session."""
+    sign_out(request.app.state.database, request.cookies[COOKIE])
+    answer = JSONResponse({})
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
+@routes.get("/api/me")
+def me(person: Person, request: Request) -> dict[str, Any]:
+    """Who is signed in, and what the page has to know."""
+    return _about(request, person)
+
+
+def _described(showing: Showing | None) -> dict[str, Any]:
+    """A task as the page gets it: nothing in it says which editor made what."""
+    if showing is None:
+        return {"task": None}
+    pictures = f"api/pictures/{showing.assignment_id}"
+    return {
+        "task": {
+            "assignment": showing.assignment_id,
+            "kind": showing.task.kind,
+            "instruction": showing.task.instruction,
+            "source": f"{pictures}/{SOURCE}",
+            "edits": [f"{pictures}/{place}" for place in range(len(showing.shown))],
+            "answer": showing.answer,
+            "corrects": showing.answer_id,
+        }
+    }
+
+
+@routes.post("/api/next")
+def next_task(asked: Next, person: Person, request: Request) -> dict[str, Any]:
+    """The next task, leased; null when none is left for this person. Tasks that cannot be shown are set aside."""
+    state = request.app.state
+    for _ in range(MAX_BROKEN):
+        showing = state.desk.next(person.id, asked.holding)
+        if showing is None:
+            break
+        why = state.gallery.unreadable(showing.task.prompt_id, showing.task.edit_ids)
+        if not why:
+            return _described(showing)
+        state.desk.mark_broken(showing.task.id, why)
+    return _described(None)
+
+
+@routes.post("/api/undo")
+def undo(asked: Undo, person: Person, request: Request) -> dict[str, Any]:
+    """The last task that this person answered, with the answer."""
+    return _described(request.app.state.desk.undo(person.id, asked.before))
+
+
+@routes.post("/api/renew")
+def renew(asked: Renew, person: Person, request: Request) -> dict[str, list[int]]:
+    """Hold on to tasks that are on the screen."""
+    return {"renewed": request.app.state.desk.renew(person.id, asked.assignments)}
+
+
+@routes.post("/api/answers")
+def answer(asked: Said, person: Person, request: Request) -> dict[str, Any]:
+    """Store an answer; it is on the disk when this returns."""
+    state = request.app.state
+    stored = state.desk.submit(person.id, asked.assignment, asked.key, asked.answer, asked.seconds, asked.corrects)
+    return {"stored": stored.answer_id, "repeated": stored.repeated, "done": done_by(state.database, person.id)}
+
+
+@routes.get("/api/pictures/{assignment}/{place}")
+def picture(assignment: int, place: str, person: Person, request: Request) -> Response:
+    """A picture of one of this person's own tasks, by its place on the screen."""
+    state = request.app.state
+    showing: Showing = state.showing(person.id, assignment)
+    task = showing.task
+    if place == SOURCE:
+        image = state.gallery.source(task.prompt_id)
+    elif place.isdecimal() and int(place) < len(showing.shown):
+        image = state.gallery.edit(task.prompt_id, task.edit_ids[showing.shown[int(place)]])
+    else:
+        raise HTTPException(
+            404, f"there is no picture {place[:20]!r} in this task; it has source and 0 to {len(showing.shown) - 1}"
+        )
+    content, media_type = as_sent(image)
+    return Response(content, media_type=media_type)

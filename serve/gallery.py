@@ -1,0 +1,172 @@
+"""Pictures of the annotation app, read from finished tables of the run folder when somebody looks at them.
+
+Only an index of ids is held for good; pictures of neighbouring rows are kept for a while, up to a number of bytes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Lock
+
+import pyarrow as pa
+
+from hive_ray import storage
+from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
+from hive_ray.config import Annotation
+from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, select
+from hive_ray.images import ImageError, decode, encode, kind_of
+from hive_ray.schemas import CANDIDATES, EVALUATION, Row
+
+SOURCE = "source"
+
+
+class PictureError(LookupError):
+    """A picture that the run folder does not have."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an edit or a source lies: a row of one of the tables."""
+
+    table: int
+    row: int
+
+
+class Gallery:
+    """The prompts that there are to judge, and their pictures."""
+
+    def __init__(self, run: str, settings: Annotation) -> None:
+        self.is_study = settings.mode == "study"
+        names = settings.compared if self.is_study else (settings.candidates,)
+        schema = EVALUATION if self.is_study else CANDIDATES
+        self.tables = [select(storage.join(run, name), schema, limit=settings.num_tasks) for name in names]
+        self.cache = Cache(settings.cache_megabytes * 2**20)
+        self.places: dict[str, list[Place]] = {}
+        self.prompts = list(self._compared(names) if self.is_study else self._ranked())
+
+    def _ranked(self) -> Iterator[Prompt]:
+        [table] = self.tables
+        number = 0
+        for file in table.files:
+            for row in _without_pictures(file):
+                if number == len(table):
+                    return
+                self.places[row["prompt_id"]] = [Place(0, number)]
+                number += 1
+                edits = tuple(edit["edit_id"] for edit in row["edits"])
+                yield Prompt(row["prompt_id"], row["instruction"], edits, (row["editor"],) * len(edits))
+
+    def _compared(self, names: tuple[str, ...]) -> Iterator[Prompt]:
+        """Prompts that both editors have edited; the first edit of each counts."""
+        columns = ["prompt_id", "evaluation_id", "instruction"]
+        found: list[dict[str, tuple[int, Row]]] = []
+        for table in self.tables:
+            rows = table.read(0, len(table), columns).to_pylist()
+            first: dict[str, tuple[int, Row]] = {}
+            for number, row in enumerate(rows):
+                first.setdefault(row["prompt_id"], (number, row))
+            found.append(first)
+        left, right = found
+        shared = [prompt_id for prompt_id in left if prompt_id in right]
+        if not shared:
+            raise ValueError(
+                f"{names[0]} and {names[1]} have no prompt in common; evaluate both editors on the same ones"
+            )
+        editors = tuple(name.rsplit("/", 1)[-1] for name in names)
+        for prompt_id in shared:
+            (one, row), (two, other) = left[prompt_id], right[prompt_id]
+            self.places[prompt_id] = [Place(0, one), Place(1, two)]
+            yield Prompt(prompt_id, row["instruction"], (row["evaluation_id"], other["evaluation_id"]), editors)
+
+    def source(self, prompt_id: str) -> bytes:
+        """The unedited picture, as it was encoded."""
+        return self._pictures(self._places(prompt_id)[0])[SOURCE]
+
+    def edit(self, prompt_id: str, edit_id: str) -> bytes:
+        """An edit of a prompt, or what stands for one in a task of known answer; PictureError if there is none."""
+        for bad in (UNCHANGED, ANOTHER):
+            if edit_id.startswith(bad):
+                return self.source(edit_id.removeprefix(bad))
+        for place in self._places(prompt_id):
+            pictures = self._pictures(place)
+            if edit_id in pictures:
+                return pictures[edit_id]
+        raise PictureError(f"prompt {prompt_id} has no edit {edit_id}")
+
+    def unreadable(self, prompt_id: str, edit_ids: list[str]) -> str:
+        """Why a task cannot be shown; "" if all its pictures can."""
+        for name in (SOURCE, *edit_ids):
+            try:
+                decode(self.source(prompt_id) if name == SOURCE else self.edit(prompt_id, name))
+            except (ImageError, PictureError) as error:
+                return f"{'the source' if name == SOURCE else f'edit {name}'} of prompt {prompt_id}: {error}"
+        return ""
+
+    def _places(self, prompt_id: str) -> list[Place]:
+        if prompt_id not in self.places:
+            raise PictureError(f"prompt {prompt_id} is not in the run folder any more")
+        return self.places[prompt_id]
+
+    def _pictures(self, place: Place) -> dict[str, bytes]:
+        """The pictures of one row by edit id; its neighbours come along, since people go from row to row."""
+        with self.cache.lock:
+            kept = self.cache.get(place)
+            if kept is not None:
+                return kept
+            start = place.row - place.row % ROWS_PER_GROUP
+            table: Selection = self.tables[place.table]
+            columns = ["source_image", *(("evaluation_id", "edited_image") if self.is_study else ("edits",))]
+            rows: pa.Table = table.read(start, min(start + ROWS_PER_GROUP, len(table)), columns)
+            for number, row in enumerate(rows.to_pylist(), start):
+                self.cache.put(Place(place.table, number), _by_id(row))
+            return self.cache.take(place)
+
+
+class Cache:
+    """Pictures by row, the least lately used dropped first where they exceed `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.lock = most, 0, Lock()
+        self.rows: OrderedDict[Place, dict[str, bytes]] = OrderedDict()
+
+    def get(self, place: Place) -> dict[str, bytes] | None:
+        if place in self.rows:
+            self.rows.move_to_end(place)
+        return self.rows.get(place)
+
+    def put(self, place: Place, pictures: dict[str, bytes]) -> None:
+        self.rows[place] = pictures
+        self.held += _size(pictures)
+
+    def take(self, place: Place) -> dict[str, bytes]:
+        """A row that was just put, after what is too much was dropped."""
+        pictures = self.rows[place]
+        while self.held > self.most and self.rows:
+            self.held -= _size(self.rows.popitem(last=False)[1])
+        return pictures
+
+
+def _by_id(row: Row) -> dict[str, bytes]:
+    """The pictures of a row of `candidates`, or of `evaluation`."""
+    if "edits" in row:
+        return {SOURCE: row["source_image"]} | {edit["edit_id"]: edit["image"] for edit in row["edits"]}
+    return {SOURCE: row["source_image"], row["evaluation_id"]: row["edited_image"]}
+
+
+def _size(pictures: dict[str, bytes]) -> int:
+    return sum(map(len, pictures.values()))
+
+
+@storage.patient
+def _without_pictures(file: str) -> list[Row]:
+    """The rows of a file of `candidates` with the ids of their edits alone."""
+    with storage.open_parquet(file) as parquet:
+        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+        ids = [path for path in leaves if path.startswith("edits.") and path.endswith(".edit_id")]
+        return parquet.read(columns=["prompt_id", "instruction", "editor", *ids]).to_pylist()
+
+
+def as_sent(image: bytes) -> tuple[bytes, str]:
+    """A picture as a browser takes it, and its media type; what is neither PNG nor JPEG is made PNG."""
+    kind = kind_of(image)
+    return (image, {"png": "image/png", "jpg": "image/jpeg"}[kind]) if kind else (encode(decode(image)), "image/png")

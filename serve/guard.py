@@ -1,0 +1,67 @@
+"""What every answer carries, and what no request may exceed."""
+
+from collections.abc import Callable, Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Guard:
+    """ASGI middleware: the security headers on every answer that does not set its own, and no body beyond what is
+    allowed: `most_bytes`, or `larger` by path, and so much `beside` it as a form around a file needs."""
+
+    def __init__(
+        self,
+        inner: Callable,
+        most_bytes: int,
+        *,
+        larger: Mapping[str, int] | None = None,
+        beside: int = 0,
+        headers: Mapping[str, str] = HEADERS,
+    ) -> None:
+        self.inner, self.most_bytes, self.larger, self.beside = inner, most_bytes, dict(larger or {}), beside
+        self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            await self.inner(scope, receive, send)
+            return
+        seen, most = 0, self.larger.get(scope["path"], self.most_bytes)
+
+        async def counted() -> dict:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most + self.beside:
+                raise HTTPException(413, f"the request has at least {seen:,} bytes; {most:,} are taken here")
+            return message
+
+        async def guarded(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                own = {name for name, _ in message["headers"]}
+                added = [(name, value) for name, value in self.headers if name not in own]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        await self.inner(scope, counted, guarded)
+
+
+def refusal(status: int, message: str, headers: Mapping[str, str] | None = None, **more: str) -> JSONResponse:
+    """An error as every program of this house words it: {"error": {"message": ...}}."""
+    return JSONResponse({"error": {"message": message, **more}}, status_code=status, headers=dict(headers or {}))
+
+
+async def answer_refused(_: Request, error: HTTPException) -> JSONResponse:
+    """An HTTPException in that form."""
+    return refusal(error.status_code, str(error.detail), error.headers)

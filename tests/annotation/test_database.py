@@ -1,0 +1,181 @@
+import sqlite3
+import threading
+import time
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select, text
+
+from hive_ray.annotation.database import Database, DatabaseAway, DatabaseError
+from hive_ray.annotation.models import ACTIVE, ANNOTATOR, Base, Person
+
+
+def person(name: str) -> Person:
+    return Person(name=name, role=ANNOTATOR, state=ACTIVE, handed=0, last_position=-1, created=0.0)
+
+
+def names(database: Database) -> list[str]:
+    return database.read(lambda session: list(session.scalars(select(Person.name).order_by(Person.name))))
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_models(database):
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, Base.metadata) == []
+        found = inspect(connection)
+        indexes = {one["name"] for table in found.get_table_names() for one in found.get_indexes(table)}
+    assert {"ix_tasks_open", "ix_assignments_leases"} <= indexes
+
+
+def test_a_database_of_the_first_version_opens_with_all_that_it_holds(url):
+    database = Database(url)
+    database.migrate("0001")
+    database.write(lambda session: session.add(person("Ada")))
+    database.migrate()
+    database.migrate()  # nothing more to do
+    assert names(database) == ["Ada"]
+    database.close()
+
+
+def test_a_database_of_a_newer_version_is_refused(database):
+    database.write(lambda session: session.execute(text("UPDATE alembic_version SET version_num = '9999'")))
+    with pytest.raises(DatabaseError, match=r"9999.*use the newer version"):
+        database.migrate()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://host/name"])
+def test_addresses_of_no_known_database_are_refused(url):
+    with pytest.raises(DatabaseError, match="sqlite"):
+        Database(url)
+
+
+def test_a_transaction_that_fails_stores_nothing(database):
+    def fail(session):
+        session.add(person("Ada"))
+        session.flush()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        database.write(fail)
+    assert names(database) == []
+
+
+def test_a_read_sees_one_state_while_others_write(database):
+    def look(session):
+        before = session.scalars(select(Person.name)).all()
+        writer = threading.Thread(target=lambda: database.write(lambda other: other.add(person("Ada"))))
+        writer.start()
+        writer.join()
+        return before, session.scalars(select(Person.name)).all()
+
+    assert database.read(look) == ([], [])
+    assert names(database) == ["Ada"]
+
+
+def test_two_writers_that_read_before_they_write_lose_no_count(database):
+    database.write(lambda session: session.add(person("Ada")))
+
+    def count(session):
+        ada = session.scalars(select(Person).with_for_update()).one()
+        time.sleep(0.01)
+        ada.handed += 1
+
+    threads = [threading.Thread(target=lambda: [database.write(count) for _ in range(5)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert database.read(lambda session: session.scalars(select(Person.handed)).one()) == 20
+
+
+def test_a_password_is_not_shown():
+    assert "secret" not in str(Database("postgresql://ada:secret@nowhere/db"))
+
+
+@pytest.mark.parametrize(
+    ("words", "plainly"),
+    [
+        ("sqlite:////secret: database is locked", "busy"),
+        ("attempt to write a readonly database", "read-only"),
+        ("connection to server on socket /secret failed", "out of reach"),
+    ],
+)
+def test_people_are_told_what_is_wrong_but_not_where(words, plainly):
+    assert DatabaseAway(words).plainly == f"the database is {plainly}; nothing was lost"
+
+
+# --- A database that is not there -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite(tmp_path, monkeypatch):
+    monkeypatch.setattr("hive_ray.annotation.database.PATIENCE_S", 0.3)
+    database = Database(f"sqlite:///{tmp_path / 'annotation.sqlite'}")
+    database.migrate()
+    database.write(lambda session: session.add(person("Ada")))
+    yield database
+    database.close()
+
+
+def test_a_locked_sqlite_says_so_in_time_and_is_used_again(sqlite):
+    other = sqlite3.connect(sqlite.file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with pytest.raises(DatabaseAway, match="locked"):
+        sqlite.write(lambda session: session.add(person("Bea")))
+    assert time.monotonic() - began < 2
+    assert names(sqlite) == ["Ada"]  # reading goes on
+    other.execute("ROLLBACK")
+    other.close()
+    sqlite.write(lambda session: session.add(person("Bea")))
+    assert names(sqlite) == ["Ada", "Bea"]
+
+
+def test_a_read_only_sqlite_says_so(sqlite):
+    sqlite.close()
+    readable = Database(str(sqlite.url))
+    with readable.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+    with pytest.raises(DatabaseAway, match="readonly"):
+        readable.write(lambda session: session.add(person("Bea")))
+    readable.close()
+
+
+def test_a_sqlite_file_that_is_gone_is_never_made_anew_and_is_found_when_it_is_back(sqlite, tmp_path):
+    aside = tmp_path / "aside"
+    sqlite.file.rename(aside)
+    for act in (lambda: sqlite.write(lambda session: session.add(person("Bea"))), lambda: names(sqlite)):
+        with pytest.raises(DatabaseAway, match="gone"):
+            act()
+    assert not sqlite.file.exists()
+    aside.rename(sqlite.file)
+    sqlite.write(lambda session: session.add(person("Bea")))
+    assert names(sqlite) == ["Ada", "Bea"]
+
+
+def test_a_postgresql_that_was_killed_says_so_and_is_used_again(postgres):
+    database = Database(postgres.make("killed"))
+    database.migrate()
+    database.write(lambda session: session.add(person("Ada")))
+    postgres.stop()
+    try:
+        with pytest.raises(DatabaseAway):
+            database.write(lambda session: session.add(person("Bea")))
+    finally:
+        postgres.start()
+    database.write(lambda session: session.add(person("Bea")))
+    assert names(database) == ["Ada", "Bea"]
+    database.close()
+
+
+def test_a_read_only_postgresql_says_so(postgres):
+    database = Database(postgres.make("readonly"))
+    database.migrate()
+    database.write(
+        lambda session: session.execute(text("ALTER DATABASE readonly SET default_transaction_read_only = on"))
+    )
+    database.close()
+    with pytest.raises(DatabaseAway, match="read-only"):
+        database.write(lambda session: session.add(person("Bea")))
+    database.close()

@@ -1,0 +1,31 @@
+from hive_ray.annotation.feedback import record, recorded
+
+EDIT = {
+    "editor": "abc",
+    "instruction": "make it red",
+    "settings": {"seed": 1},
+    "source_image": b"1",
+    "edited_image": b"2",
+}
+
+
+def test_a_thumb_is_stored_with_its_pictures_and_the_editors_version(database):
+    assert record(database, key="first", liked=True, **EDIT)
+    [found] = recorded(database)
+    assert (found.editor, found.liked, found.settings) == ("abc", True, {"seed": 1})
+    assert (found.source_image, found.edited_image) == (b"1", b"2")
+
+
+def test_the_other_thumb_takes_the_place_of_the_first(database):
+    assert record(database, key="first", liked=True, **EDIT)
+    assert not record(database, key="first", liked=False, **EDIT)
+    assert [one.liked for one in recorded(database)] == [False]
+
+
+def test_feedback_is_read_by_version_and_in_parts(database):
+    for number in range(120):
+        record(
+            database, key=f"key {number}", liked=bool(number % 2), **EDIT | {"editor": "abc" if number % 3 else "def"}
+        )
+    assert [one.key for one in recorded(database)] == [f"key {number}" for number in range(120)]
+    assert len(list(recorded(database, "def"))) == 40

@@ -1,0 +1,392 @@
+import threading
+from collections import Counter
+
+import pytest
+from sqlalchemy import select, text
+from work import hired, loaded, prompts
+
+from hive_ray.annotation.answers import AnswerError
+from hive_ray.annotation.exports import answered
+from hive_ray.annotation.handing import Desk, Plan, Refused
+from hive_ray.annotation.models import RANK, Answer, Task
+from hive_ray.annotation.people import set_paused
+from hive_ray.annotation.tasks import known_bad, load
+
+BEST_FIRST = {"ranks": [1, 2, 3, 4]}
+
+
+class Clock:
+    def __init__(self):
+        self.at = 1000.0
+
+    def __call__(self):
+        return self.at
+
+
+def desk(database, **plan) -> Desk:
+    return Desk(database, Plan(**{"kind": RANK, "lease_s": 60.0} | plan), Clock())
+
+
+def do(desk: Desk, person: int, answer=None, seconds: float = 1.0):
+    """The next task of a person, answered; None if there is none."""
+    showing = desk.next(person)
+    if showing is not None:
+        desk.submit(person, showing.assignment_id, f"key {showing.assignment_id}", answer or BEST_FIRST, seconds)
+    return showing
+
+
+def taken(database) -> list[int]:
+    return database.read(lambda session: list(session.scalars(select(Task.taken).order_by(Task.position))))
+
+
+# --- Handing out ------------------------------------------------------------------------------------------
+
+
+def test_each_task_goes_to_the_set_number_of_different_people(database):
+    loaded(database, 3, people_per_task=2)
+    here = desk(database)
+    people = [hired(database, name) for name in ("Ada", "Bea", "Cem")]
+    done = Counter()
+    for _ in range(4):
+        for person in people:
+            showing = do(here, person)
+            if showing is not None:
+                done[showing.task.prompt_id, person] += 1
+    assert set(done.values()) == {1}  # nobody twice
+    assert Counter(prompt for prompt, _ in done) == {"p0": 2, "p1": 2, "p2": 2}
+
+
+def test_a_closed_browser_gets_its_task_back_and_the_page_its_next_one(database):
+    loaded(database, 3)
+    here, ada = desk(database), hired(database, "Ada")
+    first = here.next(ada)
+    second = here.next(ada, holding=[first.assignment_id])
+    assert (first.task.prompt_id, second.task.prompt_id) == ("p0", "p1")
+    assert here.next(ada).assignment_id == first.assignment_id  # a new browser holds nothing
+    assert here.next(ada, holding=[first.assignment_id]).assignment_id == second.assignment_id
+
+
+def test_edits_are_shown_in_an_order_that_differs_between_people_and_stays_for_one(database):
+    loaded(database, 1, people_per_task=20)
+    here = desk(database)
+    orders = {}
+    for number in range(20):
+        person = hired(database, f"Person {number}")
+        orders[person] = tuple(here.next(person).shown)
+        assert tuple(here.next(person).shown) == orders[person]
+    assert len(set(orders.values())) > 5
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders.values())
+
+
+def test_a_lease_that_ended_goes_to_the_next_person(database):
+    loaded(database, 1)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    here.next(ada)
+    assert here.next(bea) is None
+    here.now.at += 61
+    assert here.next(bea).task.prompt_id == "p0"
+    assert taken(database) == [1]
+
+
+def test_a_lease_is_renewed_by_its_owner_alone(database):
+    loaded(database, 1)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    lease = here.next(ada).assignment_id
+    here.now.at += 50
+    assert here.renew(bea, [lease]) == []
+    assert here.renew(ada, [lease, 999]) == [lease]
+    here.now.at += 50
+    assert here.next(bea) is None
+
+
+def test_nobody_holds_many_leases(database):
+    loaded(database, 9)
+    here, ada = desk(database), hired(database, "Ada")
+    held = []
+    while (showing := here.next(ada, held)) is not None:
+        held.append(showing.assignment_id)
+    assert len(held) == 3
+
+
+def test_tasks_that_are_broken_or_gone_are_not_handed_out(database):
+    loaded(database, 3)
+    here, ada = desk(database), hired(database, "Ada")
+    here.mark_broken(here.next(ada).task.id, "picture p0e1 is not readable")
+    load(database, RANK, prompts(2), 1)  # the third is gone from the run folder
+    assert do(here, ada).task.prompt_id == "p1"
+    assert here.next(ada) is None
+
+
+def test_loading_again_adds_new_prompts_alone_and_forgets_no_answer(database):
+    loaded(database, 2)
+    here, ada = desk(database), hired(database, "Ada")
+    do(here, ada)
+    assert load(database, RANK, prompts(3), people_per_task=1) == 1
+    assert load(database, RANK, prompts(3), people_per_task=1) == 0
+    assert [do(here, ada).task.prompt_id for _ in range(2)] == ["p1", "p2"]
+    assert len(answered(database)) == 3
+
+
+def test_more_people_per_task_open_finished_tasks_again_for_others(database):
+    loaded(database, 1)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    do(here, ada)
+    assert here.next(bea) is None
+    load(database, RANK, prompts(1), people_per_task=2)
+    assert here.next(ada) is None
+    assert do(here, bea).task.prompt_id == "p0"
+
+
+def test_gold_tasks_come_at_their_rate_once_each_and_take_no_place(database):
+    work = prompts(30)
+    load(database, RANK, [*work, *known_bad(work)], people_per_task=1)
+    here, ada = desk(database, gold_rate=0.3), hired(database, "Ada")
+    seen = [do(here, ada) for _ in range(40)]
+    golds = [showing.task.key for showing in seen if showing.task.gold]
+    assert len(golds) == len(set(golds)) == 10  # all there are
+    assert {showing.task.prompt_id for showing in seen if not showing.task.gold} == {f"p{n}" for n in range(30)}
+
+
+def test_repeats_come_after_enough_others_once_each_and_take_no_place(database):
+    loaded(database, 12)
+    here, ada = desk(database, repeat_rate=0.5, repeat_after=3), hired(database, "Ada")
+    seen = []
+    while (showing := do(here, ada)) is not None:
+        seen.append(showing.task.prompt_id)
+    again = [number for number, prompt in enumerate(seen) if prompt in seen[:number]]
+    assert again
+    assert max(Counter(seen).values()) == 2
+    assert all(number - seen.index(seen[number]) > 3 for number in again)
+    assert taken(database) == [1] * 12
+
+
+def test_a_paused_person_gets_nothing_and_hands_nothing_in(database):
+    loaded(database, 1)
+    here, ada = desk(database), hired(database, "Ada")
+    lease = here.next(ada).assignment_id
+    set_paused(database, ada, True)
+    with pytest.raises(Refused, match="paused"):
+        here.next(ada)
+    with pytest.raises(Refused, match="paused"):
+        here.submit(ada, lease, "key", BEST_FIRST, 1.0)
+    set_paused(database, ada, False)
+    here.submit(ada, lease, "key", BEST_FIRST, 1.0)
+
+
+# --- Handing in -------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_stored_in_the_order_of_the_task_whatever_order_was_shown(database):
+    loaded(database, 1)
+    here, ada = desk(database), hired(database, "Ada")
+    showing = here.next(ada)
+    ranks = [place + 1 for place in showing.shown]  # the edit at place i of the task is ranked i + 1
+    here.submit(ada, showing.assignment_id, "key", {"ranks": ranks}, 1.0)
+    assert answered(database)[0].verdict == {"ranks": [1, 2, 3, 4], "none_acceptable": False}
+
+
+def test_what_is_sent_twice_is_stored_once(database):
+    loaded(database, 2)
+    here, ada = desk(database), hired(database, "Ada")
+    lease = here.next(ada).assignment_id
+    first = here.submit(ada, lease, "key", BEST_FIRST, 1.0)
+    again = here.submit(ada, lease, "key", BEST_FIRST, 1.0)
+    assert (first.repeated, again.repeated) == (False, True)
+    assert first.answer_id == again.answer_id
+    with pytest.raises(Refused, match="answered this task already"):
+        here.submit(ada, lease, "another key", BEST_FIRST, 1.0)
+    assert len(answered(database)) == 1
+
+
+def test_a_key_of_another_answer_is_refused(database):
+    loaded(database, 2)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    here.submit(ada, here.next(ada).assignment_id, "key", BEST_FIRST, 1.0)
+    with pytest.raises(Refused, match="belongs to another answer"):
+        here.submit(bea, here.next(bea).assignment_id, "key", BEST_FIRST, 1.0)
+
+
+def test_another_persons_task_is_refused(database):
+    loaded(database, 1)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    lease = here.next(ada).assignment_id
+    for act in (lambda: here.submit(bea, lease, "key", BEST_FIRST, 1.0), lambda: here.showing(bea, lease)):
+        with pytest.raises(Refused, match="was not given to you") as caught:
+            act()
+        assert caught.value.reason == "not_yours"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"ranks": [1, 2, 3]}, "3 ranks"),
+        ({"ranks": [1, 2, 3, 0]}, "not whole numbers from 1"),
+        ({"ranks": [1, 3, 4, 5]}, "leave gaps"),
+        ({"ranks": [1, 2, 3, "4"]}, "not whole numbers"),
+        ({"ranks": None}, "wanted ranks"),
+        ({"ranks": [1, 2, 3, 4], "extra": 1}, "extra"),
+        ({"skipped": " "}, "give a reason"),
+        ({"skipped": "x" * 301}, "give a reason"),
+        ({"skipped": "odd", "ranks": [1, 2, 3, 4]}, "nothing else"),
+        ([1, 2, 3, 4], "a list"),
+    ],
+)
+def test_an_answer_that_says_no_order_is_refused_and_the_task_stays_open(database, answer, words):
+    loaded(database, 1)
+    here, ada = desk(database), hired(database, "Ada")
+    lease = here.next(ada).assignment_id
+    with pytest.raises(AnswerError, match=words):
+        here.submit(ada, lease, "key", answer, 1.0)
+    assert not here.submit(ada, lease, "key", BEST_FIRST, 1.0).repeated
+
+
+def test_an_answer_after_the_lease_is_taken_while_the_place_is_free_and_refused_when_it_is_gone(database):
+    loaded(database, 2)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    late = [here.next(ada).assignment_id]
+    late.append(here.next(ada, late).assignment_id)
+    here.now.at += 61
+    do(here, bea)  # sweeps, and takes the first
+    with pytest.raises(Refused, match="given to somebody else") as caught:
+        here.submit(ada, late[0], "late 0", BEST_FIRST, 1.0)
+    assert caught.value.reason == "lease_gone"
+    here.submit(ada, late[1], "late 1", BEST_FIRST, 1.0)
+    assert taken(database) == [1, 1]
+    assert len(answered(database)) == 2
+
+
+def test_a_skipped_task_goes_to_somebody_else_and_not_to_the_same_person(database):
+    loaded(database, 1)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    do(here, ada, {"skipped": "I cannot tell"})
+    assert taken(database) == [0]
+    assert here.next(ada) is None
+    assert do(here, bea).task.prompt_id == "p0"
+    assert answered(database)[0].verdict == {"skipped": "I cannot tell"}
+
+
+def test_undo_shows_the_last_answer_and_a_correction_counts_beside_it(database):
+    loaded(database, 2)
+    here, ada = desk(database), hired(database, "Ada")
+    showing = do(here, ada)
+    back = here.undo(ada)
+    assert back.assignment_id == showing.assignment_id
+    assert back.answer == BEST_FIRST | {"none_acceptable": False}
+    here.submit(ada, back.assignment_id, "corrected", {"ranks": [4, 3, 2, 1]}, 2.0, corrects=back.answer_id)
+    with pytest.raises(Refused, match="corrected meanwhile"):
+        here.submit(ada, back.assignment_id, "later", BEST_FIRST, 2.0, corrects=back.answer_id)
+    found = answered(database)
+    assert len(found) == 1
+    assert [found[0].verdict["ranks"][place] for place in back.shown] == [4, 3, 2, 1]
+    assert database.read(lambda session: len(session.scalars(select(Answer)).all())) == 2  # nothing is overwritten
+
+
+def test_undo_goes_back_step_by_step_and_never_into_another_persons_work(database):
+    loaded(database, 3)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    assert here.undo(ada) is None
+    done = [do(here, ada).assignment_id, do(here, ada).assignment_id]
+    do(here, bea)
+    last = here.undo(ada)
+    assert last.assignment_id == done[1]
+    assert here.undo(ada, before=last.assignment_id).assignment_id == done[0]
+    assert here.undo(ada, before=done[0]) is None
+
+
+def test_a_skip_that_is_corrected_takes_its_place_again_unless_somebody_has_it(database):
+    loaded(database, 1)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    do(here, ada, {"skipped": "odd"})
+    back = here.undo(ada)
+    here.submit(ada, back.assignment_id, "second", BEST_FIRST, 1.0, corrects=back.answer_id)
+    assert taken(database) == [1]
+    back = here.undo(ada)
+    here.submit(ada, back.assignment_id, "third", {"skipped": "after all"}, 1.0, corrects=back.answer_id)
+    assert taken(database) == [0]
+    do(here, bea)
+    back = here.undo(ada)
+    with pytest.raises(Refused, match="somebody else"):
+        here.submit(ada, back.assignment_id, "fourth", BEST_FIRST, 1.0, corrects=back.answer_id)
+
+
+def test_time_is_what_the_page_measured_but_never_more_than_since_the_task_was_handed_out(database):
+    loaded(database, 2)
+    here, ada = desk(database), hired(database, "Ada")
+    for claimed in (3.0, 1e9):
+        showing = here.next(ada)
+        here.now.at += 7
+        here.submit(ada, showing.assignment_id, f"key {claimed}", BEST_FIRST, claimed)
+    assert [one.seconds for one in answered(database)] == [3.0, 7.0]
+
+
+# --- Many at once -----------------------------------------------------------------------------------------
+
+
+def test_twenty_people_at_once_do_each_task_exactly_as_often_as_wanted(database):
+    """Each person also sends everything twice, and asks for the next task from two threads."""
+    loaded(database, 30, people_per_task=3)
+    here = Desk(database, Plan(kind=RANK, lease_s=600.0))
+    people = [hired(database, f"Person {number}") for number in range(20)]
+    errors = []
+
+    def work(person: int) -> None:
+        try:
+            while (showing := here.next(person)) is not None:
+                for _ in range(2):
+                    here.submit(person, showing.assignment_id, f"{person} {showing.assignment_id}", BEST_FIRST, 0.1)
+        except Refused as error:  # the other thread of this person was faster
+            if error.reason != "answered":
+                errors.append(error)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(person,)) for person in people for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    found = answered(database)
+    assert Counter(one.prompt_id for one in found) == {f"p{number}": 3 for number in range(30)}
+    assert max(Counter((one.prompt_id, one.annotator) for one in found).values()) == 1
+    assert taken(database) == [3] * 30
+
+
+def test_leases_of_many_that_end_while_others_ask_are_given_back_once_each(database):
+    loaded(database, 10, people_per_task=2)
+    here = desk(database, lease_s=1.0)
+    for number in range(10):
+        person = hired(database, f"Gone {number}")
+        held = [here.next(person).assignment_id]
+        here.next(person, held)
+    assert taken(database) == [2] * 10
+    here.now.at += 5
+    people = [hired(database, f"Here {number}") for number in range(8)]
+    threads = [threading.Thread(target=here.next, args=(person,)) for person in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    here.sweep()
+    assert sum(taken(database)) == 8
+
+
+@pytest.mark.parametrize(
+    ("index", "condition"),
+    [
+        ("ix_tasks_open", "taken < wanted AND present {} AND broken IS NULL AND gold IS NULL AND position > 3"),
+        ("ix_tasks_gold", "gold IS NOT NULL"),
+    ],
+)
+def test_the_next_task_is_found_by_an_index(database, index, condition):
+    loaded(database, 50)
+    on_sqlite = database.file is not None
+    query = f"SELECT id FROM tasks WHERE kind = 'rank' AND {condition} ORDER BY position LIMIT 1"
+
+    def explained(session) -> str:
+        if not on_sqlite:
+            session.execute(text("SET LOCAL enable_seqscan = off"))
+        explain = "EXPLAIN QUERY PLAN " if on_sqlite else "EXPLAIN "
+        return str(session.execute(text(explain + query.format("= 1" if on_sqlite else ""))).all())
+
+    assert index in database.read(explained)

@@ -1,0 +1,191 @@
+import json
+
+import pytest
+from work import hired, prompts
+
+from hive_ray.annotation.database import Database
+from hive_ray.annotation.exports import Answered, answered, csv_lines, ranking_lines
+from hive_ray.annotation.handing import Desk, Plan
+from hive_ray.annotation.models import RANK, STUDY
+from hive_ray.annotation.overview import overview
+from hive_ray.annotation.quality import agreement, flagged, standings
+from hive_ray.annotation.study import results
+from hive_ray.annotation.tasks import GoldError, known_bad, known_from, load
+from hive_ray.config import Annotation
+
+KNOWN = {"better": ["a"], "worse": ["c"]}
+
+
+def said(task: int, annotator: str, verdict: dict, *, editors=("sft",) * 3, **more) -> Answered:
+    defaults = {
+        "kind": RANK, "prompt_id": f"p{task}", "instruction": "make it red", "edit_ids": ("a", "b", "c"),
+        "editors": editors, "gold": None, "attempt": 0, "shown": (0, 1, 2), "seconds": 1.0, "at": 0.0, "task_id": task,
+    }  # fmt: skip
+    return Answered(annotator=annotator, verdict=verdict, **defaults | more)
+
+
+def ranked(task: int, annotator: str, *ranks: int, **more) -> Answered:
+    return said(task, annotator, {"ranks": list(ranks), "none_acceptable": False}, **more)
+
+
+def compared(task: int, annotator: str, follows, preserves=None) -> Answered:
+    verdict = {"follows": follows, "preserves": preserves}
+    return said(task, annotator, verdict, kind=STUDY, edit_ids=("a", "b"), editors=("sft", "finetuned"))
+
+
+# --- Agreement --------------------------------------------------------------------------------------------
+
+
+def test_agreement_is_over_tasks_that_several_people_did_and_leaves_out_the_rest():
+    answers = [
+        ranked(1, "Ada", 1, 2, 3), ranked(1, "Bea", 1, 2, 3), ranked(1, "Cem", 3, 2, 1),  # tau 1, -1, -1
+        ranked(2, "Ada", 1, 2, 3), ranked(2, "Bea", 1, 2, 3),  # tau 1
+        ranked(3, "Ada", 1, 2, 3),  # alone
+        ranked(2, "Cem", 3, 2, 1, attempt=1),  # a repeat
+        ranked(4, "Ada", 1, 2, 3, gold=KNOWN), ranked(4, "Bea", 3, 2, 1, gold=KNOWN),
+        said(2, "Dan", {"skipped": "odd"}),
+    ]  # fmt: skip
+    found = agreement(answers)
+    assert found.tau == pytest.approx((-1 / 3 + 1) / 2)
+    assert found.tasks == 2
+
+
+def test_alpha_of_two_people_who_always_agree_is_one_and_of_opposites_is_below_zero():
+    assert agreement([ranked(1, "Ada", 1, 2, 3), ranked(1, "Bea", 1, 2, 3)]).alpha == pytest.approx(1)
+    assert agreement([ranked(1, "Ada", 1, 2, 3), ranked(1, "Bea", 3, 2, 1)]).alpha < 0
+
+
+def test_in_a_study_agreement_is_the_share_of_same_answers():
+    answers = [
+        compared(1, "Ada", 0, 1),
+        compared(1, "Bea", 0, None),
+        compared(2, "Ada", 1, 1),
+        compared(2, "Bea", 1, 1),
+    ]
+    assert agreement(answers).tau == pytest.approx((0.5 + 1) / 2)
+
+
+def test_nobody_agrees_with_nobody():
+    assert agreement([]).tau is None
+    assert agreement([ranked(1, "Ada", 1, 2, 3)]).alpha is None
+
+
+# --- The study --------------------------------------------------------------------------------------------
+
+
+def test_a_study_counts_wins_of_the_second_editor_by_prompt_and_by_person():
+    answers = [
+        compared(1, "Ada", 1, 0), compared(1, "Bea", 0, 0),  # the prompt: half a win
+        compared(2, "Ada", 1, None),
+        compared(3, "Ada", None, None),
+    ]  # fmt: skip
+    follows, preserves = results(answers)
+    assert (follows.editor, follows.baseline) == ("finetuned", "sft")
+    assert (follows.num_prompts, follows.num_answers) == (3, 4)
+    assert follows.by_prompt["win"].value == pytest.approx((0.5 + 1 + 0) / 3)
+    assert follows.by_prompt["tie"].value == pytest.approx(1 / 3)
+    assert follows.by_prompt["loss"].value == pytest.approx(0.5 / 3)
+    assert follows.by_prompt["net"].value == pytest.approx((0 + 1 + 0) / 3)
+    assert follows.people == {"Ada": {"win": 2 / 3, "tie": 1 / 3, "loss": 0}, "Bea": {"win": 0, "tie": 0, "loss": 1}}
+    assert follows.by_annotator["net"].value == pytest.approx((2 / 3 - 1) / 2)
+    assert preserves.by_prompt["win"].value == 0
+
+
+def test_a_study_without_the_one_who_disagrees():
+    answers = [compared(task, name, side) for task in range(5) for name, side in (("Ada", 1), ("Bea", 0))]
+    [follows, _] = results(answers, without={"Bea"})
+    assert (follows.by_prompt["win"].low, follows.by_prompt["win"].high) == (1, 1)
+    assert results([]) == []
+
+
+# --- Known tasks ------------------------------------------------------------------------------------------
+
+
+def test_known_bad_edits_are_the_source_and_another_prompt_in_turns():
+    made = list(known_bad(prompts(30)))
+    assert len(made) == 10
+    bad = [one.gold["worse"][0] for one in made]
+    assert {name.split(":")[0] for name in bad} == {"unchanged", "another"}
+    for one in made:
+        [worse] = one.gold["worse"]
+        assert worse in one.edit_ids
+        assert one.edit_ids[:-1] == tuple(one.gold["better"])
+        assert (worse == f"unchanged:{one.prompt_id}") != worse.startswith("another:")
+        assert worse != f"another:{one.prompt_id}"
+
+
+def test_known_answers_come_from_a_file():
+    lines = [json.dumps({"prompt_id": "p1", "better": "p1e2", "worse": "p1e0"}), ""]
+    [found] = known_from(lines, "gold.jsonl", prompts(2))
+    assert found.gold == {"better": ["p1e2"], "worse": ["p1e0"]}
+    assert found.key(RANK) != prompts(2)[1].key(RANK)  # beside the task of the same prompt
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 1"),
+        ("[]", "line 1"),
+        ('{"prompt_id": "p9", "better": "a", "worse": "b"}', "p9"),
+        ('{"prompt_id": "p1", "better": "p1e1"}', "worse"),
+        ('{"prompt_id": "p1", "better": "p1e1", "worse": "p0e1"}', r"\['p0e1'\] are no edits of p1"),
+    ],
+)
+def test_a_file_of_known_answers_that_does_not_fit_is_refused(line, words):
+    with pytest.raises(GoldError, match=words):
+        list(known_from([line], "gold.jsonl", prompts(2)))
+
+
+# --- People -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worked(database: Database) -> Database:
+    """Ada answers by the book (p0e0 best), Eve the other way round; both do tasks, known ones and repeats."""
+    work = prompts(12)
+    load(database, RANK, [*work, *known_bad(work)], people_per_task=2)
+    desk = Desk(database, Plan(RANK, 600.0, gold_rate=0.3, repeat_rate=0.3, repeat_after=2))
+    for name, backwards in (("Ada", False), ("Eve", True)):
+        person = hired(database, name)
+        while (showing := desk.next(person)) is not None:
+            ranks = [4 - place if backwards else place + 1 for place in showing.shown]
+            desk.submit(person, showing.assignment_id, f"{name} {showing.assignment_id}", {"ranks": ranks}, 3.0)
+    return database
+
+
+def test_who_fails_known_tasks_is_flagged_and_can_be_left_out(worked):
+    settings = Annotation(least_golds=2)
+    ada, eve = standings(worked, settings)
+    assert ada.known_right == ada.known_answers >= 2
+    assert eve.known_right == 0
+    assert flagged([ada, eve]) == {"Eve"}
+    assert eve.flag == f"0 of {eve.known_answers} known tasks right, below 70%"
+    assert (ada.with_others, ada.with_self) == (pytest.approx(-1), pytest.approx(1))
+    answers = answered(worked)
+    everybody = [json.loads(line) for line in ranking_lines(answers)]
+    without = [json.loads(line) for line in ranking_lines(answers, {"Eve"})]
+    assert len(everybody) == 24
+    assert {one["annotator"] for one in without} == {"Ada"}
+    assert not any("unchanged:" in line or "another:" in line for line in ranking_lines(answers))
+    assert sum(1 for line in csv_lines(answers, {"Eve"})) == 1 + sum(one.annotator == "Ada" for one in answers)
+
+
+def test_few_known_tasks_flag_nobody(worked):
+    assert flagged(standings(worked, Annotation(least_golds=100))) == set()
+
+
+def test_the_overview_shows_agreement_with_and_without_flagged_people(worked):
+    page = overview(worked, Annotation(least_golds=2))
+    assert "24 of 24 answers are in (100%); 12 of 12 tasks are finished. 1 of 2 annotators is flagged." in page
+    assert "-1.00" in page
+    assert page.count("<svg") == 3
+    assert "below 70%" in page
+
+
+def test_names_cannot_bring_markup_into_the_overview(database):
+    load(database, RANK, prompts(1), people_per_task=1)
+    desk, person = Desk(database, Plan(RANK, 600.0)), hired(database, "Ada")
+    showing = desk.next(person)
+    desk.submit(person, showing.assignment_id, "the key", {"skipped": "<script>"}, 1.0)
+    desk.mark_broken(showing.task.id, "<script>alert(1)</script>")
+    assert "<script" not in overview(database, Annotation())

@@ -1,0 +1,41 @@
+import pytest
+
+from hive_ray.agreement import dense_ranks, kendall_tau, krippendorff_alpha
+
+
+def test_dense_ranks_close_the_gaps_and_keep_the_order():
+    assert dense_ranks([4, 1, 2, 2]) == [3, 1, 2, 2]
+
+
+def test_kendall_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse():
+    assert kendall_tau([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
+    assert kendall_tau([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+
+
+def test_kendall_tau_b_counts_ties_as_by_hand():
+    # Pairs (0,1) tied in the first only; (0,2), (1,2) agree: (2 - 0) / sqrt((3 - 1) * 3).
+    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / 6**0.5)
+
+
+def test_an_order_that_ties_everything_agrees_with_nothing():
+    assert kendall_tau([1, 1, 1], [1, 2, 3]) == 0
+
+
+def test_krippendorffs_alpha_is_that_of_his_own_example():
+    """Krippendorff (2011), section on ordinal data: four observers, twelve units, values missing; alpha is 0.815."""
+    observers = ["123321412...", "1233224125.3", ".33323422 51.".replace(" ", ""), "1233244125 1.".replace(" ", "")]
+    units = [[int(values[unit]) for values in observers if values[unit] != "."] for unit in range(12)]
+    assert krippendorff_alpha(units) == pytest.approx(0.815, abs=5e-4)
+
+
+def test_alpha_counts_two_people_and_three_ranks_as_by_hand():
+    # Coincidences: (1, 1) twice, (2, 3) and (3, 2) once each; n = 2, 1, 1. delta^2(2, 3) = (1 / 2 + 1 / 2)^2 = 1,
+    # (1, 2) = (1 + 1 / 2)^2 = 9 / 4, (1, 3) = (1 + 1 + 1 / 2)^2 = 25 / 4.
+    # Observed 2 x 1; expected 2 (2 x 9 / 4 + 2 x 25 / 4 + 1) / (4 - 1) = 12.
+    assert krippendorff_alpha([[1, 1], [2, 3]]) == pytest.approx(1 - 2 / 12)
+
+
+def test_alpha_is_one_in_full_agreement_and_says_nothing_where_nothing_differs():
+    assert krippendorff_alpha([[1, 1], [2, 2, 2], [3, 3], [5]]) == 1
+    assert krippendorff_alpha([[1, 1], [1, 1]]) is None
+    assert krippendorff_alpha([[1], [2]]) is None
