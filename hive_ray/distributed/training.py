@@ -2,95 +2,38 @@
 
     a finished table, an Objective -> <run>/<name>/ (a portable model folder), what distributed/watching.py writes
 
-All that a step depends on is the weights and the number of images seen: the rows, the learning rate and the random
-numbers follow from it, so that a run that was killed goes on as if nothing had happened.
+What a worker does is in distributed/loop.py.
 """
 
 import json
 import logging
-import math
 import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.train
-import torch
-import torch.distributed
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
-from torch import Tensor, nn
 
 from hive_ray import storage
 from hive_ray.config import Training
-from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
-from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
+from hive_ray.distributed.checkpoints import Checkpoints
 from hive_ray.distributed.cluster import cluster_in_words, of_workers, require, saying_what_is_missing
-from hive_ray.distributed.engine import autocast, check_memory, loss_scaler, start_engine, take_step
+from hive_ray.distributed.loop import Loop, Objective, Told
 from hive_ray.distributed.models import Metrics, build_model, store_model
-from hive_ray.distributed.progress import duration
-from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.trackers import require_tracker
-from hive_ray.distributed.validation import LOSS as VALIDATION_LOSS
-from hive_ray.distributed.validation import Validation, at_rest, validation_due
-from hive_ray.distributed.watching import Watch
-from hive_ray.distributed.weights import Average, consolidated_state
-from hive_ray.schemas import Rows, Stopped
-from hive_ray.seeds import id_for, seed_for
+from hive_ray.schemas import Stopped
+from hive_ray.seeds import id_for
 
 COLLECTIVE_TIMEOUT_S = "1800"
 START_TRY_S = 60.0
 """How long Ray Train tries at a time to start the workers."""
-PREEMPTION_POLL_S = 5.0
-"""How often the workers ask together whether one of their nodes is about to go."""
-
-
-class Objective(Protocol):
-    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
-
-    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
-    these means (an accuracy over some of them, say, from two of the means); and `preview(rows) -> bytes | None`: a PNG
-    that shows what its model makes of them.
-    """
-
-    model: nn.Module
-
-    def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping.
-
-        BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
-        """
-        ...
-
-    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write a portable model folder, card.json in it, with the weights of `state` (a state dict of `model`)."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Run:
-    """All that a worker is told."""
-
-    objective: Callable[..., Objective]
-    kwargs: dict[str, Any]
-    selection: Selection
-    columns: list[str]
-    held_out: Selection | None
-    shown: Sequence[str]
-    settings: Training
-    run: str
-    name: str
-    out: str
-    fingerprint: Fingerprint
-    checkpoints: str
 
 
 def fit(
@@ -124,7 +67,7 @@ def fit(
         folder = checkpoint_folder(run, name, fingerprint)
         watched = (unseen or None, shown)
         _run_workers(
-            _Run(objective, kwargs, selection, columns, *watched, settings, run, name, out, fingerprint, folder)
+            Told(objective, kwargs, selection, columns, *watched, settings, run, name, out, fingerprint, folder)
         )
 
     return build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
@@ -169,7 +112,7 @@ def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
     return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
 
 
-def _run_workers(told: _Run) -> None:
+def _run_workers(told: Told) -> None:
     settings = told.settings
     workers, recovery = settings.workers, settings.recovery
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
@@ -207,24 +150,13 @@ def _run_workers(told: _Run) -> None:
     storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
-def learning_rate(settings: Training, images: int) -> float:
-    """The rate of the batch that ends at `images`: linear warm-up, then constant or half a cosine down to 0."""
-    if images < settings.warmup_images:
-        return settings.learning_rate * images / settings.warmup_images
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    past = images - settings.warmup_images
-    progress = min(1.0, past / max(1, settings.total_images - settings.warmup_images))
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def _train(config: dict[str, Any]) -> str:
     """One worker's run. Returns why it failed for good, or an empty string."""
-    told: _Run = config["told"]
+    told: Told = config["told"]
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     started = time.monotonic()
     try:
-        loop = _Loop(told, ray.train.get_context())
+        loop = Loop(told, ray.train.get_context())
         loop.run()
     except Stopped as error:  # the same on every rank; starting again would end in the same
         return str(error)
@@ -232,238 +164,3 @@ def _train(config: dict[str, Any]) -> str:
     loop.watch.tell()
     loop.close()
     return ""
-
-
-class _Loop:
-    """A worker's engine, rows and counters."""
-
-    def __init__(self, told: _Run, context: ray.train.TrainContext):
-        settings = told.settings
-        self.told, self.settings = told, settings
-        self.rank, self.world, self.first = (
-            context.get_world_rank(),
-            context.get_world_size(),
-            context.get_local_rank() == 0,
-        )
-        if not settings.workers.num_gpus:
-            torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
-        self.rows = RowStore(told.selection, told.columns, write=self.first)
-        columns = list(dict.fromkeys([*told.columns, *told.shown]))
-        self.held_out = RowStore(told.held_out, columns, write=self.first) if told.held_out else None
-        self.objective = told.objective(**told.kwargs)
-        self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
-        self.images, self.last = 0, {}
-        self.asked, self.announced = (
-            time.monotonic(),
-            set(),
-        )  # when it asked for preemptions, and of which nodes it knows
-        keep = settings.recovery
-        self.checkpoints = Checkpoints(
-            told.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
-        )
-        check_memory(told.name, self.objective.model, settings, context.get_local_world_size(), self._greatest)
-        made_by = self._start()  # its barriers see that the rows have been laid
-        self.rows.open()
-        self.validation = None
-        if self.held_out:
-            self.held_out.open()
-            self.validation = Validation(self.held_out, told.name, settings, rank=self.rank, world=self.world)
-        self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
-        if self.images and self.rank == 0:
-            self._say_resumed(made_by)
-
-    def run(self) -> None:
-        """Train up to the last image, with checkpoints on the way."""
-        try:
-            self._steps()
-            self.checkpoints.wait()
-        finally:
-            self.watch.close()
-
-    def _steps(self) -> None:
-        settings = self.settings
-        if self.validation and not self.images:
-            self.watch.step(0, self._look())
-        while self.images < settings.total_images:
-            before = self.images
-            self.last = self._step()
-            loss = self.last["train/loss"]
-            if self.validation and math.isfinite(loss) and validation_due(settings, before, self.images):
-                self.last |= self._look()
-            # Once a node is known to go, each step may be the last.
-            self.watch.step(self.images, self.last, at_once=bool(self.announced))
-            if not math.isfinite(loss):
-                raise Stopped(
-                    f"{self.told.name}: the loss is {loss} after {self.images} images; lower the learning rate "
-                    f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
-                )
-            every, ended = settings.checkpoint_images, self.images >= settings.total_images
-            if ended or before // every < self.images // every:
-                self._checkpoint()
-            if self._asks():
-                self._checkpoint_before_preemption()
-
-    def _look(self) -> Metrics:
-        """Measures of the held-out rows; a picture of some of their edits is kept."""
-        with at_rest(self.engine, self.average):
-            measures = self.validation.measure(self.objective, self.engine)
-            picture = self.validation.preview(self.objective, self.engine)
-        self.watch.picture(self.images, picture)
-        return measures
-
-    def save(self, seconds: float) -> None:
-        """Write the portable model folder from the averaged (or else the last) weights."""
-        if self.average:
-            self.average.copy_to(self.engine.module)
-        state = consolidated_state(self.engine.module)
-        if self.rank == 0:
-            told = self.told
-            metrics = self.last | {"images": self.images}
-            store_model(
-                told.out,
-                lambda folder: self.objective.save(folder, state),
-                told.fingerprint,
-                metrics,
-                seconds,
-            )
-            took = f"{self.images} images in {duration(seconds)}"
-            print(f"{told.name}: trained on {took}, saved to {told.out}", flush=True)
-
-    def close(self) -> None:
-        """Give back the disk space of the rows, once no worker of this machine reads them."""
-        torch.distributed.barrier()
-        self.rows.close()
-        if self.held_out:
-            self.held_out.close()
-
-    def _step(self) -> Metrics:
-        """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
-        settings, share = self.settings, self.settings.batch_size // self.world
-        places = batch_places(self.images, settings.batch_size, self.rows.num_rows, settings.seed)
-        mine = places[self.rank * share : (self.rank + 1) * share]
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.images + settings.batch_size)
-        totals: Metrics = {}
-        loss_of = partial(self.objective.loss, self.engine)
-        micro = settings.micro_batch_size
-        for start in range(0, share, micro):
-            draw = ("batch", settings.seed, self.rank, self.images + start)
-            torch.manual_seed(seed_for("layers", *draw))  # dropout layers know no other generator
-            with autocast(settings):
-                loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
-            self.engine.backward(loss * (good / micro))
-            norm = take_step(self.engine)
-            if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
-                self.average.update(self.engine.module)
-            for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits
-                totals[key] = totals.get(key, 0.0) + value * good / share
-            totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
-        self.images += settings.batch_size
-        skipped = self.last.get(SKIPPED, 0)
-        means = self.good.settle(self._mean_over_ranks(totals), settings.batch_size, skipped)
-        summarise = getattr(self.objective, "summarise", lambda means, num_rows: means)
-        measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
-        if self.average:
-            measures["train/ema_decay"] = self.average.last_decay
-        return summarise(means, settings.batch_size - means[SKIPPED] + skipped) | measures
-
-    def _mean_over_ranks(self, totals: Metrics) -> Metrics:
-        keys = sorted(totals)
-        device = self.engine.device
-        values = torch.stack([torch.as_tensor(totals[key], dtype=torch.float64, device=device) for key in keys])
-        torch.distributed.all_reduce(values)
-        return dict(zip(keys, (values / self.world).tolist(), strict=True))
-
-    def _asks(self) -> bool:
-        """Whether all ranks ask for preemptions now, by the clock of rank 0."""
-        due = self.rank == 0 and time.monotonic() - self.asked >= PREEMPTION_POLL_S
-        asks = self._greatest(float(due)) > 0
-        if asks:
-            self.asked = time.monotonic()
-        return asks
-
-    def _greatest(self, value: float) -> float:
-        """The greatest of a number over all ranks."""
-        found = torch.tensor([value], dtype=torch.float64, device=self._device())
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-        return found.item()
-
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if self.settings.workers.num_gpus else "cpu")
-
-    def _checkpoint(self) -> None:
-        """Collective: each rank writes its part of the state, and stores it while training goes on."""
-        scaler = loss_scaler(self.engine)
-        stand = Stand(
-            images=self.images,
-            last=self.last,
-            world=self.world,
-            updates=self.average.updates if self.average else 0,
-            zero_stage=self.settings.zero_stage,
-            scaler=scaler.state_dict() if scaler else {},
-            bad_rows={str(place): why for place, why in self.good.bad.items()},
-        )
-        self.watch.flush()
-        self.checkpoints.save(self.engine, self.average, stand)
-
-    def _checkpoint_before_preemption(self) -> None:
-        """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
-        info = ray.train.get_preemption_info()
-        fresh = set(info.preempted_node_ids) - self.announced if info else set()
-        if not fresh:
-            return
-        self.announced |= fresh
-        self._checkpoint()
-        self.checkpoints.wait()
-        torch.distributed.barrier()
-        if self.rank == 0:
-            left = f", {info.deadline_ms / 1000 - time.time():.0f} s before its end" if info.deadline_ms else ""
-            print(f"{self.told.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
-
-    def _start(self) -> int:
-        """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
-        workers that wrote it, 0 without one."""
-        settings, opened = self.settings, self._open_newest()
-        self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
-        self.average = (
-            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
-        )
-        torch.distributed.barrier()  # the rows have been laid
-        if opened is None:
-            return 0
-        stand = opened.stand
-        self.engine.load_checkpoint(str(opened.state), tag=TAG, load_module_strict=False)
-        if self.average:
-            self.average.load(opened.average_parts(self.rank, self.world), stand.updates, self.rank)
-        if scaler := loss_scaler(self.engine):
-            scaler.load_state_dict(stand.scaler)
-        self.images, self.last = stand.images, stand.last
-        self.good.bad = {int(place): why for place, why in stand.bad_rows.items()}
-        torch.distributed.barrier()
-        if self.first:
-            opened.forget()
-        return stand.world
-
-    def _open_newest(self) -> Opened | None:
-        """Collective: the newest whole checkpoint, fetched by one rank of each machine; None if there is none."""
-        stand = self.checkpoints.newest() if self.rank == 0 else None
-        if self.rank == 0:
-            self.checkpoints.forget_after(stand.images if stand else -1)
-        images = int(self._greatest(stand.images if stand else -1))
-        if images < 0:
-            return None
-        if not self.first:
-            torch.distributed.barrier()
-        opened = self.checkpoints.open(images, self.world)
-        if self.first:
-            torch.distributed.barrier()
-        return opened
-
-    def _say_resumed(self, made_by: int) -> None:
-        """Say where training goes on, and how many steps have to be made again."""
-        repeated = (self.watch.furthest - self.images) // self.settings.batch_size
-        others = f", made by {made_by} workers" if made_by != self.world else ""
-        print(
-            f"{self.told.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
-            flush=True,
-        )

@@ -18,9 +18,10 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from hive_ray.config import Recovery, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.loop import learning_rate
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
-from hive_ray.distributed.training import export, learning_rate
+from hive_ray.distributed.training import export
 from hive_ray.distributed.weights import Average, ema_decay
 from hive_ray.images import decode
 from hive_ray.schemas import Stopped
