@@ -12,9 +12,9 @@ from openai import BadRequestError
 from openai.types import Completion, CompletionChoice
 from openai.types.chat import ChatCompletion
 
+from hive_ray.answers import Request
 from hive_ray.config import Instructions
-from hive_ray.pairs.answers import Request
-from hive_ray.pairs.endpoint import Endpoint
+from hive_ray.endpoint import Endpoint
 from hive_ray.pairs.inversion import invert
 from hive_ray.schemas import Row, Rows, Stopped
 from hive_ray.seeds import id_for, seed_for, split_for

@@ -15,8 +15,8 @@ from openai import (
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from hive_ray.answers import Answers, Budget, Request, counts_of, request_id
 from hive_ray.config import Spending
-from hive_ray.pairs.answers import Answers, Budget, Request, counts_of, request_id
 from hive_ray.schemas import Stopped
 
 R = TypeVar("R")
