@@ -5,6 +5,7 @@ pairs, rankings, rewards, evaluation, metrics -> Report
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import islice
 
@@ -25,13 +26,14 @@ from hive_ray.evaluation.report import Finding, Report
 from hive_ray.pages import Example, Shown
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
+from jobs.score_pairs import rewards_name
 
-STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings", "rewards", "scored_pairs")
+STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings")
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
 
 
-def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
+def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequence[str] = ()) -> Report:
     """The report of everything that this run has finished."""
     settings = run.config.evaluation
     judged = settings.judge != "none"
@@ -47,6 +49,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
         finding=Finding(subject, baseline, lead, differences[subject][lead], len(rows[subject])),
         summaries=summarize(flat, metrics, **options),
         differences=differences,
+        warnings=warnings,
         baseline=baseline,
         win_rates={
             metric: win_rates(flat, baseline, metric, tie_within)
@@ -61,14 +64,20 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
             "held-out rankings": card["held_out"]["reward/accuracy"],
             "held-out rankings, before training": card["held_out_before_training"]["reward/accuracy"],
         },
-        rewards={"training pairs": [row["reward"] for row in read_rows(run.path("rewards"), REWARDS)]}
-        | {name: [row["reward"] for row in group] for name, group in rows.items()},
+        rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items()},
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
-        stages={name: _stage(run, name) for name in STAGES if read_manifest(run.path(name))},
+        stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
         settings=yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False),
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+def _rewards(run: Run) -> dict[str, list[float]]:
+    """The training pairs' rewards, if the reward model that measures the editors scored them."""
+    table = run.path("rewards")
+    found = [row["reward"] for row in read_rows(table, REWARDS)] if read_manifest(table) else []
+    return {"training pairs": found} if found else {}
 
 
 def _curve(run: Run) -> list[CurvePoint]:
@@ -118,6 +127,13 @@ def _losses(run: Run, name: str) -> list[tuple[float, float]]:
     size = max(1, len(lines) // 40)
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]
     return [(group[-1]["images"], sum(one["train/loss"] for one in group) / len(group)) for group in groups]
+
+
+def _tables(run: Run) -> list[str]:
+    """The names of what may be in the run, in the order in which it is made."""
+    judges = run.config.scoring.judges
+    scored = [rewards_name((judge,)) for judge in judges] + [rewards_name(judges)]
+    return list(dict.fromkeys([*STAGES, *scored, "scored_pairs"]))
 
 
 def _stage(run: Run, name: str) -> dict[str, object]:

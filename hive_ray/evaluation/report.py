@@ -46,6 +46,8 @@ class Report:
     summaries: Sequence[Summary] = ()
     differences: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     """Editor -> metric -> paired difference from the baseline."""
+    warnings: Sequence[str] = ()
+    """What must be known before the measures are believed."""
     baseline: str = ""
     win_rates: Mapping[str, Mapping[str, WinRate]] = field(default_factory=dict)
     """Metric -> editor -> win rate against the baseline."""
@@ -151,7 +153,9 @@ def _table_of_editors(report: Report) -> str:
     words = "Means over prompts, with 95 % bootstrap intervals by prompt beneath."
     if report.differences:
         words += f" Last line: paired difference from {report.baseline}; * its interval excludes zero."
-    return table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + note(words)
+    return table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + "".join(
+        map(note, (words, *report.warnings))
+    )
 
 
 def _win_rates(report: Report) -> str:

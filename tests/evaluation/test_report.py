@@ -47,7 +47,7 @@ def full_report():
         finding=Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80),
         summaries=[Summary("sft", 80, 80, metrics), Summary("finetuned", 80, 80, metrics)],
         differences={"finetuned": {"right": Interval(0.1, 0.05, 0.15), "reward": Interval(0.1, -0.1, 0.2)}},
-        baseline="sft",
+        baseline="sft", warnings=["finetuned: trained to please <it>"],
         win_rates={"reward": {"finetuned": WinRate(0.5, 0.2, 0.3, 80)}},
         curve=[CurvePoint("sft", 1.0, 0.2, 0.9, 80), CurvePoint("sft", 1.4, 0.15, 0.93, 80)],
         edits=[example], pairs=[example], rankings=[example],
@@ -76,6 +76,11 @@ def test_a_full_report_loads_nothing_from_anywhere():
     page = parsed(html)
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"@import|url\((?!#)|<script|<link|href=\"(?!#)", html)
+
+
+def test_a_warning_stands_beneath_the_measures():
+    html = write_report(full_report())
+    assert "trained to please &lt;it&gt;" in html.partition("Against the baseline")[0]
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it():
