@@ -3,7 +3,7 @@
 Leaves, which import only each other:
 
     config, schemas, images, seeds, storage, similarity, model_folders, charts, pages, measures,
-    endpoint, answers
+    preferences, endpoint, answers
 
 The algorithm, which knows no cluster; siblings never import each other:
 

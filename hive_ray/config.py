@@ -452,8 +452,13 @@ class Reward(Section):
     max_tokens: int = Field(35, ge=8)
     frozen_rate: float = Field(0.0, ge=0, le=1)
     """Share of the encoder layers, from the bottom, that stay as they are (ImageReward: 0.7)."""
+    loss: Literal["plackett_luce", "bradley_terry", "rao_kupper"] = "plackett_luce"
+    """How likely people's ranks are by the rewards: as orders of all edits of a prompt, as preferences between two
+    (ImageReward), or as comparisons of two in which a tie says that they are near (`tie_threshold`)."""
+    tie_threshold: float = Field(2.0, gt=1)
+    """For "rao_kupper": how near two edits seem equal; of equally good ones (t - 1) / (t + 1) tie."""
     temperature: float = Field(1.0, gt=0)
-    """Divides rewards in the Plackett-Luce loss."""
+    """Divides rewards in the loss."""
     held_out_rate: float = Field(0.15, ge=0, lt=1)
     """Share of ranked prompts kept to measure the reward model's accuracy."""
     training: Training

@@ -13,7 +13,7 @@ from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, read_rows, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import RewardObjective, doubt, is_held_out, measure
+from hive_ray.reward.objective import RewardObjective, doubt, is_held_out, measure, rewards_of
 from hive_ray.schemas import RANKINGS
 from jobs.run import Run, fingerprint, main
 
@@ -35,8 +35,11 @@ class RewardTraining(RewardObjective):
                 list(read_rows(self.rankings, RANKINGS, COLUMNS, where={"prompt_id": where}))
                 for where in (lambda name: not is_held_out(name, rate), lambda name: is_held_out(name, rate))
             )
-            seen, unseen = measure(self.model, trained), measure(self.model, held_out)
-            before = measure(RewardModel.build(self.start, settings.tokenizer, settings), held_out)
+            start = RewardModel.build(self.start, settings.tokenizer, settings)
+            seen, unseen, before = (
+                measure(*rewards_of(model, rows), self.loss_of_rewards)
+                for model, rows in ((self.model, trained), (self.model, held_out), (start, held_out))
+            )
         warning = doubt(unseen)
         if warning:
             print(f"reward: {warning}", flush=True)
