@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import islice
+from typing import Any
 
 import yaml
 
@@ -24,6 +25,7 @@ from hive_ray.evaluation.metrics import (
 )
 from hive_ray.evaluation.report import Finding, Report
 from hive_ray.pages import Example, Shown
+from hive_ray.reward.worth import PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
@@ -44,7 +46,6 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     differences = compare(flat, baseline, metrics, **options)
     lead, subject = metrics[0], settings.editors[-1]
-    card = json.loads(storage.read_text(run.path("reward/card.json")))
     return Report(
         finding=Finding(subject, baseline, lead, differences[subject][lead], len(rows[subject])),
         summaries=summarize(flat, metrics, **options),
@@ -59,11 +60,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         edits=_edits(rows, judged),
         pairs=_pairs(run),
         rankings=_rankings(run),
-        reward_accuracy={
-            "training rankings": card["train"]["reward/accuracy"],
-            "held-out rankings": card["held_out"]["reward/accuracy"],
-            "held-out rankings, before training": card["held_out_before_training"]["reward/accuracy"],
-        },
+        **_worth(json.loads(storage.read_text(run.path("reward/card.json")))),
         rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items()},
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
         stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
@@ -71,6 +68,32 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+ACCURACIES = ("reward/accuracy", "reward/ranking_accuracy")
+BESIDE = {
+    "another_person": "one other person",
+    "all_others": "all other people together",
+    "clip_direction": "CLIP direction",
+    "clip_image": "CLIP image",
+    "clip": "CLIP direction + image",
+}
+"""By names in the reward model's card: who else ranks the held-out rankings."""
+
+
+def _worth(card: dict[str, Any]) -> dict[str, Any]:
+    """What the reward model's card says, as parts of a Report; nothing held out leaves little of it."""
+    measured = {
+        "reward model, training rankings": card.get("train"),
+        "reward model, held-out rankings": card.get("held_out"),
+        "reward model, held-out rankings, before training": card.get("held_out_before_training"),
+    } | {f"{words}, held-out rankings": card.get("beside", {}).get(name) for name, words in BESIDE.items()}
+    return {
+        "reward_accuracy": {name: tuple(one[key] for key in ACCURACIES) for name, one in measured.items() if one},
+        "reward_noticed": {PROBES[name]: rate for name, rate in card.get("noticed", {}).items()},
+        "reward_calibration": [(one["predicted"], one["observed"]) for one in card.get("calibration", [])],
+        "reward_remarks": [words for words in (card["warning"], *card.get("remarks", [])) if words],
+    }
 
 
 def _rewards(run: Run) -> dict[str, list[float]]:
