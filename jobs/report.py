@@ -88,6 +88,8 @@ def _worth(card: dict[str, Any]) -> dict[str, Any]:
         "reward model, held-out rankings": card.get("held_out"),
         "reward model, held-out rankings, before training": card.get("held_out_before_training"),
     } | {f"{words}, held-out rankings": card.get("beside", {}).get(name) for name, words in BESIDE.items()}
+    for kind, one in card.get("kinds", {}).items():
+        measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
     return {
         "reward_accuracy": {name: tuple(one[key] for key in ACCURACIES) for name, one in measured.items() if one},
         "reward_noticed": {PROBES[name]: rate for name, rate in card.get("noticed", {}).items()},

@@ -35,6 +35,7 @@ NOTICED = 0.75
 CHANGED = 32
 """Levels of 0..255 in any colour from which a pixel counts as changed by an edit."""
 NUM_BINS = 5
+LEAST_OF_A_KIND = 5
 PROBES = {
     "did_nothing": "an edit that did nothing",
     "destroyed_rest": "an edit that destroyed the rest of the picture",
@@ -63,6 +64,7 @@ def worth(model: RewardModel, start: RewardModel, clip: str, rows: Rows, setting
         "held_out_rankings": len(rows),
         "held_out_prompts": len({row["prompt_id"] for row in rows}),
         "beside": beside,
+        "kinds": kinds(rewards, ranks, [row["instruction"] for row in rows]),
         "noticed": noticed,
         "calibration": bins,
         "calibration_error": calibration_error(bins),
@@ -76,6 +78,18 @@ def accuracies(rewards: Tensor, ranks: Tensor) -> Accuracies:
     return {
         "reward/accuracy": pairwise_accuracy(rewards, ranks),
         "reward/ranking_accuracy": ranking_accuracy(rewards, ranks),
+    }
+
+
+def kinds(rewards: Tensor, ranks: Tensor, instructions: list[str]) -> dict[str, dict[str, float]]:
+    """Accuracies by kind of edit, which is the first word of its instruction; LEAST_OF_A_KIND rankings make one."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, instruction in enumerate(instructions):
+        places[(instruction.lower().split() or [""])[0]].append(place)
+    return {
+        kind: accuracies(rewards[those], ranks[those]) | {"rankings": len(those)}
+        for kind, those in sorted(places.items(), key=lambda one: (-len(one[1]), one[0]))
+        if len(those) >= LEAST_OF_A_KIND
     }
 
 

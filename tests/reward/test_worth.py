@@ -4,7 +4,7 @@ import torch
 
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
-from hive_ray.reward.worth import PROBES, agreement, calibration, calibration_error, judged, probe, remarks
+from hive_ray.reward.worth import PROBES, agreement, calibration, calibration_error, judged, kinds, probe, remarks
 
 
 def settings(**changed) -> Reward:
@@ -69,6 +69,15 @@ def test_all_others_together_know_more_than_one_of_them():
 
 def test_a_tie_foretells_half_of_a_preference():
     assert agreement([ranking("a", [1, 1]), ranking("a", [1, 2])])["all_others"]["reward/accuracy"] == 0.5
+
+
+def test_accuracy_by_kind_of_edit_goes_by_the_first_word():
+    rewards, ranks = torch.tensor([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 9), torch.tensor([[1, 2]] * 15)
+    found = kinds(rewards, ranks, ["Add a hat"] * 5 + ["turn it red"] * 6 + ["remove it"] * 4)
+    assert {kind: (one["reward/accuracy"], one["rankings"]) for kind, one in found.items()} == {
+        "turn": (pytest.approx(1 / 6), 6),
+        "add": (1, 5),
+    }
 
 
 def test_a_judge_of_pairs_scores_every_edit_of_a_ranking():
