@@ -2,7 +2,8 @@
 
 Leaves, which import only each other:
 
-    config, schemas, images, seeds, storage, similarity, model_folders, agreement, intervals, charts, pages
+    config, schemas, images, seeds, storage, similarity, model_folders, agreement, intervals, measures,
+    preferences, endpoint, answers, charts, pages
 
 The algorithm, which knows no cluster; siblings never import each other:
 

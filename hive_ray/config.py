@@ -3,11 +3,12 @@
 Functions take their own section, never the whole `Config`. Horizons are counted in images, not steps.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SHAPES_WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 
@@ -494,17 +495,59 @@ class Reward(Section):
     max_tokens: int = Field(35, ge=8)
     frozen_rate: float = Field(0.0, ge=0, le=1)
     """Share of the encoder layers, from the bottom, that stay as they are (ImageReward: 0.7)."""
+    loss: Literal["plackett_luce", "bradley_terry", "rao_kupper"] = "plackett_luce"
+    """How likely people's ranks are by the rewards: as orders of all edits of a prompt, as preferences between two
+    (ImageReward), or as comparisons of two in which a tie says that they are near (`tie_threshold`)."""
+    tie_threshold: float = Field(2.0, gt=1)
+    """For "rao_kupper": how near two edits seem equal; of equally good ones (t - 1) / (t + 1) tie."""
     temperature: float = Field(1.0, gt=0)
-    """Divides rewards in the Plackett-Luce loss."""
+    """Divides rewards in the loss."""
     held_out_rate: float = Field(0.15, ge=0, lt=1)
     """Share of ranked prompts kept to measure the reward model's accuracy."""
     training: Training
     resources: Resources = Resources(batch_size=32)
 
 
-class Scoring(Section):
-    """Pairs and a reward model -> scored pairs: what feedback means for training."""
+JUDGES = ("model", "clip_direction", "clip_image", "clip", "openai")
+"""Names of judges; any other is a callable's, module:function."""
 
+
+class VisionJudge(Section):
+    """A vision model behind an OpenAI-compatible endpoint that scores edits, as EditScore does."""
+
+    llm: str = "gpt-4o-mini"
+    """Model name; its address and key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
+    score_range: int = Field(25, ge=1)
+    """Scores are asked for from 0 to this."""
+    num_passes: int = Field(1, ge=1)
+    """How many times each edit is scored, with another seed; the reward is the mean."""
+    temperature: float = Field(0.7, ge=0)
+    max_attempts: int = Field(3, ge=1)
+    """How many answers without usable scores a pass takes, each with another seed, before the edit goes unscored."""
+    structure: Literal["json_schema", "json_object"] = "json_schema"
+    """What answers are held to: a JSON schema, or any JSON where the endpoint knows no schemas."""
+    seed: int = 0
+    spending: Spending = Spending()
+
+    @model_validator(mode="after")
+    def _one_at_a_time(self) -> "VisionJudge":
+        if self.spending.batch:
+            raise ValueError("scoring.vision asks one edit at a time, not through the Batch API: unset spending.batch")
+        return self
+
+
+class Scoring(Section):
+    """Pairs and a judge -> scored pairs: what feedback means for training."""
+
+    judges: tuple[str, ...] = Field(("model",), min_length=1)
+    """Whose reward it is: "model" (the run's reward model), "clip_direction", "clip_image", "clip" (their sum),
+    "openai" (a vision model, see `vision`), or "module:function", a callable of yours: rows of pairs -> numbers."""
+    combine: Literal["mean", "min"] = "mean"
+    """What several judges' rewards become, each standardised over the table: their mean, or the least."""
+    clip: str = "openai/clip-vit-large-patch14"
+    """CLIP of the clip judges: a transformers folder or a hub name."""
+    vision: VisionJudge = VisionJudge()
+    """For the "openai" judge."""
     shaping: Literal["conditional", "weighted"] = "conditional"
     """HIVE's two ways: the quality phrase in the instruction, or exp(reward / beta) as the loss weight."""
     beta: float = Field(1.0, gt=0)
@@ -518,6 +561,16 @@ class Scoring(Section):
     phrase: str = ", image quality is {level} out of five"
     """What is appended to the instruction; `{level}` becomes one..five."""
     resources: Resources = Resources(batch_size=32)
+
+    @field_validator("judges")
+    @classmethod
+    def _known_and_different(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in judges if name not in JUDGES and not re.fullmatch(r"[\w.]+:\w+", name)]
+        if unknown or len(set(judges)) < len(judges):
+            raise ValueError(
+                f"judges {judges}: each is one of {', '.join(JUDGES)} or names a callable as module:function, once"
+            )
+        return judges
 
 
 class Evaluation(Section):
@@ -606,7 +659,7 @@ def shapes() -> Config:
             ),
             resources=Resources(batch_size=64, **one_core),
         ),
-        scoring=Scoring(baseline="words", resources=Resources(batch_size=64, **one_core)),
+        scoring=Scoring(baseline="words", clip=clip, resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
             num_prompts=200, num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),

@@ -15,6 +15,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
+from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
 from hive_ray.seeds import id_for, seed_for
@@ -22,8 +23,11 @@ from hive_ray.shapes.judge import judge
 from hive_ray.similarity import Similarity
 from jobs.report import gather
 from jobs.run import Run, fingerprint, main
+from jobs.train_editor import ARMS
 
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
+MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
+"""By judges of `scoring.judges`: what the evaluation measures by the same judge."""
 TIE_WITHIN = 0.05
 """Judge's points (0..1) within which two edits count as equal: about an annotator's noise."""
 
@@ -95,7 +99,7 @@ def build(run: Run) -> dict:
             _measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     summary = summarise(run)
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
-    report = gather(run, METRICS, TIE_WITHIN)
+    report = gather(run, METRICS, TIE_WITHIN, summary["warnings"])
     storage.write_text(run.path("report.html"), write_report(report))
     storage.write_bytes(run.path("edits.png"), write_sheet(report.edits))
     print_summary(run, summary)
@@ -121,14 +125,15 @@ def _measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: 
 
 
 def summarise(run: Run) -> dict:
-    """Means with bootstrap intervals by editor, and win rates against the baseline, as plain numbers."""
+    """Warnings, means with bootstrap intervals by editor, and win rates against the baseline, as plain numbers."""
     settings = run.config.evaluation
-    metrics = METRICS if settings.judge != "none" else METRICS[3:]
+    metrics = metrics_of(run)
     rows = [row for name in settings.editors for row in without_pictures(run.path(f"evaluation/{name}"))]
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     better = "overall" if settings.judge != "none" else "reward"
     return {
+        "warnings": own_judges(run),
         "baseline": baseline,
         "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
         "differences": {
@@ -137,6 +142,27 @@ def summarise(run: Run) -> dict:
         },
         "win_rates": {name: asdict(rate) for name, rate in win_rates(rows, baseline, better, TIE_WITHIN).items()},
     }
+
+
+def metrics_of(run: Run) -> tuple[str, ...]:
+    """What is measured of each edit; without a judge who knows the right answer, less."""
+    return METRICS if run.config.evaluation.judge != "none" else METRICS[3:]
+
+
+def own_judges(run: Run) -> list[str]:
+    """In words, which measures come from a judge that one of the editors was trained to please."""
+    judges, settings = run.config.scoring.judges, run.config.evaluation
+    pleased = [name for name in settings.editors if name in ARMS and ARMS[name].table.startswith("scored_pairs")]
+    measures = {name for judge in judges for name in MEASURES_OF.get(judge, ())}
+    if model_digest(run.config.scoring.clip) != model_digest(settings.clip):
+        measures -= {"clip_image", "clip_direction"}
+    if not pleased or not measures:
+        return []
+    named, others = sorted(measures), [name for name in metrics_of(run) if name not in measures]
+    return [
+        f"{', '.join(pleased)}: trained to please the judge behind {' and '.join(named)}. A gain there shows that "
+        f"training did what it was asked, not that edits are better: look at {', '.join([*others, 'what people say'])}."
+    ]
 
 
 def without_pictures(table: str) -> Rows:
@@ -152,6 +178,8 @@ def print_summary(run: Run, summary: dict) -> None:
     for editor in summary["editors"]:
         cells = [f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in editor["metrics"].values()]
         print(f"{editor['editor']:<12}" + "".join(f"{cell:>24}" for cell in cells))
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
     for name, rate in summary["win_rates"].items():
         shares = f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%}"
         print(f"{name} against {summary['baseline']}: {shares} of {rate['num_prompts']} prompts")

@@ -5,8 +5,10 @@ pairs, rankings, rewards, evaluation, metrics -> Report
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import islice
+from typing import Any
 
 import yaml
 
@@ -23,15 +25,17 @@ from hive_ray.evaluation.metrics import (
 )
 from hive_ray.evaluation.report import Finding, Report
 from hive_ray.pages import Example, Shown
+from hive_ray.reward.worth import PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
+from jobs.score_pairs import rewards_name
 
-STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings", "rewards", "scored_pairs")
+STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings")
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
 
 
-def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
+def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequence[str] = ()) -> Report:
     """The report of everything that this run has finished."""
     settings = run.config.evaluation
     judged = settings.judge != "none"
@@ -42,11 +46,11 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     differences = compare(flat, baseline, metrics, **options)
     lead, subject = metrics[0], settings.editors[-1]
-    card = json.loads(storage.read_text(run.path("reward/card.json")))
     return Report(
         finding=Finding(subject, baseline, lead, differences[subject][lead], len(rows[subject])),
         summaries=summarize(flat, metrics, **options),
         differences=differences,
+        warnings=warnings,
         baseline=baseline,
         win_rates={
             metric: win_rates(flat, baseline, metric, tie_within)
@@ -56,19 +60,49 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float) -> Report:
         edits=_edits(rows, judged),
         pairs=_pairs(run),
         rankings=_rankings(run),
-        reward_accuracy={
-            "training rankings": card["train"]["reward/accuracy"],
-            "held-out rankings": card["held_out"]["reward/accuracy"],
-            "held-out rankings, before training": card["held_out_before_training"]["reward/accuracy"],
-        },
-        rewards={"training pairs": [row["reward"] for row in read_rows(run.path("rewards"), REWARDS)]}
-        | {name: [row["reward"] for row in group] for name, group in rows.items()},
+        **_worth(json.loads(storage.read_text(run.path("reward/card.json")))),
+        rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items()},
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
-        stages={name: _stage(run, name) for name in STAGES if read_manifest(run.path(name))},
+        stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
         settings=yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False),
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+ACCURACIES = ("reward/accuracy", "reward/ranking_accuracy")
+BESIDE = {
+    "another_person": "one other person",
+    "all_others": "all other people together",
+    "clip_direction": "CLIP direction",
+    "clip_image": "CLIP image",
+    "clip": "CLIP direction + image",
+}
+"""By names in the reward model's card: who else ranks the held-out rankings."""
+
+
+def _worth(card: dict[str, Any]) -> dict[str, Any]:
+    """What the reward model's card says, as parts of a Report; nothing held out leaves little of it."""
+    measured = {
+        "reward model, training rankings": card.get("train"),
+        "reward model, held-out rankings": card.get("held_out"),
+        "reward model, held-out rankings, before training": card.get("held_out_before_training"),
+    } | {f"{words}, held-out rankings": card.get("beside", {}).get(name) for name, words in BESIDE.items()}
+    for kind, one in card.get("kinds", {}).items():
+        measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
+    return {
+        "reward_accuracy": {name: tuple(one[key] for key in ACCURACIES) for name, one in measured.items() if one},
+        "reward_noticed": {PROBES[name]: rate for name, rate in card.get("noticed", {}).items()},
+        "reward_calibration": [(one["predicted"], one["observed"]) for one in card.get("calibration", [])],
+        "reward_remarks": [words for words in (card["warning"], *card.get("remarks", [])) if words],
+    }
+
+
+def _rewards(run: Run) -> dict[str, list[float]]:
+    """The training pairs' rewards, if the reward model that measures the editors scored them."""
+    table = run.path("rewards")
+    found = [row["reward"] for row in read_rows(table, REWARDS)] if read_manifest(table) else []
+    return {"training pairs": found} if found else {}
 
 
 def _curve(run: Run) -> list[CurvePoint]:
@@ -118,6 +152,13 @@ def _losses(run: Run, name: str) -> list[tuple[float, float]]:
     size = max(1, len(lines) // 40)
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]
     return [(group[-1]["images"], sum(one["train/loss"] for one in group) / len(group)) for group in groups]
+
+
+def _tables(run: Run) -> list[str]:
+    """The names of what may be in the run, in the order in which it is made."""
+    judges = run.config.scoring.judges
+    scored = [rewards_name((judge,)) for judge in judges] + [rewards_name(judges)]
+    return list(dict.fromkeys([*STAGES, *scored, "scored_pairs"]))
 
 
 def _stage(run: Run, name: str) -> dict[str, object]:

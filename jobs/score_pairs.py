@@ -1,30 +1,37 @@
 """Rewards of the training pairs, and what they mean for training: a weight, or a quality phrase.
 
-pairs, reward -> rewards -> scored_pairs
+pairs, reward -> rewards (of each judge) -> scored_pairs
 """
 
+import re
 from functools import partial
 
 import numpy as np
 
-from hive_ray.config import Editor, Resources, Scoring
+from hive_ray.config import Editor, Resources, Scoring, VisionJudge
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
-from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
+from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.measures import effective_sample_size
-from hive_ray.reward.model import RewardScorer
+from hive_ray.reward.judges import CLIP_MEASURES, combine, judge_of, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
+from hive_ray.seeds import id_for
 from jobs.run import Run, fingerprint, main
 
 
-class PairScorer(RewardScorer):
-    """Pairs -> their rewards alone: another beta or phrase shapes them again without scoring again."""
+class PairScorer:
+    """Pairs -> a judge's rewards alone: another beta or phrase shapes them again without scoring again."""
+
+    def __init__(self, judge: str, settings: Scoring, reward: str, answers: str, device: str = "cpu") -> None:
+        self.judge = judge_of(judge, settings, reward=reward, answers=answers, device=device)
 
     def __call__(self, rows: Rows) -> Rows:
-        return [{"pair_id": row["pair_id"], "reward": row["reward"]} for row in super().__call__(rows)]
+        return [
+            {"pair_id": row["pair_id"], "reward": row["reward"]} if "reward" in row else row for row in self.judge(rows)
+        ]
 
 
 class PairShaper:
@@ -37,6 +44,9 @@ class PairShaper:
     def __call__(self, rows: Rows) -> Rows:
         scored = []
         for row in rows:
+            if row["pair_id"] not in self.rewards:  # a judge could not say
+                scored.append({"dropped": "no_reward"})
+                continue
             reward = self.rewards[row["pair_id"]]
             level = self.feedback.level(row["instruction"], reward)
             row = row | {"reward": reward, "quality_level": level, "reward_model": self.model}
@@ -51,22 +61,13 @@ def rewards_of(rewards: str) -> dict[str, float]:
 
 def build(run: Run, shaping: str | None = None) -> Manifest:
     """The table of `scoring.shaping`, or scored_pairs_<shaping> of another one to compare it with."""
-    settings, pairs, reward = run.config.scoring, run.path("pairs"), run.path("reward")
-    rewards, model, editor = run.path("rewards"), model_digest(reward), run.config.editor
-
-    def score():
-        return map_table(
-            pairs,
-            PAIRS,
-            PairScorer,
-            produces=REWARDS,
-            resources=settings.resources,
-            reward=reward,
-            rows_per_shard=256,
-        )
-
-    made_from = fingerprint_of(pairs=table_digest(pairs), reward=model)
-    build_table(rewards, REWARDS, made_from, score, on_mismatch=run.on_mismatch)
+    settings, pairs, editor = run.config.scoring, run.path("pairs"), run.config.editor
+    rewards, judges = run.path(rewards_name(settings.judges)), {name: _digest(run, name) for name in settings.judges}
+    for name, digest in judges.items():
+        _score(run, name, digest)
+    if len(judges) > 1:
+        _combine(run, rewards)
+    model = next(iter(judges.values())) if len(judges) == 1 else id_for(settings.combine, *judges.values())
     if shaping:
         settings = settings.model_copy(update={"shaping": shaping})
     shaped = _feedback(pairs, rewards, settings, editor)
@@ -77,9 +78,59 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
             rewards=rewards, shaping=settings.shaping, feedback=shaped, model=model,
         )  # fmt: skip
 
-    made_from = fingerprint(settings, rewards=table_digest(rewards), editor=model_digest(editor.start))
+    stage = settings.model_copy(update={"clip": "", "vision": VisionJudge()})  # the rewards' digest speaks for both
+    made_from = fingerprint(stage, rewards=table_digest(rewards), editor=model_digest(editor.start))
     name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
     return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
+
+
+def rewards_name(judges: tuple[str, ...]) -> str:
+    """The table of what these judges say: `rewards` of the reward model alone, rewards_<judge>, or rewards_combined."""
+    if len(judges) > 1:
+        return "rewards_combined"
+    return "rewards" if judges == ("model",) else f"rewards_{re.sub(r'[.:]', '_', judges[0])}"
+
+
+def _digest(run: Run, judge: str) -> str:
+    """Names a judge by all that its rewards depend on."""
+    settings = run.config.scoring
+    if judge == "model":
+        return model_digest(run.path("reward"))
+    if judge in CLIP_MEASURES:
+        return id_for(judge, model_digest(settings.clip))
+    if judge == "openai":
+        return id_for(judge, settings.vision.model_dump_json(exclude={"spending"}))
+    return id_for(judge, source_of(judge))
+
+
+def _score(run: Run, judge: str, digest: str) -> Manifest:
+    """The table of one judge's rewards; an endpoint's answers are kept in <run>/judge_answers."""
+    settings, pairs = run.config.scoring, run.path("pairs")
+    over_http = settings.resources.model_copy(update={"num_gpus": 0.0})
+
+    def score():
+        return map_table(
+            pairs, PAIRS, PairScorer, produces=REWARDS, rows_per_shard=256,
+            resources=over_http if judge == "openai" else settings.resources,
+            judge=judge, settings=settings, reward=run.path("reward"), answers=run.path("judge_answers"),
+        )  # fmt: skip
+
+    made_from = fingerprint_of(pairs=table_digest(pairs), reward=digest)
+    return build_table(run.path(rewards_name((judge,))), REWARDS, made_from, score, on_mismatch=run.on_mismatch)
+
+
+def _combine(run: Run, table: str) -> Manifest:
+    """The table of what all judges say together, of the pairs that each of them scored."""
+    settings = run.config.scoring
+    tables = [run.path(rewards_name((judge,))) for judge in settings.judges]
+    rewards = [rewards_of(one) for one in tables]
+    pair_ids = [pair_id for pair_id in rewards[0] if all(pair_id in one for one in rewards)]
+    combined = combine(np.array([[one[pair_id] for pair_id in pair_ids] for one in rewards]), settings.combine)
+    rows = [{"pair_id": pair_id, "reward": float(reward)} for pair_id, reward in zip(pair_ids, combined, strict=True)]
+    made_from = fingerprint_of(
+        how=settings.combine, **{judge: table_digest(one) for judge, one in zip(settings.judges, tables, strict=True)}
+    )
+    return write_rows(table, REWARDS, rows, made_from, on_mismatch=run.on_mismatch)
 
 
 def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Feedback:
@@ -88,7 +139,7 @@ def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Fe
     Their distribution is said in a line, so that a reward model that says nothing is seen on the day.
     """
     reward_of = rewards_of(rewards)
-    rows = list(read_rows(pairs, PAIRS, ["pair_id", "instruction"]))
+    rows = [row for row in read_rows(pairs, PAIRS, ["pair_id", "instruction"]) if row["pair_id"] in reward_of]
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
     tokenizer = load_tokenizer(editor.start, editor.single_file)
     shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))

@@ -10,9 +10,9 @@ from hive_ray import storage
 from hive_ray.config import Instructions
 from hive_ray.distributed.mapping import MapTable, map_table
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
+from hive_ray.endpoint import Endpoint
 from hive_ray.pairs.batches import answer_in_batches
 from hive_ray.pairs.captions import caption_rows, read_captions
-from hive_ray.pairs.endpoint import Endpoint
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row

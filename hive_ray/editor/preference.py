@@ -8,19 +8,18 @@ B rankings, C latent channels, h w latent height and width
 """
 
 import copy
-import math
 from itertools import combinations
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hive_ray.config import Dpo
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import Denoiser, EditorObjective, Metrics, row_errors, under
+from hive_ray.preferences import preference_loss
 from hive_ray.schemas import BadRows, Row, Rows
 
 
@@ -34,20 +33,6 @@ def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> 
     chosen, rejected = errors.chunk(2)
     reference_chosen, reference_rejected = reference_errors.chunk(2)
     return -0.5 * beta * ((chosen - rejected) - (reference_chosen - reference_rejected))
-
-
-def preference_loss(margin: Tensor, tied: Tensor, tie_threshold: float) -> Tensor:
-    """Negative log-likelihood of what people said of two edits: margin (B,), tied bool (B,) -> (B,).
-
-    Rao and Kupper's model (1967), in DPO by Chen et al. (2024), with the threshold t and the logistic function s:
-    P(chosen is better) = s(margin - ln t), P(tie) = (t^2 - 1) s(margin - ln t) s(-margin - ln t).
-    At t = 1 it is Bradley and Terry's, to which a tie says nothing: a loss of 0.
-    """
-    shift = math.log(tie_threshold)
-    better = F.softplus(shift - margin)
-    if tie_threshold == 1:
-        return torch.where(tied, 0.0, better)
-    return torch.where(tied, better + F.softplus(shift + margin) - math.log(tie_threshold**2 - 1), better)
 
 
 def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator) -> tuple[int, int, bool]:

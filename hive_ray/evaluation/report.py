@@ -47,6 +47,8 @@ class Report:
     summaries: Sequence[Summary] = ()
     differences: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     """Editor -> metric -> paired difference from the baseline."""
+    warnings: Sequence[str] = ()
+    """What must be known before the measures are believed."""
     baseline: str = ""
     win_rates: Mapping[str, Mapping[str, WinRate]] = field(default_factory=dict)
     """Metric -> editor -> win rate against the baseline."""
@@ -54,8 +56,14 @@ class Report:
     edits: Sequence[Example] = ()
     pairs: Sequence[Example] = ()
     rankings: Sequence[Example] = ()
-    reward_accuracy: Mapping[str, float] = field(default_factory=dict)
-    """Which rankings -> share of preferences that the reward model gets right; chance is 0.5."""
+    reward_accuracy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Who ranks which rankings -> share of preferences that are right (chance is 0.5), and of whole rankings."""
+    reward_noticed: Mapping[str, float] = field(default_factory=dict)
+    """What was done to an edit that people like -> how often the edit itself has the greater reward; chance is 0.5."""
+    reward_calibration: Sequence[tuple[float, float]] = ()
+    """(predicted, observed) share of preferences that are right."""
+    reward_remarks: Sequence[str] = ()
+    """Why the reward model should not be trusted, in words."""
     rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Group (an editor, the pairs, ...) -> rewards, for the distribution chart."""
     losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
@@ -152,7 +160,9 @@ def _table_of_editors(report: Report) -> str:
     words = "Means over prompts, with 95 % bootstrap intervals by prompt beneath."
     if report.differences:
         words += f" Last line: paired difference from {report.baseline}; * its interval excludes zero."
-    return table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + note(words)
+    return table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + "".join(
+        map(note, (words, *report.warnings))
+    )
 
 
 def _win_rates(report: Report) -> str:
@@ -214,7 +224,21 @@ def _losses(losses: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 
 def _reward(report: Report) -> str:
-    rows = [[escape(name), f"{100 * share:.1f} %"] for name, share in report.reward_accuracy.items()]
-    accuracy = table(["preferences", "ranked right (chance 50 %)"], rows) if rows else ""
+    """Its remarks, who else ranks how well, what it notices, how sure it is, and what rewards it gives."""
+    parts = [note(words) for words in report.reward_remarks]
+    if report.reward_accuracy:
+        rows = [
+            [escape(name), *(f"{100 * share:.1f} %" for share in shares)]
+            for name, shares in report.reward_accuracy.items()
+        ]
+        parts.append(table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows))
+    if report.reward_noticed:
+        rows = [[escape(name), f"{100 * rate:.0f} %"] for name, rate in report.reward_noticed.items()]
+        parts.append(table(["a good edit against", "the edit has the greater reward (chance 50 %)"], rows))
+    if report.reward_calibration:
+        lines = {"reward model": report.reward_calibration, "as sure as right": [(0.5, 0.5), (1.0, 1.0)]}
+        parts.append(chart(line_chart(lines, "predicted share right", "observed share right", dots=True)))
     groups = {name: values for name, values in report.rewards.items() if len(values)}
-    return accuracy + (chart(histogram(groups, across="reward", upwards="share of edits")) if groups else "")
+    if groups:
+        parts.append(chart(histogram(groups, across="reward", upwards="share of edits")))
+    return "".join(parts)

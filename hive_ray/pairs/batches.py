@@ -14,8 +14,8 @@ from openai import OpenAIError
 from openai.types import Batch
 
 from hive_ray import storage
-from hive_ray.pairs.answers import Request, counts_of, request_id
-from hive_ray.pairs.endpoint import MARK, Endpoint, EndpointError, follow, read_answer
+from hive_ray.answers import Request, counts_of, request_id
+from hive_ray.endpoint import MARK, Endpoint, EndpointError, follow, read_answer
 from hive_ray.seeds import id_for
 
 REQUESTS = 20_000

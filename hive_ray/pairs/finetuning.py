@@ -12,7 +12,7 @@ from openai import OpenAI, OpenAIError
 from openai.types.fine_tuning import FineTuningJob
 
 from hive_ray.config import Writer
-from hive_ray.pairs.endpoint import MARK, MAX_RETRIES, EndpointError, follow
+from hive_ray.endpoint import MARK, MAX_RETRIES, EndpointError, follow
 from hive_ray.seeds import id_for
 
 ENDED = ("succeeded", "failed", "cancelled")

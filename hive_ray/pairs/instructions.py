@@ -5,18 +5,18 @@ caption -> instruction, edited caption, inverse instruction
 
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from openai import BadRequestError
 from openai.types import Completion, CompletionChoice
 from openai.types.chat import ChatCompletion
 
+from hive_ray.answers import Request
 from hive_ray.config import Instructions
-from hive_ray.pairs.answers import Request
-from hive_ray.pairs.endpoint import Endpoint
+from hive_ray.endpoint import Endpoint
 from hive_ray.pairs.inversion import invert
-from hive_ray.schemas import Row, Rows, Stopped
+from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
 
 EDIT_KEYS = ("instruction", "edited_caption", "inverse_instruction")
@@ -178,17 +178,8 @@ class InstructionWriter:
         self.pool = ThreadPoolExecutor(settings.resources.batch_size)
 
     def __call__(self, rows: Rows) -> Rows:
-        """The instructions of these captions, in order, and what they counted.
-
-        Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
-        """
-        self.endpoint.budget.exchange()
-        asked = [self.pool.submit(self._written, row) for row in rows]
-        wait(asked)
-        self.endpoint.budget.exchange()
-        for error in sorted(filter(None, (one.exception() for one in asked)), key=_goes_on):
-            raise error
-        return [written for one in asked for written in one.result()]
+        """The instructions of these captions, in order, and what they counted; raises as `Endpoint.each`."""
+        return [written for answered in self.endpoint.each(self.pool, self._written, rows) for written in answered]
 
     def _written(self, row: Row) -> Rows:
         if any(self._flagged([row["caption"]])):
@@ -235,7 +226,3 @@ class InstructionWriter:
             "writer": settings.llm,
             "split": split_for(row["caption_id"], rank_rate=settings.rank_rate, test_rate=settings.test_rate),
         }
-
-
-def _goes_on(error: BaseException) -> bool:
-    return not isinstance(error, Stopped)

@@ -5,6 +5,8 @@ a rank of 0 marks an edit that is not there, where prompts differ in their numbe
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from torch.nn import functional as F
 
 from hive_ray import config
 from hive_ray.images import decode, resize, to_tensor
+from hive_ray.preferences import preference_loss
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import Rows
 from hive_ray.seeds import uniform_for
 
 Metrics = dict[str, float]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def preferred(ranks: Tensor) -> Tensor:
@@ -47,9 +51,26 @@ def bradley_terry_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Te
     return F.softplus(-margins).mean() if len(margins) else rewards.sum() * 0
 
 
-def chance_loss(ranks: Tensor) -> float:
-    """The Plackett-Luce loss of a model that gives every edit the same reward: ln K! without ties."""
-    return (1 + preferred(ranks).sum(-1)).double().log().sum(1).mean().item()
+def rao_kupper_loss(rewards: Tensor, ranks: Tensor, temperature: float, tie_threshold: float) -> Tensor:
+    """Mean negative log-likelihood of all comparisons of two edits, ties among them (`preferences.preference_loss`)."""
+    there, equal = ranks > 0, ranks[:, :, None] == ranks[:, None, :]
+    tied = (equal & there[:, :, None] & there[:, None, :]).triu(1)  # each tie once
+    compared = tied | preferred(ranks)
+    margins = (rewards[:, :, None] - rewards[:, None, :])[compared] / temperature
+    return preference_loss(margins, tied[compared], tie_threshold).mean() if len(margins) else rewards.sum() * 0
+
+
+def loss_of(settings: config.Reward) -> Loss:
+    """The loss that `reward.loss` names: (rewards, ranks), both (B, K) -> a number."""
+    named = {"plackett_luce": plackett_luce_loss, "bradley_terry": bradley_terry_loss}
+    if settings.loss == "rao_kupper":
+        return partial(rao_kupper_loss, temperature=settings.temperature, tie_threshold=settings.tie_threshold)
+    return partial(named[settings.loss], temperature=settings.temperature)
+
+
+def chance_loss(ranks: Tensor, loss: Loss) -> float:
+    """The loss of a model that gives every edit the same reward: without ties ln K! (Plackett-Luce) or ln 2."""
+    return loss(torch.zeros(ranks.shape, dtype=torch.float64, device=ranks.device), ranks).item()
 
 
 def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
@@ -94,18 +115,21 @@ def _tensor(image: bytes, resolution: int) -> Tensor:
 
 
 class RewardObjective:
-    """Fits a reward model to rankings by the Plackett-Luce loss."""
+    """Fits a reward model to rankings by the loss that the settings name.
+
+    A row is one person's ranking: where several ranked a prompt, each counts as what that person said.
+    """
 
     def __init__(self, model: RewardModel, settings: config.Reward) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.loss_of_rewards = model, settings, loss_of(settings)
 
     def loss(self, model: torch.nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The loss of some RANKINGS rows; `model` is `self.model`, wrapped or not; nothing is drawn."""
         inputs, ranks = batch_of(self.model, rows)
         rewards = model(*inputs).float()
-        loss = plackett_luce_loss(rewards, ranks, self.settings.temperature)
+        loss = self.loss_of_rewards(rewards, ranks)
         accuracy = pairwise_accuracy(rewards.detach(), ranks)
-        return loss, {"reward/accuracy": accuracy, "reward/chance_loss": chance_loss(ranks)}
+        return loss, {"reward/accuracy": accuracy, "reward/chance_loss": chance_loss(ranks, self.loss_of_rewards)}
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: dict[str, Any]) -> None:
         """The model with these weights as a portable folder."""
@@ -114,23 +138,26 @@ class RewardObjective:
 
 
 @torch.inference_mode()
-def measure(model: RewardModel, rows: Rows, *, temperature: float = 1.0, batch_size: int = 32) -> Metrics:
-    """How a model does on RANKINGS rows: its loss, the loss of guessing, and both accuracies."""
+def rewards_of(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """The rewards and ranks (N, K) of N RANKINGS rows on the CPU; the rank is 0 where an edit is not there."""
     model.eval()
-    totals: dict[str, float] = {"reward/loss": 0, "reward/chance_loss": 0, "reward/ranking_accuracy": 0}
-    correct = num_preferences = 0.0
+    num_edits = max((len(row["edits"]) for row in rows), default=0)
+    rewards, ranks = torch.zeros(len(rows), num_edits), torch.zeros(len(rows), num_edits, dtype=torch.long)
     for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        inputs, ranks = batch_of(model, batch)
-        rewards = model(*inputs).float()
-        preferences = int(preferred(ranks).sum())
-        correct += pairwise_accuracy(rewards, ranks) * preferences
-        num_preferences += preferences
-        totals["reward/loss"] += plackett_luce_loss(rewards, ranks, temperature).item() * len(batch)
-        totals["reward/chance_loss"] += chance_loss(ranks) * len(batch)
-        totals["reward/ranking_accuracy"] += ranking_accuracy(rewards, ranks) * len(batch)
-    means = {name: total / len(rows) for name, total in totals.items()}
-    return means | {"reward/accuracy": correct / num_preferences if num_preferences else 0.5}
+        inputs, found = batch_of(model, rows[start : start + batch_size])
+        place = (slice(start, start + batch_size), slice(found.shape[1]))
+        rewards[place], ranks[place] = model(*inputs).float().cpu(), found.cpu()
+    return rewards, ranks
+
+
+def measure(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
+    """How rewards (N, K) do on ranks (N, K): their loss, the loss of guessing, and both accuracies."""
+    return {
+        "reward/loss": loss(rewards, ranks).item(),
+        "reward/chance_loss": chance_loss(ranks, loss),
+        "reward/accuracy": pairwise_accuracy(rewards, ranks),
+        "reward/ranking_accuracy": ranking_accuracy(rewards, ranks),
+    }
 
 
 def doubt(metrics: Metrics) -> str | None:

@@ -14,10 +14,10 @@ from hive_ray.editor.objective import row_errors
 from hive_ray.editor.preference import (
     PreferenceObjective,
     draw_comparison,
-    preference_loss,
     preference_margin,
 )
 from hive_ray.images import encode
+from hive_ray.preferences import preference_loss
 from hive_ray.schemas import BadRows
 
 
@@ -61,27 +61,6 @@ def test_the_margin_and_the_loss_by_hand():
     torch.testing.assert_close(margin, torch.tensor([1.0, 2.0]))
     loss = preference_loss(margin, torch.tensor([False, False]), 1.0)
     torch.testing.assert_close(loss, torch.tensor([math.log(1 + math.exp(-1)), math.log(1 + math.exp(-2))]))
-
-
-def test_a_tie_says_nothing_to_bradley_and_terry():
-    margin = torch.tensor([1.0, -3.0], requires_grad=True)
-    preference_loss(margin, torch.tensor([True, False]), 1.0).sum().backward()
-    assert preference_loss(margin, torch.tensor([True, True]), 1.0).tolist() == [0, 0]
-    assert margin.grad[0] == 0
-    assert margin.grad[1] == pytest.approx(-1 / (1 + math.exp(-3)))
-
-
-@pytest.mark.parametrize("threshold", [1.5, 3.0])
-def test_what_rao_and_kupper_give_the_three_answers_is_one_in_all(threshold):
-    margin = torch.linspace(-4, 4, 9, dtype=torch.float64)
-    yes, no = torch.ones(9, dtype=torch.bool), torch.zeros(9, dtype=torch.bool)
-    first, second, tie = (
-        (-preference_loss(*given, threshold)).exp() for given in ((margin, no), (-margin, no), (margin, yes))
-    )
-    torch.testing.assert_close(first, margin.exp() / (margin.exp() + threshold))  # p_i / (p_i + t p_j)
-    torch.testing.assert_close(first + second + tie, torch.ones(9, dtype=torch.float64))
-    assert tie[4].item() == pytest.approx((threshold - 1) / (threshold + 1))  # a half at 3
-    assert tie.argmax() == 4
 
 
 @pytest.mark.parametrize(

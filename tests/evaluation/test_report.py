@@ -48,11 +48,13 @@ def full_report():
         finding=Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80),
         summaries=[Summary("sft", 80, 80, metrics), Summary("finetuned", 80, 80, metrics)],
         differences={"finetuned": {"right": Interval(0.1, 0.05, 0.15), "reward": Interval(0.1, -0.1, 0.2)}},
-        baseline="sft",
+        baseline="sft", warnings=["finetuned: trained to please <it>"],
         win_rates={"reward": {"finetuned": WinRate(0.5, 0.2, 0.3, 80)}},
         curve=[CurvePoint("sft", 1.0, 0.2, 0.9, 80), CurvePoint("sft", 1.4, 0.15, 0.93, 80)],
         edits=[example], pairs=[example], rankings=[example],
-        reward_accuracy={"held out": 0.75}, rewards={"sft": [0.0, 1.0, 1.0], "finetuned": [1.0]},
+        reward_accuracy={"held out": (0.75, 0.31)}, reward_noticed={"nothing <done>": 0.875},
+        reward_calibration=[(0.6, 0.55), (0.9, 0.8)], reward_remarks=["it sees <nothing>"],
+        rewards={"sft": [0.0, 1.0, 1.0], "finetuned": [1.0]},
         losses={"sft": [(0, 1.0), (64, 0.5)]},
         stages={"pairs": {"rows_in": 10, "rows_out": 7, "dropped": {"clip_direction_below_0.2": 3}}},
         settings="resolution: 64", versions={"torch": "2.13"},
@@ -77,6 +79,17 @@ def test_a_full_report_loads_nothing_from_anywhere():
     page = parsed(html)
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"@import|url\((?!#)|<script|<link|href=\"(?!#)", html)
+
+
+def test_a_warning_stands_beneath_the_measures():
+    html = write_report(full_report())
+    assert "trained to please &lt;it&gt;" in html.partition("Against the baseline")[0]
+
+
+def test_what_the_reward_model_is_worth_is_said_in_words_and_numbers():
+    section = write_report(full_report()).partition("Reward model</h2>")[2].partition("</section>")[0]
+    for said in ("it sees &lt;nothing&gt;", "75.0 %", "31.0 %", "nothing &lt;done&gt;", "88 %", "observed share right"):
+        assert said in section, said
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it():

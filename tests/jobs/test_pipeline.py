@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import drivers
+import numpy as np
 import pytest
 import ray
 import yaml
@@ -17,6 +18,8 @@ from hive_ray import storage
 from hive_ray.config import Config, Resources, sd15
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.reward.judges import combine
+from hive_ray.reward.worth import PROBES
 from hive_ray.schemas import (
     CANDIDATES,
     CAPTIONS,
@@ -29,7 +32,7 @@ from hive_ray.schemas import (
     REWARDS,
     SCORED_PAIRS,
 )
-from jobs import encode_latents, make_pairs, pipeline, write_instructions
+from jobs import encode_latents, make_pairs, pipeline, score_pairs, write_instructions
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
@@ -137,6 +140,33 @@ def test_twins_are_there_and_levels_fill_one_to_five(run):
     assert {row["origin"] for row in rows} == {"generated", "cycle"}
     assert {row["quality_level"] for row in rows} <= {1, 2, 3, 4, 5}
     assert all(row["instruction"].endswith("out of five") for row in rows)
+
+
+def test_another_judge_beside_the_first_scores_alone_and_both_are_combined(run, capfd):
+    scoring = run.config.scoring.model_copy(update={"judges": ("model", "clip"), "clip": run.config.evaluation.clip})
+    before = read_manifest(run.path("rewards"))
+    capfd.readouterr()
+    score_pairs.build(Run(run.root, run.config.model_copy(update={"scoring": scoring})), "weighted")
+    assert "rewards: kept" in capfd.readouterr().out
+    assert read_manifest(run.path("rewards")) == before
+    tables = [score_pairs.rewards_of(run.path(name)) for name in ("rewards", "rewards_clip", "rewards_combined")]
+    each, combined = np.array([list(table.values()) for table in tables[:2]]), list(tables[2].values())
+    assert len({tuple(table) for table in tables}) == 1
+    np.testing.assert_allclose(combined, combine(each, "mean"), atol=1e-5)
+    pairs = {row["pair_id"]: row["clip_image"] + row["clip_direction"] for row in read_rows(run.path("pairs"), PAIRS)}
+    assert tables[1] == pytest.approx(pairs, abs=1e-4)
+    shaped = list(read_rows(run.path("scored_pairs_weighted"), SCORED_PAIRS))
+    assert {row["pair_id"]: row["reward"] for row in shaped} == pytest.approx(tables[2])
+    assert np.mean([row["weight"] for row in shaped]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_reward_card_says_what_it_is_worth(run):
+    said = card(run, "reward")
+    assert set(said["beside"]) == {"clip_direction", "clip_image", "clip"}  # one annotator a prompt
+    assert set(said["noticed"]) == set(PROBES)
+    assert sum(one["preferences"] for one in said["calibration"]) > 0
+    assert "Reward model" in Path(run.path("report.html")).read_text()
+    assert "trained to please" in json.loads(Path(run.path("summary.json")).read_text())["warnings"][0]
 
 
 def test_a_second_run_rebuilds_nothing_and_says_so(run, capfd):

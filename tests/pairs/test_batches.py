@@ -5,10 +5,11 @@ import json
 import pytest
 from llm_server import USAGE, Chat, ChatHandler, edits
 
+from hive_ray import endpoint
 from hive_ray.config import Instructions, Spending
-from hive_ray.pairs import batches, endpoint
+from hive_ray.endpoint import Endpoint, EndpointError
+from hive_ray.pairs import batches
 from hive_ray.pairs.batches import answer_in_batches
-from hive_ray.pairs.endpoint import Endpoint, EndpointError
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 from hive_ray.schemas import Stopped
 

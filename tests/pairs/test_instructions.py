@@ -9,8 +9,9 @@ import openai
 import pytest
 from llm_server import EDIT, edits
 
+from hive_ray import endpoint
 from hive_ray.config import Instructions, Resources
-from hive_ray.pairs import endpoint, instructions
+from hive_ray.pairs import instructions
 from hive_ray.pairs.instructions import InstructionWriter, parse_answer
 from hive_ray.schemas import INSTRUCTIONS, Rows, Stopped, to_table
 

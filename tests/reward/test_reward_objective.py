@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,14 +17,18 @@ from hive_ray.reward.objective import (
     chance_loss,
     doubt,
     is_held_out,
+    loss_of,
     measure,
     pairwise_accuracy,
     plackett_luce_loss,
     preferred,
     ranking_accuracy,
+    rao_kupper_loss,
+    rewards_of,
 )
 from hive_ray.reward.rankings import preference_pairs
 
+PLACKETT_LUCE = partial(plackett_luce_loss, temperature=1.0)
 REWARDS = torch.tensor([[0.5, 2.0, -1.0]])
 
 
@@ -46,12 +51,16 @@ def ranking(prompt_id, brightness, instruction="a"):
     }
 
 
-def settings(temperature=1.0):
+def measured(model, rows, **options):
+    return measure(*rewards_of(model, rows, **options), PLACKETT_LUCE)
+
+
+def settings(temperature=1.0, **changed):
     training = Training(
         total_images=8, batch_size=4, micro_batch_size=4, learning_rate=1e-3, checkpoint_images=8,
         workers={"num_gpus": 0},
     )  # fmt: skip
-    return Reward(resolution=16, max_tokens=12, temperature=temperature, training=training)
+    return Reward(resolution=16, max_tokens=12, temperature=temperature, training=training, **changed)
 
 
 def test_plackett_luce_is_the_likelihood_of_drawing_the_edits_best_first():
@@ -93,13 +102,13 @@ def test_edits_that_are_not_there_change_nothing():
     for loss in (plackett_luce_loss, bradley_terry_loss):
         torch.testing.assert_close(loss(filled, filled_ranks, 1.0), loss(REWARDS, ranks, 1.0))
     assert pairwise_accuracy(filled, filled_ranks) == pairwise_accuracy(REWARDS, ranks)
-    assert chance_loss(filled_ranks) == chance_loss(ranks)
+    assert chance_loss(filled_ranks, PLACKETT_LUCE) == chance_loss(ranks, PLACKETT_LUCE)
 
 
 def test_equal_rewards_have_the_loss_of_guessing():
     ranks = torch.tensor([[4, 3, 2, 1], [1, 1, 2, 3]])
-    assert chance_loss(ranks) == pytest.approx((math.log(24) + math.log(3 * 3 * 2)) / 2)
-    assert plackett_luce_loss(torch.zeros(2, 4), ranks, 1.0).item() == pytest.approx(chance_loss(ranks))
+    assert chance_loss(ranks, PLACKETT_LUCE) == pytest.approx((math.log(24) + math.log(3 * 3 * 2)) / 2)
+    assert plackett_luce_loss(torch.zeros(2, 4), ranks, 1.0).item() == pytest.approx(chance_loss(ranks, PLACKETT_LUCE))
 
 
 def test_bradley_terry_is_the_mean_over_all_preference_pairs():
@@ -107,6 +116,57 @@ def test_bradley_terry_is_the_mean_over_all_preference_pairs():
     wanted = np.mean([math.log(1 + math.exp(REWARDS[0, j] - REWARDS[0, i])) for i, j in preference_pairs(ranks)])
     assert bradley_terry_loss(REWARDS, torch.tensor([ranks]), 1.0).item() == pytest.approx(wanted)
     assert bradley_terry_loss(REWARDS, torch.tensor([[1, 1, 1]]), 1.0).item() == 0
+
+
+def test_two_edits_cost_the_same_by_plackett_luce_bradley_terry_and_imagerewards_cross_entropy():
+    rewards, ranks = torch.tensor([[0.3, 1.7], [2.0, -1.0], [0.0, 0.1]]), torch.tensor([[2, 1], [2, 1], [1, 2]])
+    chosen_first = torch.stack([rewards[range(3), [1, 1, 0]], rewards[range(3), [0, 0, 1]]], 1)
+    wanted = F.cross_entropy(chosen_first, torch.zeros(3, dtype=torch.long))  # as ImageReward writes it
+    for name in ("plackett_luce", "bradley_terry"):
+        torch.testing.assert_close(loss_of(settings(loss=name))(rewards, ranks), wanted)
+
+
+def test_rao_and_kupper_count_each_tie_once_by_hand():
+    ranks, e = torch.tensor([[1, 1, 2, 0]]), [math.exp(reward) for reward in (0.5, 2.0, -1.0)]
+    filled = torch.cat([REWARDS, torch.tensor([[9.0]])], 1)
+    first, second = (e[place] / (e[place] + 3 * e[2]) for place in (0, 1))
+    tie = (3**2 - 1) * e[0] * e[1] / ((e[0] + 3 * e[1]) * (e[1] + 3 * e[0]))
+    wanted = -(math.log(first) + math.log(second) + math.log(tie)) / 3
+    assert rao_kupper_loss(filled, ranks, 1.0, 3.0).item() == pytest.approx(wanted)
+    named = loss_of(settings(loss="rao_kupper", tie_threshold=3.0, temperature=2.0))
+    torch.testing.assert_close(named(2 * filled, ranks), rao_kupper_loss(filled, ranks, 1.0, 3.0))
+
+
+def test_a_tie_draws_rewards_together_where_ties_count_and_nowhere_else():
+    tied = torch.tensor([[1, 1]])
+    for name, pulled in (("plackett_luce", False), ("bradley_terry", False), ("rao_kupper", True)):
+        rewards = torch.tensor([[2.0, 0.0]], requires_grad=True)
+        loss_of(settings(loss=name))(rewards, tied).backward()
+        assert (rewards.grad[0, 0] > 0) == pulled, name
+        assert rewards.grad.sum().item() == pytest.approx(0), name
+
+
+def test_guessing_costs_by_the_loss():
+    ranks = torch.tensor([[2, 1, 3], [1, 1, 2]])
+    assert chance_loss(ranks, loss_of(settings(loss="bradley_terry"))) == pytest.approx(math.log(2))
+    # five preferences and a tie: of equal edits a third tie at threshold 2, and a third is better either way
+    assert chance_loss(ranks, loss_of(settings(loss="rao_kupper"))) == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize("name", ["plackett_luce", "bradley_terry", "rao_kupper"])
+def test_people_who_disagree_are_each_heard_and_meet_at_the_odds_they_give(name):
+    ranks = torch.tensor([[1, 2], [1, 2], [1, 2], [2, 1]])  # three of four people prefer the first
+    one = torch.zeros(1, 2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([one], max_iter=100, line_search_fn="strong_wolfe")
+
+    def step():
+        optimizer.zero_grad()
+        loss = loss_of(settings(loss=name, tie_threshold=1.001))(one.expand(4, 2), ranks)
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
+    assert (one[0, 0] - one[0, 1]).item() == pytest.approx(math.log(3), abs=1e-2)  # an averaged rank would be sure
 
 
 def test_the_tensor_of_preferences_is_the_list_of_preference_pairs():
@@ -172,7 +232,7 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
     model = small_model()
     rng = np.random.default_rng(0)
     rows = [ranking(f"p{index}", rng.choice(256, 3, replace=False).tolist()) for index in range(12)]
-    before = measure(model, rows)
+    before = measured(model, rows)
     assert "learned nothing" in doubt(before)
     objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
@@ -181,7 +241,7 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    after = measure(model, rows)
+    after = measured(model, rows)
     assert after["reward/accuracy"] > 0.9
     assert after["reward/loss"] < 0.8 * before["reward/chance_loss"]
     assert doubt(after) is None
@@ -190,7 +250,7 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
 def test_measures_do_not_depend_on_the_batch_size():
     model = small_model()
     rows = [ranking("p", [0, 255, 128]), ranking("q", [30, 20]), ranking("r", [1, 2, 3])]
-    assert measure(model, rows, batch_size=1) == pytest.approx(measure(model, rows, batch_size=3), rel=1e-4)
+    assert measured(model, rows, batch_size=1) == pytest.approx(measured(model, rows, batch_size=3), rel=1e-4)
 
 
 def test_overfitting_and_divergence_are_said_in_words():

@@ -32,7 +32,7 @@ def request_id(request: Request) -> str:
 
 
 def or_stop(act: Callable[P, R]) -> Callable[P, R]:
-    """`act`, with `Stopped` for an OSError: that answers cannot be kept or found is no caption's fault."""
+    """`act`, with `Stopped` for an OSError: that answers cannot be kept or found is no row's fault."""
 
     @functools.wraps(act)
     def acted(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
 from openai import (
@@ -15,9 +16,9 @@ from openai import (
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from hive_ray.answers import Answers, Budget, Request, counts_of, request_id
 from hive_ray.config import Spending
-from hive_ray.pairs.answers import Answers, Budget, Request, counts_of, request_id
-from hive_ray.schemas import Stopped
+from hive_ray.schemas import Row, Rows, Stopped
 
 R = TypeVar("R")
 TIMEOUT_S = 60.0
@@ -59,9 +60,26 @@ class Endpoint:
         self.budget.spend(counts.get("dollars", 0.0))
         return answer, counts
 
+    def each(self, pool: ThreadPoolExecutor, act: Callable[[Row], R], rows: Rows) -> list[R]:
+        """What `act`, which asks, makes of each row, in order; the pool's size is how many are asked at a time.
+
+        Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
+        """
+        self.budget.exchange()
+        asked = [pool.submit(act, row) for row in rows]
+        wait(asked)
+        self.budget.exchange()
+        for error in sorted(filter(None, (one.exception() for one in asked)), key=_goes_on):
+            raise error
+        return [one.result() for one in asked]
+
     def flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags."""
         return [one.flagged for one in reached(lambda: self.client.moderations.create(input=texts)).results]
+
+
+def _goes_on(error: BaseException) -> bool:
+    return not isinstance(error, Stopped)
 
 
 def read_answer(answer: dict) -> ChatCompletion | Completion:

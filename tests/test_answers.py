@@ -7,10 +7,10 @@ import time
 import llm_server
 import pytest
 
+from hive_ray import answers
+from hive_ray.answers import Budget, counts_of, request_id
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.distributed.mapping import map_rows
-from hive_ray.pairs import answers
-from hive_ray.pairs.answers import Budget, counts_of, request_id
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 from hive_ray.schemas import Stopped
 

@@ -1,0 +1,99 @@
+"""Judges: who says what an edit is worth. The reward model, CLIP, a vision model over HTTP, or any callable.
+
+pairs -> a judge -> pairs with a reward
+
+A judge is called with rows of pairs and gives each back with its `reward`, as `RewardScorer` does. What it cannot score
+becomes {"dropped": reason}, what it used {"counted": ...}.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hive_ray.config import Scoring
+from hive_ray.reward.model import RewardScorer
+from hive_ray.reward.vision import VisionScorer
+from hive_ray.schemas import Rows
+from hive_ray.similarity import Similarity
+
+Judge = Callable[[Rows], Rows]
+CLIP_MEASURES = {
+    "clip_direction": ("clip_direction",),
+    "clip_image": ("clip_image",),
+    "clip": ("clip_direction", "clip_image"),
+}
+"""Name of a judge -> the similarities whose sum is its reward."""
+
+
+class ClipScorer:
+    """Adds CLIP's reward to each pair: direction (was it followed), image (was the rest kept), or their sum."""
+
+    def __init__(self, clip: str | Path, measure: str = "clip", device: str = "cpu") -> None:
+        self.similarity, self.measures = Similarity(clip, device), CLIP_MEASURES[measure]
+
+    def __call__(self, rows: Rows) -> Rows:
+        columns = ("source_image", "edited_image", "source_caption", "edited_caption")
+        measured = self.similarity.measure(*([row[name] for row in rows] for name in columns))
+        rewards = sum(measured[name] for name in self.measures).tolist()
+        return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
+
+
+class CallableScorer:
+    """Adds to each pair the reward of a callable, "module:function": rows of pairs -> a number for each."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.judge = name, _found(name)
+
+    def __call__(self, rows: Rows) -> Rows:
+        rewards = [float(reward) for reward in self.judge(rows)]
+        wrong = sum(not math.isfinite(reward) for reward in rewards)
+        if len(rewards) != len(rows) or wrong:
+            raise ValueError(
+                f"judge {self.name} gave {len(rewards)} rewards, {wrong} of them not finite, for {len(rows)} rows; "
+                "it must return one finite number for each, in order"
+            )
+        return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
+
+
+def judge_of(name: str, settings: Scoring, *, reward: str, answers: str, device: str = "cpu") -> Judge:
+    """The judge of a name in `scoring.judges`.
+
+    reward: the reward model's folder; answers: the folder where a vision model's answers are kept.
+    """
+    makers: dict[str, Callable[[], Judge]] = {
+        "model": partial(RewardScorer, reward, device),
+        **{measure: partial(ClipScorer, settings.clip, measure, device) for measure in CLIP_MEASURES},
+        "openai": partial(VisionScorer, settings.vision, answers, settings.resources.batch_size),
+    }
+    return makers.get(name, partial(CallableScorer, name))()
+
+
+def source_of(name: str) -> bytes:
+    """The file that a callable "module:function" is written in, so that a changed judge scores again; b"" if none."""
+    path = getattr(import_module(_found(name).__module__), "__file__", None)
+    return Path(path).read_bytes() if path else b""
+
+
+def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
+    """Rewards (J, N) of J judges of N pairs, each judge's standardised over the pairs -> their mean or least (N,).
+
+    A judge who gives all pairs the same reward counts as 0 everywhere.
+    """
+    centred = rewards - rewards.mean(1, keepdims=True)
+    deviations = rewards.std(1, keepdims=True)
+    standardised = np.divide(centred, deviations, out=np.zeros_like(centred), where=deviations > 0)
+    return {"mean": np.mean, "min": np.min}[how](standardised, axis=0)
+
+
+def _found(name: str) -> Callable[[Rows], list[float]]:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"scoring.judges names {name!r}, which cannot be imported ({error}); give module:function "
+                         "as Python finds it on every machine") from error  # fmt: skip

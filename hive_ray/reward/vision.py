@@ -1,0 +1,171 @@
+"""A vision model behind the openai client that judges edits, as EditScore does, asked in our words.
+
+pairs -> VisionScorer -> pairs with a reward
+
+Each pass asks twice. Shown both pictures, the model scores how well the instruction was followed and how well the rest
+was kept; shown the edited one alone, how natural it is and how free of artifacts. The least score of each answer
+counts, as a share of the greatest: the reward is the geometric mean of both, 0..1, and the mean of that over passes.
+"""
+
+import base64
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean
+
+from openai import BadRequestError
+from openai.types.chat import ChatCompletion
+
+from hive_ray import config
+from hive_ray.answers import Request
+from hive_ray.endpoint import Endpoint
+from hive_ray.images import kind_of
+from hive_ray.schemas import Row, Rows
+from hive_ray.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is asked in one request."""
+
+    pictures: tuple[str, ...]
+    """Columns whose pictures are shown."""
+    scores: dict[str, str]
+    """Name of a score -> what its greatest and least values mean."""
+    words: str
+    """How the pictures and the instruction are introduced."""
+
+
+FOLLOWING = Part(
+    pictures=("source_image", "edited_image"),
+    scores={
+        "instruction_following": "the change that was asked for is all there ({most}) or not there at all (0)",
+        "preservation": "all that the instruction does not speak of is as it was ({most}) or another picture (0)",
+    },
+    words="The first picture was edited into the second by this instruction: {instruction}",
+)
+QUALITY = Part(
+    pictures=("edited_image",),
+    scores={
+        "naturalness": "light, proportions and perspective fit together ({most}) or look wrong (0)",
+        "freedom_from_artifacts": "no blur, seam, distortion or broken shape is to be seen ({most}) or many are (0)",
+    },
+    words="Judge this picture by itself.",
+)
+ASK = (
+    "You judge edited pictures, strictly. Give each of these scores as a whole number from 0 to {most}: {scores}."
+    ' Answer with JSON alone: {{"reasoning": "one sentence", {form}}}'
+)
+
+
+class VerdictError(ValueError):
+    """An answer without scores that can be used; its text is the reason, as manifests count it."""
+
+
+class VisionScorer:
+    """Adds a vision model's reward, 0..1, to each pair; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is.
+
+    As many edits are judged at a time as `in_flight` says. What is answered is kept in the folder `answers` and never
+    asked again. An answer whose scores are missing or out of range is asked for again, never bent into the range; an
+    edit that stays without is {"dropped": reason}. What answers used is {"counted": ...}.
+    """
+
+    def __init__(self, settings: config.VisionJudge, answers: str, in_flight: int = 16) -> None:
+        self.settings = settings
+        self.endpoint = Endpoint(answers, settings.spending)
+        self.pool = ThreadPoolExecutor(in_flight)
+
+    def __call__(self, rows: Rows) -> Rows:
+        """The rows in order, and what they counted; raises as `Endpoint.each`."""
+        return [result for judged in self.endpoint.each(self.pool, self._judged, rows) for result in judged]
+
+    def _judged(self, row: Row) -> Rows:
+        counted: Counter[str] = Counter()
+        try:
+            passes = [
+                sqrt(self._least(FOLLOWING, row, turn, counted) * self._least(QUALITY, row, turn, counted))
+                for turn in range(self.settings.num_passes)
+            ]
+            result = row | {"reward": fmean(passes)}
+        except VerdictError as error:
+            result = {"dropped": str(error)}
+        return [result, {"counted": dict(counted)}]
+
+    def _least(self, part: Part, row: Row, turn: int, counted: Counter[str]) -> float:
+        """The least score of a part, 0..1; adds what was used to `counted`, VerdictError after all attempts."""
+        for attempt in range(self.settings.max_attempts):
+            try:
+                answer, counts = self.endpoint.ask(request_of(part, row, self.settings, turn, attempt))
+            except BadRequestError as error:
+                if "response_format" in str(error):  # the setting's fault, not the picture's
+                    structure = self.settings.structure
+                    raise ValueError(f"the endpoint knows no {structure}: set scoring.vision.structure") from error
+                raise VerdictError("request_refused") from error
+            counted.update(counts)
+            try:
+                return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
+            except VerdictError as error:
+                refused = error
+                counted[f"asked_again_{error}"] += 1
+        raise refused
+
+
+def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:
+    """What is asked of one part of a pair; each turn and attempt with a seed of its own."""
+    most = settings.score_range
+    scores = "; ".join(f"{name}: {words.format(most=most)}" for name, words in part.scores.items())
+    form = ", ".join(f'"{name}": 0' for name in part.scores)
+    shown = [
+        {"type": "text", "text": part.words.format(instruction=row["instruction"])},
+        *({"type": "image_url", "image_url": {"url": _address(row[name])}} for name in part.pictures),
+    ]
+    return {
+        "model": settings.llm,
+        "temperature": settings.temperature,
+        "seed": seed_for(settings.seed, turn, attempt, *part.scores) % 2**31,
+        "messages": [
+            {"role": "system", "content": ASK.format(most=most, scores=scores, form=form)},
+            {"role": "user", "content": shown},
+        ],
+        "response_format": _format(part) if settings.structure == "json_schema" else {"type": "json_object"},
+    }
+
+
+def scores_of(answer: ChatCompletion, part: Part, score_range: int) -> list[float]:
+    """The scores of an answer in the order of the part's; VerdictError if one is missing or not in 0..score_range."""
+    choice = answer.choices[0]
+    if choice.message.refusal:
+        raise VerdictError("model_refused")
+    if choice.finish_reason == "length":
+        raise VerdictError("answer_cut_off")
+    try:
+        text = (choice.message.content or "").strip().removeprefix("```json").removesuffix("```")
+        said = json.loads(text)
+        scores = [said[name] for name in part.scores]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise VerdictError("answer_is_not_of_the_form") from error
+    if not all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
+        raise VerdictError("answer_is_not_of_the_form")
+    if not all(0 <= score <= score_range for score in scores):
+        raise VerdictError("score_out_of_range")
+    return [float(score) for score in scores]
+
+
+def _format(part: Part) -> dict:
+    """The JSON schema of a part's answer; without bounds, which strict schemas do not know."""
+    properties = {"reasoning": {"type": "string"}} | {name: {"type": "integer"} for name in part.scores}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "scores", "strict": True, "schema": schema}}
+
+
+def _address(image: bytes) -> str:
+    """A picture as a data address."""
+    kind = {"png": "png", "jpg": "jpeg"}.get(kind_of(image), "webp")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

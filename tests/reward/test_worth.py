@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from hive_ray.config import Reward, Training
+from hive_ray.images import decode, encode
+from hive_ray.reward.worth import PROBES, agreement, calibration, calibration_error, judged, kinds, probe, remarks
+
+
+def settings(**changed) -> Reward:
+    workers = {"num_gpus": 0}
+    training = Training(
+        total_images=8, batch_size=4, micro_batch_size=4, learning_rate=1e-3, checkpoint_images=8, workers=workers
+    )
+    return Reward(training=training, **changed)
+
+
+def square(level: int, spot: int | None = None) -> bytes:
+    """A grey picture, with a spot of another level in its corner."""
+    pixels = np.full((16, 16, 3), level, dtype=np.uint8)
+    if spot is not None:
+        pixels[:4, :4] = spot
+    return encode(pixels)
+
+
+def ranking(prompt_id: str, ranks: list[int], instruction: str = "", level: int = 100) -> dict:
+    """A prompt whose best edit puts a bright spot on a grey ground; the others are blacker the worse they are."""
+    return {
+        "prompt_id": prompt_id, "instruction": instruction or prompt_id, "source_image": square(level), "ranks": ranks,
+        "edits": [
+            {"edit_id": f"{prompt_id}{place}", "image": square(level, 255 if rank == 1 else 60 // rank)}
+            for place, rank in enumerate(ranks)
+        ],
+    }  # fmt: skip
+
+
+class Model:
+    """A reward by hand of pictures and instruction."""
+
+    resolution = 16
+
+    def __init__(self, reward):
+        self.reward = reward
+
+    def score(self, source_images, edited_images, instructions):
+        pictures = zip(map(decode, source_images), map(decode, edited_images), instructions, strict=True)
+        return [float(self.reward(source.astype(int), edited.astype(int), words)) for source, edited, words in pictures]
+
+
+def test_people_foretell_each_other_as_well_as_they_agree():
+    rows = [ranking("a", [1, 2, 3]), ranking("a", [1, 3, 2]), ranking("b", [2, 1])]  # b has one person alone
+    found = agreement(rows)
+    assert found["another_person"] == {"reward/accuracy": pytest.approx(2 / 3), "reward/ranking_accuracy": 0}
+    assert found["another_person"] == found["all_others"]  # of two people there is one other
+    assert agreement(rows[1:]) == {}
+
+
+def test_all_others_together_know_more_than_one_of_them():
+    rows = [ranking("a", ranks) for ranks in ([1, 2, 3], [2, 1, 3], [1, 3, 2], [1, 2, 3])] + [
+        ranking("b", ranks) for ranks in ([1, 2], [1, 2])
+    ]
+    found = agreement(rows)
+    # Of a's 36 foretold preferences 24 are right (agreements 2, 2, 3, 1, 2, 2 of 3, both ways), of b's 2 both are.
+    assert found["another_person"]["reward/accuracy"] == pytest.approx(26 / 38)
+    # The others' ranks add up to 4, 6, 8 (for the first and the last person), 3, 7, 8 (second), 4, 5, 9 (third).
+    assert found["all_others"]["reward/accuracy"] == pytest.approx((3 + 2 + 2 + 3 + 2) / 14)
+    assert found["all_others"]["reward/ranking_accuracy"] == pytest.approx(4 / 6)
+
+
+def test_a_tie_foretells_half_of_a_preference():
+    assert agreement([ranking("a", [1, 1]), ranking("a", [1, 2])])["all_others"]["reward/accuracy"] == 0.5
+
+
+def test_accuracy_by_kind_of_edit_goes_by_the_first_word():
+    rewards, ranks = torch.tensor([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 9), torch.tensor([[1, 2]] * 15)
+    found = kinds(rewards, ranks, ["Add a hat"] * 5 + ["turn it red"] * 6 + ["remove it"] * 4)
+    assert {kind: (one["reward/accuracy"], one["rankings"]) for kind, one in found.items()} == {
+        "turn": (pytest.approx(1 / 6), 6),
+        "add": (1, 5),
+    }
+
+
+def test_a_judge_of_pairs_scores_every_edit_of_a_ranking():
+    def judge(rows):
+        return [row | {"reward": int(decode(row["edited_image"])[0, 0, 0]) + len(row["instruction"])} for row in rows]
+
+    rewards = judged(judge, [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])])
+    assert rewards.tolist() == [[33, 258, 23], [256, 31, 0]]
+
+
+def test_predicted_and_observed_preferences_are_compared_in_bins():
+    # Margins of 0, 1 and 3: sure by 0.5, 0.731 and 0.953. The one of 1 is wrong, the one of 0 half right.
+    rewards, ranks = torch.tensor([[1.0, 1.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1, 2]] * 3)
+    bins = calibration(rewards, ranks, settings())
+    assert [one["observed"] for one in bins] == [0.5, 0, 1]
+    assert [one["predicted"] for one in bins] == pytest.approx([0.5, 1 / (1 + np.e**-1), 1 / (1 + np.e**-3)])
+    assert calibration_error(bins) == pytest.approx((0 + 0.731 + 0.047) / 3, abs=1e-3)
+    assert calibration(2 * rewards, ranks, settings(temperature=2.0)) == bins
+    assert calibration(rewards, torch.ones(3, 2, dtype=torch.long), settings()) == []
+    assert calibration_error([]) == 0
+
+
+def test_with_ties_in_the_model_a_preference_is_predicted_among_those_that_do_not_tie():
+    rewards, ranks = torch.tensor([[1.0, 0.0]]), torch.tensor([[1, 2]])
+    (one,) = calibration(rewards, ranks, settings(loss="rao_kupper", tie_threshold=3.0))
+    better, worse = np.e / (np.e + 3), 1 / (1 + 3 * np.e)
+    assert one["predicted"] == pytest.approx(better / (better + worse))
+
+
+ROWS = [ranking("a", [2, 1]), ranking("b", [1, 2], level=180), ranking("b", [2, 1], level=180)]
+
+
+def test_a_model_that_sees_everything_notices_every_probe():
+    def reward(source, edited, words):
+        changed = abs(edited - source).max(-1)
+        right = {"a": 100, "b": 180}[words] == source[8, 8, 0]
+        return int(edited[0, 0, 0] == 255) + int(changed[4:, 4:].max() == 0) + int(right)
+
+    assert probe(Model(reward), ROWS) == dict.fromkeys(PROBES, 1.0)
+
+
+def test_a_model_that_looks_at_one_thing_is_blind_to_the_others():
+    by_picture = probe(Model(lambda source, edited, words: edited.mean()), ROWS)
+    assert by_picture["other_instruction"] == 0.5  # the same picture: equal rewards count half
+    assert by_picture["destroyed_rest"] == 0.5  # the other prompt's ground is brighter for one, darker for the other
+    assert by_picture["did_nothing"] == by_picture["swapped"] == 1
+    likes_nothing = probe(Model(lambda source, edited, words: -abs(edited - source).mean()), ROWS)
+    assert likes_nothing["did_nothing"] == 0
+    assert likes_nothing["swapped"] == 0.5
+
+
+def test_what_was_destroyed_is_the_rest_and_what_was_changed_is_kept():
+    seen = []
+    probe(Model(lambda source, edited, words: seen.append(edited) or 0), ROWS[:2])
+    assert len(seen) == 2 * (1 + len(PROBES))  # a prompt each
+    destroyed = seen[2]
+    assert destroyed[:4, :4].min() == 255
+    assert np.unique(destroyed[4:]).tolist() == [180]
+
+
+def test_one_prompt_alone_has_no_other_to_probe_with():
+    assert probe(Model(lambda *_: 0), ROWS[1:]) == {}
+
+
+def test_remarks_say_who_is_no_worse_and_what_goes_unnoticed():
+    good, poor = {"reward/accuracy": 0.8}, {"reward/accuracy": 0.55}
+    assert remarks(good, {"clip": poor, "another_person": good}, dict.fromkeys(PROBES, 0.9)) == []
+    said = remarks(poor, {"clip": good, "another_person": poor}, {"swapped": 0.5, "did_nothing": 0.9})
+    assert [words.partition(" ")[0] for words in said] == ["clip", "people", "it"]
+    assert "source and edited picture swapped" in said[2]
