@@ -53,7 +53,7 @@ WEIGHTS = 100_000_000
 """Trained weights of the network whose memory is measured."""
 
 
-def settings(*, workers: int, latents: str = "fp32", images: int = IMAGES) -> Config:
+def settings(*, workers: int, latents: str = "fp32", images: int = IMAGES, zero_stage: int = 0) -> Config:
     """The shapes preset with a frozen text encoder, as diffusers' script has it, and nothing to look at on the way."""
     preset = shapes()
     cores = Resources(num_actors=workers, num_cpus=CORES // workers, num_gpus=0)
@@ -61,6 +61,7 @@ def settings(*, workers: int, latents: str = "fp32", images: int = IMAGES) -> Co
         update={
             "total_images": images, "batch_size": BATCH, "micro_batch_size": BATCH // workers, "workers": cores,
             "checkpoint_images": images * 10, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
+            "zero_stage": zero_stage,
             "watching": Watching(tracker="none"),
         }
     )  # fmt: skip
@@ -90,29 +91,29 @@ def script() -> None:
     """Images/s of our training, pictures encoded in each step and once, over a loop as diffusers' script."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
-        for latents in ("none", "fp32"):
-            for workers in (1, CORES):
-                ratios = [ours(folder, workers, latents) / alone(as_in_the_script, folder) for _ in range(ROUNDS)]
-                say(f"latents {latents}, {workers} workers: images/s over the script's loop", ratios)
+        for latents, workers, stage in (("fp32", 1, 0), ("none", 1, 0), ("fp32", CORES, 0), ("fp32", CORES, 2)):
+            each = (ours(folder, workers, latents, stage) / alone(as_in_the_script, folder) for _ in range(ROUNDS))
+            say(f"latents {latents}, {workers} workers, ZeRO {stage}: images/s over the script's loop", list(each))
 
 
 def ray_train() -> None:
     """Images/s through Ray Train and DeepSpeed over a bare loop of the same step; and how long the start takes."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
-        ratios = [ours(folder, 1, "fp32") / alone(bare, folder) for _ in range(ROUNDS)]
-        say("one worker over the bare loop", ratios)
+        for stage in (0, 2):
+            ratios = [ours(folder, 1, "fp32", stage) / alone(bare, folder) for _ in range(ROUNDS)]
+            say(f"one worker, ZeRO {stage}, over the bare loop", ratios)
 
 
 def say(what: str, ratios: list[float]) -> None:
     print(f"{what}: {statistics.median(ratios):.2f} x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})", flush=True)
 
 
-def ours(folder: str, workers: int, latents: str) -> float:
+def ours(folder: str, workers: int, latents: str, stage: int) -> float:
     """Images/s of `train_editor` as users run it."""
     out = tempfile.mkdtemp(dir=folder)
     os.symlink(f"{folder}/pairs", f"{out}/pairs")
-    run = Run(out, settings(workers=workers, latents=latents))
+    run = Run(out, settings(workers=workers, latents=latents, zero_stage=stage))
     start_ray(num_cpus=CORES)
     if latents != "none":
         encode_latents.build(run)
@@ -188,7 +189,7 @@ def bare(folder: str) -> Iterator[int]:
     objective = EditorObjective(Editor.build(told.start), told)
     model = objective.model.train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay, fused=True)
     average = Average(model, told.sft.ema_decay)
     for start in range(0, IMAGES, BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]

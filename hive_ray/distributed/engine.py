@@ -61,6 +61,7 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     # Else DeepSpeed tries out every op's compiler at start, and compiles a shared-memory collective for inference.
     deepspeed.ops.__compatible_ops__ = {}
     model.train()
+    channels_last = [weight for weight in model.parameters() if not weight.is_contiguous()]
     for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
         weight.data = weight.data.clone(memory_format=torch.contiguous_format)
     if settings.compile:
@@ -75,6 +76,9 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     )
     config = deepspeed_config(settings, universal=universal)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    if settings.zero_stage == 0:  # nothing is parted: convolutions may have their weights as they like them
+        for weight in channels_last:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return engine
 
 
