@@ -78,7 +78,8 @@ class Checkpoints:
         # Frozen weights are those of the start: an adapter's checkpoint is small.
         engine.save_checkpoint(str(local), tag=TAG, client_state=dict(UNIVERSAL), exclude_frozen_parameters=True)
         if average and (self.rank == 0 or stand.zero_stage == 3):
-            save_file(average.weights, local / f"average-{self.rank}.safetensors")
+            weights = {name: weight.contiguous() for name, weight in average.weights.items()}
+            save_file(weights, local / f"average-{self.rank}.safetensors")
         self._storing = self._thread.submit(self._store, local, stand)
 
     def wait(self) -> None:

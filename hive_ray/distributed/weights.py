@@ -68,7 +68,10 @@ class Average:
             size, flat = weight.numel(), torch.cat([part[name].flatten() for part in parts])
             start = rank * size if size < flat.numel() else 0
             mine = flat[start : start + size]  # the last parts are padded, and may begin behind the end
-            weight.flatten()[: mine.numel()].copy_(mine)
+            if mine.numel() == size:
+                weight.copy_(mine.view(weight.shape))
+            else:
+                weight[: mine.numel()].copy_(mine)
 
 
 def joined_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:

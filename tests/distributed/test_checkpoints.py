@@ -11,6 +11,7 @@ from gloo import in_workers
 from hive_ray.distributed import checkpoints
 from hive_ray.distributed.checkpoints import Checkpoints, Stand
 from hive_ray.distributed.engine import autocast, check_memory, memory_estimate
+from hive_ray.distributed.weights import Average
 from hive_ray.schemas import Stopped
 
 
@@ -180,6 +181,20 @@ def test_a_checkpoint_that_cannot_be_stored_is_an_error_and_not_a_loss(tmp_path,
     kept.save(engine, None, Stand(8, {}, 1))
     with pytest.raises(OSError, match="No space left"):
         kept.wait()
+
+
+def test_the_average_of_channels_last_weights_comes_back(tmp_path):
+    engine = type("Engine", (), {"save_checkpoint": lambda *_, **__: None})()
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    average, fresh = Average(layer, 0.5), Average(torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), 0.5)
+    kept = Checkpoints(str(tmp_path / "kept"))
+    kept.save(engine, average, Stand(8, {}, 1, updates=3))
+    kept.wait()
+    opened = kept.open(8, world=1)
+    fresh.load(opened.average_parts(0, 1), opened.stand.updates, 0)
+    assert fresh.updates == 3
+    for name, weight in average.weights.items():
+        assert torch.equal(fresh.weights[name], weight)
 
 
 def test_the_memory_of_a_worker_by_zero_stage():
