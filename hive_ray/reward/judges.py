@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from hive_ray.config import Scoring
 from hive_ray.reward.model import RewardScorer
@@ -37,10 +38,14 @@ class ClipScorer:
         self.similarity, self.measures = Similarity(clip, device), CLIP_MEASURES[measure]
 
     def __call__(self, rows: Rows) -> Rows:
-        columns = ("source_image", "edited_image", "source_caption", "edited_caption")
-        measured = self.similarity.measure(*([row[name] for row in rows] for name in columns))
+        measured = self.measured(rows)
         rewards = sum(measured[name] for name in self.measures).tolist()
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
+
+    def measured(self, rows: Rows) -> dict[str, Tensor]:
+        """All of CLIP's similarities of pairs by name, each (B,)."""
+        columns = ("source_image", "edited_image", "source_caption", "edited_caption")
+        return self.similarity.measure(*([row[name] for row in rows] for name in columns))
 
 
 class CallableScorer:

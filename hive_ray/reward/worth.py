@@ -6,6 +6,7 @@ N rankings, K edits of each; a rank of 0 marks an edit that is not there
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from hive_ray import config
 from hive_ray.images import decode, encode, resize
 from hive_ray.preferences import preference_loss
-from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer, Judge
+from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import (
     doubt,
@@ -53,7 +54,7 @@ def worth(model: RewardModel, start: RewardModel, clip: str, rows: Rows, setting
     rewards, ranks = rewards_of(model, rows)
     loss = loss_of(settings)
     unseen = measure(rewards, ranks, loss)
-    simple = {name: judged(ClipScorer(clip, name), rows) for name in ("clip_direction", "clip_image")}
+    simple = judged(ClipScorer(clip).measured, rows)
     beside = agreement(rows) | {
         name: accuracies(sum(simple[one] for one in summed), ranks) for name, summed in CLIP_MEASURES.items()
     }
@@ -117,13 +118,15 @@ def _padded(lists: tuple[list, ...]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True)
 
 
-def judged(judge: Judge, rows: Rows) -> Tensor:
-    """What a judge of pairs says of every edit of RANKINGS rows, (N, K); 0 where an edit is not there."""
-    rewards = torch.zeros(len(rows), max(len(row["edits"]) for row in rows))
+def judged(measured: Callable[[Rows], Mapping[str, Any]], rows: Rows) -> dict[str, Tensor]:
+    """What is measured of pairs, a number each by name, of every edit of RANKINGS rows: (N, K) each; 0 where an edit is
+    not there."""
+    found: dict[str, Tensor] = {}
     for place, row in enumerate(rows):
-        scored = judge([row | {"edited_image": edit["image"]} for edit in row["edits"]])
-        rewards[place, : len(scored)] = torch.tensor([one["reward"] for one in scored])
-    return rewards
+        for name, values in measured([row | {"edited_image": edit["image"]} for edit in row["edits"]]).items():
+            table = found.setdefault(name, torch.zeros(len(rows), max(len(row["edits"]) for row in rows)))
+            table[place, : len(values)] = torch.as_tensor(values)
+    return found
 
 
 def calibration(rewards: Tensor, ranks: Tensor, settings: config.Reward) -> list[dict[str, float]]:

@@ -81,10 +81,10 @@ def test_accuracy_by_kind_of_edit_goes_by_the_first_word():
 
 
 def test_a_judge_of_pairs_scores_every_edit_of_a_ranking():
-    def judge(rows):
-        return [row | {"reward": int(decode(row["edited_image"])[0, 0, 0]) + len(row["instruction"])} for row in rows]
+    def measured(rows):
+        return {"reward": [int(decode(row["edited_image"])[0, 0, 0]) + len(row["instruction"]) for row in rows]}
 
-    rewards = judged(judge, [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])])
+    rewards = judged(measured, [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])])["reward"]
     assert rewards.tolist() == [[33, 258, 23], [256, 31, 0]]
 
 
