@@ -64,7 +64,8 @@ class Checkpoints:
         """`keep_best` more than the last ones are kept: those whose measure `best` is least."""
         self.folder, self.rank = folder, rank
         self.keep_last, self.keep_best, self.best = keep_last, keep_best, best
-        self._thread, self._storing = ThreadPoolExecutor(1, "checkpoint"), None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._storing: Future | None = None
 
     def save(self, engine: deepspeed.DeepSpeedEngine, average: Average | None, stand: Stand) -> None:
         """Collective: write the state to this machine's disk, then store it while training goes on.
@@ -85,7 +86,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until this rank's part of the last checkpoint is stored; raises what kept it from that."""
         storing, self._storing = self._storing, None
-        if isinstance(storing, Future):
+        if storing:
             storing.result()
 
     def newest(self) -> Stand | None:
@@ -112,7 +113,7 @@ class Checkpoints:
         stand = _stands(path, ["rank-0.json"])[0]
         if stand.world == world or not stand.zero_stage:
             return Opened(local, local, stand)
-        state = storage.cache_folder() / "universal" / id_for(path, *sorted(stand.files))
+        state = storage.cache_folder() / "universal" / id_for(path, json.dumps(asdict(stand), sort_keys=True))
         if not (state / "latest_universal").exists():  # written last
             _convert(local, state)
         return Opened(local, state, stand)
@@ -189,7 +190,8 @@ class Opened:
         if self.stand.zero_stage:
             state = get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG)
         else:
-            state = torch.load(self.local / TAG / "mp_rank_00_model_states.pt", map_location="cpu")["module"]
+            file = self.local / TAG / "mp_rank_00_model_states.pt"
+            state = torch.load(file, map_location="cpu", weights_only=True)["module"]
         return {name: state[name].float() for name in shapes}
 
     def forget(self) -> None:

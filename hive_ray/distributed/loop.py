@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray.train
 import torch
 import torch.distributed
-from torch import Tensor, nn
 
 from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
+from hive_ray.distributed.collectives import greatest_over_ranks, sum_over_ranks
 from hive_ray.distributed.engine import autocast, check_memory, loss_scaler, start_engine, take_step
 from hive_ray.distributed.models import Metrics, store_model
+from hive_ray.distributed.objectives import Objective, summarised
 from hive_ray.distributed.progress import duration
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.tables import Fingerprint, Selection
@@ -29,33 +29,13 @@ from hive_ray.distributed.validation import LOSS as VALIDATION_LOSS
 from hive_ray.distributed.validation import Validation, at_rest, validation_due
 from hive_ray.distributed.watching import Watch
 from hive_ray.distributed.weights import Average, consolidated_state
-from hive_ray.schemas import Rows, Stopped
+from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
 
 PREEMPTION_POLL_S = 5.0
-"""How often the workers ask together whether one of their nodes is about to go."""
-
-
-class Objective(Protocol):
-    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
-
-    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
-    these means (an accuracy over some of them, say, from two of the means); and `preview(rows) -> bytes | None`: a PNG
-    that shows what its model makes of them.
-    """
-
-    model: nn.Module
-
-    def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping.
-
-        BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
-        """
-        ...
-
-    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write a portable model folder, card.json in it, with the weights of `state` (a state dict of `model`)."""
-        ...
+"""How often the workers ask together whether one of their nodes is about to go, by the clock of rank 0."""
+ASKS = "asks"
+"""Among a step's measures, so that it takes no collective of its own."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +83,15 @@ class Loop:
         self.objective = told.objective(**told.kwargs)
         self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
         self.images, self.last = 0, {}
-        self.asked = time.monotonic()  # when all ranks last asked for preemptions
+        self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
+        self.asks, self.asked = False, time.monotonic()  # whether all ranks ask for preemptions now; when they last did
         self.announced: set[str] = set()  # nodes that are known to go
         keep = settings.recovery
         self.checkpoints = Checkpoints(
             told.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
         )
-        check_memory(told.name, self.objective.model, settings, context.get_local_world_size(), self._greatest)
+        agree = partial(greatest_over_ranks, device=self.device)
+        check_memory(told.name, self.objective.model, settings, context.get_local_world_size(), agree)
         made_by = self._start()  # its barriers see that the rows have been laid
         self.rows.open()
         self.validation = None
@@ -148,7 +130,7 @@ class Loop:
             every, ended = settings.checkpoint_images, self.images >= settings.total_images
             if ended or before // every < self.images // every:
                 self._checkpoint()
-            if self._asks():
+            if self.asks:
                 self._checkpoint_before_preemption()
 
     def _look(self) -> Metrics:
@@ -191,7 +173,8 @@ class Loop:
         mine = places[self.rank * share : (self.rank + 1) * share]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
-        totals: Metrics = {}
+        asks = self.rank == 0 and time.monotonic() - self.asked >= PREEMPTION_POLL_S
+        totals: Metrics = {ASKS: float(asks)}
         loss_of = partial(self.objective.loss, self.engine)
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
@@ -207,37 +190,15 @@ class Loop:
                 totals[key] = totals.get(key, 0.0) + value * good / share
             totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
         self.images += settings.batch_size
-        skipped = self.last.get(SKIPPED, 0)
-        means = self.good.settle(self._mean_over_ranks(totals), settings.batch_size, skipped)
-        summarise = getattr(self.objective, "summarise", lambda means, num_rows: means)
+        sums, skipped = sum_over_ranks(totals, self.device), self.last.get(SKIPPED, 0)
+        self.asks = sums.pop(ASKS) > 0
+        means = {name: total / self.world for name, total in sums.items()}
+        means = self.good.settle(means, settings.batch_size, skipped)
         measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
         if self.average:
             measures["train/ema_decay"] = self.average.last_decay
-        return summarise(means, settings.batch_size - means[SKIPPED] + skipped) | measures
-
-    def _mean_over_ranks(self, totals: Metrics) -> Metrics:
-        keys = sorted(totals)
-        device = self.engine.device
-        values = torch.stack([torch.as_tensor(totals[key], dtype=torch.float64, device=device) for key in keys])
-        torch.distributed.all_reduce(values)
-        return dict(zip(keys, (values / self.world).tolist(), strict=True))
-
-    def _asks(self) -> bool:
-        """Whether all ranks ask for preemptions now, by the clock of rank 0."""
-        due = self.rank == 0 and time.monotonic() - self.asked >= PREEMPTION_POLL_S
-        asks = self._greatest(float(due)) > 0
-        if asks:
-            self.asked = time.monotonic()
-        return asks
-
-    def _greatest(self, value: float) -> float:
-        """The greatest of a number over all ranks."""
-        found = torch.tensor([value], dtype=torch.float64, device=self._device())
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-        return found.item()
-
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if self.settings.workers.num_gpus else "cpu")
+        num_good = settings.batch_size - means[SKIPPED] + skipped
+        return summarised(self.objective, means, num_good) | measures
 
     def _checkpoint(self) -> None:
         """Collective: each rank writes its part of the state, and stores it while training goes on."""
@@ -256,7 +217,7 @@ class Loop:
 
     def _checkpoint_before_preemption(self) -> None:
         """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
-        info = ray.train.get_preemption_info()
+        self.asked, info = time.monotonic(), ray.train.get_preemption_info()
         fresh = set(info.preempted_node_ids) - self.announced if info else set()
         if not fresh:
             return
@@ -297,7 +258,7 @@ class Loop:
         stand = self.checkpoints.newest() if self.rank == 0 else None
         if self.rank == 0:
             self.checkpoints.forget_after(stand.images if stand else -1)
-        images = int(self._greatest(stand.images if stand else -1))
+        images = int(greatest_over_ranks(stand.images if stand else -1, self.device))
         if images < 0:
             return None
         if not self.first:

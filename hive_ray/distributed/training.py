@@ -23,8 +23,9 @@ from hive_ray import storage
 from hive_ray.config import Training
 from hive_ray.distributed.checkpoints import Checkpoints
 from hive_ray.distributed.cluster import cluster_in_words, of_workers, require, saying_what_is_missing
-from hive_ray.distributed.loop import Loop, Objective, Told
+from hive_ray.distributed.loop import Loop, Told
 from hive_ray.distributed.models import Metrics, build_model, store_model
+from hive_ray.distributed.objectives import Objective
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.trackers import require_tracker

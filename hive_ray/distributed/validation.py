@@ -20,8 +20,10 @@ from torch import nn
 
 from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import GoodRows
+from hive_ray.distributed.collectives import sum_over_ranks
 from hive_ray.distributed.engine import autocast
 from hive_ray.distributed.models import Metrics
+from hive_ray.distributed.objectives import Objective, summarised
 from hive_ray.distributed.rows import RowStore
 from hive_ray.distributed.tables import Selection
 from hive_ray.distributed.weights import Average
@@ -100,7 +102,7 @@ class Validation:
         self.good = GoodRows(store, name, settings.recovery.most_bad_rows)
 
     @torch.no_grad()
-    def measure(self, objective, engine: deepspeed.DeepSpeedEngine) -> Metrics:
+    def measure(self, objective: Objective, engine: deepspeed.DeepSpeedEngine) -> Metrics:
         """validation/loss and the objective's other measures, means over the rows that are good.
 
         Batch i of `micro_batch_size` rows has the noise of (seed, i), whichever rank reads it: the figures do not
@@ -122,17 +124,13 @@ class Validation:
                 totals[key] = totals.get(key, 0.0) + value * good * counts
         for why in list(self.good.found.values())[known:]:
             print(f"{self.name}: skipped the held-out {why}", flush=True)
-        names = sorted(totals)
-        sums = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=engine.device)
-        torch.distributed.all_reduce(sums)
-        found = dict(zip(names, sums.tolist(), strict=True))
+        found = sum_over_ranks(totals, engine.device)
         rows = max(found.pop("rows"), 1.0)
-        summarise = getattr(objective, "summarise", lambda means, num_rows: means)
-        means = summarise({name: total / rows for name, total in found.items()}, rows)
+        means = summarised(objective, {name: total / rows for name, total in found.items()}, rows)
         return {f"validation/{name.partition('/')[2]}": value for name, value in means.items()}
 
     @torch.no_grad()
-    def preview(self, objective, engine: deepspeed.DeepSpeedEngine) -> bytes | None:
+    def preview(self, objective: Objective, engine: deepspeed.DeepSpeedEngine) -> bytes | None:
         """A PNG of edits of some held-out rows on rank 0, None on others or if the objective draws none.
 
         Under ZeRO stage 3 all ranks draw the same, since each holds but a part of the weights.

@@ -122,7 +122,7 @@ def test_the_weights_of_a_checkpoint_are_read_without_an_engine(resumed, stage):
     for name, weight in opened.weights(shapes).items():
         assert weight.tolist() == averaged[name]
     if stage < 3:
-        kept = torch.load(opened.state / "state" / "mp_rank_00_model_states.pt")["module"]
+        kept = torch.load(opened.state / "state" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
         assert kept.keys() == shapes.keys()  # frozen weights are the start's
     last = replace(opened, stand=Stand(64, {}, 2, updates=0, zero_stage=stage)).weights(shapes)
     assert {name: weight.shape for name, weight in last.items()} == shapes

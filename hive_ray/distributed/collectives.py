@@ -1,0 +1,21 @@
+"""Numbers that all ranks know after each has told its own."""
+
+import torch
+import torch.distributed
+
+from hive_ray.distributed.models import Metrics
+
+
+def sum_over_ranks(own: Metrics, device: torch.device) -> Metrics:
+    """The sums of measures over all ranks, which tell the same names; numbers, or tensors of one number each."""
+    names = sorted(own)
+    sums = torch.stack([torch.as_tensor(own[name], dtype=torch.float64, device=device) for name in names])
+    torch.distributed.all_reduce(sums)
+    return dict(zip(names, sums.tolist(), strict=True))
+
+
+def greatest_over_ranks(own: float, device: torch.device) -> float:
+    """The greatest of a number over all ranks."""
+    found = torch.tensor([own], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return found.item()

@@ -1,0 +1,38 @@
+"""What the training loop and its looks at held-out rows know of a model."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hive_ray.distributed.models import Metrics
+from hive_ray.schemas import Rows
+
+
+class Objective(Protocol):
+    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
+
+    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
+    these means (an accuracy over some of them, say, from two of the means); and `preview(rows) -> bytes | None`: a PNG
+    that shows what its model makes of them.
+    """
+
+    model: nn.Module
+
+    def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping.
+
+        BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
+        """
+        ...
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write a portable model folder, card.json in it, with the weights of `state` (a state dict of `model`)."""
+        ...
+
+
+def summarised(objective: Objective, means: Metrics, num_rows: float) -> Metrics:
+    """What is logged of so many rows whose measures have these means: the objective's word, if it has one."""
+    summarise = getattr(objective, "summarise", None)
+    return summarise(means, num_rows) if summarise else means
