@@ -30,31 +30,6 @@ from jobs import encode_latents
 from jobs.run import Run, fingerprint, main
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What one editor is trained on, and from which editor; None starts from `editor.start`."""
-
-    table: str
-    start: str | None
-    shaping: str | None = None
-    objective: type[EditorObjective] = EditorObjective
-
-
-ARMS = {
-    "sft": Arm("pairs", None),
-    "control": Arm("pairs", "editors/sft"),  # sft trained on as long as the arms below, without feedback
-    "finetuned": Arm("scored_pairs", "editors/sft", "configured"),
-    "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
-    "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
-    "dpo": Arm("rankings", "editors/sft", objective=PreferenceObjective),  # no reward model between
-}
-COLUMNS = ["pair_id", "instruction", "weight"]
-PICTURES = ["source_image", "edited_image"]
-ENCODED = ["height", "width", "latents"]
-SOURCES = ["origin", "source_caption", "edited_caption"]
-RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
-
-
 class _Carded:
     """An editor's objective, with the card of what it will have become."""
 
@@ -77,15 +52,43 @@ class PreferenceTraining(_Carded, PreferenceObjective):
     """Training on rankings."""
 
 
-def build(run: Run, arm: str = "sft") -> Metrics:
-    table, _, _ = _plan(run, arm)
-    ranked = ARMS[arm].objective is PreferenceObjective
-    if ranked:
+@dataclass(frozen=True)
+class Arm:
+    """What one editor is trained on, and from which editor; None starts from `editor.start`."""
+
+    table: str
+    start: str | None
+    shaping: str | None = None
+    objective: type[EditorObjective] = EditorTraining
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it learns from rankings directly."""
+        return self.objective is PreferenceTraining
+
+
+ARMS = {
+    "sft": Arm("pairs", None),
+    "control": Arm("pairs", "editors/sft"),  # sft trained on as long as the arms below, without feedback
+    "finetuned": Arm("scored_pairs", "editors/sft", "configured"),
+    "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
+    "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
+    "dpo": Arm("rankings", "editors/sft", objective=PreferenceTraining),  # no reward model between
+}
+COLUMNS = ["pair_id", "instruction", "weight"]
+PICTURES = ["source_image", "edited_image"]
+ENCODED = ["height", "width", "latents"]
+SOURCES = ["origin", "source_caption", "edited_caption"]
+RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
+
+
+def build(run: Run, name: str = "sft") -> Metrics:
+    told, table, arm = training(run, name), _plan(run, name)[0], ARMS[name]
+    if arm.ranked:
         schema, columns = RANKINGS, RANKED
     else:
-        schema = SCORED_PAIRS if ARMS[arm].shaping else PAIRS
+        schema = SCORED_PAIRS if arm.shaping else PAIRS
         columns = COLUMNS + (PICTURES if run.config.editor.latents == "none" else ENCODED)
-    told = training(run, arm)
 
     @cache
     def sides() -> tuple[Selection, Selection]:
@@ -96,21 +99,21 @@ def build(run: Run, arm: str = "sft") -> Metrics:
         rows=lambda: sides()[0],
         held_out=lambda: sides()[1],
         columns=columns,
-        shown=["source_image"] if ranked else PICTURES,
+        shown=["source_image"] if arm.ranked else PICTURES,
         on_mismatch=run.on_mismatch,
     )
 
 
-def training(run: Run, arm: str) -> dict[str, Any]:
+def training(run: Run, name: str) -> dict[str, Any]:
     """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
-    settings, (table, start, suffix) = run.config.editor, _plan(run, arm)
-    ranked, digest = ARMS[arm].objective is PreferenceObjective, table_digest(table)
-    stage = settings.model_copy(update={"start": ""} if ranked else {"start": "", "dpo": Dpo()})
+    settings, (table, start, suffix) = run.config.editor, _plan(run, name)
+    arm, digest = ARMS[name], table_digest(table)
+    stage = settings.model_copy(update={"start": ""} if arm.ranked else {"start": "", "dpo": Dpo()})
     return dict(
-        objective=PreferenceTraining if ranked else EditorTraining,
-        name=f"editors/{arm}",
+        objective=arm.objective,
+        name=f"editors/{name}",
         run=run.root,
-        settings=settings.dpo.training if ranked else settings.finetune if ARMS[arm].start else settings.sft,
+        settings=settings.dpo.training if arm.ranked else settings.finetune if arm.start else settings.sft,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         start=start,
         editor=settings,
