@@ -135,8 +135,9 @@ class Cache:
         return self.rows.get(place)
 
     def put(self, place: Place, pictures: dict[str, bytes]) -> None:
+        """Keep a row; one that is there already, as a neighbour of what was asked for, counts once."""
+        self.held += _size(pictures) - _size(self.rows.pop(place, {}))
         self.rows[place] = pictures
-        self.held += _size(pictures)
 
     def take(self, place: Place) -> dict[str, bytes]:
         """A row that was just put, after what is too much was dropped."""
