@@ -8,14 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from hive_ray.annotation.handing import Showing
-from hive_ray.annotation.people import SignedIn, sign_in, sign_out, who
+from hive_ray.annotation.people import SESSION_S, SignedIn, sign_in, sign_out, who
 from hive_ray.annotation.progress import done_by
 from serve.gallery import SOURCE, as_sent
 from serve.sessions import COOKIE, Person, from_this_site
 
 MAX_BROKEN = 20
 """Tasks with unreadable pictures that are passed over for one request."""
-SESSION_AGE_S = 30 * 24 * 3600
 
 routes = APIRouter()
 
@@ -73,7 +72,7 @@ def begin(asked: SignIn, request: Request) -> JSONResponse:
         raise HTTPException(401, "this link is not valid (any more); ask the administrator for a new one")
     answer = JSONResponse(_about(request, person))
     secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, cookie, max_age=SESSION_AGE_S, httponly=True, samesite="strict", secure=secure)
+    answer.set_cookie(COOKIE, cookie, max_age=int(SESSION_S), httponly=True, samesite="strict", secure=secure)
     return answer
 
 
