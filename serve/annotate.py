@@ -41,7 +41,7 @@ from hive_ray.annotation.people import PersonError, invite
 from hive_ray.config import Annotation
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
-from serve.guard import HEADERS, Guard, answer_refused, refusal
+from serve.guard import HEADERS, Guard, answer_failure, answer_invalid, answer_refused, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,12 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
         lifespan=_few_threads,
         exception_handlers={
             HTTPException: answer_refused,
-            RequestValidationError: _answer_invalid,
+            RequestValidationError: answer_invalid,
             DatabaseAway: _answer_away,
             Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
             **dict.fromkeys((AnswerError, LabelStudioError, PersonError), lambda _, error: refusal(400, str(error))),
             PictureError: lambda _, error: refusal(404, str(error)),
-            Exception: lambda _, error: refusal(
-                500, f"the server failed with {type(error).__name__}; its log says more"
-            ),
+            Exception: answer_failure,
         },
     )
     plan = Plan(
@@ -169,15 +167,6 @@ async def _few_threads(_: FastAPI) -> AsyncIterator[None]:
 async def _answer_away(_: Request, error: DatabaseAway) -> JSONResponse:
     logger.warning("%s", error)
     return refusal(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
-
-
-async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """What was seen and what was wanted, a field at a time."""
-    parts = [
-        f"{one['loc'][-1]} is {str(one.get('input'))[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
-        for one in error.errors()
-    ]
-    return refusal(400, "; ".join(parts))
 
 
 def links(database: Database, address: str) -> str:

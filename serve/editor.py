@@ -41,7 +41,7 @@ from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
 from hive_ray.shapes.scenes import draw, place, random_description
 from hive_ray.storage import absolute, fetch_folder
-from serve.guard import Guard, answer_refused, refusal
+from serve.guard import Guard, answer_failure, answer_invalid, answer_refused, refusal
 from serve.model import BATCH_ROWS, EditorModel, EditRequest
 from serve.pictures import MAX_PICTURE_PIXELS, MAX_UPLOAD_BYTES, SMALL, fit
 
@@ -121,21 +121,6 @@ async def _answer_image_error(_: Request, error: ImageError) -> JSONResponse:
     return refusal(400, str(error))
 
 
-async def _answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """What was seen and what was wanted, a field at a time."""
-    parts = [
-        f"{one['loc'][-1]} is missing"
-        if one["type"] == "missing"
-        else f"{one['loc'][-1]} is {str(one['input'])[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
-        for one in error.errors()
-    ]
-    return refusal(400, "; ".join(parts))
-
-
-async def _answer_failure(_: Request, error: Exception) -> JSONResponse:
-    return refusal(500, f"the server failed with {type(error).__name__}; its log says more")
-
-
 web = FastAPI(
     title="hive_ray editor",
     docs_url=None,  # the pages of /docs and /redoc load scripts from elsewhere
@@ -143,8 +128,8 @@ web = FastAPI(
     exception_handlers={
         HTTPException: answer_refused,
         ImageError: _answer_image_error,
-        RequestValidationError: _answer_invalid,
-        Exception: _answer_failure,
+        RequestValidationError: answer_invalid,
+        Exception: answer_failure,
     },
 )
 web.add_middleware(Guard, most_bytes=MAX_UPLOAD_BYTES, beside=FORM_BYTES)

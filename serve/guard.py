@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -65,3 +66,19 @@ def refusal(status: int, message: str, headers: Mapping[str, str] | None = None,
 async def answer_refused(_: Request, error: HTTPException) -> JSONResponse:
     """An HTTPException in that form."""
     return refusal(error.status_code, str(error.detail), error.headers)
+
+
+async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    """What was seen and what was wanted, a field at a time."""
+    parts = [
+        f"{one['loc'][-1]} is missing"
+        if one["type"] == "missing"
+        else f"{one['loc'][-1]} is {str(one['input'])[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
+        for one in error.errors()
+    ]
+    return refusal(400, "; ".join(parts))
+
+
+async def answer_failure(_: Request, error: Exception) -> JSONResponse:
+    """Any other exception, which the log says more of."""
+    return refusal(500, f"the server failed with {type(error).__name__}; its log says more")
