@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Statistic = Callable[..., np.ndarray]
+Value = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,20 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+def ratio(sample: np.ndarray, axis: int) -> np.ndarray:
+    """A statistic of pairs (part, whole): all parts over all wholes, such as what was right of all preferences."""
+    sums = sample.sum(axis)
+    return sums[..., 0] / sums[..., 1]
+
+
+def ratio_gap(sample: np.ndarray, axis: int) -> np.ndarray:
+    """A statistic of fours (part, whole, other part, other whole): by how much the first ratio is above the second."""
+    sums = sample.sum(axis)
+    return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+
+
 def interval(
-    values: Mapping[str, float] | Iterable[float],
+    values: Mapping[str, Value] | Iterable[Value],
     statistic: Statistic = np.mean,
     *,
     resamples: int = 1000,
@@ -33,7 +46,8 @@ def interval(
     """Percentile bootstrap over prompts (Efron 1979): resample prompts with replacement, take the middle
     `level`.
 
-    `statistic` takes an array and `axis`. All values alike give bounds equal to the value.
+    `statistic` takes an array and the `axis` of prompts; a value may be several numbers, which lie on the last axis. All
+    values alike give bounds equal to the value.
     """
     sample = np.array(_in_order(values), dtype=np.float64)
     if not len(sample):
@@ -44,6 +58,6 @@ def interval(
     return Interval(float(statistic(sample, axis=0)), float(low), float(high))
 
 
-def _in_order(values: Mapping[str, float] | Iterable[float]) -> list[float]:
+def _in_order(values: Mapping[str, Value] | Iterable[Value]) -> list[Value]:
     """Values in the order of their prompts, so that the order of rows changes nothing."""
     return [values[key] for key in sorted(values)] if isinstance(values, Mapping) else list(values)

@@ -24,7 +24,9 @@ from hive_ray.evaluation.metrics import (
     win_rates,
 )
 from hive_ray.evaluation.report import Finding, Report
+from hive_ray.intervals import Interval
 from hive_ray.pages import Example, Shown
+from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from hive_ray.reward.worth import PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
@@ -70,32 +72,44 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
     )
 
 
-ACCURACIES = ("reward/accuracy", "reward/ranking_accuracy")
 BESIDE = {
-    "another_person": "one other person",
-    "all_others": "all other people together",
-    "clip_direction": "CLIP direction",
-    "clip_image": "CLIP image",
-    "clip": "CLIP direction + image",
+    "held_out_before_training": "reward model, held-out rankings, before training",
+    "another_person": "one other person, held-out rankings",
+    "all_others": "all other people together, held-out rankings",
+    "clip_direction": "CLIP direction, held-out rankings",
+    "clip_image": "CLIP image, held-out rankings",
+    "clip": "CLIP direction + image, held-out rankings",
 }
 """By names in the reward model's card: who else ranks the held-out rankings."""
 
 
 def _worth(card: dict[str, Any]) -> dict[str, Any]:
     """What the reward model's card says, as parts of a Report; nothing held out leaves little of it."""
+    others = card.get("beside", {}) | {name: card[name] for name in BESIDE if name in card}
     measured = {
         "reward model, training rankings": card.get("train"),
         "reward model, held-out rankings": card.get("held_out"),
-        "reward model, held-out rankings, before training": card.get("held_out_before_training"),
-    } | {f"{words}, held-out rankings": card.get("beside", {}).get(name) for name, words in BESIDE.items()}
+    } | {words: others.get(name) for name, words in BESIDE.items()}
     for kind, one in card.get("kinds", {}).items():
         measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
+    minus = {BESIDE[name]: gap[ACCURACY] for name, gap in card.get("minus", {}).items() if gap}
     return {
-        "reward_accuracy": {name: tuple(one[key] for key in ACCURACIES) for name, one in measured.items() if one},
+        "reward_accuracy": {
+            name: tuple(_bounded(one, key) for key in (ACCURACY, RANKING_ACCURACY))
+            for name, one in measured.items()
+            if one
+        },
+        "reward_minus": {name: Interval(**gap) for name, gap in minus.items()},
         "reward_noticed": {PROBES[name]: rate for name, rate in card.get("noticed", {}).items()},
         "reward_calibration": [(one["predicted"], one["observed"]) for one in card.get("calibration", [])],
         "reward_remarks": [words for words in (card["warning"], *card.get("remarks", [])) if words],
     }
+
+
+def _bounded(measured: dict[str, Any], key: str) -> Interval | float:
+    """A measure with its interval; without one where there is no preference, or the card is of an earlier version."""
+    bounds = measured.get("intervals", {}).get(key)
+    return Interval(**bounds) if bounds else measured[key]
 
 
 def _rewards(run: Run) -> dict[str, list[float]]:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from hive_ray import config
 from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import Selection, read_rows, select, table_digest
+from hive_ray.distributed.tables import Selection, Where, read_rows, select, table_digest
 from hive_ray.distributed.training import fit
+from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import RewardObjective, is_held_out, measure, rewards_of
-from hive_ray.reward.worth import worth
+from hive_ray.reward.objective import RewardObjective, is_held_out, is_learned
+from hive_ray.reward.worth import foretold, measured, worth
 from hive_ray.schemas import RANKINGS, Rows
 from jobs.run import Run, fingerprint, main
 
@@ -26,58 +27,65 @@ NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): 
 class RewardTraining(RewardObjective):
     """The reward model's objective, with what it is worth on rankings it never saw in its card."""
 
-    def __init__(self, start: str, reward: config.Reward, rankings: str, clip: str) -> None:
+    def __init__(self, start: str, reward: config.Reward, rankings: str, clip: str, share: float = 1.0) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
-        self.start, self.rankings, self.clip = start, rankings, clip
+        self.start, self.rankings, self.clip, self.share = start, rankings, clip, share
 
     def save(self, folder: Path, state: dict[str, Tensor], card: dict | None = None) -> None:
         self.model.load_state_dict(state)
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
-        trained, held_out = self._rows(COLUMNS, held_out=False), self._rows(HELD_OUT_COLUMNS, held_out=True)
+        trained, unseen = self._rows(COLUMNS), self._rows(HELD_OUT_COLUMNS, held_out=True)
         card = {
             "rankings": table_digest(self.rankings),
-            "train": measure(*rewards_of(self.model, trained), self.loss_of_rewards),
-            **(worth(self.model, start, self.clip, held_out, self.settings) if held_out else NOTHING_HELD_OUT),
+            "train": measured(foretold(self.model, trained), self.settings),
+            "train_rankings": len(trained),
+            "train_prompts": len({row["prompt_id"] for row in trained}),
+            **(worth(self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
         }
         for words in filter(None, (card["warning"], *card.get("remarks", []))):
             print(f"reward: {words}", flush=True)
-        if held_out:
+        if unseen:
             print(
-                f"reward: accuracy {card['held_out']['reward/accuracy']:.3f} on held-out preferences, "
-                f"{card['held_out_before_training']['reward/accuracy']:.3f} before training",
+                f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
+                f"{card['held_out_before_training'][ACCURACY]:.3f} before training",
                 flush=True,
             )
         super().save(folder, state, card)
 
-    def _rows(self, columns: list[str], held_out: bool) -> Rows:
-        where = {"prompt_id": lambda name: is_held_out(name, self.settings.held_out_rate) == held_out}
+    def _rows(self, columns: list[str], held_out: bool = False) -> Rows:
+        where = side(self.settings.held_out_rate, self.share, held_out)
         return list(read_rows(self.rankings, RANKINGS, columns, where=where))
 
 
-def build(run: Run) -> Metrics:
+def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:
+    """The rankings that are held out, or those of a share of the other prompts, which are learned from."""
+    return {"prompt_id": lambda name: is_held_out(name, rate) if held_out else is_learned(name, rate, share)}
+
+
+def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
+    """The model <run>/<name>, trained on the rankings of this share of the prompts that are not held out."""
     settings, rankings = run.config.reward, run.path("rankings")
-    rate = settings.held_out_rate
     start = settings.start if settings.start == "shapes" else model_digest(settings.start)
-    stage = settings.model_copy(update={"start": start})
+    stage, of_share = settings.model_copy(update={"start": start}), {} if share == 1 else {"share": f"{share:g}"}
 
     def those(held_out: bool, limit: int | None = None) -> Selection:
-        where = {"prompt_id": lambda name: is_held_out(name, rate) == held_out}
-        return select(rankings, RANKINGS, where=where, limit=limit)
+        return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out), limit=limit)
 
     return fit(
         RewardTraining,
-        name="reward",
+        name=name,
         run=run.root,
         rows=lambda: those(held_out=False),
         held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
         columns=COLUMNS,
         settings=settings.training,
-        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(rankings)),
+        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(rankings), **of_share),
         on_mismatch=run.on_mismatch,
         start=settings.start,
         reward=settings,
         rankings=rankings,
         clip=run.config.evaluation.clip,
+        share=share,
     )
 
 

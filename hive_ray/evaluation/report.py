@@ -24,7 +24,7 @@ METRIC_WORDS = {
     "clip_direction": "CLIP direction",
     "reward": "reward",
 }
-SHARES = ("followed", "preserved", "right", "overall")  # shown in per cent
+SHARES = ("followed", "preserved", "right", "overall", "accuracy")  # shown in per cent
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Report:
     edits: Sequence[Example] = ()
     pairs: Sequence[Example] = ()
     rankings: Sequence[Example] = ()
-    reward_accuracy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    reward_accuracy: Mapping[str, tuple[Interval | float, Interval | float]] = field(default_factory=dict)
     """Who ranks which rankings -> share of preferences that are right (chance is 0.5), and of whole rankings."""
+    reward_minus: Mapping[str, Interval] = field(default_factory=dict)
+    """Who ranks which rankings -> the reward model's share of right preferences minus theirs, paired by prompt."""
     reward_noticed: Mapping[str, float] = field(default_factory=dict)
     """What was done to an edit that people like -> how often the edit itself has the greater reward; chance is 0.5."""
     reward_calibration: Sequence[tuple[float, float]] = ()
@@ -139,6 +141,12 @@ def _bounds(bounds: Interval, metric: str) -> str:
     return f"{bounds.low * scale:.{digits}f} to {bounds.high * scale:.{digits}f}".replace("-", "\u2212")
 
 
+def _gap(gap: Interval, metric: str) -> str:
+    """A paired difference beneath a measure, with a star where its interval excludes zero."""
+    words = _signed(gap.value, metric)
+    return f'<small class="sure">{words}*</small>' if gap.excludes_zero else f"<small>{words}</small>"
+
+
 def _table_of_editors(report: Report) -> str:
     if not report.summaries:
         return ""
@@ -152,9 +160,7 @@ def _table_of_editors(report: Report) -> str:
             seen = summary.metrics[metric]
             cell = f"{_number(seen.value, metric)}<small>{_bounds(seen, metric)}</small>"
             if metric in gaps:
-                sure = gaps[metric].excludes_zero
-                gap = _signed(gaps[metric].value, metric)
-                cell += f'<small class="sure">{gap}*</small>' if sure else f"<small>{gap}</small>"
+                cell += _gap(gaps[metric], metric)
             cells.append(cell)
         rows.append(cells)
     words = "Means over prompts, with 95 % bootstrap intervals by prompt beneath."
@@ -227,11 +233,7 @@ def _reward(report: Report) -> str:
     """Its remarks, who else ranks how well, what it notices, how sure it is, and what rewards it gives."""
     parts = [note(words) for words in report.reward_remarks]
     if report.reward_accuracy:
-        rows = [
-            [escape(name), *(f"{100 * share:.1f} %" for share in shares)]
-            for name, shares in report.reward_accuracy.items()
-        ]
-        parts.append(table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows))
+        parts.append(_accuracies(report))
     if report.reward_noticed:
         rows = [[escape(name), f"{100 * rate:.0f} %"] for name, rate in report.reward_noticed.items()]
         parts.append(table(["a good edit against", "the edit has the greater reward (chance 50 %)"], rows))
@@ -242,3 +244,22 @@ def _reward(report: Report) -> str:
     if groups:
         parts.append(chart(histogram(groups, across="reward", upwards="share of edits")))
     return "".join(parts)
+
+
+def _accuracies(report: Report) -> str:
+    """Who ranks how well, with intervals where they are known, and by how much the reward model is better."""
+    rows = []
+    for name, shares in report.reward_accuracy.items():
+        cells = [
+            f"{_number(one.value, 'accuracy')}<small>{_bounds(one, 'accuracy')}</small>"
+            if isinstance(one, Interval)
+            else _number(one, "accuracy")
+            for one in shares
+        ]
+        if name in report.reward_minus:
+            cells[0] += _gap(report.reward_minus[name], "accuracy")
+        rows.append([escape(name), *cells])
+    words = "Beneath a share its 95 % bootstrap interval by prompt."
+    if report.reward_minus:
+        words += " Last line: the reward model minus this, paired by prompt; * its interval excludes zero."
+    return table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows) + note(words)

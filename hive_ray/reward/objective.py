@@ -73,24 +73,45 @@ def chance_loss(ranks: Tensor, loss: Loss) -> float:
     return loss(torch.zeros(ranks.shape, dtype=torch.float64, device=ranks.device), ranks).item()
 
 
+def right_preferences(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each of B prompts, rewards and ranks (B, K): in how many preferences the chosen edit has the greater reward,
+    equal ones counting half, and how many preferences there are; (B,) each."""
+    chosen = preferred(ranks)
+    right = ((rewards[:, :, None] - rewards[:, None, :]).sign() + 1) / 2
+    return right.where(chosen, 0).sum((1, 2)), chosen.sum((1, 2))
+
+
+def right_rankings(rewards: Tensor, ranks: Tensor) -> Tensor:
+    """Of each of B prompts, whether every preference is right: rewards and ranks (B, K) -> bool (B,)."""
+    wrong = preferred(ranks) & (rewards[:, :, None] <= rewards[:, None, :])
+    return ~wrong.flatten(1).any(1)
+
+
 def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
     """Share of preference pairs in which the chosen edit has the greater reward; equal rewards count half.
 
     0.5 is guessing, and what is returned if there is no preference at all.
     """
-    margins = (rewards[:, :, None] - rewards[:, None, :])[preferred(ranks)]
-    return ((margins.sign() + 1) / 2).mean().item() if len(margins) else 0.5
+    right, preferences = (counts.sum().item() for counts in right_preferences(rewards, ranks))
+    return right / preferences if preferences else 0.5
 
 
 def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
     """Share of prompts whose every preference pair is right; guessing has 1 / K! without ties."""
-    wrong = preferred(ranks) & (rewards[:, :, None] <= rewards[:, None, :])
-    return (~wrong.flatten(1).any(1)).float().mean().item()
+    return right_rankings(rewards, ranks).float().mean().item()
 
 
 def is_held_out(prompt_id: str, rate: float) -> bool:
     """Whether all rankings of this prompt are kept out of training, to measure the model."""
     return uniform_for("reward", prompt_id) < rate
+
+
+def is_learned(prompt_id: str, rate: float, share: float = 1.0) -> bool:
+    """Whether the model learns from the rankings of this prompt: of those that are not held out, a share.
+
+    The prompts of a smaller share are among those of a larger one.
+    """
+    return not is_held_out(prompt_id, rate) and uniform_for("reward_share", prompt_id) < share
 
 
 def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -2,11 +2,13 @@
 
 held-out rankings, RewardModel -> worth -> the model's card and the report
 
+What is said of a difference in words is what its interval supports; how rewards are counted is in `accuracies.py`.
+
 N rankings, K edits of each; a rank of 0 marks an edit that is not there
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -16,23 +18,18 @@ from torch import Tensor
 
 from hive_ray import config
 from hive_ray.images import decode, encode, resize
+from hive_ray.intervals import Interval
 from hive_ray.preferences import preference_loss
+from hive_ray.reward.accuracies import ACCURACY, Foretold, accuracies, differences, intervals
 from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import (
-    doubt,
-    loss_of,
-    measure,
-    pairwise_accuracy,
-    preferred,
-    ranking_accuracy,
-    rewards_of,
-)
+from hive_ray.reward.objective import doubt, loss_of, measure, preferred, rewards_of
 from hive_ray.schemas import Row, Rows
 
-Accuracies = dict[str, float]
 NOTICED = 0.75
 """A probe on which the true edit is preferred more rarely is remarked on; guessing has 0.5."""
+AGREED = 0.6
+"""People who foretell fewer of each other's preferences agree little."""
 CHANGED = 32
 """Levels of 0..255 in any colour from which a pixel counts as changed by an edit."""
 NUM_BINS = 5
@@ -51,51 +48,58 @@ def worth(model: RewardModel, start: RewardModel, clip: str, rows: Rows, setting
 
     start: what its training started from. clip: a CLIP folder or hub name, the simple judges beside it.
     """
-    rewards, ranks = rewards_of(model, rows)
-    loss = loss_of(settings)
-    unseen = measure(rewards, ranks, loss)
+    ours, before = foretold(model, rows), foretold(start, rows)
     simple = judged(ClipScorer(clip).measured, rows)
-    beside = agreement(rows) | {
-        name: accuracies(sum(simple[one] for one in summed), ranks) for name, summed in CLIP_MEASURES.items()
+    beside = people(rows) | {
+        name: Foretold(sum(simple[one] for one in summed), ours.ranks, ours.prompts)
+        for name, summed in CLIP_MEASURES.items()
     }
-    noticed, bins = probe(model, rows), calibration(rewards, ranks, settings)
-    return {
-        "held_out": unseen,
-        "held_out_before_training": measure(*rewards_of(start, rows), loss),
+    said = {
+        "held_out": measured(ours, settings),
+        "held_out_before_training": measured(before, settings),
+        "beside": {name: accuracies(theirs) for name, theirs in beside.items()},
+        "minus": {
+            name: differences(ours, theirs) for name, theirs in ({"held_out_before_training": before} | beside).items()
+        },
+    }
+    noticed, bins = probe(model, rows), calibration(ours.rewards, ours.ranks, settings)
+    return said | {
         "held_out_rankings": len(rows),
-        "held_out_prompts": len({row["prompt_id"] for row in rows}),
-        "beside": beside,
-        "kinds": kinds(rewards, ranks, [row["instruction"] for row in rows]),
+        "held_out_prompts": len(set(ours.prompts)),
+        "kinds": kinds(ours, [row["instruction"] for row in rows]),
         "noticed": noticed,
         "calibration": bins,
         "calibration_error": calibration_error(bins),
-        "warning": doubt(unseen) or "",
-        "remarks": remarks(unseen, beside, noticed),
+        "warning": doubt(said["held_out"]) or "",
+        "remarks": remarks(said, noticed),
     }
 
 
-def accuracies(rewards: Tensor, ranks: Tensor) -> Accuracies:
-    """Both accuracies of rewards (N, K) on ranks (N, K), the keys as in `objective.measure`."""
-    return {
-        "reward/accuracy": pairwise_accuracy(rewards, ranks),
-        "reward/ranking_accuracy": ranking_accuracy(rewards, ranks),
-    }
+def foretold(model: RewardModel, rows: Rows) -> Foretold:
+    """What a model's rewards foretell of RANKINGS rows."""
+    return Foretold(*rewards_of(model, rows), [row["prompt_id"] for row in rows])
 
 
-def kinds(rewards: Tensor, ranks: Tensor, instructions: list[str]) -> dict[str, dict[str, float]]:
+def measured(foretold: Foretold, settings: config.Reward) -> dict[str, Any]:
+    """`objective.measure` of what was foretold, with the `intervals` of its accuracies."""
+    found = measure(foretold.rewards, foretold.ranks, loss_of(settings))
+    return {**found, "intervals": intervals(foretold)}
+
+
+def kinds(foretold: Foretold, instructions: list[str]) -> dict[str, dict[str, Any]]:
     """Accuracies by kind of edit, which is the first word of its instruction; LEAST_OF_A_KIND rankings make one."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, instruction in enumerate(instructions):
         places[(instruction.lower().split() or [""])[0]].append(place)
     return {
-        kind: accuracies(rewards[those], ranks[those]) | {"rankings": len(those)}
+        kind: accuracies(foretold.some(those)) | {"rankings": len(those)}
         for kind, those in sorted(places.items(), key=lambda one: (-len(one[1]), one[0]))
         if len(those) >= LEAST_OF_A_KIND
     }
 
 
-def agreement(rows: Rows) -> dict[str, Accuracies]:
-    """How well people foretell each other where several ranked a prompt: what a model can be expected to reach.
+def people(rows: Rows) -> dict[str, Foretold]:
+    """What people foretell of each other where several ranked a prompt: what a model can be expected to reach.
 
     "another_person": every other person's ranks of the prompt in place of rewards. "all_others": the mean ranks of all
     others, which know more. Both over the preferences of all people; empty if nobody shared a prompt.
@@ -103,17 +107,21 @@ def agreement(rows: Rows) -> dict[str, Accuracies]:
     orders_of: dict[tuple, list[list[int]]] = defaultdict(list)
     for row in rows:
         orders_of[row["prompt_id"], *(edit["edit_id"] for edit in row["edits"])].append(row["ranks"])
-    found: dict[str, list[tuple[list[float], list[int]]]] = {"another_person": [], "all_others": []}
-    for orders in orders_of.values():
+    found: dict[str, list[tuple[list[float], list[int], str]]] = {"another_person": [], "all_others": []}
+    for (prompt_id, *_), orders in orders_of.items():
         for place, order in enumerate(orders):
             others = orders[:place] + orders[place + 1 :]
-            found["another_person"] += [([-float(rank) for rank in other], order) for other in others]
+            found["another_person"] += [([-float(rank) for rank in other], order, prompt_id) for other in others]
             if others:
-                found["all_others"].append(([-fmean(ranks) for ranks in zip(*others, strict=True)], order))
-    return {name: accuracies(*map(_padded, zip(*each, strict=True))) for name, each in found.items() if each}
+                means = [-fmean(ranks) for ranks in zip(*others, strict=True)]
+                found["all_others"].append((means, order, prompt_id))
+    columns = {name: list(zip(*each, strict=True)) for name, each in found.items() if each}
+    return {
+        name: Foretold(_padded(rewards), _padded(ranks), prompts) for name, (rewards, ranks, prompts) in columns.items()
+    }
 
 
-def _padded(lists: tuple[list, ...]) -> Tensor:
+def _padded(lists: Sequence[list]) -> Tensor:
     """Lists of different lengths -> (N, K), filled up with 0."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True)
 
@@ -197,23 +205,59 @@ def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, s
     ]
 
 
-def remarks(model: Accuracies, beside: dict[str, Accuracies], probes: dict[str, float]) -> list[str]:
-    """In words, where a model is no better than something simple, or blind; `beside`: people and CLIP by name."""
-    ours, found = model["reward/accuracy"], []
-    for name in CLIP_MEASURES:
-        if name in beside and beside[name]["reward/accuracy"] >= ours:
-            theirs = beside[name]["reward/accuracy"]
-            found.append(
-                f"{name} ranks held-out edits as well or better, with no training: {theirs:.2f} against {ours:.2f}"
-            )
-    people = beside.get("another_person", {}).get("reward/accuracy")
-    if people is not None and people < 0.6:
-        found.append(
-            f"people agree little with each other ({people:.2f}; chance is 0.50): no model can learn much of this"
-        )
+def remarks(said: Mapping[str, Any], probes: Mapping[str, float]) -> list[str]:
+    """In words, where a model is no better than something simple, or blind; nothing is claimed against an interval.
+
+    said: what `worth` has measured, `held_out`, `held_out_before_training`, `beside` and `minus` as in the card.
+    """
+    ours, minus = said["held_out"][ACCURACY], {name: gap for name, gap in said["minus"].items() if gap}
+    found = [
+        words
+        for name in CLIP_MEASURES
+        if name in minus
+        for words in _beside_clip(name, ours, said["beside"][name][ACCURACY], minus[name])
+    ]
+    if "held_out_before_training" in minus:
+        found += _beside_start(ours, said["held_out_before_training"][ACCURACY], minus["held_out_before_training"])
+    bounds = said["beside"].get("another_person", {}).get("intervals", {}).get(ACCURACY)
+    if bounds:
+        found += _among_people(Interval(**bounds))
     for name, rate in probes.items():
         if rate < NOTICED:
             found.append(
                 f"it does not notice {PROBES[name]}: the true edit has the greater reward in {rate:.0%} of cases"
             )
     return found
+
+
+def _beside_clip(name: str, ours: float, theirs: float, minus: Mapping[str, Any]) -> list[str]:
+    gap = Interval(**minus[ACCURACY])
+    if gap.low > 0:
+        return []
+    figures = f"{theirs:.2f} against {ours:.2f} ({_in_words(gap, minus['prompts'])})"
+    if gap.high < 0:
+        return [f"{name} ranks held-out edits better, with no training: {figures}"]
+    return [f"it cannot be told apart from {name}, which needs no training: {figures}"]
+
+
+def _beside_start(ours: float, before: float, minus: Mapping[str, Any]) -> list[str]:
+    gap = Interval(**minus[ACCURACY])
+    if gap.low > 0:
+        return []
+    figures = f"{before:.2f} before it, {ours:.2f} after ({_in_words(gap, minus['prompts'])})"
+    if gap.high < 0:
+        return [f"training made it worse on held-out edits: {figures}"]
+    return [f"that training helped cannot be told from chance: {figures}"]
+
+
+def _among_people(agreed: Interval) -> list[str]:
+    figures = f"{agreed.value:.2f}, 95 % interval {agreed.low:.2f} to {agreed.high:.2f}; chance is 0.50"
+    if agreed.high < AGREED:
+        return [f"people agree little with each other ({figures}): no model can learn much of this"]
+    return [f"whether people agree at all cannot be told ({figures})"] if agreed.low <= 0.5 else []
+
+
+def _in_words(gap: Interval, num_prompts: int) -> str:
+    """The difference of a model from somebody, in accuracy."""
+    said = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}, {num_prompts} prompts"
+    return said.replace("-", "\u2212")

@@ -12,7 +12,7 @@ from hive_ray.evaluation.metrics import (
     win_rate,
     win_rates,
 )
-from hive_ray.intervals import Interval, interval
+from hive_ray.intervals import Interval, interval, ratio, ratio_gap
 
 
 def edit(prompt, editor, *, scale=1.4, followed=1.0, preserved=1.0, reward=0.0, image=0.9, direction=0.2):
@@ -58,6 +58,15 @@ def test_an_interval_repeats_and_does_not_depend_on_the_order_of_rows():
 
 def test_another_statistic_may_be_asked_for():
     assert interval([1.0, 1.0, 100.0], np.median).value == 1.0
+
+
+def test_a_ratio_is_of_sums_and_not_a_mean_of_ratios():
+    counts = {"a": (9.0, 10.0), "b": (0.0, 1.0)}
+    assert interval(counts, ratio).value == pytest.approx(9 / 11)
+    assert interval(counts, ratio).low == 0  # one of four resamples has b alone
+    assert interval(counts, ratio).high == pytest.approx(0.9)
+    gaps = {prompt: (*pair, 1.0, 2.0) for prompt, pair in counts.items()}
+    assert interval(gaps, ratio_gap).value == pytest.approx(9 / 11 - 1 / 2)
 
 
 def test_an_interval_of_nothing_is_refused():

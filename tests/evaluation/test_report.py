@@ -52,7 +52,8 @@ def full_report():
         win_rates={"reward": {"finetuned": WinRate(0.5, 0.2, 0.3, 80)}},
         curve=[CurvePoint("sft", 1.0, 0.2, 0.9, 80), CurvePoint("sft", 1.4, 0.15, 0.93, 80)],
         edits=[example], pairs=[example], rankings=[example],
-        reward_accuracy={"held out": (0.75, 0.31)}, reward_noticed={"nothing <done>": 0.875},
+        reward_accuracy={"held out": (0.75, 0.31), "clip": (Interval(0.6, 0.5, 0.7), Interval(0.2, 0.1, 0.25))},
+        reward_minus={"clip": Interval(0.15, 0.05, 0.2)}, reward_noticed={"nothing <done>": 0.875},
         reward_calibration=[(0.6, 0.55), (0.9, 0.8)], reward_remarks=["it sees <nothing>"],
         rewards={"sft": [0.0, 1.0, 1.0], "finetuned": [1.0]},
         losses={"sft": [(0, 1.0), (64, 0.5)]},
@@ -88,7 +89,16 @@ def test_a_warning_stands_beneath_the_measures():
 
 def test_what_the_reward_model_is_worth_is_said_in_words_and_numbers():
     section = write_report(full_report()).partition("Reward model</h2>")[2].partition("</section>")[0]
-    for said in ("it sees &lt;nothing&gt;", "75.0 %", "31.0 %", "nothing &lt;done&gt;", "88 %", "observed share right"):
+    for said in (
+        "it sees &lt;nothing&gt;",
+        "75.0 %",
+        "31.0 %",
+        "50.0 to 70.0",
+        "+15.0 points*",
+        "nothing &lt;done&gt;",
+        "88 %",
+        "observed share right",
+    ):
         assert said in section, said
 
 

@@ -4,7 +4,8 @@ import torch
 
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
-from hive_ray.reward.worth import PROBES, agreement, calibration, calibration_error, judged, kinds, probe, remarks
+from hive_ray.reward.accuracies import Foretold, accuracies, differences
+from hive_ray.reward.worth import PROBES, calibration, calibration_error, judged, kinds, people, probe, remarks
 
 
 def settings(**changed) -> Reward:
@@ -47,19 +48,25 @@ class Model:
         return [float(self.reward(source.astype(int), edited.astype(int), words)) for source, edited, words in pictures]
 
 
+def among_people(rows) -> dict:
+    """Both accuracies of what people foretell of each other, without intervals."""
+    found = {name: accuracies(one) for name, one in people(rows).items()}
+    return {name: {key: one[key] for key in one if key != "intervals"} for name, one in found.items()}
+
+
 def test_people_foretell_each_other_as_well_as_they_agree():
     rows = [ranking("a", [1, 2, 3]), ranking("a", [1, 3, 2]), ranking("b", [2, 1])]  # b has one person alone
-    found = agreement(rows)
+    found = among_people(rows)
     assert found["another_person"] == {"reward/accuracy": pytest.approx(2 / 3), "reward/ranking_accuracy": 0}
     assert found["another_person"] == found["all_others"]  # of two people there is one other
-    assert agreement(rows[1:]) == {}
+    assert among_people(rows[1:]) == {}
 
 
 def test_all_others_together_know_more_than_one_of_them():
     rows = [ranking("a", ranks) for ranks in ([1, 2, 3], [2, 1, 3], [1, 3, 2], [1, 2, 3])] + [
         ranking("b", ranks) for ranks in ([1, 2], [1, 2])
     ]
-    found = agreement(rows)
+    found = among_people(rows)
     # Of a's 36 foretold preferences 24 are right (agreements 2, 2, 3, 1, 2, 2 of 3, both ways), of b's 2 both are.
     assert found["another_person"]["reward/accuracy"] == pytest.approx(26 / 38)
     # The others' ranks add up to 4, 6, 8 (for the first and the last person), 3, 7, 8 (second), 4, 5, 9 (third).
@@ -68,12 +75,15 @@ def test_all_others_together_know_more_than_one_of_them():
 
 
 def test_a_tie_foretells_half_of_a_preference():
-    assert agreement([ranking("a", [1, 1]), ranking("a", [1, 2])])["all_others"]["reward/accuracy"] == 0.5
+    assert among_people([ranking("a", [1, 1]), ranking("a", [1, 2])])["all_others"]["reward/accuracy"] == 0.5
 
 
 def test_accuracy_by_kind_of_edit_goes_by_the_first_word():
     rewards, ranks = torch.tensor([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 9), torch.tensor([[1, 2]] * 15)
-    found = kinds(rewards, ranks, ["Add a hat"] * 5 + ["turn it red"] * 6 + ["remove it"] * 4)
+    found = kinds(
+        Foretold(rewards, ranks, [str(place) for place in range(15)]),
+        ["Add a hat"] * 5 + ["turn it red"] * 6 + ["remove it"] * 4,
+    )
     assert {kind: (one["reward/accuracy"], one["rankings"]) for kind, one in found.items()} == {
         "turn": (pytest.approx(1 / 6), 6),
         "add": (1, 5),
@@ -142,9 +152,45 @@ def test_one_prompt_alone_has_no_other_to_probe_with():
     assert probe(Model(lambda *_: 0), ROWS[1:]) == {}
 
 
-def test_remarks_say_who_is_no_worse_and_what_goes_unnoticed():
-    good, poor = {"reward/accuracy": 0.8}, {"reward/accuracy": 0.55}
-    assert remarks(good, {"clip": poor, "another_person": good}, dict.fromkeys(PROBES, 0.9)) == []
-    said = remarks(poor, {"clip": good, "another_person": poor}, {"swapped": 0.5, "did_nothing": 0.9})
-    assert [words.partition(" ")[0] for words in said] == ["clip", "people", "it"]
+def of(right: float, prompts: int = 40, of_so_many: int = 10) -> Foretold:
+    """Somebody who is right in this share of two edits' order, in each of so many prompts and preferences."""
+    num_right = round(right * of_so_many)
+    rewards = torch.tensor([[1.0, 0.0]] * num_right + [[0.0, 1.0]] * (of_so_many - num_right)).repeat(prompts, 1)
+    names = [str(place) for place in range(prompts) for _ in range(of_so_many)]
+    return Foretold(rewards, torch.tensor([[1, 2]] * len(names)), names)
+
+
+def said_of(model: Foretold, **others: Foretold) -> dict:
+    """As `worth` says it."""
+    beside = {name: accuracies(one) for name, one in others.items()}
+    return {
+        "held_out": accuracies(model), "beside": beside,
+        "held_out_before_training": beside.pop("held_out_before_training", None),
+        "minus": {name: differences(model, one) for name, one in others.items()},
+    }  # fmt: skip
+
+
+def test_remarks_say_who_is_better_and_what_goes_unnoticed():
+    assert remarks(said_of(of(0.8), clip=of(0.6), another_person=of(0.8)), dict.fromkeys(PROBES, 0.9)) == []
+    said = remarks(said_of(of(0.6), clip=of(0.8), another_person=of(0.5)), {"swapped": 0.5, "did_nothing": 0.9})
+    assert [words.partition(" (")[0] for words in said[:2]] == [
+        "clip ranks held-out edits better, with no training: 0.80 against 0.60", "people agree little with each other",
+    ]  # fmt: skip
+    assert "(a difference of \u22120.20, 95 % interval \u22120.20 to \u22120.20, 40 prompts)" in said[0]
     assert "source and edited picture swapped" in said[2]
+
+
+def test_remarks_claim_no_difference_that_the_interval_does_not_show():
+    """Right in nine of ten preferences of one prompt and in none of another's: two prompts say nothing."""
+    torn = Foretold(
+        torch.tensor([[1.0, 0.0]] * 9 + [[0.0, 1.0]] * 11), torch.tensor([[1, 2]] * 20), ["0"] * 10 + ["1"] * 10
+    )
+    (clip, before, agreed) = remarks(
+        said_of(torn, clip_image=of(0.6, 2), held_out_before_training=of(0.4, 2), another_person=torn), {}
+    )
+    assert clip.startswith("it cannot be told apart from clip_image, which needs no training: 0.60 against 0.45 (")
+    assert clip.endswith("95 % interval \u22120.60 to +0.30, 2 prompts)")
+    assert before.startswith("that training helped cannot be told from chance: 0.40 before it, 0.45 after")
+    assert agreed.startswith("whether people agree at all cannot be told (0.45, 95 % interval 0.00 to 0.90")
+    (worse,) = remarks(said_of(of(0.4), held_out_before_training=of(0.6)), {})
+    assert worse.startswith("training made it worse on held-out edits: 0.60 before it, 0.40 after")

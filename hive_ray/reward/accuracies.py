@@ -1,0 +1,79 @@
+"""How often rewards order edits as people did, by prompt, with the intervals that so many prompts allow.
+
+rewards, ranks -> Foretold -> accuracies, and differences between two who foretold the same prompts
+
+N rankings, K edits of each; a rank of 0 marks an edit that is not there
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hive_ray.intervals import interval, ratio, ratio_gap
+from hive_ray.reward.objective import pairwise_accuracy, ranking_accuracy, right_preferences, right_rankings
+
+ACCURACY, RANKING_ACCURACY = "reward/accuracy", "reward/ranking_accuracy"
+Counts = dict[str, tuple[float, float]]
+"""Prompt -> how much was right, of how much."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Rewards (N, K) by a model, a measure or a person, and the ranks (N, K) of people that they foretell."""
+
+    rewards: Tensor
+    ranks: Tensor
+    prompts: Sequence[str]
+    """The prompt_id of each of N rankings; several people may have ranked one."""
+
+    def counts(self) -> dict[str, Counts]:
+        """By accuracy and prompt, how much was right of how much; a prompt with nothing to be right of is left out."""
+        right, preferences = right_preferences(self.rewards, self.ranks)
+        whole = right_rankings(self.rewards, self.ranks)
+        counted: dict[str, dict[str, list[float]]] = {
+            name: defaultdict(lambda: [0.0, 0.0]) for name in (ACCURACY, RANKING_ACCURACY)
+        }
+        rows = zip(self.prompts, right.tolist(), preferences.tolist(), whole.tolist(), strict=True)
+        for prompt, num_right, num_preferences, is_whole in rows:
+            for name, part, of in ((ACCURACY, num_right, num_preferences), (RANKING_ACCURACY, is_whole, 1)):
+                counted[name][prompt][0] += part
+                counted[name][prompt][1] += of
+        return {
+            name: {prompt: (part, of) for prompt, (part, of) in prompts.items() if of}
+            for name, prompts in counted.items()
+        }
+
+    def some(self, places: Sequence[int]) -> "Foretold":
+        """The rankings at these places alone."""
+        return Foretold(self.rewards[places], self.ranks[places], [self.prompts[place] for place in places])
+
+
+def intervals(foretold: Foretold) -> dict[str, dict[str, float]]:
+    """Value, low and high of both accuracies, resampled by prompt; without any preference one has none."""
+    return {name: asdict(interval(prompts, ratio)) for name, prompts in foretold.counts().items() if prompts}
+
+
+def accuracies(foretold: Foretold) -> dict[str, Any]:
+    """Both accuracies, the keys as in `objective.measure`, and their `intervals`."""
+    return {
+        ACCURACY: pairwise_accuracy(foretold.rewards, foretold.ranks),
+        RANKING_ACCURACY: ranking_accuracy(foretold.rewards, foretold.ranks),
+        "intervals": intervals(foretold),
+    }
+
+
+def differences(ours: Foretold, theirs: Foretold) -> dict[str, Any]:
+    """Our accuracies minus theirs over the prompts that both foretold, resampled in pairs, and `prompts`, how many
+    these are; empty if there are none."""
+    mine, others = ours.counts(), theirs.counts()
+    fours = {
+        name: {prompt: (*mine[name][prompt], *others[name][prompt]) for prompt in mine[name].keys() & others[name]}
+        for name in mine
+    }
+    if not fours[ACCURACY]:
+        return {}
+    found = {name: asdict(interval(prompts, ratio_gap)) for name, prompts in fours.items()}
+    return found | {"prompts": len(fours[ACCURACY])}
