@@ -26,12 +26,28 @@ _STYLE = {
 }
 
 
-def line_chart(lines: Mapping[str, Points], across: str, upwards: str, *, dots: bool = False) -> str:
-    """A line for each name through its (x, y) points; the words name the axes; a legend where there are several."""
+def line_chart(
+    lines: Mapping[str, Points],
+    across: str,
+    upwards: str,
+    *,
+    dots: bool = False,
+    bands: Mapping[str, Points] | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> str:
+    """A line for each name through its (x, y) points; the words name the axes; a legend where there are several.
+
+    bands: name of a line -> (low, high) at each of its points, shaded; levels: name -> a height, dashed all across."""
 
     def draw(axes: Axes) -> None:
         for name, points in lines.items():
-            axes.plot(*zip(*points, strict=True), label=name, marker="o" if dots else None)
+            (line,) = axes.plot(*zip(*points, strict=True), label=name, marker="o" if dots else None)
+            if bands and name in bands:
+                places, (low, high) = [x for x, _ in points], zip(*bands[name], strict=True)
+                axes.fill_between(places, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+        for name, height in (levels or {}).items():
+            (line,) = axes.plot([], [])  # takes the next colour
+            axes.axhline(height, color=line.get_color(), linestyle="--", linewidth=1.2, label=name)
 
     return _chart(draw, lines, across, upwards)
 

@@ -484,6 +484,22 @@ class Annotation(Section):
         return self
 
 
+class LearningCurve(Section):
+    """How accurate the reward model is by the number of rankings that it learns from (`reward_curve`). Changes no
+    weights of the run's own reward model."""
+
+    shares: tuple[float, ...] = Field((0.1, 0.25, 0.5, 1.0), min_length=1)
+    """Shares of the training prompts whose rankings are learned from, each among those of the next; all see as many
+    images (`reward.training`). 1 is the run's own reward model."""
+
+    @field_validator("shares")
+    @classmethod
+    def _ascending(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
+            raise ValueError(f"reward.curve.shares is {shares}: give ascending numbers above 0 and up to 1")
+        return shares
+
+
 class Reward(Section):
     """Rankings -> a reward model on BLIP."""
 
@@ -505,6 +521,7 @@ class Reward(Section):
     held_out_rate: float = Field(0.15, ge=0, lt=1)
     """Share of ranked prompts kept to measure the reward model's accuracy."""
     training: Training
+    curve: LearningCurve = LearningCurve()
     resources: Resources = Resources(batch_size=32)
 
 

@@ -46,8 +46,8 @@ def interval(
     """Percentile bootstrap over prompts (Efron 1979): resample prompts with replacement, take the middle
     `level`.
 
-    `statistic` takes an array and the `axis` of prompts; a value may be several numbers, which lie on the last axis. All
-    values alike give bounds equal to the value.
+    `statistic` takes an array and the `axis` of prompts; a value may be several numbers, which lie on the last axis.
+    All values alike give bounds equal to the value.
     """
     sample = np.array(_in_order(values), dtype=np.float64)
     if not len(sample):

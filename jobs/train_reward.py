@@ -3,6 +3,7 @@
 rankings -> reward
 """
 
+import json
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +22,9 @@ from jobs.run import Run, fingerprint, main
 COLUMNS = ["prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
 
+HELD_OUT = "held_out.json"
+"""In the model's folder: how much is right of how much by accuracy and held-out prompt, so that models can be compared
+by what they do on the same prompts."""
 NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
 
 
@@ -35,12 +39,13 @@ class RewardTraining(RewardObjective):
         self.model.load_state_dict(state)
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
         trained, unseen = self._rows(COLUMNS), self._rows(HELD_OUT_COLUMNS, held_out=True)
+        ours = foretold(self.model, unseen)
         card = {
             "rankings": table_digest(self.rankings),
             "train": measured(foretold(self.model, trained), self.settings),
             "train_rankings": len(trained),
             "train_prompts": len({row["prompt_id"] for row in trained}),
-            **(worth(self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
+            **(worth(ours, self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
         }
         for words in filter(None, (card["warning"], *card.get("remarks", []))):
             print(f"reward: {words}", flush=True)
@@ -51,6 +56,8 @@ class RewardTraining(RewardObjective):
                 flush=True,
             )
         super().save(folder, state, card)
+        if unseen:
+            (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
 
     def _rows(self, columns: list[str], held_out: bool = False) -> Rows:
         where = side(self.settings.held_out_rate, self.share, held_out)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Inspection, Preview, Recovery, Resources, Spending, Training, Watching
+from hive_ray.config import Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching
 from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration, listed
 from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
@@ -96,7 +96,7 @@ class Plan(Protocol):
         ...
 
 
-UNCOUNTED = (Inspection, Preview, Recovery, Resources, Spending, Training, Watching)
+UNCOUNTED = (Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching)
 """Sections that a stage's fingerprint leaves out."""
 
 

@@ -6,13 +6,13 @@ N rankings, K edits of each; a rank of 0 marks an edit that is not there
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from hive_ray.intervals import interval, ratio, ratio_gap
+from hive_ray.intervals import Interval, interval, ratio, ratio_gap
 from hive_ray.reward.objective import pairwise_accuracy, ranking_accuracy, right_preferences, right_rankings
 
 ACCURACY, RANKING_ACCURACY = "reward/accuracy", "reward/ranking_accuracy"
@@ -65,15 +65,21 @@ def accuracies(foretold: Foretold) -> dict[str, Any]:
     }
 
 
-def differences(ours: Foretold, theirs: Foretold) -> dict[str, Any]:
-    """Our accuracies minus theirs over the prompts that both foretold, resampled in pairs, and `prompts`, how many
+def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:
+    """Our accuracies minus theirs by what both counted of the same prompts, resampled in pairs, and `prompts`, how many
     these are; empty if there are none."""
-    mine, others = ours.counts(), theirs.counts()
     fours = {
-        name: {prompt: (*mine[name][prompt], *others[name][prompt]) for prompt in mine[name].keys() & others[name]}
-        for name in mine
+        name: {prompt: (*ours[name][prompt], *theirs[name][prompt]) for prompt in ours[name].keys() & theirs[name]}
+        for name in ours
     }
     if not fours[ACCURACY]:
         return {}
     found = {name: asdict(interval(prompts, ratio_gap)) for name, prompts in fours.items()}
     return found | {"prompts": len(fours[ACCURACY])}
+
+
+def in_words(minus: Mapping[str, Any]) -> str:
+    """What `differences` found of preferences."""
+    gap = Interval(**minus[ACCURACY])
+    said = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
+    return f"{said}, {minus['prompts']} prompts".replace("-", "\u2212")

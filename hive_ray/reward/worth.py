@@ -20,7 +20,7 @@ from hive_ray import config
 from hive_ray.images import decode, encode, resize
 from hive_ray.intervals import Interval
 from hive_ray.preferences import preference_loss
-from hive_ray.reward.accuracies import ACCURACY, Foretold, accuracies, differences, intervals
+from hive_ray.reward.accuracies import ACCURACY, Foretold, accuracies, differences, in_words, intervals
 from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import doubt, loss_of, measure, preferred, rewards_of
@@ -28,6 +28,15 @@ from hive_ray.schemas import Row, Rows
 
 NOTICED = 0.75
 """A probe on which the true edit is preferred more rarely is remarked on; guessing has 0.5."""
+BESIDE = {
+    "held_out_before_training": "reward model before training",
+    "another_person": "one other person",
+    "all_others": "all other people together",
+    "clip_direction": "CLIP direction",
+    "clip_image": "CLIP image",
+    "clip": "CLIP direction + image",
+}
+"""By names in the card: who else ranks the held-out rankings."""
 AGREED = 0.6
 """People who foretell fewer of each other's preferences agree little."""
 CHANGED = 32
@@ -43,12 +52,15 @@ PROBES = {
 """Names of probes -> what a model that fails one does not notice."""
 
 
-def worth(model: RewardModel, start: RewardModel, clip: str, rows: Rows, settings: config.Reward) -> dict[str, Any]:
+def worth(
+    ours: Foretold, model: RewardModel, start: RewardModel, clip: str, rows: Rows, settings: config.Reward
+) -> dict[str, Any]:
     """The part of a reward model's card that says what it is worth, by RANKINGS rows that it never saw.
 
-    start: what its training started from. clip: a CLIP folder or hub name, the simple judges beside it.
+    ours: what the model foretells of them. start: what its training started from. clip: a CLIP folder or hub name, the
+    simple judges beside it.
     """
-    ours, before = foretold(model, rows), foretold(start, rows)
+    before = foretold(start, rows)
     simple = judged(ClipScorer(clip).measured, rows)
     beside = people(rows) | {
         name: Foretold(sum(simple[one] for one in summed), ours.ranks, ours.prompts)
@@ -59,7 +71,8 @@ def worth(model: RewardModel, start: RewardModel, clip: str, rows: Rows, setting
         "held_out_before_training": measured(before, settings),
         "beside": {name: accuracies(theirs) for name, theirs in beside.items()},
         "minus": {
-            name: differences(ours, theirs) for name, theirs in ({"held_out_before_training": before} | beside).items()
+            name: differences(ours.counts(), theirs.counts())
+            for name, theirs in ({"held_out_before_training": before} | beside).items()
         },
     }
     noticed, bins = probe(model, rows), calibration(ours.rewards, ours.ranks, settings)
@@ -234,7 +247,7 @@ def _beside_clip(name: str, ours: float, theirs: float, minus: Mapping[str, Any]
     gap = Interval(**minus[ACCURACY])
     if gap.low > 0:
         return []
-    figures = f"{theirs:.2f} against {ours:.2f} ({_in_words(gap, minus['prompts'])})"
+    figures = f"{theirs:.2f} against {ours:.2f} ({in_words(minus)})"
     if gap.high < 0:
         return [f"{name} ranks held-out edits better, with no training: {figures}"]
     return [f"it cannot be told apart from {name}, which needs no training: {figures}"]
@@ -244,7 +257,7 @@ def _beside_start(ours: float, before: float, minus: Mapping[str, Any]) -> list[
     gap = Interval(**minus[ACCURACY])
     if gap.low > 0:
         return []
-    figures = f"{before:.2f} before it, {ours:.2f} after ({_in_words(gap, minus['prompts'])})"
+    figures = f"{before:.2f} before it, {ours:.2f} after ({in_words(minus)})"
     if gap.high < 0:
         return [f"training made it worse on held-out edits: {figures}"]
     return [f"that training helped cannot be told from chance: {figures}"]
@@ -255,9 +268,3 @@ def _among_people(agreed: Interval) -> list[str]:
     if agreed.high < AGREED:
         return [f"people agree little with each other ({figures}): no model can learn much of this"]
     return [f"whether people agree at all cannot be told ({figures})"] if agreed.low <= 0.5 else []
-
-
-def _in_words(gap: Interval, num_prompts: int) -> str:
-    """The difference of a model from somebody, in accuracy."""
-    said = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}, {num_prompts} prompts"
-    return said.replace("-", "\u2212")

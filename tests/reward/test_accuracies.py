@@ -26,7 +26,7 @@ def test_an_interval_of_an_accuracy_resamples_prompts_and_weighs_each_by_its_pre
 def test_without_any_preference_there_is_no_interval_and_no_difference():
     tied = Foretold(RIGHT[2:3], RANKS[2:3], ["c"])
     assert accuracies(tied)["intervals"].keys() == {RANKING_ACCURACY}
-    assert differences(tied, tied) == {}
+    assert differences(tied.counts(), tied.counts()) == {}
 
 
 def test_a_difference_is_paired_by_the_prompts_that_both_foretold():
@@ -35,9 +35,9 @@ def test_a_difference_is_paired_by_the_prompts_that_both_foretold():
     ranks = torch.tensor([[1, 2, 3]] * 20)
     theirs = torch.tensor([[0.0, 0.0, 0.0]] * 10 + [[1.0, 3.0, 2.0]] * 10)  # 1.5 of 3, and 1 of 3
     ours = torch.tensor([[2.0, 1.0, 1.0]] * 10 + [[2.0, 3.0, 1.0]] * 10)  # 2.5 and 2
-    found = differences(Foretold(ours, ranks, prompts), Foretold(theirs, ranks, prompts))
+    mine, others = Foretold(ours, ranks, prompts).counts(), Foretold(theirs, ranks, prompts).counts()
+    found = differences(mine, others)
     assert found[ACCURACY] == pytest.approx({"value": 1 / 3, "low": 1 / 3, "high": 1 / 3})
     assert found[RANKING_ACCURACY] == pytest.approx({"value": 0, "low": 0, "high": 0})
     assert found["prompts"] == 20
-    less = Foretold(theirs[:1], ranks[:1], ["0"])
-    assert differences(Foretold(ours, ranks, prompts), less)["prompts"] == 1
+    assert differences(mine, Foretold(theirs[:1], ranks[:1], ["0"]).counts())["prompts"] == 1

@@ -17,6 +17,7 @@ from hive_ray.reward.objective import (
     chance_loss,
     doubt,
     is_held_out,
+    is_learned,
     loss_of,
     measure,
     pairwise_accuracy,
@@ -192,6 +193,13 @@ def test_prompts_are_held_out_at_the_rate_and_always_the_same():
     held_out = [is_held_out(f"prompt{index}", 0.15) for index in range(5000)]
     assert np.mean(held_out) == pytest.approx(0.15, abs=0.02)
     assert held_out == [is_held_out(f"prompt{index}", 0.15) for index in range(5000)]
+
+
+def test_a_smaller_share_of_the_prompts_is_inside_a_larger_and_none_of_it_is_held_out():
+    prompts = [f"prompt{index}" for index in range(5000)]
+    tenth, half, rest = ({one for one in prompts if is_learned(one, 0.2, share)} for share in (0.1, 0.5, 1.0))
+    assert tenth < half < rest == {one for one in prompts if not is_held_out(one, 0.2)}
+    assert [len(tenth), len(half)] == pytest.approx([400, 2000], rel=0.1)
 
 
 def test_a_batch_fills_prompts_with_fewer_edits_by_rank_zero():

@@ -166,7 +166,7 @@ def said_of(model: Foretold, **others: Foretold) -> dict:
     return {
         "held_out": accuracies(model), "beside": beside,
         "held_out_before_training": beside.pop("held_out_before_training", None),
-        "minus": {name: differences(model, one) for name, one in others.items()},
+        "minus": {name: differences(model.counts(), one.counts()) for name, one in others.items()},
     }  # fmt: skip
 
 
