@@ -58,18 +58,21 @@ def histogram(
     upwards: str,
     *,
     of: int | None = None,
-    limit: float | None = None,
+    marks: Mapping[str, Sequence[float]] | None = None,
     half: bool = False,
 ) -> str:
-    """The outline of each group's distribution over the same bins, as shares of the group, or of so many in all; at
-    `limit` a dashed line; `half` as wide where two charts stand side by side."""
+    """The outline of each group's distribution over the same bins, as shares of the group, or of so many in all.
+
+    marks: name -> places of dashed lines upwards. `half` as wide where two charts stand side by side."""
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in groups.values()]), _BINS)
 
     def draw(axes: Axes) -> None:
         for name, values in groups.items():
             axes.stairs(np.histogram(values, edges)[0] / (of or len(values)), edges, label=name, linewidth=1.5)
-        if limit is not None:
-            axes.axvline(limit, color="#6b6b6b", linestyle="--", linewidth=1.2, label=f"limit {limit:g}")
+        for name, places in (marks or {}).items():
+            for number, place in enumerate(places):
+                label = None if number else name
+                axes.axvline(place, color="#6b6b6b", linestyle="--", linewidth=1.2, label=label)
 
     return _chart(draw, groups, across, upwards, width=_WIDTH * (0.65 if half else 1))
 

@@ -570,8 +570,11 @@ class Scoring(Section):
     beta: float = Field(1.0, gt=0)
     normalize: Literal["none", "mean1", "clip"] = "mean1"
     """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""
-    levels: Literal["quantile", "equal_width"] = "quantile"
-    """Where the edges of the five quality levels lie."""
+    levels: Literal["quantile", "equal_width", "given"] = "quantile"
+    """Where the edges of the five quality levels lie: equally many pairs in each, the span of rewards cut into equal
+    parts, or at `edges`."""
+    edges: tuple[float, float, float, float] | None = None
+    """For "given": the least rewards of levels two to five, ascending; with a `baseline`, of what it leaves."""
     baseline: Literal["none", "words"] = "none"
     """What is taken off a reward before it is shaped: nothing (HIVE), or what the instruction's words lead to expect,
     so that "five out of five" does not mean "an easy edit"."""
@@ -588,6 +591,17 @@ class Scoring(Section):
                 f"judges {judges}: each is one of {', '.join(JUDGES)} or names a callable as module:function, once"
             )
         return judges
+
+    @model_validator(mode="after")
+    def _given(self) -> "Scoring":
+        if (self.levels == "given") != (self.edges is not None):
+            raise ValueError(
+                f"scoring.levels is {self.levels!r} and scoring.edges {self.edges}: give four edges with levels "
+                "'given', and none without"
+            )
+        if self.edges and not all(low < high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError(f"scoring.edges is {self.edges}: give four ascending numbers")
+        return self
 
 
 class Evaluation(Section):

@@ -21,7 +21,7 @@ from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.shapes.judge import judge
 from hive_ray.similarity import Similarity
-from jobs.report import gather
+from jobs.report import gather, scored_card
 from jobs.run import Run, fingerprint, main
 from jobs.train_editor import ARMS
 
@@ -132,6 +132,7 @@ def summarise(run: Run) -> dict:
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     better = "overall" if settings.judge != "none" else "reward"
+    scored = scored_card(run)
     return {
         "warnings": own_judges(run),
         "baseline": baseline,
@@ -141,6 +142,7 @@ def summarise(run: Run) -> dict:
             for name, gaps in compare(rows, baseline, metrics, **options).items()
         },
         "win_rates": {name: asdict(rate) for name, rate in win_rates(rows, baseline, better, TIE_WITHIN).items()},
+        "rewards": scored[1] if scored else {},
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hive_ray import storage
-from hive_ray.distributed.tables import git_commit, read_manifest, read_rows
+from hive_ray.distributed.tables import git_commit, read_manifest, read_rows, table_digest
 from hive_ray.evaluation.metrics import (
     CurvePoint,
     baseline_of,
@@ -26,9 +26,12 @@ from hive_ray.evaluation.metrics import (
 from hive_ray.evaluation.report import Finding, Report
 from hive_ray.intervals import Interval
 from hive_ray.pages import Example, Shown
+from hive_ray.reward import distribution
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
-from hive_ray.reward.worth import PROBES
+from hive_ray.reward.shaping import SHAPINGS
+from hive_ray.reward.worth import BESIDE, PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
+from jobs import reward_curve, score_pairs
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
 
@@ -64,6 +67,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         rankings=_rankings(run),
         **_worth(json.loads(storage.read_text(run.path("reward/card.json")))),
         rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items()},
+        reward_charts=_reward_charts(run),
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
         stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
         settings=yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False),
@@ -72,27 +76,16 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
     )
 
 
-BESIDE = {
-    "held_out_before_training": "reward model, held-out rankings, before training",
-    "another_person": "one other person, held-out rankings",
-    "all_others": "all other people together, held-out rankings",
-    "clip_direction": "CLIP direction, held-out rankings",
-    "clip_image": "CLIP image, held-out rankings",
-    "clip": "CLIP direction + image, held-out rankings",
-}
-"""By names in the reward model's card: who else ranks the held-out rankings."""
-
-
 def _worth(card: dict[str, Any]) -> dict[str, Any]:
     """What the reward model's card says, as parts of a Report; nothing held out leaves little of it."""
     others = card.get("beside", {}) | {name: card[name] for name in BESIDE if name in card}
     measured = {
         "reward model, training rankings": card.get("train"),
         "reward model, held-out rankings": card.get("held_out"),
-    } | {words: others.get(name) for name, words in BESIDE.items()}
+    } | {f"{words}, held-out rankings": others.get(name) for name, words in BESIDE.items()}
     for kind, one in card.get("kinds", {}).items():
         measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
-    minus = {BESIDE[name]: gap[ACCURACY] for name, gap in card.get("minus", {}).items() if gap}
+    minus = {f"{BESIDE[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.get("minus", {}).items() if gap}
     return {
         "reward_accuracy": {
             name: tuple(_bounded(one, key) for key in (ACCURACY, RANKING_ACCURACY))
@@ -117,6 +110,29 @@ def _rewards(run: Run) -> dict[str, list[float]]:
     table = run.path("rewards")
     found = [row["reward"] for row in read_rows(table, REWARDS)] if read_manifest(table) else []
     return {"training pairs": found} if found else {}
+
+
+def scored_card(run: Run) -> tuple[str, dict[str, Any]] | None:
+    """The name of the first table of scored pairs in the run, and what its rewards look like."""
+    for name in ("scored_pairs", *(f"scored_pairs_{shaping}" for shaping in SHAPINGS)):
+        address = run.path(f"{name}/{score_pairs.CARD}")
+        if storage.exists(address):
+            return name, json.loads(storage.read_text(address))
+    return None
+
+
+def _reward_charts(run: Run) -> list[tuple[str, str]]:
+    """The learning curve, if it is of these rankings, and the distribution of the training pairs' rewards."""
+    found, address, scored = [], run.path(reward_curve.CURVE), scored_card(run)
+    if storage.exists(address):
+        curve = json.loads(storage.read_text(address))
+        if curve["rankings"] == table_digest(run.path("rankings")):
+            found.append((reward_curve.draw(curve), f"{reward_curve.BAND} Found: {curve['finding']}."))
+    if scored:
+        name, card = scored
+        chart = storage.read_text(run.path(f"{name}/{score_pairs.CHART}"))
+        found.append((chart, f"Rewards of the training pairs: {distribution.in_words(card)}."))
+    return found
 
 
 def _curve(run: Run) -> list[CurvePoint]:

@@ -1,25 +1,31 @@
 """Rewards of the training pairs, and what they mean for training: a weight, or a quality phrase.
 
-pairs, reward -> rewards (of each judge) -> scored_pairs
+pairs, reward -> rewards (of each judge) -> scored_pairs, with its card.json and rewards.svg
 """
 
+import json
 import re
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from hive_ray import storage
 from hive_ray.config import Editor, Resources, Scoring, VisionJudge
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
-from hive_ray.measures import effective_sample_size
+from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, judge_of, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from hive_ray.seeds import id_for
 from jobs.run import Run, fingerprint, main
+
+CARD, CHART = "card.json", "rewards.svg"
+"""Beside the scored pairs: what their rewards look like, in numbers and as a chart."""
 
 
 class PairScorer:
@@ -70,7 +76,7 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     model = next(iter(judges.values())) if len(judges) == 1 else id_for(settings.combine, *judges.values())
     if shaping:
         settings = settings.model_copy(update={"shaping": shaping})
-    shaped = _feedback(pairs, rewards, settings, editor)
+    shaped, said, chart = _feedback(pairs, rewards, settings, editor)
 
     def shape():
         return map_table(
@@ -81,7 +87,10 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     stage = settings.model_copy(update={"clip": "", "vision": VisionJudge()})  # the rewards' digest speaks for both
     made_from = fingerprint(stage, rewards=table_digest(rewards), editor=model_digest(editor.start))
     name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
-    return build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
+    manifest = build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
+    storage.write_text(run.path(f"{name}/{CARD}"), json.dumps(said | {"reward_model": model}, indent=2))
+    storage.write_text(run.path(f"{name}/{CHART}"), chart)
+    return manifest
 
 
 def rewards_name(judges: tuple[str, ...]) -> str:
@@ -133,26 +142,22 @@ def _combine(run: Run, table: str) -> Manifest:
     return write_rows(table, REWARDS, rows, made_from, on_mismatch=run.on_mismatch)
 
 
-def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> Feedback:
-    """What all rewards say together; the tokenizer of what `editor` starts from makes room for the phrase.
+def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> tuple[Feedback, dict[str, Any], str]:
+    """What all rewards say together, their distribution in numbers, and a chart of it.
 
-    Their distribution is said in a line, so that a reward model that says nothing is seen on the day.
+    The tokenizer of what `editor` starts from makes room for the phrase. The distribution is said in a line, too, so
+    that a reward model that says nothing is seen on the day.
     """
     reward_of = rewards_of(rewards)
-    rows = [row for row in read_rows(pairs, PAIRS, ["pair_id", "instruction"]) if row["pair_id"] in reward_of]
+    columns = ["pair_id", "instruction", "origin"]
+    rows = [row for row in read_rows(pairs, PAIRS, columns) if row["pair_id"] in reward_of]
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
     tokenizer = load_tokenizer(editor.start, editor.single_file)
     shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
-    advantages = [shaped.advantage(*row) for row in zip(instructions, values, strict=True)]
-    weights = np.array([shaped.weight(*row) for row in zip(instructions, values, strict=True)])
-    worth = effective_sample_size(weights.mean(), np.square(weights).mean(), len(weights))
-    print(
-        f"rewards: mean {values.mean():.3f}, deviation {values.std():.3f} ({np.std(advantages):.3f} shaped), "
-        f"level edges {', '.join(f'{edge:.3f}' for edge in shaped.edges)}; as weights worth "
-        f"{worth:.0f} of {len(values)} pairs",
-        flush=True,
-    )
-    return shaped
+    advantages = np.array([shaped.advantage(*row) for row in zip(instructions, values, strict=True)])
+    said = distribution.described(values, advantages, shaped)
+    print(f"rewards: {distribution.in_words(said)}", flush=True)
+    return shaped, said, distribution.draw(advantages, [row["origin"] for row in rows], shaped)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,25 @@ def test_bars_have_their_counts_and_shares_and_say_them():
     assert "<svg" in bar_chart({"kept": 0}, "pairs", apart="kept")
 
 
+def test_several_marks_of_a_name_are_lines_with_one_word_in_the_legend():
+    one, four = (
+        histogram({"a": [0.0, 1.0]}, "x", "y", marks={"edges": places}) for places in ([0.5], [0.1, 0.2, 0.5, 0.9])
+    )
+    assert four.count(">edges<") == 1
+    assert four.count("stroke-dasharray") == one.count("stroke-dasharray") + 3
+
+
+def test_a_band_lies_about_its_line_and_a_level_has_a_colour_and_a_name_of_its_own():
+    rising = {"model": [(0, 0.5), (1, 0.75)]}
+    plain = line_chart(rising, "rankings", "right")
+    drawn = line_chart(rising, "rankings", "right", bands={"model": [(0.4, 0.6), (0.7, 0.8)]}, levels={"CLIP": 0.625})
+    assert "fill-opacity: 0.18" not in plain
+    assert drawn.count("fill-opacity: 0.18") == 1
+    assert ">CLIP<" in drawn
+    assert drawn.count("stroke: #c8641b") >= 1  # the second colour is the level's
+
+
 def test_shares_may_be_of_all_and_a_limit_is_a_line_with_its_number():
-    drawn = histogram({"a": [0.0, 1.0]}, "x", "y", limit=0.25)
+    drawn = histogram({"a": [0.0, 1.0]}, "x", "y", marks={"limit 0.25": [0.25]})
     assert ">limit 0.25<" in drawn
     assert histogram({"a": [0.0, 1.0]}, "x", "y") != histogram({"a": [0.0, 1.0]}, "x", "y", of=4)

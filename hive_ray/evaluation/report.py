@@ -66,6 +66,8 @@ class Report:
     """(predicted, observed) share of preferences that are right."""
     reward_remarks: Sequence[str] = ()
     """Why the reward model should not be trusted, in words."""
+    reward_charts: Sequence[tuple[str, str]] = ()
+    """Charts that other jobs left, as SVG, and words under each."""
     rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Group (an editor, the pairs, ...) -> rewards, for the distribution chart."""
     losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
@@ -243,6 +245,7 @@ def _reward(report: Report) -> str:
     groups = {name: values for name, values in report.rewards.items() if len(values)}
     if groups:
         parts.append(chart(histogram(groups, across="reward", upwards="share of edits")))
+    parts += [chart(svg) + note(words) for svg, words in report.reward_charts]
     return "".join(parts)
 
 

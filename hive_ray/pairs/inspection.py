@@ -108,7 +108,8 @@ def _similarities(seen: Inspected) -> str:
         groups = {name: values for name, values in groups.items() if len(values)}
         if groups:
             total = sum(len(values) for values in groups.values())
-            drawn.append(histogram(groups, words, "share of drawn pairs", of=total, limit=limits[column], half=True))
+            marks = {f"limit {limits[column]:g}": [limits[column]]}
+            drawn.append(histogram(groups, words, "share of drawn pairs", of=total, marks=marks, half=True))
     return charts(drawn) if drawn else ""
 
 

@@ -76,6 +76,12 @@ EDGES: dict[str, Callable[[np.ndarray], tuple[float, ...]]] = {
     "quantile": quantile_edges,
     "equal_width": equal_width_edges,
 }
+"""By the setting `scoring.levels`, where the edges are not given."""
+
+
+def edges_of(reward: np.ndarray, settings: Scoring) -> tuple[float, ...]:
+    """The four edges between the levels of a table's rewards (N,), as the settings want."""
+    return settings.edges if settings.edges is not None else EDGES[settings.levels](reward)
 
 
 def quality_level(reward: float, edges: tuple[float, ...]) -> int:
@@ -156,8 +162,11 @@ class Feedback:
 
     def weight(self, instruction: str, reward: float) -> float:
         """The row's loss weight."""
-        advantage = np.asarray(self.advantage(instruction, reward))
-        return float(_scaled_weight(advantage, self.beta, self.scale, self.greatest_weight))
+        return float(self.weigh(np.asarray(self.advantage(instruction, reward))))
+
+    def weigh(self, advantage: np.ndarray) -> np.ndarray:
+        """The loss weights of rows with these advantages, (N,) -> (N,)."""
+        return _scaled_weight(advantage, self.beta, self.scale, self.greatest_weight)
 
     def level(self, instruction: str, reward: float) -> int:
         """The row's quality level, 1..5."""
@@ -172,7 +181,7 @@ def feedback(
     expected = [baseline(instruction) for instruction in instructions] if baseline else 0.0
     advantage = reward - np.asarray(expected)
     return Feedback(
-        edges=EDGES[settings.levels](advantage),
+        edges=edges_of(advantage, settings),
         baseline=baseline,
         beta=settings.beta,
         scale=weight_scale(advantage, settings.beta, settings.normalize),

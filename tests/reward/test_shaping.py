@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from hive_ray.config import Scoring
 from hive_ray.reward.shaping import (
@@ -139,6 +140,26 @@ def test_feedback_takes_the_edges_that_the_settings_name():
     reward = np.array([0.0, 0.1, 10.0])
     assert feedback(ASKED * len(reward), reward, Scoring(levels="equal_width")).edges == pytest.approx((2, 4, 6, 8))
     assert feedback(ASKED * len(reward), reward, Scoring()).edges == quantile_edges(reward)
+
+
+def test_given_edges_are_taken_as_they_are_and_a_reward_on_one_belongs_above_it():
+    shape = feedback(ASKED * 2, np.array([0.0, 9.0]), Scoring(levels="given", edges=(-1, 0, 0.5, 2)))
+    assert [shape.level(*ASKED, reward) for reward in (-2, -1, 0, 0.7, 2)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"levels": "given"}, r"levels is 'given' and scoring\.edges None: give four edges"),
+        ({"edges": (0, 1, 2, 3)}, "levels is 'quantile'"),
+        ({"levels": "given", "edges": (0, 2, 2, 3)}, r"edges is \(0\.0, 2\.0, 2\.0, 3\.0\): give four ascending"),
+        ({"levels": "given", "edges": (0, 1, float("nan"), 3)}, "four ascending"),
+        ({"levels": "given", "edges": (0, 1, 2)}, "edges"),
+    ],
+)
+def test_edges_that_cut_nothing_are_refused(settings, words):
+    with pytest.raises(ValidationError, match=words):
+        Scoring(**settings)
 
 
 def test_the_baseline_is_the_ridge_regression_on_words():
