@@ -37,7 +37,8 @@ def line_chart(
 ) -> str:
     """A line for each name through its (x, y) points; the words name the axes; a legend where there are several.
 
-    bands: name of a line -> (low, high) at each of its points, shaded; levels: name -> a height, dashed all across."""
+    bands: name of a line -> (low, high) at each of its points, shaded. levels: name -> a height, dashed all across;
+    the legend then stands beside the chart, where it hides none of them."""
 
     def draw(axes: Axes) -> None:
         for name, points in lines.items():
@@ -49,7 +50,7 @@ def line_chart(
             (line,) = axes.plot([], [])  # takes the next colour
             axes.axhline(height, color=line.get_color(), linestyle="--", linewidth=1.2, label=name)
 
-    return _chart(draw, lines, across, upwards)
+    return _chart(draw, lines, across, upwards, width=_WIDTH * (1.3 if levels else 1), beside=bool(levels))
 
 
 def histogram(
@@ -125,6 +126,7 @@ def _chart(
     width: float = _WIDTH,
     height: float = _HEIGHT,
     legend: bool = True,
+    beside: bool = False,
 ) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -132,7 +134,7 @@ def _chart(
         draw(axes)
         axes.set(xlabel=across, ylabel=upwards)
         if legend and len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend()
+            figure.legend(loc="outside right upper") if beside else axes.legend()
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()

@@ -52,7 +52,7 @@ class RewardTraining(RewardObjective):
         if unseen:
             print(
                 f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
-                f"{card['held_out_before_training'][ACCURACY]:.3f} before training",
+                f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {len(trained)} rankings",
                 flush=True,
             )
         super().save(folder, state, card)
