@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import drivers
@@ -15,7 +16,7 @@ from safetensors.torch import load
 from tiny_models import tiny_clip, tiny_stable_diffusion
 
 from hive_ray import storage
-from hive_ray.config import Config, Resources, sd15
+from hive_ray.config import Config, LearningCurve, Resources, sd15
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_manifest, read_rows
 from hive_ray.reward.judges import combine
@@ -32,7 +33,7 @@ from hive_ray.schemas import (
     REWARDS,
     SCORED_PAIRS,
 )
-from jobs import encode_latents, make_pairs, pipeline, score_pairs, write_instructions
+from jobs import encode_latents, make_pairs, pipeline, reward_curve, score_pairs, write_instructions
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
@@ -167,6 +168,29 @@ def test_the_reward_card_says_what_it_is_worth(run):
     assert sum(one["preferences"] for one in said["calibration"]) > 0
     assert "Reward model" in Path(run.path("report.html")).read_text()
     assert "trained to please" in json.loads(Path(run.path("summary.json")).read_text())["warnings"][0]
+
+
+def test_what_rewards_look_like_lies_beside_the_scored_pairs_and_in_the_summary(run):
+    said, rows = card(run, "scored_pairs"), list(read_rows(run.path("scored_pairs"), SCORED_PAIRS))
+    assert said["reward"]["mean"] == pytest.approx(np.mean([row["reward"] for row in rows]), abs=1e-5)
+    assert {int(level): count for level, count in said["levels"].items() if count} == Counter(
+        row["quality_level"] for row in rows
+    )
+    assert "level edges" in Path(run.path("scored_pairs/rewards.svg")).read_text()
+    assert json.loads(Path(run.path("summary.json")).read_text())["rewards"] == said
+
+
+def test_the_learning_curve_trains_on_nested_shares_and_keeps_what_is_done(run, capfd):
+    reward = run.config.reward.model_copy(update={"curve": LearningCurve(shares=(0.6, 1.0))})
+    curved = Run(run.root, run.config.model_copy(update={"reward": reward}))
+    found = reward_curve.build(curved)
+    assert "reward: kept" in capfd.readouterr().out  # all of them are the run's own model
+    fewest, most = (point["rankings"] for point in found["points"])
+    assert 0 < fewest < most == card(run, "reward")["train_rankings"]
+    assert card(run, "reward_curve/0.6")["train_rankings"] == fewest
+    assert "<svg" in Path(run.path("reward_curve.svg")).read_text()
+    assert reward_curve.build(curved) == found
+    assert "reward_curve/0.6: kept" in capfd.readouterr().out
 
 
 def test_a_second_run_rebuilds_nothing_and_says_so(run, capfd):
