@@ -37,6 +37,10 @@ def test_what_is_no_picture_is_refused_in_words():
         decode(b"hello")
     with pytest.raises(ImageError):
         decode(encode(PIXELS)[:40])
+    noise = encode(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    second = noise.index(b"IDAT", noise.index(b"IDAT") + 4)
+    with pytest.raises(ImageError):  # a chunk in the middle has lost its name
+        decode(noise[:second] + b"\xd6\x00\x07\xff" + noise[second + 4 :])
 
 
 def test_a_batch_has_one_size():
