@@ -12,12 +12,12 @@ from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, read_rows, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import RewardObjective, is_held_out, measure, rewards_of
+from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, measure, rewards_of
 from hive_ray.reward.worth import worth
 from hive_ray.schemas import RANKINGS, Rows
 from jobs.run import Run, fingerprint, main
 
-COLUMNS = ["prompt_id", "instruction", "source_image", "edits", "ranks"]
+COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
 
 NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
@@ -33,9 +33,13 @@ class RewardTraining(RewardObjective):
     def save(self, folder: Path, state: dict[str, Tensor], card: dict | None = None) -> None:
         self.model.load_state_dict(state)
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
-        trained, held_out = self._rows(COLUMNS, held_out=False), self._rows(HELD_OUT_COLUMNS, held_out=True)
+        trained, bad = self._rows(COLUMNS, held_out=False)
+        held_out, bad_held_out = self._rows(HELD_OUT_COLUMNS, held_out=True)
+        for why in bad + bad_held_out:
+            print(f"reward: not measured on {why}", flush=True)
         card = {
             "rankings": table_digest(self.rankings),
+            "bad_rankings": len(bad + bad_held_out),
             "train": measure(*rewards_of(self.model, trained), self.loss_of_rewards),
             **(worth(self.model, start, self.clip, held_out, self.settings) if held_out else NOTHING_HELD_OUT),
         }
@@ -49,9 +53,10 @@ class RewardTraining(RewardObjective):
             )
         super().save(folder, state, card)
 
-    def _rows(self, columns: list[str], held_out: bool) -> Rows:
+    def _rows(self, columns: list[str], held_out: bool) -> tuple[Rows, list[str]]:
+        """The rankings of one side that a model can be measured on, and what is wrong with the others."""
         where = {"prompt_id": lambda name: is_held_out(name, self.settings.held_out_rate) == held_out}
-        return list(read_rows(self.rankings, RANKINGS, columns, where=where))
+        return good_rankings(list(read_rows(self.rankings, RANKINGS, columns, where=where)), self.model.resolution)
 
 
 def build(run: Run) -> Metrics:
