@@ -29,17 +29,16 @@ class RewardTraining(RewardObjective):
     def __init__(self, start: str, reward: config.Reward, rankings: str, clip: str) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
         self.start, self.rankings, self.clip = start, rankings, clip
+        self.bad: dict[str, str] = {}
+        """Rankings that it cannot be measured on, by ranking_id, with the reason."""
 
     def save(self, folder: Path, state: dict[str, Tensor], card: dict | None = None) -> None:
         self.model.load_state_dict(state)
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
-        trained, bad = self._rows(COLUMNS, held_out=False)
-        held_out, bad_held_out = self._rows(HELD_OUT_COLUMNS, held_out=True)
-        for why in bad + bad_held_out:
-            print(f"reward: not measured on {why}", flush=True)
+        trained, held_out = self._rows(COLUMNS, held_out=False), self._rows(HELD_OUT_COLUMNS, held_out=True)
         card = {
             "rankings": table_digest(self.rankings),
-            "bad_rankings": len(bad + bad_held_out),
+            "bad_rankings": len(self.bad),
             "train": measure(*rewards_of(self.model, trained), self.loss_of_rewards),
             **(worth(self.model, start, self.clip, held_out, self.settings) if held_out else NOTHING_HELD_OUT),
         }
@@ -53,10 +52,14 @@ class RewardTraining(RewardObjective):
             )
         super().save(folder, state, card)
 
-    def _rows(self, columns: list[str], held_out: bool) -> tuple[Rows, list[str]]:
-        """The rankings of one side that a model can be measured on, and what is wrong with the others."""
+    def _rows(self, columns: list[str], held_out: bool) -> Rows:
+        """The rankings of one side that a model can be measured on; the others are said and counted."""
         where = {"prompt_id": lambda name: is_held_out(name, self.settings.held_out_rate) == held_out}
-        return good_rankings(list(read_rows(self.rankings, RANKINGS, columns, where=where)), self.model.resolution)
+        good, bad = good_rankings(read_rows(self.rankings, RANKINGS, columns, where=where), self.model.resolution)
+        for name, why in bad.items():
+            print(f"reward: not measured on {name}: {why}", flush=True)
+        self.bad |= bad
+        return good
 
 
 def build(run: Run) -> Metrics:

@@ -5,7 +5,7 @@ a rank of 0 marks an edit that is not there, where prompts differ in their numbe
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,15 +120,15 @@ def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor
     return tuple(tensor.to(model.device) for tensor in (source, edited, tokens, mask)), ranks.to(model.device)
 
 
-def good_rankings(rows: Rows, resolution: int) -> tuple[Rows, list[str]]:
-    """RANKINGS rows that a model can be measured on, and the others by `ranking_id` with the reason."""
-    good, bad = [], []
+def good_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str, str]]:
+    """RANKINGS rows that a model can be measured on, and what is wrong with the others, by `ranking_id`."""
+    good, bad = [], {}
     for row in rows:
         try:
             _pictures(row, resolution)
             good.append(row)
         except (ImageError, RankingError) as error:
-            bad.append(f"{row['ranking_id']}: {error}")
+            bad[row["ranking_id"]] = str(error)
     return good, bad
 
 

@@ -237,7 +237,7 @@ def test_a_model_is_measured_on_the_good_rankings_and_the_others_are_named():
     rows = broken_rankings()
     good, bad = good_rankings(rows, 16)
     assert good == [rows[0], rows[4]]
-    assert [why[:9] for why in bad] == ["b: source", "c: edits[", "d: 2 rank"]
+    assert {name: why[:6] for name, why in bad.items()} == {"b": "source", "c": "edits[", "d": "2 rank"}
     rewards, _ = rewards_of(small_model(), good)
     assert rewards.isfinite().all()
 
