@@ -811,7 +811,7 @@ def _stable_diffusion(
                 ema_decay=0.0, checkpoint_images=6_400, workers=workers,
             ),
         ),
-        scoring=Scoring(resources=Resources(num_actors=8, batch_size=64)),
+        scoring=Scoring(resources=Resources(num_actors=8, num_cpus=4, batch_size=64)),
         evaluation=Evaluation(resources=Resources(num_actors=8, batch_size=8)),
     )  # fmt: skip
 

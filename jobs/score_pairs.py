@@ -12,7 +12,7 @@ import numpy as np
 
 from hive_ray import storage
 from hive_ray.config import Editor, Resources, Scoring, VisionJudge
-from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.mapping import MapTable, map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
@@ -112,20 +112,22 @@ def _digest(run: Run, judge: str) -> str:
     return id_for(judge, source_of(judge))
 
 
-def _score(run: Run, judge: str, digest: str) -> Manifest:
-    """The table of one judge's rewards; an endpoint's answers are kept in <run>/judge_answers."""
-    settings, pairs = run.config.scoring, run.path("pairs")
+def plan_scoring(run: Run, judge: str) -> MapTable:
+    """How a judge's rewards are made; an endpoint's answers are kept in <run>/judge_answers."""
+    settings = run.config.scoring
     over_http = settings.resources.model_copy(update={"num_gpus": 0.0})
+    return map_table(
+        run.path("pairs"), PAIRS, PairScorer, produces=REWARDS, rows_per_shard=256,
+        resources=over_http if judge == "openai" else settings.resources,
+        judge=judge, settings=settings, reward=run.path("reward"), answers=run.path("judge_answers"),
+    )  # fmt: skip
 
-    def score():
-        return map_table(
-            pairs, PAIRS, PairScorer, produces=REWARDS, rows_per_shard=256,
-            resources=over_http if judge == "openai" else settings.resources,
-            judge=judge, settings=settings, reward=run.path("reward"), answers=run.path("judge_answers"),
-        )  # fmt: skip
 
-    made_from = fingerprint_of(pairs=table_digest(pairs), reward=digest)
-    return build_table(run.path(rewards_name((judge,))), REWARDS, made_from, score, on_mismatch=run.on_mismatch)
+def _score(run: Run, judge: str, digest: str) -> Manifest:
+    """The table of one judge's rewards."""
+    made_from = fingerprint_of(pairs=table_digest(run.path("pairs")), reward=digest)
+    plan = partial(plan_scoring, run, judge)
+    return build_table(run.path(rewards_name((judge,))), REWARDS, made_from, plan, on_mismatch=run.on_mismatch)
 
 
 def _combine(run: Run, table: str) -> Manifest:

@@ -14,12 +14,12 @@ from hive_ray.distributed.tables import Selection, Where, read_rows, select, tab
 from hive_ray.distributed.training import fit
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import RewardObjective, is_held_out, is_learned
+from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
 from hive_ray.reward.worth import foretold, measured, worth
 from hive_ray.schemas import RANKINGS, Rows
 from jobs.run import Run, fingerprint, main
 
-COLUMNS = ["prompt_id", "instruction", "source_image", "edits", "ranks"]
+COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
 
 HELD_OUT = "held_out.json"
@@ -34,6 +34,8 @@ class RewardTraining(RewardObjective):
     def __init__(self, start: str, reward: config.Reward, rankings: str, clip: str, share: float = 1.0) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
         self.start, self.rankings, self.clip, self.share = start, rankings, clip, share
+        self.bad: dict[str, str] = {}
+        """Rankings that it cannot be measured on, by ranking_id, with the reason."""
 
     def save(self, folder: Path, state: dict[str, Tensor], card: dict | None = None) -> None:
         self.model.load_state_dict(state)
@@ -42,6 +44,7 @@ class RewardTraining(RewardObjective):
         ours = foretold(self.model, unseen)
         card = {
             "rankings": table_digest(self.rankings),
+            "bad_rankings": len(self.bad),
             "train": measured(foretold(self.model, trained), self.settings),
             "train_rankings": len(trained),
             "train_prompts": len({row["prompt_id"] for row in trained}),
@@ -60,8 +63,13 @@ class RewardTraining(RewardObjective):
             (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
 
     def _rows(self, columns: list[str], held_out: bool = False) -> Rows:
+        """The rankings of one side that a model can be measured on; the others are said and counted."""
         where = side(self.settings.held_out_rate, self.share, held_out)
-        return list(read_rows(self.rankings, RANKINGS, columns, where=where))
+        good, bad = good_rankings(read_rows(self.rankings, RANKINGS, columns, where=where), self.model.resolution)
+        for name, why in bad.items():
+            print(f"reward: not measured on {name}: {why}", flush=True)
+        self.bad |= bad
+        return good
 
 
 def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from hive_ray.agreement import dense_ranks, kendall_tau, krippendorff_alpha
 
@@ -15,6 +17,14 @@ def test_kendall_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse():
 def test_kendall_tau_b_counts_ties_as_by_hand():
     # Pairs (0,1) tied in the first only; (0,2), (1,2) agree: (2 - 0) / sqrt((3 - 1) * 3).
     assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / 6**0.5)
+
+
+def test_kendall_tau_is_scipys():
+    rng = np.random.default_rng(0)
+    for num_edits in range(2, 10):
+        ranks, other = (rng.permutation(rng.integers(0, num_edits, num_edits)).tolist() for _ in range(2))
+        ranks[:2], other[-2:] = [1, 2], [1, 2]  # neither ties everything
+        assert kendall_tau(ranks, other) == pytest.approx(kendalltau(ranks, other, variant="b").statistic)
 
 
 def test_an_order_that_ties_everything_agrees_with_nothing():

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from hive_ray.images import (
     ImageError,
@@ -37,6 +38,10 @@ def test_what_is_no_picture_is_refused_in_words():
         decode(b"hello")
     with pytest.raises(ImageError):
         decode(encode(PIXELS)[:40])
+    noise = encode(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    second = noise.index(b"IDAT", noise.index(b"IDAT") + 4)
+    with pytest.raises(ImageError):  # a chunk in the middle has lost its name
+        decode(noise[:second] + b"\xd6\x00\x07\xff" + noise[second + 4 :])
 
 
 def test_a_batch_has_one_size():
@@ -65,3 +70,18 @@ def test_a_square_is_cut_out_of_the_scaled_picture():
     assert np.array_equal(cut(wide, window((8, 24), 8, "center"), 8), PIXELS)
     assert np.array_equal(cut(wide, window((8, 24), 8, "random", (0.0, 0.5)), 8), wide[:, 8:16])
     assert np.array_equal(cut(wide, window((8, 24), 8), 8), resize(wide, 8))
+
+
+def test_a_batch_keeps_its_order_whatever_the_number_of_threads():
+    images = [encode(np.full((9, 7, 3), 10 * number, dtype=np.uint8)) for number in range(7)]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            batch = to_batch(images, 8)
+            assert batch.shape == (7, 3, 8, 8)
+            assert [round((level + 1) * 127.5) for level in batch[:, 0, 0, 0].tolist()] == [*range(0, 70, 10)]
+            with pytest.raises(ImageError):
+                to_batch([*images, b"broken"], 8)
+    finally:
+        torch.set_num_threads(before)

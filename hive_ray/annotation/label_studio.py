@@ -23,6 +23,7 @@ from hive_ray.seeds import id_for
 
 BUCKET = "rank_"
 MAX_EDITS = 9
+MOST_SECONDS = 1e9
 SKIPPED_THERE = "skipped in Label Studio"
 
 
@@ -112,8 +113,10 @@ def take_in(database: Database, project: str, given: Any, now: float) -> tuple[i
         new = known = 0
         for number, row in enumerate(given):
             task = _known_task(session, project, row, number)
-            for annotation in row.get("annotations") or ():
-                place = f"task {number} ({task.prompt_id})"
+            place, annotations = f"task {number} ({task.prompt_id})", row.get("annotations") or []
+            if not isinstance(annotations, list):
+                raise LabelStudioError(f"{place}: annotations is a {type(annotations).__name__}; wanted a list")
+            for annotation in annotations:
                 try:
                     stored = _store(session, task, annotation, place, now)
                 except (AttributeError, KeyError, TypeError) as error:
@@ -144,7 +147,7 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
 def _store(session: Session, task: Task, annotation: Any, place: str, now: float) -> bool:
     """Whether an answer was new: nobody answers a task twice, here or there."""
     person = _person(session, annotation.get("completed_by"), place, now)
-    verdict = _verdict(task, annotation, place)
+    verdict, seconds = _verdict(task, annotation, place), _seconds(annotation.get("lead_time"), place)
     if session.scalars(
         select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id)
     ).first():
@@ -159,7 +162,7 @@ def _store(session: Session, task: Task, annotation: Any, place: str, now: float
     )
     session.add(assignment)
     session.flush()
-    key, seconds = id_for("label studio", task.key, person.name), float(annotation.get("lead_time") or 0.0)
+    key = id_for("label studio", task.key, person.name)
     session.add(Answer(assignment_id=assignment.id, key=key, verdict=verdict, seconds=seconds, at=now))
     session.flush()
     return True
@@ -177,6 +180,15 @@ def _person(session: Session, completed_by: Any, place: str, now: float) -> Pers
         session.add(person)
         session.flush()
     return person
+
+
+def _seconds(lead_time: Any, place: str) -> float:
+    """Time for an answer; 0 where Label Studio did not measure it."""
+    if lead_time is None:
+        return 0.0
+    if type(lead_time) not in (int, float) or not 0 <= lead_time <= MOST_SECONDS:
+        raise LabelStudioError(f"{place}: lead_time is {str(lead_time)[:60]}; wanted 0 to {MOST_SECONDS:g} seconds")
+    return float(lead_time)
 
 
 def _verdict(task: Task, annotation: Any, place: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def known_bad(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
 
 def known_from(lines: Iterable[str], name: str, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
     """Prompts whose answer somebody wrote down: JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}."""
-    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    by_id, line_of = {prompt.prompt_id: prompt for prompt in prompts}, {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -78,13 +78,18 @@ def known_from(lines: Iterable[str], name: str, prompts: Sequence[Prompt]) -> It
         unknown = [one for side in pair.values() for one in side if one not in prompt.edit_ids]
         if unknown:
             raise GoldError(f"{place}: {unknown} are no edits of {prompt.prompt_id}, which has {list(prompt.edit_ids)}")
+        if line_of.setdefault(prompt.prompt_id, number) != number:
+            raise GoldError(
+                f"{place}: {prompt.prompt_id} is in line {line_of[prompt.prompt_id]}, too; keep one of them"
+            )
         yield Prompt(prompt.prompt_id, prompt.instruction, prompt.edit_ids, prompt.editors, pair)
 
 
 def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:
     """Make tasks of prompts that are new, mark those of this kind that are gone, and set how many people each wants.
 
-    Returns the number of new ones. Gold prompts are for everybody.
+    Returns the number of new ones. Gold prompts are for everybody, and what is known of them may be corrected. Tasks
+    that could not be shown get another chance: their pictures may have been mended.
     """
     by_key = {prompt.key(kind): prompt for prompt in prompts}
 
@@ -94,9 +99,11 @@ def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_ta
         for start in range(0, len(keys), AT_ONCE):
             chunk = keys[start : start + AT_ONCE]
             known = set(session.scalars(select(Task.key).where(Task.key.in_(chunk))))
-            session.execute(update(Task).where(Task.key.in_(known)).values(present=True))
+            session.execute(update(Task).where(Task.key.in_(known)).values(present=True, broken=None))
             work = (Task.key.in_(known), Task.gold.is_(None))
             session.execute(update(Task).where(*work).values(wanted=people_per_task))
+            for task in session.scalars(select(Task).where(Task.key.in_(known), Task.gold.is_not(None))):
+                task.gold = by_key[task.key].gold
             rows = [
                 _row(key, kind, by_key[key], first + added + index, people_per_task)
                 for index, key in enumerate(key for key in chunk if key not in known)

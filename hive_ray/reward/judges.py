@@ -90,8 +90,8 @@ def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
     A judge who gives all pairs the same reward counts as 0 everywhere.
     """
     centred = rewards - rewards.mean(1, keepdims=True)
-    deviations = rewards.std(1, keepdims=True)
-    standardised = np.divide(centred, deviations, out=np.zeros_like(centred), where=deviations > 0)
+    differs = np.ptp(rewards, axis=1, keepdims=True) > 0  # a mean of equal numbers may miss them by a last bit
+    standardised = np.divide(centred, rewards.std(1, keepdims=True), out=np.zeros_like(centred), where=differs)
     return {"mean": np.mean, "min": np.min}[how](standardised, axis=0)
 
 

@@ -5,7 +5,7 @@ a rank of 0 marks an edit that is not there, where prompts differ in their numbe
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hive_ray import config
-from hive_ray.images import decode, resize, to_tensor
+from hive_ray.agreement import RankingError, check_ranks
+from hive_ray.images import ImageError, decode, resize, to_tensor
 from hive_ray.preferences import preference_loss
 from hive_ray.reward.model import RewardModel
-from hive_ray.schemas import Rows
+from hive_ray.schemas import BadRows, Row, Rows
 from hive_ray.seeds import uniform_for
 
 Metrics = dict[str, float]
@@ -117,22 +118,54 @@ def is_learned(prompt_id: str, rate: float, share: float = 1.0) -> bool:
 def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor]:
     """RANKINGS rows -> the model's inputs (source, edited, tokens, mask) and ranks (B, K), on its device.
 
-    Prompts with fewer edits than the most are filled up with grey pictures of rank 0.
+    Prompts with fewer edits than the most are filled up with grey pictures of rank 0. BadRows names the rows with a
+    picture that cannot be read, or with ranks that are no order of their edits.
     """
-    num_edits = max(len(row["edits"]) for row in rows)
     side = model.resolution
+    pictures, reasons = [], {}
+    for place, row in enumerate(rows):
+        try:
+            pictures.append(_pictures(row, side))
+        except (ImageError, RankingError) as error:
+            reasons[place] = str(error)
+    if reasons:
+        raise BadRows(reasons)
+    num_edits = max(len(row["edits"]) for row in rows)
     edited = torch.zeros(len(rows), num_edits, 3, side, side)
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
     for place, row in enumerate(rows):
-        edited[place, : len(row["edits"])] = torch.stack([_tensor(edit["image"], side) for edit in row["edits"]])
+        edited[place, : len(row["edits"])] = pictures[place][1:]
         ranks[place, : len(row["ranks"])] = torch.tensor(row["ranks"])
-    source = torch.stack([_tensor(row["source_image"], side) for row in rows])
+    source = torch.stack([picture[0] for picture in pictures])
     tokens, mask = model.encode_text([row["instruction"] for row in rows])
     return tuple(tensor.to(model.device) for tensor in (source, edited, tokens, mask)), ranks.to(model.device)
 
 
-def _tensor(image: bytes, resolution: int) -> Tensor:
-    return to_tensor(resize(decode(image), resolution))
+def good_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str, str]]:
+    """RANKINGS rows that a model can be measured on, and what is wrong with the others, by `ranking_id`."""
+    good, bad = [], {}
+    for row in rows:
+        try:
+            _pictures(row, resolution)
+            good.append(row)
+        except (ImageError, RankingError) as error:
+            bad[row["ranking_id"]] = str(error)
+    return good, bad
+
+
+def _pictures(row: Row, resolution: int) -> Tensor:
+    """The source and the edits of a RANKINGS row (1 + K, 3, R, R); ImageError, RankingError if it is a bad one."""
+    check_ranks(row["ranks"], len(row["edits"]))
+    named = {"source_image": row["source_image"]}
+    named |= {f"edits[{place}]": edit["image"] for place, edit in enumerate(row["edits"])}
+    return torch.stack([_tensor(image, resolution, name) for name, image in named.items()])
+
+
+def _tensor(image: bytes, resolution: int, name: str) -> Tensor:
+    try:
+        return to_tensor(resize(decode(image), resolution))
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
 
 
 class RewardObjective:
@@ -145,7 +178,10 @@ class RewardObjective:
         self.model, self.settings, self.loss_of_rewards = model, settings, loss_of(settings)
 
     def loss(self, model: torch.nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The loss of some RANKINGS rows; `model` is `self.model`, wrapped or not; nothing is drawn."""
+        """The loss of some RANKINGS rows; `model` is `self.model`, wrapped or not; nothing is drawn.
+
+        BadRows, before `model` is called, names the rows that `batch_of` has no use for.
+        """
         inputs, ranks = batch_of(self.model, rows)
         rewards = model(*inputs).float()
         loss = self.loss_of_rewards(rewards, ranks)

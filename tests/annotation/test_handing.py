@@ -1,3 +1,4 @@
+import json
 import threading
 from collections import Counter
 
@@ -10,7 +11,7 @@ from hive_ray.annotation.exports import answered
 from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.models import RANK, Answer, Task
 from hive_ray.annotation.people import set_paused
-from hive_ray.annotation.tasks import known_bad, load
+from hive_ray.annotation.tasks import known_bad, known_from, load
 
 BEST_FIRST = {"ranks": [1, 2, 3, 4]}
 
@@ -111,10 +112,20 @@ def test_nobody_holds_many_leases(database):
 def test_tasks_that_are_broken_or_gone_are_not_handed_out(database):
     loaded(database, 3)
     here, ada = desk(database), hired(database, "Ada")
-    here.mark_broken(here.next(ada).task.id, "picture p0e1 is not readable")
     load(database, RANK, prompts(2), 1)  # the third is gone from the run folder
+    here.mark_broken(here.next(ada).task.id, "picture p0e1 is not readable")
     assert do(here, ada).task.prompt_id == "p1"
     assert here.next(ada) is None
+    load(database, RANK, prompts(2), 1)  # it may have been mended
+    assert do(here, ada).task.prompt_id == "p0"
+
+
+def test_what_is_known_of_a_task_may_be_corrected(database):
+    for better, worse in (("p0e0", "p0e3"), ("p0e3", "p0e0")):
+        line = json.dumps({"prompt_id": "p0", "better": better, "worse": worse})
+        load(database, RANK, [*prompts(1), *known_from([line], "gold.jsonl", prompts(1))], people_per_task=1)
+        [gold] = database.read(lambda session: list(session.scalars(select(Task.gold).where(Task.gold.is_not(None)))))
+        assert gold == {"better": [better], "worse": [worse]}
 
 
 def test_loading_again_adds_new_prompts_alone_and_forgets_no_answer(database):

@@ -119,6 +119,8 @@ def test_known_answers_come_from_a_file():
     [found] = known_from(lines, "gold.jsonl", prompts(2))
     assert found.gold == {"better": ["p1e2"], "worse": ["p1e0"]}
     assert found.key(RANK) != prompts(2)[1].key(RANK)  # beside the task of the same prompt
+    with pytest.raises(GoldError, match=r"line 3: p1 is in line 1, too"):
+        list(known_from([*lines, lines[0].replace("p1e0", "p1e1")], "gold.jsonl", prompts(2)))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,23 @@ def test_columns_and_rows_can_be_chosen(tmp_path):
     assert tables.select(str(tmp_path), WORDS, limit=5).read(3, 9).to_pylist() == words(5)[3:]
 
 
+def test_a_file_of_small_rows_is_opened_once_and_one_with_pictures_for_each_group(tmp_path, monkeypatch):
+    opened, opening = [], storage.open_parquet
+    monkeypatch.setattr(storage, "open_parquet", lambda path: opened.append(path) or opening(path))
+    write_words(tmp_path / "words", 100)
+    assert list(tables.read_rows(str(tmp_path / "words"), WORDS)) == words(100)
+    assert len(opened) == 1
+    pictures = pa.schema([*WORDS, pa.field("picture", pa.large_binary(), nullable=False)], metadata=WORDS.metadata)
+    rows = [row | {"picture": b"p"} for row in words(100)]
+    tables.write_rows(str(tmp_path / "pictures"), pictures, rows, {})
+    opened.clear()
+    assert list(tables.read_rows(str(tmp_path / "pictures"), pictures)) == rows
+    assert len(opened) == 4  # groups of 32
+    opened.clear()
+    assert [row["size"] for row in tables.read_rows(str(tmp_path / "pictures"), pictures, ["size"])] == [*range(100)]
+    assert len(opened) == 1
+
+
 def test_dropped_rows_are_counted_by_reason(tmp_path):
     rows = [*words(2), {"dropped": "blank"}, {"dropped": "blank"}, {"dropped": "long"}]
     manifest = tables.write_rows(str(tmp_path), WORDS, rows, MADE)

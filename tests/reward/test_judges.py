@@ -79,6 +79,8 @@ def test_several_judges_are_standardised_then_averaged_or_the_least_counts():
     one = 1.5**0.5  # of three equally spaced values, the outer ones in deviations
     np.testing.assert_allclose(combine(rewards, "mean"), [0, -one / 3, one / 3], atol=1e-12)
     np.testing.assert_allclose(combine(rewards, "min"), [-one, -one, 0], atol=1e-12)
+    rewards[2] = 0.1  # whose mean is 0.10000000000000002
+    np.testing.assert_allclose(combine(rewards, "min"), [-one, -one, 0], atol=1e-12)
 
 
 def test_a_judge_that_nobody_knows_or_that_stands_twice_is_refused():

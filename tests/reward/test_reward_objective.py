@@ -16,6 +16,7 @@ from hive_ray.reward.objective import (
     bradley_terry_loss,
     chance_loss,
     doubt,
+    good_rankings,
     is_held_out,
     is_learned,
     loss_of,
@@ -28,6 +29,7 @@ from hive_ray.reward.objective import (
     rewards_of,
 )
 from hive_ray.reward.rankings import preference_pairs
+from hive_ray.schemas import BadRows
 
 PLACKETT_LUCE = partial(plackett_luce_loss, temperature=1.0)
 REWARDS = torch.tensor([[0.5, 2.0, -1.0]])
@@ -213,6 +215,39 @@ def test_a_batch_fills_prompts_with_fewer_edits_by_rank_zero():
     assert tokens.shape == mask.shape == (2, 4)
     assert edited[0, 1].min() == 1
     assert source.max() == -1
+
+
+def broken_rankings():
+    """Good ones at the ends, between them a broken source, a broken edit, and ranks that order nothing."""
+    good = ranking("p", [0, 255, 128])
+    cut_off = {"image": good["edits"][2]["image"][:60]}
+    rows = [
+        good,
+        good | {"source_image": b"no picture"},
+        good | {"edits": [*good["edits"][:2], cut_off]},
+        good | {"ranks": [1, 2]},
+        ranking("q", [30, 20]),
+    ]
+    return [row | {"ranking_id": name} for row, name in zip(rows, "abcde", strict=True)]
+
+
+def test_rankings_that_nothing_can_be_learned_from_are_named_before_the_model_is_called():
+    objective = RewardObjective(small_model(), settings())
+    with pytest.raises(BadRows) as found:
+        objective.loss(None, broken_rankings(), torch.Generator())
+    assert list(found.value.reasons) == [1, 2, 3]
+    assert found.value.reasons[1].startswith("source_image: 10 bytes starting 6e6f2070 are not a readable image")
+    assert found.value.reasons[2].startswith("edits[2]: 60 bytes starting 89504e47 are not a readable image")
+    assert found.value.reasons[3] == "2 ranks [1, 2] for 3 edits; give one rank to each edit"
+
+
+def test_a_model_is_measured_on_the_good_rankings_and_the_others_are_named():
+    rows = broken_rankings()
+    good, bad = good_rankings(rows, 16)
+    assert good == [rows[0], rows[4]]
+    assert {name: why[:6] for name, why in bad.items()} == {"b": "source", "c": "edits[", "d": "2 rank"}
+    rewards, _ = rewards_of(small_model(), good)
+    assert rewards.isfinite().all()
 
 
 def test_the_objectives_loss_is_plackett_luce_of_the_models_rewards():

@@ -314,6 +314,11 @@ def test_a_label_studio_file_of_another_project_or_with_a_missing_edit_changes_n
         (lambda rows: rows[1]["data"].pop("hive_ray_project"), "is of the project None"),
         (lambda rows: rows[1].update(annotations=[whose]), "put each of them into a bucket"),
         (lambda rows: rows[1].update(annotations=["x"]), "not as Label Studio writes it"),
+        (lambda rows: rows[1].update(annotations=5), "annotations is a int; wanted a list"),
+        *(
+            (lambda rows, value=value: rows[0]["annotations"][0].update(lead_time=value), "wanted 0 to 1e+09 seconds")
+            for value in ("long", -1, float("nan"), 10**400)
+        ),
         (lambda rows: rows.append({"image": "x.png"}), "has no data"),
     ):
         rows = json.loads(json.dumps(exported))
@@ -321,7 +326,7 @@ def test_a_label_studio_file_of_another_project_or_with_a_missing_edit_changes_n
         good = {"completed_by": 1, "result": [{"type": "ranker", "value": {"ranker": everything}}]}
         rows[0]["annotations"] = [good]
         change(rows)
-        reply = boss.post("/admin/label-studio", json=rows)
+        reply = boss.post("/admin/label-studio", content=json.dumps(rows), headers={"Content-Type": "application/json"})
         assert (reply.status_code, words in message(reply)) == (400, True), reply.text
     assert boss.post("/admin/label-studio", json={"a": 1}).status_code == 400
     assert answered(site.database) == []
