@@ -437,7 +437,11 @@ class Rankings(Section):
     """Who ranks: simulated annotators of the embedded domain, or people (a file of their rankings)."""
     annotators_per_prompt: int = Field(1, ge=1)
     annotations: str = ""
-    """For "people": the JSONL file that the annotation page exports."""
+    """For "people": the JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
+    `export_annotations` writes it."""
+    thumbs: str = ""
+    """Database that takes the served page's thumbs (its `feedback`), as `annotation.database`: thumbs up and down for
+    edits of one picture by one instruction become rankings. Each round takes those that there are; "" takes none."""
     seed: int = 0
 
 

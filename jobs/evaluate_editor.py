@@ -152,7 +152,8 @@ def metrics_of(run: Run) -> tuple[str, ...]:
 def own_judges(run: Run) -> list[str]:
     """In words, which measures come from a judge that one of the editors was trained to please."""
     judges, settings = run.config.scoring.judges, run.config.evaluation
-    pleased = [name for name in settings.editors if name in ARMS and ARMS[name].table.startswith("scored_pairs")]
+    scored = {name for name, arm in ARMS.items() if arm.table.startswith("scored_pairs")}
+    pleased = [name for name in settings.editors if name in scored | ({"current"} if run.before else set())]
     measures = {name for judge in judges for name in MEASURES_OF.get(judge, ())}
     if model_digest(run.config.scoring.clip) != model_digest(settings.clip):
         measures -= {"clip_image", "clip_direction"}

@@ -30,7 +30,7 @@ from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
 
-STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings")
+STAGES = ("captions", "instructions", "prompts", "pairs", "candidates", "rankings", "thumbs")
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
 

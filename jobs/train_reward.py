@@ -1,6 +1,6 @@
-"""A reward model that ranks edits as people did.
+"""A reward model that ranks edits as people did, in all rounds so far.
 
-rankings -> reward
+rankings, thumbs -> reward
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, is_held_out, measure, rewards_of
 from hive_ray.reward.worth import worth
 from hive_ray.schemas import RANKINGS, Rows
+from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run, fingerprint, main
 
 COLUMNS = ["prompt_id", "instruction", "source_image", "edits", "ranks"]
@@ -26,7 +27,7 @@ NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): 
 class RewardTraining(RewardObjective):
     """The reward model's objective, with what it is worth on rankings it never saw in its card."""
 
-    def __init__(self, start: str, reward: config.Reward, rankings: str, clip: str) -> None:
+    def __init__(self, start: str, reward: config.Reward, rankings: list[str], clip: str) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
         self.start, self.rankings, self.clip = start, rankings, clip
 
@@ -35,7 +36,7 @@ class RewardTraining(RewardObjective):
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
         trained, held_out = self._rows(COLUMNS, held_out=False), self._rows(HELD_OUT_COLUMNS, held_out=True)
         card = {
-            "rankings": table_digest(self.rankings),
+            "rankings": table_digest(*self.rankings),
             "train": measure(*rewards_of(self.model, trained), self.loss_of_rewards),
             **(worth(self.model, start, self.clip, held_out, self.settings) if held_out else NOTHING_HELD_OUT),
         }
@@ -55,7 +56,7 @@ class RewardTraining(RewardObjective):
 
 
 def build(run: Run) -> Metrics:
-    settings, rankings = run.config.reward, run.path("rankings")
+    settings, rankings = run.config.reward, rankings_so_far(run)
     rate = settings.held_out_rate
     start = settings.start if settings.start == "shapes" else model_digest(settings.start)
     stage = settings.model_copy(update={"start": start})
@@ -72,7 +73,7 @@ def build(run: Run) -> Metrics:
         held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
         columns=COLUMNS,
         settings=settings.training,
-        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(rankings)),
+        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(*rankings)),
         on_mismatch=run.on_mismatch,
         start=settings.start,
         reward=settings,
