@@ -4,7 +4,17 @@ import torch
 
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
-from hive_ray.reward.worth import PROBES, agreement, calibration, calibration_error, judged, kinds, probe, remarks
+from hive_ray.reward.worth import (
+    PROBES,
+    agreement,
+    calibration,
+    calibration_error,
+    judged,
+    kinds,
+    measurable,
+    probe,
+    remarks,
+)
 
 
 def settings(**changed) -> Reward:
@@ -148,3 +158,10 @@ def test_remarks_say_who_is_no_worse_and_what_goes_unnoticed():
     said = remarks(poor, {"clip": good, "another_person": poor}, {"swapped": 0.5, "did_nothing": 0.9})
     assert [words.partition(" ")[0] for words in said] == ["clip", "people", "it"]
     assert "source and edited picture swapped" in said[2]
+
+
+def test_clip_measures_no_direction_where_nobody_wrote_captions():
+    captions = [("a dog", "a cat"), ("", ""), ("a dog", ""), ("a dog", "a cow")]
+    rows = [{"source_caption": before, "edited_caption": after} for before, after in captions]
+    assert measurable(rows, ("clip_direction", "clip_image")) == [0, 3]
+    assert measurable(rows, ("clip_image",)) == [0, 1, 2, 3]
