@@ -53,7 +53,7 @@ def build(run: Run) -> Manifest:
         settings = settings.model_copy(update={"annotations": _annotations(run)})
         content = id_for(*_lines(settings.annotations))
     if settings.thumbs:
-        _take_thumbs(run)
+        take_thumbs(run)
 
     def make():
         return map_table(
@@ -91,7 +91,7 @@ def _lines(annotations: str) -> list[str]:
     return storage.read_text(annotations).splitlines()
 
 
-def _take_thumbs(run: Run) -> None:
+def take_thumbs(run: Run) -> None:
     """The table `thumbs`, once, before this round's rankings are finished: the page goes on, and a rerun keeps what is
     learned from. `--rebuild` takes them as they are now."""
     table, rankings = run.path("thumbs"), run.path("rankings")

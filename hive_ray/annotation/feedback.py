@@ -99,12 +99,10 @@ def rankings_of(database: Database, found: list[Thumb]) -> Iterator[Row]:
             for sign, most in ((1, MOST_LIKED), (-1, MOST_DISLIKED))
         )
         ranked = [*liked, *disliked] if liked and disliked else []
-        for edit_id, each in edits.items():
-            if edit_id not in ranked:
-                reason = (
-                    "as_many_up_as_down" if not balance[edit_id] else "too_many_edits" if ranked else "none_to_compare"
-                )
-                yield from ({"dropped": reason} for _ in each)
+        for edit_id in edits.keys() - set(ranked):
+            alone = "too_many_edits" if ranked else "nothing_to_compare_with"
+            reason = alone if balance[edit_id] else "as_many_up_as_down"
+            yield from ({"dropped": reason} for _ in edits[edit_id])
         if ranked:
             rows = database.read(partial(_by_id, ids=[edits[edit_id][-1].id for edit_id in ranked]))
             yield _ranking(dict(zip(ranked, rows, strict=True)), edits[ranked[0]][0].prompt_id, len(liked))
