@@ -55,7 +55,7 @@ class Run:
         for made, address in self.elsewhere.items():
             if name == made or name.startswith(f"{made}/"):
                 return address + name.removeprefix(made)
-        return storage.join(self.root, "editors/sft" if name == "editors/current" else name)
+        return self.path("editors/sft") if name == "editors/current" else storage.join(self.root, name)
 
     @property
     def number(self) -> int:
