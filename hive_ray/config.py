@@ -581,7 +581,8 @@ class Evaluation(Section):
     """Editors on held-out prompts -> measures and the report."""
 
     editors: tuple[str, ...] = ("sft", "finetuned")
-    """Names under editors/ that are compared; the first of `control`, `sft` among them is the baseline."""
+    """Names under editors/ that are compared; the baseline is `control` if it is among them, else the first. A later
+    round puts `current`, the editor that it started from, before them."""
     num_prompts: int = Field(200, ge=1)
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = 7.5
