@@ -40,8 +40,6 @@ class Simulated:
 
 
 ANNOTATORS = {"people": People, "shapes": Simulated}
-
-
 THUMBS_PER_FILE = 32
 """Rankings of thumbs in a file: their pictures are in memory at a time."""
 
@@ -69,8 +67,8 @@ def build(run: Run) -> Manifest:
 def rankings_so_far(run: Run) -> list[str]:
     """The tables of rankings that a round learns from: those of all rounds up to it, and the last that thumbs made, who
     say again what they said before."""
-    thumbs = [one.path("thumbs") for one in run.so_far if read_manifest(one.path("thumbs"))]
-    return [one.path("rankings") for one in run.so_far] + thumbs[-1:]
+    taken = [one.path("thumbs") for one in run.so_far if read_manifest(one.path("thumbs"))]
+    return [one.path("rankings") for one in run.so_far] + taken[-1:]
 
 
 def _annotations(run: Run) -> str:
