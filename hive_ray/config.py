@@ -437,7 +437,11 @@ class Rankings(Section):
     """Who ranks: simulated annotators of the embedded domain, or people (a file of their rankings)."""
     annotators_per_prompt: int = Field(1, ge=1)
     annotations: str = ""
-    """For "people": the JSONL file that the annotation page exports."""
+    """For "people": the JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
+    `export_annotations` writes it."""
+    thumbs: str = ""
+    """Database that takes the served page's thumbs (its `feedback`), as `annotation.database`: thumbs up and down for
+    edits of one picture by one instruction become rankings. Each round takes those that there are; "" takes none."""
     seed: int = 0
 
 
@@ -608,7 +612,8 @@ class Evaluation(Section):
     """Editors on held-out prompts -> measures and the report."""
 
     editors: tuple[str, ...] = ("sft", "finetuned")
-    """Names under editors/ that are compared; the first of `control`, `sft` among them is the baseline."""
+    """Names under editors/ that are compared; the baseline is `control` if it is among them, else the first. A later
+    round puts `current`, the editor that it started from, before them."""
     num_prompts: int = Field(200, ge=1)
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = 7.5

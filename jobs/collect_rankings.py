@@ -1,15 +1,18 @@
-"""Rankings: what people, or the simulated annotators of the embedded domain, prefer.
+"""Rankings: what people, or the simulated annotators of the embedded domain, prefer; and what thumbs say.
 
 candidates, annotations -> rankings
+thumbs of the served page -> thumbs
 """
 
-from pathlib import Path
-
+from hive_ray import storage
+from hive_ray.annotation.database import Database, DatabaseAway
+from hive_ray.annotation.feedback import rankings_of, thumbs
 from hive_ray.config import Rankings, Resources
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import Manifest, build_table, table_digest
+from hive_ray.distributed.tables import Manifest, build_table, read_manifest, table_digest, write_rows
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.reward.rankings import parse_annotations, rankings_from_people
-from hive_ray.schemas import CANDIDATES, RANKINGS, Rows
+from hive_ray.schemas import CANDIDATES, RANKINGS, Rows, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
 from jobs.run import Run, fingerprint, main
@@ -19,7 +22,7 @@ class People:
     """Joins what people ranked to the candidates that they saw."""
 
     def __init__(self, settings: Rankings, device: str = "cpu") -> None:
-        self.annotations = parse_annotations(_lines(settings), settings.annotations)
+        self.annotations = parse_annotations(_lines(settings.annotations), settings.annotations)
 
     def __call__(self, rows: Rows) -> Rows:
         return [ranking for row in rows for ranking in rankings_from_people(row, self.annotations)]
@@ -37,11 +40,18 @@ class Simulated:
 
 
 ANNOTATORS = {"people": People, "shapes": Simulated}
+THUMBS_PER_FILE = 32
+"""Rankings of thumbs in a file: their pictures are in memory at a time."""
 
 
 def build(run: Run) -> Manifest:
     candidates, settings = run.path("candidates"), run.config.rankings
-    content = id_for(*_lines(settings)) if settings.annotator == "people" else ""
+    content = ""
+    if settings.annotator == "people":
+        settings = settings.model_copy(update={"annotations": _annotations(run)})
+        content = id_for(*_lines(settings.annotations))
+    if settings.thumbs:
+        take_thumbs(run)
 
     def make():
         return map_table(
@@ -49,17 +59,60 @@ def build(run: Run) -> Manifest:
             resources=Resources(num_gpus=0), settings=settings,
         )  # fmt: skip
 
-    made_from = fingerprint(settings, candidates=table_digest(candidates), annotations=content)
+    made_from = fingerprint(run.config.rankings, candidates=table_digest(candidates), annotations=content)
+    del made_from["rankings.thumbs"]  # another table
     return build_table(run.path("rankings"), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
 
 
-def _lines(settings: Rankings) -> list[str]:
-    path = Path(settings.annotations)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"rankings.annotations is {settings.annotations!r}, which is no file: give people's rankings as JSON lines"
+def rankings_so_far(run: Run) -> list[str]:
+    """The tables of rankings that a round learns from: those of all rounds up to it, and the last that thumbs made, who
+    say again what they said before."""
+    taken = [one.path("thumbs") for one in run.so_far if read_manifest(one.path("thumbs"))]
+    return [one.path("rankings") for one in run.so_far] + taken[-1:]
+
+
+def _annotations(run: Run) -> str:
+    """The file of what people said of this round's candidates."""
+    given = run.config.rankings.annotations
+    path = given or run.path("annotations.jsonl")
+    if not storage.exists(path):
+        raise Stopped(
+            f"round {run.number} waits for people to rank {run.path('candidates')}: {path} is not there. Have them "
+            f"rank (make annotate RUN={run.root}), write what they said (python -m jobs.export_annotations "
+            f"--config {run.path('config.yaml')} --run {run.root}), and give the same command again"
+            + (f"; or correct rankings.annotations, which is {given!r}" if given else "")
         )
-    return path.read_text().splitlines()
+    return path
+
+
+def _lines(annotations: str) -> list[str]:
+    return storage.read_text(annotations).splitlines()
+
+
+def take_thumbs(run: Run) -> None:
+    """The table `thumbs`, once, before this round's rankings are finished: the page goes on, and a rerun keeps what is
+    learned from. `--rebuild` takes them as they are now."""
+    table, rankings = run.path("thumbs"), run.path("rankings")
+    if run.on_mismatch == "refuse" and (read_manifest(table) or read_manifest(rankings)):
+        print("thumbs: kept as they were when this round took them; newer ones are for the next round", flush=True)
+        return
+    database = Database(run.config.rankings.thumbs)
+    if database.file is not None and not database.file.exists():
+        raise FileNotFoundError(f"rankings.thumbs is {database}, which is no database: correct it, or set it to ''")
+    try:
+        database.migrate()
+        found = thumbs(database)
+        content = id_for(*(f"{one.key} {one.edit_id} {one.liked}" for one in found))
+        made = write_rows(
+            table, RANKINGS, rankings_of(database, found), fingerprint_of(thumbs=content), on_mismatch=run.on_mismatch,
+            rows_per_file=THUMBS_PER_FILE,
+        )  # fmt: skip
+    except DatabaseAway as error:
+        raise Stopped(f"thumbs: {error}; nothing was lost: mend that and run again") from error
+    finally:
+        database.close()
+    alone = sum(made.dropped.values())
+    print(f"thumbs: {len(found)} make {made.rows_out} rankings; {alone} could not be compared", flush=True)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,9 @@ def _judged(settings: Evaluation, row: Row, edit: bytes) -> dict[str, float]:
 def build(run: Run) -> dict:
     settings = run.config.evaluation
     for name in settings.editors:
-        _measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts)
+        measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts)
         if settings.curve_prompts:
-            _measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
+            measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     summary = summarise(run)
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
     report = gather(run, METRICS, TIE_WITHIN, summary["warnings"])
@@ -106,7 +106,8 @@ def build(run: Run) -> dict:
     return summary
 
 
-def _measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int) -> Manifest:
+def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int) -> Manifest:
+    """The table of one editor's edits of the first `limit` test prompts, at each of these image guidance scales."""
     settings, prompts, reward = run.config.evaluation, run.path("prompts"), run.path("reward")
     editor = run.path(f"editors/{name}")
 
@@ -154,7 +155,8 @@ def metrics_of(run: Run) -> tuple[str, ...]:
 def own_judges(run: Run) -> list[str]:
     """In words, which measures come from a judge that one of the editors was trained to please."""
     judges, settings = run.config.scoring.judges, run.config.evaluation
-    pleased = [name for name in settings.editors if name in ARMS and ARMS[name].table.startswith("scored_pairs")]
+    scored = {name for name, arm in ARMS.items() if arm.table.startswith("scored_pairs")}
+    pleased = [name for name in settings.editors if name in scored | ({"current"} if run.before else set())]
     measures = {name for judge in judges for name in MEASURES_OF.get(judge, ())}
     if model_digest(run.config.scoring.clip) != model_digest(settings.clip):
         measures -= {"clip_image", "clip_direction"}

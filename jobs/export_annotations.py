@@ -8,6 +8,8 @@ from hive_ray.annotation.database import database_of
 from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.quality import flagged, standings
+from hive_ray.distributed.tables import read_manifest, select
+from hive_ray.schemas import CANDIDATES
 from jobs.run import Run, main
 
 
@@ -17,16 +19,28 @@ def build(run: Run) -> str:
     database = database_of(run.root, settings)
     database.migrate()
     without = flagged(standings(database, settings)) if settings.leave_out_flagged else set()
-    answers = answered(database)
+    answers, editors = answered(database), _editors(run.path(settings.candidates))
+    others = [one for one in answers if one.kind == RANK and editors and not editors >= set(one.editors)]
+    answers = [one for one in answers if one not in others]
     storage.write_text(path, "".join(ranking_lines(answers, without)))
     storage.write_text(run.path("annotations.csv"), "".join(csv_lines(answers, without)))
     ranked = [one for one in work(answers, without) if one.kind == RANK]
     left = f", without {', '.join(sorted(without))}" if without else ""
+    left += f", without {len(others)} of other rounds" if others else ""
     print(
         f"annotations: {len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}",
         flush=True,
     )
     return path
+
+
+def _editors(candidates: str) -> set[str]:
+    """Whose edits are ranked in this round: rounds may share a database, and each has another editor. Empty where there
+    are no candidates."""
+    if read_manifest(candidates) is None:
+        return set()
+    table = select(candidates, CANDIDATES)
+    return set(table.read(0, len(table), ["editor"])["editor"].to_pylist())
 
 
 if __name__ == "__main__":

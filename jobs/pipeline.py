@@ -1,10 +1,16 @@
 """The whole of HIVE, in order. Rerunning it is the resume command: what is finished is kept.
 
 captions -> instructions -> pairs -> editor -> candidates -> rankings -> reward -> scored pairs -> better editor
+
+--rounds 2 goes round again, in <run>/rounds/2: candidates of the better editor -> rankings -> a reward model of all
+rankings so far -> the same pairs scored again -> a better editor yet.
 """
 
+import json
 import time
+from collections.abc import Callable, Sequence
 
+from hive_ray import storage
 from jobs import (
     collect_rankings,
     evaluate_editor,
@@ -15,25 +21,53 @@ from jobs import (
     train_reward,
     write_instructions,
 )
-from jobs.run import Run, main
+from jobs.run import Run, again, main, write_settings
 
-TO_REWARD = (
-    write_instructions.build,
-    make_pairs.build,
-    train_editor.build,
-    sample_candidates.build,
-    collect_rankings.build,
-    train_reward.build,
-)
-STAGES = (*TO_REWARD, score_pairs.build, train_editor.finetune, evaluate_editor.build)
+TO_EDITOR = (write_instructions.build, make_pairs.build, train_editor.build)
+FEEDBACK = (sample_candidates.build, collect_rankings.build, train_reward.build)
+TO_REWARD = (*TO_EDITOR, *FEEDBACK)
+LEARNING = (score_pairs.build, train_editor.finetune, evaluate_editor.build)
+STAGES = (*TO_REWARD, *LEARNING)
+AGAIN = (*FEEDBACK, *LEARNING)
+"""The stages of a later round."""
 
 
 def build(run: Run) -> None:
     start = time.monotonic()
-    for number, stage in enumerate(STAGES, 1):
+    _build(run, STAGES, start)
+    while run.number < run.rounds:
+        run = run.after()
+        write_settings(run.root, again(run.so_far[0].config))
+        _build(run, AGAIN, start)
+    if run.before:
+        print(told(run), flush=True)
+
+
+def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) -> None:
+    where = f"round {run.number}, " if run.before else ""
+    for number, stage in enumerate(stages, 1):
         verb = f"{stage.__module__.rsplit('.', 1)[-1]}.{stage.__name__}"
-        print(f"[{number}/{len(STAGES)} {verb}, {time.monotonic() - start:.0f} s]", flush=True)
+        print(f"[{where}{number}/{len(stages)} {verb}, {time.monotonic() - start:.0f} s]", flush=True)
         stage(run)
+
+
+def told(run: Run) -> str:
+    """What each round measured of its editors, and which one to serve, in words."""
+    lines, metric = [""], "reward" if run.config.evaluation.judge == "none" else "right"
+    for one in run.so_far:
+        summary = json.loads(storage.read_text(one.path("summary.json")))
+        for editor in summary["editors"]:
+            gap = summary["differences"].get(editor["editor"], {}).get(metric)
+            against = f"  {_interval(gap, '+.3f')} from {summary['baseline']}" if gap else ""
+            said = _interval(editor["metrics"][metric], ".3f")
+            lines.append(f"round {one.number}  {editor['editor']:<12} {metric} {said}{against}")
+    if metric == "reward":
+        lines.append("(each round's reward is by its own reward model: compare within a round)")
+    return "\n".join([*lines, f"serve:  make serve EDITOR_FOLDER={run.path('editors/finetuned')}"])
+
+
+def _interval(seen: dict[str, float], form: str) -> str:
+    return f"{seen['value']:{form}} [{seen['low']:{form}}, {seen['high']:{form}}]"
 
 
 if __name__ == "__main__":

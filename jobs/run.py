@@ -2,39 +2,117 @@
 
 python -m jobs.make_pairs shapes --run runs/one --pairs.samples-per-instruction 8
 python -m jobs.make_pairs --config runs/one/config.yaml --run runs/one
+python -m jobs.export_annotations --run runs/one/rounds/2                 # a later round, with the run's settings
+
+A later round is a run of its own in <run>/rounds/<n>. It starts from the editor of the round before, and finds there or
+in the run what all rounds share (SHARED); what it makes lies in its own folder.
 """
 
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import tyro
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from hive_ray import storage
-from hive_ray.config import PRESETS, Config, Section
+from hive_ray.config import PRESETS, Annotation, Config, Section
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import OnMismatch
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.schemas import Stopped
+from hive_ray.seeds import seed_for
+
+SHARED = (
+    "captions", "imported", "writer", "answers", "instructions", "pairs", "prompts", "latents", "judge_answers",
+    "editors/sft", "metrics/editors/sft.jsonl",
+)  # fmt: skip
+"""What is made once, and is the first round's in every round."""
+ROUND = re.compile(r"(?P<run>.+)/rounds/(?P<number>\d+)")
+"""The folder of a later round."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run's tables and models lie, and the settings that make them."""
+    """Where the tables and models of a run, or of a later round of it, lie, and the settings that make them."""
 
     root: str
     config: Config
     on_mismatch: OnMismatch = "refuse"
     estimate: bool = False
     arm: str = "sft"
+    rounds: int = 1
+    before: "Run | None" = None
+    """The round before this one; None of the first."""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """Names that others made -> where they lie."""
 
     def path(self, name: str) -> str:
-        """The address of one table, model or file of the run."""
-        return storage.join(self.root, name)
+        """The address of one table, model or file; `editors/current` is the editor that this round starts from."""
+        for made, address in self.elsewhere.items():
+            if name == made or name.startswith(f"{made}/"):
+                return address + name.removeprefix(made)
+        return self.path("editors/sft") if name == "editors/current" else storage.join(self.root, name)
+
+    @property
+    def number(self) -> int:
+        """Which round it is, from 1."""
+        return len(self.so_far)
+
+    @property
+    def so_far(self) -> "list[Run]":
+        """All rounds up to this one, the first one first."""
+        return [*(self.before.so_far if self.before else []), self]
+
+    def after(self, editor: str = "finetuned") -> "Run":
+        """The next round, which starts from this one's `editor`."""
+        first, number = self.so_far[0], self.number + 1
+        current = {
+            "editors/current": self.path(f"editors/{editor}"),
+            "metrics/editors/current.jsonl": self.path(f"metrics/editors/{editor}.jsonl"),
+        }
+        return replace(
+            self,
+            root=storage.join(first.root, "rounds", str(number)),
+            config=drawn_anew(again(first.config), number),
+            before=self,
+            elsewhere={name: first.path(name) for name in SHARED} | current,
+        )
+
+
+def again(config: Config) -> Config:
+    """A run's settings without what they say of the first round's own edits: who said what of them."""
+    gold = config.annotation.gold and Annotation().gold
+    changes = {"rankings": {"annotations": ""}, "annotation": {"gold": gold}}
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=one) for name, one in changes.items()}
+    )
+
+
+def drawn_anew(config: Config, number: int) -> Config:
+    """What a round's stages are told: other seeds for whatever is drawn again from the same prompts or pairs, and the
+    editor that it starts from among those that are compared."""
+
+    def another(seed: int) -> int:
+        return seed_for("round", number, seed)
+
+    editor, evaluation = config.editor, config.evaluation
+    finetune, dpo = (
+        training.model_copy(update={"seed": another(training.seed)})
+        for training in (editor.finetune, editor.dpo.training)
+    )
+    changes = {
+        "candidates": {"seed": another(config.candidates.seed)},
+        "rankings": {"seed": another(config.rankings.seed)},
+        "editor": {"finetune": finetune, "dpo": editor.dpo.model_copy(update={"training": dpo})},
+        "evaluation": {"editors": ("current", *evaluation.editors)},
+    }
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=one) for name, one in changes.items()}
+    )
 
 
 class Command(Config):
@@ -49,6 +127,8 @@ class Command(Config):
     `make_pairs`)."""
     arm: str = "sft"
     """Which editor `train_editor` trains: sft, control, finetuned, conditional, weighted or dpo."""
+    rounds: int = Field(1, ge=1)
+    """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
 
 
 def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
@@ -70,34 +150,74 @@ def main(build: Callable[[Run], object], estimate: Callable[[Run], object] | Non
 
 
 def read_command(arguments: list[str]) -> Run:
-    """The run that a command line asks for; its settings are written to <run>/config.yaml."""
+    """The run, or later round of one, that a command line asks for; its settings are written to <run>/config.yaml."""
     default, flags = _starting_point(arguments)
-    program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else None
-    command = tyro.cli(Command, args=flags, default=default, prog=program)
-    settings = command.model_dump(exclude={"run", "rebuild", "estimate", "arm"})
+    command = _parsed(flags, default)
     root = storage.absolute(command.run)
-    storage.write_text(storage.join(root, "config.yaml"), yaml.safe_dump(_plain(settings), sort_keys=False))
-    return Run(root, Config(**settings), "rebuild" if command.rebuild else "refuse", command.estimate, command.arm)
+    later = ROUND.fullmatch(root)
+    if later:  # it has its run's settings, unless others are named
+        default = default if flags != arguments else _read(storage.join(later["run"], "config.yaml"))
+        command = _parsed(flags, _command(again(_config(default))))
+    run = Run(
+        later["run"] if later else root,
+        _config(command),
+        "rebuild" if command.rebuild else "refuse",
+        command.estimate,
+        command.arm,
+        command.rounds,
+    )
+    if later:
+        run = round_of(run, int(later["number"]))
+        run = replace(run, config=drawn_anew(_config(command), run.number))
+    write_settings(root, _config(command))
+    return run
+
+
+def round_of(run: Run, number: int) -> Run:
+    """The round of that number; ValueError for one that is not later than `run`."""
+    if number <= run.number:
+        raise ValueError(f"round {number} has no folder of its own: round {run.number} is the run folder {run.root}")
+    while run.number < number:
+        run = run.after()
+    return run
+
+
+def write_settings(root: str, config: Config) -> None:
+    """Write what a run, or a round of one, was told to <run>/config.yaml; a round's seeds follow from it."""
+    text = yaml.safe_dump(_plain(config.model_dump()), sort_keys=False)
+    storage.write_text(storage.join(root, "config.yaml"), text)
 
 
 def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
     """The preset or the settings file that the flags are applied to, and the flags."""
     if "--config" in arguments:
         place = arguments.index("--config")
-        path, flags = arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-        try:
-            return Command(**yaml.safe_load(Path(path).read_text())), flags
-        except ValidationError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return _read(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in PRESETS:
             raise ValueError(f"preset {arguments[0]!r} is unknown; choose one of {', '.join(PRESETS)}")
-        return _command(arguments[0]), arguments[1:]
-    return _command("shapes"), arguments
+        return _command(PRESETS[arguments[0]]()), arguments[1:]
+    return _command(PRESETS["shapes"]()), arguments
 
 
-def _command(preset: str) -> Command:
-    return Command(**PRESETS[preset]().model_dump())
+def _parsed(flags: list[str], default: Command) -> Command:
+    program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else None
+    return tyro.cli(Command, args=flags, default=default, prog=program)
+
+
+def _read(path: str) -> Command:
+    try:
+        return Command(**yaml.safe_load(storage.read_text(path)))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _command(config: Config) -> Command:
+    return Command(**config.model_dump())
+
+
+def _config(command: Command) -> Config:
+    return Config(**command.model_dump(include=set(Config.model_fields)))
 
 
 def _plain(value: object) -> object:

@@ -1,6 +1,6 @@
 """Candidates: several edits of each prompt of the rank split, for people to rank.
 
-prompts, editors/sft -> candidates
+prompts, editors/current (sft, or what the round before made) -> candidates
 """
 
 from hive_ray.distributed.mapping import map_table
@@ -12,13 +12,13 @@ from jobs.run import Run, fingerprint, main
 
 
 def build(run: Run) -> Manifest:
-    prompts, sft, settings = run.path("prompts"), run.path("editors/sft"), run.config.candidates
-    name = model_digest(sft)
+    prompts, editor, settings = run.path("prompts"), run.path("editors/current"), run.config.candidates
+    name = model_digest(editor)
 
     def make():
         return map_table(
             prompts, PROMPTS, EditSampler, produces=CANDIDATES, resources=settings.resources,
-            where={"split": "rank"}, limit=settings.num_prompts, editor=sft, settings=settings, name=name,
+            where={"split": "rank"}, limit=settings.num_prompts, editor=editor, settings=settings, name=name,
         )  # fmt: skip
 
     made_from = fingerprint(settings, prompts=table_digest(prompts), editor=name)

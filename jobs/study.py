@@ -80,18 +80,18 @@ def findings(runs: list[Run], summaries: list[dict]) -> str:
         row for run in runs for name in ARMS for row in evaluate_editor.without_pictures(run.path(f"evaluation/{name}"))
     ]
     gaps = compare(rows, "control", METRICS)
-    lines = [_line(["editor", *METRICS, "right, seed by seed"]), _line(["---"] * (len(METRICS) + 2))]
+    lines = [line(["editor", *METRICS, "right, seed by seed"]), line(["---"] * (len(METRICS) + 2))]
     for arm in summarize(rows, METRICS):
         cells = [f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in arm.metrics.values()]
         seeds = [_of(summary, arm.editor)["metrics"]["right"]["value"] for summary in summaries]
-        lines.append(_line([arm.editor, *cells, ", ".join(f"{value:.3f}" for value in seeds)]))
-    lines += ["", _line(["minus control", *METRICS]), _line(["---"] * (len(METRICS) + 1))]
+        lines.append(line([arm.editor, *cells, ", ".join(f"{value:.3f}" for value in seeds)]))
+    lines += ["", line(["minus control", *METRICS]), line(["---"] * (len(METRICS) + 1))]
     for name, gap in gaps.items():
         cells = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in gap.values()]
-        lines.append(_line([name, *cells]))
-    lines += ["", _line(["against control", "win", "tie", "loss"]), _line(["---"] * 4)]
+        lines.append(line([name, *cells]))
+    lines += ["", line(["against control", "win", "tie", "loss"]), line(["---"] * 4)]
     for name, rate in win_rates(rows, "control", "overall", evaluate_editor.TIE_WITHIN).items():
-        lines.append(_line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
+        lines.append(line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
     cards = [json.loads(storage.read_text(run.path("reward/card.json"))) for run in runs]
     after, before = (
         ", ".join(f"{card[name]['reward/accuracy']:.3f}" for card in cards)
@@ -106,12 +106,13 @@ def findings(runs: list[Run], summaries: list[dict]) -> str:
 
 
 def minutes_of(run: Run) -> float:
-    """The time that the run's tables and models took, whenever they were made."""
+    """The time that the run's tables and models took, whenever they were made; later rounds have their own."""
     made = [name for name in storage.list_files(run.root) if name.endswith(("manifest.json", "made.json"))]
-    return sum(json.loads(storage.read_text(run.path(name)))["seconds"] for name in made) / 60
+    own = [storage.join(run.root, name) for name in made if not name.startswith("rounds/")]
+    return sum(json.loads(storage.read_text(address))["seconds"] for address in own) / 60
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -27,6 +27,7 @@ from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_PAIRS
 from jobs import encode_latents
+from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run, fingerprint, main
 
 
@@ -67,13 +68,14 @@ class Arm:
         return self.objective is PreferenceTraining
 
 
+CURRENT = "editors/current"  # sft, or in a later round what the one before made
 ARMS = {
     "sft": Arm("pairs", None),
-    "control": Arm("pairs", "editors/sft"),  # sft trained on as long as the arms below, without feedback
-    "finetuned": Arm("scored_pairs", "editors/sft", "configured"),
-    "conditional": Arm("scored_pairs_conditional", "editors/sft", "conditional"),
-    "weighted": Arm("scored_pairs_weighted", "editors/sft", "weighted"),
-    "dpo": Arm("rankings", "editors/sft", objective=PreferenceTraining),  # no reward model between
+    "control": Arm("pairs", CURRENT),  # trained on as long as the arms below, without feedback
+    "finetuned": Arm("scored_pairs", CURRENT, "configured"),
+    "conditional": Arm("scored_pairs_conditional", CURRENT, "conditional"),
+    "weighted": Arm("scored_pairs_weighted", CURRENT, "weighted"),
+    "dpo": Arm("rankings", CURRENT, objective=PreferenceTraining),  # no reward model between
 }
 COLUMNS = ["pair_id", "instruction", "weight"]
 PICTURES = ["source_image", "edited_image"]
@@ -83,7 +85,7 @@ RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
 
 
 def build(run: Run, name: str = "sft") -> Metrics:
-    told, table, arm = training(run, name), _plan(run, name)[0], ARMS[name]
+    told, tables, arm = training(run, name), _plan(run, name)[0], ARMS[name]
     if arm.ranked:
         schema, columns = RANKINGS, RANKED
     else:
@@ -92,7 +94,7 @@ def build(run: Run, name: str = "sft") -> Metrics:
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        return _sides(run, table, schema, told["settings"].validation_rows)
+        return _sides(run, tables, schema, told["settings"].validation_rows)
 
     return fit(
         **told,
@@ -106,13 +108,13 @@ def build(run: Run, name: str = "sft") -> Metrics:
 
 def training(run: Run, name: str) -> dict[str, Any]:
     """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
-    settings, (table, start, suffix) = run.config.editor, _plan(run, name)
-    arm, digest = ARMS[name], table_digest(table)
+    settings, (tables, start, suffix) = run.config.editor, _plan(run, name)
+    arm, digest = ARMS[name], table_digest(*tables)
     stage = settings.model_copy(update={"start": ""} if arm.ranked else {"start": "", "dpo": Dpo()})
     return dict(
         objective=arm.objective,
         name=f"editors/{name}",
-        run=run.root,
+        run=(run if arm.start else run.so_far[0]).root,
         settings=settings.dpo.training if arm.ranked else settings.finetune if arm.start else settings.sft,
         fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
         start=start,
@@ -122,13 +124,13 @@ def training(run: Run, name: str) -> dict[str, Any]:
     )
 
 
-def _sides(run: Run, table: str, schema: pa.Schema, num_held_out: int) -> tuple[Selection, Selection]:
+def _sides(run: Run, tables: list[str], schema: pa.Schema, num_held_out: int) -> tuple[Selection, Selection]:
     """The rows to train on, and those held out: whole prompts of rankings, of pairs whole sources, beside their latents
     where these are encoded once."""
-    rows = select(table, schema)
+    rows = select(tables, schema)
     if schema is RANKINGS:
         return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
-    columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(table, schema) else [])
+    columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
     sides = hold_out(rows, columns, sources_of, num_held_out)
     if run.config.editor.latents == "none":
         return sides
@@ -138,21 +140,21 @@ def _sides(run: Run, table: str, schema: pa.Schema, num_held_out: int) -> tuple[
     return trained, held_out
 
 
-def _lacks_captions(table: str, schema: pa.Schema) -> bool:
+def _lacks_captions(tables: list[str], schema: pa.Schema) -> bool:
     """Whether some pair has no captions, so that its pictures have to say where it comes from."""
     columns = ("source_caption", "edited_caption")
-    return any(len(select(table, schema, where={column: lambda words: not words}, limit=1)) for column in columns)
+    return any(len(select(tables, schema, where={column: lambda words: not words}, limit=1)) for column in columns)
 
 
-def _plan(run: Run, name: str) -> tuple[str, str, str]:
-    """Address of the table, of the start, and the instruction suffix of the editor to come."""
+def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
+    """Addresses of the tables, of the start, and the instruction suffix of the editor to come."""
     if name not in ARMS:
         raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
     arm = ARMS[name]
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
-    return run.path(arm.table), start, suffix
+    return rankings_so_far(run) if arm.ranked else [run.path(arm.table)], start, suffix
 
 
 def finetune(run: Run) -> Metrics:

@@ -1,6 +1,6 @@
-"""A reward model that ranks edits as people did.
+"""A reward model that ranks edits as people did, in all rounds so far.
 
-rankings -> reward
+rankings, thumbs -> reward
 """
 
 import json
@@ -17,6 +17,7 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
 from hive_ray.reward.worth import foretold, measured, worth
 from hive_ray.schemas import RANKINGS, Rows
+from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run, fingerprint, main
 
 COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
@@ -31,7 +32,7 @@ NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): 
 class RewardTraining(RewardObjective):
     """The reward model's objective, with what it is worth on rankings it never saw in its card."""
 
-    def __init__(self, start: str, reward: config.Reward, rankings: str, clip: str, share: float = 1.0) -> None:
+    def __init__(self, start: str, reward: config.Reward, rankings: list[str], clip: str, share: float = 1.0) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
         self.start, self.rankings, self.clip, self.share = start, rankings, clip, share
         self.bad: dict[str, str] = {}
@@ -43,7 +44,7 @@ class RewardTraining(RewardObjective):
         trained, unseen = self._rows(COLUMNS), self._rows(HELD_OUT_COLUMNS, held_out=True)
         ours = foretold(self.model, unseen)
         card = {
-            "rankings": table_digest(self.rankings),
+            "rankings": table_digest(*self.rankings),
             "bad_rankings": len(self.bad),
             "train": measured(foretold(self.model, trained), self.settings),
             "train_rankings": len(trained),
@@ -79,7 +80,7 @@ def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
     """The model <run>/<name>, trained on the rankings of this share of the prompts that are not held out."""
-    settings, rankings = run.config.reward, run.path("rankings")
+    settings, rankings = run.config.reward, rankings_so_far(run)
     start = settings.start if settings.start == "shapes" else model_digest(settings.start)
     stage, of_share = settings.model_copy(update={"start": start}), {} if share == 1 else {"share": f"{share:g}"}
 
@@ -94,7 +95,7 @@ def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
         held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
         columns=COLUMNS,
         settings=settings.training,
-        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(rankings), **of_share),
+        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(*rankings), **of_share),
         on_mismatch=run.on_mismatch,
         start=settings.start,
         reward=settings,

@@ -1,10 +1,12 @@
-"""Thumbs up and down from the page of a served editor, beside the rankings.
+"""Thumbs up and down from the page of a served editor, beside the rankings, and made into rankings.
 
 Here pictures are in the database, since they are nowhere else; a person who presses a thumb gives them.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,8 +15,13 @@ from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Feedback
+from hive_ray.schemas import Row
+from hive_ray.seeds import id_for
 
 AT_ONCE = 50
+ANNOTATOR = "thumbs"
+MOST_LIKED, MOST_DISLIKED = 5, 4
+"""Edits in a ranking, where there are more of both: as many in all as people rank at a time."""
 
 
 def record(
@@ -53,3 +60,79 @@ def recorded(database: Database, editor: str | None = None) -> Iterator[Feedback
 
 def _rows(session: Session, query: Select) -> list[Feedback]:
     return list(session.scalars(query))
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """A thumb without its pictures: they are named by content."""
+
+    id: int
+    key: str
+    prompt_id: str
+    """The same for the same picture (its bytes) and instruction, whichever version of the editor was served."""
+    edit_id: str
+    liked: bool
+
+
+def thumbs(database: Database) -> list[Thumb]:
+    """All thumbs as they are now, in the order in which they came."""
+    found = []
+    for one in recorded(database):
+        prompt_id = id_for("prompt", ANNOTATOR, one.instruction, one.source_image)
+        found.append(Thumb(one.id, one.key, prompt_id, id_for("thumb", prompt_id, one.edited_image), one.liked))
+    return found
+
+
+def rankings_of(database: Database, found: list[Thumb]) -> Iterator[Row]:
+    """Thumbs -> RANKINGS rows by the annotator "thumbs", and {"dropped": reason} for each thumb that is in none.
+
+    Of each picture and instruction, edits with more thumbs up than down have rank 1, those with fewer rank 2; there is
+    a ranking where there are both. Pictures have the editor's resolution; captions are "", for nobody wrote any.
+    """
+    of_prompt: dict[str, dict[str, list[Thumb]]] = defaultdict(lambda: defaultdict(list))
+    for thumb in found:
+        of_prompt[thumb.prompt_id][thumb.edit_id].append(thumb)
+    for edits in of_prompt.values():
+        balance = {edit_id: sum(1 if one.liked else -1 for one in each) for edit_id, each in edits.items()}
+        liked, disliked = (
+            [edit_id for edit_id in edits if sign * balance[edit_id] > 0][-most:]
+            for sign, most in ((1, MOST_LIKED), (-1, MOST_DISLIKED))
+        )
+        ranked = [*liked, *disliked] if liked and disliked else []
+        for edit_id in edits.keys() - set(ranked):
+            alone = "too_many_edits" if ranked else "nothing_to_compare_with"
+            reason = alone if balance[edit_id] else "as_many_up_as_down"
+            yield from ({"dropped": reason} for _ in edits[edit_id])
+        if ranked:
+            rows = database.read(partial(_by_id, ids=[edits[edit_id][-1].id for edit_id in ranked]))
+            yield _ranking(dict(zip(ranked, rows, strict=True)), edits[ranked[0]][0].prompt_id, len(liked))
+
+
+def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
+    first = next(iter(edits.values()))
+    return {
+        "ranking_id": id_for("ranking", prompt_id, ANNOTATOR, *edits),
+        "prompt_id": prompt_id,
+        "instruction": first.instruction,
+        "source_caption": "",
+        "edited_caption": "",
+        "source_image": first.source_image,
+        "split": "rank",
+        "edits": [
+            {
+                "edit_id": edit_id,
+                "image": one.edited_image,
+                **{name: one.settings.get(name) or 0 for name in ("seed", "guidance_scale", "image_guidance_scale")},
+            }
+            for edit_id, one in edits.items()
+        ],
+        "editor": " ".join(sorted({one.editor for one in edits.values()})),
+        "annotator": ANNOTATOR,
+        "ranks": [1] * num_liked + [2] * (len(edits) - num_liked),
+    }
+
+
+def _by_id(session: Session, ids: list[int]) -> list[Feedback]:
+    """Feedback in the order of its ids as given."""
+    found = {one.id: one for one in session.scalars(select(Feedback).where(Feedback.id.in_(ids)))}
+    return [found[one] for one in ids]

@@ -62,4 +62,4 @@ def join(rows: Selection, beside: Selection) -> Joined:
     partner = np.asarray(places.drop_null(), dtype=np.int64)
     further = [field for field in beside.schema if field.name != key]
     schema = pa.schema([*rows.schema, *further], metadata=rows.schema.metadata)
-    return Joined(rows.path, schema, rows.files, rows.file_of[found], rows.row_of[found], beside, partner)
+    return Joined(rows.paths, schema, rows.files, rows.file_of[found], rows.row_of[found], beside, partner)

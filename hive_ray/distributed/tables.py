@@ -14,7 +14,7 @@ import json
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import islice
@@ -144,8 +144,10 @@ def read_manifest(path: str) -> Manifest | None:
     return Manifest(**json.loads(storage.read_text(address))) if storage.exists(address) else None
 
 
-def table_digest(path: str) -> str:
-    """Names the content of a finished table by what it was made from."""
+def table_digest(path: str, *others: str) -> str:
+    """Names the content of finished tables by what they were made from; of several, in this order."""
+    if others:
+        return id_for(*map(table_digest, (path, *others)))
     done = _finished(path)
     return id_for(done.table, json.dumps(done.fingerprint, sort_keys=True))
 
@@ -337,9 +339,9 @@ def git_commit() -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of a finished table by place, (files[file_of[i]], row_of[i]) for i in 0..N, in its order."""
+    """Rows of finished tables by place, (files[file_of[i]], row_of[i]) for i in 0..N, in their order."""
 
-    path: str
+    paths: tuple[str, ...]
     schema: pa.Schema
     files: list[str]
     file_of: np.ndarray
@@ -359,20 +361,32 @@ class Selection:
 
     def key(self) -> str:
         """Names these rows in this order, by what their table was made from."""
-        return id_for(self.path, table_digest(self.path), self.file_of.tobytes() + self.row_of.tobytes())
+        return id_for(*self.paths, table_digest(*self.paths), self.file_of.tobytes() + self.row_of.tobytes())
+
+    @property
+    def path(self) -> str:
+        """The tables' addresses, for people."""
+        return ", ".join(self.paths)
 
 
-def select(path: str, schema: pa.Schema, *, where: Where | None = None, limit: int | None = None) -> Selection:
-    """The rows of a finished table that `where` keeps, at most `limit`; only its columns are read."""
-    manifest = _finished(path, schema)
-    files = [storage.join(path, name) for name in manifest.files]
+def select(
+    path: str | Sequence[str], schema: pa.Schema, *, where: Where | None = None, limit: int | None = None
+) -> Selection:
+    """The rows of a finished table that `where` keeps, at most `limit`; only its columns are read.
+
+    Several tables of one schema are as one, in this order.
+    """
+    paths = (path,) if isinstance(path, str) else tuple(path)
+    manifests = [_finished(one, schema) for one in paths]
+    tables = list(zip(paths, manifests, strict=True))
+    files = [storage.join(one, name) for one, manifest in tables for name in manifest.files]
     if where:
         kept = [_matching(storage.read_columns(file, list(where)), where) for file in files]
     else:
-        kept = [np.arange(rows) for rows in manifest.file_rows]
-    file_of = np.repeat(np.arange(len(files)), [len(rows) for rows in kept])[:limit]
+        kept = [np.arange(rows) for manifest in manifests for rows in manifest.file_rows]
+    file_of = np.repeat(np.arange(len(files)), np.array([len(rows) for rows in kept], dtype=np.int64))[:limit]
     row_of = np.concatenate([np.empty(0, dtype=np.int64), *kept])[:limit]
-    return Selection(path, schema, files, file_of, row_of)
+    return Selection(paths, schema, files, file_of, row_of)
 
 
 def _matching(table: pa.Table, where: Where) -> np.ndarray:
@@ -401,9 +415,9 @@ def _read_at(file: str, rows: np.ndarray, wanted: pa.Schema) -> pa.Table:
 
 
 def read_rows(
-    path: str, schema: pa.Schema, columns: list[str] | None = None, *, where: Where | None = None
+    path: str | Sequence[str], schema: pa.Schema, columns: list[str] | None = None, *, where: Where | None = None
 ) -> Iterator[Row]:
-    """Stream the rows of a finished table, in its order."""
+    """Stream the rows of a finished table, or of several of one schema, in their order."""
     selection = select(path, schema, where=where)
     small = not any(_may_be_large(schema.field(name).type) for name in columns or schema.names)
     step = (

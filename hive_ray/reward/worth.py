@@ -63,8 +63,9 @@ def worth(
     before = foretold(start, rows)
     simple = judged(ClipScorer(clip).measured, rows)
     beside = people(rows) | {
-        name: Foretold(sum(simple[one] for one in summed), ours.ranks, ours.prompts)
+        name: Foretold(sum(simple[one] for one in summed), ours.ranks, ours.prompts).some(those)
         for name, summed in CLIP_MEASURES.items()
+        if (those := measurable(rows, summed))
     }
     said = {
         "held_out": measured(ours, settings),
@@ -148,6 +149,12 @@ def judged(measured: Callable[[Rows], Mapping[str, Any]], rows: Rows) -> dict[st
             table = found.setdefault(name, torch.zeros(len(rows), max(len(row["edits"]) for row in rows)))
             table[place, : len(values)] = torch.as_tensor(values)
     return found
+
+
+def measurable(rows: Rows, measures: tuple[str, ...]) -> list[int]:
+    """Places of the rows of which CLIP can measure these: directions need captions, and thumbs have none."""
+    captioned = "clip_direction" not in measures
+    return [place for place, row in enumerate(rows) if captioned or (row["source_caption"] and row["edited_caption"])]
 
 
 def calibration(rewards: Tensor, ranks: Tensor, settings: config.Reward) -> list[dict[str, float]]:

@@ -265,3 +265,14 @@ def test_parquet_of_a_table_says_which_shard_it_is(tmp_path):
     file = pq.ParquetFile(storage.join(str(tmp_path), "data/part-00007.parquet"))
     assert file.schema_arrow.equals(WORDS)
     assert list(tables._written_shards(str(tmp_path))) == [shard]
+
+
+def test_several_tables_are_read_as_one(tmp_path):
+    parts = [str(tmp_path / name) for name in ("one", "none", "two")]
+    for path, rows in zip(parts, (words(3), [], words(5)[3:]), strict=True):
+        tables.write_rows(path, WORDS, rows, {"path": path}, rows_per_file=2)
+    assert list(tables.read_rows(parts, WORDS)) == words(5)
+    selection = tables.select(parts, WORDS, where={"word_id": lambda name: name > "w0001"}, limit=2)
+    assert selection.read(0, 2).to_pylist() == words(4)[2:]
+    assert len(tables.select(parts[1], WORDS)) == 0
+    assert tables.table_digest(*parts) != tables.table_digest(*parts[::-1]) != tables.table_digest(parts[0])

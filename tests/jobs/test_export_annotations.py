@@ -4,6 +4,8 @@ from work import hired
 from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK
 from hive_ray.config import Annotation, Rankings, shapes
+from hive_ray.distributed.tables import read_rows, write_rows
+from hive_ray.schemas import CANDIDATES
 from jobs import export_annotations
 from jobs.collect_rankings import People
 from jobs.run import Run
@@ -29,3 +31,28 @@ def test_what_people_said_becomes_rankings(tmp_path, capsys):
         (f"p{number}", "Ada", [1, 2, 3, 4]) for number in range(8)
     ]
     assert "Eve" not in (tmp_path / "annotations.csv").read_text()
+
+
+def test_rounds_that_share_a_database_are_exported_apart(tmp_path, capsys):
+    settings = Annotation(database=f"sqlite:///{tmp_path / 'all.sqlite'}", gold="")
+    first = Run(str(tmp_path / "one"), shapes().model_copy(update={"annotation": settings}))
+    second = first.after()
+    rows = make_candidates(first.root, 3)
+    write_rows(second.path("candidates"), CANDIDATES, [_by_another_editor(row) for row in rows[:2]], {})
+    for run in (first, second):
+        database, _ = prepare(run.root, settings)
+        desk, person = Desk(database, Plan(RANK, 60.0)), hired(database, f"Ada {run.number}")
+        while (showing := desk.next(person)) is not None:
+            key = f"{run.number} {showing.assignment_id}"
+            desk.submit(person, showing.assignment_id, key, {"ranks": [1, 2, 3, 4]}, 1.0)
+        database.close()
+    for run, found, others in ((first, 3, 2), (second, 2, 3)):
+        path = export_annotations.build(run)
+        assert f"{found} rankings by 1 people, without {others} of other rounds" in capsys.readouterr().out
+        candidates = list(read_rows(run.path("candidates"), CANDIDATES))
+        assert len(People(Rankings(annotations=path))(candidates)) == found
+
+
+def _by_another_editor(row):
+    edits = [edit | {"edit_id": f"new {edit['edit_id']}"} for edit in row["edits"]]
+    return row | {"editor": "new", "edits": edits}

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import drivers
@@ -16,10 +17,14 @@ from safetensors.torch import load
 from tiny_models import tiny_clip, tiny_stable_diffusion
 
 from hive_ray import storage
+from hive_ray.annotation.database import Database
+from hive_ray.annotation.feedback import record
 from hive_ray.config import Config, LearningCurve, Resources, sd15
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.distributed.models import model_digest
+from hive_ray.distributed.tables import read_manifest, read_rows, table_digest
 from hive_ray.reward.judges import combine
+from hive_ray.reward.objective import is_held_out
 from hive_ray.reward.worth import PROBES
 from hive_ray.schemas import (
     CANDIDATES,
@@ -33,7 +38,7 @@ from hive_ray.schemas import (
     REWARDS,
     SCORED_PAIRS,
 )
-from jobs import encode_latents, make_pairs, pipeline, reward_curve, score_pairs, write_instructions
+from jobs import encode_latents, make_pairs, pipeline, reward_curve, score_pairs, train_editor, write_instructions
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
@@ -259,6 +264,63 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
     for weights in WEIGHTS:
         ours, theirs = (load(storage.read_bytes(one.path(weights))) for one in (run, other))
         assert all((ours[name] == theirs[name]).all() for name in ours), weights
+
+
+def test_a_second_round_learns_from_all_rankings_and_starts_from_what_the_first_made(run, tmp_path, capfd):
+    made = {model: card(run, model) for model in ("editors/sft", "editors/finetuned", "reward")}
+    rankings = run.config.rankings.model_copy(update={"thumbs": thumbs_of(run, f"sqlite:///{tmp_path / 'thumbs'}")})
+    twice = replace(run, rounds=2, config=run.config.model_copy(update={"rankings": rankings}))
+    capfd.readouterr()
+    pipeline.build(twice)
+    printed, second = capfd.readouterr().out, twice.after()
+    ours, theirs = (list(read_rows(one.path("candidates"), CANDIDATES)) for one in (run, second))
+    assert [row["prompt_id"] for row in ours] == [row["prompt_id"] for row in theirs]
+    assert {row["editor"] for row in theirs} == {model_digest(run.path("editors/finetuned"))}
+    assert not ids_and_seeds(ours) & ids_and_seeds(theirs)
+    learned_from = [run.path("rankings"), second.path("rankings"), second.path("thumbs")]
+    assert card(second, "reward")["rankings"] == table_digest(*learned_from)
+    rate = run.config.reward.held_out_rate
+    unseen = [row for row in read_rows(learned_from, RANKINGS, ["prompt_id"]) if is_held_out(row["prompt_id"], rate)]
+    assert card(second, "reward")["held_out_rankings"] == len(unseen)
+    assert card(second, "editors/finetuned")["training_table"] == table_digest(second.path("scored_pairs"))
+    start = json.loads(Path(second.path("editors/finetuned"), "made.json").read_text())["fingerprint"]["input.start"]
+    assert start == model_digest(run.path("editors/finetuned"))
+    summary = json.loads(Path(second.path("summary.json")).read_text())
+    assert [one["editor"] for one in summary["editors"]] == ["current", "sft", "finetuned"]
+    assert summary["baseline"] == "current"
+    for made_elsewhere in ("pairs", "prompts", "latents", "editors/sft"):
+        assert not Path(second.root, made_elsewhere).exists()
+    assert {model: card(run, model) for model in made} == made
+    assert printed.count("round 1  finetuned") == printed.count("round 2  current") == 1
+    assert f"make serve EDITOR_FOLDER={second.root}/editors/finetuned" in printed
+
+    pipeline.build(twice)
+    again = capfd.readouterr().out
+    assert again.count("editors/finetuned: kept") == again.count("reward: kept") == again.count("candidates: kept") == 2
+
+
+def thumbs_of(run, address):
+    """A database in which somebody likes one of every two pairs as an edit of its source, and the other one not."""
+    database, pairs = Database(address), list(read_rows(run.path("pairs"), PAIRS))
+    database.migrate()
+    for one, other in zip(pairs[::2], pairs[1::2], strict=False):
+        kept = {name: one[name] for name in ("instruction", "source_image")}
+        for pair, liked in ((one, True), (other, False)):
+            edit = {"key": pair["pair_id"], "edited_image": pair["edited_image"], "editor": "served", "settings": {}}
+            record(database, liked=liked, **kept, **edit)
+    database.close()
+    return address
+
+
+def ids_and_seeds(candidates):
+    return {edit[name] for row in candidates for edit in row["edits"] for name in ("edit_id", "seed")}
+
+
+def test_a_later_round_takes_preferences_directly_too(run):
+    second = run.after()
+    told = train_editor.training(second, "dpo")
+    assert told["table"] == card(second, "reward")["rankings"]
+    assert told["start"] == run.path("editors/finetuned")
 
 
 def wait_for(words, log, driver):

@@ -5,7 +5,17 @@ import torch
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
 from hive_ray.reward.accuracies import Foretold, accuracies, differences
-from hive_ray.reward.worth import PROBES, calibration, calibration_error, judged, kinds, people, probe, remarks
+from hive_ray.reward.worth import (
+    PROBES,
+    calibration,
+    calibration_error,
+    judged,
+    kinds,
+    measurable,
+    people,
+    probe,
+    remarks,
+)
 
 
 def settings(**changed) -> Reward:
@@ -194,3 +204,10 @@ def test_remarks_claim_no_difference_that_the_interval_does_not_show():
     assert agreed.startswith("whether people agree at all cannot be told (0.45, 95 % interval 0.00 to 0.90")
     (worse,) = remarks(said_of(of(0.4), held_out_before_training=of(0.6)), {})
     assert worse.startswith("training made it worse on held-out edits: 0.60 before it, 0.40 after")
+
+
+def test_clip_measures_no_direction_where_nobody_wrote_captions():
+    captions = [("a dog", "a cat"), ("", ""), ("a dog", ""), ("a dog", "a cow")]
+    rows = [{"source_caption": before, "edited_caption": after} for before, after in captions]
+    assert measurable(rows, ("clip_direction", "clip_image")) == [0, 3]
+    assert measurable(rows, ("clip_image",)) == [0, 1, 2, 3]
