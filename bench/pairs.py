@@ -25,13 +25,14 @@ from diffusers import StableDiffusionPipeline
 
 from bench.stand_in import Sleeper
 from hive_ray import storage
-from hive_ray.config import Pairs, Resources, shapes
+from hive_ray.config import Pairs, Resources
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import build_table, read_rows, table_digest, write_rows
 from hive_ray.pairs.controls import instruct_pix2pix
 from hive_ray.pairs.generation import PairGenerator
 from hive_ray.pairs.text_to_image import TextToImage
+from hive_ray.presets import shapes
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, Rows
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions

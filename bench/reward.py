@@ -26,10 +26,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BlipTextConfig, BlipVisionConfig
 
-from hive_ray.config import Config, Resources, shapes
+from hive_ray.config import Config, Resources
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import build_table, write_rows
 from hive_ray.images import encode, resize, to_batch
+from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.schemas import PAIRS, REWARDS, Row
 from hive_ray.shapes.pretraining.pictures import scene_and_twin

@@ -27,7 +27,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from hive_ray.config import Config, Resources, Training, Watching, shapes
+from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.engine import memory_estimate, start_engine
@@ -37,6 +37,7 @@ from hive_ray.editor.latents import PICTURES, LatentEncoder
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode, to_batch
+from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.shapes.pretraining.pictures import scene_and_twin

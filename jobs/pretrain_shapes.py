@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import tyro
 
-from hive_ray.config import SHAPES_WEIGHTS, shapes
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import to_pixels, to_tensor
 from hive_ray.pairs.text_to_image import TextToImage
+from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge

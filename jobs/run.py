@@ -18,11 +18,12 @@ import yaml
 from pydantic import Field, ValidationError
 
 from hive_ray import storage
-from hive_ray.config import PRESETS, Annotation, Config, Section
+from hive_ray.config import Annotation, Config, Section
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import OnMismatch
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.presets import PRESETS
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
 

@@ -15,10 +15,11 @@ import tyro
 
 from hive_ray import storage
 from hive_ray.charts import line_chart
-from hive_ray.config import SHAPES_WEIGHTS, Config, shapes
+from hive_ray.config import Config
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_rows
 from hive_ray.evaluation.metrics import compare, summarize, trade_off_curve, win_rates
+from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import EVALUATION
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
 from jobs.evaluate_editor import METRICS

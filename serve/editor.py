@@ -32,10 +32,11 @@ from starlette.exceptions import HTTPException
 
 from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import record
-from hive_ray.config import Section, sd15, shapes
+from hive_ray.config import Section
 from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode
+from hive_ray.presets import sd15, shapes
 from hive_ray.seeds import seed_for
 from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION

@@ -1,19 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from hive_ray.config import (
-    PRESETS,
-    Instructions,
-    Pairs,
-    Spending,
-    Training,
-    hive,
-    instruct_pix2pix,
-    sd15,
-    sd21_v,
-    sdxl,
-    shapes,
-)
+from hive_ray.config import Instructions, Pairs, Spending, Training
+from hive_ray.presets import PRESETS, hive, instruct_pix2pix, sd15, sd21_v, sdxl, shapes
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -16,6 +16,7 @@ from hive_ray.config import Resources
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.mapping import map_table
+from hive_ray.presets import shapes
 from hive_ray.schemas import ContractError
 
 HERE = Path(__file__).parent
@@ -202,7 +203,7 @@ def test_a_table_of_another_name_is_a_broken_contract(tmp_path):
 
 
 def test_the_fingerprint_names_each_setting_and_leaves_out_what_only_changes_speed():
-    pairs = config.shapes().pairs
+    pairs = shapes().pairs
     made = tables.fingerprint(pairs, instructions="abc")
 
     assert (made["pairs.seed"], made["input.instructions"]) == (0, "abc")

@@ -1,4 +1,5 @@
-from hive_ray.config import Config, sd15
+from hive_ray.config import Config
+from hive_ray.presets import sd15
 from jobs.evaluate_editor import own_judges
 from jobs.run import Run
 

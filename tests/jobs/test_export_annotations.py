@@ -3,8 +3,9 @@ from work import hired
 
 from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK
-from hive_ray.config import Annotation, Rankings, shapes
+from hive_ray.config import Annotation, Rankings
 from hive_ray.distributed.tables import read_rows, write_rows
+from hive_ray.presets import shapes
 from hive_ray.schemas import CANDIDATES
 from jobs import export_annotations
 from jobs.collect_rankings import People

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hive_ray.config import Inspection, shapes
+from hive_ray.config import Inspection
 from hive_ray.distributed import tables
 from hive_ray.distributed.dropped import thin
 from hive_ray.images import encode
 from hive_ray.pairs.cycle import twin
+from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS
 from jobs import inspect_pairs
 from jobs.run import Run

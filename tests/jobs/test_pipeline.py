@@ -19,10 +19,11 @@ from tiny_models import tiny_clip, tiny_stable_diffusion
 from hive_ray import storage
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import record
-from hive_ray.config import Config, LearningCurve, Resources, sd15
+from hive_ray.config import Config, LearningCurve, Resources
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import read_manifest, read_rows, table_digest
+from hive_ray.presets import sd15
 from hive_ray.reward.judges import combine
 from hive_ray.reward.objective import is_held_out
 from hive_ray.reward.worth import PROBES

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from hive_ray.config import shapes
+from hive_ray.presets import shapes
 from jobs.run import Run, read_command
 
 

@@ -9,12 +9,13 @@ import ray
 import torch
 from tiny_models import tiny_stable_diffusion
 
-from hive_ray.config import Dpo, Resources, Training, sd15
+from hive_ray.config import Dpo, Resources, Training
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import write_rows
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
+from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS
 from jobs import train_editor
 from jobs.run import Run

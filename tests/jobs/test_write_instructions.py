@@ -1,9 +1,10 @@
 import pytest
 import ray
 
-from hive_ray.config import Resources, Spending, shapes
+from hive_ray.config import Resources, Spending
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.presets import shapes
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Stopped
 from jobs.run import Run
 from jobs.write_instructions import build, shown_examples, take_captions

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hive_ray.config import sd15, shapes
 from hive_ray.images import decode, encode
 from hive_ray.pairs.cycle import sources_of, twin
 from hive_ray.pairs.filtering import (
@@ -15,6 +14,7 @@ from hive_ray.pairs.filtering import (
     mean_colours,
 )
 from hive_ray.pairs.safety import nothing_flagged
+from hive_ray.presets import sd15, shapes
 
 SETTINGS = sd15().pairs.model_copy(update={"least_clip_image": 0.7, "least_clip_direction": 0.2})
 

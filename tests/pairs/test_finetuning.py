@@ -9,12 +9,13 @@ import pytest
 from llm_server import JsonHandler, JsonServer
 
 from hive_ray import endpoint
-from hive_ray.config import Writer, shapes
+from hive_ray.config import Writer
 from hive_ray.distributed.tables import git_commit
 from hive_ray.endpoint import EndpointError
 from hive_ray.pairs.finetuning import finetune
 from hive_ray.pairs.instructions import parse_answer, parse_delimited
 from hive_ray.pairs.triplets import Triplet, chat_examples, delimited_examples, read_triplets
+from hive_ray.presets import shapes
 from jobs import finetune_writer
 from jobs.run import Run
 from jobs.write_instructions import writer_settings

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hive_ray.config import sd15
 from hive_ray.images import encode
 from hive_ray.pairs.inspection import SIMILARITIES, Inspected, headline, write_page
+from hive_ray.presets import sd15
 
 COLOURED = {
     name: encode(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))

@@ -5,11 +5,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from hive_ray.config import SHAPES_WEIGHTS
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import encode, to_pixels, to_tensor
 from hive_ray.pairs.text_to_image import TextToImage
+from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
 from hive_ray.shapes.actors import edit_that_fits, random_captions
