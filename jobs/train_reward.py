@@ -4,6 +4,8 @@ rankings, thumbs -> reward
 """
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +18,7 @@ from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
 from hive_ray.reward.worth import foretold, measured, worth
-from hive_ray.schemas import RANKINGS, Rows
+from hive_ray.schemas import RANKINGS, Row, Rows
 from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run, fingerprint, main
 
@@ -26,6 +28,8 @@ HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
 HELD_OUT = "held_out.json"
 """In the model's folder: how much is right of how much by accuracy and held-out prompt, so that models can be compared
 by what they do on the same prompts."""
+MOST_MEASURED = 1000
+"""Rankings of each side that the card's figures are of, the first: their pictures are in memory at a time."""
 NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
 
 
@@ -42,13 +46,14 @@ class RewardTraining(RewardObjective):
         self.model.load_state_dict(state)
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
         trained, unseen = self._rows(COLUMNS), self._rows(HELD_OUT_COLUMNS, held_out=True)
+        learned = [row["prompt_id"] for row in self._read(["prompt_id"], held_out=False)]
         ours = foretold(self.model, unseen)
         card = {
             "rankings": table_digest(*self.rankings),
             "bad_rankings": len(self.bad),
             "train": measured(foretold(self.model, trained), self.settings),
-            "train_rankings": len(trained),
-            "train_prompts": len({row["prompt_id"] for row in trained}),
+            "train_rankings": len(learned),
+            "train_prompts": len(set(learned)),
             **(worth(ours, self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
         }
         for words in filter(None, (card["warning"], *card.get("remarks", []))):
@@ -56,7 +61,7 @@ class RewardTraining(RewardObjective):
         if unseen:
             print(
                 f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
-                f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {len(trained)} rankings",
+                f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {len(learned)} rankings",
                 flush=True,
             )
         super().save(folder, state, card)
@@ -64,13 +69,16 @@ class RewardTraining(RewardObjective):
             (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
 
     def _rows(self, columns: list[str], held_out: bool = False) -> Rows:
-        """The rankings of one side that a model can be measured on; the others are said and counted."""
-        where = side(self.settings.held_out_rate, self.share, held_out)
-        good, bad = good_rankings(read_rows(self.rankings, RANKINGS, columns, where=where), self.model.resolution)
+        """Rankings of one side, MOST_MEASURED at most, to measure a model on; bad ones are said, counted, left out."""
+        good, bad = good_rankings(islice(self._read(columns, held_out), MOST_MEASURED), self.model.resolution)
         for name, why in bad.items():
             print(f"reward: not measured on {name}: {why}", flush=True)
         self.bad |= bad
         return good
+
+    def _read(self, columns: list[str], held_out: bool) -> Iterator[Row]:
+        where = side(self.settings.held_out_rate, self.share, held_out)
+        return read_rows(self.rankings, RANKINGS, columns, where=where)
 
 
 def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:

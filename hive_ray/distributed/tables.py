@@ -420,9 +420,8 @@ def read_rows(
     """Stream the rows of a finished table, or of several of one schema, in their order."""
     selection = select(path, schema, where=where)
     small = not any(_may_be_large(schema.field(name).type) for name in columns or schema.names)
-    step = (
-        ROWS_PER_FILE if small else ROWS_PER_GROUP
-    )  # each read opens its files anew: of a million rewards, 31,250 times
+    # Each read opens its files anew: of a million rewards, 31,250 times.
+    step = ROWS_PER_FILE if small else ROWS_PER_GROUP
     for start in range(0, len(selection), step):
         yield from selection.read(start, start + step, columns).to_pylist()
 

@@ -49,7 +49,7 @@ def test_broken_pictures_are_named_skipped_and_counted_in_training_and_in_the_ca
     RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=12).save(tmp_path / "start", {})
     tiny_clip(tmp_path / "clip")
     start, clip = str(tmp_path / "start"), str(tmp_path / "clip")
-    objective = RewardTraining(start, SETTINGS, str(tmp_path / "rankings"), clip)
+    objective = RewardTraining(start, SETTINGS, [str(tmp_path / "rankings")], clip)
 
     store = RowStore(select(str(tmp_path / "rankings"), RANKINGS), COLUMNS, write=True).open()
     good = GoodRows(store, "reward", most_bad_rows=0.1)
@@ -64,6 +64,7 @@ def test_broken_pictures_are_named_skipped_and_counted_in_training_and_in_the_ca
     objective.save(tmp_path / "reward", objective.model.state_dict())
     card = json.loads((tmp_path / "reward" / "card.json").read_text())
     assert card["bad_rankings"] == 2
+    assert card["train_rankings"] == len(sides[False])
     assert card["held_out_rankings"] == len(sides[True]) - 1
     printed = capsys.readouterr().out
     for number in broken:
