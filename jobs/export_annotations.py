@@ -20,13 +20,13 @@ def build(run: Run) -> str:
     database.migrate()
     without = flagged(standings(database, settings)) if settings.leave_out_flagged else set()
     answers, editors = answered(database), _editors(run.path(settings.candidates))
-    others = [one for one in answers if one.kind == RANK and editors and not editors >= set(one.editors)]
-    answers = [one for one in answers if one not in others]
+    of_others = [one.kind == RANK and bool(editors) and not editors >= set(one.editors) for one in answers]
+    answers = [one for one, other in zip(answers, of_others, strict=True) if not other]
     storage.write_text(path, "".join(ranking_lines(answers, without)))
     storage.write_text(run.path("annotations.csv"), "".join(csv_lines(answers, without)))
     ranked = [one for one in work(answers, without) if one.kind == RANK]
     left = f", without {', '.join(sorted(without))}" if without else ""
-    left += f", without {len(others)} of other rounds" if others else ""
+    left += f", without {sum(of_others)} of other rounds" if any(of_others) else ""
     print(
         f"annotations: {len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}",
         flush=True,
