@@ -61,7 +61,7 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
         for start in range(rank * share, (rank + 1) * share, 2):
             loss = (engine(x[start : start + 2]).float() - y[start : start + 2]).square().mean()
             engine.backward(loss)
-            engine.step()
+            take_step(engine, told.max_grad_norm)
             total += loss.item() * 2 / BATCH
         torch.distributed.all_reduce(total)
         losses.append(total.item())
@@ -85,10 +85,11 @@ def clipped_norms(rank: int, world: int, calls: list[dict]) -> list[float]:
     """The norm of the gradient that AdamW got in a first step, from its first moment, for each of some settings."""
     norms = []
     for changes in calls:
-        engine = start_engine(network(), settings(world, **changes | {"batch_size": 2 * world}))
+        told = settings(world, **changes | {"batch_size": 2 * world})
+        engine = start_engine(network(), told)
         x, y = rows(0)
         engine.backward((engine(x[:2]).float() - y[:2]).square().mean())
-        take_step(engine)
+        take_step(engine, told.max_grad_norm)
         states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()
         found = torch.stack([state["exp_avg"].square().sum() for state in states if "exp_avg" in state]).sum()
         if changes["zero_stage"]:

@@ -43,7 +43,7 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
     config: dict[str, Any] = {
         "train_batch_size": settings.batch_size,
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_clipping": settings.max_grad_norm,
+        "gradient_clipping": settings.max_grad_norm if settings.zero_stage else 0.0,  # `take_step` does it without ZeRO
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is no slower, and needs no compiler
         "steps_per_print": 1 << 40,
@@ -76,6 +76,10 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     )
     config = deepspeed_config(settings, universal=universal)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    if torch.distributed.get_world_size() == 1 and settings.zero_stage == 0:
+        engine.enable_backward_allreduce = (
+            False  # else all gradients are copied three times to be averaged with nobody's
+        )
     if settings.zero_stage == 0:  # nothing is parted: convolutions may have their weights as they like them
         for weight in channels_last:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -94,22 +98,31 @@ def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | Non
     return engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)
 
 
-def take_step(engine: deepspeed.DeepSpeedEngine) -> float | None:
-    """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before clipping.
+def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float | None:
+    """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before it is cut at
+    `max_grad_norm` (0: it is not).
 
-    None, or the step's before, within an accumulation. ZeRO's optimisers measure it; without ZeRO nobody does.
+    None, or the step's before, within an accumulation. ZeRO's optimisers measure and cut by themselves; without ZeRO
+    it is done here, where DeepSpeed would not tell the norm that it finds.
     """
     scaler = loss_scaler(engine)
-    scale, norm = scaler.get_scale() if scaler else 1.0, None
-    if scaler and engine.zero_optimization():  # which clips before the scaler takes fp16's loss scale off again
-        engine.optimizer.clip_grad = engine.gradient_clipping() * scale
-    if not engine.zero_optimization() and engine.is_gradient_accumulation_boundary():
-        weights = engine.module.parameters()
-        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    engine.step()
     if engine.zero_optimization():
+        scale = scaler.get_scale() if scaler else 1.0
+        if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
+            engine.optimizer.clip_grad = engine.gradient_clipping() * scale
+        engine.step()
         norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm) / scale
+        return None if norm is None else float(norm) / scale
+    norm = None
+    if engine.is_gradient_accumulation_boundary():
+        if scaler:
+            scaler.unscale_(engine.optimizer)
+        weights = [weight for weight in engine.module.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+        if max_grad_norm:
+            nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
+    engine.step()
+    return None if norm is None else float(norm)
 
 
 def memory_estimate(trained: int, frozen: int, settings: Training) -> dict[str, dict[str, float]]:

@@ -183,7 +183,7 @@ class Loop:
             with autocast(settings):
                 loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
             self.engine.backward(loss * (good / micro))
-            norm = take_step(self.engine)
+            norm = take_step(self.engine, settings.max_grad_norm)
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
                 self.average.update(self.engine.module)
             for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits

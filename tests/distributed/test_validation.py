@@ -139,7 +139,7 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
                     assert len(validation.preview(noisy, engine)) == 3 * 4  # three rows in fp32
             loss, _ = noisy.loss(engine, store.read(np.arange(4)), generator_for("step", step))
             engine.backward(loss)
-            norms.append(take_step(engine))
+            norms.append(take_step(engine, settings.max_grad_norm))
             average.update(engine.module)
         state = [*(value for value in engine.module.state_dict().values()), *average.weights.values()]
         parts = [weight.ds_tensor.clone() for weight in noisy.model.parameters() if hasattr(weight, "ds_tensor")]
@@ -168,7 +168,7 @@ def test_the_gradient_norm_is_that_of_the_whole_step_before_clipping(process_gro
     engine = start_engine(model, settings)
     for half in x.chunk(2):  # two micro batches
         engine.backward(size * engine(half).float().square().mean())
-        norm = take_step(engine)
+        norm = take_step(engine, settings.max_grad_norm)
     assert norm == pytest.approx(wanted, rel=1e-5 if precision == "fp32" else 1e-2)
 
 
@@ -224,7 +224,7 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
                     pictures.append(validation.preview(objective, engine))
             loss, _ = objective.loss(engine, [row, row], generator_for("step", step))
             engine.backward(loss)
-            take_step(engine)
+            take_step(engine, settings.max_grad_norm)
             average.update(engine.module)
         return [weight.ds_tensor for weight in objective.model.parameters()], pictures
 
