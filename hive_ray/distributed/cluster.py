@@ -23,6 +23,9 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+"""What glibc's allocator is told in workers, unless it is set: they compute in threads of their own, whose arenas give
+the memory of each step back to the system, and take it again page by page in the next."""
 
 
 def quiet() -> None:
@@ -42,6 +45,7 @@ def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> No
     quiet()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
+    told |= {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
     settings = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": told}}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
