@@ -1,11 +1,13 @@
 """What the administrator's page asks: who works, how well they agree, and the answers as files."""
 
+import hmac
 import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from hive_ray.annotation import label_studio
 from hive_ray.annotation.exports import answered, csv_lines, ranking_lines
@@ -14,13 +16,14 @@ from hive_ray.annotation.overview import overview
 from hive_ray.annotation.people import invite, set_paused
 from hive_ray.annotation.progress import progress
 from hive_ray.annotation.quality import flagged, standings
-from hive_ray.annotation.tasks import project_name
+from hive_ray.annotation.tasks import project_name, project_secret
 from serve.annotating import Asked
+from serve.gallery import as_sent
 from serve.guard import POLICY
 from serve.sessions import Administrator
 
 LARGER = {"/admin/label-studio": 2**30}
-"""Bytes that may come: Label Studio gives the pictures back."""
+"""Bytes that may come: every task with all that was said of it."""
 CHARTS_POLICY = POLICY.replace("style-src 'self'", "style-src 'unsafe-inline'").replace("script-src 'self'; ", "")
 """For a page of charts, which carry their styles with them; nothing runs there."""
 LeaveOut = Annotated[bool, Query()]
@@ -92,22 +95,36 @@ def export_csv(_: Administrator, request: Request, leave_out_flagged: LeaveOut =
 
 @routes.get("/admin/export/label-studio.json")
 def export_label_studio(_: Administrator, request: Request, leave_out_flagged: LeaveOut = False) -> Response:
-    """Tasks with their pictures, and the answers so far."""
+    """Tasks with the addresses of their pictures on this server as it was asked, and the answers so far."""
     state = request.app.state
     without = _without(request, leave_out_flagged)
     answers = [one for one in answered(state.database, RANK) if one.annotator not in without]
 
-    def picture(prompt_id: str, edit_id: str | None) -> bytes:
-        return state.gallery.source(prompt_id) if edit_id is None else state.gallery.edit(prompt_id, edit_id)
+    secret, picture = project_secret(state.database), request.url_for("signed_picture")
 
-    rows = label_studio.tasks(state.database, project_name(state.database), picture, answers)
+    def address(prompt_id: str, edit_id: str) -> str:
+        signed = label_studio.signature(secret, prompt_id, edit_id)
+        return str(picture.include_query_params(prompt=prompt_id, edit=edit_id, signature=signed))
+
+    rows = label_studio.tasks(state.database, project_name(state.database), address, answers)
     return StreamingResponse(rows, media_type="application/json", headers=_attached("label-studio.json"))
 
 
 @routes.get("/admin/export/label-studio.xml")
-def export_configuration(_: Administrator) -> Response:
+def export_configuration(_: Administrator, request: Request) -> Response:
     """The labeling configuration that those tasks need."""
-    return Response(label_studio.configuration(), media_type="text/xml", headers=_attached("label-studio.xml"))
+    found = label_studio.configuration(request.app.state.database)
+    return Response(found, media_type="text/xml", headers=_attached("label-studio.xml"))
+
+
+@routes.get("/label-studio/picture")
+def signed_picture(prompt: str, edit: str, signature: str, request: Request) -> Response:
+    """A picture for Label Studio's page, which is signed in nowhere here: whoever has its address may see it."""
+    state = request.app.state
+    if not hmac.compare_digest(label_studio.signature(project_secret(state.database), prompt, edit), signature):
+        raise HTTPException(403, "this address is not signed by this project; export the tasks for Label Studio again")
+    content, media_type = as_sent(state.gallery.edit(prompt, edit) if edit else state.gallery.source(prompt))
+    return Response(content, media_type=media_type, headers={"Access-Control-Allow-Origin": "*"})
 
 
 @routes.post("/admin/label-studio")

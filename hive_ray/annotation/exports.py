@@ -44,6 +44,7 @@ class Answered:
     seconds: float
     at: float
     task_id: int
+    answer_id: int
 
     @property
     def known(self) -> bool | None:
@@ -70,6 +71,7 @@ def answered(database: Database, kind: str | None = None) -> list[Answered]:
             Answered(
                 task.kind, task.prompt_id, task.instruction, tuple(task.edit_ids), tuple(task.editors), task.gold, name,
                 assignment.attempt, tuple(assignment.shown), answer.verdict, answer.seconds, answer.at, task.id,
+                answer.id,
             )
             for answer, assignment, task, name in session.execute(query)
         ]  # fmt: skip

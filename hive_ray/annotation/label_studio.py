@@ -2,10 +2,11 @@
 
 Edits are items of a `List` that people put into one bucket for each rank: a bucket with several is a tie. A task's
 `data` says which project it is of, so that nobody's file of another project is taken in. Only ranking goes both ways,
-not the user study.
+not the user study. Tried with Label Studio 1.23: it shows pictures from addresses alone, not from data in the task.
 """
 
-import base64
+import hashlib
+import hmac
 import json
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
@@ -18,7 +19,6 @@ from hive_ray.agreement import dense_ranks
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, ANSWERED, RANK, SKIPPED, Answer, Assignment, Person, Task
-from hive_ray.images import kind_of
 from hive_ray.seeds import id_for
 
 BUCKET = "rank_"
@@ -31,22 +31,30 @@ class LabelStudioError(ValueError):
     """A file that is not what Label Studio gives for the tasks of this project."""
 
 
-def configuration(num_edits: int = MAX_EDITS) -> str:
-    """The labeling configuration that the tasks need."""
+def signature(secret: str, prompt_id: str, edit_id: str) -> str:
+    """Of the address of one picture, which whoever has it may see ("" is the source): HMAC-SHA256, 32 hex digits."""
+    return hmac.new(secret.encode(), json.dumps([prompt_id, edit_id]).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def configuration(database: Database) -> str:
+    """The labeling configuration that the tasks need: a bucket for each rank of the task with the most edits."""
+    found = database.read(lambda session: list(session.scalars(select(Task.edit_ids).where(Task.kind == RANK))))
+    num_edits = max(map(len, found), default=MAX_EDITS)
     buckets = "".join(f'<Bucket name="{BUCKET}{rank}" title="Rank {rank}"/>' for rank in range(1, num_edits + 1))
     return (
-        '<View><Header value="$instruction"/><Image name="source" value="$source"/>'
+        '<View><Header value="$instruction"/><Image name="picture" value="$source_image" maxWidth="360px"/>'
         f'<List name="edits" value="$edits" title="Edits"/><Ranker name="ranks" toName="edits">{buckets}</Ranker>'
-        '<Choices name="none_acceptable" toName="source"><Choice value="None is acceptable"/></Choices></View>'
+        '<Choices name="none_acceptable" toName="picture"><Choice value="None is acceptable"/></Choices></View>'
     )
 
 
 def tasks(
-    database: Database, project: str, picture: Callable[[str, str | None], bytes], answers: list[Answered]
+    database: Database, project: str, address: Callable[[str, str], str], answers: list[Answered]
 ) -> Iterator[str]:
-    """The pieces of a JSON file with every task of unknown answer, its pictures inside, and the answers to it.
+    """The pieces of a JSON file with every task of unknown answer, its pictures' addresses, and the answers to it.
 
-    `picture` takes a prompt and an edit id, or None for the source, and is asked piece by piece: the file may be large.
+    `address` takes a prompt and an edit id, or "" for the source. Answers are nobody's there, since Label Studio
+    refuses a file that names people whom it does not know; they are known again by `import_id` when they come back.
     """
     said: dict[int, list[Answered]] = {}
     for one in answers:
@@ -54,7 +62,7 @@ def tasks(
             said.setdefault(one.task_id, []).append(one)
     query = select(Task).where(Task.kind == RANK, Task.gold.is_(None), Task.present, Task.broken.is_(None))
     found = database.read(lambda session: list(session.scalars(query.order_by(Task.position))))
-    rows = (_task(task, project, picture, said.get(task.id, [])) for task in found)
+    rows = (_task(task, project, address, said.get(task.id, [])) for task in found)
     return _array(json.dumps(row, ensure_ascii=False) for row in rows)
 
 
@@ -65,29 +73,22 @@ def _array(rows: Iterable[str]) -> Iterator[str]:
     yield "\n]\n"
 
 
-def _task(
-    task: Task, project: str, picture: Callable[[str, str | None], bytes], answers: list[Answered]
-) -> dict[str, Any]:
+def _task(task: Task, project: str, address: Callable[[str, str], str], answers: list[Answered]) -> dict[str, Any]:
     def shown(edit_id: str) -> str:
-        return f'<img src="{_address(picture(task.prompt_id, edit_id))}" alt="{escape(edit_id, quote=True)}">'
+        return f'<img src="{escape(address(task.prompt_id, edit_id), quote=True)}" alt="an edit" width="100%">'
 
     edits = [{"id": edit_id, "html": shown(edit_id)} for edit_id in task.edit_ids]
     data = {
         "hive_ray_project": project, "hive_ray_task": task.key, "prompt_id": task.prompt_id,
-        "instruction": task.instruction, "source": _address(picture(task.prompt_id, None)), "edits": edits,
+        "instruction": task.instruction, "source_image": address(task.prompt_id, ""), "edits": edits,
     }  # fmt: skip
     return {"data": data, "annotations": [_annotation(one) for one in answers]}
 
 
-def _address(image: bytes) -> str:
-    kind = {"jpg": "jpeg"}.get(kind_of(image), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
 def _annotation(one: Answered) -> dict[str, Any]:
-    whose = {"completed_by": {"email": one.annotator}, "lead_time": round(one.seconds, 2)}
+    same = {"id": one.answer_id, "import_id": one.answer_id, "lead_time": round(one.seconds, 2)}
     if "skipped" in one.verdict:
-        return {**whose, "was_cancelled": True, "result": []}
+        return {**same, "was_cancelled": True, "result": []}
     ranks = one.verdict["ranks"]
     buckets = {
         f"{BUCKET}{rank}": [edit_id for edit_id, own in zip(one.edit_ids, ranks, strict=True) if own == rank]
@@ -96,8 +97,8 @@ def _annotation(one: Answered) -> dict[str, Any]:
     result = [{"from_name": "ranks", "to_name": "edits", "type": "ranker", "value": {"ranker": buckets}}]
     if one.verdict["none_acceptable"]:
         chosen = {"choices": ["None is acceptable"]}
-        result.append({"from_name": "none_acceptable", "to_name": "source", "type": "choices", "value": chosen})
-    return {**whose, "was_cancelled": False, "result": result}
+        result.append({"from_name": "none_acceptable", "to_name": "picture", "type": "choices", "value": chosen})
+    return {**same, "was_cancelled": False, "result": result}
 
 
 def take_in(database: Database, project: str, given: Any, now: float) -> tuple[int, int]:
@@ -146,6 +147,10 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
 
 def _store(session: Session, task: Task, annotation: Any, place: str, now: float) -> bool:
     """Whether an answer was new: nobody answers a task twice, here or there."""
+    ours = annotation.get("import_id")
+    known = select(Answer.id).join(Assignment).where(Answer.id == ours, Assignment.task_id == task.id)
+    if type(ours) is int and session.scalars(known).first():
+        return False
     person = _person(session, annotation.get("completed_by"), place, now)
     verdict, seconds = _verdict(task, annotation, place), _seconds(annotation.get("lead_time"), place)
     if session.scalars(

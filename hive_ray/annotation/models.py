@@ -55,6 +55,8 @@ class Project(Base):
     name: Mapped[str]
     """Random: tells a Label Studio file of this project from any other."""
     created: Mapped[float]
+    secret: Mapped[str | None]
+    """Signs the addresses of pictures that Label Studio shows; made when first asked for."""
 
 
 class Person(Base):

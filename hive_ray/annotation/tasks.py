@@ -137,6 +137,21 @@ def project_name(database: Database) -> str:
     return database.write(name)
 
 
+def project_secret(database: Database) -> str:
+    """What this database's project signs with, made when first asked for; nobody is told."""
+    found = database.read(lambda session: session.scalar(select(Project.secret)))
+    if found:
+        return found
+    project_name(database)  # which makes the project
+
+    def secret(session: Session) -> str:
+        project = session.get(Project, 1, with_for_update=True)
+        project.secret = project.secret or secrets.token_hex(16)
+        return project.secret
+
+    return database.write(secret)
+
+
 def num_open(database: Database, kind: str = RANK) -> int:
     """Places of tasks that nobody has taken."""
     left = select(func.coalesce(func.sum(Task.wanted - Task.taken), 0)).where(

@@ -20,6 +20,7 @@ def said(task: int, annotator: str, verdict: dict, *, editors=("sft",) * 3, **mo
     defaults = {
         "kind": RANK, "prompt_id": f"p{task}", "instruction": "make it red", "edit_ids": ("a", "b", "c"),
         "editors": editors, "gold": None, "attempt": 0, "shown": (0, 1, 2), "seconds": 1.0, "at": 0.0, "task_id": task,
+        "answer_id": 0,
     }  # fmt: skip
     return Answered(annotator=annotator, verdict=verdict, **defaults | more)
 

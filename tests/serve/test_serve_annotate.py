@@ -290,8 +290,8 @@ def test_label_studio_gets_tasks_and_gives_results_once(site):
     hand_in(ada, following(ada))
     exported = boss.get("/admin/export/label-studio.json").json()
     assert len(exported) == 6
-    assert exported[0]["data"]["source"].startswith("data:image/png;base64,")
     assert boss.post("/admin/label-studio", json=exported).json() == {"imported": 0, "known": 1}  # back as it went
+    exported[0]["annotations"][0] |= {"id": 55, "completed_by": 1}  # as Label Studio gives it back
     ids = [edit["id"] for edit in exported[1]["data"]["edits"]]
     ranker = {"rank_1": [ids[2]], "rank_2": [ids[0], ids[3]], "rank_4": [ids[1]]}
     exported[1]["annotations"] = [
@@ -303,6 +303,19 @@ def test_label_studio_gets_tasks_and_gives_results_once(site):
     found = {one.annotator: one.verdict for one in answered(site.database)}
     assert found["Label Studio 7"] == {"ranks": [2, 3, 1, 2], "none_acceptable": False}
     assert "skipped" in found["bea@example.org"]
+
+
+def test_label_studio_shows_pictures_by_addresses_that_are_signed(site):
+    boss, stranger = site.signed_in("Boss", "administrator"), httpx.Client()
+    data = boss.get("/admin/export/label-studio.json").json()[0]["data"]
+    shown = [re.search('src="([^"]+)"', edit["html"])[1].replace("&amp;", "&") for edit in data["edits"]]
+    for address, number in zip((data["source_image"], *shown), range(5), strict=True):
+        answer = stranger.get(address)  # from another page, signed in nowhere
+        assert (answer.content, answer.headers["access-control-allow-origin"]) == (picture(number), "*")
+    for changed in (shown[0].replace("p0e0", "p0e1"), shown[0].replace("prompt=p0", "prompt=p1"), shown[0][:-1] + "x"):
+        assert stranger.get(changed).status_code == 403
+    buckets = boss.get("/admin/export/label-studio.xml").text.count("<Bucket ")
+    assert buckets == len(shown)
 
 
 def test_a_label_studio_file_of_another_project_or_with_a_missing_edit_changes_nothing(site):
