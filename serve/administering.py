@@ -121,7 +121,8 @@ def export_configuration(_: Administrator, request: Request) -> Response:
 def signed_picture(prompt: str, edit: str, signature: str, request: Request) -> Response:
     """A picture for Label Studio's page, which is signed in nowhere here: whoever has its address may see it."""
     state = request.app.state
-    if not hmac.compare_digest(label_studio.signature(project_secret(state.database), prompt, edit), signature):
+    wanted = label_studio.signature(project_secret(state.database), prompt, edit)
+    if not hmac.compare_digest(wanted.encode(), signature.encode()):
         raise HTTPException(403, "this address is not signed by this project; export the tasks for Label Studio again")
     content, media_type = as_sent(state.gallery.edit(prompt, edit) if edit else state.gallery.source(prompt))
     return Response(content, media_type=media_type, headers={"Access-Control-Allow-Origin": "*"})
