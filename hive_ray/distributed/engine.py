@@ -76,12 +76,10 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     )
     config = deepspeed_config(settings, universal=universal)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-    if torch.distributed.get_world_size() == 1 and settings.zero_stage == 0:
-        engine.enable_backward_allreduce = (
-            False  # else all gradients are copied three times to be averaged with nobody's
-        )
-    if settings.zero_stage == 0:  # nothing is parted: convolutions may have their weights as they like them
-        for weight in channels_last:
+    if settings.zero_stage == 0:
+        # One worker's gradients would be copied three times, to be averaged with nobody's.
+        engine.enable_backward_allreduce = torch.distributed.get_world_size() > 1
+        for weight in channels_last:  # nothing is parted: convolutions may have their weights as they like them
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return engine
 
@@ -109,7 +107,7 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
     if engine.zero_optimization():
         scale = scaler.get_scale() if scaler else 1.0
         if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
-            engine.optimizer.clip_grad = engine.gradient_clipping() * scale
+            engine.optimizer.clip_grad = max_grad_norm * scale
         engine.step()
         norm = engine.get_global_grad_norm()
         return None if norm is None else float(norm) / scale
