@@ -10,7 +10,6 @@ Whatever is compared runs in the same process or on the same Ray, in turns.
 import multiprocessing
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ import ray
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bench.ratios import say
 from bench.stand_in import Sleeper
 from hive_ray import storage
 from hive_ray.config import Pairs, Resources
@@ -91,7 +91,7 @@ def sampler() -> None:
     apart = (batched() - one_by_one()).abs().max()  # and both are warm
     print(f"{len(rows)} pairs of {steps} steps; the two ways are {apart:.1e} apart at most (of -1..1)")
     ratios = [timed(one_by_one) / timed(batched) for _ in range(ROUNDS)]
-    print(f"batched over one by one: {statistics.median(ratios):.2f} x ({', '.join(f'{one:.2f}' for one in ratios)})")
+    say("batched over one by one", ratios)
 
 
 def ray_data(count: int = 240, rounds: int = 2) -> None:
@@ -116,7 +116,7 @@ def ray_data(count: int = 240, rounds: int = 2) -> None:
             for number in range(rounds)
         ]
     ray.shutdown()
-    print(f"Ray Data over a bare loop: {statistics.median(ratios):.2f} x ({', '.join(f'{one:.2f}' for one in ratios)})")
+    say("Ray Data over a bare loop", ratios)
 
 
 def _bare(source: str, out: str, settings: Pairs, batch_size: int) -> None:

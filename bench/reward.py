@@ -10,7 +10,6 @@ and loading are left out; they are said beside it.
 """
 
 import multiprocessing
-import statistics
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BlipTextConfig, BlipVisionConfig
 
+from bench.ratios import rate_of, say
 from hive_ray.config import Config, Resources
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import build_table, write_rows
@@ -164,16 +164,6 @@ def bare(folder: str, count: int, batch_size: int, on_gpu: bool) -> tuple[float,
 def in_a_process(act: Callable, *arguments):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(act, arguments)
-
-
-def rate_of(marks: list[tuple[int, float]]) -> float:
-    """Rows/s after the first quarter of (rows so far, seconds)."""
-    (first, began), (last, ended) = marks[len(marks) // 4], marks[-1]
-    return (last - first) / (ended - began)
-
-
-def say(what: str, ratios: list[float]) -> None:
-    print(f"{what}: {statistics.median(ratios):.2f} x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})", flush=True)
 
 
 @torch.inference_mode()

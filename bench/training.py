@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
+from bench.ratios import rate_of, say
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.distributed.cluster import start_ray
@@ -106,10 +106,6 @@ def ray_train() -> None:
             say(f"one worker, ZeRO {stage}, over the bare loop", ratios)
 
 
-def say(what: str, ratios: list[float]) -> None:
-    print(f"{what}: {statistics.median(ratios):.2f} x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})", flush=True)
-
-
 def ours(folder: str, workers: int, latents: str, stage: int) -> float:
     """Images/s of `train_editor` as users run it."""
     out = tempfile.mkdtemp(dir=folder)
@@ -124,9 +120,8 @@ def ours(folder: str, workers: int, latents: str, stage: int) -> float:
     lines = Path(out, "metrics", "editors", "sft.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     at = [(step["images"], step["images"] / step["train/images_per_second"]) for step in steps if step["images"]]
-    first, last = at[len(at) // 4], at[-1]
-    print(f"  start and end: {took - last[1]:.1f} s of {took:.1f} s", flush=True)
-    return (last[0] - first[0]) / (last[1] - first[1])
+    print(f"  start and end: {took - at[-1][1]:.1f} s of {took:.1f} s", flush=True)
+    return rate_of(at)
 
 
 def alone(loop: Callable[[str], Iterator[int]], folder: str) -> float:
@@ -137,9 +132,7 @@ def alone(loop: Callable[[str], Iterator[int]], folder: str) -> float:
 
 def _timed(loop: Callable[[str], Iterator[int]], folder: str) -> float:
     torch.set_num_threads(CORES)
-    at = [(images, time.perf_counter()) for images in loop(folder)]
-    first, last = at[len(at) // 4], at[-1]
-    return (last[0] - first[0]) / (last[1] - first[1])
+    return rate_of([(images, time.perf_counter()) for images in loop(folder)])
 
 
 def as_in_the_script(folder: str) -> Iterator[int]:
