@@ -231,14 +231,22 @@ def remarks(said: Mapping[str, Any], probes: Mapping[str, float]) -> list[str]:
     said: what `worth` has measured, `held_out`, `held_out_before_training`, `beside` and `minus` as in the card.
     """
     ours, minus = said["held_out"][ACCURACY], {name: gap for name, gap in said["minus"].items() if gap}
-    found = [
-        words
-        for name in CLIP_MEASURES
-        if name in minus
-        for words in _beside_clip(name, ours, said["beside"][name][ACCURACY], minus[name])
-    ]
+    found = []
+    for name in CLIP_MEASURES:
+        if name in minus:
+            found += _beside(
+                minus[name],
+                f"{name} ranks held-out edits better, with no training",
+                f"it cannot be told apart from {name}, which needs no training",
+                f"{said['beside'][name][ACCURACY]:.2f} against {ours:.2f}",
+            )
     if "held_out_before_training" in minus:
-        found += _beside_start(ours, said["held_out_before_training"][ACCURACY], minus["held_out_before_training"])
+        found += _beside(
+            minus["held_out_before_training"],
+            "training made it worse on held-out edits",
+            "that training helped cannot be told from chance",
+            f"{said['held_out_before_training'][ACCURACY]:.2f} before it, {ours:.2f} after",
+        )
     bounds = said["beside"].get("another_person", {}).get("intervals", {}).get(ACCURACY)
     if bounds:
         found += _among_people(Interval(**bounds))
@@ -250,24 +258,12 @@ def remarks(said: Mapping[str, Any], probes: Mapping[str, float]) -> list[str]:
     return found
 
 
-def _beside_clip(name: str, ours: float, theirs: float, minus: Mapping[str, Any]) -> list[str]:
+def _beside(minus: Mapping[str, Any], worse: str, unsure: str, figures: str) -> list[str]:
+    """What is said of a model that is `minus` better than something: nothing, if it surely is."""
     gap = Interval(**minus[ACCURACY])
     if gap.low > 0:
         return []
-    figures = f"{theirs:.2f} against {ours:.2f} ({in_words(minus)})"
-    if gap.high < 0:
-        return [f"{name} ranks held-out edits better, with no training: {figures}"]
-    return [f"it cannot be told apart from {name}, which needs no training: {figures}"]
-
-
-def _beside_start(ours: float, before: float, minus: Mapping[str, Any]) -> list[str]:
-    gap = Interval(**minus[ACCURACY])
-    if gap.low > 0:
-        return []
-    figures = f"{before:.2f} before it, {ours:.2f} after ({in_words(minus)})"
-    if gap.high < 0:
-        return [f"training made it worse on held-out edits: {figures}"]
-    return [f"that training helped cannot be told from chance: {figures}"]
+    return [f"{worse if gap.high < 0 else unsure}: {figures} ({in_words(minus)})"]
 
 
 def _among_people(agreed: Interval) -> list[str]:
