@@ -4,7 +4,8 @@ Functions take their own section, never the whole `Config`. Horizons are counted
 """
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -630,6 +631,11 @@ class Evaluation(Section):
 
 class Config(Section):
     """A whole run."""
+
+    def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> "Config":
+        """These settings with others in place of some, by section and name."""
+        sections = {name: getattr(self, name).model_copy(update=dict(others)) for name, others in changes.items()}
+        return self.model_copy(update=sections)
 
     writer: Writer = Writer()
     importing: Importing = Importing()

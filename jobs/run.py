@@ -87,10 +87,7 @@ class Run:
 def again(config: Config) -> Config:
     """A run's settings without what they say of the first round's own edits: who said what of them."""
     gold = config.annotation.gold and Annotation().gold
-    changes = {"rankings": {"annotations": ""}, "annotation": {"gold": gold}}
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=one) for name, one in changes.items()}
-    )
+    return config.changed({"rankings": {"annotations": ""}, "annotation": {"gold": gold}})
 
 
 def drawn_anew(config: Config, number: int) -> Config:
@@ -105,15 +102,12 @@ def drawn_anew(config: Config, number: int) -> Config:
         training.model_copy(update={"seed": another(training.seed)})
         for training in (editor.finetune, editor.dpo.training)
     )
-    changes = {
+    return config.changed({
         "candidates": {"seed": another(config.candidates.seed)},
         "rankings": {"seed": another(config.rankings.seed)},
         "editor": {"finetune": finetune, "dpo": editor.dpo.model_copy(update={"training": dpo})},
         "evaluation": {"editors": ("current", *evaluation.editors)},
-    }
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=one) for name, one in changes.items()}
-    )
+    })  # fmt: skip
 
 
 class Command(Config):

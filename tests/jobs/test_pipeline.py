@@ -93,8 +93,7 @@ def tiny(base: str, clip: str) -> Config:
             "judge": "shapes", "bootstrap": 20, "resources": ONE,
         },
     }  # fmt: skip
-    changed = {name: getattr(preset, name).model_copy(update=update) for name, update in sections.items()}
-    return Config.model_validate_json(Config(**changed).model_dump_json())  # as a settings file gives it back
+    return Config.model_validate_json(preset.changed(sections).model_dump_json())  # as a settings file gives it back
 
 
 @pytest.fixture(scope="module")
