@@ -17,6 +17,10 @@ class Interval:
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        """ "value [low, high]", each number by `form`."""
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
     @property
     def excludes_zero(self) -> bool:
         """Whether the bounds lie on one side of zero: the evidence of a difference."""
@@ -31,8 +35,7 @@ def ratio(sample: np.ndarray, axis: int) -> np.ndarray:
 
 def ratio_gap(sample: np.ndarray, axis: int) -> np.ndarray:
     """A statistic of fours (part, whole, other part, other whole): by how much the first ratio is above the second."""
-    sums = sample.sum(axis)
-    return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+    return ratio(sample[..., :2], axis) - ratio(sample[..., 2:], axis)
 
 
 def interval(

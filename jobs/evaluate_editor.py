@@ -15,6 +15,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
+from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
@@ -180,7 +181,7 @@ def print_summary(run: Run, summary: dict) -> None:
     metrics = list(summary["editors"][0]["metrics"])
     print(f"\n{'editor':<12}" + "".join(f"{metric:>24}" for metric in metrics))
     for editor in summary["editors"]:
-        cells = [f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in editor["metrics"].values()]
+        cells = [f"{Interval(**measured):.3f}" for measured in editor["metrics"].values()]
         print(f"{editor['editor']:<12}" + "".join(f"{cell:>24}" for cell in cells))
     for warning in summary["warnings"]:
         print(f"warning: {warning}")

@@ -18,14 +18,14 @@ import tyro
 from hive_ray import storage
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import count_rows, read_rows
-from hive_ray.evaluation.metrics import compare, summarize, win_rates
+from hive_ray.evaluation.metrics import compare, win_rates
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out, pairwise_accuracy, rewards_of
 from hive_ray.schemas import RANKINGS, Rows
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
 from jobs.collect_rankings import rankings_so_far
 from jobs.run import SHARED, Run
-from jobs.study import Study, configured, line, minutes_of
+from jobs.study import Study, configured, line, means, minutes_of
 from jobs.train_reward import COLUMNS
 
 METRICS = evaluate_editor.METRICS[:-1]  # each has a reward model of its own
@@ -115,19 +115,14 @@ def measured(runs: Mapping[str, Run]) -> Rows:
 
 def findings(seeds: list[Rows]) -> str:
     """Markdown: every editor over all seeds' prompts with intervals, paired differences, and wins and losses."""
-    rows = [row for one in seeds for row in one]
-    by_seed = [{one.editor: one.metrics["right"].value for one in summarize(each, ("right",))} for each in seeds]
-    lines = [line(["editor", *METRICS, "right, seed by seed"]), line(["---"] * (len(METRICS) + 2))]
-    for one in summarize(rows, METRICS):
-        cells = [f"{seen.value:.3f} [{seen.low:.3f}, {seen.high:.3f}]" for seen in one.metrics.values()]
-        lines.append(line([one.editor, *cells, ", ".join(f"{right[one.editor]:.3f}" for right in by_seed)]))
+    rows, lines = [row for one in seeds for row in one], means(seeds, METRICS)
     shown = ("right", "followed", "preserved")
     lines += ["", line(["difference", *shown, "win, tie, loss"]), line(["---"] * (len(shown) + 2))]
     for ours, theirs in COMPARED:
         two = [row for row in rows if row["editor"] in (ours, theirs)]
         gaps = compare(two, theirs, shown)[ours]
         rate = win_rates(two, theirs, "overall", evaluate_editor.TIE_WITHIN)[ours]
-        cells = [f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for gap in gaps.values()]
+        cells = [f"{gap:+.3f}" for gap in gaps.values()]
         shares = ", ".join(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))
         lines.append(line([f"{ours} minus {theirs}", *cells, shares]))
     return "\n".join(lines)

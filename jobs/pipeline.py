@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hive_ray import storage
+from hive_ray.intervals import Interval
 from jobs import (
     collect_rankings,
     evaluate_editor,
@@ -58,16 +59,12 @@ def told(run: Run) -> str:
         summary = json.loads(storage.read_text(one.path("summary.json")))
         for editor in summary["editors"]:
             gap = summary["differences"].get(editor["editor"], {}).get(metric)
-            against = f"  {_interval(gap, '+.3f')} from {summary['baseline']}" if gap else ""
-            said = _interval(editor["metrics"][metric], ".3f")
-            lines.append(f"round {one.number}  {editor['editor']:<12} {metric} {said}{against}")
+            against = f"  {Interval(**gap):+.3f} from {summary['baseline']}" if gap else ""
+            said = Interval(**editor["metrics"][metric])
+            lines.append(f"round {one.number}  {editor['editor']:<12} {metric} {said:.3f}{against}")
     if metric == "reward":
         lines.append("(each round's reward is by its own reward model: compare within a round)")
     return "\n".join([*lines, f"serve:  make serve EDITOR_FOLDER={run.path('editors/finetuned')}"])
-
-
-def _interval(seen: dict[str, float], form: str) -> str:
-    return f"{seen['value']:{form}} [{seen['low']:{form}}, {seen['high']:{form}}]"
 
 
 if __name__ == "__main__":

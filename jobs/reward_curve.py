@@ -34,10 +34,9 @@ def build(run: Run) -> dict[str, Any]:
     storage.write_text(run.path(CURVE), json.dumps(found, indent=2))
     storage.write_text(run.path(CHART), draw(found))
     for point in found["points"]:
-        bounds = point[ACCURACY]
         print(
             f"reward curve: {point['rankings']} rankings of {point['prompts']} prompts: accuracy "
-            f"{bounds['value']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}]",
+            f"{Interval(**point[ACCURACY]):.3f}",
             flush=True,
         )
     print(f"reward curve: {found['finding']}\nreward curve: {run.path(CHART)}", flush=True)

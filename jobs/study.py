@@ -7,7 +7,9 @@ conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +22,7 @@ from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_rows
 from hive_ray.evaluation.metrics import compare, summarize, trade_off_curve, win_rates
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
-from hive_ray.schemas import EVALUATION
+from hive_ray.schemas import EVALUATION, Rows
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
 from jobs.evaluate_editor import METRICS
 from jobs.run import Run
@@ -51,7 +53,7 @@ def configured(study: Study, seed: int) -> Config:
         training.model_copy(update={"seed": seed, "total_images": images or training.total_images})
         for training, images in ((preset.editor.sft, study.sft_images), (preset.editor.finetune, study.finetune_images))
     )
-    changes = {
+    return preset.changed({
         "instructions": {"seed": seed, "num_captions": captions},
         "pairs": {"seed": seed},
         "editor": {"start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune},
@@ -59,37 +61,30 @@ def configured(study: Study, seed: int) -> Config:
         "rankings": {"seed": seed},
         "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},
         "evaluation": {"seed": seed, "editors": ARMS},
-    }
-    sections = {name: getattr(preset, name).model_copy(update=update) for name, update in changes.items()}
-    return preset.model_copy(update=sections)
+    })  # fmt: skip
 
 
-def run_seed(run: Run) -> dict:
-    """Every arm of one seed; the summary of its evaluation."""
+def run_seed(run: Run) -> None:
+    """Every arm of one seed, evaluated."""
     for stage in pipeline.TO_REWARD:
         stage(run)
     for shaping in ("conditional", "weighted"):
         score_pairs.build(run, shaping)
     for arm in ARMS[1:]:
         train_editor.build(run, arm)
-    return evaluate_editor.build(run)
+    evaluate_editor.build(run)
 
 
-def findings(runs: list[Run], summaries: list[dict]) -> str:
+def findings(runs: list[Run]) -> str:
     """Markdown: every arm over all seeds' prompts with intervals, each seed alone, and win rates against control."""
-    rows = [
-        row for run in runs for name in ARMS for row in evaluate_editor.without_pictures(run.path(f"evaluation/{name}"))
+    seeds = [
+        [row for name in ARMS for row in evaluate_editor.without_pictures(run.path(f"evaluation/{name}"))]
+        for run in runs
     ]
-    gaps = compare(rows, "control", METRICS)
-    lines = [line(["editor", *METRICS, "right, seed by seed"]), line(["---"] * (len(METRICS) + 2))]
-    for arm in summarize(rows, METRICS):
-        cells = [f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in arm.metrics.values()]
-        seeds = [_of(summary, arm.editor)["metrics"]["right"]["value"] for summary in summaries]
-        lines.append(line([arm.editor, *cells, ", ".join(f"{value:.3f}" for value in seeds)]))
-    lines += ["", line(["minus control", *METRICS]), line(["---"] * (len(METRICS) + 1))]
-    for name, gap in gaps.items():
-        cells = [f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in gap.values()]
-        lines.append(line([name, *cells]))
+    rows = list(chain.from_iterable(seeds))
+    lines = [*means(seeds, METRICS), "", line(["minus control", *METRICS]), line(["---"] * (len(METRICS) + 1))]
+    for name, gaps in compare(rows, "control", METRICS).items():
+        lines.append(line([name, *(f"{gap:+.3f}" for gap in gaps.values())]))
     lines += ["", line(["against control", "win", "tie", "loss"]), line(["---"] * 4)]
     for name, rate in win_rates(rows, "control", "overall", evaluate_editor.TIE_WITHIN).items():
         lines.append(line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
@@ -106,6 +101,16 @@ def findings(runs: list[Run], summaries: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def means(seeds: Sequence[Rows], metrics: Sequence[str]) -> list[str]:
+    """A Markdown table of every editor over all seeds' prompts, with intervals, and its right edits seed by seed."""
+    right = [{one.editor: one.metrics["right"].value for one in summarize(each, ("right",))} for each in seeds]
+    lines = [line(["editor", *metrics, "right, seed by seed"]), line(["---"] * (len(metrics) + 2))]
+    for one in summarize(list(chain.from_iterable(seeds)), metrics):
+        by_seed = ", ".join(f"{each[one.editor]:.3f}" for each in right)
+        lines.append(line([one.editor, *(f"{seen:.3f}" for seen in one.metrics.values()), by_seed]))
+    return lines
+
+
 def minutes_of(run: Run) -> float:
     """The time that the run's tables and models took, whenever they were made; later rounds have their own."""
     made = [name for name in storage.list_files(run.root) if name.endswith(("manifest.json", "made.json"))]
@@ -115,10 +120,6 @@ def minutes_of(run: Run) -> float:
 
 def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _of(summary: dict, editor: str) -> dict:
-    return next(one for one in summary["editors"] if one["editor"] == editor)
 
 
 def curve(runs: list[Run]) -> str:
@@ -137,12 +138,13 @@ def main(study: Study) -> None:
         Run(storage.join(storage.absolute(study.run), f"seed{seed}"), configured(study, seed), "rebuild")
         for seed in study.seeds
     ]
-    summaries = [run_seed(run) for run in runs]
+    for run in runs:
+        run_seed(run)
     picture = study.out.with_suffix(".svg")
     text = (
         f"# Study\n\nMade by `make study` from the shipped {study.start}: seeds {', '.join(map(str, study.seeds))}, "
         f"{sum(map(minutes_of, runs)):.0f} minutes of work on {os.cpu_count()} cores. Means over the prompts of "
-        f"all seeds, with 95 % bootstrap intervals by prompt.\n\n{findings(runs, summaries)}\n\n"
+        f"all seeds, with 95 % bootstrap intervals by prompt.\n\n{findings(runs)}\n\n"
         f"CLIP image against CLIP direction at image guidance scales 1.0 to 2.2:\n\n![]({picture.name})\n\n"
         f"Settings: `{json.dumps({key: value for key, value in vars(study).items() if key != 'out'})}`\n"
     )
