@@ -55,10 +55,12 @@ def shapes() -> Config:
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
             finetune=sft, resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
+            # Of 300 prompts drawn apart, this made 2.3 points more right; 2e-6 at the published beta changed nothing.
             dpo=Dpo(
+                beta=1000.0,
                 training=Training(
-                    total_images=1_600, batch_size=32, micro_batch_size=16, learning_rate=1e-6, warmup_images=160,
-                    ema_decay=0.0, checkpoint_images=1_600, workers=workers,
+                    total_images=4_800, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
+                    warmup_images=480, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
                 ),
             ),
         ),

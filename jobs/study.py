@@ -3,6 +3,7 @@
 sft       fine-tuned on pairs, from the shipped editor or (`--start base`) from the text-to-image base alone
 control   sft, trained on the same pairs for as many images as the arms below see
 conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
+dpo       sft, trained on the rankings themselves, with no reward model between (Diffusion-DPO)
 """
 
 import json
@@ -27,7 +28,7 @@ from jobs import evaluate_editor, pipeline, score_pairs, train_editor
 from jobs.evaluate_editor import METRICS
 from jobs.run import Run
 
-ARMS = ("sft", "control", "conditional", "weighted")
+ARMS = ("sft", "control", "conditional", "weighted", "dpo")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def configured(study: Study, seed: int) -> Config:
         training.model_copy(update={"seed": seed, "total_images": images or training.total_images})
         for training, images in ((preset.editor.sft, study.sft_images), (preset.editor.finetune, study.finetune_images))
     )
+    dpo = preset.editor.dpo
+    dpo = dpo.model_copy(update={"training": dpo.training.model_copy(update={"seed": seed})})
     return preset.changed({
         "instructions": {"seed": seed, "num_captions": captions},
         "pairs": {"seed": seed},
-        "editor": {"start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune},
+        "editor": {"start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune, "dpo": dpo},
         "candidates": {"seed": seed},
         "rankings": {"seed": seed},
         "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},

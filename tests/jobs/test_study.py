@@ -1,0 +1,27 @@
+"""The study: what its seeds change."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from jobs.study import ARMS, Study, configured
+
+
+def seeds_of(settings: BaseModel, where: str = "") -> Iterator[tuple[str, int]]:
+    """Every seed in the settings, by the section that it is in."""
+    for name, value in settings:
+        if name == "seed":
+            yield where, value
+        if isinstance(value, BaseModel):
+            yield from seeds_of(value, f"{where}.{name}".lstrip("."))
+
+
+def test_another_seed_is_another_seed_in_every_stage_of_the_domain_that_draws():
+    of_a_language_model = {"writer", "scoring.vision"}
+    seeds = {where: seed for where, seed in seeds_of(configured(Study(), 3)) if where not in of_a_language_model}
+    assert "editor.dpo.training" in seeds
+    assert set(seeds.values()) == {3}
+
+
+def test_all_arms_are_compared():
+    assert configured(Study(), 0).evaluation.editors == ARMS == ("sft", "control", "conditional", "weighted", "dpo")
