@@ -32,13 +32,14 @@ class Foretold:
     def counts(self) -> dict[str, Counts]:
         """By accuracy and prompt, how much was right of how much; a prompt with nothing to be right of is left out."""
         right, preferences = right_preferences(self.rewards, self.ranks)
-        whole = right_rankings(self.rewards, self.ranks)
+        whole, ordered = right_rankings(self.rewards, self.ranks)
         counted: dict[str, dict[str, list[float]]] = {
             name: defaultdict(lambda: [0.0, 0.0]) for name in (ACCURACY, RANKING_ACCURACY)
         }
-        rows = zip(self.prompts, right.tolist(), preferences.tolist(), whole.tolist(), strict=True)
-        for prompt, num_right, num_preferences, is_whole in rows:
-            for name, part, of in ((ACCURACY, num_right, num_preferences), (RANKING_ACCURACY, is_whole, 1)):
+        columns = (right, preferences, whole, ordered)
+        rows = zip(self.prompts, *(column.tolist() for column in columns), strict=True)
+        for prompt, num_right, num_preferences, is_whole, is_ordered in rows:
+            for name, part, of in ((ACCURACY, num_right, num_preferences), (RANKING_ACCURACY, is_whole, is_ordered)):
                 counted[name][prompt][0] += part
                 counted[name][prompt][1] += of
         return {
@@ -52,7 +53,7 @@ class Foretold:
 
 
 def intervals(foretold: Foretold) -> dict[str, dict[str, float]]:
-    """Value, low and high of both accuracies, resampled by prompt; without any preference one has none."""
+    """Value, low and high of both accuracies, resampled by prompt; empty without any preference."""
     return {name: asdict(interval(prompts, ratio)) for name, prompts in foretold.counts().items() if prompts}
 
 

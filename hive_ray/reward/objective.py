@@ -76,20 +76,23 @@ def chance_loss(ranks: Tensor, loss: Loss) -> float:
 
 def right_preferences(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Of each of B prompts, rewards and ranks (B, K): in how many preferences the chosen edit has the greater reward,
-    equal ones counting half, and how many preferences there are; (B,) each."""
-    chosen = preferred(ranks)
-    right = ((rewards[:, :, None] - rewards[:, None, :]).sign() + 1) / 2
+    equal ones counting half and NaN nothing, and how many preferences there are; (B,) each."""
+    chosen, (one, other) = preferred(ranks), (rewards[:, :, None], rewards[:, None, :])
+    right = (one > other) + (one == other) / 2
     return right.where(chosen, 0).sum((1, 2)), chosen.sum((1, 2))
 
 
-def right_rankings(rewards: Tensor, ranks: Tensor) -> Tensor:
-    """Of each of B prompts, whether every preference is right: rewards and ranks (B, K) -> bool (B,)."""
-    wrong = preferred(ranks) & (rewards[:, :, None] <= rewards[:, None, :])
-    return ~wrong.flatten(1).any(1)
+def right_rankings(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each of B prompts, rewards and ranks (B, K): whether the chosen edit has the greater reward in every
+    preference, and whether there is any, without which nothing is right; bool (B,) each."""
+    chosen = preferred(ranks)
+    wrong = chosen & ~(rewards[:, :, None] > rewards[:, None, :])  # NaN is greater than nothing
+    has_any = chosen.flatten(1).any(1)
+    return has_any & ~wrong.flatten(1).any(1), has_any
 
 
 def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
-    """Share of preference pairs in which the chosen edit has the greater reward; equal rewards count half.
+    """Share of preference pairs in which the chosen edit has the greater reward; equal rewards count half, NaN nothing.
 
     0.5 is guessing, and what is returned if there is no preference at all.
     """
@@ -98,8 +101,12 @@ def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
 
 
 def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
-    """Share of prompts whose every preference pair is right; guessing has 1 / K! without ties."""
-    return right_rankings(rewards, ranks).float().mean().item()
+    """Share of prompts whose every preference pair is right; guessing has 1 / K! without ties.
+
+    A prompt whose edits all tie has no such pair and does not count. 0 is returned if there is no preference at all.
+    """
+    right, rankings = (counts.sum().item() for counts in right_rankings(rewards, ranks))
+    return right / rankings if rankings else 0.0
 
 
 def is_held_out(prompt_id: str, rate: float) -> bool:

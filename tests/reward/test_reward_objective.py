@@ -191,6 +191,21 @@ def test_a_ranking_is_right_only_if_all_of_its_preferences_are():
     assert ranking_accuracy(torch.zeros(1, 3), torch.tensor([[1, 2, 3]])) == 0
 
 
+def test_a_ranking_that_ties_all_edits_counts_neither_as_right_nor_as_wrong():
+    rewards, ranks = REWARDS.repeat(3, 1), torch.tensor([[2, 1, 3], [1, 2, 3], [1, 1, 1]])
+    assert ranking_accuracy(rewards, ranks) == 0.5
+    assert ranking_accuracy(rewards[2:], ranks[2:]) == ranking_accuracy(rewards[:0], ranks[:0]) == 0
+
+
+def test_a_reward_that_is_no_number_is_wrong_and_hides_no_other():
+    ranks = torch.tensor([[1, 2, 3], [1, 2, 3]])
+    rewards = torch.tensor([[math.nan, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    assert pairwise_accuracy(rewards, ranks) == pytest.approx(4 / 6)
+    assert ranking_accuracy(rewards, ranks) == 0.5
+    nothing = torch.full((2, 3), math.nan)
+    assert pairwise_accuracy(nothing, ranks) == ranking_accuracy(nothing, ranks) == 0
+
+
 def test_prompts_are_held_out_at_the_rate_and_always_the_same():
     held_out = [is_held_out(f"prompt{index}", 0.15) for index in range(5000)]
     assert np.mean(held_out) == pytest.approx(0.15, abs=0.02)
