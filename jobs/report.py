@@ -94,7 +94,7 @@ def _worth(card: dict[str, Any]) -> dict[str, Any]:
             if one
         },
         "reward_minus": {name: Interval(**gap) for name, gap in minus.items()},
-        "reward_noticed": {PROBES[name]: rate for name, rate in card.get("noticed", {}).items()},
+        "reward_noticed": {PROBES[name]: _noticed(rate) for name, rate in card.get("noticed", {}).items()},
         "reward_calibration": [(one["predicted"], one["observed"]) for one in card.get("calibration", [])],
         "reward_remarks": [words for words in (card["warning"], *card.get("remarks", [])) if words],
     }
@@ -104,6 +104,11 @@ def _bounded(measured: dict[str, Any], key: str) -> Interval | float:
     """A measure with its interval; without one where there is no preference, or the card is of an earlier version."""
     bounds = measured.get("intervals", {}).get(key)
     return Interval(**bounds) if bounds else measured[key]
+
+
+def _noticed(rate: dict[str, float] | float) -> Interval | float:
+    """How often a probe was noticed; without an interval where the card is of an earlier version."""
+    return Interval(**rate) if isinstance(rate, dict) else rate
 
 
 def _rewards(run: Run) -> dict[str, list[float]]:

@@ -25,6 +25,7 @@ METRIC_WORDS = {
     "reward": "reward",
 }
 SHARES = ("followed", "preserved", "right", "overall", "accuracy")  # shown in per cent
+BENEATH = "Beneath a share its 95 % bootstrap interval by prompt."
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Report:
     """Who ranks which rankings -> share of preferences that are right (chance is 0.5), and of whole rankings."""
     reward_minus: Mapping[str, Interval] = field(default_factory=dict)
     """Who ranks which rankings -> the reward model's share of right preferences minus theirs, paired by prompt."""
-    reward_noticed: Mapping[str, float] = field(default_factory=dict)
+    reward_noticed: Mapping[str, Interval | float] = field(default_factory=dict)
     """What was done to an edit that people like -> how often the edit itself has the greater reward; chance is 0.5."""
     reward_calibration: Sequence[tuple[float, float]] = ()
     """(predicted, observed) share of preferences that are right."""
@@ -237,8 +238,9 @@ def _reward(report: Report) -> str:
     if report.reward_accuracy:
         parts.append(_accuracies(report))
     if report.reward_noticed:
-        rows = [[escape(name), f"{100 * rate:.0f} %"] for name, rate in report.reward_noticed.items()]
+        rows = [[escape(name), _share(rate)] for name, rate in report.reward_noticed.items()]
         parts.append(table(["a good edit against", "the edit has the greater reward (chance 50 %)"], rows))
+        parts.append(note(BENEATH))
     if report.reward_calibration:
         lines = {"reward model": report.reward_calibration, "as sure as right": [(0.5, 0.5), (1.0, 1.0)]}
         parts.append(chart(line_chart(lines, "predicted share right", "observed share right", dots=True)))
@@ -249,20 +251,22 @@ def _reward(report: Report) -> str:
     return "".join(parts)
 
 
+def _share(share: Interval | float) -> str:
+    """A share in per cent, with its interval beneath where it is known."""
+    if not isinstance(share, Interval):
+        return _number(share, "accuracy")
+    return f"{_number(share.value, 'accuracy')}<small>{_bounds(share, 'accuracy')}</small>"
+
+
 def _accuracies(report: Report) -> str:
     """Who ranks how well, with intervals where they are known, and by how much the reward model is better."""
     rows = []
     for name, shares in report.reward_accuracy.items():
-        cells = [
-            f"{_number(one.value, 'accuracy')}<small>{_bounds(one, 'accuracy')}</small>"
-            if isinstance(one, Interval)
-            else _number(one, "accuracy")
-            for one in shares
-        ]
+        cells = [_share(one) for one in shares]
         if name in report.reward_minus:
             cells[0] += _gap(report.reward_minus[name], "accuracy")
         rows.append([escape(name), *cells])
-    words = "Beneath a share its 95 % bootstrap interval by prompt."
+    words = BENEATH
     if report.reward_minus:
         words += " Last line: the reward model minus this, paired by prompt; * its interval excludes zero."
     return table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows) + note(words)

@@ -9,6 +9,7 @@ N rankings, K edits of each; a rank of 0 marks an edit that is not there
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hive_ray import config
 from hive_ray.images import decode, encode, resize
-from hive_ray.intervals import Interval
+from hive_ray.intervals import Interval, interval
 from hive_ray.preferences import preference_loss
 from hive_ray.reward.accuracies import ACCURACY, Foretold, accuracies, differences, in_words, intervals
 from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
@@ -27,7 +28,7 @@ from hive_ray.reward.objective import doubt, loss_of, measure, preferred, reward
 from hive_ray.schemas import Row, Rows
 
 NOTICED = 0.75
-"""A probe on which the true edit is preferred more rarely is remarked on; guessing has 0.5."""
+"""A probe on which the true edit is preferred more rarely goes unnoticed; guessing has 0.5."""
 BESIDE = {
     "held_out_before_training": "reward model before training",
     "another_person": "one other person",
@@ -81,7 +82,7 @@ def worth(
         "held_out_rankings": len(rows),
         "held_out_prompts": len(set(ours.prompts)),
         "kinds": kinds(ours, [row["instruction"] for row in rows]),
-        "noticed": noticed,
+        "noticed": {name: asdict(rate) for name, rate in noticed.items()},
         "calibration": bins,
         "calibration_error": calibration_error(bins),
         "warning": doubt(said["held_out"]) or "",
@@ -185,27 +186,34 @@ def calibration_error(bins: list[dict[str, float]]) -> float:
     return sum(one["preferences"] * abs(one["predicted"] - one["observed"]) for one in bins) / total if total else 0.0
 
 
-def probe(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> dict[str, float]:
+def probe(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> dict[str, Interval]:
     """How often the edit that people ranked best has a greater reward than each of PROBES made of it; equal is half.
 
-    Of each prompt the first ranking counts. "destroyed_rest" keeps the pixels that the edit changed and puts another
-    prompt's source picture around them; "other_instruction" asks for what another prompt does. Empty for one prompt.
+    Of each prompt the first ranking counts; intervals resample prompts. "destroyed_rest" keeps the pixels that the
+    edit changed and puts another prompt's source picture around them; "other_instruction" asks for what another prompt
+    does. Empty for one prompt.
     """
     firsts = list({row["prompt_id"]: row for row in reversed(rows)}.values())[::-1]
     made: list[tuple[bytes, bytes, str]] = []  # the true edit and then its probes, prompt by prompt
+    prompts: list[str] = []
     for place, row in enumerate(firsts):
         others = (firsts[(place + step) % len(firsts)] for step in range(1, len(firsts)))
         other = next((one for one in others if one["instruction"] != row["instruction"]), None)
         if other is not None:
             made += _probes(row, other, model.resolution)
+            prompts.append(row["prompt_id"])
     if not made:
         return {}
     rewards: list[float] = []
     for start in range(0, len(made), batch_size):
         rewards += model.score(*(list(column) for column in zip(*made[start : start + batch_size], strict=True)))
     table = np.array(rewards).reshape(-1, 1 + len(PROBES))
-    preferred_rate = (np.sign(table[:, :1] - table[:, 1:]) + 1).mean(0) / 2
-    return dict(zip(PROBES, preferred_rate.tolist(), strict=True))
+    true, probes = table[:, :1], table[:, 1:]
+    preferred_to = (true > probes) + (true == probes) / 2  # (prompts, PROBES): 1, half or 0
+    return {
+        name: interval(dict(zip(prompts, column.tolist(), strict=True)))
+        for name, column in zip(PROBES, preferred_to.T, strict=True)
+    }
 
 
 def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, str]]:
@@ -225,7 +233,7 @@ def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, s
     ]
 
 
-def remarks(said: Mapping[str, Any], probes: Mapping[str, float]) -> list[str]:
+def remarks(said: Mapping[str, Any], probes: Mapping[str, Interval]) -> list[str]:
     """In words, where a model is no better than something simple, or blind; nothing is claimed against an interval.
 
     said: what `worth` has measured, `held_out`, `held_out_before_training`, `beside` and `minus` as in the card.
@@ -251,10 +259,7 @@ def remarks(said: Mapping[str, Any], probes: Mapping[str, float]) -> list[str]:
     if bounds:
         found += _among_people(Interval(**bounds))
     for name, rate in probes.items():
-        if rate < NOTICED:
-            found.append(
-                f"it does not notice {PROBES[name]}: the true edit has the greater reward in {rate:.0%} of cases"
-            )
+        found += _unnoticed(PROBES[name], rate)
     return found
 
 
@@ -267,7 +272,21 @@ def _beside(minus: Mapping[str, Any], worse: str, unsure: str, figures: str) -> 
 
 
 def _among_people(agreed: Interval) -> list[str]:
-    figures = f"{agreed.value:.2f}, 95 % interval {agreed.low:.2f} to {agreed.high:.2f}; chance is 0.50"
+    figures = _beside_chance(agreed)
     if agreed.high < AGREED:
         return [f"people agree little with each other ({figures}): no model can learn much of this"]
     return [f"whether people agree at all cannot be told ({figures})"] if agreed.low <= 0.5 else []
+
+
+def _unnoticed(what: str, rate: Interval) -> list[str]:
+    """What is said of how often the true edit has a greater reward than a probe: nothing, if that surely is often."""
+    if rate.low >= NOTICED:
+        return []
+    how_often = f"how often the true edit has the greater reward ({_beside_chance(rate)})"
+    if rate.high < NOTICED:
+        return [f"it does not notice {what}, by {how_often}"]
+    return [f"whether it notices {what} cannot be told by {how_often}"]
+
+
+def _beside_chance(share: Interval) -> str:
+    return f"{share.value:.2f}, 95 % interval {share.low:.2f} to {share.high:.2f}; chance is 0.50"

@@ -170,6 +170,7 @@ def test_the_reward_card_says_what_it_is_worth(run):
     said = card(run, "reward")
     assert set(said["beside"]) == {"clip_direction", "clip_image", "clip"}  # one annotator a prompt
     assert set(said["noticed"]) == set(PROBES)
+    assert all(rate["low"] <= rate["value"] <= rate["high"] for rate in said["noticed"].values())
     assert sum(one["preferences"] for one in said["calibration"]) > 0
     assert "Reward model" in Path(run.path("report.html")).read_text()
     assert "trained to please" in json.loads(Path(run.path("summary.json")).read_text())["warnings"][0]

@@ -4,6 +4,7 @@ import torch
 
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
+from hive_ray.intervals import Interval
 from hive_ray.reward.accuracies import Foretold, accuracies, differences
 from hive_ray.reward.worth import (
     PROBES,
@@ -130,23 +131,40 @@ def test_with_ties_in_the_model_a_preference_is_predicted_among_those_that_do_no
 ROWS = [ranking("a", [2, 1]), ranking("b", [1, 2], level=180), ranking("b", [2, 1], level=180)]
 
 
+def noticed(reward) -> dict:
+    """How often each probe is noticed, without intervals."""
+    return {name: rate.value for name, rate in probe(Model(reward), ROWS).items()}
+
+
 def test_a_model_that_sees_everything_notices_every_probe():
     def reward(source, edited, words):
         changed = abs(edited - source).max(-1)
         right = {"a": 100, "b": 180}[words] == source[8, 8, 0]
         return int(edited[0, 0, 0] == 255) + int(changed[4:, 4:].max() == 0) + int(right)
 
-    assert probe(Model(reward), ROWS) == dict.fromkeys(PROBES, 1.0)
+    assert probe(Model(reward), ROWS) == dict.fromkeys(PROBES, Interval(1.0, 1.0, 1.0))
 
 
 def test_a_model_that_looks_at_one_thing_is_blind_to_the_others():
-    by_picture = probe(Model(lambda source, edited, words: edited.mean()), ROWS)
+    by_picture = noticed(lambda source, edited, words: edited.mean())
     assert by_picture["other_instruction"] == 0.5  # the same picture: equal rewards count half
     assert by_picture["destroyed_rest"] == 0.5  # the other prompt's ground is brighter for one, darker for the other
     assert by_picture["did_nothing"] == by_picture["swapped"] == 1
-    likes_nothing = probe(Model(lambda source, edited, words: -abs(edited - source).mean()), ROWS)
+    likes_nothing = noticed(lambda source, edited, words: -abs(edited - source).mean())
     assert likes_nothing["did_nothing"] == 0
     assert likes_nothing["swapped"] == 0.5
+    assert set(noticed(lambda *_: np.nan).values()) == {0}
+
+
+def test_what_is_noticed_has_an_interval_by_prompt():
+    """Of twenty prompts half are on a dark ground, where the edit is seen; elsewhere equal rewards count half."""
+    rows = [ranking(str(place), [1, 2], level=100 if place % 2 else 180) for place in range(20)]
+    model = Model(lambda source, edited, words: edited[0, 0, 0] == 255 and source[8, 8, 0] == 100)
+    rate = probe(model, rows)["did_nothing"]
+    assert rate.value == 0.75
+    off = 1.96 * 0.25 / 20**0.5
+    assert (rate.low, rate.high) == (pytest.approx(0.75 - off, abs=0.03), pytest.approx(0.75 + off, abs=0.03))
+    assert probe(model, rows[::-1])["did_nothing"] == rate
 
 
 def test_what_was_destroyed_is_the_rest_and_what_was_changed_is_kept():
@@ -181,13 +199,28 @@ def said_of(model: Foretold, **others: Foretold) -> dict:
 
 
 def test_remarks_say_who_is_better_and_what_goes_unnoticed():
-    assert remarks(said_of(of(0.8), clip=of(0.6), another_person=of(0.8)), dict.fromkeys(PROBES, 0.9)) == []
-    said = remarks(said_of(of(0.6), clip=of(0.8), another_person=of(0.5)), {"swapped": 0.5, "did_nothing": 0.9})
+    seen, unseen = Interval(0.9, 0.8, 1.0), Interval(0.5, 0.4, 0.6)
+    assert remarks(said_of(of(0.8), clip=of(0.6), another_person=of(0.8)), dict.fromkeys(PROBES, seen)) == []
+    probes = {"swapped": unseen, "did_nothing": seen}
+    said = remarks(said_of(of(0.6), clip=of(0.8), another_person=of(0.5)), probes)
     assert [words.partition(" (")[0] for words in said[:2]] == [
         "clip ranks held-out edits better, with no training: 0.80 against 0.60", "people agree little with each other",
     ]  # fmt: skip
     assert "(a difference of \u22120.20, 95 % interval \u22120.20 to \u22120.20, 40 prompts)" in said[0]
-    assert "source and edited picture swapped" in said[2]
+    assert said[2] == (
+        "it does not notice source and edited picture swapped, by how often the true edit has the greater reward "
+        "(0.50, 95 % interval 0.40 to 0.60; chance is 0.50)"
+    )
+
+
+def test_remarks_leave_open_what_the_interval_does_not_show_to_go_unnoticed():
+    """Noticed in 0.7 of few cases: that may be more than 0.75."""
+    (said,) = remarks(said_of(of(0.8)), {"did_nothing": Interval(0.7, 0.55, 0.83)})
+    assert said == (
+        "whether it notices an edit that did nothing cannot be told by how often the true edit has the greater reward "
+        "(0.70, 95 % interval 0.55 to 0.83; chance is 0.50)"
+    )
+    assert remarks(said_of(of(0.8)), {"did_nothing": Interval(0.8, 0.75, 0.9)}) == []
 
 
 def test_remarks_claim_no_difference_that_the_interval_does_not_show():
