@@ -27,6 +27,12 @@ from hive_ray.config import Annotation
 
 PATIENCE_S = 4.0
 """How long a request waits for the database before it is answered that it is not there."""
+SILENCE_S = 10.0
+"""A connection to PostgreSQL on which nothing is acknowledged for so long is given up: the server's machine is gone.
+By itself the system sends again for a quarter of an hour, and listens for two hours. A server that is only slow, or
+waits for a lock, does acknowledge."""
+PROBE_S = 2.0
+"""After so long without a word the other machine is asked whether it is there, and then as often again."""
 CONNECTIONS = 16
 """Kept open by a process; a few more come and go where that many are in use."""
 ATTEMPTS = 4
@@ -195,7 +201,11 @@ def _sqlite(file: Path) -> Engine:
 def _postgresql(url: Any) -> Engine:
     return create_engine(
         url, pool_size=CONNECTIONS, pool_timeout=PATIENCE_S, pool_pre_ping=True,
-        connect_args={"connect_timeout": int(PATIENCE_S), "options": f"-c lock_timeout={int(PATIENCE_S * 1000)}"},
+        connect_args={
+            "connect_timeout": int(PATIENCE_S), "options": f"-c lock_timeout={int(PATIENCE_S * 1000)}",
+            "keepalives": 1, "keepalives_idle": int(PROBE_S), "keepalives_interval": int(PROBE_S),
+            "keepalives_count": int(SILENCE_S / PROBE_S), "tcp_user_timeout": int(SILENCE_S * 1000),
+        },
     )  # fmt: skip
 
 

@@ -1,11 +1,19 @@
+import json
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import psycopg
 import pytest
+import vanishing
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import event, inspect, select, text
 
 from hive_ray.annotation.database import Database, DatabaseAway, DatabaseError
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, Base, Person
@@ -167,6 +175,36 @@ def test_a_postgresql_that_was_killed_says_so_and_is_used_again(postgres):
     database.write(lambda session: session.add(person("Bea")))
     assert names(database) == ["Ada", "Bea"]
     database.close()
+
+
+def test_a_postgresql_is_connected_to_with_times_after_which_it_is_given_up():
+    given, database = {}, Database("postgresql://ada@nowhere/db")
+
+    @event.listens_for(database.engine, "do_connect")
+    def look(dialect, record, arguments, named):
+        given.update(named)
+        raise psycopg.OperationalError("not today")
+
+    with pytest.raises(DatabaseAway, match="not today"):
+        names(database)
+    assert {name: given[name] for name in given if name.startswith(("keep", "tcp", "connect"))} == {
+        "connect_timeout": 4, "tcp_user_timeout": 10_000,
+        "keepalives": 1, "keepalives_idle": 2, "keepalives_interval": 2, "keepalives_count": 5,
+    }  # fmt: skip
+
+
+def test_a_postgresql_that_vanishes_without_a_word_is_given_up_in_time(postgres):
+    """In a network of its own, which only some machines allow to make."""
+    alone = ["unshare", "-n"] if os.getuid() == 0 else ["unshare", "-rn"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no network of its own can be had here (unshare)")
+    postgres.make("vanishing")
+    command = [*alone, sys.executable, vanishing.__file__, str(postgres.folder), "vanishing"]
+    root = str(Path(__file__).parents[2])
+    said = subprocess.check_output(command, cwd=root, env=os.environ | {"PYTHONPATH": root}, timeout=60)
+    waiting, afterwards = json.loads(said)
+    assert 1 < waiting < vanishing.SILENCE_S + 5
+    assert 1 < afterwards < vanishing.SILENCE_S + vanishing.PATIENCE_S + 5
 
 
 def test_a_read_only_postgresql_says_so(postgres):
