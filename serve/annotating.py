@@ -1,20 +1,24 @@
 """What the ranking page asks: the next task, its pictures, and where to put the answer."""
 
+import logging
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from hive_ray.annotation.handing import Showing
 from hive_ray.annotation.people import SESSION_S, SignedIn, sign_in, sign_out, who
 from hive_ray.annotation.progress import done_by
-from serve.gallery import SOURCE, as_sent
+from serve.gallery import SOURCE, PictureError, as_sent
 from serve.sessions import COOKIE, Person, from_this_site
 
+logger = logging.getLogger(__name__)
+
 MAX_BROKEN = 20
-"""Tasks with unreadable pictures that are passed over for one request."""
+"""Tasks that cannot be shown and are passed over for one request."""
 
 routes = APIRouter()
 
@@ -111,17 +115,35 @@ def _described(showing: Showing | None) -> dict[str, Any]:
 
 @routes.post("/api/next")
 def next_task(asked: Next, person: Person, request: Request) -> dict[str, Any]:
-    """The next task, leased; null when none is left for this person. Tasks that cannot be shown are set aside."""
+    """The next task, leased; null when none is left for this person."""
     state = request.app.state
+    showing, passed = _readable(state, person.id, asked.holding)
+    if passed:
+        logger.warning("tasks passed over, which other processes may show: %s", "; ".join(map(str, passed.values())))
+        state.desk.give_back(person.id, passed)
+    return _described(showing)
+
+
+def _readable(state: State, person_id: int, holding: list[int]) -> tuple[Showing | None, dict[int, PictureError]]:
+    """The next task whose pictures can be shown, and the leases that were passed over, with why.
+
+    A task with a picture that cannot be read is set aside for everybody. One with a picture that this process does not
+    find is passed over: a process with newer tables, or other settings, may show it.
+    """
+    passed: dict[int, PictureError] = {}
     for _ in range(MAX_BROKEN):
-        showing = state.desk.next(person.id, asked.holding)
+        showing = state.desk.next(person_id, holding, passed)
         if showing is None:
             break
-        why = state.gallery.unreadable(showing.task.prompt_id, showing.task.edit_ids)
+        try:
+            why = state.gallery.unreadable(showing.task.prompt_id, showing.task.edit_ids)
+        except PictureError as error:
+            passed[showing.assignment_id] = error
+            continue
         if not why:
-            return _described(showing)
+            return showing, passed
         state.desk.mark_broken(showing.task.id, why)
-    return _described(None)
+    return None, passed
 
 
 @routes.post("/api/undo")

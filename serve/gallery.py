@@ -1,10 +1,14 @@
 """Pictures of the annotation app, read from finished tables of the run folder when somebody looks at them.
 
 Only an index of ids is held for good; pictures of neighbouring rows are kept for a while, up to a number of bytes.
+Tables may be made anew while the app runs, and another process may hand out their tasks: what the index does not know
+is looked for in the tables again.
 """
 
+import logging
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock
 
@@ -13,11 +17,15 @@ import pyarrow as pa
 from hive_ray import storage
 from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
 from hive_ray.config import Annotation
-from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, select
+from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, read_manifest, select
 from hive_ray.images import ImageError, decode, encode, kind_of
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 
+logger = logging.getLogger(__name__)
+
 SOURCE = "source"
+LOOK_AGAIN_S = 5.0
+"""The tables are looked at again for what is not known, but not more often than this."""
 
 
 class PictureError(LookupError):
@@ -33,13 +41,71 @@ class Place:
 
 
 class Gallery:
-    """The prompts that there are to judge, and their pictures."""
+    """The prompts that there are to judge, and their pictures, by the newest tables that were looked at."""
+
+    def __init__(self, run: str, settings: Annotation, now: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.settings, self.now = run, settings, now
+        self.catalogue = Catalogue(run, settings)
+        self._lock, self._looked = Lock(), float("-inf")
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Every prompt, in the order of the tables."""
+        return self.catalogue.prompts
+
+    def source(self, prompt_id: str) -> bytes:
+        """The unedited picture, as it was encoded; PictureError if there is none."""
+        return self._found(lambda catalogue: catalogue.source(prompt_id))
+
+    def edit(self, prompt_id: str, edit_id: str) -> bytes:
+        """An edit of a prompt, or what stands for one in a task of known answer; PictureError if there is none."""
+        return self._found(lambda catalogue: catalogue.edit(prompt_id, edit_id))
+
+    def unreadable(self, prompt_id: str, edit_ids: list[str]) -> str:
+        """Why a task cannot be shown: a picture is broken. "" if it can; PictureError if a picture is not there."""
+        for name in (SOURCE, *edit_ids):
+            image = self.source(prompt_id) if name == SOURCE else self.edit(prompt_id, name)
+            try:
+                decode(image)
+            except ImageError as error:
+                return f"{'the source' if name == SOURCE else f'edit {name}'} of prompt {prompt_id}: {error}"
+        return ""
+
+    def _found(self, look: Callable[["Catalogue"], bytes]) -> bytes:
+        """What is found in the catalogue, or else in a newer one; PictureError if it is in neither."""
+        catalogue = self.catalogue
+        try:
+            return look(catalogue)
+        except PictureError:
+            newer = self._newer(catalogue)
+            if newer is catalogue:
+                raise
+        return look(newer)
+
+    def _newer(self, catalogue: "Catalogue") -> "Catalogue":
+        """A catalogue of the tables as they are now; the same one if nothing has changed since, they are not finished,
+        or they were looked at a moment ago."""
+        with self._lock:
+            if self.catalogue is catalogue and self.now() >= self._looked + LOOK_AGAIN_S:
+                try:
+                    if not catalogue.is_of_now:
+                        self.catalogue = Catalogue(self.run, self.settings)
+                except (OSError, ValueError) as error:  # they are being made
+                    logger.warning("the tables cannot be looked at again now: %s", error)
+                self._looked = self.now()
+            return self.catalogue
+
+
+class Catalogue:
+    """The prompts and the pictures of the tables as they are when it is made."""
 
     def __init__(self, run: str, settings: Annotation) -> None:
         self.is_study = settings.mode == "study"
         names = settings.compared if self.is_study else (settings.candidates,)
         schema = EVALUATION if self.is_study else CANDIDATES
-        self.tables = [select(storage.join(run, name), schema, limit=settings.num_tasks) for name in names]
+        self.paths = [storage.join(run, name) for name in names]
+        self.manifests = [read_manifest(path) for path in self.paths]
+        self.tables = [select(path, schema, limit=settings.num_tasks) for path in self.paths]
         self.cache = Cache(settings.cache_megabytes * 2**20)
         self.places: dict[str, list[Place]] = {}
         self.prompts = list(self._compared(names) if self.is_study else self._ranked())
@@ -78,12 +144,17 @@ class Gallery:
             self.places[prompt_id] = [Place(0, one), Place(1, two)]
             yield Prompt(prompt_id, row["instruction"], (row["evaluation_id"], other["evaluation_id"]), editors)
 
+    @property
+    def is_of_now(self) -> bool:
+        """Whether the tables are still the same."""
+        return self.manifests == [read_manifest(path) for path in self.paths]
+
     def source(self, prompt_id: str) -> bytes:
-        """The unedited picture, as it was encoded."""
+        """As `Gallery.source`."""
         return self._pictures(self._places(prompt_id)[0])[SOURCE]
 
     def edit(self, prompt_id: str, edit_id: str) -> bytes:
-        """An edit of a prompt, or what stands for one in a task of known answer; PictureError if there is none."""
+        """As `Gallery.edit`."""
         for bad in (UNCHANGED, ANOTHER):
             if edit_id.startswith(bad):
                 return self.source(edit_id.removeprefix(bad))
@@ -93,18 +164,9 @@ class Gallery:
                 return pictures[edit_id]
         raise PictureError(f"prompt {prompt_id} has no edit {edit_id}")
 
-    def unreadable(self, prompt_id: str, edit_ids: list[str]) -> str:
-        """Why a task cannot be shown; "" if all its pictures can."""
-        for name in (SOURCE, *edit_ids):
-            try:
-                decode(self.source(prompt_id) if name == SOURCE else self.edit(prompt_id, name))
-            except (ImageError, PictureError) as error:
-                return f"{'the source' if name == SOURCE else f'edit {name}'} of prompt {prompt_id}: {error}"
-        return ""
-
     def _places(self, prompt_id: str) -> list[Place]:
         if prompt_id not in self.places:
-            raise PictureError(f"prompt {prompt_id} is not in the run folder any more")
+            raise PictureError(f"prompt {prompt_id} is not in the tables of the run folder")
         return self.places[prompt_id]
 
     def _pictures(self, place: Place) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ that the page chose for its showing: sent again, it is found and confirmed, not 
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,20 +63,22 @@ class Desk:
 
     # --- Handing out ---
 
-    def next(self, person_id: int, holding: Collection[int] = ()) -> Showing | None:
+    def next(self, person_id: int, holding: Collection[int] = (), passed: Collection[int] = ()) -> Showing | None:
         """The next task for a person, leased to them; None if there is none left for them.
 
         First comes what they hold a lease on already but do not have on the screen (`holding`): a browser that was
-        closed gets its tasks back.
+        closed gets its tasks back. Leases that were `passed` over are neither shown again nor too many; `give_back`
+        ends them.
         """
+        handed = partial(self._next, person_id=person_id, holding={*holding, *passed}, most=MAX_HELD + len(passed))
         for waits in (False, True):  # before "nothing is left" is said, what others hold just now is waited for
             self.sweep(waits=waits)
-            showing = self.database.write(partial(self._next, person_id=person_id, holding=set(holding), waits=waits))
+            showing = self.database.write(partial(handed, waits=waits))
             if showing is not None:
                 return showing
         return None
 
-    def _next(self, session: Session, person_id: int, holding: set[int], waits: bool) -> Showing | None:
+    def _next(self, session: Session, person_id: int, holding: set[int], most: int, waits: bool) -> Showing | None:
         person = self._person(session, person_id)
         held = session.scalars(
             select(Assignment)
@@ -89,7 +91,7 @@ class Desk:
             if assignment.id not in holding:
                 assignment.expires = self.now() + self.plan.lease_s
                 return self._showing(session, assignment)
-        if len(held) >= MAX_HELD:
+        if len(held) >= most:
             return None
         assignment = choose(session, person, self.plan, self.now(), waits)
         return self._showing(session, assignment) if assignment is not None else None
@@ -109,14 +111,23 @@ class Desk:
                 .limit(SWEPT_AT_ONCE)
                 .with_for_update(skip_locked=not waits)
             ).all()
-            for assignment in found:
-                assignment.state = EXPIRED
-            session.flush()
-            for assignment in sorted(found, key=lambda one: one.task_id):
-                self._release(session, assignment)
+            self._end(session, found)
             return len(found)
 
         return self.database.write(take_back)
+
+    def give_back(self, person_id: int, assignment_ids: Collection[int]) -> None:
+        """End leases of this person's without an answer: their places are free for others at once, and for this person
+        when nothing else is left."""
+        self.database.write(lambda session: self._end(session, self._leased(session, person_id, assignment_ids)))
+
+    def _end(self, session: Session, leases: Sequence[Assignment]) -> None:
+        """End leases that this transaction has locked."""
+        for assignment in leases:
+            assignment.state = EXPIRED
+        session.flush()
+        for assignment in sorted(leases, key=lambda one: one.task_id):
+            self._release(session, assignment)
 
     # --- Handing in ---
 
@@ -182,12 +193,7 @@ class Desk:
         """Hold on to leases for a while longer; those that could be."""
 
         def renewed(session: Session) -> list[int]:
-            mine = session.scalars(
-                select(Assignment)
-                .where(Assignment.id.in_(assignment_ids), Assignment.person_id == person_id, Assignment.state == LEASED)
-                .order_by(Assignment.id)
-                .with_for_update()
-            ).all()
+            mine = self._leased(session, person_id, assignment_ids)
             for assignment in mine:
                 assignment.expires = self.now() + self.plan.lease_s
             return [assignment.id for assignment in mine]
@@ -244,6 +250,15 @@ class Desk:
         if assignment is None:
             raise Refused("not_yours", f"task {assignment_id} was not given to you")
         return assignment
+
+    def _leased(self, session: Session, person_id: int, assignment_ids: Collection[int]) -> Sequence[Assignment]:
+        """Those of these assignments that are leased to this person, locked."""
+        return session.scalars(
+            select(Assignment)
+            .where(Assignment.id.in_(assignment_ids), Assignment.person_id == person_id, Assignment.state == LEASED)
+            .order_by(Assignment.id)
+            .with_for_update()
+        ).all()
 
     def _last(self, session: Session, assignment: Assignment) -> Answer | None:
         return session.scalars(

@@ -109,6 +109,22 @@ def test_nobody_holds_many_leases(database):
     assert len(held) == 3
 
 
+def test_tasks_that_were_passed_over_make_no_room_scarce_and_are_given_back(database):
+    loaded(database, 6)
+    here, ada, bea = desk(database), hired(database, "Ada"), hired(database, "Bea")
+    passed = []
+    while (showing := here.next(ada, passed=passed)) is not None:
+        passed.append(showing.assignment_id)
+    assert len(set(passed)) == 6  # more than anybody may hold
+    here.give_back(bea, passed)
+    assert taken(database) == [1] * 6
+    for _ in range(2):
+        here.give_back(ada, passed)
+    assert taken(database) == [0] * 6
+    assert here.next(bea).task.prompt_id == "p0"
+    assert here.next(ada).task.prompt_id == "p1"  # their own again, where nothing else is left
+
+
 def test_tasks_that_are_broken_or_gone_are_not_handed_out(database):
     loaded(database, 3)
     here, ada = desk(database), hired(database, "Ada")

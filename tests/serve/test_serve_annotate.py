@@ -29,7 +29,7 @@ from hive_ray.reward.rankings import parse_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
 from serve.annotate import Annotating, prepare, settings_of
 from serve.annotate import app as bound
-from serve.gallery import Gallery
+from serve.gallery import LOOK_AGAIN_S, Gallery, PictureError
 
 KEYS = iter(f"key number {number}" for number in range(10**6))
 
@@ -154,6 +154,59 @@ def test_a_task_with_an_unreadable_picture_is_set_aside_and_listed(run, url):
         boss = site.signed_in("Boss", "administrator")
         assert "edit p0e1 of prompt p0" in boss.get("/api/admin/people").json()["progress"]["broken"][0]
         assert "p0e1" in boss.get("/admin/overview").text
+
+
+def made_anew(run: str, count: int, **more) -> None:
+    """The candidates of the run again, more of them."""
+    shutil.rmtree(f"{run}/candidates")
+    make_candidates(run, count, **more)
+
+
+def finished(client: httpx.Client) -> list[str]:
+    """Do all tasks that there are for a person; their instructions."""
+    done = []
+    while (task := following(client)) is not None:
+        number = int(task["instruction"].removeprefix("make it number "))
+        assert client.get(f"/{task['source']}").content == picture(100 * number)
+        assert hand_in(client, task).status_code == 200
+        done.append(task["instruction"])
+    return done
+
+
+def test_a_process_finds_what_another_one_has_added_since_it_was_started(run, url):
+    make_candidates(run, 2)
+    with served(app(run, url)) as older:
+        made_anew(run, 5, broken=3)
+        with served(app(run, url)) as newer:
+            assert finished(older.signed_in("Ada")) == [f"make it number {number}" for number in (0, 1, 2, 4)]
+            [broken] = newer.signed_in("Boss", "administrator").get("/api/admin/people").json()["progress"]["broken"]
+            assert "edit p3e1 of prompt p3" in broken
+
+
+def test_a_picture_of_a_task_that_another_process_handed_out_is_found(run, url):
+    make_candidates(run, 1)
+    with served(app(run, url)) as older:
+        made_anew(run, 2)
+        with served(app(run, url)) as newer:
+            client = newer.signed_in("Ada")
+            task = following(client, [following(client)["assignment"]])
+            assert task["instruction"] == "make it number 1"
+            with httpx.Client(base_url=older.address, cookies=dict(client.cookies)) as other:
+                assert other.get(f"/{task['source']}").content == picture(100)
+
+
+def test_tasks_that_a_process_does_not_know_are_left_to_those_that_do(run, url):
+    """More of them than a person may hold leases."""
+    make_candidates(run, 7)
+    with (
+        served(app(run, url, people_per_task=1, num_tasks=2)) as older,
+        served(app(run, url, people_per_task=1)) as newer,
+    ):
+        ada, bea = older.signed_in("Ada"), newer.signed_in("Bea")
+        assert finished(ada) == ["make it number 0", "make it number 1"]
+        assert following(ada) is None
+        assert finished(bea) == [f"make it number {number}" for number in range(2, 7)]
+        assert newer.signed_in("Boss", "administrator").get("/api/admin/people").json()["progress"]["broken"] == []
 
 
 # --- Who may do what --------------------------------------------------------------------------------------
@@ -479,12 +532,34 @@ def test_pictures_of_an_s3_run_are_read_when_they_are_looked_at(root, tmp_path):
     make_candidates(root, 70)
     gallery = Gallery(root, Annotation(cache_megabytes=1))
     assert len(gallery.prompts) == 70
-    assert len(gallery.cache.rows) == 0
+    assert len(gallery.catalogue.cache.rows) == 0
     assert gallery.edit("p65", "p65e2") == picture(6503)
     assert gallery.source("p3") == picture(300)
     assert decode(gallery.edit("p65", "unchanged:p65")).shape == (16, 16, 3)
     assert gallery.unreadable("p3", ["p3e0", "another:p9"]) == ""
-    assert "has no edit p4e0" in gallery.unreadable("p3", ["p4e0"])
+    with pytest.raises(PictureError, match="has no edit p4e0"):
+        gallery.unreadable("p3", ["p4e0"])
+
+
+def test_a_gallery_looks_at_the_tables_again_for_what_it_does_not_know_but_not_all_the_time(tmp_path):
+    now, run = [0.0], str(tmp_path)
+    make_candidates(run, 2)
+    gallery = Gallery(run, Annotation(), lambda: now[0])
+    made_anew(run, 3)
+    assert gallery.source("p2") == picture(200)  # nobody had looked before
+    made_anew(run, 4)
+    with pytest.raises(PictureError, match="prompt p3 is not in the tables"):
+        gallery.source("p3")
+    now[0] += LOOK_AGAIN_S
+    manifest = tmp_path / "candidates" / "manifest.json"
+    manifest.rename(tmp_path / "aside")
+    with pytest.raises(PictureError):  # the table is being made
+        gallery.source("p3")
+    assert gallery.source("p0") == picture(0)
+    (tmp_path / "aside").rename(manifest)
+    now[0] += LOOK_AGAIN_S
+    assert gallery.edit("p3", "p3e1") == picture(302)
+    assert len(gallery.prompts) == 4
 
 
 def test_the_cache_keeps_to_its_bytes(tmp_path):
@@ -492,8 +567,9 @@ def test_the_cache_keeps_to_its_bytes(tmp_path):
     gallery = Gallery(str(tmp_path), Annotation(cache_megabytes=1))
     for number in (0, 40, 69, 3, 3, 40):
         assert gallery.source(f"p{number}") == picture(100 * number, 100)
-        kept = [image for row in gallery.cache.rows.values() for image in row.values()]
-        assert gallery.cache.held == sum(map(len, kept)) <= 2**20
+        cache = gallery.catalogue.cache
+        kept = [image for row in cache.rows.values() for image in row.values()]
+        assert cache.held == sum(map(len, kept)) <= 2**20
         assert kept
 
 
