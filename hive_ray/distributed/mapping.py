@@ -18,6 +18,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
+from hive_ray import storage
 from hive_ray.config import Resources
 from hive_ray.distributed.cluster import require
 from hive_ray.distributed.dropped import thin
@@ -32,6 +33,8 @@ LAST_WORDS_S = 10.0
 """After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""
 READ_AHEAD = 2
 """Shards an actor holds: one is read or written while another is mapped."""
+SHARD_BYTES = 64 * 2**20
+"""About the most that a shard's rows take in their files: an actor holds READ_AHEAD of them, several times over."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,22 @@ def map_table(
     dropped_per_shard: int = 0,
     **kwargs: Any,
 ) -> MapTable:
-    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` that `where` keeps."""
+    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` that `where` keeps.
+
+    A shard has `rows_per_shard` rows, fewer where pictures are large (`SHARD_BYTES`).
+    """
     source = select(path, schema, where=where, limit=limit)
-    return MapTable(source, actor, produces, resources, kwargs, rows_per_shard, dropped_per_shard)
+    return MapTable(source, actor, produces, resources, kwargs, _fitting(source, rows_per_shard), dropped_per_shard)
+
+
+def _fitting(source: Selection, rows: int) -> int:
+    """So many rows, halved until they take at most SHARD_BYTES, going by the size of the first file; at least one."""
+    if source.files:
+        first = source.files[0]
+        each = (storage.file_size(first) or 0) / max(1, storage.open_parquet(first).metadata.num_rows)
+        while rows > 1 and rows * each > SHARD_BYTES:
+            rows //= 2
+    return rows
 
 
 def load_actor(plan: MapTable) -> Actor:

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from hive_ray.config import Resources
-from hive_ray.distributed import tables
+from hive_ray.distributed import mapping, tables
 from hive_ray.distributed.cluster import require, start_ray
 from hive_ray.distributed.mapping import map_rows, map_table
 from hive_ray.schemas import ContractError, Stopped
@@ -96,6 +96,27 @@ def test_a_row_that_raises_does_not_take_its_batch_along():
     mapped = map_rows(Squarer(poison=(1,)), numbers(3))
     assert [row.get("value") for row in mapped] == [0, None, 4]
     assert mapped[1] == {"dropped": "error: ValueError: 1 is poison"}
+
+
+def test_a_shard_of_large_pictures_has_fewer_rows(tmp_path, monkeypatch):
+    pictures = pa.schema(
+        [pa.field("picture_id", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)],
+        metadata={"table": "pictures", "id": "picture_id"},
+    )
+    source = str(tmp_path / "pictures")
+    rows = [{"picture_id": str(number), "image": os.urandom(10_000)} for number in range(40)]
+    tables.write_rows(source, pictures, rows, {})
+
+    def rows_per_shard(most: int) -> int:
+        plan = map_table(source, pictures, Squarer, produces=SQUARES, resources=Resources(), rows_per_shard=most)
+        return plan.rows_per_shard
+
+    assert rows_per_shard(256) == 256
+    monkeypatch.setattr(mapping, "SHARD_BYTES", 100_000)
+    assert rows_per_shard(256) == 8  # 10 kB each
+    assert rows_per_shard(5) == 5
+    monkeypatch.setattr(mapping, "SHARD_BYTES", 1)
+    assert rows_per_shard(256) == 1
 
 
 @pytest.mark.ray
