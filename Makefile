@@ -24,7 +24,7 @@ annotate: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The models of the embedded domain, made from nothing where they are not shipped.
 $(WEIGHTS): | $(READY)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import torch
 from ray.util import placement_group_table
 
 from hive_ray.config import Resources
@@ -32,6 +33,9 @@ def quiet() -> None:
     """Hush this process's libraries; some read their environment when they are imported, so before that."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    starts_one = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()  # a cluster of this machine alone
+    if starts_one and not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would else warn in each process that it has no GPU
 
 
 def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
@@ -50,6 +54,7 @@ def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> No
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
     else:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
         ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, **settings)
 
 

@@ -120,6 +120,15 @@ def test_a_shard_of_large_pictures_has_fewer_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+def test_workers_do_not_stand_behind_whatever_else_runs_on_this_machine(cluster):
+    @ray.remote
+    def niceness() -> int:
+        return os.nice(0)
+
+    assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
+
+
+@pytest.mark.ray
 def test_rows_keep_their_order_whatever_the_batch_size_and_the_number_of_actors(tmp_path, cluster):
     build(tmp_path, poison=(3, 11))
     build(tmp_path, poison=(3, 11), out="other", actors=1, batch=5)
