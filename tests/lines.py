@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -46,7 +47,7 @@ class Line:
         self.calls += 1
         time.sleep(self.seconds)
         if self.awaits and self.calls == 4:  # until somebody writes this file
-            Path(f"{self.awaits}.wanted").touch()
+            Path(f"{self.awaits}.wanted").write_text(ray.get_runtime_context().get_node_id())
             while not os.path.exists(self.awaits):
                 time.sleep(0.1)
         if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):

@@ -1,5 +1,7 @@
 """A server on a socket of this machine, for tests that talk to it with the real client."""
 
+import random
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,3 +26,16 @@ class LocalServer(ThreadingHTTPServer):
     def __exit__(self, *error) -> None:
         self.shutdown()
         self.server_close()
+
+
+def free_port() -> int:
+    """A port for a server that cannot choose one itself: none of those that the system gives to whoever asks for any,
+    as the many processes of another test's cluster do between this and the server's start."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port

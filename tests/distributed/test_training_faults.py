@@ -29,11 +29,11 @@ def cluster(tmp_path_factory):
         patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         patch.setenv("RAY_ADDRESS", cluster.address)
         start_ray()
-        cluster.doomed = nodes[0]
         yield cluster
         ray.shutdown()
         cluster.shutdown()
@@ -58,18 +58,18 @@ def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluste
     write_points(tmp_path)
     train(tmp_path, "undisturbed", settings)
 
-    drain = [
-        str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address,
-        "--node-id", cluster.doomed.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message", "spot", "--deadline-remaining-seconds", "15",
-    ]  # fmt: skip
-    flag = tmp_path / "drained"
+    flag, doomed = tmp_path / "drained", tmp_path / "drained.wanted"  # a node that has a worker
 
     def announce() -> None:
+        drain = [
+            str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address,
+            "--node-id", doomed.read_text(), "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message", "spot", "--deadline-remaining-seconds", "15",
+        ]  # fmt: skip
         subprocess.run(drain, check=True, capture_output=True)
         flag.touch()
 
-    announced = when(flag.with_name("drained.wanted").exists, announce)
+    announced = when(lambda: doomed.exists() and doomed.read_text(), announce)
     cluster.add_node(num_cpus=1)
     train(tmp_path, "disturbed", settings, seconds=0.3, awaits=str(flag))
     announced.join()

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,17 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from local_server import free_port
 
 from hive_ray.distributed.tables import read_manifest
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture
@@ -58,7 +52,11 @@ def test_a_stage_runs_unchanged_as_a_ray_job(cluster, checkout, tmp_path):
     ready, deadline = [RAY, "job", "list", "--address", address], time.monotonic() + 120
     while subprocess.run(ready, env=environment, capture_output=True).returncode and time.monotonic() < deadline:
         time.sleep(1)
-    done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
+    while True:
+        done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the head has just been started
+            break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "instructions: 20 rows" in done.stdout
     assert read_manifest(str(tmp_path / "run" / "instructions")).rows_out == 20

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import httpx
 import pytest
 import ray
 from annotation_site import app, make_candidates, make_evaluation, picture, served
+from local_server import free_port
 from ray import serve
 
 from hive_ray import storage
@@ -592,9 +592,7 @@ def test_preparing_again_keeps_everything(run, tmp_path):
 def command(run):
     """`python -m serve.annotate` on a free port; what it printed until the links were there."""
     make_candidates(run, 3)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     root = str(Path(__file__).parents[2])
     process = subprocess.Popen(
         [sys.executable, "-m", "serve.annotate", "--run", run, "--port", str(port), "--people-per-task", "3"],
@@ -640,9 +638,7 @@ def test_it_runs_on_ray_serve(run):
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
     root = str(Path(__file__).parents[2])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     try:
         ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
         serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -1,7 +1,6 @@
 import asyncio
 import io
 import os
-import socket
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from local_server import free_port
 from openai import BadRequestError, OpenAI
 from PIL import Image
 from ray import serve
@@ -252,12 +252,6 @@ def test_an_error_of_the_model_reaches_who_asked_and_the_queue_goes_on():
 
 
 # --- Over a socket ----------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
