@@ -1,7 +1,7 @@
 """What feedback adds: every arm, three seeds, written to docs/study.md with a figure.
 
 sft       fine-tuned on pairs, from the shipped editor or (`--start base`) from the text-to-image base alone
-control   sft, trained on the same pairs for as many images as the arms below see
+control   sft, trained on the same pairs for as many images as the two arms with rewards see
 conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
 dpo       sft, trained on the rankings themselves, with no reward model between (Diffusion-DPO)
 """
@@ -42,7 +42,7 @@ class Study:
     num_captions: int | None = None
     sft_images: int | None = None
     finetune_images: int | None = None
-    """Rows that the control and both arms see."""
+    """Rows that the control and the two arms with rewards see; `dpo` has its own number, of rankings."""
     out: Path = Path("docs/study.md")
 
 

@@ -42,6 +42,10 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
+def submitted(command, environment):
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_stage_runs_unchanged_as_a_ray_job(cluster, checkout, tmp_path):
@@ -52,10 +56,8 @@ def test_a_stage_runs_unchanged_as_a_ray_job(cluster, checkout, tmp_path):
     ready, deadline = [RAY, "job", "list", "--address", address], time.monotonic() + 120
     while subprocess.run(ready, env=environment, capture_output=True).returncode and time.monotonic() < deadline:
         time.sleep(1)
-    while True:
-        done = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=300)
-        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # the head has just been started
-            break
+    # A head that has just been started has no agent for jobs yet.
+    while "No available agent" in (done := submitted(submit, environment)).stderr and time.monotonic() < deadline:
         time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "instructions: 20 rows" in done.stdout
