@@ -121,8 +121,7 @@ def _run_workers(told: Told) -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
     files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
     trainer = TorchTrainer(
-        _train,
-        train_loop_config={"told": told},
+        lambda: _train(told),  # as its config, Ray Train's controller would read it too, and import all that it names
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_actors,
@@ -151,9 +150,8 @@ def _run_workers(told: Told) -> None:
     storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
-def _train(config: dict[str, Any]) -> str:
+def _train(told: Told) -> str:
     """One worker's run. Returns why it failed for good, or an empty string."""
-    told: Told = config["told"]
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     started = time.monotonic()
     try:
