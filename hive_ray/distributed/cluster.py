@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -16,6 +17,9 @@ from hive_ray.config import Resources
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALES = "HIVE_RAY_AUTOSCALES"
 """Set to 1 where the cluster can add nodes and `ray up` did not make it (KubeRay)."""
+DASHBOARD = "HIVE_RAY_DASHBOARD"
+"""Set to 1, a cluster that is started here has Ray's dashboard: its ten processes take seconds to start, and wake often
+enough to slow a training that uses all cores."""
 QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -50,12 +54,17 @@ def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> No
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
     told |= {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
-    settings = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": told}}
+    environment: dict[str, Any] = {"env_vars": told}
+    settings = {"logging_level": logging.ERROR, "runtime_env": environment}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
-        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, **settings)
+        told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
+        dashboard = os.environ.get(DASHBOARD) == "1"
+        if not dashboard:
+            environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
+        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=dashboard, **settings)
 
 
 def require(stage: str, resources: Resources) -> None:
