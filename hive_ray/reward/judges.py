@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hive_ray.config import Scoring
 from hive_ray.reward.model import RewardScorer
-from hive_ray.reward.vision import VisionScorer
 from hive_ray.schemas import Rows
 from hive_ray.similarity import Similarity
 
@@ -70,10 +69,13 @@ def judge_of(name: str, settings: Scoring, *, reward: str, answers: str, device:
 
     reward: the reward model's folder; answers: the folder where a vision model's answers are kept.
     """
+    if name == "openai":
+        from hive_ray.reward.vision import VisionScorer  # here, since the openai client takes long to import
+
+        return VisionScorer(settings.vision, answers, settings.resources.batch_size)
     makers: dict[str, Callable[[], Judge]] = {
         "model": partial(RewardScorer, reward, device),
         **{measure: partial(ClipScorer, settings.clip, measure, device) for measure in CLIP_MEASURES},
-        "openai": partial(VisionScorer, settings.vision, answers, settings.resources.batch_size),
     }
     return makers.get(name, partial(CallableScorer, name))()
 
