@@ -1,5 +1,6 @@
 """A line that is fitted to points through Ray Train: what tests of the training loop train."""
 
+import glob
 import json
 import math
 import os
@@ -36,12 +37,12 @@ class Line:
 
     def __init__(
         self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False,
-        bad: frozenset = frozenset(), awaits: str = "",
+        bad: frozenset = frozenset(), awaits: str = "", stored: str = "",
     ):  # fmt: skip
         torch.manual_seed(0)
         self.model = torch.nn.Linear(1, 1)
         self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
-        self.bad, self.awaits = bad, awaits
+        self.bad, self.awaits, self.stored = bad, awaits, stored
 
     def loss(self, model, rows: Rows, generator):
         self.calls += 1
@@ -51,6 +52,8 @@ class Line:
             while not os.path.exists(self.awaits):
                 time.sleep(0.1)
         if self.dies_at and self.calls == self.dies_at and not os.path.exists(self.flag):
+            while self.stored and len(glob.glob(self.stored)) < 2:  # by both workers, while training goes on
+                time.sleep(0.05)
             Path(self.flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         broken = {index: "it is cracked" for index, row in enumerate(rows) if row["point_id"] in self.bad}

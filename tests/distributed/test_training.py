@@ -262,8 +262,9 @@ def test_a_training_that_died_gives_its_weights_on_demand_and_goes_on(tmp_path, 
     write_points(tmp_path)
     settings = training(total_images=32, schedule="constant", recovery=Recovery(max_failures=0))
     train(tmp_path, "shorter", settings.model_copy(update={"total_images": 16}))
+    stored = str(tmp_path / "run" / "checkpoints" / "died-*" / "16" / "rank-*.json")
     with pytest.raises(WorkerGroupError):
-        train(tmp_path, "died", settings, flag=str(tmp_path / "flag"), dies_at=5)  # in its third step
+        train(tmp_path, "died", settings, flag=str(tmp_path / "flag"), dies_at=5, stored=stored)  # in its third step
     told = dict(name="died", run=str(tmp_path / "run"), settings=settings, fingerprint={"input.points": "p"})
     exported = export(Line, folder=lambda images: str(tmp_path / "run" / f"died-{images}"), **told)
     assert Path(exported).name == "died-16"
