@@ -1,8 +1,10 @@
 """What several tests stand on."""
 
 import itertools
+import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import boto3
@@ -11,10 +13,29 @@ import pytest
 from faulty_s3 import FaultyS3
 from llm_server import Chat
 from moto.server import ThreadedMotoServer
+from warm_workers import warm_workers
 
 from hive_ray.annotation.database import Database
 
+COLD = "HIVE_RAY_COLD_WORKERS"
+"""Set to 1, Ray's workers start in tests as they do for users, which takes twice as long."""
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items):
+    """Files that start Ray come first: none of the long ones may be left when the others are done."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in with_ray)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm(request):
+    """Ray's workers are forked, with everything imported; what starts a cluster finds that in the environment."""
+    wanted = os.environ.get(COLD) != "1" and any(item.get_closest_marker("ray") for item in request.session.items)
+    with warm_workers() if wanted else nullcontext({}) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")

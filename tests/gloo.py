@@ -8,14 +8,16 @@ from typing import Any
 
 import torch.distributed
 
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["deepspeed", "hive_ray.distributed.loop", "hive_ray.editor.objective"])
+
 
 def in_workers(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What `function(rank, world, *args)`, a function of an importable module, returns in each of `world` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(world) as pool:
+    with _server.Pool(world) as pool:
         calls = [(rank, world, port, function, args) for rank in range(world)]
         return pool.starmap_async(_work, calls, chunksize=1).get(timeout=300)
 
