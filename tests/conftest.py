@@ -30,11 +30,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def warm(request):
-    """Ray's workers are forked, with everything imported; what starts a cluster finds that in the environment."""
+    """Clusters that tests start have their workers forked, with everything imported."""
     wanted = os.environ.get(COLD) != "1" and any(item.get_closest_marker("ray") for item in request.session.items)
-    with warm_workers() if wanted else nullcontext({}) as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with warm_workers() if wanted else nullcontext():
         yield
 
 

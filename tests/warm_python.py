@@ -1,7 +1,6 @@
-"""A Python that has imported heavy packages already, for the workers of Ray in tests (see warm_workers.py).
+"""A process that has imported what Ray's workers need, and is forked for each: `python warm_python.py <address>`.
 
-python warm_python.py serve <address>                     import once, then fork for whoever asks
-python -I -S warm_python.py ask <address> <script> ...    have a fork run the script, and live as long as it does
+See warm_workers.py.
 """
 
 import gc
@@ -15,24 +14,11 @@ import socket
 import sys
 
 IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.linalg", "matplotlib.figure", "boto3",
+            "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message",
             "hive_ray.pairs.generation", "hive_ray.editor.objective", "hive_ray.editor.latents",
             "hive_ray.editor.preview", "hive_ray.editor.lora", "hive_ray.reward.judges", "hive_ray.reward.worth",
             "hive_ray.evaluation.report", "hive_ray.shapes.actors", "hive_ray.shapes.annotator")  # fmt: skip
 """Not Ray itself: it reads its environment when it is imported, and each worker has its own."""
-
-
-def ask(address: str, command: list[str]) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        try:
-            server.connect(address)
-        except OSError:
-            os.execv(sys.executable, [sys.executable, *command])
-        told = json.dumps({"command": command, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
-        socket.send_fds(server, [len(told).to_bytes(4, "big")], [0, 1, 2])
-        server.sendall(told)
-        asked = int.from_bytes(server.recv(4), "big")
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(asked, signal.SIGTERM))
-        server.recv(1)  # until its end
 
 
 def serve(address: str) -> list[str] | None:
@@ -59,17 +45,17 @@ def become_what_was_asked(client: socket.socket) -> list[str]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, streams, _, _ = socket.recv_fds(client, 4, 3)
     with client.makefile("rb") as stream:
-        told = json.loads(stream.read(int.from_bytes(size, "big")))
+        asked = json.loads(stream.read(int.from_bytes(size, "big")))
     client.sendall(os.getpid().to_bytes(4, "big"))
     client.detach()  # stays open to this process's end
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     os.environ.clear()
-    os.environ.update(told["environment"])
-    os.chdir(told["folder"])
+    os.environ.update(asked["environment"])
+    os.chdir(asked["folder"])
     sys.modules["numpy"].random.seed()  # Python's own random numbers begin anew in a fork by themselves
-    return told["command"]
+    return asked["command"]
 
 
 def run(command: list[str], installed: list[str]) -> None:
@@ -81,11 +67,7 @@ def run(command: list[str], installed: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    verb, address, *command = sys.argv[1:]
-    if verb == "ask":
-        ask(address, command)
-    else:
-        ours = [os.path.dirname(__file__), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        installed = [folder for folder in sys.path if folder not in ours]
-        if command := serve(address):
-            run(command, installed)
+    ours = [os.path.dirname(__file__), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    installed = [folder for folder in sys.path if folder not in ours]
+    if command := serve(sys.argv[1]):
+        run(command, installed)

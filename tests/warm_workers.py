@@ -1,10 +1,9 @@
 """Workers of Ray that start warm: forks of a process that has imported what they need.
 
 Imports are most of what the tests with Ray would compute: 3 to 7 seconds of a core for each of several hundred workers.
-A fork is a process of its own in everything else.
+A fork is a process of its own in everything else. `ray start` and clusters of other processes have workers as users do.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,23 +11,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import warm_python
+import warm_worker
+from ray._private import ray_constants
 
 from hive_ray.distributed.cluster import ALLOCATOR, QUIET
 
-TO_DRIVERS = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""How Ray hands the runtime environment of a submitted job to the drivers in it; here, to all."""
-
 
 @contextmanager
-def warm_workers() -> Iterator[dict[str, str]]:
-    """As long as it lasts, workers of the drivers that find this environment are forked."""
-    with tempfile.TemporaryDirectory(prefix="warm") as folder:
+def warm_workers() -> Iterator[None]:
+    """As long as it lasts, the workers of clusters that this process starts are forked."""
+    with tempfile.TemporaryDirectory(prefix="warm") as folder, pytest.MonkeyPatch.context() as patch:
         address, early = f"{folder}/s", QUIET | ALLOCATOR | {"DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, warm_python.__file__, "serve", address]
+        command = [sys.executable, warm_python.__file__, address]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, env=early | os.environ)
+        patch.setenv("HIVE_RAY_WARM_WORKERS", address)
+        patch.setattr(ray_constants, "SETUP_WORKER_FILENAME", warm_worker.__file__)  # it is joined to Ray's folder
         try:
-            executable = f"{sys.executable} -I -S {warm_python.__file__} ask {address}"
-            yield {TO_DRIVERS: json.dumps({"runtime_env": {"py_executable": executable}})}
+            yield
         finally:
             server.communicate()  # it ends with its input

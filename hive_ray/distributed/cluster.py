@@ -60,6 +60,7 @@ def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> No
         ray.init(**settings)
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
         dashboard = os.environ.get(DASHBOARD) == "1"
         if not dashboard:

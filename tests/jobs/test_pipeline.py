@@ -248,7 +248,7 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
         log.unlink(missing_ok=True)
         driver = drivers.start(settings, faulty_s3.root, log, cluster)
         wait_for(f"[{stage}/", log, driver)
-        time.sleep(2)  # into the stage's work
+        time.sleep(1)  # into the stage's work
         driver.kill()
         driver.join()
     last = drivers.start(settings, faulty_s3.root, log, cluster)
@@ -270,7 +270,9 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
 def test_a_second_round_learns_from_all_rankings_and_starts_from_what_the_first_made(run, tmp_path, capfd):
     made = {model: card(run, model) for model in ("editors/sft", "editors/finetuned", "reward")}
     rankings = run.config.rankings.model_copy(update={"thumbs": thumbs_of(run, f"sqlite:///{tmp_path / 'thumbs'}")})
-    twice = replace(run, rounds=2, config=run.config.model_copy(update={"rankings": rankings}))
+    evaluation = run.config.evaluation.model_copy(update={"curve_prompts": 0})
+    config = run.config.model_copy(update={"rankings": rankings, "evaluation": evaluation})
+    twice = replace(run, rounds=2, config=config)
     capfd.readouterr()
     pipeline.build(twice)
     printed, second = capfd.readouterr().out, twice.after()

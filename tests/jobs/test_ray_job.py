@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from local_server import free_port
-from warm_workers import TO_DRIVERS
 
 from hive_ray.distributed.tables import read_manifest
 
@@ -23,9 +22,9 @@ RAY = str(Path(sys.executable).parent / "ray")
 def cluster(tmp_path):
     """The dashboard's address of a `ray start --head` cluster with a folder of its own, stopped afterwards."""
     dashboard, environment = free_port(), os.environ | {"RAY_AUTH_MODE": "disabled"}
-    environment.pop(TO_DRIVERS, None)  # its workers import the checkout that it was sent
     folder = tempfile.mkdtemp(prefix="ray-job-", dir="/tmp")  # sockets allow no long paths
     head = [RAY, "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    head += [f"--dashboard-agent-listen-port={free_port()}"]  # else the same one for each cluster of a machine
     head += ["--num-cpus=4", "--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={folder}"]
     with open(tmp_path / "head.log", "w") as log:
         process = subprocess.Popen(head, env=environment, stdout=log, stderr=log, start_new_session=True)
