@@ -41,6 +41,8 @@ class Study:
     """Where supervised fine-tuning starts; the base has never seen a source picture and needs many more images."""
     num_captions: int | None = None
     sft_images: int | None = None
+    sft_learning_rate: float | None = None
+    """From the base, more than the preset's, which is for an editor that is good already."""
     finetune_images: int | None = None
     """Rows that the control and the two arms with rewards see; `dpo` has its own number, of rankings."""
     out: Path = Path("docs/study.md")
@@ -54,6 +56,8 @@ def configured(study: Study, seed: int) -> Config:
         training.model_copy(update={"seed": seed, "total_images": images or training.total_images})
         for training, images in ((preset.editor.sft, study.sft_images), (preset.editor.finetune, study.finetune_images))
     )
+    if study.sft_learning_rate:
+        sft = sft.model_copy(update={"learning_rate": study.sft_learning_rate})
     dpo = preset.editor.dpo
     dpo = dpo.model_copy(update={"training": dpo.training.model_copy(update={"seed": seed})})
     return preset.changed({

@@ -25,3 +25,10 @@ def test_another_seed_is_another_seed_in_every_stage_of_the_domain_that_draws():
 
 def test_all_arms_are_compared():
     assert configured(Study(), 0).evaluation.editors == ARMS == ("sft", "control", "conditional", "weighted", "dpo")
+
+
+def test_from_the_base_the_first_training_alone_is_longer_and_faster():
+    config = configured(Study(start="base", sft_images=64_000, sft_learning_rate=3e-4), 0)
+    assert config.editor.start.endswith("base")
+    assert (config.editor.sft.total_images, config.editor.sft.learning_rate) == (64_000, 3e-4)
+    assert config.editor.finetune == configured(Study(), 0).editor.finetune
