@@ -64,13 +64,6 @@ def build(run: Run) -> Manifest:
     return build_table(run.path("rankings"), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
 
 
-def rankings_so_far(run: Run) -> list[str]:
-    """The tables of rankings that a round learns from: those of all rounds up to it, and the last that thumbs made, who
-    say again what they said before."""
-    taken = [one.path("thumbs") for one in run.so_far if read_manifest(one.path("thumbs"))]
-    return [one.path("rankings") for one in run.so_far] + taken[-1:]
-
-
 def _annotations(run: Run) -> str:
     """The file of what people said of this round's candidates."""
     given = run.config.rankings.annotations

@@ -23,7 +23,6 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out, pairwise_accuracy, rewards_of
 from hive_ray.schemas import RANKINGS, Rows
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
-from jobs.collect_rankings import rankings_so_far
 from jobs.run import SHARED, Run
 from jobs.study import Study, configured, line, means, minutes_of
 from jobs.train_reward import COLUMNS
@@ -138,14 +137,14 @@ def reward_models(seeds: list[dict[str, Run]]) -> str:
     for name in ("few", "round 1", "round 2"):
         models = [RewardModel.load(runs[name].path("reward")) for runs in seeds]
         right = [pairwise_accuracy(*rewards_of(model, rows)) for model, rows in zip(models, unseen, strict=True)]
-        given = [sum(map(count_rows, rankings_so_far(runs[name]))) for runs in seeds]
+        given = [sum(map(count_rows, runs[name].rankings_so_far)) for runs in seeds]
         lines.append(line([name, ", ".join(map(str, given)), ", ".join(f"{share:.3f}" for share in right)]))
     return "\n".join(lines)
 
 
 def _held_out(run: Run) -> Rows:
     where = {"prompt_id": lambda name: is_held_out(name, run.config.reward.held_out_rate)}
-    return list(read_rows(rankings_so_far(run), RANKINGS, COLUMNS, where=where))
+    return list(read_rows(run.rankings_so_far, RANKINGS, COLUMNS, where=where))
 
 
 def main(study: Flywheel) -> None:

@@ -32,7 +32,6 @@ from hive_ray.reward.shaping import SHAPINGS
 from hive_ray.reward.worth import BESIDE, PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from jobs import reward_curve, score_pairs
-from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
 
@@ -132,7 +131,7 @@ def _reward_charts(run: Run) -> list[tuple[str, str]]:
     found, address, scored = [], run.path(reward_curve.CURVE), scored_card(run)
     if storage.exists(address):
         curve = json.loads(storage.read_text(address))
-        if curve["rankings"] == table_digest(*rankings_so_far(run)):
+        if curve["rankings"] == table_digest(*run.rankings_so_far):
             found.append((reward_curve.draw(curve), f"{reward_curve.BAND} Found: {curve['finding']}."))
     if scored:
         name, card = scored

@@ -21,7 +21,7 @@ from hive_ray import storage
 from hive_ray.config import Annotation, Config, Section
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
-from hive_ray.distributed.tables import OnMismatch
+from hive_ray.distributed.tables import OnMismatch, read_manifest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.presets import PRESETS
 from hive_ray.schemas import Stopped
@@ -67,6 +67,13 @@ class Run:
     def so_far(self) -> "list[Run]":
         """All rounds up to this one, the first one first."""
         return [*(self.before.so_far if self.before else []), self]
+
+    @property
+    def rankings_so_far(self) -> list[str]:
+        """The tables of rankings that this round learns from: those of all rounds up to it, and the last that thumbs
+        made, who say again what they said before."""
+        taken = [one.path("thumbs") for one in self.so_far if read_manifest(one.path("thumbs"))]
+        return [one.path("rankings") for one in self.so_far] + taken[-1:]
 
     def after(self, editor: str = "finetuned") -> "Run":
         """The next round, which starts from this one's `editor`."""

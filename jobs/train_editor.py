@@ -27,7 +27,6 @@ from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_PAIRS
 from jobs import encode_latents
-from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run, fingerprint, main
 
 
@@ -154,7 +153,7 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
-    return rankings_so_far(run) if arm.ranked else [run.path(arm.table)], start, suffix
+    return run.rankings_so_far if arm.ranked else [run.path(arm.table)], start, suffix
 
 
 def finetune(run: Run) -> Metrics:

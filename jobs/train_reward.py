@@ -19,7 +19,6 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
 from hive_ray.reward.worth import foretold, measured, worth
 from hive_ray.schemas import RANKINGS, Row, Rows
-from jobs.collect_rankings import rankings_so_far
 from jobs.run import Run, fingerprint, main
 
 COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
@@ -88,7 +87,7 @@ def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
     """The model <run>/<name>, trained on the rankings of this share of the prompts that are not held out."""
-    settings, rankings = run.config.reward, rankings_so_far(run)
+    settings, rankings = run.config.reward, run.rankings_so_far
     start = settings.start if settings.start == "shapes" else model_digest(settings.start)
     stage, of_share = settings.model_copy(update={"start": start}), {} if share == 1 else {"share": f"{share:g}"}
 

@@ -9,7 +9,7 @@ from hive_ray.distributed.tables import read_manifest, read_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import RANKINGS, Stopped
 from jobs import collect_rankings
-from jobs.collect_rankings import rankings_so_far, take_thumbs
+from jobs.collect_rankings import take_thumbs
 from jobs.run import Run
 
 SETTINGS = {"seed": 7, "guidance_scale": 2.0, "image_guidance_scale": 1.5, "num_inference_steps": 10}
@@ -98,10 +98,10 @@ def test_a_round_keeps_the_thumbs_that_it_took_and_the_next_takes_all(database, 
     assert "thumbs: kept" in capsys.readouterr().out
     assert read_manifest(run.path("thumbs")).rows_out == 1
     second = run.after()
-    assert rankings_so_far(second) == [run.path("rankings"), second.path("rankings"), run.path("thumbs")]
+    assert second.rankings_so_far == [run.path("rankings"), second.path("rankings"), run.path("thumbs")]
     take_thumbs(second)
     assert read_manifest(second.path("thumbs")).rows_out == 2
-    assert rankings_so_far(second)[2:] == [second.path("thumbs")]
+    assert second.rankings_so_far[2:] == [second.path("thumbs")]
     take_thumbs(Run(run.root, run.config, "rebuild"))
     assert read_manifest(run.path("thumbs")).rows_out == 2
 
