@@ -4,13 +4,12 @@ import multiprocessing
 import os
 from pathlib import Path
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["jobs.pipeline"])
+from tests.fork_server import server
 
 
 def start(settings: Path, run: str, log: Path, environment: dict[str, str]) -> multiprocessing.Process:
     """Run the pipeline with a settings file, in a process whose output goes to `log`."""
-    process = _server.Process(target=_drive, args=(settings, run, log, environment), daemon=True)
+    process = server.Process(target=_drive, args=(settings, run, log, environment), daemon=True)
     process.start()
     return process
 

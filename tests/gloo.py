@@ -1,6 +1,5 @@
 """Processes with a gloo group among them, as Ray Train's workers have, without Ray."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -8,8 +7,7 @@ from typing import Any
 
 import torch.distributed
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["deepspeed", "hive_ray.distributed.loop", "hive_ray.editor.objective"])
+from tests.fork_server import server
 
 
 def in_workers(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -17,7 +15,7 @@ def in_workers(world: int, function: Callable[..., Any], *args: Any) -> list[Any
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with _server.Pool(world) as pool:
+    with server.Pool(world) as pool:
         calls = [(rank, world, port, function, args) for rank in range(world)]
         return pool.starmap_async(_work, calls, chunksize=1).get(timeout=300)
 
