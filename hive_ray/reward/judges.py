@@ -69,13 +69,10 @@ def judge_of(name: str, settings: Scoring, *, reward: str, answers: str, device:
 
     reward: the reward model's folder; answers: the folder where a vision model's answers are kept.
     """
-    if name == "openai":
-        from hive_ray.reward.vision import VisionScorer  # here, since the openai client takes long to import
-
-        return VisionScorer(settings.vision, answers, settings.resources.batch_size)
     makers: dict[str, Callable[[], Judge]] = {
         "model": partial(RewardScorer, reward, device),
         **{measure: partial(ClipScorer, settings.clip, measure, device) for measure in CLIP_MEASURES},
+        "openai": partial(_vision, settings, answers),
     }
     return makers.get(name, partial(CallableScorer, name))()
 
@@ -95,6 +92,12 @@ def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
     differs = np.ptp(rewards, axis=1, keepdims=True) > 0  # a mean of equal numbers may miss them by a last bit
     standardised = np.divide(centred, rewards.std(1, keepdims=True), out=np.zeros_like(centred), where=differs)
     return {"mean": np.mean, "min": np.min}[how](standardised, axis=0)
+
+
+def _vision(settings: Scoring, answers: str) -> Judge:
+    from hive_ray.reward.vision import VisionScorer  # here, since the openai client takes long to import
+
+    return VisionScorer(settings.vision, answers, settings.resources.batch_size)
 
 
 def _found(name: str) -> Callable[[Rows], list[float]]:
