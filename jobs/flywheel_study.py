@@ -137,14 +137,14 @@ def reward_models(seeds: list[dict[str, Run]]) -> str:
     for name in ("few", "round 1", "round 2"):
         models = [RewardModel.load(runs[name].path("reward")) for runs in seeds]
         right = [pairwise_accuracy(*rewards_of(model, rows)) for model, rows in zip(models, unseen, strict=True)]
-        given = [sum(map(count_rows, runs[name].rankings_so_far)) for runs in seeds]
+        given = [sum(map(count_rows, runs[name].rankings_so_far())) for runs in seeds]
         lines.append(line([name, ", ".join(map(str, given)), ", ".join(f"{share:.3f}" for share in right)]))
     return "\n".join(lines)
 
 
 def _held_out(run: Run) -> Rows:
     where = {"prompt_id": lambda name: is_held_out(name, run.config.reward.held_out_rate)}
-    return list(read_rows(run.rankings_so_far, RANKINGS, COLUMNS, where=where))
+    return list(read_rows(run.rankings_so_far(), RANKINGS, COLUMNS, where=where))
 
 
 def main(study: Flywheel) -> None:

@@ -29,7 +29,7 @@ def build(run: Run) -> dict[str, Any]:
     for share, name in zip(shares, names, strict=True):
         train_reward.build(run, name, share)
     found = curve(shares, [_read(run, name, "card.json") for name in names], [_counts(run, name) for name in names])
-    found["rankings"] = table_digest(*run.rankings_so_far)
+    found["rankings"] = table_digest(*run.rankings_so_far())
     storage.write_text(run.path(CURVE), json.dumps(found, indent=2))
     storage.write_text(run.path(CHART), draw(found))
     for point in found["points"]:
@@ -101,7 +101,7 @@ def draw(found: dict[str, Any]) -> str:
 
 def _refuse_too_few(run: Run, shares: Sequence[float]) -> None:
     """Say before anything is trained that there is nothing to learn from, or to measure by."""
-    rankings, rate = run.rankings_so_far, run.config.reward.held_out_rate
+    rankings, rate = run.rankings_so_far(), run.config.reward.held_out_rate
     unseen, fewest, all_learned = (
         len(select(rankings, RANKINGS, where=where))
         for where in (

@@ -68,7 +68,6 @@ class Run:
         """All rounds up to this one, the first one first."""
         return [*(self.before.so_far if self.before else []), self]
 
-    @property
     def rankings_so_far(self) -> list[str]:
         """The tables of rankings that this round learns from: those of all rounds up to it, and the last that thumbs
         made, who say again what they said before."""

@@ -153,7 +153,7 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
-    return run.rankings_so_far if arm.ranked else [run.path(arm.table)], start, suffix
+    return run.rankings_so_far() if arm.ranked else [run.path(arm.table)], start, suffix
 
 
 def finetune(run: Run) -> Metrics:

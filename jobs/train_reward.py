@@ -87,7 +87,7 @@ def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
     """The model <run>/<name>, trained on the rankings of this share of the prompts that are not held out."""
-    settings, rankings = run.config.reward, run.rankings_so_far
+    settings, rankings = run.config.reward, run.rankings_so_far()
     start = settings.start if settings.start == "shapes" else model_digest(settings.start)
     stage, of_share = settings.model_copy(update={"start": start}), {} if share == 1 else {"share": f"{share:g}"}
 
