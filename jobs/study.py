@@ -149,9 +149,10 @@ def main(study: Study) -> None:
         run_seed(run)
     picture = study.out.with_suffix(".svg")
     text = (
-        f"# Study\n\nMade by `make study` from the shipped {study.start}: seeds {', '.join(map(str, study.seeds))}, "
-        f"{sum(map(minutes_of, runs)):.0f} minutes of work on {os.cpu_count()} cores. Means over the prompts of "
-        f"all seeds, with 95 % bootstrap intervals by prompt.\n\n{findings(runs)}\n\n"
+        f"# Study\n\nMade by `jobs/study.py` (settings below) from the shipped {study.start}: "
+        f"seeds {', '.join(map(str, study.seeds))}, {sum(map(minutes_of, runs)):.0f} minutes of work on "
+        f"{os.cpu_count()} cores. Means over the prompts of all seeds, with 95 % bootstrap intervals by prompt.\n\n"
+        f"{findings(runs)}\n\n"
         f"CLIP image against CLIP direction at image guidance scales 1.0 to 2.2:\n\n![]({picture.name})\n\n"
         f"Settings: `{json.dumps({key: value for key, value in vars(study).items() if key != 'out'})}`\n"
     )
