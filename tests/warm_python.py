@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 
+import numpy as np
+
 IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.linalg", "matplotlib.figure", "boto3",
             "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message",
             "hive_ray.pairs.generation", "hive_ray.editor.objective", "hive_ray.editor.latents",
@@ -54,7 +56,7 @@ def become_what_was_asked(client: socket.socket) -> list[str]:
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
-    sys.modules["numpy"].random.seed()  # Python's own random numbers begin anew in a fork by themselves
+    np.random.seed()  # Python's own random numbers begin anew in a fork by themselves
     return asked["command"]
 
 
