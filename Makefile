@@ -7,6 +7,9 @@ BIN := .venv/bin
 READY := .venv/ready
 WEIGHTS := hive_ray/shapes/weights/reward/card.json
 
+# Byte code is kept, whatever the machine is set to: else each process compiles the project anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: quickstart study serve annotate test clean
 
 quickstart: $(READY) $(WEIGHTS)
@@ -33,10 +36,12 @@ $(WEIGHTS): | $(READY)
 clean:
 	rm -rf .venv runs
 
-# torch first and exactly: any later package that asks for torch would else bring several GB of CUDA.
+# torch first and exactly: any later package that asks for torch would else bring several GB of CUDA. Nothing is compiled
+# but what the last line imports, a quarter of the modules that come along; it also shows whether they all fit together.
 $(READY): pyproject.toml constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is wanted as '$(PYTHON)'; name yours: make PYTHON=python3"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv --upgrade-deps .venv
+	$(BIN)/pip install --quiet --no-compile torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "import jobs.pipeline, serve.editor, serve.annotate"
 	touch $(READY)
