@@ -1,5 +1,6 @@
 """DeepSpeed's engine from our settings: ZeRO 0 to 3, offload, precision; and what it will hold in memory."""
 
+import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import deepspeed
 import psutil
 import torch
+from deepspeed.runtime import compiler
 from torch import nn
 
 from hive_ray.config import Training
@@ -60,6 +62,7 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Else DeepSpeed tries out every op's compiler at start, and compiles a shared-memory collective for inference.
     deepspeed.ops.__compatible_ops__ = {}
+    _import_muon()
     model.train()
     channels_last = [weight for weight in model.parameters() if not weight.is_contiguous()]
     for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
@@ -82,6 +85,16 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
         for weight in channels_last:  # nothing is parted: convolutions may have their weights as they like them
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return engine
+
+
+def _import_muon() -> None:
+    """DeepSpeed asks of each optimiser whether it is its Muon. Imported by DeepSpeed, that compiles kernels, and all of
+    torch's compiler would be imported for what nobody runs here: a second of each worker's start."""
+    compiles, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compiles
 
 
 def autocast(settings: Training) -> torch.autocast:
