@@ -7,21 +7,15 @@ import json
 from dataclasses import asdict
 
 from hive_ray import storage
-from hive_ray.config import Evaluation
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
-from hive_ray.editor.model import Editor
-from hive_ray.editor.sampling import edit_rows
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
 from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
-from hive_ray.reward.model import RewardModel
-from hive_ray.schemas import EVALUATION, PROMPTS, Row, Rows
-from hive_ray.seeds import id_for, seed_for
-from hive_ray.shapes.judge import judge
-from hive_ray.similarity import Similarity
+from hive_ray.schemas import EVALUATION, PROMPTS, Rows
+from jobs.evaluating import EditEvaluator
 from jobs.report import gather, scored_card
 from jobs.run import Run, fingerprint, main
 from jobs.train_editor import ARMS
@@ -29,67 +23,9 @@ from jobs.train_editor import ARMS
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
 MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
 """By judges of `scoring.judges`: what the evaluation measures by the same judge."""
+EDITS_PER_SHARD = 32
 TIE_WITHIN = 0.05
 """Judge's points (0..1) within which two edits count as equal: about an annotator's noise."""
-
-
-class EditEvaluator:
-    """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge."""
-
-    def __init__(
-        self,
-        editor: str,
-        name: str,
-        reward: str,
-        scales: tuple[float, ...],
-        settings: Evaluation,
-        device: str = "cpu",
-    ) -> None:
-        self.editor = Editor.load(editor).to(device)
-        self.reward = RewardModel.load(reward).to(device)
-        self.similarity = Similarity(settings.clip, device)
-        self.name, self.scales, self.settings = name, scales, settings
-
-    def __call__(self, rows: Rows) -> Rows:
-        return [measured for scale in self.scales for measured in self._at(rows, scale)]
-
-    def _at(self, rows: Rows, image_guidance_scale: float) -> Rows:
-        settings = self.settings
-        seeds = [seed_for(settings.seed, row["prompt_id"], "evaluation") for row in rows]
-        edits = edit_rows(
-            self.editor, rows, seeds=seeds, guidance_scale=settings.guidance_scale,
-            image_guidance_scale=image_guidance_scale, num_inference_steps=settings.num_inference_steps,
-        )  # fmt: skip
-        sources = [row["source_image"] for row in rows]
-        clip = self.similarity.measure(
-            sources, edits, [row["source_caption"] for row in rows], [row["edited_caption"] for row in rows]
-        )
-        rewards = self.reward.score(sources, edits, [row["instruction"] for row in rows])
-        return [
-            {
-                "evaluation_id": id_for(row["prompt_id"], self.name, seed, str(image_guidance_scale)),
-                "prompt_id": row["prompt_id"],
-                "instruction": row["instruction"],
-                "editor": self.name,
-                "seed": seed,
-                "guidance_scale": settings.guidance_scale,
-                "image_guidance_scale": image_guidance_scale,
-                "source_image": row["source_image"],
-                "edited_image": edit,
-                "clip_image": float(clip["clip_image"][index]),
-                "clip_direction": float(clip["clip_direction"][index]),
-                "reward": rewards[index],
-                **_judged(settings, row, edit),
-            }
-            for index, (row, edit, seed) in enumerate(zip(rows, edits, seeds, strict=True))
-        ]
-
-
-def _judged(settings: Evaluation, row: Row, edit: bytes) -> dict[str, float]:
-    if settings.judge == "none":
-        return {"followed": float("nan"), "preserved": float("nan")}
-    verdict = judge(row["source_image"], edit, row["source_caption"], row["edited_caption"])
-    return {"followed": verdict.followed, "preserved": verdict.preserved}
 
 
 def build(run: Run) -> dict:
@@ -115,8 +51,8 @@ def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: i
     def make():
         return map_table(
             prompts, PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
-            where={"split": "test"}, limit=limit, editor=editor, name=name, reward=reward, scales=scales,
-            settings=settings,
+            where={"split": "test"}, limit=limit, rows_per_shard=max(1, EDITS_PER_SHARD // len(scales)),
+            editor=editor, name=name, reward=reward, scales=scales, settings=settings,
         )  # fmt: skip
 
     stage = settings.model_copy(update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0})

@@ -18,51 +18,15 @@ from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward import distribution
-from hive_ray.reward.judges import CLIP_MEASURES, combine, judge_of, source_of
-from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
-from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
+from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
+from hive_ray.reward.shaping import Feedback, feedback
+from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS
 from hive_ray.seeds import id_for
 from jobs.run import Run, fingerprint, main
+from jobs.scoring import PairScorer, PairShaper, rewards_of
 
 CARD, CHART = "card.json", "rewards.svg"
 """Beside the scored pairs: what their rewards look like, in numbers and as a chart."""
-
-
-class PairScorer:
-    """Pairs -> a judge's rewards alone: another beta or phrase shapes them again without scoring again."""
-
-    def __init__(self, judge: str, settings: Scoring, reward: str, answers: str, device: str = "cpu") -> None:
-        self.judge = judge_of(judge, settings, reward=reward, answers=answers, device=device)
-
-    def __call__(self, rows: Rows) -> Rows:
-        return [
-            {"pair_id": row["pair_id"], "reward": row["reward"]} if "reward" in row else row for row in self.judge(rows)
-        ]
-
-
-class PairShaper:
-    """Pairs -> scored pairs, by the rewards of all of them."""
-
-    def __init__(self, rewards: str, shaping: str, feedback: Feedback, model: str, device: str = "cpu") -> None:
-        self.rewards = rewards_of(rewards)
-        self.fill, self.feedback, self.model = SHAPINGS[shaping], feedback, model
-
-    def __call__(self, rows: Rows) -> Rows:
-        scored = []
-        for row in rows:
-            if row["pair_id"] not in self.rewards:  # a judge could not say
-                scored.append({"dropped": "no_reward"})
-                continue
-            reward = self.rewards[row["pair_id"]]
-            level = self.feedback.level(row["instruction"], reward)
-            row = row | {"reward": reward, "quality_level": level, "reward_model": self.model}
-            scored.append(self.fill(row, self.feedback))
-        return scored
-
-
-def rewards_of(rewards: str) -> dict[str, float]:
-    """The reward of each pair, by pair_id."""
-    return {row["pair_id"]: row["reward"] for row in read_rows(rewards, REWARDS)}
 
 
 def build(run: Run, shaping: str | None = None) -> Manifest:

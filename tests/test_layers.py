@@ -55,7 +55,14 @@ def test_the_answer_key_ranks_and_evaluates_and_nothing_else_sees_it():
     code = [path for part in ("hive_ray", "jobs", "serve") for path in (ROOT.parent / part).rglob("*.py")]
     readers = {str(path.relative_to(ROOT.parent)) for path in code if keys & imported_modules(path.read_text())}
     inside = {"hive_ray/shapes/judge.py", "hive_ray/shapes/annotator.py"}
-    assert readers - inside == {"jobs/collect_rankings.py", "jobs/evaluate_editor.py", "jobs/pretrain_shapes.py"}
+    assert readers - inside == {"jobs/collect_rankings.py", "jobs/evaluating.py", "jobs/pretrain_shapes.py"}
+
+
+def test_actors_of_jobs_import_no_job():
+    """Each worker imports what its actor's module does: with a job come DeepSpeed, Ray Train and the command line."""
+    for name in ("evaluating", "scoring"):
+        modules = imported_modules((ROOT.parent / "jobs" / f"{name}.py").read_text())
+        assert not [module for module in modules if module.split(".")[0] == "jobs"]
 
 
 def test_no_file_is_named_for_nothing():

@@ -7,7 +7,8 @@ from hive_ray.config import Scoring
 from hive_ray.distributed.tables import write_rows
 from hive_ray.reward.shaping import feedback
 from hive_ray.schemas import REWARDS
-from jobs.score_pairs import PairScorer, PairShaper, rewards_name
+from jobs.score_pairs import rewards_name
+from jobs.scoring import PairScorer, PairShaper
 
 ROWS = [{"pair_id": name, "instruction": f"add {name}", "weight": 1.0} for name in ("a", "b", "c")]
 
