@@ -2,6 +2,7 @@
 
 python -m bench.training script      what diffusers' train_instruct_pix2pix.py does each step, against our training
 python -m bench.training ray_train   the same step in a bare torch loop, against Ray Train and DeepSpeed; the start
+python -m bench.training compiled    that step through torch.compile, against itself as it is
 python -m bench.training memory      two workers at each ZeRO stage, beside the formula
 
 Whatever is compared runs on the same machine in turns, each in fresh processes, with the same rows, network, batch and
@@ -54,16 +55,15 @@ WEIGHTS = 100_000_000
 """Trained weights of the network whose memory is measured."""
 
 
-def settings(*, workers: int, latents: str = "fp32", images: int = IMAGES, zero_stage: int = 0) -> Config:
+def settings(*, workers: int, latents: str = "fp32", zero_stage: int = 0) -> Config:
     """The shapes preset with a frozen text encoder, as diffusers' script has it, and nothing to look at on the way."""
     preset = shapes()
     cores = Resources(num_actors=workers, num_cpus=CORES // workers, num_gpus=0)
     training = preset.editor.sft.model_copy(
         update={
-            "total_images": images, "batch_size": BATCH, "micro_batch_size": BATCH // workers, "workers": cores,
-            "checkpoint_images": images * 10, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
-            "zero_stage": zero_stage,
-            "watching": Watching(tracker="none"),
+            "total_images": IMAGES, "batch_size": BATCH, "micro_batch_size": BATCH // workers, "workers": cores,
+            "checkpoint_images": IMAGES * 10, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
+            "zero_stage": zero_stage, "watching": Watching(tracker="none"),
         }
     )  # fmt: skip
     editor = {"train_text_encoder": False, "sft": training, "latents": latents}
@@ -92,9 +92,14 @@ def script() -> None:
     """Images/s of our training, pictures encoded in each step and once, over a loop as diffusers' script."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
-        for latents, workers, stage in (("fp32", 1, 0), ("none", 1, 0), ("fp32", CORES, 0), ("fp32", CORES, 2)):
-            each = (ours(folder, workers, latents, stage) / alone(as_in_the_script, folder) for _ in range(ROUNDS))
-            say(f"latents {latents}, {workers} workers, ZeRO {stage}: images/s over the script's loop", list(each))
+        for workers, told in (
+            (1, {"latents": "fp32"}),
+            (1, {"latents": "none"}),
+            (CORES, {"latents": "fp32"}),
+            (CORES, {"latents": "fp32", "zero_stage": 2}),
+        ):
+            each = [ours(folder, workers=workers, **told) / alone(as_in_the_script, folder) for _ in range(ROUNDS)]
+            say(f"{workers} workers, {told}: images/s over the script's loop", each)
 
 
 def ray_train() -> None:
@@ -102,17 +107,17 @@ def ray_train() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
         for stage in (0, 2):
-            ratios = [ours(folder, 1, "fp32", stage) / alone(bare, folder) for _ in range(ROUNDS)]
+            ratios = [ours(folder, workers=1, zero_stage=stage) / alone(bare, folder) for _ in range(ROUNDS)]
             say(f"one worker, ZeRO {stage}, over the bare loop", ratios)
 
 
-def ours(folder: str, workers: int, latents: str, stage: int) -> float:
-    """Images/s of `train_editor` as users run it."""
+def ours(folder: str, **told: Any) -> float:
+    """Images/s of `train_editor` as users run it, with these `settings`."""
     out = tempfile.mkdtemp(dir=folder)
     os.symlink(f"{folder}/pairs", f"{out}/pairs")
-    run = Run(out, settings(workers=workers, latents=latents, zero_stage=stage))
+    run = Run(out, settings(**told))
     start_ray(num_cpus=CORES)
-    if latents != "none":
+    if run.config.editor.latents != "none":
         encode_latents.build(run)
     started = time.perf_counter()
     train_editor.build(run)
@@ -175,13 +180,44 @@ def as_in_the_script(folder: str) -> Iterator[int]:
         yield start + BATCH
 
 
-def bare(folder: str) -> Iterator[int]:
+def compiled() -> None:
+    """Images/s of the bare step through torch.compile over the same without, and how long it takes to compile."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(folder)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.apply(_in_turns, (folder,))
+
+
+def _in_turns(folder: str, blocks: int = 12, steps: int = 3) -> None:
+    """Both in one process, a few steps at a time each: what else this machine does then meets both alike."""
+    torch.set_num_threads(CORES)
+    sides = {compiles: bare(folder, compiles=compiles) for compiles in (False, True)}
+    first = {compiles: _seconds(side, 1) for compiles, side in sides.items()}
+    print(f"  first step: {first[True]:.0f} s compiled, {first[False]:.1f} s as it is", flush=True)
+    ratios = []
+    for block in range(blocks):
+        order = (False, True) if block % 2 else (True, False)
+        took = {compiles: _seconds(sides[compiles], steps) for compiles in order}
+        ratios.append(took[False] / took[True])
+    say("torch.compile over the step as it is", ratios)
+
+
+def _seconds(loop: Iterator[int], steps: int) -> float:
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    return time.perf_counter() - started
+
+
+def bare(folder: str, *, compiles: bool = False) -> Iterator[int]:
     """Our step in a plain loop: the same objective on the same latents, AdamW, clipping and average."""
     told = settings(workers=1).editor
     out = Path(folder)
     rows = _with_latents(out, told)
     objective = EditorObjective(Editor.build(told.start), told)
     model = objective.model.train()
+    if compiles:
+        model.compile()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay, fused=True)
     average = Average(model, told.sft.ema_decay)
@@ -244,7 +280,7 @@ def resident(rank: int, world: int, changes: dict[str, Any]) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["script", "ray_train", "memory"]
-    for name in chosen:
+    benches = {"script": script, "ray_train": ray_train, "compiled": compiled, "memory": memory}
+    for name in sys.argv[1:] or benches:
         print(f"-- {name}")
-        {"script": script, "ray_train": ray_train, "memory": memory}[name]()
+        benches[name]()
