@@ -12,6 +12,7 @@ conditional source, conditional edited]
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import exp, log, sqrt
 
 import torch
@@ -182,7 +183,7 @@ class _Captions:
         self.changed = [token for token in range(len(before)) if token not in self.refinement[: len(after)]], new
         self.tokenizer, self.source, self.edited = tokenizer, source, edited
 
-    @property
+    @cached_property
     def swap(self) -> Tensor:
         """(T, T), as get_replacement_mapper walks both captions."""
         words = list(zip(self.source.split(), self.edited.split(), strict=True))
