@@ -116,7 +116,7 @@ def as_editor(model: TextToImageModel, folder: Path) -> TextToImageModel:
 def test_one_network_learns_to_edit_and_to_draw(models):
     model, saved = as_editor(TextToImageModel.load(models / "base"), models / "base"), []
     before = model.unet.conv_in.weight[:, 4:].clone()
-    editing.train_editing(model, num_steps=2, pool=50, seed=0, say=quiet, save=lambda: saved.append(1))
+    editing.train_editing(model, num_steps=2, pool=50, phrased=20, seed=0, say=quiet, save=lambda: saved.append(1))
     assert saved == [1]
     assert before.abs().max() == 0
     assert model.unet.conv_in.weight[:, 4:].abs().max() > 0  # the source is heard
@@ -130,8 +130,8 @@ def test_an_editor_hears_the_phrase_behind_instructions(models):
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     assert all(re.search(r", image quality is (one|two|three|four|five) out of five$", text) for text in texts), texts
     editing.train_editing(
-        as_editor(model, models / "base"), num_steps=2, pool=50, seed=0, say=said.append, save=lambda: None,
-        rows=editing.WITH_PHRASE,
+        as_editor(model, models / "base"), num_steps=2, pool=50, phrased=20, seed=0, say=said.append,
+        save=lambda: None, rows=editing.WITH_PHRASE,
     )  # fmt: skip
     assert "loss" in said[-1]
     assert "nan" not in said[-1]

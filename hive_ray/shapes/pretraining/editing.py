@@ -105,17 +105,19 @@ def train_editing(
     seed: int,
     say: Say,
     save: Callable[[], None],
+    phrased: int = 3000,
     rows: Batch = BOTH_TASKS,
     lr: float = 1e-3,
 ) -> None:
     """Train `model`, whose U-Net reads the source's latents as well, on both tasks; it ends with averaged weights.
 
-    `save` is called with averaged weights in place every 500 steps, and at the end.
+    It draws from `pool` twins, which are renewed on the way, and from `phrased` pictures of each task whose texts have
+    the quality phrase. `save` is called with averaged weights in place every 500 steps, and at the end.
     """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    twins, (harmed_latents, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, 3000, rng)
-    graded_latents, graded_sources, graded_tokens = graded_pool(model, 3000 if rows.graded else 1, rng)
+    twins, (harmed_latents, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, phrased, rng)
+    graded_latents, graded_sources, graded_tokens = graded_pool(model, phrased if rows.graded else 1, rng)
     for _ in range(0, pool, 50):
         twins.renew(50)
     with_source, without = rows.edits + rows.graded, rows.captions + rows.harmed
