@@ -3,4 +3,4 @@
 import multiprocessing
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["jobs.pipeline"])
+server.set_forkserver_preload(["tests.forked_ray"])

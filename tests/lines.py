@@ -80,6 +80,10 @@ def train(folder: Path, name: str = "line", settings: Training | None = None, **
     )  # fmt: skip
 
 
+def train_slowly(folder: Path, name: str):
+    return train(folder, name, seconds=1.0)
+
+
 def write_points(folder: Path) -> None:
     rows = [{"point_id": str(index), "x": index / NUM_POINTS} for index in range(NUM_POINTS)]
     tables.write_rows(str(folder / "points"), POINTS, rows, {})

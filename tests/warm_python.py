@@ -1,6 +1,8 @@
 """A process that has imported what Ray's workers need, and is forked for each: `python warm_python.py <address>`.
 
-See warm_workers.py.
+    this server, everything but Ray -> a fork for each job, with Ray -> a fork for each worker
+
+Ray reads its environment when it is imported, where its job stands. See warm_workers.py.
 """
 
 import gc
@@ -16,48 +18,87 @@ import sys
 import numpy as np
 
 IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.linalg", "matplotlib.figure", "boto3",
-            "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message",
+            "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message", "openai", "tyro", "sqlalchemy.orm",
+            "alembic.command", "psycopg", "aiohttp",
             "hive_ray.pairs.generation", "hive_ray.editor.objective", "hive_ray.editor.latents",
             "hive_ray.editor.preview", "hive_ray.editor.lora", "hive_ray.reward.judges", "hive_ray.reward.worth",
             "hive_ray.evaluation.report", "hive_ray.shapes.actors", "hive_ray.shapes.annotator")  # fmt: skip
-"""Not Ray itself: it reads its environment when it is imported, and each worker has its own."""
+JOBS = 4
+"""Forks that are kept with Ray imported, of the latest jobs."""
+LARGEST = 2**20
+"""Bytes of a request: a command, its folder and environment."""
 
 
 def serve(address: str) -> list[str] | None:
-    """In the forks, the command to run; in the server None, once its input has ended."""
-    listening = socket.socket(socket.AF_UNIX)
+    """In a worker's fork, the command to run; in the others None, once they are not needed any more."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(address)
     listening.listen(64)  # who asks before all is imported waits
-    for name in IMPORTED:
-        importlib.import_module(name)
-    assert "ray" not in sys.modules
-    gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave no trace
+    import_all(IMPORTED)
+    jobs: dict[str, socket.socket] = {}
     while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
         client, _ = listening.accept()
-        if os.fork() == 0:
-            listening.close()
-            return become_what_was_asked(client)
+        asked, streams, _, _ = socket.recv_fds(client, LARGEST, 3)
+        environment = json.loads(asked)["environment"]
+        job = json.dumps(environment, sort_keys=True)
+        if job not in jobs:
+            jobs[job], its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if os.fork() == 0:
+                for held in (listening, client, *jobs.values()):
+                    held.close()
+                for stream in streams:
+                    os.close(stream)
+                return serve_job(its_end, environment)
+            its_end.close()
+        socket.send_fds(jobs[job], [asked], [client.fileno(), *streams])
         client.close()
+        for stream in streams:
+            os.close(stream)
+        if len(jobs) > JOBS:
+            jobs.pop(next(iter(jobs))).close()
     return None
 
 
-def become_what_was_asked(client: socket.socket) -> list[str]:
-    """Take over the environment, folder, streams and command of a client, which lives until `client` is closed."""
+def serve_job(requests: socket.socket, environment: dict[str, str]) -> list[str] | None:
+    """The same for the workers of one job, once Ray is imported, until no more requests can come."""
+    take_over(environment)
+    import_all(("forked_ray",))
+    while True:
+        asked, held, _, _ = socket.recv_fds(requests, LARGEST, 4)
+        if not asked:
+            return None
+        if os.fork() == 0:
+            requests.close()
+            client, *streams = held
+            return become_what_was_asked(json.loads(asked), client, streams)
+        for one in held:
+            os.close(one)
+
+
+def import_all(names: tuple[str, ...]) -> None:
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave no trace
+
+
+def become_what_was_asked(asked: dict, client: int, streams: list[int]) -> list[str]:
+    """Take over the environment, folder, streams and command of a client, which lives until `client` is closed: that
+    stays open to this process's end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    size, streams, _, _ = socket.recv_fds(client, 4, 3)
-    with client.makefile("rb") as stream:
-        asked = json.loads(stream.read(int.from_bytes(size, "big")))
-    client.sendall(os.getpid().to_bytes(4, "big"))
-    client.detach()  # stays open to this process's end
+    os.write(client, os.getpid().to_bytes(4, "big"))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    os.environ.clear()
-    os.environ.update(asked["environment"])
+    take_over(asked["environment"])
     os.chdir(asked["folder"])
     np.random.seed()  # Python's own random numbers begin anew in a fork by themselves
     return asked["command"]
+
+
+def take_over(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def run(command: list[str], installed: list[str]) -> None:

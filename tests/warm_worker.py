@@ -18,12 +18,10 @@ def main() -> None:
     told, command = parser.parse_known_args()
     variables = json.loads(told.serialized_runtime_env_context).get("env_vars", {})
     os.environ.update({name: os.path.expandvars(value) for name, value in variables.items()})
-    with socket.socket(socket.AF_UNIX) as server:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.connect(os.environ["HIVE_RAY_WARM_WORKERS"])
         asked = {"command": command, "environment": dict(os.environ), "folder": os.getcwd()}
-        message = json.dumps(asked).encode()
-        socket.send_fds(server, [len(message).to_bytes(4, "big")], [0, 1, 2])
-        server.sendall(message)
+        socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
         worker = int.from_bytes(server.recv(4), "big")
         signal.signal(signal.SIGTERM, lambda *_: os.kill(worker, signal.SIGTERM))
         server.recv(1)  # until its end

@@ -1,11 +1,9 @@
 import dataclasses
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import drivers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +16,6 @@ from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.mapping import map_table
 from hive_ray.presets import shapes
 from hive_ray.schemas import ContractError
-
-HERE = Path(__file__).parent
 
 
 def schema(name: str) -> pa.Schema:
@@ -72,15 +68,10 @@ def build_in_driver(folder: Path, seconds: float, out: str = "sized"):
     return tables.build_table(str(folder / out), WORDS, MADE, lambda: InDriver(seconds))
 
 
-def kill_when_three_shards_are_written(code: str, data: Path, **variables: str) -> dict[str, int]:
+def kill_when_three_shards_are_written(data: Path, act, *arguments, cluster: str = "") -> dict[str, int]:
     """Runs a driver, kills it with SIGKILL half-way; the files that it left, each with its inode."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    code = f"from pathlib import Path; import test_tables as t; {code}"
-    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths} | variables)
-    while len(list(data.glob("part-*"))) < 3 and driver.poll() is None:
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver = drivers.start(act, *arguments, cluster=cluster)
+    drivers.kill_when(lambda: len(list(data.glob("part-*"))) >= 3, driver)
     left = {part.name: part.stat().st_ino for part in data.glob("part-*")}
     assert len(left) >= 3
     return left
@@ -101,6 +92,10 @@ def build_sized(folder: Path, *, out: str = "sized", actors: int = 2, batch: int
             seconds=seconds, calls=str(folder / f"calls-{out}"),
         ),
     )  # fmt: skip
+
+
+def build_slowly(folder: Path):
+    return build_sized(folder, seconds=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +218,7 @@ def test_a_digest_follows_what_the_table_was_made_from(tmp_path):
 
 def test_a_killed_build_is_completed_and_no_finished_shard_is_made_twice(tmp_path, capsys):
     data = tmp_path / "sized" / "data"
-    left = kill_when_three_shards_are_written(f"t.build_in_driver(Path({str(tmp_path)!r}), 0.3)", data)
+    left = kill_when_three_shards_are_written(data, build_in_driver, tmp_path, 0.3)
     assert tables.read_manifest(str(tmp_path / "sized")) is None
 
     manifest = build_in_driver(tmp_path, 0.0)
@@ -239,8 +234,7 @@ def test_a_killed_build_is_completed_and_no_finished_shard_is_made_twice(tmp_pat
 def test_a_killed_ray_driver_leaves_a_table_that_the_next_run_completes_exactly_once(tmp_path, cluster, capsys):
     write_words(tmp_path / "words", 43)
     data = tmp_path / "sized" / "data"
-    code = f"t.start_ray(); t.build_sized(Path({str(tmp_path)!r}), seconds=0.25)"
-    left = kill_when_three_shards_are_written(code, data, RAY_ADDRESS=cluster)
+    left = kill_when_three_shards_are_written(data, build_slowly, tmp_path, cluster=cluster)
     assert len(left) < 11
     assert tables.read_manifest(str(tmp_path / "sized")) is None
 

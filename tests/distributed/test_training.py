@@ -1,18 +1,15 @@
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+import drivers
 import numpy as np
 import pytest
 import ray
 import torch
 from diffusers.training_utils import EMAModel
-from lines import NUM_POINTS, POINTS, Line, log, train, training, weights, write_points
+from lines import NUM_POINTS, POINTS, Line, log, train, train_slowly, training, weights, write_points
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from hive_ray.config import Recovery, Training
@@ -26,8 +23,6 @@ from hive_ray.distributed.weights import Average, ema_decay
 from hive_ray.images import decode
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import generator_for
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -206,17 +201,9 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     train(tmp_path, "worker", flag=str(tmp_path / "flag"), dies_at=9)
     assert (tmp_path / "flag").exists()
 
-    call = f"lines.train(pathlib.Path({str(tmp_path)!r}), 'driver', seconds=2.0)"
-    code = f"import pathlib, lines; from hive_ray.distributed.cluster import start_ray; start_ray(); {call}"
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": cluster}
-    driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
     checkpoints = tmp_path / "run" / "checkpoints"
-    while not list(checkpoints.glob("driver-*/*/rank-0.json")) and driver.poll() is None:
-        time.sleep(0.1)
-    time.sleep(1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver = drivers.start(train_slowly, tmp_path, "driver", cluster=cluster)
+    drivers.kill_when(lambda: list(checkpoints.glob("driver-*/*/rank-0.json")), driver, after_s=1)
     assert not (tmp_path / "run" / "driver").exists()
     train(tmp_path, "driver")
 

@@ -1,8 +1,6 @@
 """Every job on a CPU at the smallest size, through the sd15 preset and a tiny random Stable Diffusion."""
 
 import json
-import os
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +38,7 @@ from hive_ray.schemas import (
     SCORED_PAIRS,
 )
 from jobs import encode_latents, make_pairs, pipeline, reward_curve, score_pairs, train_editor, write_instructions
-from jobs.run import Run
+from jobs.run import Run, read_command
 
 pytestmark = pytest.mark.ray
 
@@ -50,7 +48,6 @@ TABLES = {
 }  # fmt: skip
 FOR_TRAINING = {"latents": LATENTS}
 """Made where an editor is trained, and looked at by nothing else."""
-LONGEST_STAGE_S = 240
 MEASURES = dict.fromkeys(("evaluation/sft", "evaluation/finetuned", "curves/finetuned"), EVALUATION)
 WEIGHTS = (
     "editors/sft/unet/diffusion_pytorch_model.safetensors",
@@ -242,17 +239,14 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
     faulty_s3.rate = 0.05
     settings, log = tmp_path / "config.yaml", tmp_path / "log"
     settings.write_text(yaml.safe_dump(json.loads(run.config.model_dump_json())))
-    cluster = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HIVE_RAY_"))}
-    cluster |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    told = {"cluster": ray.get_runtime_context().gcs_address, "log": log}
     for stage in range(1, len(pipeline.STAGES) + 1):
         log.unlink(missing_ok=True)
-        driver = drivers.start(settings, faulty_s3.root, log, cluster)
-        wait_for(f"[{stage}/", log, driver)
-        time.sleep(1)  # into the stage's work
-        driver.kill()
-        driver.join()
-    last = drivers.start(settings, faulty_s3.root, log, cluster)
-    last.join(timeout=LONGEST_STAGE_S)
+        driver = drivers.start(drive, settings, faulty_s3.root, **told)
+        drivers.kill_when(lambda stage=stage: written(f"[{stage}/", log), driver, after_s=1)  # in the stage's work
+        assert written(f"[{stage}/", log), log.read_text()
+    last = drivers.start(drive, settings, faulty_s3.root, **told)
+    last.join(timeout=drivers.LONGEST_S)
     assert last.exitcode == 0, log.read_text()
 
     assert faulty_s3.failed > 20
@@ -326,13 +320,10 @@ def test_a_later_round_takes_preferences_directly_too(run):
     assert told["start"] == run.path("editors/finetuned")
 
 
-def wait_for(words, log, driver):
-    """Wait until a driver has written a line that starts with these words."""
-    for _ in range(10 * LONGEST_STAGE_S):
-        if log.exists() and any(line.startswith(words) for line in log.read_text().splitlines()):
-            return
-        if not driver.is_alive():
-            break
-        time.sleep(0.1)
-    driver.kill()
-    pytest.fail(f"{words} was not reached:\n{log.read_text()}")
+def drive(settings: Path, run: str) -> None:
+    pipeline.build(read_command(["--config", str(settings), "--run", run]))
+
+
+def written(words: str, log: Path) -> bool:
+    """Whether a driver has written a line that starts with these words."""
+    return log.exists() and any(line.startswith(words) for line in log.read_text().splitlines())

@@ -1,12 +1,9 @@
 """Scoring on a cluster: killed and gone on with, and never done twice for another way to use the rewards."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import drivers
 import numpy as np
 import pytest
 import ray
@@ -23,7 +20,7 @@ from jobs.run import Run
 
 pytestmark = pytest.mark.ray
 
-SHARDS = 10
+SHARDS = 6
 NUM_PAIRS = SHARDS * 256
 MADE = {"shared_attention": 0.0, "clip_image": 0.0, "clip_source_text": 0.0, "clip_edited_text": 0.0,
         "clip_direction": 0.0, "origin": "generated", "split": "train", "weight": 1.0, "seed": 0}  # fmt: skip
@@ -50,21 +47,14 @@ def write_inputs(folder):
     RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=16).save(folder / "reward", {})
 
 
-def kill_after_the_first_shard(folder: Path, address: str) -> dict[str, int]:
+def score(folder: Path) -> None:
+    score_pairs.build(run_of(folder))
+
+
+def kill_after_the_first_shard(folder: Path, cluster: str) -> dict[str, int]:
     """Runs the job, kills it with SIGKILL on its way; the files that it left, each with its inode."""
-    here = Path(__file__).parent
-    code = (
-        "from hive_ray.distributed.cluster import start_ray; from jobs import score_pairs;"
-        f"import test_resumed_scoring as t; start_ray(); score_pairs.build(t.run_of({str(folder)!r}))"
-    )
-    paths = os.pathsep.join([str(here), str(here.parents[1])])
-    environment = os.environ | {"PYTHONPATH": paths, "RAY_ADDRESS": address}
-    driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
     data = folder / "rewards" / "data"
-    while not list(data.glob("part-*")) and driver.poll() is None:
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    drivers.kill_when(lambda: list(data.glob("part-*")), drivers.start(score, folder, cluster=cluster))
     time.sleep(2)  # what the actors have in hand is written still
     left = {part.name: part.stat().st_ino for part in data.glob("part-*")}
     assert 1 <= len(left) < SHARDS
