@@ -23,7 +23,6 @@ from jobs.train_editor import ARMS
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
 MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
 """By judges of `scoring.judges`: what the evaluation measures by the same judge."""
-EDITS_PER_SHARD = 32
 TIE_WITHIN = 0.05
 """Judge's points (0..1) within which two edits count as equal: about an annotator's noise."""
 
@@ -51,8 +50,8 @@ def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: i
     def make():
         return map_table(
             prompts, PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
-            where={"split": "test"}, limit=limit, rows_per_shard=max(1, EDITS_PER_SHARD // len(scales)),
-            editor=editor, name=name, reward=reward, scales=scales, settings=settings,
+            where={"split": "test"}, limit=limit, editor=editor, name=name, reward=reward, scales=scales,
+            settings=settings,
         )  # fmt: skip
 
     stage = settings.model_copy(update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0})
