@@ -7,6 +7,7 @@ state: two workers would draw one identifier for two objects, and die of it. So 
 import importlib
 import os
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 assert "ray" not in sys.modules
@@ -20,12 +21,16 @@ actor.ActorClassID = kind
 
 def drawn_in_a_fork() -> bytes:
     reading, writing = os.pipe()
-    if os.fork() == 0:
+    fork = os.fork()
+    if fork == 0:
         os.write(writing, kind.from_random().binary())
         os._exit(0)
     os.close(writing)
     with open(reading, "rb") as stream:
-        return stream.read()
+        drawn = stream.read()
+    with suppress(ChildProcessError):  # where ended forks leave no trace
+        os.waitpid(fork, 0)
+    return drawn
 
 
 assert drawn_in_a_fork() != drawn_in_a_fork()
