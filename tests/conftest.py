@@ -18,7 +18,7 @@ from warm_workers import warm_workers
 from hive_ray.annotation.database import Database
 
 COLD = "HIVE_RAY_COLD_WORKERS"
-"""Set to 1, Ray's workers start in tests as they do for users, which takes half as long again."""
+"""Set to 1, Ray's workers start in tests as they do for users, which takes half as long again, or more."""
 _numbers = itertools.count()
 
 
