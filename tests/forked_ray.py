@@ -20,6 +20,7 @@ actor.ActorClassID = kind
 
 
 def drawn_in_a_fork() -> bytes:
+    """An identifier as a fork of this process draws it."""
     reading, writing = os.pipe()
     fork = os.fork()
     if fork == 0:

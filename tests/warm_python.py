@@ -39,6 +39,9 @@ def serve(address: str) -> list[str] | None:
     while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
         client, _ = listening.accept()
         asked, streams, _, _ = socket.recv_fds(client, LARGEST, 3)
+        if not asked:  # the client was killed before it could ask
+            client.close()
+            continue
         environment = json.loads(asked)["environment"]
         job = json.dumps(environment, sort_keys=True)
         if job not in jobs:
@@ -76,6 +79,7 @@ def serve_job(requests: socket.socket, environment: dict[str, str]) -> list[str]
 
 
 def import_all(names: tuple[str, ...]) -> None:
+    """Import modules that forks will have, and be ready to fork."""
     for name in names:
         importlib.import_module(name)
     gc.freeze()
