@@ -37,6 +37,7 @@ from hive_ray.shapes.pretraining.pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
 from jobs import score_pairs
 from jobs.run import Run
+from jobs.scoring import rewards_of
 
 ROUNDS = 3
 CORES = 2
@@ -140,7 +141,7 @@ def through_ray_data(run: Run, out: str, case: Case) -> tuple[float, dict[str, f
     marks = [((place + 1) * case.rows_per_shard, at) for place, at in enumerate(written)]
     rate = case.rows_per_shard / (written[1] - written[0])
     print(f"  start {written[0] - started - case.rows_per_shard / rate:.1f} s, end {ended - written[-1]:.1f} s")
-    return rate_of(marks), score_pairs.rewards_of(out)
+    return rate_of(marks), rewards_of(out)
 
 
 def bare(folder: str, count: int, batch_size: int, on_gpu: bool) -> tuple[float, dict[str, float]]:

@@ -39,6 +39,7 @@ from hive_ray.schemas import (
 )
 from jobs import encode_latents, make_pairs, pipeline, reward_curve, score_pairs, train_editor, write_instructions
 from jobs.run import Run, read_command
+from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
 
@@ -152,7 +153,7 @@ def test_another_judge_beside_the_first_scores_alone_and_both_are_combined(run, 
     score_pairs.build(Run(run.root, run.config.model_copy(update={"scoring": scoring})), "weighted")
     assert "rewards: kept" in capfd.readouterr().out
     assert read_manifest(run.path("rewards")) == before
-    tables = [score_pairs.rewards_of(run.path(name)) for name in ("rewards", "rewards_clip", "rewards_combined")]
+    tables = [rewards_of(run.path(name)) for name in ("rewards", "rewards_clip", "rewards_combined")]
     each, combined = np.array([list(table.values()) for table in tables[:2]]), list(tables[2].values())
     assert len({tuple(table) for table in tables}) == 1
     np.testing.assert_allclose(combined, combine(each, "mean"), atol=1e-5)

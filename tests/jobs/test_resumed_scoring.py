@@ -17,6 +17,7 @@ from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs import score_pairs
 from jobs.run import Run
+from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
 
@@ -74,7 +75,7 @@ def test_a_killed_scoring_goes_on_and_another_beta_or_phrase_scores_nothing_agai
         data = killed / "rewards" / "data"
         assert {name: (data / name).stat().st_ino for name in left} == left
         score_pairs.build(run_of(undisturbed))
-        found, wanted = (score_pairs.rewards_of(f"{folder}/rewards") for folder in (killed, undisturbed))
+        found, wanted = (rewards_of(f"{folder}/rewards") for folder in (killed, undisturbed))
         assert len(found) == NUM_PAIRS
         assert found == wanted
 
