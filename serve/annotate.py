@@ -47,8 +47,13 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 2
-KEEP_ALIVE_S = 120
-"""Longer than a person looks at a task: their next request needs no new connection."""
+HTTP: dict[str, Any] = {
+    "log_level": "warning",
+    "proxy_headers": True,
+    "server_header": False,
+    "timeout_keep_alive": 120,  # longer than a person looks at a task: their next request needs no new connection
+}
+"""How uvicorn serves the app."""
 THREADS = 6
 """Requests that are in work at the same time; more wait."""
 REMEMBERED = 10_000
@@ -208,10 +213,7 @@ def main() -> None:
         print(links(database, address.rstrip("/")), flush=True)
     except (ValueError, OSError, DatabaseAway) as error:  # what a person can mend
         sys.exit(f"{type(error).__name__}: {error}")
-    uvicorn.run(
-        web(database, gallery, settings), host=settings.host, port=settings.port, log_level="warning",
-        proxy_headers=True, server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
-    )  # fmt: skip
+    uvicorn.run(web(database, gallery, settings), host=settings.host, port=settings.port, **HTTP)
 
 
 def _run_of(arguments: list[str]) -> str:

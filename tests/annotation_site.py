@@ -18,7 +18,7 @@ from hive_ray.config import Annotation
 from hive_ray.distributed.tables import write_rows
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
-from serve.annotate import prepare, web
+from serve.annotate import HTTP, prepare, web
 
 
 def picture(number: int, side: int = 16) -> bytes:
@@ -97,7 +97,7 @@ def served(site: FastAPI) -> Iterator[Site]:
     """The app on a free port for as long as the block lasts."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(site, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(site, **HTTP))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
