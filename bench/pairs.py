@@ -1,6 +1,7 @@
 """Making pairs: the batched sampler, Ray Data around it, and a hundred thousand instructions.
 
 python -m bench.pairs sampler     one pair at a time with its maps in full (InstructPix2Pix's way) against batches
+python -m bench.pairs precision   PairGenerator in bf16 against fp32, where the CPU has a matrix unit for it
 python -m bench.pairs ray_data    PairGenerator in a bare loop against the same through Ray Data
 python -m bench.pairs scale       a sampler that sleeps: 1, 2, 4 actors; memory; a kill at half of 100,000 rows
 
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -29,6 +31,7 @@ from hive_ray.config import Pairs, Resources
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import build_table, read_rows, table_digest, write_rows
+from hive_ray.images import decode
 from hive_ray.pairs.controls import instruct_pix2pix
 from hive_ray.pairs.generation import PairGenerator
 from hive_ray.pairs.text_to_image import TextToImage
@@ -92,6 +95,32 @@ def sampler() -> None:
     print(f"{len(rows)} pairs of {steps} steps; the two ways are {apart:.1e} apart at most (of -1..1)")
     ratios = [timed(one_by_one) / timed(batched) for _ in range(ROUNDS)]
     say("batched over one by one", ratios)
+
+
+def precision(count: int = 64) -> None:
+    """The whole actor, CLIP and PNGs included, in turns on one core; and how far the pictures are apart."""
+    torch.set_num_threads(1)
+    rows, settings = instructions(count), shapes().pairs
+    actors = {name: PairGenerator(settings.model_copy(update={"precision": name})) for name in ("fp32", "bf16")}
+    made: dict[str, Rows] = {}
+
+    def make(name: str) -> None:
+        made[name] = [pair for at in range(0, count, 8) for pair in actors[name](rows[at : at + 8])]
+
+    make("fp32"), make("bf16")  # warm
+    ratios = [timed(lambda: make("fp32")) / timed(lambda: make("bf16")) for _ in range(ROUNDS)]
+    drawn = [{one["pair_id"]: one for one in (pair.get("row", pair) for pair in made[name])} for name in actors]
+    apart = [
+        np.abs(decode(one["edited_image"]).astype(float) - decode(drawn[1][name]["edited_image"])).mean()
+        for name, one in drawn[0].items()
+    ]
+    kept = [{pair["pair_id"] for pair in made[name] if "dropped" not in pair} for name in actors]
+    print(f"edited pictures are {np.median(apart):.2f} levels of 255 apart (median), {max(apart):.2f} at most")
+    print(
+        f"{len(kept[0] & kept[1])} rows are kept by both, {len(kept[0] - kept[1])} by fp32 alone, "
+        f"{len(kept[1] - kept[0])} by bf16 alone"
+    )
+    say("bf16 over fp32", ratios)
 
 
 def ray_data(count: int = 240, rounds: int = 2) -> None:
@@ -254,7 +283,7 @@ class Watch:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["sampler", "ray_data", "scale"]
+    chosen = sys.argv[1:] or ["sampler", "precision", "ray_data", "scale"]
     for name in chosen:
         print(f"-- {name}")
-        {"sampler": sampler, "ray_data": ray_data, "scale": scale}[name]()
+        {"sampler": sampler, "precision": precision, "ray_data": ray_data, "scale": scale}[name]()

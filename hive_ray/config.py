@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
@@ -181,6 +183,9 @@ class Pairs(Section):
     """Add the cycle-consistency twin (edited -> source, by the inverse instruction) of each kept pair."""
     prompts: Literal["generated", "shapes"] = "generated"
     """Source pictures of held-out prompts: from the base model, or drawn by the embedded domain."""
+    precision: Precision = "auto"
+    """Numbers that pictures are sampled in; "auto" is fp16 on a GPU, bf16 on a CPU with a matrix unit for it, else
+    fp32."""
     seed: int = 0
     inspection: Inspection = Inspection()
     resources: Resources = Resources(batch_size=4)
@@ -423,6 +428,8 @@ class Candidates(Section):
     """Least and greatest image_guidance_scale, drawn for each edit; 1 is none."""
     num_prompts: int = Field(4000, ge=1)
     """The most prompts of the rank split that are sampled."""
+    precision: Precision = "auto"
+    """As `pairs.precision`."""
     seed: int = 0
     resources: Resources = Resources(batch_size=8)
 
@@ -616,6 +623,8 @@ class Evaluation(Section):
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
     """The scales at which editors are compared."""
+    precision: Precision = "auto"
+    """As `pairs.precision`, of the edits; what measures them calculates in fp32."""
     curve: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     """Image guidance scales of the CLIP trade-off curve."""
     curve_prompts: int = Field(100, ge=0)

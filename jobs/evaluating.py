@@ -3,6 +3,7 @@
 from hive_ray.config import Evaluation
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
+from hive_ray.precision import sampling_dtype
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for
@@ -22,7 +23,7 @@ class EditEvaluator:
         settings: Evaluation,
         device: str = "cpu",
     ) -> None:
-        self.editor = Editor.load(editor).to(device)
+        self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
         self.reward = RewardModel.load(reward).to(device)
         self.similarity = Similarity(settings.clip, device)
         self.name, self.scales, self.settings = name, scales, settings

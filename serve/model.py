@@ -16,6 +16,7 @@ from hive_ray.config import Section
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.sampling import SamplingStopped, sample
 from hive_ray.images import decode, encode, to_pixels, to_tensor
+from hive_ray.precision import sampling_dtype
 from hive_ray.storage import fetch_folder
 
 BATCH_ROWS = 8
@@ -135,8 +136,7 @@ class EditorModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(max(1, int(num_cpus)))
-        dtype = torch.float32 if device == "cpu" else torch.float16
-        self.editor = Editor.load(fetch_folder(folder)).to(device, dtype)
+        self.editor = Editor.load(fetch_folder(folder)).to(device, sampling_dtype(device))
         self.broken = ""
         self.queue = EditQueue(self._denoise)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from hive_ray.config import Candidates
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.images import encode, to_batch, to_pixels
+from hive_ray.precision import sampling_dtype
 from hive_ray.schemas import Rows
 from hive_ray.seeds import id_for, seed_for, uniform_for
 
@@ -177,8 +178,7 @@ class EditSampler:
 
     def __init__(self, editor: str, settings: Candidates, *, name: str, device: str = "cpu") -> None:
         """`name` goes into the `editor` column: the editor's digest."""
-        dtype = torch.float32 if device == "cpu" else torch.float16
-        self.editor = Editor.load(editor).to(device, dtype)
+        self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
         self.settings, self.name = settings, name
 
     def __call__(self, rows: Rows) -> Rows:

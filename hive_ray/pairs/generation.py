@@ -10,6 +10,7 @@ from hive_ray.pairs.cycle import twin
 from hive_ray.pairs.filtering import keep_best
 from hive_ray.pairs.safety import SafetyChecker, nothing_flagged
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
+from hive_ray.precision import sampling_dtype
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.similarity import Similarity
@@ -23,7 +24,7 @@ class PairGenerator:
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings
-        self.model = TextToImage(settings.base, device)
+        self.model = TextToImage(settings.base, device, sampling_dtype(device, settings.precision))
         self.similarity = Similarity(settings.clip, device)
         self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else nothing_flagged
 
@@ -99,7 +100,8 @@ class SourceGenerator:
     """Held-out instructions -> prompts: source pictures drawn by the text-to-image model."""
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
-        self.settings, self.model = settings, TextToImage(settings.base, device)
+        self.settings = settings
+        self.model = TextToImage(settings.base, device, sampling_dtype(device, settings.precision))
 
     def __call__(self, rows: Rows) -> Rows:
         settings, captions = self.settings, [row["source_caption"] for row in rows]

@@ -24,6 +24,7 @@ from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import SamplingStopped
 from hive_ray.images import ImageError, decode, encode
 from hive_ray.model_folders import ModelFolderError
+from hive_ray.precision import sampling_dtype
 from serve.editor import Serving, app, defaults_for
 from serve.model import EditQueue, EditRequest, denoise
 from serve.pictures import fit, fitted_size
@@ -323,7 +324,7 @@ def test_the_card_the_defaults_and_the_examples_are_told(client):
         "status": "ok",
         "editor": "editor",
         "device": "cpu",
-        "dtype": "float32",
+        "dtype": str(sampling_dtype("cpu")).removeprefix("torch."),
     }
     examples = client.get("/examples").json()
     assert len(examples) == 6
