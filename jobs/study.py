@@ -7,6 +7,7 @@ dpo       sft, trained on the rankings themselves, with no reward model between 
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import tyro
 
 from hive_ray import storage
 from hive_ray.charts import line_chart
-from hive_ray.config import Config
+from hive_ray.config import Config, Instructions
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_rows
 from hive_ray.evaluation.metrics import compare, summarize, trade_off_curve, win_rates
@@ -28,6 +29,8 @@ from jobs import evaluate_editor, pipeline, score_pairs, train_editor
 from jobs.evaluate_editor import METRICS
 from jobs.run import Run
 
+SPARE = 1.1
+"""Captions of the test split for each prompt that is wanted: how many fall into a split is a matter of chance."""
 ARMS = ("sft", "control", "conditional", "weighted", "dpo")
 
 
@@ -40,6 +43,9 @@ class Study:
     start: Literal["editor", "base"] = "editor"
     """Where supervised fine-tuning starts; the base has never seen a source picture and needs many more images."""
     num_captions: int | None = None
+    """Of which half are for training and a quarter for rankings, as in the quickstart."""
+    num_prompts: int = 600
+    """Held-out prompts of each seed that the arms are compared on: more than the quickstart has, to tell more apart."""
     sft_images: int | None = None
     sft_learning_rate: float | None = None
     """From the base, more than the preset's, which is for an editor that is good already."""
@@ -51,7 +57,12 @@ class Study:
 def configured(study: Study, seed: int) -> Config:
     """The shapes preset with the study's sizes, and another seed in every stage that draws."""
     preset = shapes()
-    captions = study.num_captions or preset.instructions.num_captions
+    instructions = with_test_captions(
+        preset.instructions.model_copy(
+            update={"seed": seed, "num_captions": study.num_captions or preset.instructions.num_captions}
+        ),
+        math.ceil(study.num_prompts * SPARE),
+    )
     sft, finetune = (
         training.model_copy(update={"seed": seed, "total_images": images or training.total_images})
         for training, images in ((preset.editor.sft, study.sft_images), (preset.editor.finetune, study.finetune_images))
@@ -61,14 +72,24 @@ def configured(study: Study, seed: int) -> Config:
     dpo = preset.editor.dpo
     dpo = dpo.model_copy(update={"training": dpo.training.model_copy(update={"seed": seed})})
     return preset.changed({
-        "instructions": {"seed": seed, "num_captions": captions},
+        "instructions": dict(instructions),
         "pairs": {"seed": seed},
         "editor": {"start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune, "dpo": dpo},
         "candidates": {"seed": seed},
         "rankings": {"seed": seed},
         "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},
-        "evaluation": {"seed": seed, "editors": ARMS},
+        "evaluation": {"seed": seed, "editors": ARMS, "num_prompts": study.num_prompts},
     })  # fmt: skip
+
+
+def with_test_captions(settings: Instructions, count: int) -> Instructions:
+    """About `count` captions in the test split, and the others' splits as large as they were."""
+    captions = round(settings.num_captions * (1 - settings.test_rate)) + count
+    rates = {
+        "rank_rate": settings.rank_rate * settings.num_captions / captions,
+        "test_rate": count / captions,
+    }
+    return settings.model_copy(update={"num_captions": captions, **rates})
 
 
 def run_seed(run: Run) -> None:

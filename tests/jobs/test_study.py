@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+import pytest
 from pydantic import BaseModel
 
+from hive_ray.presets import shapes
 from jobs.study import ARMS, Study, configured
 
 
@@ -25,6 +27,16 @@ def test_another_seed_is_another_seed_in_every_stage_of_the_domain_that_draws():
 
 def test_all_arms_are_compared():
     assert configured(Study(), 0).evaluation.editors == ARMS == ("sft", "control", "conditional", "weighted", "dpo")
+
+
+def test_more_held_out_prompts_leave_the_other_splits_as_large_as_the_quickstarts():
+    quick, long = shapes().instructions, configured(Study(num_prompts=600), 0).instructions
+    assert (
+        long.rank_rate * long.num_captions == pytest.approx(quick.rank_rate * quick.num_captions) == pytest.approx(225)
+    )
+    assert long.test_rate * long.num_captions == pytest.approx(660)
+    trained = [one.num_captions * (1 - one.rank_rate - one.test_rate) for one in (quick, long)]
+    assert trained[0] == pytest.approx(trained[1]) == pytest.approx(450)
 
 
 def test_from_the_base_the_first_training_alone_is_longer_and_faster():
