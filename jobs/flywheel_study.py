@@ -149,7 +149,7 @@ def _held_out(run: Run) -> Rows:
 
 def main(study: Flywheel) -> None:
     """Run every seed (finished parts are kept), and write the tables."""
-    start_ray()
+    start_ray(workers_import=pipeline.WORKERS_IMPORT)
     seeds = [run_seed(study, seed) for seed in study.seeds]
     minutes = sum(minutes_of(run) for runs in seeds for name, run in runs.items() if name != "round 1")
     told = json.dumps({key: value for key, value in vars(study).items() if key != "out"})

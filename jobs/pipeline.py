@@ -29,6 +29,13 @@ FEEDBACK = (sample_candidates.build, collect_rankings.build, train_reward.build)
 TO_REWARD = (*TO_EDITOR, *FEEDBACK)
 LEARNING = (score_pairs.build, train_editor.finetune, evaluate_editor.build)
 STAGES = (*TO_REWARD, *LEARNING)
+WORKERS_IMPORT = (
+    "deepspeed", "matplotlib.figure", "pandas", "pyarrow.dataset",
+    "scipy.ndimage", "scipy.optimize", "scipy.sparse.linalg",
+    "hive_ray.editor.latents", "hive_ray.editor.objective", "hive_ray.editor.preference", "hive_ray.editor.preview",
+    "hive_ray.pairs.generation", "hive_ray.reward.judges", "hive_ray.reward.worth", "hive_ray.shapes.actors",
+)  # fmt: skip
+"""Most of what the stages' workers import; nothing that imports Ray, and not the domain's judge."""
 AGAIN = (*FEEDBACK, *LEARNING)
 """The stages of a later round."""
 
@@ -68,4 +75,4 @@ def told(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    main(build)
+    main(build, workers_import=WORKERS_IMPORT)

@@ -138,13 +138,21 @@ def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
     return fingerprint_of(section.model_copy(update=dict.fromkeys(addresses, "")), **models, **inputs)
 
 
-def main(build: Callable[[Run], object], estimate: Callable[[Run], object] | None = None) -> None:
-    """Read the command line, write the resolved settings into the run folder, start Ray and build, or estimate."""
+def main(
+    build: Callable[[Run], object],
+    estimate: Callable[[Run], object] | None = None,
+    *,
+    workers_import: tuple[str, ...] = (),
+) -> None:
+    """Read the command line, write the resolved settings into the run folder, start Ray and build, or estimate.
+
+    workers_import: what the workers of many stages are forked with, see `start_ray`.
+    """
     try:
         run = read_command(sys.argv[1:])
         if run.estimate and estimate is None:
             raise ValueError("only write_instructions and make_pairs can estimate what they will take")
-        start_ray()
+        start_ray(workers_import=workers_import)
         (estimate if run.estimate else build)(run)
     except (ValueError, OSError, Stopped) as error:  # what a person can mend; bugs keep their traceback
         sys.exit(f"{type(error).__name__}: {error}")

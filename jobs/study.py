@@ -161,7 +161,7 @@ def curve(runs: list[Run]) -> str:
 
 def main(study: Study) -> None:
     """Run every seed (finished parts are kept), and write the tables and the figure."""
-    start_ray()
+    start_ray(workers_import=pipeline.WORKERS_IMPORT)
     runs = [
         Run(storage.join(storage.absolute(study.run), f"seed{seed}"), configured(study, seed), "rebuild")
         for seed in study.seeds

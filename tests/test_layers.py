@@ -1,7 +1,11 @@
 """The two halves of the house meet in jobs/ and serve/ alone."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+
+from jobs.pipeline import WORKERS_IMPORT
 
 ROOT = Path(__file__).parents[1] / "hive_ray"
 ALGORITHM = ("pairs", "editor", "reward", "annotation", "evaluation", "shapes")
@@ -63,6 +67,12 @@ def test_actors_of_jobs_import_no_job():
     for name in ("evaluating", "scoring"):
         modules = imported_modules((ROOT.parent / "jobs" / f"{name}.py").read_text())
         assert not [module for module in modules if module.split(".")[0] == "jobs"]
+
+
+def test_what_workers_are_forked_with_imports_no_ray():
+    assert not set(WORKERS_IMPORT) & {"hive_ray.shapes.judge", "hive_ray.shapes.annotator"}
+    code = f"import sys, {', '.join(WORKERS_IMPORT)}; print([name for name in ('ray', 'jobs') if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "[]"
 
 
 def test_no_file_is_named_for_nothing():

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from ray.util import placement_group_table
 
 from hive_ray.config import Resources
+from hive_ray.distributed.forks import Forks
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALES = "HIVE_RAY_AUTOSCALES"
@@ -42,10 +45,14 @@ def quiet() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would else warn in each process that it has no GPU
 
 
-def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
+def start_ray(
+    *, num_cpus: int | None = None, num_gpus: int | None = None, workers_import: tuple[str, ...] = ()
+) -> None:
     """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout.
 
-    A cluster that is started here has as many CPUs and GPUs as the machine, or as many as it is told that it has.
+    A cluster that is started here has as many CPUs and GPUs as the machine, or as many as it is told that it has. On
+    Linux without a GPU its workers are forks of a process that has imported `workers_import`, which pays where many
+    stages follow each other (`forks.py`). Nothing of it may import Ray.
     """
     if ray.is_initialized():
         return
@@ -65,7 +72,16 @@ def start_ray(*, num_cpus: int | None = None, num_gpus: int | None = None) -> No
         dashboard = os.environ.get(DASHBOARD) == "1"
         if not dashboard:
             environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
+        if workers_import and sys.platform == "linux" and not torch.cuda.is_available():
+            variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
+            environment["py_executable"] = _forks(workers_import, tuple(variables.items())).command
         ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=dashboard, **settings)
+
+
+@cache
+def _forks(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> Forks:
+    """One for as long as this process lives."""
+    return Forks(modules, dict(variables))
 
 
 def require(stage: str, resources: Resources) -> None:
