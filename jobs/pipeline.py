@@ -29,6 +29,8 @@ FEEDBACK = (sample_candidates.build, collect_rankings.build, train_reward.build)
 TO_REWARD = (*TO_EDITOR, *FEEDBACK)
 LEARNING = (score_pairs.build, train_editor.finetune, evaluate_editor.build)
 STAGES = (*TO_REWARD, *LEARNING)
+AGAIN = (*FEEDBACK, *LEARNING)
+"""The stages of a later round."""
 WORKERS_IMPORT = (
     "deepspeed", "matplotlib.figure", "pandas", "pyarrow.dataset",
     "scipy.ndimage", "scipy.optimize", "scipy.sparse.linalg",
@@ -36,8 +38,6 @@ WORKERS_IMPORT = (
     "hive_ray.pairs.generation", "hive_ray.reward.judges", "hive_ray.reward.worth", "hive_ray.shapes.actors",
 )  # fmt: skip
 """Most of what the stages' workers import; nothing that imports Ray, and not the domain's judge."""
-AGAIN = (*FEEDBACK, *LEARNING)
-"""The stages of a later round."""
 
 
 def build(run: Run) -> None:
