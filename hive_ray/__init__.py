@@ -3,7 +3,7 @@
 Leaves, which import only each other:
 
     config, schemas, images, seeds, storage, similarity, model_folders, agreement, intervals, measures,
-    preferences, endpoint, answers, charts, pages
+    precision, preferences, endpoint, answers, charts, pages
 
 The algorithm, which knows no cluster; siblings never import each other:
 

@@ -5,17 +5,13 @@
 Ray reads its environment when it is imported, where its job stands. See warm_workers.py.
 """
 
-import gc
-import importlib
 import json
 import os
-import runpy
 import select
-import signal
 import socket
 import sys
 
-import numpy as np
+from hive_ray.distributed.forks import LARGEST, become, import_all, run
 
 IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.linalg", "matplotlib.figure", "boto3",
             "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message", "openai", "tyro", "sqlalchemy.orm",
@@ -25,8 +21,6 @@ IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.lin
             "hive_ray.evaluation.report", "hive_ray.shapes.actors", "hive_ray.shapes.annotator")  # fmt: skip
 JOBS = 4
 """Forks that are kept with Ray imported, of the latest jobs."""
-LARGEST = 2**20
-"""Bytes of a request: a command, its folder and environment."""
 
 
 def serve(address: str) -> list[str] | None:
@@ -64,7 +58,8 @@ def serve(address: str) -> list[str] | None:
 
 def serve_job(requests: socket.socket, environment: dict[str, str]) -> list[str] | None:
     """The same for the workers of one job, once Ray is imported, until no more requests can come."""
-    take_over(environment)
+    os.environ.clear()
+    os.environ.update(environment)
     import_all(("forked_ray",))
     while True:
         asked, held, _, _ = socket.recv_fds(requests, LARGEST, 4)
@@ -73,44 +68,9 @@ def serve_job(requests: socket.socket, environment: dict[str, str]) -> list[str]
         if os.fork() == 0:
             requests.close()
             client, *streams = held
-            return become_what_was_asked(json.loads(asked), client, streams)
+            return become(json.loads(asked), client, streams)
         for one in held:
             os.close(one)
-
-
-def import_all(names: tuple[str, ...]) -> None:
-    """Import modules that forks will have, and be ready to fork."""
-    for name in names:
-        importlib.import_module(name)
-    gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave no trace
-
-
-def become_what_was_asked(asked: dict, client: int, streams: list[int]) -> list[str]:
-    """Take over the environment, folder, streams and command of a client, which lives until `client` is closed: that
-    stays open to this process's end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.write(client, os.getpid().to_bytes(4, "big"))
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    take_over(asked["environment"])
-    os.chdir(asked["folder"])
-    np.random.seed()  # Python's own random numbers begin anew in a fork by themselves
-    return asked["command"]
-
-
-def take_over(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def run(command: list[str], installed: list[str]) -> None:
-    """Run a script as an interpreter does that was started for it."""
-    sys.argv = command
-    own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    sys.path[:] = [os.path.dirname(command[0]), *own, *installed]
-    runpy.run_path(command[0], run_name="__main__")
 
 
 if __name__ == "__main__":

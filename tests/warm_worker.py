@@ -6,9 +6,9 @@ Imports next to nothing, since each worker waits for it; lives as long as the wo
 import argparse
 import json
 import os
-import signal
-import socket
 import sys
+
+from hive_ray.distributed.forked_worker import stand_for_a_fork
 
 
 def main() -> None:
@@ -18,13 +18,7 @@ def main() -> None:
     told, command = parser.parse_known_args()
     variables = json.loads(told.serialized_runtime_env_context).get("env_vars", {})
     os.environ.update({name: os.path.expandvars(value) for name, value in variables.items()})
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.connect(os.environ["HIVE_RAY_WARM_WORKERS"])
-        asked = {"command": command, "environment": dict(os.environ), "folder": os.getcwd()}
-        socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
-        worker = int.from_bytes(server.recv(4), "big")
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(worker, signal.SIGTERM))
-        server.recv(1)  # until its end
+    stand_for_a_fork(os.environ["HIVE_RAY_WARM_WORKERS"], command)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import socket
 import sys
 
 
-def main() -> None:
-    address, *command = sys.argv[1:]
+def stand_for_a_fork(address: str, command: list[str]) -> None:
+    """Have the process that listens at `address` fork, and the fork run this script and its arguments; live until its
+    end. Run it in a new interpreter where nobody listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
             server.connect(address)
@@ -29,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stand_for_a_fork(sys.argv[1], sys.argv[2:])

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +67,10 @@ def serve(listening: socket.socket) -> list[str] | None:
     return None
 
 
-def import_all(modules: list[str]) -> None:
+def import_all(modules: Iterable[str]) -> None:
     """Import what forks will have, and be ready to fork."""
     for name in modules:
         importlib.import_module(name)
-    if "ray" in sys.modules:
-        raise ImportError(f"one of {', '.join(modules)} imports Ray, which has to be left to the forks")
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave no trace
 
@@ -107,6 +105,8 @@ def main() -> None:
     installed = [place for place in sys.path if place not in ours]
     try:
         import_all(modules)
+        if "ray" in sys.modules:
+            raise ImportError(f"one of {', '.join(modules)} imports Ray, which has to be left to the forks")
         command = serve(socket.socket(fileno=int(listening)))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
