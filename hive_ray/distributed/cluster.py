@@ -23,6 +23,8 @@ AUTOSCALES = "HIVE_RAY_AUTOSCALES"
 DASHBOARD = "HIVE_RAY_DASHBOARD"
 """Set to 1, a cluster that is started here has Ray's dashboard: its ten processes take seconds to start, and wake often
 enough to slow a training that uses all cores."""
+FORKS = "HIVE_RAY_FORKS"
+"""Set to 0, every worker of a cluster that is started here is a new interpreter with imports of its own."""
 QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -52,7 +54,7 @@ def start_ray(
 
     A cluster that is started here has as many CPUs and GPUs as the machine, or as many as it is told that it has. On
     Linux without a GPU its workers are forks of a process that has imported `workers_import`, which pays where many
-    stages follow each other (`forks.py`). Nothing of it may import Ray.
+    stages follow each other (`forks.py`). None of these may import Ray.
     """
     if ray.is_initialized():
         return
@@ -72,10 +74,15 @@ def start_ray(
         dashboard = os.environ.get(DASHBOARD) == "1"
         if not dashboard:
             environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
-        if workers_import and sys.platform == "linux" and not torch.cuda.is_available():
+        if workers_import and can_fork():
             variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
             environment["py_executable"] = _forks(workers_import, tuple(variables.items())).command
         ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=dashboard, **settings)
+
+
+def can_fork() -> bool:
+    """Whether workers here may be forks: not on a machine with a GPU, whose state they could not share."""
+    return sys.platform == "linux" and os.environ.get(FORKS) != "0" and not torch.cuda.is_available()
 
 
 @cache

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from hive_ray.distributed import forks
+from hive_ray.distributed.cluster import FORKS, can_fork
 from hive_ray.distributed.forks import Forks
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,22 @@ def test_actors_are_forks_of_one_process_with_their_own_state_and_end_with_the_d
     driver.kill()
     driver.wait()
     assert not psutil.wait_procs(forks_of_it, timeout=30)[1]
+
+
+@pytest.mark.parametrize(
+    ("system", "has_gpu", "told", "can"),
+    [
+        ("linux", False, "1", True),
+        ("linux", True, "1", False),
+        ("darwin", False, "1", False),
+        ("linux", False, "0", False),
+    ],
+)
+def test_workers_are_forked_on_linux_without_a_gpu_unless_it_is_told_otherwise(monkeypatch, system, has_gpu, told, can):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setenv(FORKS, told)
+    assert can_fork() == can
 
 
 def test_without_the_process_the_script_is_run_by_a_new_interpreter(tmp_path):

@@ -1,0 +1,54 @@
+"""What the start of a stage takes: python -m bench.starts
+
+Four pairs of two instructions by two actors, one step each, through `make_pairs`' plan: with workers that are started
+anew, and with workers that are forked with their imports done. In turns, on clusters of this process.
+"""
+
+import tempfile
+
+import ray
+
+from bench.pairs import instructions, timed
+from bench.ratios import say
+from hive_ray import storage
+from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.tables import build_table, table_digest, write_rows
+from hive_ray.pairs.generation import PairGenerator
+from hive_ray.presets import shapes
+from hive_ray.schemas import INSTRUCTIONS, PAIRS
+from jobs.pipeline import WORKERS_IMPORT
+
+ROUNDS = 4
+
+
+def main() -> None:
+    settings = shapes().pairs.model_copy(update={"num_inference_steps": 1, "samples_per_instruction": 2})
+    with tempfile.TemporaryDirectory() as folder:
+        source = storage.join(folder, "instructions")
+        write_rows(source, INSTRUCTIONS, instructions(2), {})
+
+        def stage(name: str) -> None:
+            build_table(
+                storage.join(folder, name), PAIRS, {"from": table_digest(source)},
+                lambda: map_table(
+                    source, INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=settings.resources,
+                    rows_per_shard=1, settings=settings,
+                ),
+            )  # fmt: skip
+
+        def took(name: str, modules: tuple[str, ...]) -> float:
+            start_ray(workers_import=modules)
+            stage(f"{name}, the first")  # waits for what is to be forked, and for Ray Data's own workers
+            seconds = timed(lambda: stage(name))
+            ray.shutdown()
+            return seconds
+
+        say(
+            "anew over forked",
+            [took(f"anew {number}", ()) / took(f"forked {number}", WORKERS_IMPORT) for number in range(ROUNDS)],
+        )
+
+
+if __name__ == "__main__":
+    main()
