@@ -152,10 +152,9 @@ class Editor:
         The VAE of an XL stays in fp32 where fp16 is asked for and its config says `force_upcast`: its activations
         overflow.
         """
-        self.unet.to(device=device, dtype=dtype)
-        self.text.to(device=device, dtype=dtype)
         overflows = dtype == torch.float16 and self.is_xl and self.vae.config.force_upcast
-        self.vae.to(device=device, dtype=torch.float32 if overflows else dtype)
+        for part, its in ((self.unet, dtype), (self.text, dtype), (self.vae, torch.float32 if overflows else dtype)):
+            nn.Module.to(part, device=device, dtype=its)  # diffusers' own warns of each cast
         return self
 
     def with_weights(self, unet: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> "Editor":
