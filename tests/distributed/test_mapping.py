@@ -137,7 +137,7 @@ def test_no_worker_speaks_of_the_dashboard_that_is_not_there(cluster):
         return logging.getLogger(hushed.ASKS_THE_DASHBOARD).level
 
     assert importlib.util.find_spec(hushed.ASKS_THE_DASHBOARD)
-    assert ray.get(level.remote(), timeout=60) == logging.ERROR
+    assert ray.get(level.remote(), timeout=60) == logging.CRITICAL
 
 
 @pytest.mark.ray
