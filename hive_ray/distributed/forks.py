@@ -103,18 +103,17 @@ def main() -> None:
     folder, listening, *modules = sys.argv[1:]
     ours = [sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     installed = [place for place in sys.path if place not in ours]
+    own = os.getpid()
     try:
         import_all(modules)
         if "ray" in sys.modules:
             raise ImportError(f"one of {', '.join(modules)} imports Ray, which has to be left to the forks")
         command = serve(socket.socket(fileno=int(listening)))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    finally:
+        if os.getpid() == own:  # a fork, too, may fail here: when who asked for it has been killed
+            shutil.rmtree(folder, ignore_errors=True)
     if command:
         run(command, installed)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,18 @@ def test_who_asks_before_the_imports_are_done_waits_and_a_killed_one_is_no_harm(
     assert slow.wait(10) == 0
     script.write_text("print('still here')")
     assert subprocess.check_output(f"{served.command} {script}", shell=True, text=True) == "still here\n"
+
+
+def test_who_is_killed_after_asking_takes_the_process_from_nobody_else(served, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(f"{served.folder}/socket")
+        asked = {"command": [str(tmp_path / "never.py")], "environment": {}, "folder": str(tmp_path)}
+        socket.send_fds(client, [json.dumps(asked).encode()], [0, 1, 2])
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('numpy' in sys.modules)")
+    for _ in range(3):
+        assert subprocess.check_output(f"{served.command} {script}", shell=True, text=True) == "True\n"
+        time.sleep(0.2)
 
 
 def test_the_process_ends_with_its_input_and_leaves_no_folder(tmp_path):
