@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 import torch
+from local_server import free_port
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
-from hive_ray.config import Resources, Training
+from hive_ray.config import Recovery, Resources, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.training import fit
 from hive_ray.images import encode
@@ -82,6 +84,16 @@ def train(folder: Path, name: str = "line", settings: Training | None = None, **
 
 def train_slowly(folder: Path, name: str):
     return train(folder, name, seconds=1.0)
+
+
+def train_beside_another_cluster(folder: Path) -> None:
+    """The other is the latest on this machine, Ray's default, and has a dashboard that knows of no training."""
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+    another = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        train(folder, settings=training(recovery=Recovery(max_failures=0)), seconds=0.3)
+    finally:
+        another.shutdown()
 
 
 def write_points(folder: Path) -> None:

@@ -25,6 +25,9 @@ DASHBOARD = "HIVE_RAY_DASHBOARD"
 enough to slow a training that uses all cores."""
 FORKS = "HIVE_RAY_FORKS"
 """Set to 0, every worker of a cluster that is started here is a new interpreter with imports of its own."""
+NOWHERE = "http://127.0.0.1:9"
+"""Where workers of a cluster that is started here look for its dashboard. Ray would have them ask whatever cluster runs
+on this machine; Ray Train asks if its controller is alive, and takes the training's place away on "not found"."""
 QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore::FutureWarning",
@@ -66,18 +69,23 @@ def start_ray(
     environment: dict[str, Any] = {"env_vars": told}
     settings = {"logging_level": logging.ERROR, "runtime_env": environment}
     if os.environ.get("RAY_ADDRESS"):
+        told["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]  # workers would else look for a cluster, and may find another
         ray.init(**settings)
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
-        told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
-        dashboard = os.environ.get(DASHBOARD) == "1"
-        if not dashboard:
-            environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
+        told |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_API_SERVER_ADDRESS": NOWHERE}  # its only node stays
+        environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
         if workers_import and can_fork():
             variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
             environment["py_executable"] = _forks(workers_import, tuple(variables.items())).command
-        ray.init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=dashboard, **settings)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            include_dashboard=os.environ.get(DASHBOARD) == "1",
+            **settings,
+        )
 
 
 def can_fork() -> bool:

@@ -9,7 +9,18 @@ import pytest
 import ray
 import torch
 from diffusers.training_utils import EMAModel
-from lines import NUM_POINTS, POINTS, Line, log, train, train_slowly, training, weights, write_points
+from lines import (
+    NUM_POINTS,
+    POINTS,
+    Line,
+    log,
+    train,
+    train_beside_another_cluster,
+    train_slowly,
+    training,
+    weights,
+    write_points,
+)
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from hive_ray.config import Recovery, Training
@@ -242,6 +253,13 @@ def test_bad_rows_are_left_out_and_too_many_stop_all_workers_with_their_ids(tmp_
     assert log(tmp_path, "strict") == log(tmp_path, "loose")
     for name, weight in weights(tmp_path, "strict").items():
         assert torch.equal(weight, weights(tmp_path, "loose")[name])
+
+
+@pytest.mark.ray
+def test_another_cluster_on_this_machine_is_not_asked_whether_the_training_lives(tmp_path, cluster):
+    write_points(tmp_path)
+    train_beside_another_cluster(tmp_path)
+    assert log(tmp_path)[-1]["images"] == 48
 
 
 @pytest.mark.ray

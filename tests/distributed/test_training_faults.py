@@ -11,7 +11,7 @@ import lines
 import pytest
 import ray
 import torch
-from lines import log, train, training, weights, write_points
+from lines import log, train, train_beside_another_cluster, training, weights, write_points
 from ray.cluster_utils import Cluster
 
 from hive_ray.config import Recovery, Resources
@@ -81,6 +81,12 @@ def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluste
     assert log(tmp_path, "disturbed") == log(tmp_path, "undisturbed")
     for key, weight in weights(tmp_path, "disturbed").items():
         assert torch.equal(weight, weights(tmp_path, "undisturbed")[key])
+
+
+def test_a_cluster_that_was_joined_is_the_one_that_workers_ask(tmp_path, cluster):
+    write_points(tmp_path)
+    train_beside_another_cluster(tmp_path)
+    assert log(tmp_path)[-1]["images"] == 48
 
 
 def test_a_node_that_joins_late_is_waited_for_in_words_and_one_that_never_does_not_for_ever(
