@@ -5,6 +5,7 @@
 What a worker does is in distributed/loop.py.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -15,8 +16,10 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
 from hive_ray import storage
@@ -117,10 +120,37 @@ def _run_workers(told: Told) -> None:
     settings = told.settings
     workers, recovery = settings.workers, settings.recovery
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
-    tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
+    for failures in itertools.count(1):
+        try:
+            with saying_what_is_missing(told.name, workers):
+                failed = _trainer(told).fit().return_value
+            break
+        except ControllerError as error:
+            cause = error.controller_failure
+            if isinstance(cause, WorkerGroupStartupTimeoutError):
+                raise Stopped(
+                    f"{told.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
+                    f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give "
+                    "the same command: it goes on from the last checkpoint"
+                ) from error
+            # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
+            if not isinstance(cause, RayActorError) or failures > recovery.max_failures:
+                raise Stopped(
+                    f"{told.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
+                    f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
+                ) from error
+            print(f"{told.name}: a worker died as it started; all start again", flush=True)
+    if failed:
+        raise Stopped(failed)
+    storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
+
+
+def _trainer(told: Told) -> TorchTrainer:
+    workers, recovery = told.settings.workers, told.settings.recovery
+    tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
-    trainer = TorchTrainer(
+    return TorchTrainer(
         lambda: _train(told),  # as its config, Ray Train's controller would read it too, and import all that it names
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -136,18 +166,6 @@ def _run_workers(told: Told) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    try:
-        with saying_what_is_missing(told.name, workers):
-            failed = trainer.fit().return_value
-    except ControllerError as error:
-        raise Stopped(
-            f"{told.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
-            f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give the "
-            "same command: it goes on from the last checkpoint"
-        ) from error
-    if failed:
-        raise Stopped(failed)
-    storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
 def _train(told: Told) -> str:

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -260,6 +262,36 @@ def test_another_cluster_on_this_machine_is_not_asked_whether_the_training_lives
     write_points(tmp_path)
     train_beside_another_cluster(tmp_path)
     assert log(tmp_path)[-1]["images"] == 48
+
+
+class DiesOnArrival:
+    """Kills the first process that it is sent to."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = flag
+
+    def __reduce__(self):
+        return arrive, (self.flag,)
+
+
+def arrive(flag: str) -> bool:
+    if not Path(flag).exists():
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+
+@pytest.mark.ray
+def test_a_worker_that_dies_as_it_is_handed_its_work_is_started_again(tmp_path, cluster, capfd):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    write_points(tmp_path)
+    train(tmp_path, breaks=DiesOnArrival(str(tmp_path / "flag")))
+    assert "line: a worker died as it started; all start again" in capfd.readouterr().out
+    assert log(tmp_path)[-1]["images"] == 48
+
+    once = training(recovery=Recovery(max_failures=0))
+    with pytest.raises(Stopped, match=r"never: its 2 workers .* could not be started \(recovery.max_failures = 0\): "):
+        train(tmp_path, "never", once, breaks=DiesOnArrival(str(tmp_path / "flags")))
 
 
 @pytest.mark.ray
