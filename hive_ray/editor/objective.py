@@ -74,6 +74,9 @@ class Denoiser(nn.Module):
         """`vae_factor`: the side of an image over that of its latent, for XL's size conditioning."""
         super().__init__()
         self.unet, self.text_encoder, self.vae_factor = unet, text_encoder, vae_factor
+        for layer in unet.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+                layer.register_forward_pre_hook(_as_channels_last)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor | TextStates) -> Tensor:
         """Prediction (B, C, h, w) from [noisy latent, image latent] (B, 2 C, h, w) and timesteps (B,).
@@ -84,6 +87,13 @@ class Denoiser(nn.Module):
         height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
         return self.unet(noisy, timesteps, **states.unet_inputs(height, width, self.unet.dtype)).sample
+
+
+def _as_channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """diffusers hands its convolutions of one pixel contiguous pictures. Where their weights, too, do not say that they
+    are channels-last, which ZeRO's flat buffers make them forget, all layers up to the next larger convolution would
+    compute on pictures of the other kind, and convert what they meet."""
+    return (inputs[0].contiguous(memory_format=torch.channels_last),)
 
 
 @dataclass(frozen=True)

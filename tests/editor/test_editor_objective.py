@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hive_ray.config import Preview
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import (
+    Denoiser,
     EditorObjective,
     denoising_target,
     draw_dropped_conditions,
@@ -183,6 +184,22 @@ def test_activations_that_are_computed_again_change_no_loss_and_no_gradient(base
     assert torch.equal(loss, same)
     for name, gradient in kept.items():
         torch.testing.assert_close(computed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_pictures_stay_channels_last_whatever_order_the_weights_of_convolutions_are_in(bases):
+    editor, others = Editor.build(bases["epsilon"]), []
+
+    def look(layer, inputs, output):
+        if not output.is_contiguous(memory_format=torch.channels_last):
+            others.append(layer)
+
+    for layer in editor.unet.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)  # ZeRO's flat buffers
+            layer.register_forward_hook(look)
+    noisy, states = torch.randn(2, 8, 16, 16, generator=generator()), editor.text.encode(["make it red", "add a hat"])
+    Denoiser(editor.unet, None, editor.vae_factor)(noisy, torch.tensor([3, 500]), states)
+    assert not others
 
 
 def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
