@@ -12,7 +12,9 @@ from typing import Any
 
 import ray
 import torch
-from ray.util import placement_group_table
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from hive_ray.config import Resources
 from hive_ray.distributed.forks import Forks
@@ -131,6 +133,16 @@ def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0
     finally:
         ended.set()
         thread.join()
+
+
+def free_placement_groups() -> None:
+    """Give back the place of this driver's trainings: Ray Train keeps it, to the driver's end, where a worker died in
+    the moment in which it was handed its work."""
+    job = ray.get_runtime_context().get_job_id()
+    for raw in state._connect_and_get_accessor().get_placement_group_table():  # the public table has no jobs
+        group = PlacementGroupTableData.FromString(raw)
+        if group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _waits(workers: Resources) -> bool:

@@ -25,7 +25,13 @@ from ray.train.v2.api.exceptions import ControllerError
 from hive_ray import storage
 from hive_ray.config import Training
 from hive_ray.distributed.checkpoints import Checkpoints
-from hive_ray.distributed.cluster import cluster_in_words, of_workers, require, saying_what_is_missing
+from hive_ray.distributed.cluster import (
+    cluster_in_words,
+    free_placement_groups,
+    of_workers,
+    require,
+    saying_what_is_missing,
+)
 from hive_ray.distributed.loop import Loop, Told
 from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.objectives import Objective
@@ -135,6 +141,7 @@ def _run_workers(told: Told) -> None:
                     "the same command: it goes on from the last checkpoint"
                 ) from error
             # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
+            free_placement_groups()
             if not isinstance(cause, RayActorError) or failures > recovery.max_failures:
                 raise Stopped(
                     f"{told.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "

@@ -24,8 +24,9 @@ from lines import (
     write_points,
 )
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util import placement_group_table
 
-from hive_ray.config import Recovery, Training
+from hive_ray.config import Recovery, Resources, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.loop import learning_rate
@@ -285,13 +286,15 @@ def arrive(flag: str) -> bool:
 def test_a_worker_that_dies_as_it_is_handed_its_work_is_started_again(tmp_path, cluster, capfd):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     write_points(tmp_path)
-    train(tmp_path, breaks=DiesOnArrival(str(tmp_path / "flag")))
+    whole = Resources(num_actors=2, num_gpus=0, num_cpus=2)  # all of the cluster: nothing may be left of the first try
+    train(tmp_path, settings=training(workers=whole), breaks=DiesOnArrival(str(tmp_path / "flag")))
     assert "line: a worker died as it started; all start again" in capfd.readouterr().out
     assert log(tmp_path)[-1]["images"] == 48
 
-    once = training(recovery=Recovery(max_failures=0))
+    once = training(workers=whole, recovery=Recovery(max_failures=0))
     with pytest.raises(Stopped, match=r"never: its 2 workers .* could not be started \(recovery.max_failures = 0\): "):
         train(tmp_path, "never", once, breaks=DiesOnArrival(str(tmp_path / "flags")))
+    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 
 
 @pytest.mark.ray
