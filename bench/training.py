@@ -1,15 +1,17 @@
 """Training the editor: against diffusers' script, against a bare loop, and in memory by ZeRO stage.
 
 python -m bench.training script      what diffusers' train_instruct_pix2pix.py does each step, against our training
-python -m bench.training ray_train   the same step in a bare torch loop, against Ray Train and DeepSpeed; the start
+python -m bench.training ray_train   the same step in a bare torch loop, against Ray Train and DeepSpeed
+python -m bench.training start       how long a training takes before its first step and after its last
 python -m bench.training compiled    that step through torch.compile, against itself as it is
 python -m bench.training memory      two workers at each ZeRO stage, beside the formula
 
-Whatever is compared runs on the same machine in turns, each in fresh processes, with the same rows, network, batch and
-precision; on a CPU each side has all of its cores. Images/s are those after the first quarter of a training.
+Whatever is compared runs on the same machine in turns, in slices of a few seconds (slices.py) or whole, with the same
+rows, network, batch and precision; on a CPU each side has all of its cores.
 """
 
 import ctypes
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,8 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from bench.ratios import rate_of, say
+from bench.ratios import say
+from bench.slices import in_slices
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.distributed.cluster import start_ray
@@ -47,10 +51,10 @@ from jobs import encode_latents, train_editor
 from jobs.run import Run
 from tests.gloo import in_workers
 
-ROUNDS = 3
+ROUNDS = 2
 CORES = 2
 BATCH = 32
-IMAGES = 1280
+IMAGES = 4800
 WEIGHTS = 100_000_000
 """Trained weights of the network whose memory is measured."""
 
@@ -98,46 +102,54 @@ def script() -> None:
             (CORES, {"latents": "fp32"}),
             (CORES, {"latents": "fp32", "zero_stage": 2}),
         ):
-            each = [ours(folder, workers=workers, **told) / alone(as_in_the_script, folder) for _ in range(ROUNDS)]
+            each = [_over(as_in_the_script, folder, workers=workers, **told) for _ in range(ROUNDS)]
             say(f"{workers} workers, {told}: images/s over the script's loop", each)
 
 
 def ray_train() -> None:
-    """Images/s through Ray Train and DeepSpeed over a bare loop of the same step; and how long the start takes."""
+    """Images/s through Ray Train and DeepSpeed over a bare loop of the same step."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
         for stage in (0, 2):
-            ratios = [ours(folder, workers=1, zero_stage=stage) / alone(bare, folder) for _ in range(ROUNDS)]
-            say(f"one worker, ZeRO {stage}, over the bare loop", ratios)
+            each = [_over(bare, folder, workers=1, zero_stage=stage) for _ in range(ROUNDS)]
+            say(f"one worker, ZeRO {stage}, over the bare loop", each)
 
 
-def ours(folder: str, **told: Any) -> float:
-    """Images/s of `train_editor` as users run it, with these `settings`."""
+def start() -> None:
+    """Seconds of a training that are no steps: workers, imports, the model, its folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(folder)
+        start_ray(num_cpus=CORES)
+        began = time.perf_counter()
+        marks = ours(folder, workers=1, latents="none")
+        took = time.perf_counter() - began
+        print(f"start and end: {took - marks[-1][1]:.1f} s of {took:.1f} s", flush=True)
+
+
+def _over(loop: Callable[[str], Iterator[int]], folder: str, **told: Any) -> float:
+    """Images/s of our training over a loop's."""
+    return in_slices(partial(ours, folder, **told), partial(alone, loop, folder))
+
+
+def ours(folder: str, **told: Any) -> list[tuple[int, float]]:
+    """`train_editor` as users run it, with these `settings`: images, and seconds since its first step began."""
     out = tempfile.mkdtemp(dir=folder)
     os.symlink(f"{folder}/pairs", f"{out}/pairs")
     run = Run(out, settings(**told))
     start_ray(num_cpus=CORES)
     if run.config.editor.latents != "none":
         encode_latents.build(run)
-    started = time.perf_counter()
     train_editor.build(run)
-    took = time.perf_counter() - started
     lines = Path(out, "metrics", "editors", "sft.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
-    at = [(step["images"], step["images"] / step["train/images_per_second"]) for step in steps if step["images"]]
-    print(f"  start and end: {took - at[-1][1]:.1f} s of {took:.1f} s", flush=True)
-    return rate_of(at)
+    return [(step["images"], step["images"] / step["train/images_per_second"]) for step in steps if step["images"]]
 
 
-def alone(loop: Callable[[str], Iterator[int]], folder: str) -> float:
-    """Images/s of a loop that yields images seen, in a fresh process with all cores."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_timed, (loop, folder))
-
-
-def _timed(loop: Callable[[str], Iterator[int]], folder: str) -> float:
+def alone(loop: Callable[[str], Iterator[int]], folder: str) -> Iterator[tuple[int, float]]:
+    """A loop that yields images seen, with all cores, and when it did."""
     torch.set_num_threads(CORES)
-    return rate_of([(images, time.perf_counter()) for images in loop(folder)])
+    for images in loop(folder):
+        yield images, time.perf_counter()
 
 
 def as_in_the_script(folder: str) -> Iterator[int]:
@@ -153,7 +165,7 @@ def as_in_the_script(folder: str) -> Iterator[int]:
     average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
     rows = list(read_rows(f"{folder}/pairs", PAIRS))
     null = text.encode([""]).sequence
-    for start in range(0, IMAGES, BATCH):
+    for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         source, edited = (to_batch([row[name] for row in batch], told.resolution) for name in PICTURES)
         flips = torch.rand(BATCH, 1, 1, 1) < 0.5
@@ -221,7 +233,7 @@ def bare(folder: str, *, compiles: bool = False) -> Iterator[int]:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay, fused=True)
     average = Average(model, told.sft.ema_decay)
-    for start in range(0, IMAGES, BATCH):
+    for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         loss, _ = objective.loss(model, batch, generator_for(start))
         loss.backward()
@@ -280,7 +292,7 @@ def resident(rank: int, world: int, changes: dict[str, Any]) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    benches = {"script": script, "ray_train": ray_train, "compiled": compiled, "memory": memory}
+    benches = {"script": script, "ray_train": ray_train, "start": start, "compiled": compiled, "memory": memory}
     for name in sys.argv[1:] or benches:
         print(f"-- {name}")
         benches[name]()
