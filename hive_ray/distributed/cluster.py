@@ -76,7 +76,8 @@ def start_ray(
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
-        told |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_API_SERVER_ADDRESS": NOWHERE}  # its only node stays
+        told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
+        told["RAY_API_SERVER_ADDRESS"] = NOWHERE
         environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
         if workers_import and can_fork():
             variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
