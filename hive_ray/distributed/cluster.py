@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,19 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
+CALMER = {
+    "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
+    "RAY_enable_metrics_collection": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
+"""What Ray's agent is told, unless it is set, in a cluster that is started here without a dashboard: ten times a second
+it would look for what it would tell that. It reads this where it starts."""
+DATA_HELPERS = {
+    "ActorLocationTracker": "ActorLocationTracker",
+    "datasets_stats_actor": "_dataset_stats_actor",
+}
+"""Names, and their namespaces, of the actors that Ray Data makes for its first execution and leaves behind. Each later
+one takes those that are there, or makes them again. (A third one, AutoscalingCoordinator, Ray Train makes as well.)"""
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 """What glibc's allocator is told in workers, unless it is set: they compute in threads of their own, whose arenas give
 the memory of each step back to the system, and take it again page by page in the next."""
@@ -78,7 +91,9 @@ def start_ray(
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
         told["RAY_API_SERVER_ADDRESS"] = NOWHERE
-        environment["worker_process_setup_hook"] = "hive_ray.distributed.hushed.hush"
+        if os.environ.get(DASHBOARD) != "1":
+            for name, value in CALMER.items():
+                os.environ.setdefault(name, value)
         if workers_import and can_fork():
             variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
             environment["py_executable"] = _forks(workers_import, tuple(variables.items())).command
@@ -89,6 +104,22 @@ def start_ray(
             include_dashboard=os.environ.get(DASHBOARD) == "1",
             **settings,
         )
+
+
+def started_here() -> bool:
+    """Whether this process is connected to a cluster that `start_ray` started, whose only driver it then is."""
+    told = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    return told.get("RAY_API_SERVER_ADDRESS") == NOWHERE
+
+
+def end_data_helpers() -> None:
+    """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores:
+    each such actor wakes 150 times a second, and where all cores compute one step together, all wait for each."""
+    if not started_here():
+        return
+    for name, namespace in DATA_HELPERS.items():
+        with suppress(ValueError):  # there is none
+            ray.kill(ray.get_actor(name, namespace))
 
 
 def can_fork() -> bool:

@@ -19,7 +19,10 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import ControllerError
 
 from hive_ray import storage
@@ -27,10 +30,12 @@ from hive_ray.config import Training
 from hive_ray.distributed.checkpoints import Checkpoints
 from hive_ray.distributed.cluster import (
     cluster_in_words,
+    end_data_helpers,
     free_placement_groups,
     of_workers,
     require,
     saying_what_is_missing,
+    started_here,
 )
 from hive_ray.distributed.loop import Loop, Told
 from hive_ray.distributed.models import Metrics, build_model, store_model
@@ -122,11 +127,22 @@ def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
     return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
 
 
+class _Trainer(TorchTrainer):
+    """Ray Train's, without actors that have nothing to do: they wake often enough to slow what uses all cores."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        idle = (DatasetsCallback,)  # rows come from a RowStore
+        if started_here():  # its cluster ends with this driver, and a place that is kept is given back by _run_workers
+            idle += (PlacementGroupCleanerCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
+
+
 def _run_workers(told: Told) -> None:
     settings = told.settings
     workers, recovery = settings.workers, settings.recovery
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
+    end_data_helpers()
     for failures in itertools.count(1):
         try:
             with saying_what_is_missing(told.name, workers):
@@ -153,11 +169,11 @@ def _run_workers(told: Told) -> None:
     storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
-def _trainer(told: Told) -> TorchTrainer:
+def _trainer(told: Told) -> _Trainer:
     workers, recovery = told.settings.workers, told.settings.recovery
     tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
-    return TorchTrainer(
+    return _Trainer(
         lambda: _train(told),  # as its config, Ray Train's controller would read it too, and import all that it names
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(

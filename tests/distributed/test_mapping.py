@@ -1,5 +1,3 @@
-import importlib.util
-import logging
 import os
 import signal
 import sys
@@ -9,7 +7,7 @@ import pytest
 import ray
 
 from hive_ray.config import Resources
-from hive_ray.distributed import hushed, mapping, tables
+from hive_ray.distributed import mapping, tables
 from hive_ray.distributed.cluster import require, start_ray
 from hive_ray.distributed.mapping import map_rows, map_table
 from hive_ray.schemas import ContractError, Stopped
@@ -128,16 +126,6 @@ def test_workers_do_not_stand_behind_whatever_else_runs_on_this_machine(cluster)
         return os.nice(0)
 
     assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
-
-
-@pytest.mark.ray
-def test_no_worker_speaks_of_the_dashboard_that_is_not_there(cluster):
-    @ray.remote
-    def level() -> int:
-        return logging.getLogger(hushed.ASKS_THE_DASHBOARD).level
-
-    assert importlib.util.find_spec(hushed.ASKS_THE_DASHBOARD)
-    assert ray.get(level.remote(), timeout=60) == logging.CRITICAL
 
 
 @pytest.mark.ray

@@ -23,12 +23,15 @@ from lines import (
     weights,
     write_points,
 )
+from ray._private.state import state
+from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util import placement_group_table
 
 from hive_ray.config import Recovery, Resources, Training
 from hive_ray.distributed import tables
-from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.cluster import DATA_HELPERS, start_ray
 from hive_ray.distributed.loop import learning_rate
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
@@ -263,6 +266,36 @@ def test_another_cluster_on_this_machine_is_not_asked_whether_the_training_lives
     write_points(tmp_path)
     train_beside_another_cluster(tmp_path)
     assert log(tmp_path)[-1]["images"] == 48
+
+
+class Idles:
+    """For Ray Data, which makes its helpers for it."""
+
+    def __call__(self, batch):
+        return batch
+
+
+def helpers() -> set[str]:
+    named = {actor["name"]: actor["namespace"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    return {name for name, namespace in DATA_HELPERS.items() if named.get(name) == namespace}
+
+
+@pytest.mark.ray
+def test_no_idle_actor_stands_beside_a_training_and_ray_data_goes_on_after_it(tmp_path, cluster):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    one = ray.data.ActorPoolStrategy(size=1)
+    assert len(ray.data.range(4).map_batches(Idles, compute=one).take_all()) == 4
+    assert helpers() == set(DATA_HELPERS)
+
+    write_points(tmp_path)
+    before = set(state.actor_table(None))
+    train(tmp_path)
+    made = {actor["ActorClassName"] for key, actor in state.actor_table(None).items() if key not in before}
+    assert {"TrainController", "RayTrainWorker"} <= made
+    assert not made & {DatasetManager.__name__, PlacementGroupCleaner.__name__}
+    assert helpers() == set()
+
+    assert len(ray.data.range(4).map_batches(Idles, compute=one).take_all()) == 4
 
 
 class DiesOnArrival:
