@@ -240,7 +240,7 @@ def bare(folder: str, *, compiles: bool = False) -> Iterator[int]:
         torch.nn.utils.clip_grad_norm_(weights, told.sft.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        average.update(model)
+        average.update()
         loss.item()
         yield start + BATCH
 
@@ -285,7 +285,7 @@ def resident(rank: int, world: int, changes: dict[str, Any]) -> tuple[int, int]:
     for _ in range(3):
         engine.backward(engine(x).square().mean())
         engine.step()
-        average.update(engine.module)
+        average.update()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later is not in use
     return psutil.Process().memory_info().rss - before, most - before

@@ -65,14 +65,14 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
             total += loss.item() * 2 / BATCH
         torch.distributed.all_reduce(total)
         losses.append(total.item())
-        average.update(engine.module)
+        average.update()
         images += BATCH
     if folder:
         scaler = loss_scaler(engine)
         stand = Stand(images, {}, world, average.updates, told.zero_stage, scaler.state_dict() if scaler else {})
         checkpoints.save(engine, average, stand)
         checkpoints.wait()
-    average.copy_to(engine.module)
+    average.copy_to_model()
     return losses, {name: value.tolist() for name, value in consolidated_state(engine.module).items()}
 
 

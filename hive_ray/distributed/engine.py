@@ -82,6 +82,7 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     if settings.zero_stage == 0:
         # One worker's gradients would be copied three times, to be averaged with nobody's.
         engine.enable_backward_allreduce = torch.distributed.get_world_size() > 1
+        engine.zero_grad = optimizer.zero_grad  # its own looks for the weights in all modules, in each step
         for weight in channels_last:  # nothing is parted: convolutions may have their weights as they like them
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return engine
@@ -128,7 +129,8 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
     if engine.is_gradient_accumulation_boundary():
         if scaler:
             scaler.unscale_(engine.optimizer)
-        weights = [weight for weight in engine.module.parameters() if weight.grad is not None]
+        groups = engine.optimizer.param_groups
+        weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
         norm = nn.utils.get_total_norm([weight.grad for weight in weights])
         if max_grad_norm:
             nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)

@@ -144,7 +144,7 @@ class Loop:
     def save(self, seconds: float) -> None:
         """Write the portable model folder from the averaged (or else the last) weights."""
         if self.average:
-            self.average.copy_to(self.engine.module)
+            self.average.copy_to_model()
         state = consolidated_state(self.engine.module)
         if self.rank == 0:
             told = self.told
@@ -185,7 +185,7 @@ class Loop:
             self.engine.backward(loss * (good / micro))
             norm = take_step(self.engine, settings.max_grad_norm)
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
-                self.average.update(self.engine.module)
+                self.average.update()
             for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits
                 totals[key] = totals.get(key, 0.0) + value * good / share
             totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share

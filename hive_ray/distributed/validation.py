@@ -154,7 +154,7 @@ def at_rest(engine: deepspeed.DeepSpeedEngine, average: Average | None) -> Itera
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if average:
-            stack.enter_context(average.in_place(engine.module))
+            stack.enter_context(average.in_place())
         stack.callback(engine.empty_partition_cache)  # before the weights change back: stage 3 keeps some gathered
         engine.module.eval()
         try:

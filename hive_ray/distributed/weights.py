@@ -23,21 +23,22 @@ class Average:
     """Running average of the trained weights in fp32: under ZeRO stage 3 of a rank's own part, else of all."""
 
     def __init__(self, model: nn.Module, decay: float, rule: str = "step"):
-        """`rule`: `Training.ema_rule`."""
+        """Of `model`'s trained weights, which it holds; `rule`: `Training.ema_rule`."""
         self.decay, self.rule, self.updates = decay, rule, 0
-        self.weights = {name: own_part(weight).clone().float() for name, weight in _trained(model)}
+        self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = {name: own_part(weight).clone().float() for name, weight in self.trained.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Take in the weights after an optimiser step, or after a micro-batch, as the rule has it."""
         self.updates += 1
-        for name, weight in _trained(model):
-            self.weights[name].lerp_(own_part(weight).float(), 1 - self.last_decay)
+        now = [own_part(weight).float() for weight in self.trained.values()]
+        torch._foreach_lerp_(list(self.weights.values()), now, 1 - self.last_decay)
 
     @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
+    def copy_to_model(self) -> None:
         """Put the averaged weights in place of the trained ones."""
-        for name, weight in _trained(model):
+        for name, weight in self.trained.items():
             own_part(weight).copy_(self.weights[name])
 
     @property
@@ -46,18 +47,18 @@ class Average:
         return ema_decay(self.updates, self.decay, self.rule)
 
     @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
         """The averaged weights in place of the trained ones for a while; then those are back to the last bit.
 
         Meanwhile a rank holds its part once more: less than what a backward pass holds.
         """
-        trained = {name: own_part(weight).clone() for name, weight in _trained(model)}
-        self.copy_to(model)
+        trained = {name: own_part(weight).clone() for name, weight in self.trained.items()}
+        self.copy_to_model()
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, weight in _trained(model):
+                for name, weight in self.trained.items():
                     own_part(weight).copy_(trained[name])
 
     @torch.no_grad()
@@ -82,10 +83,6 @@ def joined_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:
 def own_part(weight: nn.Parameter) -> Tensor:
     """What this rank holds of a weight: its part under ZeRO stage 3, else the whole."""
     return weight.ds_tensor.data if hasattr(weight, "ds_tensor") else weight.data
-
-
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def consolidated_state(model: nn.Module) -> dict[str, Tensor]:

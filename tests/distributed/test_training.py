@@ -125,11 +125,11 @@ def test_the_average_starts_fast_and_slows_to_its_decay():
     model.weight.data.fill_(0.0)
     average = Average(model, decay=0.25)
     model.weight.data.fill_(1.0)
-    average.update(model)  # decay 2 / 11
+    average.update()  # decay 2 / 11
     assert average.weights["weight"].item() == pytest.approx(9 / 11)
-    average.update(model)  # min(0.25, 3 / 12)
+    average.update()  # min(0.25, 3 / 12)
     assert average.weights["weight"].item() == pytest.approx(1 - 2 / 11 * 0.25)
-    average.copy_to(model)
+    average.copy_to_model()
     assert model.weight.item() == pytest.approx(1 - 2 / 11 * 0.25)
 
 
@@ -149,7 +149,7 @@ def test_the_rule_of_diffusers_gives_the_average_that_diffusers_does():
         for weight in model.parameters():
             weight.data.add_(torch.randn_like(weight))
         theirs.step(model.parameters())
-        ours.update(model)
+        ours.update()
         for shadow, weight in zip(theirs.shadow_params, ours.weights.values(), strict=True):
             torch.testing.assert_close(weight, shadow)
     assert theirs.cur_decay_value == 0.4  # the bound has been met

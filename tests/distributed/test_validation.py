@@ -140,7 +140,7 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
             loss, _ = noisy.loss(engine, store.read(np.arange(4)), generator_for("step", step))
             engine.backward(loss)
             norms.append(take_step(engine, settings.max_grad_norm))
-            average.update(engine.module)
+            average.update()
         state = [*(value for value in engine.module.state_dict().values()), *average.weights.values()]
         parts = [weight.ds_tensor.clone() for weight in noisy.model.parameters() if hasattr(weight, "ds_tensor")]
         assert all(module.training for module in noisy.model.modules())
@@ -225,7 +225,7 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
             loss, _ = objective.loss(engine, [row, row], generator_for("step", step))
             engine.backward(loss)
             take_step(engine, settings.max_grad_norm)
-            average.update(engine.module)
+            average.update()
         return [weight.ds_tensor for weight in objective.model.parameters()], pictures
 
     plain, _ = trained(looks=False)
