@@ -28,8 +28,8 @@ enough to slow a training that uses all cores."""
 FORKS = "HIVE_RAY_FORKS"
 """Set to 0, every worker of a cluster that is started here is a new interpreter with imports of its own."""
 NOWHERE = "http://127.0.0.1:9"
-"""Where workers of a cluster that is started here look for its dashboard. Ray would have them ask whatever cluster runs
-on this machine; Ray Train asks if its controller is alive, and takes the training's place away on "not found"."""
+"""Where workers of a cluster that is started here look for its dashboard, and what such a cluster is known by. Ray
+would have them ask whatever cluster runs on this machine."""
 QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore::FutureWarning",
