@@ -91,7 +91,7 @@ def start_ray(
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
         told["RAY_API_SERVER_ADDRESS"] = NOWHERE
-        if os.environ.get(DASHBOARD) != "1":
+        if not _has_dashboard():
             for name, value in CALMER.items():
                 os.environ.setdefault(name, value)
         if workers_import and can_fork():
@@ -101,7 +101,7 @@ def start_ray(
             address="local",
             num_cpus=num_cpus,
             num_gpus=num_gpus,
-            include_dashboard=os.environ.get(DASHBOARD) == "1",
+            include_dashboard=_has_dashboard(),
             **settings,
         )
 
@@ -112,10 +112,16 @@ def started_here() -> bool:
     return told.get("RAY_API_SERVER_ADDRESS") == NOWHERE
 
 
+def _has_dashboard() -> bool:
+    """Whether a cluster that is started here has one."""
+    return os.environ.get(DASHBOARD) == "1"
+
+
 def end_data_helpers() -> None:
     """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores:
-    each such actor wakes 150 times a second, and where all cores compute one step together, all wait for each."""
-    if not started_here():
+    each such actor wakes 150 times a second, and where all cores compute one step together, all wait for each. A
+    dashboard would lose what it shows of past stages, so beside one they stay."""
+    if not started_here() or _has_dashboard():
         return
     for name, namespace in DATA_HELPERS.items():
         with suppress(ValueError):  # there is none
