@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+MOST_KNOWN = 2**15
+"""Texts whose token ids are kept, at some 0.7 kB each; at more, all are forgotten."""
+
 
 class TextStates(NamedTuple):
     """What texts become. A tuple, so that DeepSpeed finds the tensors in it."""
@@ -56,6 +59,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.encoders, self.tokenizers = nn.ModuleList(encoders), tuple(tokenizers)
         self.empty_is_zero = empty_is_zero
+        self._known: dict[str, Tensor] = {}  # token ids (E, T) of texts: training says the same ones in each epoch
 
     def fresh(self) -> "TextEncoder":
         """One of the same shapes with first weights; the live modules are not touched."""
@@ -70,8 +74,17 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (B, E, T) token ids, padded and cut to the tokenizers' length."""
-        given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        return torch.stack([tokenizer(list(texts), **given).input_ids for tokenizer in self.tokenizers], dim=1)
+        rows = [self._known.get(text) for text in texts]
+        missing = list(dict.fromkeys(text for text, row in zip(texts, rows, strict=True) if row is None))
+        if missing:
+            given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+            ids = torch.stack([tokenizer(missing, **given).input_ids for tokenizer in self.tokenizers], dim=1)
+            new = dict(zip(missing, ids, strict=True))
+            if len(self._known) + len(new) > MOST_KNOWN:
+                self._known.clear()
+            self._known.update(new)
+            rows = [new[text] if row is None else row for text, row in zip(texts, rows, strict=True)]
+        return torch.stack(rows)
 
     def forward(self, ids: Tensor) -> TextStates:
         """Token ids (B, E, T) -> states. XL: the last but one layers of both side by side, the second's pooled text."""

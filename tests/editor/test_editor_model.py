@@ -82,6 +82,13 @@ def test_a_size_that_the_vae_cannot_halve_is_refused(editor):
 
 def test_text_is_padded_and_cut_to_the_tokenizers_length(editor):
     assert editor.text.tokenize(["red", "red " * 100]).shape == (2, 1, 77)
+
+
+def test_a_text_has_the_same_tokens_when_it_is_known_and_when_it_was_forgotten(editor, monkeypatch):
+    monkeypatch.setattr("hive_ray.editor.text.MOST_KNOWN", 3)
+    given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    for texts in (["red", "blue", "red"], ["", "blue"], ["red", "a", "b", "c", "blue"], ["a", "red", "a"]):
+        assert torch.equal(editor.text.tokenize(texts)[:, 0], editor.tokenizer(texts, **given).input_ids)
     assert editor.text.encode(["red", ""]).sequence.shape == (2, 77, 32)
 
 
