@@ -132,7 +132,8 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
         groups = engine.optimizer.param_groups
         weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
         norm = nn.utils.get_total_norm([weight.grad for weight in weights])
-        if max_grad_norm:
+        # On a GPU the host would have to wait to know whether there is anything to cut.
+        if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
             nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
     engine.step()
     return None if norm is None else float(norm)
