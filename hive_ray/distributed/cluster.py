@@ -40,11 +40,14 @@ QUIET = {
 """What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
 CALMER = {
     "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
     "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
-"""What Ray's agent is told, unless it is set, in a cluster that is started here without a dashboard: ten times a second
-it would look for what it would tell that. It reads this where it starts."""
+"""What Ray's own processes are told, unless it is set, in a cluster that is started here without a dashboard. Ten times
+a second its agent would look for what it would tell that, and its log monitor for files that no worker writes yet (now
+twice a second); and all would keep times of each event for a file that nobody reads."""
 DATA_HELPERS = {
     "ActorLocationTracker": "ActorLocationTracker",
     "datasets_stats_actor": "_dataset_stats_actor",
