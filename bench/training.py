@@ -155,16 +155,17 @@ def alone(loop: Callable[[str], Iterator[int]], folder: str) -> Iterator[tuple[i
 def as_in_the_script(folder: str) -> Iterator[int]:
     """The loop of diffusers' train_instruct_pix2pix.py: both pictures and the text encoded in each step, EMA in each.
 
-    Own words; its defaults but for the batch: AdamW, gradient norm 1, one draw for both conditions, EMAModel.
+    Own words; its defaults but for the batch: AdamW, gradient norm 1, one draw for both conditions, EMAModel. Networks
+    and pictures are contiguous, as from_pretrained and its collate_fn leave them.
     """
     told = settings(workers=1, latents="none").editor
     editor = Editor.build(told.start)
-    unet, vae, text = editor.unet.train(), editor.vae, editor.text.requires_grad_(False)
+    unet, vae = (part.to(memory_format=torch.contiguous_format) for part in (editor.unet.train(), editor.vae))
+    text = editor.text.requires_grad_(False)
     scheduler = DDPMScheduler.from_config(editor.scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
     average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
     rows = list(read_rows(f"{folder}/pairs", PAIRS))
-    null = text.encode([""]).sequence
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         source, edited = (to_batch([row[name] for row in batch], told.resolution) for name in PICTURES)
@@ -174,6 +175,7 @@ def as_in_the_script(folder: str) -> Iterator[int]:
             latents = vae.encode(edited).latent_dist.sample() * vae.config.scaling_factor
             condition = vae.encode(source).latent_dist.mode()
             states = text.encode([row["instruction"] for row in batch]).sequence
+            null = text.encode([""]).sequence
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
         noisy = scheduler.add_noise(latents, noise, timesteps)
