@@ -10,7 +10,8 @@ def sum_over_ranks(own: Metrics, device: torch.device) -> Metrics:
     """The sums of measures over all ranks, which tell the same names; numbers, or tensors of one number each."""
     names = sorted(own)
     sums = torch.stack([torch.as_tensor(own[name], dtype=torch.float64, device=device) for name in names])
-    torch.distributed.all_reduce(sums)
+    if torch.distributed.get_world_size() > 1:  # alone, it is a round through other threads in each step
+        torch.distributed.all_reduce(sums)
     return dict(zip(names, sums.tolist(), strict=True))
 
 

@@ -67,6 +67,14 @@ def learning_rate(settings: Training, images: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def seed_layers(seed: int, device: torch.device) -> None:
+    """Seed the generators of dropout layers, which know no other. torch.manual_seed, where it finds no GPU, writes down
+    each time who asked, for one that may come."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class Loop:
     """A worker's engine, rows and counters."""
 
@@ -179,7 +187,7 @@ class Loop:
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             draw = ("batch", settings.seed, self.rank, self.images + start)
-            torch.manual_seed(seed_for("layers", *draw))  # dropout layers know no other generator
+            seed_layers(seed_for("layers", *draw), self.device)
             with autocast(settings):
                 loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
             self.engine.backward(loss * (good / micro))
