@@ -32,7 +32,7 @@ from ray.util import placement_group_table
 from hive_ray.config import Recovery, Resources, Training
 from hive_ray.distributed import tables
 from hive_ray.distributed.cluster import DATA_HELPERS, start_ray
-from hive_ray.distributed.loop import learning_rate
+from hive_ray.distributed.loop import learning_rate, seed_layers
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
 from hive_ray.distributed.training import export
@@ -179,6 +179,13 @@ def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
         build_model("editors/sft", path, {"s": 1}, make(1))
     build_model("editors/sft", path, {"s": 1}, make(1), on_mismatch=r"rebuild")
     assert json.loads((tmp_path / "model" / "made.json").read_text())["fingerprint"] == {"s": 1}
+
+
+def test_dropout_layers_are_seeded_as_torch_seeds_them():
+    torch.manual_seed(2**62 + 5)
+    wanted = torch.rand(3)
+    seed_layers(2**62 + 5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), wanted)
 
 
 @pytest.mark.ray
