@@ -82,6 +82,7 @@ def test_a_size_that_the_vae_cannot_halve_is_refused(editor):
 
 def test_text_is_padded_and_cut_to_the_tokenizers_length(editor):
     assert editor.text.tokenize(["red", "red " * 100]).shape == (2, 1, 77)
+    assert editor.text.encode(["red", ""]).sequence.shape == (2, 77, 32)
 
 
 def test_a_text_has_the_same_tokens_when_it_is_known_and_when_it_was_forgotten(editor, monkeypatch):
@@ -89,7 +90,6 @@ def test_a_text_has_the_same_tokens_when_it_is_known_and_when_it_was_forgotten(e
     given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     for texts in (["red", "blue", "red"], ["", "blue"], ["red", "a", "b", "c", "blue"], ["a", "red", "a"]):
         assert torch.equal(editor.text.tokenize(texts)[:, 0], editor.tokenizer(texts, **given).input_ids)
-    assert editor.text.encode(["red", ""]).sequence.shape == (2, 77, 32)
 
 
 def test_what_is_saved_is_loaded_in_fp32_with_its_card_and_opens_in_diffusers(editor, tmp_path, images):
