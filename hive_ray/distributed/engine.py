@@ -132,7 +132,7 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
         groups = engine.optimizer.param_groups
         weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
         norm = nn.utils.get_total_norm([weight.grad for weight in weights])
-        # On a GPU the host would have to wait to know whether there is anything to cut.
+        # On a GPU the host would have to wait to know whether there is anything to cut. (NaN is: it is not within.)
         if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
             nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
     engine.step()

@@ -60,8 +60,9 @@ class RowStore:
 
     def read(self, places: np.ndarray) -> Rows:
         """The rows at these places of the selection, in this order."""
-        batches = (self.reader.get_batch(place // ROWS_PER_BATCH) for place in places.tolist())
-        rows = [batch.slice(place % ROWS_PER_BATCH, 1) for batch, place in zip(batches, places.tolist(), strict=True)]
+        rows = [
+            self.reader.get_batch(place // ROWS_PER_BATCH).slice(place % ROWS_PER_BATCH, 1) for place in places.tolist()
+        ]
         return pa.Table.from_batches(rows, self.reader.schema).to_pylist()
 
 
