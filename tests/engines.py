@@ -81,6 +81,23 @@ def train_each(rank: int, world: int, until: int, calls: list[tuple[str, dict]])
     return [train(rank, world, folder, until, changes) for folder, changes in calls]
 
 
+def steps_from_too_large_a_scale(rank: int, world: int, stages: tuple[int, ...]) -> list[list[float]]:
+    """Gradient norms of 60 steps in fp16 whose loss scale begins at 2 ** 40, by ZeRO stage."""
+    found = []
+    for stage in stages:
+        told = settings(world, precision="fp16", zero_stage=stage, batch_size=2 * world)
+        engine = start_engine(network(), told)
+        scaler = loss_scaler(engine)
+        scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
+        norms = []
+        for _ in range(60):
+            x, y = rows(0)
+            engine.backward((engine(x[:2]).float() - y[:2]).square().mean())
+            norms.append(take_step(engine, told.max_grad_norm))
+        found.append(norms)
+    return found
+
+
 def clipped_norms(rank: int, world: int, calls: list[dict]) -> list[float]:
     """The norm of the gradient that AdamW got in a first step, from its first moment, for each of some settings."""
     norms = []

@@ -21,6 +21,8 @@ BUCKET = 50_000_000
 """Numbers that ZeRO sends at a time, 0.2 GB: DeepSpeed's own ten times as many are 2 GB of buffer, for no speed."""
 LIVE = 4 * BUCKET
 """Weights that stage 3 has in whole at a time: DeepSpeed's own 10^9 are all of Stable Diffusion 1.5."""
+ALL = 10**15
+"""More weights than there are."""
 SPARE = 0.95
 """Share of the free memory that the weights and their companions may fill: activations come on top."""
 
@@ -51,7 +53,13 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
         "steps_per_print": 1 << 40,
     }
     if settings.precision in AUTOCAST:
-        config["torch_autocast"] = {"enabled": True, "dtype": AUTOCAST[settings.precision]}
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": AUTOCAST[settings.precision],
+            "lower_precision_safe_modules": [],  # of which ZeRO would send gradients, and stage 3 weights, in 16 bits
+        }
+    if settings.precision == "fp16":
+        zero["sub_group_size"] = ALL  # stage 3 updates the loss scale with each group, in the middle of a step
     if universal:
         config["checkpoint"] = {"load_universal": True}
     return config
@@ -112,31 +120,41 @@ def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | Non
 
 def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float | None:
     """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before it is cut at
-    `max_grad_norm` (0: it is not).
+    `max_grad_norm` (0: it is not). A gradient that is not finite changes no weight.
 
-    None, or the step's before, within an accumulation. ZeRO's optimisers measure and cut by themselves; without ZeRO
-    it is done here, where DeepSpeed would not tell the norm that it finds.
+    None within an accumulation. ZeRO's optimisers measure and cut by themselves; without ZeRO it is done here, where
+    DeepSpeed would not tell the norm that it finds.
     """
-    scaler = loss_scaler(engine)
-    if engine.zero_optimization():
-        scale = scaler.get_scale() if scaler else 1.0
-        if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
-            engine.optimizer.clip_grad = max_grad_norm * scale
+    if not engine.is_gradient_accumulation_boundary():
         engine.step()
-        norm = engine.get_global_grad_norm()
-        return None if norm is None else float(norm) / scale
-    norm = None
-    if engine.is_gradient_accumulation_boundary():
-        if scaler:
-            scaler.unscale_(engine.optimizer)
-        groups = engine.optimizer.param_groups
-        weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
-        norm = nn.utils.get_total_norm([weight.grad for weight in weights])
-        # On a GPU the host would have to wait to know whether there is anything to cut. (NaN is: it is not within.)
-        if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
-            nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
+        return None
+    step = _zero_step if engine.zero_optimization() else _step
+    return step(engine, max_grad_norm, loss_scaler(engine))
+
+
+def _zero_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
+    scale = scaler.get_scale() if scaler else 1.0
+    if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
+        engine.optimizer.clip_grad = max_grad_norm * scale
     engine.step()
-    return None if norm is None else float(norm)
+    if scaler and engine.optimizer.overflow:  # DeepSpeed leaves the step out, and the scale as it is: for ever
+        scaler.update(scale * scaler.get_backoff_factor())
+    return float(engine.get_global_grad_norm()) / scale
+
+
+def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
+    optimizer = engine.optimizer
+    if scaler:
+        scaler.unscale_(optimizer)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+    # On a GPU the host would have to wait to know whether there is anything to cut. (NaN is: it is not within.)
+    if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
+        nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
+    if not scaler:  # which looks for itself; torch's fused AdamW leaves out a step at which something was found
+        optimizer.found_inf = (~norm.isfinite()).float() if norm.is_cuda or not norm.isfinite() else None
+    engine.step()
+    return float(norm)
 
 
 def memory_estimate(trained: int, frozen: int, settings: Training) -> dict[str, dict[str, float]]:

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,7 @@ SETTINGS = [
     {"zero_stage": 3, "offload": "weights"},
     {"precision": "bf16"},
     {"precision": "fp16"},
+    *({"precision": "bf16", "zero_stage": stage} for stage in (0, 3)),
 ]
 STAGES = (0, 1, 2, 3)
 
@@ -91,6 +93,20 @@ def test_lower_precisions_stay_near(trained, place):
     losses = trained[place][0][0]
     assert losses == pytest.approx(by_hand(64)[0], rel=0.03)
     assert losses != pytest.approx(by_hand(64)[0], rel=1e-6)  # it was autocast
+
+
+def test_zero_sends_gradients_and_weights_in_fp32_whatever_the_precision(trained):
+    without, *parted = (trained[place][0] for place in (8, 6, 9))
+    for found in parted:
+        assert_same(found, without, rel=1e-5)
+
+
+def test_a_loss_scale_that_is_too_large_falls_until_something_is_learned_at_every_stage():
+    for norms in in_workers(2, engines.steps_from_too_large_a_scale, STAGES)[0]:
+        lost = sum(not math.isfinite(norm) for norm in norms)
+        assert 5 < lost < 40
+        assert all(math.isfinite(norm) for norm in norms[lost:])
+        assert norms[-1] < 0.9 * norms[lost]
 
 
 def test_what_an_objective_computes_by_itself_has_the_precision_of_the_training():

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections import Counter
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from hive_ray.distributed import tables
 from hive_ray.distributed.engine import start_engine, take_step
 from hive_ray.distributed.rows import RowStore
 from hive_ray.distributed.validation import Validation, at_rest, hold_out, validation_due
-from hive_ray.distributed.weights import Average
+from hive_ray.distributed.weights import Average, consolidated_state
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode
@@ -170,6 +171,23 @@ def test_the_gradient_norm_is_that_of_the_whole_step_before_clipping(process_gro
         engine.backward(size * engine(half).float().square().mean())
         norm = take_step(engine, settings.max_grad_norm)
     assert norm == pytest.approx(wanted, rel=1e-5 if precision == "fp32" else 1e-2)
+
+
+@pytest.mark.parametrize("size", [math.inf, math.nan])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_changes_no_weight(process_group, stage, size):
+    settings = training(zero_stage=stage, batch_size=4, micro_batch_size=4)
+    engine, x = start_engine(nn.Linear(3, 2), settings), torch.randn(4, 3)
+    states, norms = [], []
+    for factor in (1, size, 1):
+        engine.backward(factor * engine(x).square().mean())
+        norms.append(take_step(engine, settings.max_grad_norm))
+        states.append(consolidated_state(engine.module))
+    assert [math.isfinite(norm) for norm in norms] == [True, False, True]
+    first, second, third = (torch.cat([weight.flatten() for weight in state.values()]) for state in states)
+    assert torch.equal(first, second)
+    assert third.isfinite().all()
+    assert not torch.equal(second, third)
 
 
 def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(process_group, store):
