@@ -35,10 +35,11 @@ def training(**changes) -> Training:
 
 
 class Line:
-    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to break or to find bad rows."""
+    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to find bad rows or to
+    break, so that its loss or its gradient is no number."""
 
     def __init__(
-        self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: bool = False,
+        self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: str = "",
         bad: frozenset = frozenset(), awaits: str = "", stored: str = "",
     ):  # fmt: skip
         torch.manual_seed(0)
@@ -64,7 +65,11 @@ class Line:
         x = torch.tensor([[row["x"]] for row in rows])
         y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
         loss = (model(x) - y).square().mean()
-        return (loss * math.nan if self.breaks else loss), {"train/x": x.mean().item()}
+        if self.breaks == "loss":
+            loss = loss * math.nan
+        elif self.breaks == "gradient":
+            loss = loss + (0 * loss).sqrt()  # 0, of no finite slope
+        return loss, {"train/x": x.mean().item()}
 
     def preview(self, rows: Rows) -> bytes:
         y = self.model(torch.tensor([[row["x"]] for row in rows]))

@@ -34,6 +34,9 @@ from hive_ray.seeds import seed_for
 
 PREEMPTION_POLL_S = 5.0
 """How often the workers ask together whether one of their nodes is about to go, by the clock of rank 0."""
+MOST_LOST = 50
+"""Steps in a row whose gradient is no number, so that they change nothing, at which training stops; fp16's loss scale
+needs a third of that to come down from where it begins."""
 ASKS = "asks"
 """Among a step's measures, so that it takes no collective of its own."""
 
@@ -90,7 +93,7 @@ class Loop:
         self.held_out = RowStore(told.held_out, columns, write=self.first) if told.held_out else None
         self.objective = told.objective(**told.kwargs)
         self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
-        self.images, self.last = 0, {}
+        self.images, self.last, self.lost = 0, {}, 0
         self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
         self.asks, self.asked = False, time.monotonic()  # whether all ranks ask for preemptions now; when they last did
         self.announced: set[str] = set()  # nodes that are known to go
@@ -134,6 +137,13 @@ class Loop:
                 raise Stopped(
                     f"{self.told.name}: the loss is {loss} after {self.images} images; lower the learning rate "
                     f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
+                )
+            self.lost = 0 if math.isfinite(self.last["train/gradient_norm"]) else self.lost + 1
+            if self.lost == MOST_LOST:
+                raise Stopped(
+                    f"{self.told.name}: the gradient's norm is {self.last['train/gradient_norm']} in {MOST_LOST} steps "
+                    f"in a row, up to {self.images} images; use bf16 or fp32 (it is {settings.precision}), lower the "
+                    "learning rate, or look for broken rows"
                 )
             every, ended = settings.checkpoint_images, self.images >= settings.total_images
             if ended or before // every < self.images // every:

@@ -241,7 +241,15 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
 def test_a_loss_that_is_not_a_number_stops_the_run_with_advice(tmp_path, cluster):
     write_points(tmp_path)
     with pytest.raises(Stopped, match=r"line: the loss is nan after 8 images; lower the learning rate"):
-        train(tmp_path, breaks=True)
+        train(tmp_path, breaks="loss")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stage", [0, 2])
+def test_gradients_that_are_no_numbers_for_long_stop_the_run_with_advice(tmp_path, cluster, stage):
+    write_points(tmp_path)
+    with pytest.raises(Stopped, match=r"line: the gradient's norm is (nan|inf) in 50 steps in a row, up to 400 images"):
+        train(tmp_path, settings=training(total_images=480, zero_stage=stage), breaks="gradient")
 
 
 @pytest.mark.ray
@@ -315,11 +323,11 @@ class DiesOnArrival:
         return arrive, (self.flag,)
 
 
-def arrive(flag: str) -> bool:
+def arrive(flag: str) -> str:
     if not Path(flag).exists():
         Path(flag).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return False
+    return ""
 
 
 @pytest.mark.ray
