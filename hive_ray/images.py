@@ -6,8 +6,9 @@ tensor  float (3, H, W) in -1..1  in models
 """
 
 import io
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 
 
 Crop = Literal["none", "center", "random"]
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 class ImageError(ValueError):
@@ -122,17 +124,18 @@ def to_pixels(tensor: Tensor) -> np.ndarray:
 
 
 def to_batch(images: list[bytes], resolution: int) -> Tensor:
-    """Encoded images -> float (B, 3, resolution, resolution) in -1..1.
+    """Encoded images -> float (B, 3, resolution, resolution) in -1..1."""
+    return torch.stack(
+        [to_tensor(pixels) for pixels in in_threads(lambda one: resize(decode(one), resolution), images)]
+    )
 
-    They are decoded by as many threads as torch has: beside a GPU, this is what a batch of large pictures waits for.
-    """
-    threads = min(len(images), torch.get_num_threads())
 
-    def decoded(first: int) -> list[np.ndarray]:
-        return [resize(decode(image), resolution) for image in images[first::threads]]
-
+def in_threads(function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+    """What `function` makes of each item, in their order, by as many threads as torch has: beside a GPU, decoding is
+    what a batch of large pictures waits for."""
+    threads = min(len(items), torch.get_num_threads())
     if threads < 2:
-        return torch.stack([to_tensor(pixels) for pixels in decoded(0)])
+        return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(decoded, range(threads)))
-    return torch.stack([to_tensor(parts[place % threads][place // threads]) for place in range(len(images))])
+        parts = list(pool.map(lambda first: [function(item) for item in items[first::threads]], range(threads)))
+    return [parts[place % threads][place // threads] for place in range(len(items))]

@@ -152,8 +152,6 @@ LATENTS = _schema(
     "latents",
     "pair_id",
     pair_id=_TEXT,
-    height=pa.int32(),  # of the source picture, before it was scaled
-    width=pa.int32(),
     latents=pa.binary(),  # how they lie: hive_ray/editor/latents.py
 )
 

@@ -78,7 +78,7 @@ ARMS = {
 }
 COLUMNS = ["pair_id", "instruction", "weight"]
 PICTURES = ["source_image", "edited_image"]
-ENCODED = ["height", "width", "latents"]
+ENCODED = ["latents"]
 SOURCES = ["origin", "source_caption", "edited_caption"]
 RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
 

@@ -21,7 +21,8 @@ class Objective(Protocol):
     model: nn.Module
 
     def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows and further measures; `model` is `self.model` in DeepSpeed's wrapping.
+        """Mean loss of the rows and further measures, numbers or tensors of one; `model` is `self.model` in DeepSpeed's
+        wrapping.
 
         BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
         """

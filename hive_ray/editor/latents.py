@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.model import Editor, load_vae, posterior
-from hive_ray.images import ImageError, cut, decode, to_tensor, window
+from hive_ray.images import ImageError, cut, decode, in_threads, to_tensor, window
 from hive_ray.schemas import BadRows, Row, Rows
 
 PICTURES = ("source_image", "edited_image")
@@ -43,9 +43,6 @@ class PairPosteriors(NamedTuple):
     source: Tensor
     mean: Tensor
     std: Tensor
-    sizes: Tensor
-    """int (B, 4): height and width of the source picture before it was scaled, top and left of what is seen of it
-    once it was: the size and the crop that SDXL's U-Net is told."""
 
 
 def mentions_side(instruction: str) -> bool:
@@ -67,30 +64,28 @@ def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Vi
     return Views(mirrored, [tuple(place) for place in torch.rand(len(rows), 2, generator=generator).tolist()])
 
 
-def read_pictures(
-    rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURES
-) -> tuple[Tensor, Tensor]:
-    """Pixels (K, B, 3, R, R) in -1..1 of the pictures in these columns, and sizes (B, 4) of the first of them.
+def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURES) -> Tensor:
+    """Pixels (K, B, 3, R, R) in -1..1 of the pictures in these columns.
 
     A row's other pictures are scaled to the first one's size, and all are cut and mirrored alike. BadRows names the
     rows with a picture that cannot be read.
     """
-    pixels, sizes, reasons = [], [], {}
-    for index, row in enumerate(rows):
+
+    def read(index: int) -> Tensor | ImageError:
         try:
-            pictures = [_decoded(row, column) for column in columns]
+            pictures = [_decoded(rows[index], column) for column in columns]
         except ImageError as error:
-            reasons[index] = str(error)
-            continue
-        size = pictures[0].shape[:2]
-        seen = window(size, settings.resolution, settings.crop, views.places[index])
-        pixels.append(torch.stack([to_tensor(cut(picture, seen, settings.resolution)) for picture in pictures]))
-        sizes.append(_size(size, settings, views.places[index], views.mirrored[index]))
+            return error
+        seen = window(pictures[0].shape[:2], settings.resolution, settings.crop, views.places[index])
+        return torch.stack([to_tensor(cut(picture, seen, settings.resolution)) for picture in pictures])
+
+    found = in_threads(read, range(len(rows)))
+    reasons = {index: str(error) for index, error in enumerate(found) if isinstance(error, ImageError)}
     if reasons:
         raise BadRows(reasons)
     mirrored = torch.tensor(views.mirrored).view(1, -1, 1, 1, 1)
-    batch = torch.stack(pixels, dim=1)
-    return torch.where(mirrored, batch.flip(-1), batch), torch.tensor(sizes)
+    batch = torch.stack(found, dim=1)
+    return torch.where(mirrored, batch.flip(-1), batch)
 
 
 @torch.no_grad()
@@ -109,7 +104,7 @@ class LatentEncoder:
 
     def __call__(self, rows: Rows) -> Rows:
         try:
-            pixels, sizes = read_pictures(rows, self.settings, straight(rows))
+            pixels = read_pictures(rows, self.settings, straight(rows))
         except BadRows as bad:
             good = [row for place, row in enumerate(rows) if place not in bad.reasons]
             broken = [_dropped(rows[place], "unreadable_picture") for place in bad.reasons]
@@ -118,10 +113,10 @@ class LatentEncoder:
         latents = torch.stack([encode_pairs(self.vae, view) for view in views], dim=1)
         stored = latents.to("cpu", STORED[self.settings.latents]).numpy()
         return [
-            {"pair_id": row["pair_id"], "height": height, "width": width, "latents": numbers.tobytes()}
+            {"pair_id": row["pair_id"], "latents": numbers.tobytes()}
             if np.isfinite(numbers).all()
             else _dropped(row, "latents_not_finite")
-            for row, (height, width, *_), numbers in zip(rows, sizes.tolist(), stored, strict=True)
+            for row, numbers in zip(rows, stored, strict=True)
         ]
 
 
@@ -141,16 +136,16 @@ class PairLatents:
     def __call__(self, rows: Rows, views: Views, device: torch.device) -> PairPosteriors:
         """The latents of pairs seen so, on the device; BadRows names the rows that have none."""
         if "latents" in rows[0]:
-            latents, sizes = self._read(rows, views)
+            latents = self._read(rows, views)
         else:
-            pixels, sizes = read_pictures(rows, self.settings, views)
+            pixels = read_pictures(rows, self.settings, views)
             if self.editor.vae.device != device:
                 self.editor.vae.to(device)
             latents = encode_pairs(self.editor.vae, pixels)
-        return PairPosteriors(*latents.to(device).unbind(1), sizes.to(device))
+        return PairPosteriors(*latents.to(device).unbind(1))
 
-    def _read(self, rows: Rows, views: Views) -> tuple[Tensor, Tensor]:
-        """Stored latents (B, 3, C, h, w) in fp32, and sizes (B, 4)."""
+    def _read(self, rows: Rows, views: Views) -> Tensor:
+        """Stored latents (B, 3, C, h, w) in fp32."""
         kind, found, reasons = STORED[self.settings.latents], [], {}
         wanted = math.prod(self.shape) * kind.itemsize
         for index, row in enumerate(rows):
@@ -163,11 +158,7 @@ class PairLatents:
                 reasons[index] = "its latents are not finite"
         if reasons:
             raise BadRows(reasons)
-        sizes = [
-            _size((row["height"], row["width"]), self.settings, (0.0, 0.0), flip)
-            for row, flip in zip(rows, views.mirrored, strict=True)
-        ]
-        return torch.stack(found), torch.tensor(sizes)
+        return torch.stack(found)
 
 
 def straight(rows: Rows) -> Views:
@@ -182,15 +173,6 @@ def _decoded(row: Row, column: str) -> np.ndarray:
         raise ImageError(f"{column}: {error}") from error
 
 
-def _size(
-    size: tuple[int, int], settings: Settings, place: tuple[float, float], mirrored: bool
-) -> tuple[int, int, int, int]:
-    """What a row of `sizes` says of a picture of this height and width."""
-    seen = window(size, settings.resolution, settings.crop, place)
-    left = seen.width - settings.resolution - seen.left if mirrored else seen.left
-    return *size, seen.top, left
-
-
 def _dropped(row: Row, reason: str) -> Row:
     """A drop that names its row beside the table."""
-    return {"dropped": reason, "row": {"pair_id": row["pair_id"], "height": 0, "width": 0, "latents": b""}}
+    return {"dropped": reason, "row": {"pair_id": row["pair_id"], "latents": b""}}

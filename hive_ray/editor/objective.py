@@ -134,11 +134,11 @@ class EditorObjective:
         BadRows, before `model` is called, names rows without a usable picture or weight.
         """
         check_weights(rows)
-        batch = self.noised(rows, generator)
-        predicted = model(*batch.inputs)
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        snr_weight = self._snr_weight(batch.timesteps)
-        loss = weighted_denoising_loss(predicted, batch.target, weight.to(predicted.device), snr_weight)
+        batch = self.noised(rows, generator)
+        # Before the model: what is copied to a GPU waits for all that it has been given.
+        weights, snr_weight = weight.to(batch.target.device), self._snr_weight(batch.timesteps)
+        loss = weighted_denoising_loss(model(*batch.inputs), batch.target, weights, snr_weight)
         return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
@@ -155,20 +155,18 @@ class EditorObjective:
         """
         editor, settings, device, count = self.editor, self.settings, self._place(), len(rows) // copies
         views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
-        source, mean, std, _ = self.latents(rows, views, device)
+        source, mean, std = self.latents(rows, views, device)
         num_timesteps = editor.scheduler.config.num_train_timesteps
         timesteps = torch.randint(0, num_timesteps, (count,), generator=generator)
         jitter = torch.randn(mean.shape, generator=generator).to(device)
         noise = torch.randn((count, *mean.shape[1:]), generator=generator)
-        drops = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
-        timesteps, noise, no_text, no_image = (
-            torch.cat([drawn] * copies).to(device) for drawn in (timesteps, noise, *drops)
-        )
+        no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
+        timesteps, noise, no_image = (torch.cat([drawn] * copies).to(device) for drawn in (timesteps, noise, no_image))
 
         latents = editor.draw_target(mean, std, jitter)
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
         condition = editor.scale_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
-        text = self._text([row["instruction"] for row in rows], no_text)
+        text = self._text([row["instruction"] for row in rows], no_text.tolist() * copies, device)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
         return Noised((torch.cat([noisy, condition], dim=1), timesteps, text), target)
 
@@ -198,16 +196,16 @@ class EditorObjective:
             self.editor.text.to(device)
         return device
 
-    def _text(self, instructions: list[str], no_text: Tensor) -> Tensor | TextStates:
+    def _text(self, instructions: list[str], no_text: list[bool], device: torch.device) -> Tensor | TextStates:
         """Token ids (B, E, T), or a frozen encoder's states, of the instructions or of nothing.
 
         Encoded in every step, the cheapest place: of Stable Diffusion 1.5 at 256 x 256 a text is 13 GFLOP, the U-Net
         forth and back 537 (and the pictures, which `latents` saves, 545). States take 236 kB a text, more than the
         latents of a pair, and a cache would have to hold as many as there are instructions to be of use.
         """
-        given = ["" if dropped else words for words, dropped in zip(instructions, no_text.tolist(), strict=True)]
+        given = ["" if dropped else words for words, dropped in zip(instructions, no_text, strict=True)]
         if self.settings.train_text_encoder:
-            return self.editor.text.tokenize(given).to(no_text.device)
+            return self.editor.text.tokenize(given).to(device)
         with torch.no_grad():
             return self.editor.text.encode(given)
 

@@ -97,12 +97,8 @@ class PreferenceObjective(EditorObjective):
         tied = torch.tensor([tie for *_, tie in drawn], device=margin.device)
         loss = preference_loss(margin, tied, dpo.tie_threshold).mean()
         better = (margin.sign() + 1) / 2 * ~tied
-        return loss, {
-            "train/apart": (~tied).float().mean().item(),
-            "train/better": better.mean().item(),
-            "train/error": errors.mean().item(),
-            "train/reference_error": reference_errors.mean().item(),
-        }
+        measures = {"apart": (~tied).float(), "better": better, "error": errors, "reference_error": reference_errors}
+        return loss, {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
         """What to log of rows whose measures have these means: DPO's implicit accuracy, over rows that do not tie.

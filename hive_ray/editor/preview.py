@@ -29,7 +29,7 @@ def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None
     """
     columns = tuple(column for column in PICTURES if column in rows[0])
     try:
-        source, *edited = read_pictures(rows, settings, straight(rows), columns)[0]
+        source, *edited = read_pictures(rows, settings, straight(rows), columns)
     except BadRows as bad:
         rows = [row for place, row in enumerate(rows) if place not in bad.reasons]
         return draw_preview(editor, rows, settings) if rows else None

@@ -110,7 +110,7 @@ def test_the_loss_is_the_written_out_one(editor):
             {"source_image": row["source_image"], "edited_image": row["edits"][one[side]]["image"]}
             for row, one in zip(ROWS, drawn, strict=True)
         ]
-        latents = encode_pairs(editor.vae, read_pictures(pairs, editor_settings(), straight(pairs))[0])
+        latents = encode_pairs(editor.vae, read_pictures(pairs, editor_settings(), straight(pairs)))
         target = editor.draw_target(latents[:, 1], latents[:, 2], jitter[4 * side : 4 * side + 4])
         source = torch.where(((place >= 0.2) & (place < 0.6)).view(-1, 1, 1, 1), 0.0, latents[:, 0])
         noisy = torch.cat([editor.scheduler.add_noise(target, noise, timesteps), source], 1)
