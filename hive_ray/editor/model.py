@@ -227,7 +227,8 @@ class Editor:
         """Scaled latents (B, C, h, w) -> float images (B, 3, H, W), about -1..1."""
         latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
         chunks = _chunks(latents, latents[0, 0].numel() * self.vae_factor**2)
-        return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
+        with torch.autocast(self.vae.device.type, enabled=False):  # as in `posterior`
+            return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
 
 
 def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
