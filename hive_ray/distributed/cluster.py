@@ -84,6 +84,7 @@ def start_ray(
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
     told |= {name: os.environ.get(name, value) for name, value in ALLOCATOR.items()}
+    told["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # DeepSpeed takes the GPUs that it sees, told of none or not
     environment: dict[str, Any] = {"env_vars": told}
     settings = {"logging_level": logging.ERROR, "runtime_env": environment}
     if os.environ.get("RAY_ADDRESS"):
