@@ -10,6 +10,7 @@ from pathlib import Path
 import boto3
 import postgresql
 import pytest
+import torch
 from faulty_s3 import FaultyS3
 from llm_server import Chat
 from moto.server import ThreadedMotoServer
@@ -23,7 +24,12 @@ _numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items):
-    """Files that start Ray come first: none of the long ones may be left when the others are done."""
+    """Files that start Ray come first: none of the long ones may be left when the others are done. What needs a GPU is
+    skipped without one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in with_ray)
 

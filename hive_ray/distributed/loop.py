@@ -213,6 +213,8 @@ class Loop:
         means = {name: total / self.world for name, total in sums.items()}
         means = self.good.settle(means, settings.batch_size, skipped)
         measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
+        if self.device.type == "cuda":
+            measures["train/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         if self.average:
             measures["train/ema_decay"] = self.average.last_decay
         num_good = settings.batch_size - means[SKIPPED] + skipped

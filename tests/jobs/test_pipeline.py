@@ -13,15 +13,15 @@ import yaml
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from safetensors.torch import load
 from tiny_models import tiny_clip, tiny_stable_diffusion
+from tiny_settings import ONE, tiny_config
 
 from hive_ray import storage
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import record
-from hive_ray.config import Config, LearningCurve, Resources
+from hive_ray.config import LearningCurve
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import read_manifest, read_rows, table_digest
-from hive_ray.presets import sd15
 from hive_ray.reward.judges import combine
 from hive_ray.reward.objective import is_held_out
 from hive_ray.reward.worth import PROBES
@@ -55,43 +55,6 @@ WEIGHTS = (
     "editors/finetuned/unet/diffusion_pytorch_model.safetensors",
     "reward/model.safetensors",
 )
-ONE = Resources(num_gpus=0, num_cpus=1, num_actors=1, batch_size=4)
-TWO = ONE.model_copy(update={"num_actors": 2})
-
-
-def tiny(base: str, clip: str) -> Config:
-    """The sd15 preset with everything small, on the CPU; the embedded domain stands in for LLM and annotators."""
-    preset = sd15()
-    fit = dict(total_images=8, batch_size=4, micro_batch_size=2, learning_rate=1e-4, checkpoint_images=4, workers=TWO)
-    training = preset.editor.sft.model_copy(update=fit | {"precision": "fp32"})
-    reward = preset.reward.training.model_copy(update=fit | {"precision": "fp32"})
-    sections = {
-        "instructions": {
-            "captions": "shapes", "num_captions": 24, "writer": "shapes", "per_caption": 1, "rank_rate": 0.3,
-            "test_rate": 0.3, "resources": ONE,
-        },
-        "pairs": {
-            "base": base, "clip": clip, "resolution": 64, "samples_per_instruction": 2, "keep_per_instruction": 1,
-            "num_inference_steps": 2, "least_clip_image": -1, "least_clip_direction": -1,
-            "least_clip_source_text": -1, "least_clip_edited_text": -1, "least_contrast": 0, "least_difference": 0,
-            "resources": TWO,
-        },
-        "editor": {
-            "start": base, "resolution": 64, "latents": "fp32", "sft": training, "finetune": training, "resources": ONE,
-        },
-        "candidates": {"num_edits": 3, "num_inference_steps": 2, "resources": TWO},
-        "rankings": {"annotator": "shapes"},
-        "reward": {
-            "start": "shapes", "tokenizer": base, "resolution": 64, "frozen_rate": 0.0, "held_out_rate": 0.3,
-            "training": reward, "resources": ONE,
-        },
-        "scoring": {"resources": ONE},
-        "evaluation": {
-            "num_prompts": 4, "num_inference_steps": 2, "curve": (1.0, 1.5), "curve_prompts": 2, "clip": clip,
-            "judge": "shapes", "bootstrap": 20, "resources": ONE,
-        },
-    }  # fmt: skip
-    return Config.model_validate_json(preset.changed(sections).model_dump_json())  # as a settings file gives it back
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +64,7 @@ def run(tmp_path_factory, faulty_s3):
     tiny_stable_diffusion(base)
     tiny_clip(clip)
     start_ray(num_cpus=4)
-    run = Run(str(folder / "run"), tiny(str(base), str(clip)))
+    run = Run(str(folder / "run"), tiny_config(str(base), str(clip)))
     pipeline.build(run)
     yield run
     ray.shutdown()
