@@ -35,7 +35,7 @@ def rows(images: int) -> tuple[torch.Tensor, torch.Tensor]:
 def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Result:
     """Go on from the newest checkpoint below `folder` until so many images, and store one; "" neither reads nor writes.
 
-    Returns the mean loss of each step, and the averaged weights.
+    Returns the mean loss of each step, and on rank 0 the averaged weights.
     """
     told = settings(world, **changes)
     checkpoints = Checkpoints(folder, rank) if folder else None

@@ -172,7 +172,9 @@ def memory_estimate(trained: int, frozen: int, settings: Training) -> dict[str, 
     optimizer = {0: 2 * whole}.get(stage, 3 * part)
     average = 0.0 if not settings.ema_decay else part if stage == 3 else whole
     gradients = part if stage >= 2 else whole
-    buffers = FP32 * min(trained, 2 * BUCKET if stage else trained) + FP32 * min(trained, LIVE if stage == 3 else 0)
+    buffers = FP32 * min(trained, 2 * BUCKET if stage else trained) + FP32 * min(
+        trained + frozen, LIVE if stage == 3 else 0
+    )
     device = {"weights": weights, "gradients": gradients, "average": average, "buffers": buffers}
     host: dict[str, float] = {}
     (host if settings.offload != "none" else device)["optimizer"] = optimizer

@@ -7,6 +7,9 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+GATHERED = 200_000_000
+"""Numbers whose parts are gathered at a time."""
+
 
 def ema_decay(updates: int, greatest: float, rule: str) -> float:
     """The decay of the update that brings their number to `updates` (1, 2, ...): min(greatest, (1 + n) / (10 + n)).
@@ -86,7 +89,25 @@ def own_part(weight: nn.Parameter) -> Tensor:
 
 
 def consolidated_state(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict on the CPU; every rank must call it, since stage 3 gathers the parts."""
-    parts = [weight for weight in model.parameters() if hasattr(weight, "ds_tensor")]
-    with deepspeed.zero.GatheredParameters(parts) if parts else nullcontext():
-        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    """The whole state dict on rank 0's CPU, nothing on the others; every rank must call it, since stage 3 gathers the
+    parts: some weights at a time, for only in parts may all of them fit a GPU."""
+    first, state = torch.distributed.get_rank() == 0, {}
+    for group in _groups(model.state_dict(keep_vars=True)):
+        parts = [value for value in group.values() if hasattr(value, "ds_tensor")]
+        with deepspeed.zero.GatheredParameters(parts) if parts else nullcontext():
+            if first:
+                for name, value in group.items():
+                    state[name] = torch.empty_like(value, device="cpu", requires_grad=False).copy_(value.detach())
+    return state
+
+
+def _groups(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A state dict, some entries at a time: one, or as many as have GATHERED numbers."""
+    group, size = {}, 0
+    for name, value in state.items():
+        numbers = getattr(value, "ds_numel", value.numel())
+        if group and size + numbers > GATHERED:
+            yield group
+            group, size = {}, 0
+        group[name], size = value, size + numbers
+    yield group
