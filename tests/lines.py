@@ -36,7 +36,7 @@ def training(**changes) -> Training:
 
 class Line:
     """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to find bad rows or to
-    break, so that its loss or its gradient is no number."""
+    break, so that its loss or its gradient is no number, or its GPU is full."""
 
     def __init__(
         self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: str = "",
@@ -65,6 +65,8 @@ class Line:
         x = torch.tensor([[row["x"]] for row in rows])
         y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
         loss = (model(x) - y).square().mean()
+        if self.breaks == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.breaks == "loss":
             loss = loss * math.nan
         elif self.breaks == "gradient":

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -23,7 +24,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import RayTrainCallback
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from hive_ray import storage
 from hive_ray.config import Training
@@ -164,6 +165,15 @@ def _run_workers(told: Told) -> None:
                     f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
                 ) from error
             print(f"{told.name}: a worker died as it started; all start again", flush=True)
+        except WorkerGroupError as error:
+            full = [str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)]
+            if not full:
+                raise
+            raise Stopped(
+                f"{told.name}: the memory of a GPU was not enough for a step: lower micro_batch_size (it is "
+                f"{settings.micro_batch_size}; the batch stays as it is), set gradient_checkpointing, raise zero_stage "
+                f"(it is {settings.zero_stage}), or train with lora_rank. {full[0]}"
+            ) from error
     if failed:
         raise Stopped(failed)
     storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them

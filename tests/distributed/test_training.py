@@ -253,6 +253,13 @@ def test_gradients_that_are_no_numbers_for_long_stop_the_run_with_advice(tmp_pat
 
 
 @pytest.mark.ray
+def test_a_gpu_that_is_full_stops_the_run_with_advice(tmp_path, cluster):
+    write_points(tmp_path)
+    with pytest.raises(Stopped, match=r"line: .* lower micro_batch_size \(it is 2; .*Tried to allocate 2\.00 GiB"):
+        train(tmp_path, settings=training(recovery=Recovery(max_failures=0)), breaks="memory")
+
+
+@pytest.mark.ray
 def test_bad_rows_are_left_out_and_too_many_stop_all_workers_with_their_ids(tmp_path, cluster):
     write_points(tmp_path)
     loose = training(zero_stage=3, recovery=Recovery(most_bad_rows=0.1))
