@@ -1,9 +1,14 @@
-"""Numbers that all ranks know after each has told its own."""
+"""What all ranks know after each has told its own, and what they wait for together."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 import torch.distributed
 
 from hive_ray.distributed.models import Metrics
+
+POLL_S = 5.0
 
 
 def sum_over_ranks(own: Metrics, device: torch.device) -> Metrics:
@@ -20,3 +25,16 @@ def greatest_over_ranks(own: float, device: torch.device) -> float:
     found = torch.tensor([own], dtype=torch.float64, device=device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     return found.item()
+
+
+def do_together(work: Callable[[], object], device: torch.device) -> None:
+    """Each rank's `work`, until all are done. Meanwhile they ask each other every POLL_S: no collective waits for so
+    long that it would be given up, however long the work of one rank takes."""
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(work)
+        busy = True
+        while busy:
+            wait([job], timeout=POLL_S)
+            if job.done():
+                job.result()
+            busy = greatest_over_ranks(float(not job.done()), device) > 0

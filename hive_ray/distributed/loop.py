@@ -18,7 +18,7 @@ import torch.distributed
 from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
-from hive_ray.distributed.collectives import greatest_over_ranks, sum_over_ranks
+from hive_ray.distributed.collectives import do_together, greatest_over_ranks, sum_over_ranks
 from hive_ray.distributed.engine import autocast, check_memory, loss_scaler, start_engine, take_step
 from hive_ray.distributed.models import Metrics, store_model
 from hive_ray.distributed.objectives import Objective, summarised
@@ -103,11 +103,13 @@ class Loop:
         )
         agree = partial(greatest_over_ranks, device=self.device)
         check_memory(told.name, self.objective.model, settings, context.get_local_world_size(), agree)
-        made_by = self._start()  # its barriers see that the rows have been laid
-        self.rows.open()
+        made_by = self._start()
+        stores = [self.rows, *([self.held_out] if self.held_out else [])]
+        do_together(lambda: [store.lay(told.name) for store in stores], self.device)
+        for store in stores:
+            store.open()
         self.validation = None
         if self.held_out:
-            self.held_out.open()
             self.validation = Validation(self.held_out, told.name, settings, rank=self.rank, world=self.world)
         self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
         if self.images and self.rank == 0:
@@ -257,7 +259,6 @@ class Loop:
         self.average = (
             Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
         )
-        torch.distributed.barrier()  # the rows have been laid
         if opened is None:
             return 0
         stand = opened.stand

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from hive_ray import storage
+from hive_ray.distributed.progress import Progress
 from hive_ray.distributed.tables import Selection
 from hive_ray.schemas import Rows, id_column
 from hive_ray.seeds import id_for, seed_for
@@ -41,10 +42,14 @@ class RowStore:
 
     def __init__(self, selection: Selection, columns: list[str], *, write: bool):
         """`write`: this process lays the file; the others of its machine wait and open it."""
-        self.file = _cache_file(selection, columns)
+        self.selection, self.columns, self.file = selection, columns, _cache_file(selection, columns)
         self.num_rows, self.write, self.key = len(selection), write, id_column(selection.schema)
-        if write and not self.file.exists():
-            _lay(selection, columns, self.file)
+
+    def lay(self, name: str) -> "RowStore":
+        """Write the file, where this process does and it is not there yet; `name`: what progress lines begin with."""
+        if self.write and not self.file.exists():
+            _lay(self.selection, self.columns, self.file, Progress(f"{name}: rows brought here", self.num_rows, "rows"))
+        return self
 
     def open(self) -> "RowStore":
         """Map the file, once it has been laid."""
@@ -71,12 +76,16 @@ def _cache_file(selection: Selection, columns: list[str]) -> Path:
     return storage.cache_folder() / "rows" / f"{key}.arrow"
 
 
-def _lay(selection: Selection, columns: list[str], file: Path) -> None:
+def _lay(selection: Selection, columns: list[str], file: Path, progress: Progress) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([selection.schema.field(name) for name in columns])
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
-    with pa.ipc.new_file(str(part), schema) as writer:
-        for start in range(0, len(selection), ROWS_PER_BATCH):
-            table = selection.read(start, start + ROWS_PER_BATCH, columns).combine_chunks()
-            writer.write_batch(table.replace_schema_metadata(None).to_batches()[0])
-    part.replace(file)
+    try:
+        with pa.ipc.new_file(str(part), schema) as writer:
+            for start in range(0, len(selection), ROWS_PER_BATCH):
+                table = selection.read(start, start + ROWS_PER_BATCH, columns).combine_chunks()
+                writer.write_batch(table.replace_schema_metadata(None).to_batches()[0])
+                progress.advance(table.num_rows)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk, say, is not left full

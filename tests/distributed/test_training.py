@@ -160,7 +160,7 @@ def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     rows = [{"point_id": str(index), "x": float(index)} for index in range(100)]
     tables.write_rows(str(tmp_path / "points"), POINTS, rows, {})
     selection = tables.select(str(tmp_path / "points"), POINTS, where={"x": lambda x: x % 2 == 1})
-    store = RowStore(selection, ["x"], write=True).open()
+    store = RowStore(selection, ["x"], write=True).lay("test").open()
     assert store.num_rows == 50
     assert store.read(np.array([49, 0, 33])) == [{"x": 99.0}, {"x": 1.0}, {"x": 67.0}]
     store.close()

@@ -69,7 +69,7 @@ def process_group(tmp_path_factory):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
-    return RowStore(select(tmp_path), ["x"], write=True).open()
+    return RowStore(select(tmp_path), ["x"], write=True).lay("test").open()
 
 
 def one_source(row) -> list[str]:

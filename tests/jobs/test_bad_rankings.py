@@ -51,7 +51,7 @@ def test_broken_pictures_are_named_skipped_and_counted_in_training_and_in_the_ca
     start, clip = str(tmp_path / "start"), str(tmp_path / "clip")
     objective = RewardTraining(start, SETTINGS, [str(tmp_path / "rankings")], clip)
 
-    store = RowStore(select(str(tmp_path / "rankings"), RANKINGS), COLUMNS, write=True).open()
+    store = RowStore(select(str(tmp_path / "rankings"), RANKINGS), COLUMNS, write=True).lay("test").open()
     good = GoodRows(store, "reward", most_bad_rows=0.1)
     places = np.array(sides[False][:4])
     loss, _, count = good.loss(lambda batch, draw: objective.loss(objective.model, batch, draw), places, ("draw",))
