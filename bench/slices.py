@@ -20,8 +20,8 @@ Marks = Iterable[tuple[int, float]]
 """(rows so far, time.perf_counter()) after each step."""
 
 
-def in_slices(first: Callable[[], Marks], second: Callable[[], Marks]) -> float:
-    """Rows/s of `first`, in a process of its own, over those of `second`, which goes on until `first` has ended."""
+def in_slices(first: Callable[[], Marks], second: Callable[[], Marks]) -> tuple[float, float]:
+    """Rows/s of `first`, in a process of its own, and of `second`, which goes on until `first` has ended."""
     sides = [_Side(first), _Side(second)]
     try:
         for side in itertools.cycle(sides):
@@ -30,11 +30,13 @@ def in_slices(first: Callable[[], Marks], second: Callable[[], Marks]) -> float:
             side.signal(signal.SIGSTOP)
             if not sides[0].lives:  # at once: a stop shorter than the others could not be told from a slow step
                 break
+            if not sides[1].lives:
+                raise RuntimeError("the second side ended before the first; what it said of that stands above")
     finally:
         for side in sides:
             side.signal(signal.SIGKILL)
     ours, theirs = (side.marks for side in sides)
-    return _rate(ours) / _rate(theirs[-len(ours) :])
+    return _rate(ours), _rate(theirs[-len(ours) :])
 
 
 class _Side:

@@ -35,13 +35,13 @@ from bench.slices import in_slices
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.engine import BUCKET, FP32, memory_estimate, start_engine
+from hive_ray.distributed.engine import AUTOCAST, BUCKET, FP32, autocast, memory_estimate, start_engine
 from hive_ray.distributed.tables import read_rows, write_rows
 from hive_ray.distributed.weights import Average
 from hive_ray.editor.latents import PICTURES, LatentEncoder
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
-from hive_ray.images import encode, to_batch
+from hive_ray.images import encode, resize, to_batch
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS, Rows
 from hive_ray.seeds import generator_for
@@ -59,30 +59,36 @@ WEIGHTS = 100_000_000
 """Trained weights of the network whose memory is measured."""
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 """What has glibc's allocator keep nothing that is not in use: up to 0.9 GB, which would be measured too."""
+Loop = Callable[[str, EditorSettings], Iterator[int]]
+"""A loop over the pairs of a folder that yields how many images it has seen, after each step."""
 
 
 def settings(*, workers: int, latents: str = "fp32", zero_stage: int = 0) -> Config:
-    """The shapes preset with a frozen text encoder, as diffusers' script has it, and nothing to look at on the way."""
-    preset = shapes()
+    """One training of the shapes preset on all cores."""
     cores = Resources(num_actors=workers, num_cpus=CORES // workers, num_gpus=0)
-    training = preset.editor.sft.model_copy(
-        update={
-            "total_images": IMAGES, "batch_size": BATCH, "micro_batch_size": BATCH // workers, "workers": cores,
-            "checkpoint_images": IMAGES * 10, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
-            "zero_stage": zero_stage, "watching": Watching(tracker="none"),
-        }
-    )  # fmt: skip
+    return one_training(shapes(), cores, latents=latents, zero_stage=zero_stage)
+
+
+def one_training(preset: Config, workers: Resources, *, latents: str, **changes: Any) -> Config:
+    """A preset with a frozen text encoder, as diffusers' script has it, and nothing to look at on the way."""
+    told = {
+        "total_images": IMAGES, "batch_size": BATCH, "micro_batch_size": BATCH // workers.num_actors,
+        "workers": workers, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
+        "watching": Watching(tracker="none"),
+    }  # fmt: skip
+    training = preset.editor.sft.model_copy(update=told | changes)
+    training = training.model_copy(update={"checkpoint_images": 10 * training.total_images})
     editor = {"train_text_encoder": False, "sft": training, "latents": latents}
     return preset.model_copy(update={"editor": preset.editor.model_copy(update=editor)})
 
 
-def write_pairs(folder: str, count: int = 512) -> None:
-    """<folder>/pairs: drawn scenes and edits of them."""
+def write_pairs(folder: str, count: int = 512, side: int = 64) -> None:
+    """<folder>/pairs: drawn scenes of side x side pixels, and edits of them."""
     rng = np.random.default_rng(0)
 
     def row(number: int) -> dict[str, Any]:
         twin = scene_and_twin(rng)
-        source, edited = (encode(draw(scene)) for scene in twin.scenes)
+        source, edited = (encode(resize(draw(scene), side)) for scene in twin.scenes)
         return {
             "pair_id": f"{number:06d}", "instruction_id": f"{number:06d}", "instruction": twin.texts[2],
             "source_caption": twin.texts[0], "edited_caption": twin.texts[1], "source_image": source,
@@ -123,21 +129,22 @@ def start() -> None:
         write_pairs(folder)
         start_ray(num_cpus=CORES)
         began = time.perf_counter()
-        marks = ours(folder, workers=1, latents="none")
+        marks = ours(folder, settings(workers=1, latents="none"))
         took = time.perf_counter() - began
         print(f"start and end: {took - marks[-1][1]:.1f} s of {took:.1f} s", flush=True)
 
 
-def _over(loop: Callable[[str], Iterator[int]], folder: str, **told: Any) -> float:
-    """Images/s of our training over a loop's."""
-    return in_slices(partial(ours, folder, **told), partial(alone, loop, folder))
+def _over(loop: Loop, folder: str, **told: Any) -> float:
+    """Images/s of our training over a loop's, which has the same settings but for the latents, workers and ZeRO."""
+    rates = in_slices(partial(ours, folder, settings(**told)), partial(alone, loop, folder, settings(workers=1).editor))
+    return rates[0] / rates[1]
 
 
-def ours(folder: str, **told: Any) -> list[tuple[int, float]]:
-    """`train_editor` as users run it, with these `settings`: images, and seconds since its first step began."""
+def ours(folder: str, config: Config) -> list[tuple[int, float]]:
+    """`train_editor` as users run it: images, and seconds since its first step began."""
     out = tempfile.mkdtemp(dir=folder)
     os.symlink(f"{folder}/pairs", f"{out}/pairs")
-    run = Run(out, settings(**told))
+    run = Run(out, config)
     start_ray(num_cpus=CORES)
     if run.config.editor.latents != "none":
         encode_latents.build(run)
@@ -147,23 +154,30 @@ def ours(folder: str, **told: Any) -> list[tuple[int, float]]:
     return [(step["images"], step["images"] / step["train/images_per_second"]) for step in steps if step["images"]]
 
 
-def alone(loop: Callable[[str], Iterator[int]], folder: str) -> Iterator[tuple[int, float]]:
+def alone(loop: Loop, folder: str, told: EditorSettings) -> Iterator[tuple[int, float]]:
     """A loop that yields images seen, with all cores, and when it did."""
     torch.set_num_threads(CORES)
-    for images in loop(folder):
+    for images in loop(folder, told):
         yield images, time.perf_counter()
 
 
-def as_in_the_script(folder: str) -> Iterator[int]:
+def device_of(told: EditorSettings) -> str:
+    """Where its training takes place."""
+    return "cuda" if told.sft.workers.num_gpus else "cpu"
+
+
+def as_in_the_script(folder: str, told: EditorSettings) -> Iterator[int]:
     """The loop of diffusers' train_instruct_pix2pix.py: both pictures and the text encoded in each step, EMA in each.
 
     Own words; its defaults but for the batch: AdamW, gradient norm 1, one draw for both conditions, EMAModel. Networks
-    and pictures are contiguous, as from_pretrained and its collate_fn leave them.
+    and pictures are contiguous, as from_pretrained and its collate_fn leave them; what is frozen is in the precision of
+    the training.
     """
-    told = settings(workers=1, latents="none").editor
+    device = device_of(told)
     editor = Editor.build(told.start)
     unet, vae = (part.to(memory_format=torch.contiguous_format) for part in (editor.unet.train(), editor.vae))
-    text = editor.text.requires_grad_(False)
+    frozen = getattr(torch, AUTOCAST.get(told.sft.precision, "float32"))
+    unet, vae, text = unet.to(device), vae.to(device, frozen), editor.text.requires_grad_(False).to(device, frozen)
     scheduler = DDPMScheduler.from_config(editor.scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
     average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
@@ -172,20 +186,21 @@ def as_in_the_script(folder: str) -> Iterator[int]:
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         source, edited = (to_batch([row[name] for row in batch], told.resolution) for name in PICTURES)
         flips = torch.rand(BATCH, 1, 1, 1) < 0.5
-        source, edited = torch.where(flips, source.flip(-1), source), torch.where(flips, edited.flip(-1), edited)
+        source, edited = (torch.where(flips, one.flip(-1), one).to(device, frozen) for one in (source, edited))
         with torch.no_grad():
             latents = vae.encode(edited).latent_dist.sample() * vae.config.scaling_factor
             condition = vae.encode(source).latent_dist.mode()
             states = text.encode([row["instruction"] for row in batch]).sequence
             null = text.encode([""]).sequence
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,), device=device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        place = torch.rand(BATCH).view(BATCH, 1, 1)
+        place = torch.rand(BATCH, device=device).view(BATCH, 1, 1)
         states = torch.where(place < 2 * told.condition_dropout, null, states)
         place = place.view(BATCH, 1, 1, 1)
         kept = (place < told.condition_dropout) | (place >= 3 * told.condition_dropout)
-        predicted = unet(torch.cat([noisy, kept * condition], dim=1), timesteps, states).sample
+        with autocast(told.sft):
+            predicted = unet(torch.cat([noisy, kept * condition], dim=1), timesteps, states).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -207,7 +222,8 @@ def compiled() -> None:
 def _in_turns(folder: str, blocks: int = 12, steps: int = 3) -> None:
     """Both in one process, a few steps at a time each: what else this machine does then meets both alike."""
     torch.set_num_threads(CORES)
-    sides = {compiles: bare(folder, compiles=compiles) for compiles in (False, True)}
+    told = settings(workers=1).editor
+    sides = {compiles: bare(folder, told, compiles=compiles) for compiles in (False, True)}
     first = {compiles: _seconds(side, 1) for compiles, side in sides.items()}
     print(f"  first step: {first[True]:.0f} s compiled, {first[False]:.1f} s as it is", flush=True)
     ratios = []
@@ -225,13 +241,11 @@ def _seconds(loop: Iterator[int], steps: int) -> float:
     return time.perf_counter() - started
 
 
-def bare(folder: str, *, compiles: bool = False) -> Iterator[int]:
+def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterator[int]:
     """Our step in a plain loop: the same objective on the same latents, AdamW, clipping and average."""
-    told = settings(workers=1).editor
-    out = Path(folder)
-    rows = _with_latents(out, told)
+    rows = _with_latents(Path(folder), told)
     objective = EditorObjective(Editor.build(told.start), told)
-    model = objective.model.train()
+    model = objective.model.train().to(device_of(told))
     if compiles:
         model.compile()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -239,7 +253,8 @@ def bare(folder: str, *, compiles: bool = False) -> Iterator[int]:
     average = Average(model, told.sft.ema_decay)
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
-        loss, _ = objective.loss(model, batch, generator_for(start))
+        with autocast(told.sft):
+            loss, _ = objective.loss(model, batch, generator_for(start))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, told.sft.max_grad_norm)
         optimizer.step()
@@ -252,7 +267,7 @@ def bare(folder: str, *, compiles: bool = False) -> Iterator[int]:
 def _with_latents(folder: Path, told: EditorSettings) -> Rows:
     """Rows as training reads them where latents are encoded once."""
     rows = list(read_rows(str(folder / "pairs"), PAIRS))
-    encode_all = LatentEncoder(told.start, told, device="cpu")
+    encode_all = LatentEncoder(told.start, told, device_of(told))
     encoded = [row for start in range(0, len(rows), 64) for row in encode_all(rows[start : start + 64])]
     return [row | latents for row, latents in zip(rows, encoded, strict=True)]
 
