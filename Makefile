@@ -36,8 +36,10 @@ $(WEIGHTS): | $(READY)
 clean:
 	rm -rf .venv runs
 
-# torch first and exactly: any later package that asks for torch would else bring several GB of CUDA. Nothing is compiled
-# but what the last line imports, a quarter of the modules that come along; it also shows whether they all fit together.
+# torch first and exactly, so that no later package brings another. On Linux PyPI's is the CUDA build, several GB, which
+# a GPU wants. Without one, name the CPU index of pytorch.org in PIP_EXTRA_INDEX_URL: pip then prefers 2.13.0+cpu.
+# Nothing is compiled but what the last line imports, a quarter of the modules that come along; it also shows whether
+# they all fit together.
 $(READY): pyproject.toml constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is wanted as '$(PYTHON)'; name yours: make PYTHON=python3"; exit 1; }
 	$(PYTHON) -m venv --upgrade-deps .venv
