@@ -1,4 +1,4 @@
-# Two commands: `make quickstart` runs the whole method on one CPU, `make test` passes the tests. Both set up first.
+# Two commands: `make quickstart` runs the whole method on two CPU cores, `make test` passes the tests. Both set up.
 
 PYTHON ?= python3.11
 RUN ?= runs/quickstart
@@ -33,6 +33,7 @@ test: $(READY)
 $(WEIGHTS): | $(READY)
 	$(BIN)/python -m jobs.pretrain_shapes
 
+# Deletes the environment, and all of runs/ with every run in it.
 clean:
 	rm -rf .venv runs
 
