@@ -104,18 +104,21 @@ def run_seed(run: Run) -> None:
 
 
 def findings(runs: list[Run]) -> str:
-    """Markdown: every arm over all seeds' prompts with intervals, each seed alone, and win rates against control."""
+    """Markdown: every arm over all seeds' prompts with intervals, each seed alone; differences and win rates against
+    the control and against `sft`."""
     seeds = [
         [row for name in ARMS for row in evaluate_editor.without_pictures(run.path(f"evaluation/{name}"))]
         for run in runs
     ]
     rows = list(chain.from_iterable(seeds))
-    lines = [*means(seeds, METRICS), "", line(["minus control", *METRICS]), line(["---"] * (len(METRICS) + 1))]
-    for name, gaps in compare(rows, "control", METRICS).items():
-        lines.append(line([name, *(f"{gap:+.3f}" for gap in gaps.values())]))
-    lines += ["", line(["against control", "win", "tie", "loss"]), line(["---"] * 4)]
-    for name, rate in win_rates(rows, "control", "overall", evaluate_editor.TIE_WITHIN).items():
-        lines.append(line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
+    lines = means(seeds, METRICS)
+    for other in ("control", "sft"):
+        lines += ["", line([f"minus {other}", *METRICS]), line(["---"] * (len(METRICS) + 1))]
+        for name, gaps in compare(rows, other, METRICS).items():
+            lines.append(line([name, *(f"{gap:+.3f}" for gap in gaps.values())]))
+        lines += ["", line([f"against {other}", "win", "tie", "loss"]), line(["---"] * 4)]
+        for name, rate in win_rates(rows, other, "overall", evaluate_editor.TIE_WITHIN).items():
+            lines.append(line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
     cards = [json.loads(storage.read_text(run.path("reward/card.json"))) for run in runs]
     after, before = (
         ", ".join(f"{card[name]['reward/accuracy']:.3f}" for card in cards)
