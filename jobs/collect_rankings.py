@@ -4,6 +4,8 @@ candidates, annotations -> rankings
 thumbs of the served page -> thumbs
 """
 
+from typing import Any
+
 from hive_ray import storage
 from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import rankings_of, thumbs
@@ -11,7 +13,7 @@ from hive_ray.config import Rankings, Resources
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import Manifest, build_table, read_manifest, table_digest, write_rows
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.reward.rankings import parse_annotations, rankings_from_people
+from hive_ray.reward.rankings import Annotation, parse_annotations, rankings_from_people
 from hive_ray.schemas import CANDIDATES, RANKINGS, Rows, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
@@ -19,10 +21,10 @@ from jobs.run import Run, fingerprint, main
 
 
 class People:
-    """Joins what people ranked to the candidates that they saw."""
+    """Joins what people ranked, by prompt_id, to the candidates that they saw."""
 
-    def __init__(self, settings: Rankings, device: str = "cpu") -> None:
-        self.annotations = parse_annotations(_lines(settings.annotations), settings.annotations)
+    def __init__(self, annotations: dict[str, list[Annotation]], device: str = "cpu") -> None:
+        self.annotations = annotations
 
     def __call__(self, rows: Rows) -> Rows:
         return [ranking for row in rows for ranking in rankings_from_people(row, self.annotations)]
@@ -46,22 +48,29 @@ THUMBS_PER_FILE = 32
 
 def build(run: Run) -> Manifest:
     candidates, settings = run.path("candidates"), run.config.rankings
-    content = ""
-    if settings.annotator == "people":
-        settings = settings.model_copy(update={"annotations": _annotations(run)})
-        content = id_for(*_lines(settings.annotations))
+    told, content = _told(run)
     if settings.thumbs:
         take_thumbs(run)
 
     def make():
         return map_table(
             candidates, CANDIDATES, ANNOTATORS[settings.annotator], produces=RANKINGS,
-            resources=Resources(num_gpus=0), settings=settings,
+            resources=Resources(num_gpus=0), **told,
         )  # fmt: skip
 
     made_from = fingerprint(run.config.rankings, candidates=table_digest(candidates), annotations=content)
     del made_from["rankings.thumbs"]  # another table
     return build_table(run.path("rankings"), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def _told(run: Run) -> tuple[dict[str, Any], str]:
+    """What the annotators are made with, and a digest of what people said: their file is read here, since it may lie
+    where no worker finds it."""
+    if run.config.rankings.annotator != "people":
+        return {"settings": run.config.rankings}, ""
+    path = _annotations(run)
+    lines = storage.read_text(path).splitlines()
+    return {"annotations": parse_annotations(lines, path)}, id_for(*lines)
 
 
 def _annotations(run: Run) -> str:
@@ -76,10 +85,6 @@ def _annotations(run: Run) -> str:
             + (f"; or correct rankings.annotations, which is {given!r}" if given else "")
         )
     return path
-
-
-def _lines(annotations: str) -> list[str]:
-    return storage.read_text(annotations).splitlines()
 
 
 def take_thumbs(run: Run) -> None:
