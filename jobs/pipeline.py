@@ -2,6 +2,8 @@
 
 captions -> instructions -> pairs -> editor -> candidates -> rankings -> reward -> scored pairs -> better editor
 
+Imported pairs take the place of the first three: those of --importing.dataset, or what `import_pairs` left in the run.
+
 --rounds 2 goes round again, in <run>/rounds/2: candidates of the better editor -> rankings -> a reward model of all
 rankings so far -> the same pairs scored again -> a better editor yet.
 """
@@ -11,10 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from hive_ray import storage
+from hive_ray.distributed.tables import read_manifest
 from hive_ray.intervals import Interval
 from jobs import (
     collect_rankings,
     evaluate_editor,
+    import_pairs,
     make_pairs,
     sample_candidates,
     score_pairs,
@@ -24,7 +28,8 @@ from jobs import (
 )
 from jobs.run import Run, again, main, write_settings
 
-TO_EDITOR = (write_instructions.build, make_pairs.build, train_editor.build)
+TO_PAIRS = (write_instructions.build, make_pairs.build)
+TO_EDITOR = (*TO_PAIRS, train_editor.build)
 FEEDBACK = (sample_candidates.build, collect_rankings.build, train_reward.build)
 TO_REWARD = (*TO_EDITOR, *FEEDBACK)
 LEARNING = (score_pairs.build, train_editor.finetune, evaluate_editor.build)
@@ -42,13 +47,20 @@ WORKERS_IMPORT = (
 
 def build(run: Run) -> None:
     start = time.monotonic()
-    _build(run, STAGES, start)
+    _build(run, stages_of(run), start)
     while run.number < run.rounds:
         run = run.after()
         write_settings(run.root, again(run.so_far[0].config))
         _build(run, AGAIN, start)
     if run.before:
         print(told(run), flush=True)
+
+
+def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
+    """The stages of the first round, which are fewer where its pairs are somebody else's."""
+    if run.config.importing.dataset:
+        return (import_pairs.build, *STAGES[len(TO_PAIRS) :])
+    return STAGES[len(TO_PAIRS) :] if read_manifest(run.path("imported")) else STAGES
 
 
 def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) -> None:

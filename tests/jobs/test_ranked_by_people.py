@@ -1,20 +1,35 @@
-"""People rank in place of the simulated annotators."""
+"""People rank in place of the simulated annotators: the pipeline waits for them, and goes on from what they said.
+
+Its pairs are somebody else's, and it is the sd15 preset with everything small, on the CPU.
+"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import foreign
 import pytest
 import ray
+import yaml
 from annotation_site import make_candidates
+from tiny_models import tiny_clip, tiny_stable_diffusion
+from work import hired
 
+from hive_ray.annotation.handing import Desk, Plan
+from hive_ray.annotation.models import RANK
+from hive_ray.config import Preview, Resources
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_rows
+from hive_ray.distributed.tables import read_manifest, read_rows
 from hive_ray.presets import sd15
-from hive_ray.schemas import RANKINGS
-from jobs import collect_rankings
-from jobs.run import Run
+from hive_ray.schemas import RANKINGS, Stopped
+from jobs import collect_rankings, export_annotations, pipeline
+from jobs.run import Run, read_command
+from serve.annotate import prepare
+from tests.jobs.test_pipeline import tiny
 
 pytestmark = pytest.mark.ray
+
+NUM_PAIRS = 40
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,6 +37,51 @@ def cluster():
     start_ray(num_cpus=4)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The models that a run starts from, a dataset to import, and settings that name them."""
+    folder = tmp_path_factory.mktemp("people")
+    base, clip = tiny_stable_diffusion(folder / "base"), tiny_clip(folder / "clip")
+    foreign.parquet(str(folder / "dataset" / "train-0.parquet"), [foreign.hq_edit(2 * one) for one in range(NUM_PAIRS)])
+    config = tiny(str(base), str(clip)).changed({
+        "importing": {
+            "dataset": str(folder / "dataset"), "clip": str(clip), "rank_rate": 0.3, "test_rate": 0.2,
+            "drop_swapped": False, "resources": Resources(num_gpus=0, batch_size=8),
+        },
+        "rankings": {"annotator": "people", "annotations": ""},
+        "editor": {"preview": Preview(num_inference_steps=1)},
+        "evaluation": {"judge": "none", "curve_prompts": 0},
+    })  # fmt: skip
+    (folder / "settings.yaml").write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(folder) -> str:
+    """Where the pipeline stopped for people, in its words; then they ranked, and the same command was given again."""
+    with pytest.raises(Stopped) as stopped:
+        pipeline.build(command(folder))
+    run = command(folder)
+    people_rank(run)
+    export_annotations.build(run)
+    pipeline.build(command(folder))
+    return str(stopped.value)
+
+
+def command(folder: Path) -> Run:
+    return read_command(["--config", str(folder / "settings.yaml"), "--run", str(folder / "run")])
+
+
+def people_rank(run: Run) -> None:
+    """Ada ranks all there is to rank, in the order in which it was made."""
+    database, _ = prepare(run.root, run.config.annotation)
+    desk, person = Desk(database, Plan(RANK, 60.0)), hired(database, "Ada")
+    while (showing := desk.next(person)) is not None:
+        answer = {"ranks": [1 + place for place in showing.shown]}
+        desk.submit(person, showing.assignment_id, f"{showing.assignment_id}", answer, 1.0)
+    database.close()
 
 
 @pytest.fixture
@@ -41,3 +101,17 @@ def test_a_file_of_rankings_is_read_where_the_job_runs_and_not_where_its_workers
     assert [(row["prompt_id"], row["annotator"], row["ranks"]) for row in rows] == [
         (f"p{number}", "Ada", [4, 3, 2, 1]) for number in range(3)
     ]
+
+
+def test_imported_pairs_take_the_place_of_written_and_made_ones(folder, stopped):
+    run = command(folder)
+    assert read_manifest(run.path("imported")).rows_out == NUM_PAIRS
+    assert read_manifest(run.path("captions")) is read_manifest(run.path("instructions")) is None
+
+
+def test_a_run_with_imported_pairs_goes_on_from_them_where_no_dataset_is_named(folder, stopped, capfd):
+    run = command(folder)
+    pipeline.build(replace(run, config=run.config.changed({"importing": {"dataset": ""}})))
+    printed = capfd.readouterr().out
+    assert "[1/7 train_editor.build" in printed
+    assert "editors/finetuned: kept" in printed
