@@ -191,7 +191,7 @@ def _stable_diffusion(
             **(editor or {}),
         ),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
-        rankings=Rankings(annotator="people", annotations="rankings.jsonl"),
+        rankings=Rankings(annotator="people"),
         reward=Reward(
             frozen_rate=0.7,
             training=Training(

@@ -75,14 +75,14 @@ def _told(run: Run) -> tuple[dict[str, Any], str]:
 
 def _annotations(run: Run) -> str:
     """The file of what people said of this round's candidates."""
-    given = run.config.rankings.annotations
-    path = given or run.path("annotations.jsonl")
+    given, exported = run.config.rankings.annotations, run.path("annotations.jsonl")
+    path = given or exported
     if not storage.exists(path):
         raise Stopped(
-            f"round {run.number} waits for people to rank {run.path('candidates')}: {path} is not there. Have them "
-            f"rank (make annotate RUN={run.root}), write what they said (python -m jobs.export_annotations "
-            f"--config {run.path('config.yaml')} --run {run.root}), and give the same command again"
-            + (f"; or correct rankings.annotations, which is {given!r}" if given else "")
+            f"round {run.number} waits for people to rank {run.path('candidates')}: {path} is not there. "
+            + (f"Correct rankings.annotations, or set it to '' for {exported}. " if given else "")
+            + f"Have them rank (make annotate RUN={run.root}), write what they said "
+            f"({run.command('export_annotations')}), and give the same command again"
         )
     return path
 

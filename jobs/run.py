@@ -58,6 +58,10 @@ class Run:
                 return address + name.removeprefix(made)
         return self.path("editors/sft") if name == "editors/current" else storage.join(self.root, name)
 
+    def command(self, job: str) -> str:
+        """What to type to have a job work in this run, or round, with its settings."""
+        return f"python -m jobs.{job} --config {self.path('config.yaml')} --run {self.root}"
+
     @property
     def number(self) -> int:
         """Which round it is, from 1."""

@@ -123,3 +123,12 @@ def test_a_later_round_waits_for_people_and_says_what_to_do(run):
     assert f"make annotate RUN={second.root}" in said
     assert f"jobs.export_annotations --config {second.root}/config.yaml --run {second.root}" in said
     assert "first.jsonl" not in said
+
+
+def test_a_file_that_somebody_named_wrongly_can_be_corrected_or_left_out(run):
+    named = told(run, annotator="people", annotations="mistyped.jsonl", thumbs="")
+    make_candidates(named.root, 2)
+    with pytest.raises(Stopped, match=r"mistyped\.jsonl is not there") as stopped:
+        collect_rankings.build(named)
+    said = f"Correct rankings.annotations, or set it to '' for {named.path('annotations.jsonl')}."
+    assert said in str(stopped.value)

@@ -19,7 +19,7 @@ from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK
 from hive_ray.config import Preview, Resources
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.distributed.tables import count_rows, read_manifest, read_rows
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS, Stopped
 from jobs import collect_rankings, export_annotations, pipeline
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
             "dataset": str(folder / "dataset"), "clip": str(clip), "rank_rate": 0.3, "test_rate": 0.2,
             "drop_swapped": False, "resources": Resources(num_gpus=0, batch_size=8),
         },
-        "rankings": {"annotator": "people", "annotations": ""},
+        "rankings": dict(sd15().rankings),
         "editor": {"preview": Preview(num_inference_steps=1)},
         "evaluation": {"judge": "none", "curve_prompts": 0},
     })  # fmt: skip
@@ -101,6 +101,16 @@ def test_a_file_of_rankings_is_read_where_the_job_runs_and_not_where_its_workers
     assert [(row["prompt_id"], row["annotator"], row["ranks"]) for row in rows] == [
         (f"p{number}", "Ada", [4, 3, 2, 1]) for number in range(3)
     ]
+
+
+def test_the_pipeline_waits_for_people_and_the_same_command_goes_on(folder, stopped):
+    run = command(folder)
+    assert stopped.startswith(f"round 1 waits for people to rank {run.path('candidates')}: ")
+    assert run.command("export_annotations") in stopped
+    rows = list(read_rows(run.path("rankings"), RANKINGS, ["annotator", "ranks"]))
+    assert len(rows) == count_rows(run.path("candidates")) > 0
+    assert all(row == {"annotator": "Ada", "ranks": [1, 2, 3]} for row in rows)
+    assert Path(run.path("summary.json")).exists()
 
 
 def test_imported_pairs_take_the_place_of_written_and_made_ones(folder, stopped):
