@@ -58,7 +58,8 @@ def build(run: Run) -> Manifest:
             resources=Resources(num_gpus=0), **told,
         )  # fmt: skip
 
-    made_from = fingerprint(run.config.rankings, candidates=table_digest(candidates), annotations=content)
+    stage = settings.model_copy(update={"annotations": ""})
+    made_from = fingerprint(stage, candidates=table_digest(candidates), annotations=content)
     del made_from["rankings.thumbs"]  # another table
     return build_table(run.path("rankings"), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
 

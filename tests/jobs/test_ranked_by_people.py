@@ -4,6 +4,7 @@ Its pairs are somebody else's, and it is the sd15 preset with everything small, 
 """
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_a_file_of_rankings_is_read_where_the_job_runs_and_not_where_its_workers
     assert [(row["prompt_id"], row["annotator"], row["ranks"]) for row in rows] == [
         (f"p{number}", "Ada", [4, 3, 2, 1]) for number in range(3)
     ]
+
+
+def test_what_people_said_is_known_by_its_content_and_not_by_its_file(ranked, capfd):
+    collect_rankings.build(ranked)
+    shutil.copy("said.jsonl", ranked.path("annotations.jsonl"))
+    collect_rankings.build(Run(ranked.root, sd15()))
+    assert "rankings: kept" in capfd.readouterr().out
 
 
 def test_the_pipeline_waits_for_people_and_the_same_command_goes_on(folder, stopped):
