@@ -131,7 +131,8 @@ class Command(Config):
     """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
     `make_pairs`)."""
     arm: str = "sft"
-    """Which editor `train_editor` trains: sft, control, finetuned, conditional, weighted or dpo."""
+    """Which editor `train_editor` trains: sft, control, finetuned, conditional, weighted or dpo. `score_pairs` makes
+    what finetuned, conditional and weighted are trained on; where none is named, finetuned's."""
     rounds: int = Field(1, ge=1)
     """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
 

@@ -1,6 +1,8 @@
 """Rewards of the training pairs, and what they mean for training: a weight, or a quality phrase.
 
-pairs, reward -> rewards (of each judge) -> scored_pairs, with its card.json and rewards.svg
+pairs, reward -> rewards (of each judge) -> scored_pairs, or scored_pairs_<arm>, with its card.json and rewards.svg
+
+python -m jobs.score_pairs shapes --run runs/one --arm weighted
 """
 
 import json
@@ -19,7 +21,7 @@ from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
-from hive_ray.reward.shaping import Feedback, feedback
+from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS
 from hive_ray.seeds import id_for
 from jobs.run import Run, fingerprint, main
@@ -55,6 +57,15 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     storage.write_text(run.path(f"{name}/{CARD}"), json.dumps(said | {"reward_model": model}, indent=2))
     storage.write_text(run.path(f"{name}/{CHART}"), chart)
     return manifest
+
+
+def for_arm(run: Run) -> Manifest:
+    """The scored pairs that the run's arm is trained on; where no arm was named, those of `finetuned`."""
+    if run.arm in SHAPINGS:
+        return build(run, run.arm)
+    if run.arm not in ("finetuned", Run.arm):
+        raise ValueError(f"arm {run.arm!r} has no scored pairs; choose one of finetuned, {', '.join(SHAPINGS)}")
+    return build(run)
 
 
 def rewards_name(judges: tuple[str, ...]) -> str:
@@ -127,4 +138,4 @@ def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> tu
 
 
 if __name__ == "__main__":
-    main(build)
+    main(for_arm)

@@ -17,7 +17,7 @@ from hive_ray import config
 from hive_ray.config import Dpo
 from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import Selection, select, table_digest
+from hive_ray.distributed.tables import Selection, read_manifest, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
@@ -108,7 +108,10 @@ def build(run: Run, name: str = "sft") -> Metrics:
 def training(run: Run, name: str) -> dict[str, Any]:
     """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
     settings, (tables, start, suffix) = run.config.editor, _plan(run, name)
-    arm, digest = ARMS[name], table_digest(*tables)
+    arm = ARMS[name]
+    if read_manifest(run.path(arm.table)) is None:
+        raise FileNotFoundError(f"{run.path(arm.table)} is not finished; this makes it: {_made_by(run, name)}")
+    digest = table_digest(*tables)
     stage = settings.model_copy(update={"start": ""} if arm.ranked else {"start": "", "dpo": Dpo()})
     return dict(
         objective=arm.objective,
@@ -154,6 +157,15 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
     return run.rankings_so_far() if arm.ranked else [run.path(arm.table)], start, suffix
+
+
+def _made_by(run: Run, name: str) -> str:
+    """What to type to have the table made that an arm is trained on."""
+    if ARMS[name].shaping:
+        return f"{run.command('score_pairs')} --arm {name}"
+    if ARMS[name].ranked:
+        return run.command("collect_rankings")
+    return run.command("import_pairs" if run.config.importing.dataset else "make_pairs")
 
 
 def finetune(run: Run) -> Metrics:

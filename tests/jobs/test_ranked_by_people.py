@@ -4,6 +4,8 @@ Its pairs are somebody else's, and it is the sd15 preset with everything small, 
 """
 
 import json
+import runpy
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,8 @@ from hive_ray.config import Preview, Resources
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import count_rows, read_manifest, read_rows
 from hive_ray.presets import sd15
-from hive_ray.schemas import RANKINGS, Stopped
-from jobs import collect_rankings, export_annotations, pipeline
+from hive_ray.schemas import RANKINGS, SCORED_PAIRS, Stopped
+from jobs import collect_rankings, export_annotations, pipeline, train_editor
 from jobs.run import Run, read_command
 from serve.annotate import prepare
 from tests.jobs.test_pipeline import tiny
@@ -133,3 +135,16 @@ def test_a_run_with_imported_pairs_goes_on_from_them_where_no_dataset_is_named(f
     printed = capfd.readouterr().out
     assert "[1/7 train_editor.build" in printed
     assert "editors/finetuned: kept" in printed
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # it is run once more
+def test_the_command_that_is_named_for_a_missing_table_makes_it(folder, stopped, monkeypatch):
+    with pytest.raises(FileNotFoundError) as missing:
+        train_editor.build(command(folder), "weighted")
+    _, _, said = str(missing.value).partition("python -m ")
+    module, *flags = shlex.split(said)
+    monkeypatch.setattr("sys.argv", [module, *flags])
+    runpy.run_module(module, run_name="__main__")
+    train_editor.training(command(folder), "weighted")
+    weights = [row["weight"] for row in read_rows(command(folder).path("scored_pairs_weighted"), SCORED_PAIRS)]
+    assert len(set(weights)) > 1

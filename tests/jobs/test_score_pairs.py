@@ -5,9 +5,11 @@ import pytest
 
 from hive_ray.config import Scoring
 from hive_ray.distributed.tables import write_rows
+from hive_ray.presets import sd15
 from hive_ray.reward.shaping import feedback
 from hive_ray.schemas import REWARDS
-from jobs.score_pairs import rewards_name
+from jobs.run import Run
+from jobs.score_pairs import for_arm, rewards_name
 from jobs.scoring import PairScorer, PairShaper
 
 ROWS = [{"pair_id": name, "instruction": f"add {name}", "weight": 1.0} for name in ("a", "b", "c")]
@@ -45,3 +47,8 @@ def test_each_judge_has_a_table_of_its_own():
     assert [rewards_name(one) for one in judges] == [
         "rewards", "rewards_clip", "rewards_my_judges_strict", "rewards_combined",
     ]  # fmt: skip
+
+
+def test_an_arm_that_is_trained_on_no_scored_pairs_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"arm 'dpo' has no scored pairs; choose one of finetuned, weighted, cond"):
+        for_arm(Run(str(tmp_path), sd15(), arm="dpo"))

@@ -88,3 +88,23 @@ def test_an_editor_learns_from_rankings(start, lora_rank, stage, precision, micr
 def test_an_unknown_arm_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"arm 'dop' is unknown; choose one of sft, .*dpo"):
         train_editor.build(Run(str(tmp_path), sd15()), "dop")
+
+
+@pytest.mark.parametrize(
+    ("arm", "makes"),
+    [
+        ("sft", "make_pairs"),
+        ("finetuned", "score_pairs .* --arm finetuned"),
+        ("weighted", "score_pairs .* --arm weighted"),
+        ("dpo", "collect_rankings"),
+    ],
+)
+def test_an_arm_without_its_table_names_the_command_that_makes_it(tmp_path, arm, makes):
+    with pytest.raises(FileNotFoundError, match=rf"is not finished; this makes it: python -m jobs\.{makes}"):
+        train_editor.build(Run(str(tmp_path), sd15()), arm)
+
+
+def test_imported_pairs_that_are_not_there_are_made_by_importing(tmp_path):
+    run = Run(str(tmp_path), sd15().changed({"importing": {"dataset": "somewhere"}}))
+    with pytest.raises(FileNotFoundError, match=r"pairs is not finished; this makes it: python -m jobs\.import_pairs"):
+        train_editor.build(run)
