@@ -50,13 +50,15 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     differences = compare(flat, baseline, metrics, **options)
-    lead, subject = metrics[0], settings.editors[-1]
+    lead, others = metrics[0], [name for name in settings.editors if name != baseline]
     return Report(
-        finding=Finding(subject, baseline, lead, differences[subject][lead], len(rows[subject])),
+        finding=Finding(others[-1], baseline, lead, differences[others[-1]][lead], len(rows[others[-1]]))
+        if others
+        else None,
         summaries=summarize(flat, metrics, **options),
         differences=differences,
         warnings=warnings,
-        baseline=baseline,
+        baseline=baseline if others else "",
         win_rates={
             metric: win_rates(flat, baseline, metric, tie_within)
             for metric in (("overall", "followed", "preserved") if judged else ("reward",))
@@ -162,6 +164,8 @@ def _edits(rows: dict[str, Rows], judged: bool) -> list[Example]:
 
 
 def _pairs(run: Run) -> list[Example]:
+    if not read_manifest(run.path("pairs")):
+        return []
     return [
         Example(
             row["instruction"],
@@ -172,6 +176,8 @@ def _pairs(run: Run) -> list[Example]:
 
 
 def _rankings(run: Run) -> list[Example]:
+    if not read_manifest(run.path("rankings")):
+        return []
     found = []
     for row in islice(read_rows(run.path("rankings"), RANKINGS), NUM_SHOWN // 3):
         order = sorted(zip(row["ranks"], row["edits"], strict=True), key=lambda one: one[0])
@@ -181,8 +187,11 @@ def _rankings(run: Run) -> list[Example]:
 
 
 def _losses(run: Run, name: str) -> list[tuple[float, float]]:
-    """(images, loss), a mean over each fortieth of the training."""
-    found = [json.loads(line) for line in storage.read_text(run.path(f"metrics/{name}.jsonl")).splitlines()]
+    """(images, loss), a mean over each fortieth of the training; none of a model that was trained elsewhere."""
+    address = run.path(f"metrics/{name}.jsonl")
+    if not storage.exists(address):
+        return []
+    found = [json.loads(line) for line in storage.read_text(address).splitlines()]
     lines = [line for line in found if "train/loss" in line]
     size = max(1, len(lines) // 40)
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]

@@ -1,6 +1,15 @@
+import json
+from dataclasses import replace
+
+import pytest
+from annotation_site import make_evaluation
+
+from hive_ray import storage
 from hive_ray.config import Config
+from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
-from jobs.evaluate_editor import own_judges
+from jobs.evaluate_editor import METRICS, TIE_WITHIN, own_judges, summarise
+from jobs.report import gather
 from jobs.run import Run
 
 
@@ -28,3 +37,37 @@ def test_nothing_is_warned_of_where_the_measures_are_by_others():
     assert own_judges(run(editors=("sft", "control"))) == []  # no feedback at all
     assert own_judges(run(("openai",))) == []
     assert own_judges(run(("clip",), clip="another/clip")) == []
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Makes a run whose evaluation of these editors is done; none of them was trained in it."""
+
+    def make(*editors: str) -> Run:
+        for name in editors:
+            make_evaluation(str(tmp_path), name, 2)
+        storage.write_text(str(tmp_path / "reward" / "card.json"), json.dumps({"warning": ""}))
+        return replace(run(editors=editors), root=str(tmp_path))
+
+    return make
+
+
+def report_of(run: Run) -> Report:
+    return gather(run, METRICS, TIE_WITHIN)
+
+
+def test_an_editor_that_was_trained_elsewhere_has_no_curve_of_its_training(measured):
+    assert report_of(measured("sft", "released")).losses == {"editors/sft": [], "editors/released": [], "reward": []}
+
+
+def test_one_editor_alone_is_shown_and_compared_with_nothing(measured):
+    run = measured("released")
+    report, summary = report_of(run), summarise(run)
+    assert (report.finding, report.differences, report.baseline) == (None, {}, "")
+    assert "released" in write_report(report)
+    assert (summary["differences"], summary["win_rates"]) == ({}, {})
+
+
+def test_the_finding_is_of_the_last_editor_that_is_not_the_baseline(measured):
+    finding = report_of(measured("weighted", "sft", "control")).finding
+    assert (finding.editor, finding.baseline) == ("sft", "control")
