@@ -16,7 +16,7 @@ from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, Rows
 from jobs.evaluating import EditEvaluator
-from jobs.report import gather, scored_card
+from jobs.report import gather, scored_card, won_by
 from jobs.run import Run, fingerprint, main
 from jobs.train_editor import ARMS
 
@@ -35,7 +35,7 @@ def build(run: Run) -> dict:
             measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     summary = summarise(run)
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
-    report = gather(run, METRICS, TIE_WITHIN, summary["warnings"])
+    report = gather(run, metrics_of(run), TIE_WITHIN, summary["warnings"])
     storage.write_text(run.path("report.html"), write_report(report))
     storage.write_bytes(run.path("edits.png"), write_sheet(report.edits))
     print_summary(run, summary)
@@ -44,7 +44,7 @@ def build(run: Run) -> dict:
 
 def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int) -> Manifest:
     """The table of one editor's edits of the first `limit` test prompts, at each of these image guidance scales."""
-    settings, prompts, reward = run.config.evaluation, run.path("prompts"), run.path("reward")
+    settings, prompts, reward = run.config.evaluation, run.path("prompts"), reward_of(run)
     editor = run.path(f"editors/{name}")
 
     def make():
@@ -56,8 +56,9 @@ def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: i
 
     stage = settings.model_copy(update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0})
     made_from = fingerprint(
-        stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor), reward=model_digest(reward)
-    )
+        stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor),
+        reward=model_digest(reward) if reward else "none",
+    )  # fmt: skip
     return build_table(run.path(table), EVALUATION, made_from, make, on_mismatch=run.on_mismatch)
 
 
@@ -68,24 +69,39 @@ def summarise(run: Run) -> dict:
     rows = [row for name in settings.editors for row in without_pictures(run.path(f"evaluation/{name}"))]
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
-    better = "overall" if settings.judge != "none" else "reward"
     scored = scored_card(run)
     return {
-        "warnings": own_judges(run),
+        "warnings": own_judges(run) + unmeasured(run),
         "baseline": baseline,
         "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
         "differences": {
             name: {metric: asdict(gap) for metric, gap in gaps.items()}
             for name, gaps in compare(rows, baseline, metrics, **options).items()
         },
-        "win_rates": {name: asdict(rate) for name, rate in win_rates(rows, baseline, better, TIE_WITHIN).items()},
+        "win_rates": {
+            name: asdict(rate)
+            for better in won_by(metrics)[:1]
+            for name, rate in win_rates(rows, baseline, better, TIE_WITHIN).items()
+        },
         "rewards": scored[1] if scored else {},
     }
 
 
 def metrics_of(run: Run) -> tuple[str, ...]:
-    """What is measured of each edit; without a judge who knows the right answer, less."""
-    return METRICS if run.config.evaluation.judge != "none" else METRICS[3:]
+    """What is measured of each edit; without a judge who knows the right answer, or a reward model, less."""
+    metrics = METRICS if run.config.evaluation.judge != "none" else METRICS[3:]
+    return metrics if reward_of(run) else metrics[:-1]
+
+
+def reward_of(run: Run) -> str:
+    """The address of the run's reward model, or "" where none is finished."""
+    address = run.path("reward")
+    return address if storage.exists(storage.join(address, "card.json")) else ""
+
+
+def unmeasured(run: Run) -> list[str]:
+    """In words, what could not be measured."""
+    return [] if reward_of(run) else [f"{run.path('reward')} is no finished reward model: nothing is measured by one."]
 
 
 def own_judges(run: Run) -> list[str]:

@@ -1,5 +1,7 @@
 """What the workers of `evaluate_editor` import: its actor, and no more than that needs."""
 
+from math import nan
+
 from hive_ray.config import Evaluation
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
@@ -12,7 +14,10 @@ from hive_ray.similarity import Similarity
 
 
 class EditEvaluator:
-    """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge."""
+    """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge.
+
+    Where `reward` is "", every reward is NaN.
+    """
 
     def __init__(
         self,
@@ -24,7 +29,7 @@ class EditEvaluator:
         device: str = "cpu",
     ) -> None:
         self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
-        self.reward = RewardModel.load(reward).to(device)
+        self.reward = RewardModel.load(reward).to(device) if reward else None
         self.similarity = Similarity(settings.clip, device)
         self.name, self.scales, self.settings = name, scales, settings
 
@@ -42,7 +47,8 @@ class EditEvaluator:
         clip = self.similarity.measure(
             sources, edits, [row["source_caption"] for row in rows], [row["edited_caption"] for row in rows]
         )
-        rewards = self.reward.score(sources, edits, [row["instruction"] for row in rows])
+        instructions = [row["instruction"] for row in rows]
+        rewards = self.reward.score(sources, edits, instructions) if self.reward else [nan] * len(rows)
         return [
             {
                 "evaluation_id": id_for(row["prompt_id"], self.name, seed, str(image_guidance_scale)),
@@ -65,6 +71,6 @@ class EditEvaluator:
 
 def _judged(settings: Evaluation, row: Row, edit: bytes) -> dict[str, float]:
     if settings.judge == "none":
-        return {"followed": float("nan"), "preserved": float("nan")}
+        return {"followed": nan, "preserved": nan}
     verdict = judge(row["source_image"], edit, row["source_caption"], row["edited_caption"])
     return {"followed": verdict.followed, "preserved": verdict.preserved}

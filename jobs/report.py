@@ -44,13 +44,13 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
     """The report of everything that this run has finished."""
     settings = run.config.evaluation
     judged = settings.judge != "none"
-    metrics = metrics if judged else metrics[3:]
     rows = {name: list(read_rows(run.path(f"evaluation/{name}"), EVALUATION)) for name in settings.editors}
     flat = [row for group in rows.values() for row in group]
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     differences = compare(flat, baseline, metrics, **options)
     lead, others = metrics[0], [name for name in settings.editors if name != baseline]
+    rewarded = "reward" in metrics
     return Report(
         finding=Finding(others[-1], baseline, lead, differences[others[-1]][lead], len(rows[others[-1]]))
         if others
@@ -59,16 +59,13 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         differences=differences,
         warnings=warnings,
         baseline=baseline if others else "",
-        win_rates={
-            metric: win_rates(flat, baseline, metric, tie_within)
-            for metric in (("overall", "followed", "preserved") if judged else ("reward",))
-        },
+        win_rates={metric: win_rates(flat, baseline, metric, tie_within) for metric in won_by(metrics)},
         curve=_curve(run),
         edits=_edits(rows, judged),
         pairs=_pairs(run),
         rankings=_rankings(run),
-        **_worth(json.loads(storage.read_text(run.path("reward/card.json")))),
-        rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items()},
+        **(_worth(json.loads(storage.read_text(run.path("reward/card.json")))) if rewarded else {}),
+        rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items() if rewarded},
         reward_charts=_reward_charts(run),
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
         stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
@@ -76,6 +73,13 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+def won_by(metrics: Sequence[str]) -> tuple[str, ...]:
+    """By what wins are counted, the most telling first, where these metrics are measured; CLIP alone says none."""
+    if "right" in metrics:
+        return ("overall", "followed", "preserved")
+    return ("reward",) if "reward" in metrics else ()
 
 
 def _worth(card: dict[str, Any]) -> dict[str, Any]:

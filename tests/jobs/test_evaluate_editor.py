@@ -8,7 +8,7 @@ from hive_ray import storage
 from hive_ray.config import Config
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
-from jobs.evaluate_editor import METRICS, TIE_WITHIN, own_judges, summarise
+from jobs.evaluate_editor import TIE_WITHIN, metrics_of, own_judges, summarise
 from jobs.report import gather
 from jobs.run import Run
 
@@ -53,7 +53,7 @@ def measured(tmp_path):
 
 
 def report_of(run: Run) -> Report:
-    return gather(run, METRICS, TIE_WITHIN)
+    return gather(run, metrics_of(run), TIE_WITHIN)
 
 
 def test_an_editor_that_was_trained_elsewhere_has_no_curve_of_its_training(measured):
@@ -71,3 +71,22 @@ def test_one_editor_alone_is_shown_and_compared_with_nothing(measured):
 def test_the_finding_is_of_the_last_editor_that_is_not_the_baseline(measured):
     finding = report_of(measured("weighted", "sft", "control")).finding
     assert (finding.editor, finding.baseline) == ("sft", "control")
+
+
+@pytest.mark.parametrize(
+    ("judge", "metrics"),
+    [
+        ("none", ("clip_image", "clip_direction")),
+        ("shapes", ("right", "followed", "preserved", "clip_image", "clip_direction")),
+    ],
+)
+def test_without_a_reward_model_nothing_is_measured_by_one_and_that_is_said(measured, judge, metrics):
+    run = measured("sft", "released")
+    storage.remove_tree(run.path("reward"))
+    run = replace(run, config=run.config.changed({"evaluation": {"judge": judge}}))
+    report, summary = report_of(run), summarise(run)
+    assert all(tuple(one.metrics) == metrics for one in report.summaries)
+    assert "reward" not in report.win_rates
+    assert bool(summary["win_rates"]) == (judge == "shapes")
+    assert summary["warnings"] == [f"{run.path('reward')} is no finished reward model: nothing is measured by one."]
+    assert not report.rewards

@@ -25,7 +25,7 @@ from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import count_rows, read_manifest, read_rows
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS, SCORED_PAIRS, Stopped
-from jobs import collect_rankings, export_annotations, pipeline, train_editor
+from jobs import collect_rankings, convert_editor, evaluate_editor, export_annotations, pipeline, train_editor
 from jobs.run import Run, read_command
 from serve.annotate import prepare
 from tests.jobs.test_pipeline import tiny
@@ -148,3 +148,17 @@ def test_the_command_that_is_named_for_a_missing_table_makes_it(folder, stopped,
     train_editor.training(command(folder), "weighted")
     weights = [row["weight"] for row in read_rows(command(folder).path("scored_pairs_weighted"), SCORED_PAIRS)]
     assert len(set(weights)) > 1
+
+
+def test_a_released_editor_is_measured_alone_where_nothing_was_trained(folder, stopped, tmp_path):
+    run = command(folder)
+    config = run.config.changed({"evaluation": {"editors": ("released",)}})
+    alone = Run(str(tmp_path / "run"), config, elsewhere={"prompts": run.path("prompts")})
+    released = tiny_stable_diffusion(tmp_path / "released", in_channels=8)
+    convert_editor.build(convert_editor.Conversion(checkpoint=str(released), folder=alone.path("editors/released")))
+    summary = evaluate_editor.build(alone)
+    assert [one["editor"] for one in summary["editors"]] == ["released"]
+    assert list(summary["editors"][0]["metrics"]) == ["clip_image", "clip_direction"]
+    assert (summary["differences"], summary["win_rates"]) == ({}, {})
+    assert summary["warnings"] == [f"{alone.path('reward')} is no finished reward model: nothing is measured by one."]
+    assert "released" in Path(alone.path("report.html")).read_text()
