@@ -16,6 +16,7 @@ import ray
 import yaml
 from annotation_site import make_candidates
 from tiny_models import tiny_clip, tiny_stable_diffusion
+from tiny_settings import tiny_config
 from work import hired
 
 from hive_ray.annotation.handing import Desk, Plan
@@ -28,7 +29,6 @@ from hive_ray.schemas import RANKINGS, SCORED_PAIRS, Stopped
 from jobs import collect_rankings, convert_editor, evaluate_editor, export_annotations, pipeline, train_editor
 from jobs.run import Run, read_command
 from serve.annotate import prepare
-from tests.jobs.test_pipeline import tiny
 
 pytestmark = pytest.mark.ray
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("people")
     base, clip = tiny_stable_diffusion(folder / "base"), tiny_clip(folder / "clip")
     foreign.parquet(str(folder / "dataset" / "train-0.parquet"), [foreign.hq_edit(2 * one) for one in range(NUM_PAIRS)])
-    config = tiny(str(base), str(clip)).changed({
+    config = tiny_config(str(base), str(clip)).changed({
         "importing": {
             "dataset": str(folder / "dataset"), "clip": str(clip), "rank_rate": 0.3, "test_rate": 0.2,
             "drop_swapped": False, "resources": Resources(num_gpus=0, batch_size=8),

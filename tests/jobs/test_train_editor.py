@@ -9,6 +9,7 @@ import ray
 import torch
 from tiny_models import tiny_stable_diffusion
 
+from hive_ray import storage
 from hive_ray.config import Dpo, Resources, Training
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import write_rows
@@ -17,7 +18,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS
-from jobs import train_editor
+from jobs import export_editor, train_editor
 from jobs.run import Run
 
 WORKERS = Resources(num_gpus=0, num_cpus=1, num_actors=2)
@@ -54,7 +55,9 @@ def start(tmp_path_factory):
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("lora_rank", "stage", "precision", "micro"), [(0, 2, "bf16", 1), (2, 3, "fp32", 2)])
-def test_an_editor_learns_from_rankings(start, lora_rank, stage, precision, micro):
+def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
+    start, lora_rank, stage, precision, micro, monkeypatch
+):
     folder, before = start
     training = Training(
         total_images=8, batch_size=4, micro_batch_size=micro, learning_rate=1e-3, checkpoint_images=4, workers=WORKERS,
@@ -62,7 +65,9 @@ def test_an_editor_learns_from_rankings(start, lora_rank, stage, precision, micr
     )  # fmt: skip
     changed = {"resolution": 64, "lora_rank": lora_rank, "gradient_checkpointing": True, "dpo": Dpo(training=training)}
     preset = sd15()
-    run = Run(str(folder), preset.model_copy(update={"editor": preset.editor.model_copy(update=changed)}), "rebuild")
+    config = preset.model_copy(update={"editor": preset.editor.model_copy(update=changed)})
+    run = Run(str(folder), config, "rebuild", arm="dpo")
+    monkeypatch.setattr(storage, "remove_tree", lambda path: None)  # what is exported is the last checkpoint
     metrics = train_editor.build(run, "dpo")
 
     lines = [json.loads(line) for line in (folder / "metrics" / "editors" / "dpo.jsonl").read_text().splitlines()]
@@ -83,6 +88,10 @@ def test_an_editor_learns_from_rankings(start, lora_rank, stage, precision, micr
     else:
         assert len(moved) > 0.9 * len(after.unet.state_dict())
     assert (folder / "editors" / "dpo" / FILE).is_file() == bool(lora_rank)
+
+    exported = Editor.load(export_editor.build(run))
+    for name, value in exported.unet.state_dict().items():
+        assert torch.equal(value, after.unet.state_dict()[name]), name
 
 
 def test_an_unknown_arm_is_refused_by_name(tmp_path):
