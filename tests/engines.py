@@ -1,8 +1,11 @@
 """A small network under DeepSpeed's engine, trained by fixed rows: what tests run in gloo workers."""
 
+import time
+
 import torch
 
 from hive_ray.config import Resources, Training
+from hive_ray.distributed import collectives
 from hive_ray.distributed.checkpoints import TAG, Checkpoints, Stand
 from hive_ray.distributed.engine import loss_scaler, start_engine, take_step
 from hive_ray.distributed.weights import Average, consolidated_state
@@ -74,6 +77,13 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
         checkpoints.wait()
     average.copy_to_model()
     return losses, {name: value.tolist() for name, value in consolidated_state(engine.module).items()}
+
+
+def seconds_together(rank: int, world: int, work_s: float) -> float:
+    """How long a rank is at it where rank 0 alone has work, and they ask each other twenty times a second."""
+    collectives.POLL_S, began = 0.05, time.monotonic()
+    collectives.do_together(lambda: time.sleep(work_s * (rank == 0)), torch.device("cpu"))
+    return time.monotonic() - began
 
 
 def train_each(rank: int, world: int, until: int, calls: list[tuple[str, dict]]) -> list[Result]:

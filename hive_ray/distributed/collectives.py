@@ -35,6 +35,7 @@ def do_together(work: Callable[[], object], device: torch.device) -> None:
         busy = True
         while busy:
             wait([job], timeout=POLL_S)
-            if job.done():
+            done = job.done()
+            if done:
                 job.result()
-            busy = greatest_over_ranks(float(not job.done()), device) > 0
+            busy = greatest_over_ranks(float(not done), device) > 0

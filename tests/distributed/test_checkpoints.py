@@ -145,6 +145,10 @@ def test_the_weights_of_a_checkpoint_are_read_without_an_engine(resumed, stage):
     assert last["2.bias"].tolist() != averaged["2.bias"]
 
 
+def test_who_has_no_work_waits_for_who_has():
+    assert all(1 <= seconds < 10 for seconds in in_workers(2, engines.seconds_together, 1.0))
+
+
 def write(folder: Path, images: int, world: int = 2, best: float | None = None) -> None:
     """A whole checkpoint of nothing but lists and one file a rank."""
     for rank in range(world):

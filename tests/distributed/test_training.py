@@ -167,6 +167,19 @@ def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache" / "rows").iterdir())
 
 
+def test_rows_that_cannot_be_brought_here_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+    write_points(tmp_path)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tables.Selection, "read", full)
+    with pytest.raises(OSError, match="No space left"):
+        RowStore(tables.select(str(tmp_path / "points"), POINTS), ["x"], write=True).lay("test")
+    assert not list((tmp_path / "cache" / "rows").iterdir())
+
+
 def test_a_model_folder_is_kept_or_refused_as_a_table_is(tmp_path, capsys):
     def make(seed: int):
         return lambda: store_model(path, lambda to: (to / "card.json").write_text("{}"), {"s": seed}, {"m": 1.0}, 0.0)
