@@ -4,6 +4,7 @@ prompts, editors, reward -> evaluation/<editor>, curves/<editor> -> summary.json
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from hive_ray import storage
@@ -71,7 +72,7 @@ def summarise(run: Run) -> dict:
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     scored = scored_card(run)
     return {
-        "warnings": own_judges(run) + unmeasured(run),
+        "warnings": own_judges(run, metrics) + unmeasured(run),
         "baseline": baseline,
         "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
         "differences": {
@@ -104,17 +105,18 @@ def unmeasured(run: Run) -> list[str]:
     return [] if reward_of(run) else [f"{run.path('reward')} is no finished reward model: nothing is measured by one."]
 
 
-def own_judges(run: Run) -> list[str]:
-    """In words, which measures come from a judge that one of the editors was trained to please."""
+def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
+    """In words, which of these measures come from a judge that one of the editors was trained to please."""
     judges, settings = run.config.scoring.judges, run.config.evaluation
     scored = {name for name, arm in ARMS.items() if arm.table.startswith("scored_pairs")}
     pleased = [name for name in settings.editors if name in scored | ({"current"} if run.before else set())]
     measures = {name for judge in judges for name in MEASURES_OF.get(judge, ())}
     if model_digest(run.config.scoring.clip) != model_digest(settings.clip):
         measures -= {"clip_image", "clip_direction"}
+    measures &= set(metrics)
     if not pleased or not measures:
         return []
-    named, others = sorted(measures), [name for name in metrics_of(run) if name not in measures]
+    named, others = sorted(measures), [name for name in metrics if name not in measures]
     return [
         f"{', '.join(pleased)}: trained to please the judge behind {' and '.join(named)}. A gain there shows that "
         f"training did what it was asked, not that edits are better: look at {', '.join([*others, 'what people say'])}."

@@ -8,7 +8,7 @@ from hive_ray import storage
 from hive_ray.config import Config
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
-from jobs.evaluate_editor import TIE_WITHIN, metrics_of, own_judges, summarise
+from jobs.evaluate_editor import METRICS, TIE_WITHIN, metrics_of, own_judges, summarise
 from jobs.report import gather
 from jobs.run import Run
 
@@ -23,10 +23,10 @@ def run(judges=("model",), editors=("sft", "finetuned"), **evaluation) -> Run:
 
 
 def test_a_measure_by_the_judge_that_was_trained_against_is_warned_of():
-    (words,) = own_judges(run())
+    (words,) = own_judges(run(), METRICS[3:])
     assert words.startswith("finetuned: trained to please the judge behind reward.")
     assert words.endswith("look at clip_image, clip_direction, what people say.")
-    (words,) = own_judges(run(("clip", "model"), ("sft", "weighted", "conditional"), judge="shapes"))
+    (words,) = own_judges(run(("clip", "model"), ("sft", "weighted", "conditional"), judge="shapes"), METRICS)
     assert words.startswith(
         "weighted, conditional: trained to please the judge behind clip_direction and clip_image and"
     )
@@ -34,9 +34,9 @@ def test_a_measure_by_the_judge_that_was_trained_against_is_warned_of():
 
 
 def test_nothing_is_warned_of_where_the_measures_are_by_others():
-    assert own_judges(run(editors=("sft", "control"))) == []  # no feedback at all
-    assert own_judges(run(("openai",))) == []
-    assert own_judges(run(("clip",), clip="another/clip")) == []
+    assert own_judges(run(editors=("sft", "control")), METRICS) == []  # no feedback at all
+    assert own_judges(run(("openai",)), METRICS) == []
+    assert own_judges(run(("clip",), clip="another/clip"), METRICS) == []
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_finding_is_of_the_last_editor_that_is_not_the_baseline(measured):
     ],
 )
 def test_without_a_reward_model_nothing_is_measured_by_one_and_that_is_said(measured, judge, metrics):
-    run = measured("sft", "released")
+    run = measured("sft", "finetuned")
     storage.remove_tree(run.path("reward"))
     run = replace(run, config=run.config.changed({"evaluation": {"judge": judge}}))
     report, summary = report_of(run), summarise(run)
