@@ -165,7 +165,11 @@ def _made_by(run: Run, name: str) -> str:
         return f"{run.command('score_pairs')} --arm {name}"
     if ARMS[name].ranked:
         return run.command("collect_rankings")
-    return run.command("import_pairs" if run.config.importing.dataset else "make_pairs")
+    if run.config.importing.dataset:
+        return run.command("import_pairs")
+    if read_manifest(run.path("imported")):
+        return f"{run.command('import_pairs')} --importing.dataset <the dataset that was imported>"
+    return run.command("make_pairs")
 
 
 def finetune(run: Run) -> Metrics:
