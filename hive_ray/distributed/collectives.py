@@ -30,12 +30,14 @@ def greatest_over_ranks(own: float, device: torch.device) -> float:
 def do_together(work: Callable[[], object], device: torch.device) -> None:
     """Each rank's `work`, until all are done. Meanwhile they ask each other every POLL_S: no collective waits for so
     long that it would be given up, however long the work of one rank takes."""
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(work)
-        busy = True
+    pool = ThreadPoolExecutor(1)
+    job, busy = pool.submit(work), True
+    try:
         while busy:
             wait([job], timeout=POLL_S)
             done = job.done()
             if done:
                 job.result()
             busy = greatest_over_ranks(float(not done), device) > 0
+    finally:
+        pool.shutdown(wait=False)  # where another rank is gone, nobody waits for this one's work

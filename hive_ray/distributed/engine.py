@@ -138,7 +138,8 @@ def _zero_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: 
         engine.optimizer.clip_grad = max_grad_norm * scale
     engine.step()
     if scaler and engine.optimizer.overflow:  # DeepSpeed leaves the step out, and the scale as it is: for ever
-        scaler.update(scale * scaler.get_backoff_factor())
+        lower = {"scale": scale * scaler.get_backoff_factor(), "_growth_tracker": 0}
+        scaler.load_state_dict(scaler.state_dict() | lower)
     return float(engine.get_global_grad_norm()) / scale
 
 

@@ -35,7 +35,7 @@ from hive_ray.seeds import seed_for
 PREEMPTION_POLL_S = 5.0
 """How often the workers ask together whether one of their nodes is about to go, by the clock of rank 0."""
 MOST_LOST = 50
-"""Steps in a row whose gradient is no number, so that they change nothing, at which training stops; fp16's loss scale
+"""Steps in a row whose gradient is not finite, so that they change nothing, at which training stops; fp16's loss scale
 needs a third of that to come down from where it begins."""
 ASKS = "asks"
 """Among a step's measures, so that it takes no collective of its own."""

@@ -41,7 +41,7 @@ class RowStore:
     """
 
     def __init__(self, selection: Selection, columns: list[str], *, write: bool):
-        """`write`: this process lays the file; the others of its machine wait and open it."""
+        """`write`: it is this process that lays the file; the others of its machine wait and open it."""
         self.selection, self.columns, self.file = selection, columns, _cache_file(selection, columns)
         self.num_rows, self.write, self.key = len(selection), write, id_column(selection.schema)
 
