@@ -39,8 +39,8 @@ def compare(folder: str, config: Config) -> None:
     rate = matrix_rate() if device_of(told) == "cuda" else None
     for loop in (as_in_the_script, bare):
         for _ in range(ROUNDS):
-            theirs = partial(alone, partial(with_peak, loop), folder, told)
-            mine, theirs = in_slices(partial(ours, folder, config), theirs)
+            other = partial(alone, partial(with_peak, loop), folder, told)
+            mine, theirs = in_slices(partial(ours, folder, config), other)
             print(f"{mine / theirs:.2f} x {loop.__name__}: {mine:.1f} over {theirs:.1f} images/s", flush=True)
             if rate:
                 print(f"  {mine * work / rate:.0%} of the matrix rate, {rate / 1e12:.0f} TFLOP/s", flush=True)
@@ -50,6 +50,8 @@ def compare(folder: str, config: Config) -> None:
 def with_peak(loop: Loop, folder: str, told: EditorSettings) -> Iterator[int]:
     """The loop, which says its peak of memory once."""
     for step, images in enumerate(loop(folder, told)):
+        if step == 0 and device_of(told) == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # pictures may have been encoded before
         if step == STEPS // 10 and device_of(told) == "cuda":
             print(f"  its peak: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
         yield images

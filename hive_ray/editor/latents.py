@@ -71,20 +71,20 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
     rows with a picture that cannot be read.
     """
 
-    def read(index: int) -> Tensor | ImageError:
+    def read(index: int) -> list[np.ndarray] | ImageError:
         try:
             pictures = [_decoded(rows[index], column) for column in columns]
         except ImageError as error:
             return error
         seen = window(pictures[0].shape[:2], settings.resolution, settings.crop, views.places[index])
-        return torch.stack([to_tensor(cut(picture, seen, settings.resolution)) for picture in pictures])
+        return [cut(picture, seen, settings.resolution) for picture in pictures]
 
     found = in_threads(read, range(len(rows)))
     reasons = {index: str(error) for index, error in enumerate(found) if isinstance(error, ImageError)}
     if reasons:
         raise BadRows(reasons)
     mirrored = torch.tensor(views.mirrored).view(1, -1, 1, 1, 1)
-    batch = torch.stack(found, dim=1)
+    batch = torch.stack([torch.stack([to_tensor(seen) for seen in pictures]) for pictures in found], dim=1)
     return torch.where(mirrored, batch.flip(-1), batch)
 
 

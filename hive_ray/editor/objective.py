@@ -136,7 +136,7 @@ class EditorObjective:
         check_weights(rows)
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         batch = self.noised(rows, generator)
-        # Before the model: what is copied to a GPU waits for all that it has been given.
+        # Before the model: a copy to a GPU makes the host wait for all that was asked of it so far.
         weights, snr_weight = weight.to(batch.target.device), self._snr_weight(batch.timesteps)
         loss = weighted_denoising_loss(model(*batch.inputs), batch.target, weights, snr_weight)
         return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}

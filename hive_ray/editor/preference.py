@@ -92,9 +92,9 @@ class PreferenceObjective(EditorObjective):
             batch = self.noised(chosen + rejected, generator, copies=2)
         except BadRows as bad:
             raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
+        tied = torch.tensor([tie for *_, tie in drawn], device=batch.target.device)  # before the model, as there
         errors, reference_errors = (row_errors(predicted, batch.target) for predicted in model(*batch.inputs))
         margin = preference_margin(errors, reference_errors, dpo.beta)
-        tied = torch.tensor([tie for *_, tie in drawn], device=margin.device)
         loss = preference_loss(margin, tied, dpo.tie_threshold).mean()
         better = (margin.sign() + 1) / 2 * ~tied
         measures = {"apart": (~tied).float(), "better": better, "error": errors, "reference_error": reference_errors}

@@ -67,7 +67,8 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
     preset = sd15()
     config = preset.model_copy(update={"editor": preset.editor.model_copy(update=changed)})
     run = Run(str(folder), config, "rebuild", arm="dpo")
-    monkeypatch.setattr(storage, "remove_tree", lambda path: None)  # what is exported is the last checkpoint
+    remove = storage.remove_tree  # what is exported is the last checkpoint
+    monkeypatch.setattr(storage, "remove_tree", lambda path: None if "/checkpoints/" in path else remove(path))
     metrics = train_editor.build(run, "dpo")
 
     lines = [json.loads(line) for line in (folder / "metrics" / "editors" / "dpo.jsonl").read_text().splitlines()]
