@@ -4,7 +4,7 @@ python -m bench.backbone         against diffusers' script's loop and a bare loo
 python -m bench.backbone tiny    the same of a tiny network on a CPU: that the bench works, not how fast anything is
 """
 
-import re
+import json
 import sys
 import tempfile
 import time
@@ -60,8 +60,8 @@ def with_peak(loop: Loop, folder: str, told: EditorSettings) -> Iterator[int]:
 def peak_in_logs(folder: str) -> str:
     """Of our last training in this folder, as its log says; there is none on a CPU."""
     logs = sorted(Path(folder).glob("*/metrics/editors/sft.jsonl"), key=lambda file: file.stat().st_mtime)
-    said = re.findall(r'"train/peak_memory_gb": ([\d.]+)', logs[-1].read_text())
-    return f"{float(said[-1]):.1f} GB" if said else "not on a CPU"
+    peak = json.loads(logs[-1].read_text().splitlines()[-1]).get("train/peak_memory_gb")
+    return f"{peak:.1f} GB" if peak else "not on a CPU"
 
 
 def flop_per_image(told: EditorSettings) -> int:
