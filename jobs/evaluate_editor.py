@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from hive_ray import storage
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.models import model_digest
+from hive_ray.distributed.models import is_whole, model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
@@ -97,7 +97,7 @@ def metrics_of(run: Run) -> tuple[str, ...]:
 def reward_of(run: Run) -> str:
     """The address of the run's reward model, or "" where none is finished."""
     address = run.path("reward")
-    return address if storage.exists(storage.join(address, "card.json")) else ""
+    return address if is_whole(address) else ""
 
 
 def unmeasured(run: Run) -> list[str]:

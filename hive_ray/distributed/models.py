@@ -47,7 +47,7 @@ def build_model(
     on_mismatch: OnMismatch = "refuse",
 ) -> Metrics:
     """Run `make` (it ends in `store_model`), or keep what the same settings and inputs made; its metrics."""
-    if storage.exists(storage.join(path, "card.json")):
+    if is_whole(path):
         address = storage.join(path, "made.json")
         made = json.loads(storage.read_text(address)) if storage.exists(address) else {"fingerprint": {}}
         if made["fingerprint"] == fingerprint:
@@ -59,6 +59,11 @@ def build_model(
         storage.remove_tree(path)
     make()
     return json.loads(storage.read_text(storage.join(path, "made.json")))["metrics"]
+
+
+def is_whole(model: str) -> bool:
+    """Whether a model folder is finished: its card is written last."""
+    return storage.exists(storage.join(model, "card.json"))
 
 
 def model_digest(model: str) -> str:
