@@ -6,7 +6,7 @@ import torch
 
 from hive_ray.config import Resources, Training
 from hive_ray.distributed import collectives
-from hive_ray.distributed.checkpoints import TAG, Checkpoints, Stand
+from hive_ray.distributed.checkpoints import Checkpoints, Stand
 from hive_ray.distributed.engine import loss_scaler, start_engine, take_step
 from hive_ray.distributed.weights import Average, consolidated_state
 
@@ -54,8 +54,7 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
     engine = start_engine(network(), told, universal=bool(opened and opened.universal))
     average = Average(engine.module, told.ema_decay)
     if opened:
-        engine.load_checkpoint(str(opened.state), tag=TAG, load_module_strict=False)
-        average.load(opened.average_parts(rank, world), opened.stand.updates, rank)
+        opened.restore(engine, average, rank, world)
     losses = []
     share = BATCH // world
     while images < until:

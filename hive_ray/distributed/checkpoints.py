@@ -12,27 +12,39 @@ the same name from two ranks replace each other in silence.
 import io
 import json
 import math
+import os
+import pickle
+import re
 import shutil
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import deepspeed
 import torch
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hive_ray import storage
+from hive_ray.distributed.engine import loss_scaler
 from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.weights import Average, joined_parts
 from hive_ray.seeds import id_for
 
 TAG = "state"
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""torch.load's own setting, stronger than what it is called with."""
+RECORDS = (fragment_address, LossScaler, ZeroStageEnum)
+"""What DeepSpeed writes beside numbers."""
 UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
 """What DeepSpeed's conversion wants to find in a checkpoint, and its engine does not write by itself."""
 
@@ -161,13 +173,22 @@ class Opened:
 
     local: Path
     state: Path
-    """What `engine.load_checkpoint` opens with TAG."""
+    """What DeepSpeed opens with TAG."""
     stand: Stand
 
     @property
     def universal(self) -> bool:
         """Whether `state` was converted for another number of workers."""
         return self.state != self.local
+
+    def restore(self, engine: deepspeed.DeepSpeedEngine, average: Average | None, rank: int, world: int) -> None:
+        """Collective: the weights, the optimiser, the average and fp16's loss scale as they were."""
+        with _only_weights():
+            engine.load_checkpoint(str(self.state), tag=TAG, load_module_strict=False)
+        if average:
+            average.load(self.average_parts(rank, world), self.stand.updates, rank)
+        if scaler := loss_scaler(engine):
+            scaler.load_state_dict(self.stand.scaler)
 
     def average_parts(self, rank: int, world: int) -> list[dict[str, Tensor]]:
         """What `Average.load` goes on from: the whole average, or parts of it, no more than this rank needs."""
@@ -187,11 +208,12 @@ class Opened:
         if self.stand.updates:
             parts = self.average_parts(rank=0, world=0)
             return {name: joined_parts([part[name] for part in parts], shape) for name, shape in shapes.items()}
-        if self.stand.zero_stage:
-            state = get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG)
-        else:
-            file = self.local / TAG / "mp_rank_00_model_states.pt"
-            state = torch.load(file, map_location="cpu", weights_only=True)["module"]
+        with _only_weights():
+            if self.stand.zero_stage:
+                state = get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG)
+            else:
+                file = self.local / TAG / "mp_rank_00_model_states.pt"
+                state = torch.load(file, map_location="cpu")["module"]
         return {name: state[name].float() for name in shapes}
 
     def forget(self) -> None:
@@ -235,5 +257,30 @@ def _convert(local: Path, to: Path) -> None:
         strict=True,
         inject_missing_state=False,
     )
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints and draws bars for each weight
+    nowhere = io.StringIO()  # it prints, and draws bars for each weight
+    with _only_weights(), redirect_stdout(nowhere), redirect_stderr(nowhere):
         ds_to_universal.main(told)
+
+
+@contextmanager
+def _only_weights() -> Iterator[None]:
+    """DeepSpeed would unpickle whatever it finds; while this lasts, nothing but numbers and its own records is read.
+
+    ValueError where a file holds more: it may come from a bucket into which others can write.
+    """
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(list(RECORDS)):
+            yield
+    except pickle.UnpicklingError as error:
+        seen = re.sub(r"(?s).*WeightsUnpickler error: |\. .*", "", str(error))[:200]
+        raise ValueError(
+            f"a checkpoint holds more than weights, and is not opened, since that could run code ({seen}); look who can"
+            " write into its folder, remove it, and give the same command: it goes on from the one before"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ[FORCED]
+        else:
+            os.environ[FORCED] = before

@@ -17,7 +17,7 @@ import torch.distributed
 
 from hive_ray.config import Training
 from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
-from hive_ray.distributed.checkpoints import TAG, Checkpoints, Opened, Stand
+from hive_ray.distributed.checkpoints import Checkpoints, Opened, Stand
 from hive_ray.distributed.collectives import do_together, greatest_over_ranks, sum_over_ranks
 from hive_ray.distributed.engine import autocast, check_memory, loss_scaler, start_engine, take_step
 from hive_ray.distributed.models import Metrics, store_model
@@ -261,12 +261,8 @@ class Loop:
         )
         if opened is None:
             return 0
+        opened.restore(self.engine, self.average, self.rank, self.world)
         stand = opened.stand
-        self.engine.load_checkpoint(str(opened.state), tag=TAG, load_module_strict=False)
-        if self.average:
-            self.average.load(opened.average_parts(self.rank, self.world), stand.updates, self.rank)
-        if scaler := loss_scaler(self.engine):
-            scaler.load_state_dict(stand.scaler)
         self.images, self.last = stand.images, stand.last
         self.good.bad = {int(place): why for place, why in stand.bad_rows.items()}
         torch.distributed.barrier()

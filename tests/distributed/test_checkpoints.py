@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def resumed(tmp_path_factory):
     """The folder of checkpoints, the losses and the weights at each of STAGES, with 2, 1 and 2 workers in turn."""
     root = tmp_path_factory.mktemp("resumed")
     losses, calls = [[] for _ in STAGES], [(str(root / str(stage)), {"zero_stage": stage}) for stage in STAGES]
+    calls += [(str(root / f"fp16-{stage}"), {"zero_stage": stage, "precision": "fp16"}) for stage in (0, 2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIVE_RAY_CACHE", str(root / "cache"))
         for world, until in ((2, 24), (1, 40), (2, 64)):
@@ -128,6 +130,44 @@ def test_gradients_are_clipped_to_the_same_length_at_every_stage_and_precision()
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_workers_then_one_then_two_go_on_as_if_nothing_had_changed(resumed, stage):
     assert_same(resumed[stage][1:], by_hand(64), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_fp16s_loss_scale_goes_on_growing_where_it_was(resumed, stage):
+    folder = resumed[0][0].parent / f"fp16-{stage}"
+    assert Checkpoints(str(folder)).newest().scaler["_growth_tracker"] == 64 / engines.BATCH  # steps since it last grew
+
+
+class Evil:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("world", [2, 1])
+def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(resumed, tmp_path, stage, world):
+    folder, mark = tmp_path / "checkpoints", tmp_path / "ran"
+    shutil.copytree(resumed[stage][0] / "64", folder / "64")
+    for rank in range(2):
+        names = [f"mp_rank_0{rank}_model_states.pt", f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"]
+        files = [file for name in names if (file := folder / "64" / "state" / name).exists()]
+        told = json.loads((folder / "64" / f"rank-{rank}.json").read_text())
+        for file in files:
+            torch.save(torch.load(file, weights_only=False) | {"more": Evil(mark)}, file)
+            if f"state/{file.name}" in told["files"]:
+                told["files"][f"state/{file.name}"] = file.stat().st_size
+        (folder / "64" / f"rank-{rank}.json").write_text(json.dumps(told))
+    assert Checkpoints(str(folder)).newest().images == 64
+    with pytest.raises(
+        ValueError, match=r"holds more than weights, and is not opened.* global: GLOBAL getattr"
+    ):
+        in_workers(world, engines.train, str(folder), 72, {"zero_stage": stage})
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)
