@@ -163,9 +163,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(resumed, t
                 told["files"][f"state/{file.name}"] = file.stat().st_size
         (folder / "64" / f"rank-{rank}.json").write_text(json.dumps(told))
     assert Checkpoints(str(folder)).newest().images == 64
-    with pytest.raises(
-        ValueError, match=r"holds more than weights, and is not opened.* global: GLOBAL getattr"
-    ):
+    with pytest.raises(ValueError, match=r"holds more than weights, and is not opened.* global: GLOBAL getattr"):
         in_workers(world, engines.train, str(folder), 72, {"zero_stage": stage})
     assert not mark.exists()
 
