@@ -50,10 +50,11 @@ a second its agent would look for what it would tell that, and its log monitor f
 twice a second); and all would keep times of each event for a file that nobody reads."""
 DATA_HELPERS = {
     "ActorLocationTracker": "ActorLocationTracker",
+    "AutoscalingCoordinator": "AutoscalingCoordinator",
     "datasets_stats_actor": "_dataset_stats_actor",
 }
 """Names, and their namespaces, of the actors that Ray Data makes for its first execution and leaves behind. Each later
-one takes those that are there, or makes them again. (A third one, AutoscalingCoordinator, Ray Train makes as well.)"""
+one takes those that are there, or makes them again."""
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 """What glibc's allocator is told in workers, unless it is set: they compute in threads of their own, whose arenas give
 the memory of each step back to the system, and take it again page by page in the next."""
@@ -121,11 +122,16 @@ def _has_dashboard() -> bool:
     return os.environ.get(DASHBOARD) == "1"
 
 
+def is_ours_alone() -> bool:
+    """Whether `start_ray` started the cluster, and without a dashboard that would show what goes on."""
+    return started_here() and not _has_dashboard()
+
+
 def end_data_helpers() -> None:
     """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores:
     each such actor wakes 150 times a second, and where all cores compute one step together, all wait for each. A
     dashboard would lose what it shows of past stages, so beside one they stay."""
-    if not started_here() or _has_dashboard():
+    if not is_ours_alone():
         return
     for name, namespace in DATA_HELPERS.items():
         with suppress(ValueError):  # there is none

@@ -57,6 +57,7 @@ class Told:
     out: str
     fingerprint: Fingerprint
     checkpoints: str
+    preemptible: bool
 
 
 def learning_rate(settings: Training, images: int) -> float:
@@ -193,7 +194,8 @@ class Loop:
         mine = places[self.rank * share : (self.rank + 1) * share]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
-        asks = self.rank == 0 and time.monotonic() - self.asked >= PREEMPTION_POLL_S
+        due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
+        asks = self.rank == 0 and self.told.preemptible and due
         totals: Metrics = {ASKS: float(asks)}
         loss_of = partial(self.objective.loss, self.engine)
         micro = settings.micro_batch_size

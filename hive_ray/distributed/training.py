@@ -19,11 +19,8 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from hive_ray import storage
@@ -44,6 +41,7 @@ from hive_ray.distributed.objectives import Objective
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.trackers import require_tracker
+from hive_ray.distributed.trainer import Trainer
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 
@@ -80,10 +78,22 @@ def fit(
         selection, unseen = rows(), held_out() if held_out else None
         if not len(selection):
             raise ValueError(f"{name}: {selection.path} has no rows to train on; look at its manifest for drops")
-        folder = checkpoint_folder(run, name, fingerprint)
-        watched = (unseen or None, shown)
         _run_workers(
-            Told(objective, kwargs, selection, columns, *watched, settings, run, name, out, fingerprint, folder)
+            Told(
+                objective=objective,
+                kwargs=kwargs,
+                selection=selection,
+                columns=columns,
+                held_out=unseen or None,
+                shown=shown,
+                settings=settings,
+                run=run,
+                name=name,
+                out=out,
+                fingerprint=fingerprint,
+                checkpoints=checkpoint_folder(run, name, fingerprint),
+                preemptible=not started_here(),
+            )
         )
 
     return build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
@@ -128,16 +138,6 @@ def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
     return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train's, without actors that have nothing to do: they wake often enough to slow what uses all cores."""
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        idle = (DatasetsCallback,)  # rows come from a RowStore
-        if started_here():  # its cluster ends with this driver, and a place that is kept is given back by _run_workers
-            idle += (PlacementGroupCleanerCallback,)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
-
-
 def _run_workers(told: Told) -> None:
     settings = told.settings
     workers, recovery = settings.workers, settings.recovery
@@ -179,11 +179,11 @@ def _run_workers(told: Told) -> None:
     storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
-def _trainer(told: Told) -> _Trainer:
+def _trainer(told: Told) -> Trainer:
     workers, recovery = told.settings.workers, told.settings.recovery
     tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
-    return _Trainer(
+    return Trainer(
         lambda: _train(told),  # as its config, Ray Train's controller would read it too, and import all that it names
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(

@@ -3,6 +3,8 @@ import math
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import drivers
@@ -24,8 +26,6 @@ from lines import (
     write_points,
 )
 from ray._private.state import state
-from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
-from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util import placement_group_table
 
@@ -325,12 +325,33 @@ def test_no_idle_actor_stands_beside_a_training_and_ray_data_goes_on_after_it(tm
     write_points(tmp_path)
     before = set(state.actor_table(None))
     train(tmp_path)
-    made = {actor["ActorClassName"] for key, actor in state.actor_table(None).items() if key not in before}
-    assert {"TrainController", "RayTrainWorker"} <= made
-    assert not made & {DatasetManager.__name__, PlacementGroupCleaner.__name__}
+    made = [actor for key, actor in state.actor_table(None).items() if key not in before]
+    ended = {actor["ActorClassName"]: actor["EndTime"] for actor in made}
+    assert set(ended) == {"RayTrainWorker", "SynchronizationActor"}
+    assert ended["SynchronizationActor"] < ended["RayTrainWorker"]
     assert helpers() == set()
 
     assert len(ray.data.range(4).map_batches(Idles, compute=one).take_all()) == 4
+
+
+@pytest.mark.ray
+def test_an_interrupted_training_leaves_no_worker_and_the_same_call_goes_on(tmp_path, cluster):
+    write_points(tmp_path)
+    go, wanted = tmp_path / "go", tmp_path / "go.wanted"
+
+    def interrupt() -> None:
+        while not wanted.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, awaits=str(go))
+    go.touch()
+    lives = {actor["ActorClassName"] for actor in state.actor_table(None).values() if actor["State"] != "DEAD"}
+    assert "RayTrainWorker" not in lives
+    train(tmp_path, awaits=str(go))
+    assert log(tmp_path)[-1]["images"] == 48
 
 
 class DiesOnArrival:
