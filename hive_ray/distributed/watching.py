@@ -5,6 +5,7 @@ pictures of held-out edits -> <run>/metrics/<name>/<images>.png, the tracker
 """
 
 import json
+import time
 from collections.abc import Callable
 
 from hive_ray import storage
@@ -14,6 +15,9 @@ from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.progress import Progress
 from hive_ray.distributed.trackers import Tracked, Tracker, start_tracker, without_secrets
 from hive_ray.images import decode
+
+REST = 50.0
+"""How much longer than the last writing of the log, which is written whole, training goes on before the next."""
 
 
 class Watch:
@@ -27,6 +31,7 @@ class Watch:
         self.warnings, self.said = EarlyWarnings(settings.total_images), []
         self.lines: list[str] = []
         self.furthest = resumed_at
+        self.rests_until = 0.0
         self.tracker: Tracker | None = None
         if not self.here:
             return
@@ -56,7 +61,7 @@ class Watch:
         for words in self.warnings.see(images, measures):
             self.said.append(words)
             print(f"{self.name}: warning: {words}", flush=True)
-        if due or at_once:
+        if at_once or (due and time.monotonic() >= self.rests_until):
             self.flush(lasting=False)
 
     def picture(self, images: int, png: bytes | None) -> None:
@@ -68,8 +73,11 @@ class Watch:
     def flush(self, *, lasting: bool = True) -> None:
         """Write the log and the tracker's part; `lasting`: so that both outlive this machine, as at a checkpoint."""
         if self.here:
+            began = time.monotonic()
             storage.write_text(self.log_file, "".join(f"{line}\n" for line in self.lines))
             self._track(lambda tracker: tracker.flush(lasting=lasting))
+            ended = time.monotonic()
+            self.rests_until = ended + REST * (ended - began)
 
     def close(self) -> None:
         """Write the rest."""

@@ -1,4 +1,5 @@
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +56,26 @@ def test_log_curves_and_warnings_go_on_after_a_resume_as_if_nothing_had_happened
     assert "images_per_second" in "".join(events.Tags()["scalars"])
     assert "warning" not in capsys.readouterr().out
     assert len(eyes.warnings.said) == 1
+
+
+def test_a_log_that_takes_long_to_write_is_written_less_often(tmp_path, monkeypatch):
+    write, written = storage.write_text, []
+
+    def slowly(path: str, text: str) -> None:
+        time.sleep(0.1)
+        written.append(path)
+        write(path, text)
+
+    monkeypatch.setattr(storage, "write_text", slowly)
+    eyes = watch(tmp_path, tracker="none")
+    eyes.progress.every_seconds = 0.0  # a line is due at each step
+    steps(eyes, 0, 20)
+    assert len(written) == 1
+    eyes.step(21, {"train/loss": 0.1}, at_once=True)
+    assert logged(tmp_path) == list(range(1, 22))
+    steps(eyes, 21, 30)
+    eyes.close()
+    assert logged(tmp_path) == list(range(1, 31))
 
 
 def test_the_end_says_where_everything_is(tmp_path, capsys):
