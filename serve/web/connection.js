@@ -21,24 +21,27 @@ async function words(reply) {
   }
 }
 
-async function once(path, body) {
+const PATIENCE_MS = 60_000; // for one reply, to its last byte
+
+async function once(path, body, read) {
   const headers = { "X-Forgery-Token": forgeryToken };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const reply = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  if (reply.ok) return reply;
+  const sent = body === undefined ? { method: "GET" } : { method: "POST", body: JSON.stringify(body) };
+  const reply = await fetch(path, { ...sent, headers, signal: AbortSignal.timeout(PATIENCE_MS) });
+  if (reply.ok) return await read(reply);
   const error = await words(reply);
   throw Object.assign(new Refusal(reply.status, error.message, error.reason), { after: Number(reply.headers.get("Retry-After")) });
 }
 
 function passing(error) { return !(error instanceof Refusal) || error.status >= 500 || error.status === 429; }
 
-// The reply, asked for again and again while the server cannot answer; other refusals are thrown.
-async function patiently(path, body) {
+// What is read of the reply, asked for again and again while the server cannot answer; other refusals are thrown.
+async function patiently(path, body, read) {
   for (let attempt = 0; ; attempt++) {
     try {
-      const reply = await once(path, body);
+      const found = await once(path, body, read);
       if (attempt) away("");
-      return reply;
+      return found;
     } catch (error) {
       if (!passing(error)) { if (attempt) away(""); throw error; }
       away(error instanceof Refusal ? error.message : "the server does not answer");
@@ -47,9 +50,9 @@ async function patiently(path, body) {
   }
 }
 
-export async function ask(path, body) { return (await patiently(path, body)).json(); }
+export function ask(path, body) { return patiently(path, body, (reply) => reply.json()); }
 
-export async function picture(path) { return (await patiently(path)).blob(); }
+export function picture(path) { return patiently(path, undefined, (reply) => reply.blob()); }
 
 // Who is signed in: by the token in the address, which is then taken out of it, or by the session that the browser has.
 export async function signIn() {
