@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import ray
 import torch
-from tiny_models import tiny_stable_diffusion
+from compvis import SD15, checkpoint, tiny
+from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
+from tiny_settings import tiny_config
 
+from bench.training import write_pairs
 from hive_ray import storage
-from hive_ray.config import Dpo, Resources, Training
+from hive_ray.config import Dpo, Resources, SingleFile, Training
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import write_rows
 from hive_ray.editor.lora import FILE
@@ -18,7 +21,8 @@ from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS
-from jobs import export_editor, train_editor
+from hive_ray.shapes.pretraining.words import train_tokenizer
+from jobs import encode_latents, export_editor, train_editor
 from jobs.run import Run
 
 WORKERS = Resources(num_gpus=0, num_cpus=1, num_actors=2)
@@ -93,6 +97,27 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
     exported = Editor.load(export_editor.build(run))
     for name, value in exported.unet.state_dict().items():
         assert torch.equal(value, after.unet.state_dict()[name]), name
+
+
+@pytest.mark.ray
+def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
+    tokenizer = train_tokenizer([WORDS, QUALITY], MAX_TOKENS)
+    tokenizer.save_pretrained(tmp_path / "vocabulary" / "tokenizer")
+    torch.save({"state_dict": checkpoint(tiny(SD15, len(tokenizer)), in_channels=8)}, tmp_path / "released.ckpt")
+    file = SingleFile(tokenizer=str(tmp_path / "vocabulary"))
+    write_pairs(str(tmp_path / "run"), count=8)
+    config = tiny_config(str(tmp_path / "released.ckpt"), "none").changed({"editor": {"single_file": file}})
+    run = Run(str(tmp_path / "run"), config)
+    encode_latents.build(run)
+    metrics = train_editor.build(run)
+
+    assert metrics["images"] == config.editor.sft.total_images
+    before, after = (
+        Editor.build(tmp_path / "released.ckpt", single_file=file),
+        Editor.load(tmp_path / "run" / "editors" / "sft"),
+    )
+    for (name, old), new in zip(before.unet.state_dict().items(), after.unet.state_dict().values(), strict=True):
+        assert 0 < (new - old).abs().max() < 1e-3, name
 
 
 def test_an_unknown_arm_is_refused_by_name(tmp_path):
