@@ -9,6 +9,7 @@ import deepspeed
 import psutil
 import torch
 from deepspeed.runtime import compiler
+from ray._private.utils import estimate_available_memory
 from torch import nn
 
 from hive_ray.config import Training
@@ -220,8 +221,10 @@ def check_memory(
 
 
 def free_bytes(device: bool) -> int:
-    """Memory that is free now: of this process's GPU, or of the machine."""
-    return torch.cuda.mem_get_info()[0] if device else psutil.virtual_memory().available
+    """Memory that is free now: of this process's GPU, or of the machine, or of the container that it runs in."""
+    if device:
+        return torch.cuda.mem_get_info()[0]
+    return min(psutil.virtual_memory().available, estimate_available_memory())
 
 
 def _gigabytes(size: float) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import engines
 import numpy as np
+import psutil
 import pytest
 import torch
 from gloo import in_workers
 
-from hive_ray.distributed import checkpoints
+from hive_ray.distributed import checkpoints, engine
 from hive_ray.distributed.checkpoints import Checkpoints, Stand
 from hive_ray.distributed.engine import autocast, check_memory, memory_estimate
 from hive_ray.distributed.weights import Average
@@ -270,6 +271,13 @@ def test_the_memory_of_a_worker_by_zero_stage():
     assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
     large = memory_estimate(10**9, 0, engines.settings(2, zero_stage=2))["device"]
     assert large["buffers"] == 4 * 2 * 50_000_000
+
+
+def test_no_more_memory_is_free_than_the_container_has(monkeypatch):
+    free = engine.free_bytes(False)
+    assert 0 < free <= psutil.virtual_memory().total
+    monkeypatch.setattr(engine, "estimate_available_memory", lambda: free // 2)  # Ray's, of the container's cgroup
+    assert engine.free_bytes(False) == free // 2
 
 
 def test_what_cannot_fit_is_refused_before_it_crashes():
