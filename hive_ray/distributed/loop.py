@@ -58,6 +58,7 @@ class Told:
     fingerprint: Fingerprint
     checkpoints: str
     preemptible: bool
+    """Whether its nodes may be announced to go."""
 
 
 def learning_rate(settings: Training, images: int) -> float:
