@@ -1,14 +1,20 @@
 """A small network under DeepSpeed's engine, trained by fixed rows: what tests run in gloo workers."""
 
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 
-from hive_ray.config import Resources, Training
+from hive_ray.config import Editor, Preview, Resources, Training, Watching
 from hive_ray.distributed import collectives
 from hive_ray.distributed.checkpoints import Checkpoints, Stand
 from hive_ray.distributed.engine import loss_scaler, start_engine, take_step
+from hive_ray.distributed.validation import Validation, at_rest
 from hive_ray.distributed.weights import Average, consolidated_state
+from hive_ray.editor.model import Editor as EditorModel
+from hive_ray.editor.objective import EditorObjective
+from hive_ray.images import encode
 
 BATCH = 8
 Result = tuple[list[float], dict[str, list]]
@@ -122,3 +128,19 @@ def clipped_norms(rank: int, world: int, calls: list[dict]) -> list[float]:
             torch.distributed.all_reduce(found)
         norms.append(found.sqrt().item() / (1 - 0.9))
     return norms
+
+
+def previews(rank: int, world: int, base: str, stages: list[int]) -> list[bytes | None]:
+    """What this rank has of a preview of an editor that all of them train, by ZeRO stage."""
+    picture = encode(np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3))
+    row = {"instruction": "make it red", "source_image": picture, "edited_image": picture, "weight": 1.0}
+    store, found = SimpleNamespace(num_rows=2, key="", read=lambda places: [row] * len(places)), []
+    for stage in stages:
+        told = settings(world, zero_stage=stage, watching=Watching(num_previews=2))
+        preview = Preview(num_inference_steps=2)
+        options = Editor(start="", resolution=64, preview=preview, sft=told, finetune=told)
+        objective = EditorObjective(EditorModel.build(base), options)
+        engine = start_engine(objective.model, told)
+        with at_rest(engine, None):
+            found.append(Validation(store, "rows", told, rank=rank, world=world).preview(objective, engine))
+    return found

@@ -3,10 +3,12 @@ import math
 from collections import Counter
 from types import SimpleNamespace
 
+import engines
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from gloo import in_workers
 from tiny_models import tiny_stable_diffusion
 from torch import nn
 
@@ -19,7 +21,7 @@ from hive_ray.distributed.validation import Validation, at_rest, hold_out, valid
 from hive_ray.distributed.weights import Average, consolidated_state
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
-from hive_ray.images import encode
+from hive_ray.images import decode, encode
 from hive_ray.seeds import generator_for, seed_for
 
 COLUMNS = {"point_id": pa.string(), "source": pa.string(), "x": pa.float32()}
@@ -250,3 +252,11 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
     looked, pictures = trained(looks=True)
     assert all(torch.equal(one, other) for one, other in zip(plain, looked, strict=True))
     assert len(set(pictures)) == 3
+
+
+def test_two_workers_that_hold_parts_of_an_editor_draw_one_preview(tmp_path):
+    base = tiny_stable_diffusion(tmp_path / "base")
+    (whole, none), (parted, neither) = zip(*in_workers(2, engines.previews, str(base), [0, 3]), strict=True)
+    assert none is neither is None
+    assert np.abs(decode(whole).astype(int) - decode(parted)).max() <= 1
+    assert decode(whole).std() > 1
