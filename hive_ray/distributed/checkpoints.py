@@ -43,7 +43,7 @@ from hive_ray.seeds import id_for
 TAG = "state"
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch.load's own setting, stronger than what it is called with."""
-RECORDS = (fragment_address, LossScaler, ZeroStageEnum)
+RECORDS = [fragment_address, LossScaler, ZeroStageEnum]
 """What DeepSpeed writes beside numbers."""
 UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
 """What DeepSpeed's conversion wants to find in a checkpoint, and its engine does not write by itself."""
@@ -213,7 +213,7 @@ class Opened:
                 state = get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG)
             else:
                 file = self.local / TAG / "mp_rank_00_model_states.pt"
-                state = torch.load(file, map_location="cpu")["module"]
+                state = torch.load(file, map_location="cpu", weights_only=True)["module"]
         return {name: state[name].float() for name in shapes}
 
     def forget(self) -> None:
@@ -271,7 +271,7 @@ def _only_weights() -> Iterator[None]:
     before = os.environ.get(FORCED)
     os.environ[FORCED] = "1"
     try:
-        with torch.serialization.safe_globals(list(RECORDS)):
+        with torch.serialization.safe_globals(RECORDS):
             yield
     except pickle.UnpicklingError as error:
         seen = re.sub(r"(?s).*WeightsUnpickler error: |\. .*", "", str(error))[:200]
