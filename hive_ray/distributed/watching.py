@@ -75,9 +75,9 @@ class Watch:
         if self.here:
             began = time.monotonic()
             storage.write_text(self.log_file, "".join(f"{line}\n" for line in self.lines))
-            self._track(lambda tracker: tracker.flush(lasting=lasting))
             ended = time.monotonic()
             self.rests_until = ended + REST * (ended - began)
+            self._track(lambda tracker: tracker.flush(lasting=lasting))
 
     def close(self) -> None:
         """Write the rest."""
