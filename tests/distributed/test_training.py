@@ -1,3 +1,4 @@
+import asyncio
 import json
 import math
 import os
@@ -351,6 +352,20 @@ def test_an_interrupted_training_leaves_no_worker_and_the_same_call_goes_on(tmp_
     lives = {actor["ActorClassName"] for actor in state.actor_table(None).values() if actor["State"] != "DEAD"}
     assert "RayTrainWorker" not in lives
     train(tmp_path, awaits=str(go))
+    assert log(tmp_path)[-1]["images"] == 48
+
+
+@pytest.mark.ray
+def test_a_training_within_an_event_loop_is_controlled_by_an_actor(tmp_path, cluster):
+    write_points(tmp_path)
+    before = set(state.actor_table(None))
+
+    async def cell() -> None:
+        train(tmp_path)
+
+    asyncio.run(cell())
+    made = {actor["ActorClassName"] for key, actor in state.actor_table(None).items() if key not in before}
+    assert "TrainController" in made
     assert log(tmp_path)[-1]["images"] == 48
 
 
