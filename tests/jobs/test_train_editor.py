@@ -112,10 +112,8 @@ def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
     metrics = train_editor.build(run)
 
     assert metrics["images"] == config.editor.sft.total_images
-    before, after = (
-        Editor.build(tmp_path / "released.ckpt", single_file=file),
-        Editor.load(tmp_path / "run" / "editors" / "sft"),
-    )
+    before = Editor.build(tmp_path / "released.ckpt", single_file=file)
+    after = Editor.load(tmp_path / "run" / "editors" / "sft")
     for (name, old), new in zip(before.unet.state_dict().items(), after.unet.state_dict().values(), strict=True):
         assert 0 < (new - old).abs().max() < 1e-3, name
 
