@@ -34,6 +34,7 @@ from bench.ratios import say
 from bench.slices import in_slices
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
+from hive_ray.distributed.ahead import on
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.engine import AUTOCAST, BUCKET, FP32, autocast, memory_estimate, start_engine
 from hive_ray.distributed.tables import read_rows, write_rows
@@ -254,7 +255,8 @@ def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterat
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         with autocast(told.sft):
-            loss, _ = objective.loss(model, batch, generator_for(start))
+            prepared = on(next(model.parameters()).device, objective.prepare(batch, generator_for(start)))
+            loss, _ = objective.loss(model, prepared)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, told.sft.max_grad_norm)
         optimizer.step()

@@ -47,7 +47,14 @@ class Line:
         self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
         self.bad, self.awaits, self.stored = bad, awaits, stored
 
-    def loss(self, model, rows: Rows, generator):
+    def prepare(self, rows: Rows, generator):
+        broken = {index: "it is cracked" for index, row in enumerate(rows) if row["point_id"] in self.bad}
+        if broken:
+            raise BadRows(broken)
+        x = torch.tensor([[row["x"]] for row in rows])
+        return {"x": x, "noise": torch.randn(x.shape, generator=generator)}
+
+    def loss(self, model, batch):
         self.calls += 1
         time.sleep(self.seconds)
         if self.awaits and self.calls == 4:  # until somebody writes this file
@@ -59,11 +66,8 @@ class Line:
                 time.sleep(0.05)
             Path(self.flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        broken = {index: "it is cracked" for index, row in enumerate(rows) if row["point_id"] in self.bad}
-        if broken:
-            raise BadRows(broken)
-        x = torch.tensor([[row["x"]] for row in rows])
-        y = 3 * x + 1 + 0.1 * torch.randn(x.shape, generator=generator)
+        x = batch["x"]
+        y = 3 * x + 1 + 0.1 * batch["noise"]
         loss = (model(x) - y).square().mean()
         if self.breaks == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

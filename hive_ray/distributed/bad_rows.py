@@ -6,13 +6,14 @@ would in a batch without bad ones: one part in `batch_size` of a step's gradient
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
 
 from hive_ray.distributed.models import Metrics
+from hive_ray.distributed.objectives import Batch
 from hive_ray.distributed.rows import RowStore
 from hive_ray.schemas import BadRows, Rows, Stopped
 from hive_ray.seeds import generator_for, seed_for
@@ -20,8 +21,16 @@ from hive_ray.seeds import generator_for, seed_for
 SKIPPED = "train/skipped_rows"
 """Rows passed over since training began, every time that one was drawn."""
 MOST_NAMED = 10
-LossOf = Callable[[Rows, torch.Generator], tuple[Tensor, Metrics]]
-"""An objective's loss, of the model it trains."""
+
+
+class Prepared(NamedTuple):
+    """A micro batch of good rows."""
+
+    batch: Batch
+    good: int
+    """How many of its rows count."""
+    found: dict[int, str]
+    """Bad rows that were found on the way: place -> id and reason."""
 
 
 class GoodRows:
@@ -34,25 +43,35 @@ class GoodRows:
         self.found: dict[int, str] = {}
         """What this rank alone knows yet."""
 
-    def loss(self, loss_of: LossOf, places: np.ndarray, draw: tuple[str | int, ...]) -> tuple[Tensor, Metrics, int]:
-        """Loss and measures of the good rows among these places, by a generator from `draw`, and how many they are.
+    def prepare(
+        self, prepare: Callable[[Rows, torch.Generator], Batch], places: np.ndarray, draw: tuple[str | int, ...]
+    ) -> Prepared:
+        """What an objective's `prepare` makes of the good rows among these places, by a generator from `draw`.
 
-        Where there is none, of a good row from elsewhere, and 0: each rank runs the model once whatever it finds, so
-        that no other waits for it.
+        Where there is none, of a good row from elsewhere that does not count: each rank runs the model once whatever it
+        finds, so that no other waits for it. Changes nothing here, so it may run beside all else: `take` does.
         """
+        found: dict[int, str] = {}
         for candidates in chain([places], self._elsewhere(draw)):
-            good = self._known_good(candidates)
+            good = self._known_good(candidates, found)
             while len(good):
                 try:
-                    batch = self.rows.read(good)
-                    loss, measures = loss_of(batch, generator_for(*draw))
-                    return loss, measures, len(good) if candidates is places else 0
+                    rows = self.rows.read(good)
+                    return Prepared(
+                        prepare(rows, generator_for(*draw)), len(good) if candidates is places else 0, found
+                    )
                 except BadRows as bad:
                     for index, reason in bad.reasons.items():
                         place = int(good[index])
-                        self.found[place] = f"{batch[index].get(self.rows.key, place)}: {reason}"
-                    good = self._known_good(good)
-        raise Stopped(f"{self.name}: all {self.rows.num_rows} rows are bad, such as {self._named(self.found.values())}")
+                        found[place] = f"{rows[index].get(self.rows.key, place)}: {reason}"
+                    good = self._known_good(good, found)
+        reasons = (self.bad | self.found | found).values()
+        raise Stopped(f"{self.name}: all {self.rows.num_rows} rows are bad, such as {self._named(reasons)}")
+
+    def take(self, prepared: Prepared) -> Prepared:
+        """The same, once it is known which rows were found bad for it."""
+        self.found = self.found | prepared.found
+        return prepared
 
     def settle(self, measures: Metrics, batch_size: int, skipped: float) -> Metrics:
         """A step's measures, means over a whole batch, made means over its good rows; Stopped if too many are bad.
@@ -71,8 +90,8 @@ class GoodRows:
         order = np.random.default_rng(seed_for("elsewhere", *draw)).permutation(self.rows.num_rows)
         yield from np.split(order, len(order))
 
-    def _known_good(self, places: np.ndarray) -> np.ndarray:
-        known = self.bad.keys() | self.found.keys()
+    def _known_good(self, places: np.ndarray, found: dict[int, str]) -> np.ndarray:
+        known = self.bad.keys() | self.found.keys() | found.keys()
         return np.array([place for place in places.tolist() if place not in known], dtype=np.int64)
 
     def _agree(self) -> None:

@@ -6,7 +6,7 @@ numbers follow from it, so that a run that was killed goes on as if nothing had 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 import torch.distributed
 
 from hive_ray.config import Training
-from hive_ray.distributed.bad_rows import SKIPPED, GoodRows
+from hive_ray.distributed.ahead import Ahead, helper_for, on, pinned_for
+from hive_ray.distributed.bad_rows import SKIPPED, GoodRows, Prepared
 from hive_ray.distributed.checkpoints import Checkpoints, Opened, Stand
 from hive_ray.distributed.collectives import do_together, greatest_over_ranks, sum_over_ranks
 from hive_ray.distributed.engine import autocast, check_memory, loss_scaler, start_engine, take_step
@@ -114,6 +115,7 @@ class Loop:
         if self.held_out:
             self.validation = Validation(self.held_out, told.name, settings, rank=self.rank, world=self.world)
         self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
+        self.ahead = Ahead(self._micro_batches(self.images), helper_for(self.device))
         if self.images and self.rank == 0:
             self._say_resumed(made_by)
 
@@ -157,6 +159,7 @@ class Loop:
 
     def _look(self) -> Metrics:
         """Measures of the held-out rows; a picture of some of their edits is kept."""
+        self.ahead.rest()  # its tokenizer and its threads are the look's, too
         with at_rest(self.engine, self.average):
             measures = self.validation.measure(self.objective, self.engine)
             picture = self.validation.preview(self.objective, self.engine)
@@ -190,21 +193,18 @@ class Loop:
 
     def _step(self) -> Metrics:
         """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
-        settings, share = self.settings, self.settings.batch_size // self.world
-        places = batch_places(self.images, settings.batch_size, self.rows.num_rows, settings.seed)
-        mine = places[self.rank * share : (self.rank + 1) * share]
+        settings, share = self.settings, self._share
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
         asks = self.rank == 0 and self.told.preemptible and due
         totals: Metrics = {ASKS: float(asks)}
-        loss_of = partial(self.objective.loss, self.engine)
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
-            draw = ("batch", settings.seed, self.rank, self.images + start)
-            seed_layers(seed_for("layers", *draw), self.device)
+            seed_layers(seed_for("layers", *self._draw(self.images + start)), self.device)
+            batch, good, _ = self.good.take(next(self.ahead))
             with autocast(settings):
-                loss, measures, good = self.good.loss(loss_of, mine[start : start + micro], draw)
+                loss, measures = self.objective.loss(self.engine, on(self.device, batch))
             self.engine.backward(loss * (good / micro))
             norm = take_step(self.engine, settings.max_grad_norm)
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
@@ -224,6 +224,26 @@ class Loop:
             measures["train/ema_decay"] = self.average.last_decay
         num_good = settings.batch_size - means[SKIPPED] + skipped
         return summarised(self.objective, means, num_good) | measures
+
+    @property
+    def _share(self) -> int:
+        """Rows of a batch that are this rank's."""
+        return self.settings.batch_size // self.world
+
+    def _draw(self, image: int) -> tuple[str | int, ...]:
+        """What the random numbers follow from, of this rank's micro batch after so many images."""
+        return ("batch", self.settings.seed, self.rank, image)
+
+    def _micro_batches(self, images: int) -> Iterator[Prepared]:
+        """This rank's micro batches of all steps after so many images."""
+        settings, share, micro = self.settings, self._share, self.settings.micro_batch_size
+        for seen in range(images, settings.total_images, settings.batch_size):
+            places = batch_places(seen, settings.batch_size, self.rows.num_rows, settings.seed)
+            mine = places[self.rank * share : (self.rank + 1) * share]
+            for start in range(0, share, micro):
+                draw = self._draw(seen + start)
+                made = self.good.prepare(self.objective.prepare, mine[start : start + micro], draw)
+                yield made._replace(batch=pinned_for(self.device, made.batch))
 
     def _checkpoint(self) -> None:
         """Collective: each rank writes its part of the state, and stores it while training goes on."""

@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from hive_ray.distributed.models import Metrics
 from hive_ray.schemas import Rows
 
+Batch = dict[str, Tensor]
+"""All that a loss needs of some rows, by names of the objective's own."""
+
 
 class Objective(Protocol):
     """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
+
+    What a batch takes is in two halves, so that the first can be done while a GPU is busy with the batch before.
 
     An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
     these means (an accuracy over some of them, say, from two of the means); and `preview(rows) -> bytes | None`: a PNG
@@ -20,12 +25,16 @@ class Objective(Protocol):
 
     model: nn.Module
 
-    def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows and further measures, numbers or tensors of one; `model` is `self.model` in DeepSpeed's
-        wrapping.
+    def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """What the host does: rows read, pictures decoded, numbers drawn; tensors on the CPU. No weight is touched.
 
-        BadRows, raised before `model` is called, names rows that nothing can be learned from: they are left out.
+        BadRows names rows that nothing can be learned from: they are left out.
         """
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean loss of the rows of a batch, which is on the model's device, and further measures, numbers or tensors of
+        one; `model` is `self.model` in DeepSpeed's wrapping."""
         ...
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 
 import deepspeed
 import numpy as np
@@ -19,6 +18,7 @@ from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import nn
 
 from hive_ray.config import Training
+from hive_ray.distributed.ahead import on
 from hive_ray.distributed.bad_rows import GoodRows
 from hive_ray.distributed.collectives import sum_over_ranks
 from hive_ray.distributed.engine import autocast
@@ -118,8 +118,9 @@ class Validation:
             draw = ("validation", self.settings.seed, number % batches)
             torch.manual_seed(seed_for("layers", *draw))  # whoever draws from torch's own stream
             places = np.arange(place, min(place + micro, self.store.num_rows))
+            batch, good, _ = self.good.take(self.good.prepare(objective.prepare, places, draw))
             with autocast(self.settings):
-                loss, measures, good = self.good.loss(partial(objective.loss, engine), places, draw)
+                loss, measures = objective.loss(engine, on(engine.device, batch))
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
                 totals[key] = totals.get(key, 0.0) + value * good * counts
         for why in list(self.good.found.values())[known:]:

@@ -25,6 +25,7 @@ from hive_ray.measures import effective_sample_size
 from hive_ray.schemas import BadRows, Rows
 
 Metrics = dict[str, float]
+Batch = dict[str, Tensor]
 
 
 def draw_dropped_conditions(count: int, *, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -128,47 +129,55 @@ class EditorObjective:
                 for encoder in editor.text.encoders:
                     encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Weighted denoising loss of rows of `pairs`. `model` is `self.model`, bare or wrapped.
-
-        BadRows, before `model` is called, names rows without a usable picture or weight.
-        """
+    def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """Rows of `pairs` as `drawn`, and "weight" (B,). BadRows names rows without a usable picture or weight."""
         check_weights(rows)
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        batch = self.noised(rows, generator)
-        # Before the model: a copy to a GPU makes the host wait for all that was asked of it so far.
-        weights, snr_weight = weight.to(batch.target.device), self._snr_weight(batch.timesteps)
-        loss = weighted_denoising_loss(model(*batch.inputs), batch.target, weights, snr_weight)
-        return loss, {"train/weight": weight.mean().item(), "train/weight_squared": weight.square().mean().item()}
+        return self.drawn(rows, generator) | {"weight": weight}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Weighted denoising loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
+        noised, weight = self.noised(batch), batch["weight"]
+        predicted = model(*noised.inputs)
+        loss = weighted_denoising_loss(predicted, noised.target, weight, self._snr_weight(noised.timesteps))
+        return loss, {"train/weight": weight.mean().double(), "train/weight_squared": weight.square().mean().double()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
         """What to log of so many rows whose measures have these means: how many their weights make of them, too."""
         squared = means.pop("train/weight_squared")
         return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
 
-    def noised(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Noised:
-        """Rows of `pairs`, their edited images' latents noised.
+    def drawn(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Batch:
+        """What rows of `pairs` carry, and all that is drawn for them, on the CPU.
 
+        "latents" or "pixels" (PairLatents.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
+        "no_image" (B,), "tokens" (B, E, T) of the instructions or of nothing.
         `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
-        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, noise of the posterior (not
-        shared), noise, drops. BadRows names rows without a usable picture.
+        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter (not shared), noise,
+        drops. BadRows names rows without a usable picture.
         """
-        editor, settings, device, count = self.editor, self.settings, self._place(), len(rows) // copies
+        settings, count, shape = self.settings, len(rows) // copies, self.latents.latent_shape
         views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
-        source, mean, std = self.latents(rows, views, device)
-        num_timesteps = editor.scheduler.config.num_train_timesteps
+        batch = self.latents.read(rows, views)
+        num_timesteps = self.editor.scheduler.config.num_train_timesteps
         timesteps = torch.randint(0, num_timesteps, (count,), generator=generator)
-        jitter = torch.randn(mean.shape, generator=generator).to(device)
-        noise = torch.randn((count, *mean.shape[1:]), generator=generator)
+        batch["jitter"] = torch.randn((len(rows), *shape), generator=generator)
+        noise = torch.randn((count, *shape), generator=generator)
         no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
-        timesteps, noise, no_image = (torch.cat([drawn] * copies).to(device) for drawn in (timesteps, noise, no_image))
+        shared = {"timesteps": timesteps, "noise": noise, "no_image": no_image}
+        given = zip(rows, no_text.tolist() * copies, strict=True)
+        batch["tokens"] = self.editor.text.tokenize(["" if dropped else row["instruction"] for row, dropped in given])
+        return batch | {name: torch.cat([each] * copies) for name, each in shared.items()}
 
-        latents = editor.draw_target(mean, std, jitter)
+    def noised(self, batch: Batch) -> Noised:
+        """What was `drawn`, its edited images' latents noised, on the device on which it is now."""
+        editor, noise, timesteps = self.editor, batch["noise"], batch["timesteps"]
+        source, mean, std = self.latents.of(batch)
+        latents = editor.draw_target(mean, std, batch["jitter"])
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
-        condition = editor.scale_condition(source).masked_fill(no_image.view(-1, 1, 1, 1), 0.0)
-        text = self._text([row["instruction"] for row in rows], no_text.tolist() * copies, device)
+        condition = editor.scale_condition(source).masked_fill(batch["no_image"].view(-1, 1, 1, 1), 0.0)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
-        return Noised((torch.cat([noisy, condition], dim=1), timesteps, text), target)
+        return Noised((torch.cat([noisy, condition], dim=1), timesteps, self._text(batch["tokens"])), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
@@ -184,30 +193,25 @@ class EditorObjective:
 
     def preview(self, rows: Rows) -> bytes | None:
         """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
-        device = self._place()
-        if self.editor.vae.device != device:
-            self.editor.vae.to(device)
+        device = next(self.model.parameters()).device
+        for frozen in (self.editor.vae, self.editor.text):
+            if frozen.device != device:
+                frozen.to(device)
         return draw_preview(self.editor, rows, self.settings)
 
-    def _place(self) -> torch.device:
-        """The device of the trained weights, with the text encoder brought to it."""
-        device = next(self.model.parameters()).device
-        if self.editor.text.device != device:
-            self.editor.text.to(device)
-        return device
-
-    def _text(self, instructions: list[str], no_text: list[bool], device: torch.device) -> Tensor | TextStates:
-        """Token ids (B, E, T), or a frozen encoder's states, of the instructions or of nothing.
+    def _text(self, tokens: Tensor) -> Tensor | TextStates:
+        """Token ids (B, E, T) themselves, or a frozen encoder's states of them.
 
         Encoded in every step, the cheapest place: of Stable Diffusion 1.5 at 256 x 256 a text is 13 GFLOP, the U-Net
         forth and back 537 (and the pictures, which `latents` saves, 545). States take 236 kB a text, more than the
         latents of a pair, and a cache would have to hold as many as there are instructions to be of use.
         """
-        given = ["" if dropped else words for words, dropped in zip(instructions, no_text, strict=True)]
         if self.settings.train_text_encoder:
-            return self.editor.text.tokenize(given).to(device)
+            return tokens
+        if self.editor.text.device != tokens.device:
+            self.editor.text.to(tokens.device)
         with torch.no_grad():
-            return self.editor.text.encode(given)
+            return self.editor.text(tokens)
 
     def _snr_weight(self, timesteps: Tensor) -> Tensor | None:
         """Min-SNR weight of the timesteps (B,), or None without it."""

@@ -18,7 +18,7 @@ from hive_ray.config import Dpo
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
-from hive_ray.editor.objective import Denoiser, EditorObjective, Metrics, row_errors, under
+from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Metrics, row_errors, under
 from hive_ray.preferences import preference_loss
 from hive_ray.schemas import BadRows, Row, Rows
 
@@ -78,22 +78,27 @@ class PreferenceObjective(EditorObjective):
         super().__init__(editor, settings)
         self.model = Compared(self.model, adapted=settings.lora_rank > 0)
 
-    def loss(self, model: nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Mean loss of rows of `rankings`; a comparison that says nothing counts as 0. `model` is `self.model`.
+    def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """Both edits of a comparison of each of B rows of `rankings` as `drawn`, the chosen ones first; and whether
+        they are "tied" (B,).
 
-        Draws from the CPU `generator`: a comparison a row, then as `noised`, the same for both edits. BadRows, before
-        `model` is called, names rows with a picture that cannot be read.
+        Draws from the CPU `generator`: a comparison a row, then as `drawn`, the same for both edits. BadRows names rows
+        with a picture that cannot be read.
         """
         dpo = self.settings.dpo
         drawn = [draw_comparison(row["ranks"], dpo, generator) for row in rows]
         chosen = [_pair(row, place) for row, (place, _, _) in zip(rows, drawn, strict=True)]
         rejected = [_pair(row, place) for row, (_, place, _) in zip(rows, drawn, strict=True)]
         try:
-            batch = self.noised(chosen + rejected, generator, copies=2)
+            batch = self.drawn(chosen + rejected, generator, copies=2)
         except BadRows as bad:
             raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
-        tied = torch.tensor([tie for *_, tie in drawn], device=batch.target.device)  # before the model, as there
-        errors, reference_errors = (row_errors(predicted, batch.target) for predicted in model(*batch.inputs))
+        return batch | {"tied": torch.tensor([tie for *_, tie in drawn])}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean loss of a prepared batch; a comparison that says nothing counts as 0. `model` is `self.model`."""
+        dpo, noised, tied = self.settings.dpo, self.noised(batch), batch["tied"]
+        errors, reference_errors = (row_errors(predicted, noised.target) for predicted in model(*noised.inputs))
         margin = preference_margin(errors, reference_errors, dpo.beta)
         loss = preference_loss(margin, tied, dpo.tie_threshold).mean()
         better = (margin.sign() + 1) / 2 * ~tied

@@ -24,6 +24,7 @@ from hive_ray.schemas import BadRows, Row, Rows
 from hive_ray.seeds import uniform_for
 
 Metrics = dict[str, float]
+Batch = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -122,8 +123,8 @@ def is_learned(prompt_id: str, rate: float, share: float = 1.0) -> bool:
     return not is_held_out(prompt_id, rate) and uniform_for("reward_share", prompt_id) < share
 
 
-def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor]:
-    """RANKINGS rows -> the model's inputs (source, edited, tokens, mask) and ranks (B, K), on its device.
+def batch_of(model: RewardModel, rows: Rows) -> Batch:
+    """RANKINGS rows -> the model's inputs, "source", "edited", "tokens" and "mask", and "ranks" (B, K), on the CPU.
 
     Prompts with fewer edits than the most are filled up with grey pictures of rank 0. BadRows names the rows with a
     picture that cannot be read, or with ranks that are no order of their edits.
@@ -145,7 +146,7 @@ def batch_of(model: RewardModel, rows: Rows) -> tuple[tuple[Tensor, ...], Tensor
         ranks[place, : len(row["ranks"])] = torch.tensor(row["ranks"])
     source = torch.stack([picture[0] for picture in pictures])
     tokens, mask = model.encode_text([row["instruction"] for row in rows])
-    return tuple(tensor.to(model.device) for tensor in (source, edited, tokens, mask)), ranks.to(model.device)
+    return {"source": source, "edited": edited, "tokens": tokens, "mask": mask, "ranks": ranks}
 
 
 def good_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str, str]]:
@@ -184,13 +185,15 @@ class RewardObjective:
     def __init__(self, model: RewardModel, settings: config.Reward) -> None:
         self.model, self.settings, self.loss_of_rewards = model, settings, loss_of(settings)
 
-    def loss(self, model: torch.nn.Module, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The loss of some RANKINGS rows; `model` is `self.model`, wrapped or not; nothing is drawn.
+    def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """RANKINGS rows as `batch_of` has them; nothing is drawn. BadRows names those that it has no use for."""
+        return batch_of(self.model, rows)
 
-        BadRows, before `model` is called, names the rows that `batch_of` has no use for.
-        """
-        inputs, ranks = batch_of(self.model, rows)
-        rewards = model(*inputs).float()
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss of a prepared batch; `model` is `self.model`, wrapped or not."""
+        inputs = dict(batch)
+        ranks = inputs.pop("ranks")
+        rewards = model(**inputs).float()
         loss = self.loss_of_rewards(rewards, ranks)
         accuracy = pairwise_accuracy(rewards.detach(), ranks)
         return loss, {"reward/accuracy": accuracy, "reward/chance_loss": chance_loss(ranks, self.loss_of_rewards)}
@@ -208,9 +211,11 @@ def rewards_of(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> tuple
     num_edits = max((len(row["edits"]) for row in rows), default=0)
     rewards, ranks = torch.zeros(len(rows), num_edits), torch.zeros(len(rows), num_edits, dtype=torch.long)
     for start in range(0, len(rows), batch_size):
-        inputs, found = batch_of(model, rows[start : start + batch_size])
+        inputs = batch_of(model, rows[start : start + batch_size])
+        found = inputs.pop("ranks")
         place = (slice(start, start + batch_size), slice(found.shape[1]))
-        rewards[place], ranks[place] = model(*inputs).float().cpu(), found.cpu()
+        there = {name: each.to(model.device) for name, each in inputs.items()}
+        rewards[place], ranks[place] = model(**there).float().cpu(), found
     return rewards, ranks
 
 

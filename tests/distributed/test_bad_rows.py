@@ -18,8 +18,8 @@ class Rows:
         return [{"point_id": f"p{place}", "place": place} for place in places.tolist()]
 
 
-class Loss:
-    """Mean place of the rows it is given; counts how often it is asked, and refuses bad ones."""
+class Prepare:
+    """Places of the rows it is given, and noise; counts how often it is asked, and refuses bad ones."""
 
     def __init__(self, *bad):
         self.bad, self.asked = set(bad), []
@@ -29,8 +29,8 @@ class Loss:
         reasons = {index: "cracked" for index, row in enumerate(rows) if row["place"] in self.bad}
         if reasons:
             raise BadRows(reasons)
-        noise = torch.rand(len(rows), generator=generator)
-        return noise.mean(), {"train/place": float(np.mean([row["place"] for row in rows]))}
+        places = torch.tensor([row["place"] for row in rows])
+        return {"places": places, "noise": torch.rand(len(rows), generator=generator)}
 
 
 @pytest.fixture
@@ -41,36 +41,36 @@ def alone():
 
 
 def test_without_bad_rows_nothing_is_done_twice():
-    good, loss = GoodRows(Rows(), "line", 0.1), Loss()
-    _, measures, count = good.loss(loss, np.array([3, 5]), ("batch", 0))
-    assert (loss.asked, count, measures) == ([[3, 5]], 2, {"train/place": 4.0})
+    good, prepare = GoodRows(Rows(), "line", 0.1), Prepare()
+    batch, count, found = good.take(good.prepare(prepare, np.array([3, 5]), ("batch", 0)))
+    assert (prepare.asked, count, batch["places"].tolist(), found) == ([[3, 5]], 2, [3, 5], {})
     assert good.settle({"train/loss": 0.1, SKIPPED: 0.0}, 2, 0) == {"train/loss": 0.1, SKIPPED: 0}
 
 
 def test_a_batch_goes_on_without_its_bad_rows_and_remembers_them(alone, capsys):
-    good, loss = GoodRows(Rows(), "line", 0.1), Loss(5)
-    value, measures, count = good.loss(loss, np.array([3, 5, 7]), ("batch", 0))
-    assert (loss.asked, count, measures) == ([[3, 5, 7], [3, 7]], 2, {"train/place": 5.0})
-    again, *_ = GoodRows(Rows(), "line", 0.1).loss(Loss(), np.array([3, 7]), ("batch", 0))
-    assert torch.equal(value, again)  # the same draws as if the row had never been there
+    good, prepare = GoodRows(Rows(), "line", 0.1), Prepare(5)
+    batch, count, _ = good.take(good.prepare(prepare, np.array([3, 5, 7]), ("batch", 0)))
+    assert (prepare.asked, count, batch["places"].tolist()) == ([[3, 5, 7], [3, 7]], 2, [3, 7])
+    again, *_ = GoodRows(Rows(), "line", 0.1).prepare(Prepare(), np.array([3, 7]), ("batch", 0))
+    assert torch.equal(batch["noise"], again["noise"])  # the same draws as if the row had never been there
     assert good.settle({"train/loss": 2.0, SKIPPED: 1 / 3}, 3, 6) == pytest.approx({"train/loss": 3.0, SKIPPED: 7})
     assert capsys.readouterr().out == "line: skipped p5: cracked\n"
 
-    good.loss(loss, np.array([5, 1]), ("batch", 1))
-    assert loss.asked[2:] == [[1]]
+    good.take(good.prepare(prepare, np.array([5, 1]), ("batch", 1)))
+    assert prepare.asked[2:] == [[1]]
     good.settle({SKIPPED: 0.5}, 2, 7)
     assert capsys.readouterr().out == ""  # said once
 
 
 def test_a_batch_without_a_good_row_runs_the_model_on_another_that_counts_nothing():
-    good, loss = GoodRows(Rows(), "line", 0.5), Loss(*range(9))
-    _, measures, count = good.loss(loss, np.array([3, 5]), ("batch", 0))
-    assert (count, measures) == (0, {"train/place": 9.0})
+    batch, count, found = GoodRows(Rows(), "line", 0.5).prepare(Prepare(*range(9)), np.array([3, 5]), ("batch", 0))
+    assert (count, batch["places"].tolist()) == (0, [9])
+    assert {3, 5} <= found.keys()
 
 
 def test_a_table_without_a_good_row_ends_training():
     with pytest.raises(Stopped, match="line: all 10 rows are bad, such as p3: cracked"):
-        GoodRows(Rows(), "line", 1.0).loss(Loss(*range(10)), np.array([3, 5]), ("batch", 0))
+        GoodRows(Rows(), "line", 1.0).prepare(Prepare(*range(10)), np.array([3, 5]), ("batch", 0))
 
 
 def test_too_many_bad_rows_stop_with_ten_of_their_ids_at_most(alone):

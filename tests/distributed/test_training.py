@@ -73,7 +73,7 @@ def by_hand(
                 good = [row for row in rows if row["point_id"] not in bad]
                 generator = generator_for("batch", settings.seed, rank, images + start)
                 if good:
-                    sums.append(len(good) * line.loss(line.model, good, generator)[0])
+                    sums.append(len(good) * line.loss(line.model, line.prepare(good, generator))[0])
                 num_good += len(good)
         total = torch.stack(sums).sum()
         optimizer.zero_grad()
@@ -101,7 +101,7 @@ def held_out_loss(settings: Training, weights: dict[str, torch.Tensor]) -> float
     for start in range(0, len(points), settings.micro_batch_size):
         rows = points[start : start + settings.micro_batch_size]
         generator = generator_for("validation", settings.seed, start // settings.micro_batch_size)
-        total += line.loss(line.model, rows, generator)[0].item() * len(rows)
+        total += line.loss(line.model, line.prepare(rows, generator))[0].item() * len(rows)
     return total / len(points)
 
 

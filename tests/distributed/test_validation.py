@@ -46,9 +46,13 @@ class Noisy:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
 
-    def loss(self, model, rows, generator):
+    def prepare(self, rows, generator):
         x = torch.tensor([[row["x"]] for row in rows])
-        noise = torch.randn(x.shape, generator=generator) + 0.1 * torch.randn(x.shape)
+        return {"x": x, "noise": torch.randn(x.shape, generator=generator)}
+
+    def loss(self, model, batch):
+        x = batch["x"]
+        noise = batch["noise"] + 0.1 * torch.randn(x.shape)
         return (model(x) - x - noise).square().mean(), {"train/x": x.mean().item()}
 
     def preview(self, rows):
@@ -140,7 +144,7 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
                 with at_rest(engine, average):
                     seen.append(validation.measure(noisy, engine)["validation/loss"])
                     assert len(validation.preview(noisy, engine)) == 3 * 4  # three rows in fp32
-            loss, _ = noisy.loss(engine, store.read(np.arange(4)), generator_for("step", step))
+            loss, _ = noisy.loss(engine, noisy.prepare(store.read(np.arange(4)), generator_for("step", step)))
             engine.backward(loss)
             norms.append(take_step(engine, settings.max_grad_norm))
             average.update()
@@ -209,7 +213,7 @@ def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(p
     for number in range(3):  # batches of 4, 4 and 2 rows
         rows = store.read(np.arange(4 * number, min(4 * number + 4, NUM_POINTS)))
         torch.manual_seed(seed_for("layers", "validation", settings.seed, number))
-        loss, _ = alone.loss(alone.model, rows, generator_for("validation", settings.seed, number))
+        loss, _ = alone.loss(alone.model, alone.prepare(rows, generator_for("validation", settings.seed, number)))
         losses.append((loss.item(), len(rows)))
     assert measures["validation/loss"] == pytest.approx(sum(loss * count for loss, count in losses) / NUM_POINTS)
     assert measures["validation/x"] == pytest.approx(0.45)
@@ -242,7 +246,7 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
                     validation = Validation(store, "points", settings, rank=0, world=1)
                     validation.measure(objective, engine)
                     pictures.append(validation.preview(objective, engine))
-            loss, _ = objective.loss(engine, [row, row], generator_for("step", step))
+            loss, _ = objective.loss(engine, objective.prepare([row, row], generator_for("step", step)))
             engine.backward(loss)
             take_step(engine, settings.max_grad_norm)
             average.update()

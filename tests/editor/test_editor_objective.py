@@ -124,7 +124,7 @@ def test_the_loss_is_the_written_out_one(bases, rows, kind, train_text_encoder):
     objective = EditorObjective(editor, given)
     weights = [1.0, 0.5, 2.0, 0.0]
     weighted = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
-    loss, metrics = objective.loss(objective.model, weighted, generator(5))
+    loss, metrics = objective.loss(objective.model, objective.prepare(weighted, generator(5)))
 
     draws = generator(5)
     torch.rand(4, generator=draws)
@@ -155,7 +155,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(bases, rows):
     for train_text_encoder in (False, True):
         editor = Editor.build(bases["epsilon"])
         objective = EditorObjective(editor, editor_settings(train_text_encoder=train_text_encoder))
-        objective.loss(objective.model, rows, generator())[0].backward()
+        objective.loss(objective.model, objective.prepare(rows, generator()))[0].backward()
         names = {name.split(".")[0] for name, _ in objective.model.named_parameters()}
         assert names == ({"unet", "text_encoder"} if train_text_encoder else {"unet"})
         assert all(parameter.grad is not None for parameter in objective.model.parameters())
@@ -175,7 +175,7 @@ def test_activations_that_are_computed_again_change_no_loss_and_no_gradient(base
         text = objective.model.text_encoder.encoders[0]
         for layer in (objective.model.unet.down_blocks[0].resnets[0], text.encoder.layers[0].mlp):
             layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        loss, _ = objective.loss(objective.model, rows, generator())
+        loss, _ = objective.loss(objective.model, objective.prepare(rows, generator()))
         loss.backward()
         assert len(calls) == (4 if again else 2)
         weights = objective.model.named_parameters()
@@ -207,7 +207,7 @@ def test_the_loss_falls_on_rows_seen_again_and_again(bases, rows):
     optimizer = torch.optim.AdamW(objective.model.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
-        loss, _ = objective.loss(objective.model, rows, generator())
+        loss, _ = objective.loss(objective.model, objective.prepare(rows, generator()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,7 +12,6 @@ from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import decode, encode, resize, to_batch, to_tensor
 from hive_ray.schemas import LATENTS, BadRows, to_table
 
-CPU = torch.device("cpu")
 TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
 UNTOUCHED = ("pair_id", "instruction", "weight")
 
@@ -122,8 +121,8 @@ def test_encoded_once_or_in_every_step_the_loss_is_the_same(base, rows, crop):
     encoded = LatentEncoder(base, given, device="cpu")(pairs)
     to_table(encoded, LATENTS)
     for seed in range(4):  # mirrored and not
-        loss, measures = objective.loss(objective.model, pairs, generator(seed))
-        again, same = objective.loss(objective.model, beside(pairs, encoded), generator(seed))
+        loss, measures = objective.loss(objective.model, objective.prepare(pairs, generator(seed)))
+        again, same = objective.loss(objective.model, objective.prepare(beside(pairs, encoded), generator(seed)))
         torch.testing.assert_close(again, loss, rtol=1e-5, atol=0)
         assert same == measures
 
@@ -134,11 +133,11 @@ def test_stored_views_are_those_of_the_pictures(base, editor, rows):
     encoded, latents = LatentEncoder(base, given, device="cpu")(pairs), PairLatents(editor, given)
     for mirrored in ([True, False, True, False, True], [False] * 5):
         views = Views(mirrored, [(0.0, 0.0)] * 5)
-        fresh, stored = latents(pairs, views, CPU), latents(beside(pairs, encoded), views, CPU)
+        fresh, stored = (latents.of(latents.read(each, views)) for each in (pairs, beside(pairs, encoded)))
         for ours, theirs in zip(stored, fresh, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     wanted, _ = editor.posterior(to_batch([rows[0]["source_image"]], 64).flip(-1))
-    mirrored = latents(beside(pairs, encoded)[:1], Views([True], [(0.0, 0.0)]), CPU)
+    mirrored = latents.of(latents.read(beside(pairs, encoded)[:1], Views([True], [(0.0, 0.0)])))
     torch.testing.assert_close(mirrored.source, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -146,10 +145,9 @@ def test_fp16_takes_half_the_room_and_costs_a_thousandth(base, editor, rows):
     encoded = {kind: LatentEncoder(base, settings(latents=kind), device="cpu")(rows) for kind in ("fp32", "fp16")}
     sizes = {kind: len(found[0]["latents"]) for kind, found in encoded.items()}
     assert sizes == {"fp32": 2 * 3 * 4 * 8 * 8 * 4, "fp16": 2 * 3 * 4 * 8 * 8 * 2}
-    whole, half = (
-        PairLatents(editor, settings(latents=kind))(beside(rows, found), Views([True] * 4, [(0.0, 0.0)] * 4), CPU)
-        for kind, found in encoded.items()
-    )
+    each = {kind: PairLatents(editor, settings(latents=kind)) for kind in encoded}
+    seen = Views([True] * 4, [(0.0, 0.0)] * 4)
+    whole, half = (latents.of(latents.read(beside(rows, encoded[kind]), seen)) for kind, latents in each.items())
     assert not torch.equal(half.mean, whole.mean)
     torch.testing.assert_close(half.mean, whole.mean, rtol=1e-3, atol=1e-4)
 
@@ -176,14 +174,12 @@ def test_rows_that_nothing_can_be_learned_from_are_named(editor, base, rows):
     objective = EditorObjective(editor, settings())
     cut_off = rows[1] | {"source_image": rows[1]["source_image"][:60]}
     with pytest.raises(BadRows, match="source_image: 60 bytes starting 89504e47 are not a readable image") as found:
-        objective.loss(objective.model, [rows[0], cut_off, rows[2]], generator())
+        objective.prepare([rows[0], cut_off, rows[2]], generator())
     assert list(found.value.reasons) == [1]
 
     weights = [float("nan"), float("inf"), -0.5, 0.0]
     with pytest.raises(BadRows, match="its weight is nan, not a finite number") as found:
-        objective.loss(
-            objective.model, [row | {"weight": w} for row, w in zip(rows, weights, strict=True)], generator()
-        )
+        objective.prepare([row | {"weight": w} for row, w in zip(rows, weights, strict=True)], generator())
     assert list(found.value.reasons) == [0, 1, 2]
 
     encoded = beside(rows, LatentEncoder(base, settings(), device="cpu")(rows))
@@ -191,7 +187,7 @@ def test_rows_that_nothing_can_be_learned_from_are_named(editor, base, rows):
     nan[-1] = np.nan  # of the mirrored view: a row is good or bad, however it is seen
     spoilt = [encoded[0], encoded[1] | {"latents": b"short"}, encoded[2] | {"latents": nan.tobytes()}, encoded[3]]
     with pytest.raises(BadRows) as found:
-        objective.loss(objective.model, spoilt, generator())
+        objective.prepare(spoilt, generator())
     assert found.value.reasons == {
         1: "its latents have 5 bytes, 6144 are wanted",
         2: "its latents are not finite",

@@ -34,7 +34,7 @@ def trained(start, **changed) -> EditorObjective:
     weights = [weight for weight in objective.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.05)
     for step in range(2):
-        objective.loss(objective.model, [row], generator(step))[0].backward()
+        objective.loss(objective.model, objective.prepare([row], generator(step)))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     return objective

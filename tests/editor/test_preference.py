@@ -84,7 +84,7 @@ def test_every_comparison_of_a_ranking_is_drawn_as_often(ranks, changed, wanted)
 @pytest.mark.parametrize("changed", [{}, {"train_text_encoder": True}, {"lora_rank": 2}])
 def test_before_the_first_step_the_loss_is_ln_2(editor, changed):
     objective = PreferenceObjective(editor, settings(condition_dropout=0.3, **changed))
-    loss, measures = objective.loss(objective.model, ROWS, generator())
+    loss, measures = objective.loss(objective.model, objective.prepare(ROWS, generator()))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
     assert measures["train/error"] == measures["train/reference_error"]
     assert objective.summarise(measures, 4)["train/implicit_accuracy"] == 0.5
@@ -95,7 +95,7 @@ def test_the_loss_is_the_written_out_one(editor):
     with torch.no_grad():
         for weight in objective.model.denoiser.parameters():
             weight.mul_(1.1)
-    loss, measures = objective.loss(objective.model, ROWS, generator(3))
+    loss, measures = objective.loss(objective.model, objective.prepare(ROWS, generator(3)))
 
     draws = generator(3)
     drawn = [draw_comparison(row["ranks"], Dpo(), draws) for row in ROWS]
@@ -129,7 +129,7 @@ def test_the_loss_is_the_written_out_one(editor):
 def test_rankings_that_tie_everything_move_nothing(editor):
     objective = PreferenceObjective(editor, settings())
     tied = [ranking(0, [1, 1]), ranking(1, [1, 1, 1])]
-    loss, measures = objective.loss(objective.model, tied, generator())
+    loss, measures = objective.loss(objective.model, objective.prepare(tied, generator()))
     loss.backward()
     assert loss.item() == 0
     assert all(not weight.grad.any() for weight in objective.model.denoiser.parameters())
@@ -144,7 +144,7 @@ def test_training_makes_chosen_edits_likelier_than_the_reference_does(editor, ch
     optimizer = torch.optim.AdamW(trained, lr=1e-2 if changed else 1e-3)
     losses, accuracies = [], []
     for step in range(12):
-        loss, measures = objective.loss(objective.model, ROWS, generator(step % 3))
+        loss, measures = objective.loss(objective.model, objective.prepare(ROWS, generator(step % 3)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -168,5 +168,5 @@ def test_a_ranking_with_a_broken_picture_is_named_by_its_own_place(editor):
     broken = ROWS[2] | {"edits": [edit | {"image": b"no picture"} for edit in ROWS[2]["edits"]]}
     objective = PreferenceObjective(editor, settings())
     with pytest.raises(BadRows) as caught:
-        objective.loss(objective.model, [*ROWS[:2], broken, ROWS[3]], generator())
+        objective.prepare([*ROWS[:2], broken, ROWS[3]], generator())
     assert list(caught.value.reasons) == [2]

@@ -221,9 +221,8 @@ def test_a_smaller_share_of_the_prompts_is_inside_a_larger_and_none_of_it_is_hel
 
 def test_a_batch_fills_prompts_with_fewer_edits_by_rank_zero():
     model = small_model()
-    (source, edited, tokens, mask), ranks = batch_of(
-        model, [ranking("p", [0, 255, 128]), ranking("q", [10, 20], "a b")]
-    )
+    batch = batch_of(model, [ranking("p", [0, 255, 128]), ranking("q", [10, 20], "a b")])
+    source, edited, tokens, mask, ranks = (batch[name] for name in ("source", "edited", "tokens", "mask", "ranks"))
     assert source.shape == (2, 3, 16, 16)
     assert edited.shape == (2, 3, 3, 16, 16)
     assert ranks.tolist() == [[3, 1, 2], [2, 1, 0]]
@@ -249,7 +248,7 @@ def broken_rankings():
 def test_rankings_that_nothing_can_be_learned_from_are_named_before_the_model_is_called():
     objective = RewardObjective(small_model(), settings())
     with pytest.raises(BadRows) as found:
-        objective.loss(None, broken_rankings(), torch.Generator())
+        objective.prepare(broken_rankings(), torch.Generator())
     assert list(found.value.reasons) == [1, 2, 3]
     assert found.value.reasons[1].startswith("source_image: 10 bytes starting 6e6f2070 are not a readable image")
     assert found.value.reasons[2].startswith("edits[2]: 60 bytes starting 89504e47 are not a readable image")
@@ -267,10 +266,11 @@ def test_a_model_is_measured_on_the_good_rankings_and_the_others_are_named():
 
 def test_the_objectives_loss_is_plackett_luce_of_the_models_rewards():
     model, rows = small_model(), [ranking("p", [0, 255, 128]), ranking("q", [30, 20, 10])]
-    loss, metrics = RewardObjective(model, settings(temperature=0.1)).loss(model, rows, torch.Generator())
+    loss, metrics = RewardObjective(model, settings(temperature=0.1)).loss(model, batch_of(model, rows))
     with torch.no_grad():
-        inputs, ranks = batch_of(model, rows)
-        wanted = plackett_luce_loss(model(*inputs), ranks, 0.1)
+        inputs = batch_of(model, rows)
+        ranks = inputs.pop("ranks")
+        wanted = plackett_luce_loss(model(**inputs), ranks, 0.1)
     torch.testing.assert_close(loss.detach(), wanted)
     assert set(metrics) == {"reward/accuracy", "reward/chance_loss"}
     assert metrics["reward/chance_loss"] == pytest.approx(math.log(6))  # three edits without ties
@@ -280,7 +280,7 @@ def test_every_weight_gets_a_gradient_but_for_the_shift_of_the_head():
     model = small_model()
     with torch.no_grad():
         model.head.weight.normal_()
-    loss, _ = RewardObjective(model, settings()).loss(model, [ranking("p", [0, 255, 128])], torch.Generator())
+    loss, _ = RewardObjective(model, settings()).loss(model, batch_of(model, [ranking("p", [0, 255, 128])]))
     loss.backward()
     idle = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.abs().max()}
     assert idle <= {"head.bias"}
@@ -295,7 +295,7 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
     objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
     for _ in range(40):
-        loss, _ = objective.loss(model, rows, torch.Generator())
+        loss, _ = objective.loss(model, batch_of(model, rows))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,56 @@
+"""Micro batches for a device, the next one prepared while it computes."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from typing import Generic, TypeVar
+
+import torch
+
+from hive_ray.distributed.objectives import Batch
+
+Item = TypeVar("Item")
+
+
+class Ahead(Generic[Item]):
+    """The items of an iterator, each made while the one before is at work.
+
+    An error of the iterator is raised to who asks for what it did not make.
+    """
+
+    def __init__(self, items: Iterator[Item], helper: Executor | None) -> None:
+        """`helper` makes them, one at a time; without it each is made when it is asked for."""
+        self.items, self.helper = items, helper
+        self.coming: Future[Item | None] | None = None
+
+    def __next__(self) -> Item:
+        if self.helper is None:
+            return next(self.items)
+        item = (self.coming or self._ask()).result()
+        self.coming = self._ask()
+        return item
+
+    def rest(self) -> None:
+        """Wait until nothing is being made. What is made stays for who asks next."""
+        if self.coming:
+            wait([self.coming])
+
+    def _ask(self) -> "Future[Item | None]":
+        return self.helper.submit(next, self.items, None)  # None after the last, which nobody asks for
+
+
+def helper_for(device: torch.device) -> Executor | None:
+    """A thread that prepares batches for a GPU; None for a CPU, of whose cores it would but take some from the step."""
+    if device.type == "cpu":
+        return None
+    # A thread begins with the first GPU as its own, whose memory pinning would take.
+    return ThreadPoolExecutor(1, "ahead", torch.cuda.set_device, (torch.cuda.current_device(),))
+
+
+def pinned_for(device: torch.device, batch: Batch) -> Batch:
+    """A batch from which a GPU copies by itself, so that the host need not wait for it."""
+    return batch if device.type == "cpu" else {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """A batch on a device; pinned, it may be on its way there."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
