@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepspeed
@@ -159,13 +159,13 @@ def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch
     return float(norm)
 
 
-def memory_estimate(trained: int, frozen: int, settings: Training) -> dict[str, dict[str, float]]:
+def memory_estimate(trained: int, frozen: int, settings: Training, beside: int = 0) -> dict[str, dict[str, float]]:
     """Bytes that one worker holds before any activation: {"device": {what: bytes}, "host": {what: bytes}}.
 
-    trained, frozen: numbers of weights of the model that DeepSpeed wraps. After ZeRO (Rajbhandari et al. 2020), with
-    fp32 weights: stage 1 parts the optimiser, 2 the gradients too, 3 the weights too. From stage 1 on DeepSpeed's
-    optimiser keeps a second fp32 copy of its part. Buffers: what is sent at a time, at stage 0 all gradients, and the
-    whole weights of the layers at work at stage 3.
+    trained, frozen: numbers of weights of the model that DeepSpeed wraps; beside: of frozen ones outside it.
+    After ZeRO (Rajbhandari et al. 2020), with fp32 weights: stage 1 parts the optimiser, 2 the gradients too, 3 the
+    weights too. From stage 1 on DeepSpeed's optimiser keeps a second fp32 copy of its part. Buffers: what is sent at a
+    time, at stage 0 all gradients, and the whole weights of the layers at work at stage 3.
     """
     workers, stage = settings.workers.num_actors, settings.zero_stage
     part = FP32 * trained / workers
@@ -178,6 +178,7 @@ def memory_estimate(trained: int, frozen: int, settings: Training) -> dict[str, 
         trained + frozen, LIVE if stage == 3 else 0
     )
     device = {"weights": weights, "gradients": gradients, "average": average, "buffers": buffers}
+    device["frozen beside"] = FP32 * beside
     host: dict[str, float] = {}
     (host if settings.offload != "none" else device)["optimizer"] = optimizer
     if settings.offload == "weights":
@@ -192,17 +193,19 @@ def check_memory(
     local_workers: int,
     agree: Callable[[float], float],
     free: Callable[[bool], int] | None = None,
+    beside: Sequence[nn.Module] = (),
 ) -> None:
     """Raise Stopped, on every rank alike, where some rank's weights and their companions cannot fit.
 
     local_workers: ranks that share this machine's memory. agree: the greatest of a number over all ranks.
     free: bytes of the device's (True) or the host's memory, to stand in for the real ones.
+    beside: frozen modules that a GPU will hold outside the model; on a CPU they are in what is taken already.
     """
     free = free or free_bytes
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    frozen = sum(weight.numel() for weight in model.parameters()) - trained
-    estimate = memory_estimate(trained, frozen, settings)
     on_gpu = settings.workers.num_gpus > 0
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen, outside = _size(model) - trained, sum(map(_size, beside)) if on_gpu else 0
+    estimate = memory_estimate(trained, frozen, settings, outside)
     needs = {True: sum(estimate["device"].values()), False: sum(estimate["host"].values()) * local_workers}
     if not on_gpu:
         needs = {False: needs[False] + needs[True] * local_workers}
@@ -225,6 +228,10 @@ def free_bytes(device: bool) -> int:
     if device:
         return torch.cuda.mem_get_info()[0]
     return min(psutil.virtual_memory().available, estimate_available_memory())
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def _gigabytes(size: float) -> str:

@@ -105,7 +105,8 @@ class Loop:
             told.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
         )
         agree = partial(greatest_over_ranks, device=self.device)
-        check_memory(told.name, self.objective.model, settings, context.get_local_world_size(), agree)
+        frozen, local = getattr(self.objective, "beside", ()), context.get_local_world_size()
+        check_memory(told.name, self.objective.model, settings, local, agree, beside=frozen)
         made_by = self._start()
         stores = [self.rows, *([self.held_out] if self.held_out else [])]
         do_together(lambda: [store.lay(told.name) for store in stores], self.device)

@@ -19,8 +19,8 @@ class Objective(Protocol):
     What a batch takes is in two halves, so that the first can be done while a GPU is busy with the batch before.
 
     An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
-    these means (an accuracy over some of them, say, from two of the means); and `preview(rows) -> bytes | None`: a PNG
-    that shows what its model makes of them.
+    these means (an accuracy over some of them, say, from two of the means); `preview(rows) -> bytes | None`: a PNG
+    that shows what its model makes of them; and `beside`: frozen modules outside its model that come to its device.
     """
 
     model: nn.Module

@@ -129,6 +129,11 @@ class EditorObjective:
                 for encoder in editor.text.encoders:
                     encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
+    @property
+    def beside(self) -> list[nn.Module]:
+        """What is frozen, and comes to the device of `model` when it is needed."""
+        return [self.editor.vae] if self.settings.train_text_encoder else [self.editor.vae, self.editor.text]
+
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """Rows of `pairs` as `drawn`, and "weight" (B,). BadRows names rows without a usable picture or weight."""
         check_weights(rows)
@@ -194,7 +199,7 @@ class EditorObjective:
     def preview(self, rows: Rows) -> bytes | None:
         """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
         device = next(self.model.parameters()).device
-        for frozen in (self.editor.vae, self.editor.text):
+        for frozen in self.beside:
             if frozen.device != device:
                 frozen.to(device)
         return draw_preview(self.editor, rows, self.settings)

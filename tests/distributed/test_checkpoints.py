@@ -11,6 +11,7 @@ import pytest
 import torch
 from gloo import in_workers
 
+from hive_ray.config import Resources
 from hive_ray.distributed import checkpoints, engine
 from hive_ray.distributed.checkpoints import Checkpoints, Stand
 from hive_ray.distributed.engine import autocast, check_memory, memory_estimate
@@ -271,6 +272,7 @@ def test_the_memory_of_a_worker_by_zero_stage():
     assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000 + 1000), 4 * 1500)
     assert total(zero_stage=3, offload="weights") == (4 * (500 + 2100), 4 * (1500 + 550 + 500))
     assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
+    assert memory_estimate(1000, 100, engines.settings(2), beside=50)["device"]["frozen beside"] == 4 * 50
     large = memory_estimate(10**9, 0, engines.settings(2, zero_stage=2))["device"]
     assert large["buffers"] == 4 * 2 * 50_000_000
 
@@ -287,5 +289,11 @@ def test_what_cannot_fit_is_refused_before_it_crashes():
     check_memory("editors/sft", model, told, 2, agree=float, free=lambda device: 10_000)
     with pytest.raises(Stopped, match=r"editors/sft: 59 trained weights need .* raise zero_stage \(now 2\)"):
         check_memory("editors/sft", model, told, 2, agree=float, free=lambda device: 1000)
+    on_gpu = told.model_copy(update={"workers": Resources(num_actors=2, num_gpus=1)})
+    check_memory("editors/sft", model, on_gpu, 2, agree=float, free=lambda device: 10_000)
+    with pytest.raises(Stopped, match=r"in the memory of the GPU, .* frozen beside 0\.00 GB"):
+        check_memory(
+            "editors/sft", model, on_gpu, 2, agree=float, free=lambda device: 10_000, beside=[torch.nn.Linear(50, 60)]
+        )
     with pytest.raises(Stopped):  # another rank's machine is smaller
         check_memory("editors/sft", model, told, 2, agree=lambda lacking: 5.0, free=lambda device: 10**9)
