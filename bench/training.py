@@ -243,7 +243,8 @@ def _seconds(loop: Iterator[int], steps: int) -> float:
 
 
 def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterator[int]:
-    """Our step in a plain loop: the same objective on the same latents, AdamW, clipping and average."""
+    """Our step in a plain loop: the same objective on the same latents, AdamW, clipping and average. Beside a GPU, too,
+    each batch is prepared when the one before is done."""
     rows = _with_latents(Path(folder), told)
     objective = EditorObjective(Editor.build(told.start), told)
     model = objective.model.train().to(device_of(told))
@@ -254,8 +255,8 @@ def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterat
     average = Average(model, told.sft.ema_decay)
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
+        prepared = on(next(model.parameters()).device, objective.prepare(batch, generator_for(start)))
         with autocast(told.sft):
-            prepared = on(next(model.parameters()).device, objective.prepare(batch, generator_for(start)))
             loss, _ = objective.loss(model, prepared)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, told.sft.max_grad_norm)

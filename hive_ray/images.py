@@ -114,13 +114,18 @@ def thumbnail(data: bytes, longest: int) -> bytes:
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """Pixels -> tensor."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 127.5 - 1
+    return scaled(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Numbers 0..255 of any shape -> float in -1..1."""
+    return pixels.float() / 127.5 - 1
 
 
 def to_pixels(tensor: Tensor) -> np.ndarray:
     """Tensor (3, H, W) -> pixels; values outside -1..1 are clamped, fractions rounded."""
-    scaled = (tensor.detach().float().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    wide = (tensor.detach().float().clamp(-1, 1) + 1) * 127.5
+    return wide.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def to_batch(images: list[bytes], resolution: int) -> Tensor:
@@ -131,8 +136,8 @@ def to_batch(images: list[bytes], resolution: int) -> Tensor:
 
 
 def in_threads(function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-    """What `function` makes of each item, in their order, by as many threads as torch has: beside a GPU, decoding is
-    what a batch of large pictures waits for."""
+    """What `function` makes of each item, in their order, by as many threads as torch has: decoding takes most of what
+    a batch of large pictures takes of a host. (A `function` that calls torch would begin as many threads in each.)"""
     threads = min(len(items), torch.get_num_threads())
     if threads < 2:
         return [function(item) for item in items]

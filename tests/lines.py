@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
 from hive_ray.config import Recovery, Resources, Training
-from hive_ray.distributed import tables
+from hive_ray.distributed import loop, tables
 from hive_ray.distributed.training import fit
 from hive_ray.images import encode
 from hive_ray.schemas import BadRows, Rows
@@ -35,19 +36,25 @@ def training(**changes) -> Training:
 
 
 class Line:
-    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to find bad rows or to
-    break, so that its loss or its gradient is no number, or its GPU is full."""
+    """y = 3 x + 1 with a little noise from the generator; can be told to die, to wait, to find bad rows, to prepare
+    ahead as beside a GPU or to break, so that its loss or its gradient is no number, or its GPU is full."""
 
     def __init__(
         self, flag: str = "", dies_at: int = 0, seconds: float = 0.0, breaks: str = "",
-        bad: frozenset = frozenset(), awaits: str = "", stored: str = "",
+        bad: frozenset = frozenset(), awaits: str = "", stored: str = "", ahead: bool = False,
     ):  # fmt: skip
         torch.manual_seed(0)
+        self.ahead, self.preparing = ahead, False
+        if ahead:  # it is made in the worker, before there is a helper or none
+            loop.helper_for = lambda device: ThreadPoolExecutor(1)
         self.model = torch.nn.Linear(1, 1)
         self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
         self.bad, self.awaits, self.stored = bad, awaits, stored
 
     def prepare(self, rows: Rows, generator):
+        self.preparing = True
+        time.sleep(0.02 * self.ahead)
+        self.preparing = False
         broken = {index: "it is cracked" for index, row in enumerate(rows) if row["point_id"] in self.bad}
         if broken:
             raise BadRows(broken)
@@ -78,6 +85,7 @@ class Line:
         return loss, {"train/x": x.mean().item()}
 
     def preview(self, rows: Rows) -> bytes:
+        assert not self.preparing
         y = self.model(torch.tensor([[row["x"]] for row in rows]))
         return encode((60 * y).byte().expand(-1, 3).reshape(1, -1, 3).numpy())
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from hive_ray.distributed.objectives import Batch
 
 Item = TypeVar("Item")
+_END: Any = object()
 
 
 class Ahead(Generic[Item]):
@@ -20,13 +21,18 @@ class Ahead(Generic[Item]):
     def __init__(self, items: Iterator[Item], helper: Executor | None) -> None:
         """`helper` makes them, one at a time; without it each is made when it is asked for."""
         self.items, self.helper = items, helper
-        self.coming: Future[Item | None] | None = None
+        self.coming: Future[Item] | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
 
     def __next__(self) -> Item:
         if self.helper is None:
             return next(self.items)
-        item = (self.coming or self._ask()).result()
-        self.coming = self._ask()
+        item = (self.coming or self.helper.submit(self._make)).result()
+        if item is _END:
+            raise StopIteration
+        self.coming = self.helper.submit(self._make)
         return item
 
     def rest(self) -> None:
@@ -34,15 +40,20 @@ class Ahead(Generic[Item]):
         if self.coming:
             wait([self.coming])
 
-    def _ask(self) -> "Future[Item | None]":
-        return self.helper.submit(next, self.items, None)  # None after the last, which nobody asks for
+    def close(self) -> None:
+        """Make no more. What is being made is not waited for."""
+        if self.helper:
+            self.helper.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self) -> Item:
+        return next(self.items, _END)  # a future cannot raise StopIteration
 
 
 def helper_for(device: torch.device) -> Executor | None:
     """A thread that prepares batches for a GPU; None for a CPU, of whose cores it would but take some from the step."""
     if device.type == "cpu":
         return None
-    # A thread begins with the first GPU as its own, whose memory pinning would take.
+    # A thread begins with the first GPU as its own, which may be another worker's.
     return ThreadPoolExecutor(1, "ahead", torch.cuda.set_device, (torch.cuda.current_device(),))
 
 

@@ -5,6 +5,7 @@ would in a batch without bad ones: one part in `batch_size` of a step's gradient
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -23,14 +24,22 @@ SKIPPED = "train/skipped_rows"
 MOST_NAMED = 10
 
 
+BatchOf = Callable[[Rows, torch.Generator], Batch]
+"""An objective's `prepare`."""
+
+
 class Prepared(NamedTuple):
     """A micro batch of good rows."""
 
     batch: Batch
     good: int
     """How many of its rows count."""
+    places: np.ndarray
+    """Of its rows."""
     found: dict[int, str]
     """Bad rows that were found on the way: place -> id and reason."""
+    again: Callable[[], "Prepared"]
+    """Makes it from what is known then."""
 
 
 class GoodRows:
@@ -43,13 +52,12 @@ class GoodRows:
         self.found: dict[int, str] = {}
         """What this rank alone knows yet."""
 
-    def prepare(
-        self, prepare: Callable[[Rows, torch.Generator], Batch], places: np.ndarray, draw: tuple[str | int, ...]
-    ) -> Prepared:
-        """What an objective's `prepare` makes of the good rows among these places, by a generator from `draw`.
+    def prepare(self, batch_of: BatchOf, places: np.ndarray, draw: tuple[str | int, ...]) -> Prepared:
+        """A batch of the good rows among these places, by a generator from `draw`.
 
         Where there is none, of a good row from elsewhere that does not count: each rank runs the model once whatever it
-        finds, so that no other waits for it. Changes nothing here, so it may run beside all else: `take` does.
+        finds, so that no other waits for it. May run in a thread, ahead of time: what it finds is not known to others
+        before `take`.
         """
         found: dict[int, str] = {}
         for candidates in chain([places], self._elsewhere(draw)):
@@ -57,9 +65,8 @@ class GoodRows:
             while len(good):
                 try:
                     rows = self.rows.read(good)
-                    return Prepared(
-                        prepare(rows, generator_for(*draw)), len(good) if candidates is places else 0, found
-                    )
+                    batch, counted = batch_of(rows, generator_for(*draw)), len(good) if candidates is places else 0
+                    return Prepared(batch, counted, good, found, partial(self.prepare, batch_of, places, draw))
                 except BadRows as bad:
                     for index, reason in bad.reasons.items():
                         place = int(good[index])
@@ -68,10 +75,13 @@ class GoodRows:
         reasons = (self.bad | self.found | found).values()
         raise Stopped(f"{self.name}: all {self.rows.num_rows} rows are bad, such as {self._named(reasons)}")
 
-    def take(self, prepared: Prepared) -> Prepared:
-        """The same, once it is known which rows were found bad for it."""
+    def take(self, prepared: Prepared) -> tuple[Batch, int]:
+        """The batch, and how many of its rows count, as if it were prepared only now: made again where one of its rows
+        has been found bad since."""
+        if len(self._known_good(prepared.places, {})) < len(prepared.places):
+            prepared = prepared.again()
         self.found = self.found | prepared.found
-        return prepared
+        return prepared.batch, prepared.good
 
     def settle(self, measures: Metrics, batch_size: int, skipped: float) -> Metrics:
         """A step's measures, means over a whole batch, made means over its good rows; Stopped if too many are bad.

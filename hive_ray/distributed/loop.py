@@ -126,6 +126,7 @@ class Loop:
             self._steps()
             self.checkpoints.wait()
         finally:
+            self.ahead.close()
             self.watch.close()
 
     def _steps(self) -> None:
@@ -203,7 +204,7 @@ class Loop:
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             seed_layers(seed_for("layers", *self._draw(self.images + start)), self.device)
-            batch, good, _ = self.good.take(next(self.ahead))
+            batch, good = self.good.take(next(self.ahead))
             with autocast(settings):
                 loss, measures = self.objective.loss(self.engine, on(self.device, batch))
             self.engine.backward(loss * (good / micro))

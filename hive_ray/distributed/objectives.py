@@ -26,9 +26,10 @@ class Objective(Protocol):
     model: nn.Module
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """What the host does: rows read, pictures decoded, numbers drawn; tensors on the CPU. No weight is touched.
+        """What the host does: pictures decoded, numbers drawn, texts cut into tokens; tensors on the CPU.
 
-        BadRows names rows that nothing can be learned from: they are left out.
+        Follows from the rows and the generator alone: beside a GPU a thread calls it, while `loss` is at work on the
+        batch before. BadRows names rows that nothing can be learned from: they are left out from now on.
         """
         ...
 

@@ -118,7 +118,7 @@ class Validation:
             draw = ("validation", self.settings.seed, number % batches)
             torch.manual_seed(seed_for("layers", *draw))  # whoever draws from torch's own stream
             places = np.arange(place, min(place + micro, self.store.num_rows))
-            batch, good, _ = self.good.take(self.good.prepare(objective.prepare, places, draw))
+            batch, good = self.good.take(self.good.prepare(objective.prepare, places, draw))
             with autocast(self.settings):
                 loss, measures = objective.loss(engine, on(engine.device, batch))
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():

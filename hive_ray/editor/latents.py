@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.model import Editor, load_vae, posterior
-from hive_ray.images import ImageError, cut, decode, in_threads, to_tensor, window
+from hive_ray.images import ImageError, cut, decode, in_threads, scaled, window
 from hive_ray.schemas import BadRows, Row, Rows
 
 PICTURES = ("source_image", "edited_image")
@@ -65,13 +65,13 @@ def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Vi
 
 
 def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURES) -> Tensor:
-    """Pixels (K, B, 3, R, R) in -1..1 of the pictures in these columns.
+    """Numbers 0..255, uint8 (K, B, 3, R, R), of the pictures in these columns.
 
     A row's other pictures are scaled to the first one's size, and all are cut and mirrored alike. BadRows names the
     rows with a picture that cannot be read.
     """
     side = settings.resolution
-    batch = torch.empty(len(columns), len(rows), 3, side, side)
+    batch = np.empty((len(columns), len(rows), 3, side, side), np.uint8)
 
     def read(index: int) -> str | None:
         try:
@@ -80,20 +80,21 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
             return str(error)
         seen = window(pictures[0].shape[:2], side, settings.crop, views.places[index])
         for place, picture in enumerate(pictures):
-            pixels = to_tensor(cut(picture, seen, side))
-            batch[place, index] = pixels.flip(-1) if views.mirrored[index] else pixels
+            pixels = cut(picture, seen, side).transpose(2, 0, 1)
+            batch[place, index] = pixels[:, :, ::-1] if views.mirrored[index] else pixels
         return None
 
     reasons = {index: why for index, why in enumerate(in_threads(read, range(len(rows)))) if why}
     if reasons:
         raise BadRows(reasons)
-    return batch
+    return torch.from_numpy(batch)
 
 
 @torch.no_grad()
 def encode_pairs(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Pixels (2, B, 3, R, R) of sources and edited pictures -> their latents (B, 3, C, h, w), as a row holds a view."""
-    mean, std = posterior(vae, pixels.flatten(0, 1))
+    """Numbers 0..255 (2, B, 3, R, R) of sources and edited pictures -> their latents (B, 3, C, h, w), as a row holds a
+    view."""
+    mean, std = posterior(vae, scaled(pixels.flatten(0, 1).to(vae.device)))
     source, edited = mean.chunk(2)
     return torch.stack([source, edited, std.chunk(2)[1]], dim=1)
 
@@ -137,13 +138,13 @@ class PairLatents:
         self.stored_shape = (2 if settings.flip else 1, 3, *self.latent_shape)
 
     def read(self, rows: Rows, views: Views) -> dict[str, Tensor]:
-        """What rows carry of pairs seen so: "latents" (B, 3, C, h, w) or "pixels" (2, B, 3, R, R). BadRows names the
-        rows that have none."""
+        """What rows carry of pairs seen so: "latents" (B, 3, C, h, w) or "pixels" (2, B, 3, R, R), uint8. BadRows
+        names the rows that have none."""
         if "latents" in rows[0]:
-            return {"latents": self._read(rows, views)}
+            return {"latents": self._stored(rows, views)}
         return {"pixels": read_pictures(rows, self.settings, views)}
 
-    def of(self, batch: dict[str, Tensor]) -> PairPosteriors:
+    def posteriors(self, batch: dict[str, Tensor]) -> PairPosteriors:
         """The latents of what `read` read, on the device on which it is now."""
         latents = batch.get("latents")
         if latents is None:
@@ -153,7 +154,7 @@ class PairLatents:
             latents = encode_pairs(self.editor.vae, pixels)
         return PairPosteriors(*latents.unbind(1))
 
-    def _read(self, rows: Rows, views: Views) -> Tensor:
+    def _stored(self, rows: Rows, views: Views) -> Tensor:
         """Stored latents (B, 3, C, h, w) in fp32."""
         kind, found, reasons = STORED[self.settings.latents], [], {}
         wanted = math.prod(self.stored_shape) * kind.itemsize

@@ -143,8 +143,8 @@ class EditorObjective:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted denoising loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
         noised, weight = self.noised(batch), batch["weight"]
-        predicted = model(*noised.inputs)
-        loss = weighted_denoising_loss(predicted, noised.target, weight, self._snr_weight(noised.timesteps))
+        snr_weight = self._snr_weight(noised.timesteps)
+        loss = weighted_denoising_loss(model(*noised.inputs), noised.target, weight, snr_weight)
         return loss, {"train/weight": weight.mean().double(), "train/weight_squared": weight.square().mean().double()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
@@ -177,7 +177,7 @@ class EditorObjective:
     def noised(self, batch: Batch) -> Noised:
         """What was `drawn`, its edited images' latents noised, on the device on which it is now."""
         editor, noise, timesteps = self.editor, batch["noise"], batch["timesteps"]
-        source, mean, std = self.latents.of(batch)
+        source, mean, std = self.latents.posteriors(batch)
         latents = editor.draw_target(mean, std, batch["jitter"])
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
         condition = editor.scale_condition(source).masked_fill(batch["no_image"].view(-1, 1, 1, 1), 0.0)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hive_ray import config
 from hive_ray.agreement import RankingError, check_ranks
-from hive_ray.images import ImageError, decode, resize, to_tensor
+from hive_ray.images import ImageError, decode, in_threads, resize, to_tensor
 from hive_ray.preferences import preference_loss
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import BadRows, Row, Rows
@@ -130,14 +130,11 @@ def batch_of(model: RewardModel, rows: Rows) -> Batch:
     picture that cannot be read, or with ranks that are no order of their edits.
     """
     side = model.resolution
-    pictures, reasons = [], {}
-    for place, row in enumerate(rows):
-        try:
-            pictures.append(_pictures(row, side))
-        except (ImageError, RankingError) as error:
-            reasons[place] = str(error)
+    read = in_threads(lambda row: _pictures_or_why(row, side), rows)
+    reasons = {place: found for place, found in enumerate(read) if isinstance(found, str)}
     if reasons:
         raise BadRows(reasons)
+    pictures = [torch.stack([to_tensor(picture) for picture in found]) for found in read]
     num_edits = max(len(row["edits"]) for row in rows)
     edited = torch.zeros(len(rows), num_edits, 3, side, side)
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
@@ -153,27 +150,29 @@ def good_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str,
     """RANKINGS rows that a model can be measured on, and what is wrong with the others, by `ranking_id`."""
     good, bad = [], {}
     for row in rows:
-        try:
-            _pictures(row, resolution)
+        found = _pictures_or_why(row, resolution)
+        if isinstance(found, str):
+            bad[row["ranking_id"]] = found
+        else:
             good.append(row)
-        except (ImageError, RankingError) as error:
-            bad[row["ranking_id"]] = str(error)
     return good, bad
 
 
-def _pictures(row: Row, resolution: int) -> Tensor:
-    """The source and the edits of a RANKINGS row (1 + K, 3, R, R); ImageError, RankingError if it is a bad one."""
-    check_ranks(row["ranks"], len(row["edits"]))
+def _pictures_or_why(row: Row, resolution: int) -> list[np.ndarray] | str:
+    """The pixels of the source and the edits of a RANKINGS row; or why it is a bad one."""
+    try:
+        check_ranks(row["ranks"], len(row["edits"]))
+    except RankingError as error:
+        return str(error)
     named = {"source_image": row["source_image"]}
     named |= {f"edits[{place}]": edit["image"] for place, edit in enumerate(row["edits"])}
-    return torch.stack([_tensor(image, resolution, name) for name, image in named.items()])
-
-
-def _tensor(image: bytes, resolution: int, name: str) -> Tensor:
-    try:
-        return to_tensor(resize(decode(image), resolution))
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
+    pictures = []
+    for name, image in named.items():
+        try:
+            pictures.append(resize(decode(image), resolution))
+        except ImageError as error:
+            return f"{name}: {error}"
+    return pictures
 
 
 class RewardObjective:

@@ -1,7 +1,7 @@
 """What is made while something else is at work, by a real thread."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -62,11 +62,34 @@ def test_resting_is_until_what_was_begun_is_made(helper):
     assert next(ahead) == 1
 
 
-def test_an_error_is_raised_to_who_asks_for_what_was_not_made(helper):
-    ahead = Ahead(iter(Counted(3, fails_at=1)), helper)
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("fails_at", [0, 1])
+def test_an_error_is_raised_to_who_asks_for_what_was_not_made(helper, alone, fails_at):
+    ahead = Ahead(iter(Counted(3, fails_at=fails_at)), None if alone else helper)
+    for number in range(fails_at):
+        assert next(ahead) == number
+        ahead.rest()
+    with pytest.raises(ValueError, match=f"{fails_at} is cracked"):
+        next(ahead)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_after_the_last_there_is_none(helper, alone):
+    ahead = Ahead(iter(Counted(3)), None if alone else helper)
+    assert list(ahead) == [0, 1, 2]
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+def test_closing_waits_for_nothing_and_makes_no_more():
+    counted = Counted(3, shut=1)
+    ahead = Ahead(iter(counted), ThreadPoolExecutor(1))
     assert next(ahead) == 0
-    ahead.rest()
-    with pytest.raises(ValueError, match="1 is cracked"):
+    ahead.close()
+    counted.gates[1].set()
+    ahead.helper.shutdown(wait=True)
+    assert len(counted.makers) <= 2  # the second, if it was begun
+    with pytest.raises((CancelledError, RuntimeError)):
         next(ahead)
 
 

@@ -203,16 +203,20 @@ def test_dropout_layers_are_seeded_as_torch_seeds_them():
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("stage", "rule", "norm"), [(0, "micro_batch", 0.0), (2, "step", 1.0), (3, "step", 1.0)])
+@pytest.mark.parametrize(
+    ("stage", "rule", "norm", "ahead"),
+    [(0, "micro_batch", 0.0, False), (2, "step", 1.0, False), (2, "step", 1.0, True), (3, "step", 1.0, False)],
+)
 def test_two_workers_train_as_one_plain_loop_does_while_held_out_rows_are_looked_at(
-    tmp_path, cluster, stage, rule, norm
+    tmp_path, cluster, stage, rule, norm, ahead
 ):
     write_points(tmp_path)
     settings = training(zero_stage=stage, ema_rule=rule, max_grad_norm=norm)
     points = str(tmp_path / "points")
     metrics = train(
-        tmp_path, settings=settings, held_out=lambda: tables.select(points, POINTS, where={"x": lambda x: x > 0.5})
-    )
+        tmp_path, settings=settings, held_out=lambda: tables.select(points, POINTS, where={"x": lambda x: x > 0.5}),
+        ahead=ahead,
+    )  # fmt: skip
     losses, norms, average = by_hand(settings)
 
     start, *steps = log(tmp_path)
@@ -238,6 +242,8 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     train(tmp_path, "undisturbed")
     train(tmp_path, "worker", flag=str(tmp_path / "flag"), dies_at=9)
     assert (tmp_path / "flag").exists()
+    train(tmp_path, "ahead", flag=str(tmp_path / "other"), dies_at=9, ahead=True)
+    assert (tmp_path / "other").exists()
 
     checkpoints = tmp_path / "run" / "checkpoints"
     driver = drivers.start(train_slowly, tmp_path, "driver", cluster=cluster)
@@ -245,7 +251,7 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
     assert not (tmp_path / "run" / "driver").exists()
     train(tmp_path, "driver")
 
-    for name in ("worker", "driver"):
+    for name in ("worker", "ahead", "driver"):
         assert log(tmp_path, name) == log(tmp_path, "undisturbed")
         for key, weight in weights(tmp_path, name).items():
             assert torch.equal(weight, weights(tmp_path, "undisturbed")[key])
@@ -286,6 +292,9 @@ def test_bad_rows_are_left_out_and_too_many_stop_all_workers_with_their_ids(tmp_
         torch.testing.assert_close(weight, average[name], rtol=1e-5, atol=1e-6)
     drawn = [str(place) in bad for images in range(0, 48, 8) for place in batch_places(images, 8, NUM_POINTS, 0)]
     assert log(tmp_path, "loose")[-1]["train/skipped_rows"] == sum(drawn) > 2
+
+    train(tmp_path, "ahead", settings=loose, bad=bad, ahead=True)
+    assert log(tmp_path, "ahead") == log(tmp_path, "loose")
 
     strict = loose.model_copy(update={"recovery": Recovery(most_bad_rows=0.05)})
     with pytest.raises(Stopped, match=r"strict: 2 of 20 rows are bad, more than .*bad_rows \(0\.05\)") as stopped:

@@ -9,7 +9,7 @@ from hive_ray.config import Training
 from hive_ray.editor.latents import LatentEncoder, PairLatents, Views, draw_views, mentions_side, read_pictures
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
-from hive_ray.images import decode, encode, resize, to_batch, to_tensor
+from hive_ray.images import decode, encode, resize, scaled, to_batch, to_tensor
 from hive_ray.schemas import LATENTS, BadRows, to_table
 
 TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
@@ -75,13 +75,13 @@ def test_the_pictures_of_a_pair_are_mirrored_both_or_neither(rows):
     pixels = read_pictures(rows[:2], settings(), Views([True, False], [(0.0, 0.0)] * 2))
     for column, seen in zip(("source_image", "edited_image"), pixels, strict=True):
         whole = to_batch([row[column] for row in rows[:2]], 64)
-        assert torch.equal(seen, torch.stack([whole[0].flip(-1), whole[1]]))
+        assert torch.equal(scaled(seen), torch.stack([whole[0].flip(-1), whole[1]]))
 
 
 def test_the_pictures_of_a_pair_are_cropped_alike():
     wide = pair(4, "make it red", height=64, width=128)  # no scaling: the crop is 64 of the 128 columns
     views = draw_views([wide] * 50, settings(crop="random", latents="none"), generator())
-    pixels = read_pictures([wide] * 50, settings(crop="random", latents="none"), views)
+    pixels = scaled(read_pictures([wide] * 50, settings(crop="random", latents="none"), views))
     whole = torch.stack([to_tensor(decode(wide[column])) for column in ("source_image", "edited_image")])
     crops = whole.unfold(-1, 64, 1).permute(3, 0, 1, 2, 4)  # (65, 2, 3, 64, 64): one from each column on
     found = []
@@ -96,7 +96,7 @@ def test_an_edited_picture_of_another_size_is_scaled_to_the_source(rows):
     small = rows[0] | {"edited_image": encode(resize(decode(rows[0]["edited_image"]), 32))}
     views = Views([False], [(0.0, 0.0)])
     pixels = read_pictures([small], settings(crop="center"), views)
-    assert torch.equal(pixels[1, 0], to_tensor(resize(decode(small["edited_image"]), 64)))
+    assert torch.equal(scaled(pixels[1, 0]), to_tensor(resize(decode(small["edited_image"]), 64)))
 
 
 def test_random_crops_change_no_draw_of_those_without(rows):
@@ -111,6 +111,29 @@ def test_random_crops_change_no_draw_of_those_without(rows):
 def test_what_cannot_be_encoded_once_is_refused():
     with pytest.raises(ValidationError, match=r"set crop to 'center' or 'none', or latents to 'none'"):
         settings(crop="random")
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_none_is_found_wherever_it_is(editor, rows, kind, number):
+    latents = PairLatents(editor, settings(latents=kind))
+    numbers = np.full(latents.stored_shape, -2.0, np.dtype(f"float{kind[2:]}"))
+    numbers[0, 1, 2, 3, 4] = number
+    with pytest.raises(BadRows) as found:
+        latents.read([rows[0] | {"latents": numbers.tobytes()}], Views([True], [(0.0, 0.0)]))
+    assert found.value.reasons == {0: "its latents are not finite"}
+
+
+def test_pictures_are_the_same_by_one_thread_or_by_many(rows):
+    views, threads = Views([True, False] * 2, [(0.0, 0.0)] * 4), torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        with torch.inference_mode():
+            many = read_pictures(rows[:4], settings(), views)
+        torch.set_num_threads(1)
+        assert torch.equal(read_pictures(rows[:4], settings(), views), many)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("crop", ["none", "center"])
@@ -133,11 +156,11 @@ def test_stored_views_are_those_of_the_pictures(base, editor, rows):
     encoded, latents = LatentEncoder(base, given, device="cpu")(pairs), PairLatents(editor, given)
     for mirrored in ([True, False, True, False, True], [False] * 5):
         views = Views(mirrored, [(0.0, 0.0)] * 5)
-        fresh, stored = (latents.of(latents.read(each, views)) for each in (pairs, beside(pairs, encoded)))
+        fresh, stored = (latents.posteriors(latents.read(each, views)) for each in (pairs, beside(pairs, encoded)))
         for ours, theirs in zip(stored, fresh, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     wanted, _ = editor.posterior(to_batch([rows[0]["source_image"]], 64).flip(-1))
-    mirrored = latents.of(latents.read(beside(pairs, encoded)[:1], Views([True], [(0.0, 0.0)])))
+    mirrored = latents.posteriors(latents.read(beside(pairs, encoded)[:1], Views([True], [(0.0, 0.0)])))
     torch.testing.assert_close(mirrored.source, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -147,7 +170,9 @@ def test_fp16_takes_half_the_room_and_costs_a_thousandth(base, editor, rows):
     assert sizes == {"fp32": 2 * 3 * 4 * 8 * 8 * 4, "fp16": 2 * 3 * 4 * 8 * 8 * 2}
     each = {kind: PairLatents(editor, settings(latents=kind)) for kind in encoded}
     seen = Views([True] * 4, [(0.0, 0.0)] * 4)
-    whole, half = (latents.of(latents.read(beside(rows, encoded[kind]), seen)) for kind, latents in each.items())
+    whole, half = (
+        latents.posteriors(latents.read(beside(rows, encoded[kind]), seen)) for kind, latents in each.items()
+    )
     assert not torch.equal(half.mean, whole.mean)
     torch.testing.assert_close(half.mean, whole.mean, rtol=1e-3, atol=1e-4)
 

@@ -54,7 +54,7 @@ def test_broken_pictures_are_named_skipped_and_counted_in_training_and_in_the_ca
     store = RowStore(select(str(tmp_path / "rankings"), RANKINGS), COLUMNS, write=True).lay("test").open()
     good = GoodRows(store, "reward", most_bad_rows=0.1)
     places = np.array(sides[False][:4])
-    batch, count, _ = good.take(good.prepare(objective.prepare, places, ("draw",)))
+    batch, count = good.take(good.prepare(objective.prepare, places, ("draw",)))
     loss, _ = objective.loss(objective.model, batch)
     assert count == 3
     assert torch.isfinite(loss)
