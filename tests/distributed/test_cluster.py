@@ -3,7 +3,18 @@ import os
 import pytest
 import ray
 
-from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed import cluster
+from hive_ray.distributed.cluster import GLIBC, JEMALLOC, allocator, start_ray
+
+
+def test_workers_of_this_machine_have_rays_allocator_where_it_is_there_and_fits(monkeypatch):
+    assert allocator(here=True) == JEMALLOC
+    assert allocator(here=False) == GLIBC  # it lies elsewhere on other machines
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 65536}.get)
+    assert allocator(here=True) == GLIBC
+    monkeypatch.undo()
+    monkeypatch.setattr(cluster, "JEMALLOC_SO", "/nowhere/libjemalloc.so")
+    assert allocator(here=True) == GLIBC
 
 
 @pytest.mark.ray

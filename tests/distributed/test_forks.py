@@ -36,6 +36,7 @@ class Told:
             "found": self.found, "parent": psutil.Process().ppid(), "pid": os.getpid(), "folder": os.getcwd(),
             "drawn": [random.random(), np.random.random()], "threads": torch.get_num_threads(),
             "path": os.environ["PYTHONPATH"], "quiet": os.environ["TQDM_DISABLE"],
+            "allocator": "libjemalloc" in open("/proc/self/maps").read(),
         }
     def die(self, here):
         if not os.path.exists(here):
@@ -65,6 +66,7 @@ def test_actors_are_forks_of_one_process_with_their_own_state_and_end_with_the_d
     forked = psutil.Process(one["parent"])
     for told in (one, other, after):
         assert told["found"]
+        assert told["allocator"]
         assert (told["quiet"], told["path"].split(os.pathsep)[0]) == ("1", str(ROOT))
     assert one["parent"] == other["parent"] == after["parent"]
     assert forked.parent().pid == driver.pid
