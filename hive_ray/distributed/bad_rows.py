@@ -22,8 +22,6 @@ from hive_ray.seeds import generator_for, seed_for
 SKIPPED = "train/skipped_rows"
 """Rows passed over since training began, every time that one was drawn."""
 MOST_NAMED = 10
-
-
 BatchOf = Callable[[Rows, torch.Generator], Batch]
 """An objective's `prepare`."""
 

@@ -204,8 +204,8 @@ def check_memory(
     free = free or free_bytes
     on_gpu = settings.workers.num_gpus > 0
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    frozen, outside = _size(model) - trained, sum(map(_size, beside)) if on_gpu else 0
-    estimate = memory_estimate(trained, frozen, settings, outside)
+    outside = sum(map(_size, beside)) if on_gpu else 0
+    estimate = memory_estimate(trained, _size(model) - trained, settings, outside)
     needs = {True: sum(estimate["device"].values()), False: sum(estimate["host"].values()) * local_workers}
     if not on_gpu:
         needs = {False: needs[False] + needs[True] * local_workers}

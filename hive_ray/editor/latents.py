@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from hive_ray.config import Editor as Settings
-from hive_ray.editor.model import Editor, load_vae, posterior
+from hive_ray.editor.model import Editor, bring, load_vae, posterior
 from hive_ray.images import ImageError, cut, decode, in_threads, scaled, window
 from hive_ray.schemas import BadRows, Row, Rows
 
@@ -149,8 +149,7 @@ class PairLatents:
         latents = batch.get("latents")
         if latents is None:
             pixels = batch["pixels"]
-            if self.editor.vae.device != pixels.device:
-                self.editor.vae.to(pixels.device)
+            bring(self.editor.vae, pixels.device)
             latents = encode_pairs(self.editor.vae, pixels)
         return PairPosteriors(*latents.unbind(1))
 

@@ -231,6 +231,12 @@ class Editor:
             return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
 
 
+def bring(part: AutoencoderKL | TextEncoder, device: torch.device) -> None:
+    """Move a frozen part to a device; once it is there, its weights are not looked through again."""
+    if part.device != device:
+        part.to(device)
+
+
 def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled, on its device."""
     images = images.to(vae.device, vae.dtype)

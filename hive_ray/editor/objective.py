@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import PairLatents, Views, draw_views
 from hive_ray.editor.lora import Adapters
-from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.editor.model import Editor, EditorCard, bring
 from hive_ray.editor.preview import draw_preview
 from hive_ray.editor.text import TextEncoder, TextStates
 from hive_ray.measures import effective_sample_size
@@ -130,7 +130,7 @@ class EditorObjective:
                     encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
-    def beside(self) -> list[nn.Module]:
+    def beside(self) -> list[AutoencoderKL | TextEncoder]:
         """What is frozen, and comes to the device of `model` when it is needed."""
         return [self.editor.vae] if self.settings.train_text_encoder else [self.editor.vae, self.editor.text]
 
@@ -198,10 +198,8 @@ class EditorObjective:
 
     def preview(self, rows: Rows) -> bytes | None:
         """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
-        device = next(self.model.parameters()).device
         for frozen in self.beside:
-            if frozen.device != device:
-                frozen.to(device)
+            bring(frozen, next(self.model.parameters()).device)
         return draw_preview(self.editor, rows, self.settings)
 
     def _text(self, tokens: Tensor) -> Tensor | TextStates:
@@ -213,8 +211,7 @@ class EditorObjective:
         """
         if self.settings.train_text_encoder:
             return tokens
-        if self.editor.text.device != tokens.device:
-            self.editor.text.to(tokens.device)
+        bring(self.editor.text, tokens.device)
         with torch.no_grad():
             return self.editor.text(tokens)
 
