@@ -66,6 +66,11 @@ def kind_of(data: bytes) -> str:
     return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")
 
 
+def as_kept(data: bytes) -> bytes:
+    """PNG and JPEG as they are, other kinds as PNG; ImageError if they are not a picture."""
+    return data if kind_of(data) else encode(decode(data))
+
+
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
     """Pixels scaled to exactly resolution x resolution with Lanczos, the aspect ratio ignored (as InstructPix2Pix)."""
     return _scale(pixels, resolution, resolution)

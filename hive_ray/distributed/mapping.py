@@ -27,7 +27,8 @@ from hive_ray.schemas import Row, Rows, Stopped, table_name
 
 Actor = Callable[[Rows], Rows]
 """`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
-counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`); `Stopped` ends the stage."""
+counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`), of {"dropped": reason, "sample":
+words} the first words; `Stopped` ends the stage."""
 
 LAST_WORDS_S = 10.0
 """After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""

@@ -30,7 +30,7 @@ from hive_ray import storage
 from hive_ray.config import Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching
 from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration, listed
-from hive_ray.schemas import ContractError, Row, Rows, table_name, to_table
+from hive_ray.schemas import ContractError, Row, Rows, Stopped, table_name, to_table
 from hive_ray.seeds import id_for
 
 Fingerprint = dict[str, Any]
@@ -40,6 +40,8 @@ Where = Mapping[str, Any]
 
 ERROR = "error: "
 """How the drop reason of a row starts that made its actor raise."""
+SAMPLES, SAMPLE_LENGTH = 3, 300
+"""Samples that a manifest keeps of a drop reason, and characters of each."""
 ROWS_PER_GROUP = 32
 ROWS_PER_FILE = 1024
 """Rows a file of the tables that the driver writes itself."""
@@ -62,6 +64,8 @@ class Manifest:
     """What else was counted on the way, such as tokens and dollars."""
     rows_timed: int = 0
     """Rows in that `seconds` were spent on; a resumed build did only those that were left."""
+    samples: dict[str, list[str]] = field(default_factory=dict)
+    """Drop reason -> what the first rows that were dropped for it looked like, where their actor said."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Shard:
     rows_out: int
     dropped: dict[str, int]
     counts: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -98,6 +103,8 @@ class Plan(Protocol):
 
 UNCOUNTED = (Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching)
 """Sections that a stage's fingerprint leaves out."""
+UNCOUNTED_SETTINGS = {"least_kept"}
+"""Settings of any section that it leaves out: they decide whether a table is finished, and none of its rows."""
 
 
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
@@ -115,6 +122,8 @@ def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
 
 def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
     for name in type(section).model_fields:
+        if name in UNCOUNTED_SETTINGS:
+            continue
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             if not isinstance(value, UNCOUNTED):
@@ -168,14 +177,24 @@ def build_table(
     make: Callable[[], Plan],
     *,
     on_mismatch: OnMismatch = "refuse",
+    least_kept: float = 0.0,
 ) -> Manifest:
-    """Make the table at `path`, finish a build that was killed, or keep what the same settings and inputs made."""
+    """Make the table at `path`, finish a build that was killed, or keep what the same settings and inputs made.
+
+    `Stopped` where rows came in and none is kept, or a smaller share of what came of them than `least_kept`: the table
+    is not finished then, and "rebuild" makes it again.
+    """
     kept = _kept(path, schema, fingerprint, on_mismatch)
     if kept is not None:
         return kept
     started, plan, name = time.monotonic(), make(), table_name(schema)
-    _begin(path, fingerprint, {"rows_in": plan.rows_in, "rows_per_shard": plan.rows_per_shard})
+    division = {"rows_in": plan.rows_in, "rows_per_shard": plan.rows_per_shard}
+    _begin(path, fingerprint, division)
     done = {shard.number: shard for shard in _written_shards(path) if not shard.errors}
+    if on_mismatch == "rebuild" and _too_few(list(done.values()), plan.rows_in, least_kept):
+        storage.remove_tree(path)
+        _begin(path, fingerprint, division)
+        done = {}
     absent = [number for number in range(-(-plan.rows_in // plan.rows_per_shard)) if number not in done]
     progress = Progress(name, plan.rows_in, "rows", done=sum(shard.rows_in for shard in done.values()))
     if done:
@@ -185,7 +204,8 @@ def build_table(
         _refuse_failures(name, plan.rows_in, list(done.values()))
         progress.advance(shard.rows_in, f", {sum(one.rows_out for one in done.values())} kept")
     timed = sum(done[number].rows_in for number in absent)
-    return _finish(path, schema, fingerprint, [done[number] for number in sorted(done)], started, timed)
+    shards = [done[number] for number in sorted(done)]
+    return _finish(path, schema, fingerprint, shards, started, timed, least_kept)
 
 
 def write_rows(
@@ -196,13 +216,18 @@ def write_rows(
     *,
     on_mismatch: OnMismatch = "refuse",
     rows_per_file: int = ROWS_PER_FILE,
+    least_kept: float = 0.0,
+    may_be_empty: bool = False,
 ) -> Manifest:
     """Make a table from rows of this process, for stages with small rows; kept and refused as `build_table`.
+
+    "rebuild" makes it again in any case: what it is made from may have changed in ways that nobody sees. `Stopped` as
+    in `build_table`, unless it `may_be_empty`.
 
     `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted. Rows of
     one file are in memory at a time: rows with pictures want fewer than `ROWS_PER_FILE`.
     """
-    kept = _kept(path, schema, fingerprint, on_mismatch)
+    kept = _kept(path, schema, fingerprint, on_mismatch, again=on_mismatch == "rebuild")
     if kept is not None:
         return kept
     started, source, shards = time.monotonic(), iter(rows), []
@@ -211,13 +236,17 @@ def write_rows(
     while chunk := list(islice(source, rows_per_file)):
         rows_in = sum("counted" not in row for row in chunk)
         shards.append(write_shard(path, len(shards), chunk, schema, rows_in=rows_in))
-    return _finish(path, schema, fingerprint, shards, started, sum(shard.rows_in for shard in shards))
+    timed = sum(shard.rows_in for shard in shards)
+    return _finish(path, schema, fingerprint, shards, started, timed, None if may_be_empty else least_kept)
 
 
-def _kept(path: str, schema: pa.Schema, fingerprint: Fingerprint, on_mismatch: OnMismatch) -> Manifest | None:
-    """The finished table that may stay; None if it must be built. Other settings are refused or deleted."""
+def _kept(
+    path: str, schema: pa.Schema, fingerprint: Fingerprint, on_mismatch: OnMismatch, *, again: bool = False
+) -> Manifest | None:
+    """The finished table that may stay, unless it is made `again`; None if it must be built. Other settings are refused
+    or deleted."""
     done = read_manifest(path)
-    if done is not None and done.fingerprint == fingerprint:
+    if done is not None and done.fingerprint == fingerprint and not again:
         print(f"{done.table}: kept, {done.rows_out} rows (nothing changed)", flush=True)
         return done
     started = _building(path)
@@ -248,8 +277,15 @@ def _begin(path: str, fingerprint: Fingerprint, division: dict[str, int]) -> Non
 
 
 def _finish(
-    path: str, schema: pa.Schema, fingerprint: Fingerprint, shards: list[Shard], started: float, rows_timed: int
+    path: str,
+    schema: pa.Schema,
+    fingerprint: Fingerprint,
+    shards: list[Shard],
+    started: float,
+    rows_timed: int,
+    least_kept: float | None,
 ) -> Manifest:
+    """Write the manifest; `Stopped` where too few rows are kept, unless `least_kept` is None."""
     dropped, counts = _summed(shard.dropped for shard in shards), _summed(shard.counts for shard in shards)
     manifest = Manifest(
         table=table_name(schema),
@@ -263,15 +299,48 @@ def _finish(
         seconds=round(time.monotonic() - started, 3),
         counts=dict(sorted(counts.items())),
         rows_timed=rows_timed,
+        samples=_sampled(shard.samples for shard in shards),
     )
-    storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
+    if least_kept is not None and _too_few(shards, manifest.rows_in, least_kept):
+        raise Stopped(_why_too_few(path, manifest, reasons, least_kept))
+    storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     print(
         f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
         f"dropped: {reasons}{listed(manifest.counts)}",
         flush=True,
     )
+    for reason, samples in manifest.samples.items():
+        print(f"{manifest.table}: {reason}, such as {samples[0]}", flush=True)
     return manifest
+
+
+def _too_few(shards: list[Shard], rows_in: int, least_kept: float) -> bool:
+    """Whether all rows have been seen, and none is kept, or less than this share of what came of them."""
+    if not rows_in or sum(shard.rows_in for shard in shards) < rows_in:
+        return False
+    kept = sum(shard.rows_out for shard in shards)
+    dropped = sum(sum(shard.dropped.values()) for shard in shards)
+    return kept == 0 or kept < least_kept * (kept + dropped)
+
+
+def _why_too_few(path: str, manifest: Manifest, reasons: str, least_kept: float) -> str:
+    wanted = f", and at least {least_kept:.0%} are wanted (least_kept)" if manifest.rows_out else ""
+    shown = "".join(f"\n  {reason}: {sample}" for reason, samples in manifest.samples.items() for sample in samples)
+    return (
+        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in}{wanted}; dropped: {reasons}. {path} is "
+        f"not finished. Correct the settings or the input, or pass --rebuild to make it again as it is{shown}"
+    )
+
+
+def _sampled(samples: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    """The first SAMPLES of each reason."""
+    found: dict[str, list[str]] = {}
+    for one in samples:
+        for reason, texts in one.items():
+            known = found.setdefault(reason, [])
+            known += texts[: SAMPLES - len(known)]
+    return found
 
 
 def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
@@ -290,13 +359,15 @@ def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_i
     """Write what `rows_in` input rows became, all at once.
 
     Rows {"dropped": reason} are counted by reason, and those that carry what was dropped, {"dropped": reason, "row":
-    row}, are written beside the table first; the numbers of rows {"counted": {name: number}} are summed.
+    row}, are written beside the table first; the numbers of rows {"counted": {name: number}} are summed. Of those that
+    say what they looked like, {"dropped": reason, "sample": words}, the first are kept.
     """
     dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
     counts = _summed(row["counted"] for row in rows if row.keys() == {"counted"})
     table = to_table([row for row in rows if "dropped" not in row and row.keys() != {"counted"}], schema)
-    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())))
-    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts})
+    samples = _sampled({row["dropped"]: [row["sample"][:SAMPLE_LENGTH]]} for row in rows if "sample" in row)
+    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())), samples)
+    footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts, "samples": samples})
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
@@ -317,7 +388,8 @@ def _written_shards(path: str) -> Iterator[Shard]:
 def _shard_of(file: str, number: int) -> Shard:
     with storage.open_parquet(file) as parquet:
         found = json.loads(parquet.metadata.metadata[b"shard"])
-        return Shard(number, found["rows_in"], parquet.metadata.num_rows, found["dropped"], found.get("counts", {}))
+        counts, samples = found.get("counts", {}), found.get("samples", {})
+        return Shard(number, found["rows_in"], parquet.metadata.num_rows, found["dropped"], counts, samples)
 
 
 def _summed(counts: Iterable[Mapping[str, float]]) -> Counter[str]:

@@ -12,7 +12,7 @@ import torch
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.images import ImageError
+from hive_ray.images import ImageError, as_kept
 from hive_ray.pairs.formats.found import (
     EDITED_CAPTION,
     EDITED_IMAGE,
@@ -20,7 +20,6 @@ from hive_ray.pairs.formats.found import (
     SOURCE_CAPTION,
     SOURCE_IMAGE,
     Found,
-    as_kept,
     first,
     ours,
     text,

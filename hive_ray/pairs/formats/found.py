@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hive_ray.config import Importing
-from hive_ray.images import ImageError, decode, encode, kind_of
+from hive_ray.images import ImageError, as_kept
 from hive_ray.schemas import ORIGINS, SPLITS, Row
 from hive_ray.seeds import id_for, split_for
 
@@ -103,11 +103,6 @@ def _row(pair: Found, settings: Importing) -> Row:
 def text(value: Any) -> str:
     """Text with single spaces; "" for what is none."""
     return " ".join(value.split()) if isinstance(value, str) else ""
-
-
-def as_kept(picture: bytes) -> bytes:
-    """PNG and JPEG as they are, other kinds as PNG; ImageError if they are not a picture."""
-    return picture if kind_of(picture) else encode(decode(picture))
 
 
 def first(row: Row, keys: tuple[str, ...]) -> Any:
