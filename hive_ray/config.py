@@ -186,6 +186,9 @@ class Pairs(Section):
     precision: Precision = "auto"
     """Numbers that pictures are sampled in; "auto" is fp16 on a GPU, bf16 on a CPU with a matrix unit for it, else
     fp32."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """Share of the drawn pairs, twins among them, that must be kept: with fewer the stage fails, and says why they were
+    dropped. At 0 it fails where none is kept."""
     seed: int = 0
     inspection: Inspection = Inspection()
     resources: Resources = Resources(batch_size=4)
@@ -430,6 +433,8 @@ class Candidates(Section):
     """The most prompts of the rank split that are sampled."""
     precision: Precision = "auto"
     """As `pairs.precision`."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """Share of the prompts that must get edits, as `pairs.least_kept`."""
     seed: int = 0
     resources: Resources = Resources(batch_size=8)
 

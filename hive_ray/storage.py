@@ -5,19 +5,21 @@ and are renamed, an S3 object appears when its upload ends (in parts, if it is l
 endpoint come from where the AWS tools look: variables, the profile's files, the machine's role.
 """
 
+import errno
 import functools
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 import boto3
@@ -27,11 +29,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
+from hive_ray.owners import is_left_behind, unfinished
+
 S3 = "s3://"
 S3_ATTEMPTS = 6
 """Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
 S3_PATIENCE_S = 120.0
 """How long an S3 may be away before what needs it fails."""
+COPIED_AT_A_TIME = 1 << 22
+"""Bytes."""
 LASTING = re.compile(r"AWS Error (ACCESS_DENIED|NO_SUCH_|INVALID_|MISSING_|UNRECOGNIZED_CLIENT|SIGNATURE_)")
 """Errors of S3 that waiting does not mend."""
 AWS_SETTINGS = (
@@ -42,6 +48,17 @@ AWS_SETTINGS = (
 P, R = ParamSpec("P"), TypeVar("R")
 MARKERS = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
+BEGUN = ("building.json", "exporting.json")
+"""Files that say that their folder is being made, and of what: written first, removed last."""
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or have your quota raised",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""What to do about errors of a disk."""
 
 
 def join(root: str, *parts: str) -> str:
@@ -161,6 +178,15 @@ def read_text(path: str) -> str:
     return read_bytes(path).decode()
 
 
+def read_json(path: str) -> Any:
+    """The JSON value of a file; None where there is no file, or one that holds no JSON: an earlier version, or a disk
+    that lost its power, may have left it empty."""
+    try:
+        return json.loads(read_bytes(path))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def open_text(path: str) -> io.TextIOWrapper:
     """The lines of a UTF-8 file, unpacked as its ending says, without a byte order mark; line ends stay; close it."""
     files, inside = filesystem(path)
@@ -169,17 +195,56 @@ def open_text(path: str) -> io.TextIOWrapper:
 
 @patient
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a file that is either absent (or the old one) or whole, whenever the process is killed."""
-    files, inside = filesystem(path)
+    """Write a file that is either absent (or the old one) or whole, whenever the process or the machine ends.
+
+    An OSError names the file and what to do; nothing is left half written.
+    """
     if path.startswith(S3):
+        files, inside = filesystem(path)
         with files.open_output_stream(inside, compression=None) as stream:
             stream.write(data)
         return
-    target = Path(inside)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    beside.write_bytes(data)
-    beside.replace(target)
+    _write_whole(path, lambda stream: stream.write(data))
+
+
+def _write_whole(path: str, write: Callable[[BinaryIO], object]) -> None:
+    """Write a local file beside its place, onto the disk, and rename it."""
+    target = Path(absolute(path))
+    beside = target.with_name(unfinished(target.name))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(target)
+        _keep_names(target.parent)
+    except OSError as error:
+        _forget(beside)
+        if error.errno not in ADVICE:
+            raise
+        what_to_do = f"{ADVICE[error.errno]}, and give the same command again"
+        raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno)}; {what_to_do}") from error
+    except BaseException:
+        _forget(beside)
+        raise
+
+
+def _forget(file: Path) -> None:
+    """Remove a file that may not be there, or may not be removed."""
+    with suppress(OSError):
+        file.unlink()
+
+
+def _keep_names(folder: Path) -> None:
+    """Have a folder's names on the disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems know no such thing
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str, text: str) -> None:
@@ -209,13 +274,41 @@ def remove_file(path: str) -> None:
 
 @patient
 def remove_tree(path: str) -> None:
-    """Remove a folder and all below it, the markers first: half removed, it is not taken for whole."""
-    for marker in MARKERS:
-        if exists(join(path, marker)):
-            remove_file(join(path, marker))
-    if exists(path):
-        files, inside = filesystem(path)
-        files.delete_dir(inside)
+    """Remove a folder and all below it, in an order that may be broken off anywhere: what says that it is whole goes
+    first, what says of what it is the remains goes last."""
+    names = sorted(list_files(path), key=_removed_first)
+    if path.startswith(S3):
+        for name in names:
+            remove_file(join(path, name))
+        if exists(path):
+            files, inside = filesystem(path)
+            files.delete_dir(inside)
+        return
+    folder = Path(absolute(path))
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _removed_first(name: str) -> tuple[int, str]:
+    """Sorts files by when they are removed. Shards go before what was dropped of them: one that is there has it."""
+    if name in MARKERS:
+        return 0, name
+    if name in BEGUN:
+        return 3, name
+    return (1 if name.startswith("data/") else 2), name
+
+
+def sweep(path: str, *, but: Collection[str] = ()) -> None:
+    """Remove what processes that are gone have left half written in a folder of this disk and below it, `but` in
+    folders of these names."""
+    if path.startswith(S3):
+        return
+    for folder, folders, names in os.walk(absolute(path)):
+        folders[:] = [name for name in folders if name not in but]
+        for name in names:
+            if is_left_behind(Path(folder, name)):
+                Path(folder, name).unlink(missing_ok=True)
 
 
 def fetch_folder(path: str) -> Path:
@@ -296,15 +389,20 @@ def store_folder(local: Path, path: str) -> None:
 
 @patient
 def copy_file(source: str, target: str) -> None:
-    """Stream one file from any path to any other."""
-    (from_files, from_inside), (to_files, to_inside) = filesystem(source), filesystem(target)
-    if not target.startswith(S3):
-        Path(to_inside).parent.mkdir(parents=True, exist_ok=True)
-    with (
-        from_files.open_input_stream(from_inside, compression=None) as reader,
-        to_files.open_output_stream(to_inside, compression=None) as writer,
-    ):
-        shutil.copyfileobj(reader, writer, length=1 << 22)
+    """Stream one file from any path to any other; the target is whole or not there, as `write_bytes` leaves it."""
+    from_files, from_inside = filesystem(source)
+    with from_files.open_input_stream(from_inside, compression=None) as reader:
+        if not target.startswith(S3):
+            _write_whole(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME))
+            return
+        files, inside = filesystem(target)
+        try:
+            with files.open_output_stream(inside, compression=None) as writer:
+                shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME)
+        except BaseException:  # closing the stream has made an object of what was written so far
+            with suppress(OSError):
+                files.delete_file(inside)
+            raise
 
 
 def folder_digest(path: str) -> str:

@@ -7,12 +7,10 @@ python -m jobs.convert_editor --checkpoint hive_rw_condition.ckpt --folder runs/
 """
 
 import sys
-import tempfile
-from pathlib import Path
 
 import tyro
 
-from hive_ray import storage
+from hive_ray import scratch, storage
 from hive_ray.config import SingleFile
 from hive_ray.editor.model import Editor, EditorCard
 
@@ -31,9 +29,9 @@ def build(settings: Conversion) -> EditorCard:
     checkpoint = settings.checkpoint
     told = SingleFile(**settings.model_dump(exclude={"checkpoint", "folder"}))
     editor = Editor.build(storage.absolute(checkpoint) if storage.exists(checkpoint) else checkpoint, single_file=told)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder("editor") as folder:
         editor.save(folder, editor.card)
-        storage.store_folder(Path(folder), storage.absolute(settings.folder))
+        storage.store_folder(folder, storage.absolute(settings.folder))
     print(f"{settings.folder}: {editor.card.base_model}, {editor.card.prediction_type}", flush=True)
     return editor.card
 

@@ -32,7 +32,10 @@ def build(run: Run) -> Manifest:
         )  # fmt: skip
 
     build_table(run.path("prompts"), PROMPTS, made_from, prompts, on_mismatch=run.on_mismatch)
-    made = build_table(run.path("pairs"), PAIRS, made_from, lambda: pairs(run), on_mismatch=run.on_mismatch)
+    made = build_table(
+        run.path("pairs"), PAIRS, made_from, lambda: pairs(run),
+        on_mismatch=run.on_mismatch, least_kept=settings.least_kept,
+    )  # fmt: skip
     compare(run, made)
     inspect_pairs.build(run)
     return made

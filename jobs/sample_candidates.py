@@ -22,7 +22,10 @@ def build(run: Run) -> Manifest:
         )  # fmt: skip
 
     made_from = fingerprint(settings, prompts=table_digest(prompts), editor=name)
-    return build_table(run.path("candidates"), CANDIDATES, made_from, make, on_mismatch=run.on_mismatch)
+    return build_table(
+        run.path("candidates"), CANDIDATES, made_from, make,
+        on_mismatch=run.on_mismatch, least_kept=settings.least_kept,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

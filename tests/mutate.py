@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 COUNT = int(os.environ.get("HIVE_RAY_MUTATIONS", "200"))
 """Damaged copies of each kind of input that a test tries."""
 PIECES = (
-    b"", b"\0", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe2\x80\xa8", b"\xc2\x85", b"\\ud83d", b'"', b"'",
-    b"{", b"}", b"[", b"]", b",", b":", b"null", b"NaN", b"1e999", b"-1", b"true", b"\xed\xa0\xbd", b"9" * 40, b"A" * 300,
+    b"", b"\0", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe2\x80\xa8", b"\xc2\x85", b"\\ud83d", b'"',
+    b"{", b"}", b"[", b"]", b",", b":", b"null", b"NaN", b"1e999", b"-1", b"true", b"\xed\xa0\xbd", b"'", b"9" * 40,
+    b"A" * 300,
 )  # fmt: skip
 """What is put in, or in place of something: what has broken readers before."""
 
 
 def mutated(good: Sequence[bytes], count: int = COUNT, seed: int = 0) -> Iterator[bytes]:
-    """`count` copies of these inputs in turns, each with one to four changes: bytes changed, taken out, put in, doubled,
-    moved, or cut off."""
+    """`count` copies of these inputs in turns, each with one to four changes: bytes changed, taken out, put in,
+    doubled, or cut off."""
     drawn = random.Random(seed)
     for number in range(count):
         data = bytearray(good[number % len(good)])

@@ -1,4 +1,6 @@
 import gzip
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -162,3 +164,50 @@ def test_a_bucket_that_is_not_there_is_said_so_at_once(s3_root):
     with pytest.raises(OSError, match=r"cannot be listed: .*NoSuchBucket"):
         storage.fetch_folder("s3://nobody-has-this-bucket/model")
     assert time.monotonic() - started < 5
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_with_what_to_do_and_nothing_is_left(small_disk, tmp_path):
+    large = os.urandom(2**19)
+    (tmp_path / "large").write_bytes(large)
+    for write in (
+        lambda path: storage.write_bytes(path, large),
+        lambda path: storage.copy_file(str(tmp_path / "large"), path),
+    ):
+        path = str(small_disk / "data" / "part-00000.parquet")
+        with pytest.raises(OSError, match=r"part-00000.parquet cannot be written: No space left.*free some space"):
+            write(path)
+        assert storage.list_files(str(small_disk)) == []
+    storage.write_text(str(small_disk / "data" / "small"), "fits")
+
+
+def test_a_name_that_is_too_long_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(OSError, match=r"cannot be written: File name too long; choose a shorter path"):
+        storage.write_text(str(tmp_path / ("n" * 300)), "")
+
+
+def test_a_copy_is_whole_or_the_old_file(tmp_path):
+    storage.write_text(str(tmp_path / "card.json"), "old")
+    with pytest.raises(OSError, match=r"no-such"):
+        storage.copy_file(str(tmp_path / "no-such"), str(tmp_path / "card.json"))
+    assert storage.read_text(str(tmp_path / "card.json")) == "old"
+    assert storage.list_files(str(tmp_path)) == ["card.json"]
+
+
+def test_json_that_is_not_there_or_not_json_is_none(tmp_path):
+    for name, content in {"good": b'{"a": 1}', "empty": b"", "half": b'{"a":', "bytes": b"\xff\xfe"}.items():
+        (tmp_path / name).write_bytes(content)
+    assert storage.read_json(str(tmp_path / "good")) == {"a": 1}
+    for name in ("empty", "half", "bytes", "absent"):
+        assert storage.read_json(str(tmp_path / name)) is None

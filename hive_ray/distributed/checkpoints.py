@@ -16,7 +16,6 @@ import os
 import pickle
 import re
 import shutil
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +33,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hive_ray import storage
+from hive_ray import scratch, storage
 from hive_ray.distributed.engine import loss_scaler
 from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.weights import Average, joined_parts
@@ -85,9 +84,7 @@ class Checkpoints:
         Waits first for the checkpoint before this one, so that one at most is on its way.
         """
         self.wait()
-        cache = storage.cache_folder() / "checkpoints"
-        cache.mkdir(parents=True, exist_ok=True)
-        local = Path(tempfile.mkdtemp(dir=cache))
+        local = scratch.new_folder("checkpoint")
         # Frozen weights are those of the start: an adapter's checkpoint is small.
         engine.save_checkpoint(str(local), tag=TAG, client_state=dict(UNIVERSAL), exclude_frozen_parameters=True)
         if average and (self.rank == 0 or stand.zero_stage == 3):
@@ -122,10 +119,13 @@ class Checkpoints:
         """A whole checkpoint on this machine, ready for `world` workers; a second call finds what the first made."""
         path = storage.join(self.folder, str(images))
         local = storage.fetch_folder(path)
+        if local.is_relative_to(storage.cache_folder()):
+            scratch.claim(local)
         stand = _stands(path, ["rank-0.json"])[0]
         if stand.world == world or not stand.zero_stage:
             return Opened(local, local, stand)
         state = storage.cache_folder() / "universal" / id_for(path, json.dumps(asdict(stand), sort_keys=True))
+        scratch.claim(state)
         if not (state / "latest_universal").exists():  # written last
             _convert(local, state)
         return Opened(local, state, stand)
@@ -220,8 +220,10 @@ class Opened:
         """Remove what was made on this machine to open it."""
         if self.universal:
             shutil.rmtree(self.state, ignore_errors=True)
+            scratch.give_up(self.state)
         if self.local.is_relative_to(storage.cache_folder()):
             shutil.rmtree(self.local, ignore_errors=True)
+            scratch.give_up(self.local)
 
 
 def _stands(path: str, lists: list[str]) -> list[Stand]:

@@ -8,11 +8,10 @@ objective.save -> store_model -> <model folder>
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hive_ray import storage
+from hive_ray import scratch, storage
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, differences, git_commit, mismatch
 from hive_ray.seeds import id_for
 
@@ -23,8 +22,7 @@ def store_model(
     path: str, save: Callable[[Path], None], fingerprint: Fingerprint, metrics: Metrics, seconds: float
 ) -> None:
     """Write a model folder at `path`: what `save` writes (card.json among it), and how it was made."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch.folder("model") as folder:
         save(folder)
         if not (folder / "card.json").is_file():
             raise FileNotFoundError(f"{path}: the objective saved no card.json, which says that a model is whole")
@@ -46,10 +44,14 @@ def build_model(
     *,
     on_mismatch: OnMismatch = "refuse",
 ) -> Metrics:
-    """Run `make` (it ends in `store_model`), or keep what the same settings and inputs made; its metrics."""
+    """Run `make` (it ends in `store_model`), or keep what the same settings and inputs made; its metrics.
+
+    What killed processes left half written of it, or in this machine's scratch, is removed.
+    """
+    storage.sweep(path)
+    scratch.sweep()
     if is_whole(path):
-        address = storage.join(path, "made.json")
-        made = json.loads(storage.read_text(address)) if storage.exists(address) else {"fingerprint": {}}
+        made = storage.read_json(storage.join(path, "made.json")) or {"fingerprint": {}}
         if made["fingerprint"] == fingerprint:
             print(f"{name}: kept (nothing changed)", flush=True)
             return made["metrics"]
@@ -62,15 +64,15 @@ def build_model(
 
 
 def is_whole(model: str) -> bool:
-    """Whether a model folder is finished: its card is written last."""
-    return storage.exists(storage.join(model, "card.json"))
+    """Whether a model folder is finished: its card is written last, and holds JSON."""
+    return storage.read_json(storage.join(model, "card.json")) is not None
 
 
 def model_digest(model: str) -> str:
     """Names a model by what it was made from, a foreign folder or file by its content, and a hub's by its name."""
-    made = storage.join(model, "made.json")
-    if storage.exists(made):
-        return id_for(json.dumps(json.loads(storage.read_text(made))["fingerprint"], sort_keys=True))
+    made = storage.read_json(storage.join(model, "made.json"))
+    if made is not None:
+        return id_for(json.dumps(made["fingerprint"], sort_keys=True))
     if not storage.exists(model):
         return model
     return storage.file_digest(model) if storage.is_file(model) else storage.folder_digest(model)

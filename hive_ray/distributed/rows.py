@@ -1,13 +1,13 @@
 """Rows of a table in training order: which rows make a batch, and reading them by place."""
 
-import uuid
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from hive_ray import storage
+from hive_ray import scratch, storage
 from hive_ray.distributed.progress import Progress
 from hive_ray.distributed.tables import Selection
 from hive_ray.schemas import Rows, id_column
@@ -47,8 +47,16 @@ class RowStore:
 
     def lay(self, name: str) -> "RowStore":
         """Write the file, where this process does and it is not there yet; `name`: what progress lines begin with."""
-        if self.write and not self.file.exists():
-            _lay(self.selection, self.columns, self.file, Progress(f"{name}: rows brought here", self.num_rows, "rows"))
+        if not self.write:
+            return self
+        scratch.claim(self.file)
+        try:
+            if not self.file.exists():
+                progress = Progress(f"{name}: rows brought here", self.num_rows, "rows")
+                _lay(self.selection, self.columns, self.file, progress)
+        except BaseException:
+            scratch.give_up(self.file)
+            raise
         return self
 
     def open(self) -> "RowStore":
@@ -62,6 +70,7 @@ class RowStore:
         self.reader = self.source = None
         if self.write:
             self.file.unlink(missing_ok=True)
+            scratch.give_up(self.file)
 
     def read(self, places: np.ndarray) -> Rows:
         """The rows at these places of the selection, in this order."""
@@ -79,7 +88,7 @@ def _cache_file(selection: Selection, columns: list[str]) -> Path:
 def _lay(selection: Selection, columns: list[str], file: Path, progress: Progress) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([selection.schema.field(name) for name in columns])
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
+    part = scratch.new_folder("rows") / file.name
     try:
         with pa.ipc.new_file(str(part), schema) as writer:
             for start in range(0, len(selection), ROWS_PER_BATCH):
@@ -88,4 +97,4 @@ def _lay(selection: Selection, columns: list[str], file: Path, progress: Progres
                 progress.advance(table.num_rows)
         part.replace(file)
     finally:
-        part.unlink(missing_ok=True)  # a full disk, say, is not left full
+        shutil.rmtree(part.parent, ignore_errors=True)  # a full disk, say, is not left full

@@ -11,6 +11,7 @@ killed build leaves whole shards, a retried shard writes the same bytes, and a r
 
 import io
 import json
+import re
 import subprocess
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from hive_ray import storage
 from hive_ray.config import Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching
 from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration, listed
+from hive_ray.owners import is_unfinished
 from hive_ray.schemas import ContractError, Row, Rows, Stopped, table_name, to_table
 from hive_ray.seeds import id_for
 
@@ -45,6 +47,8 @@ SAMPLES, SAMPLE_LENGTH = 3, 300
 ROWS_PER_GROUP = 32
 ROWS_PER_FILE = 1024
 """Rows a file of the tables that the driver writes itself."""
+OURS = re.compile(r"(data|__dropped__|__examples__)/part-\d+\.parquet|(manifest|building|card)\.json|rewards\.svg")
+"""Files of a table's folder."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,8 @@ def mismatch(path: str, old: Fingerprint, new: Fingerprint) -> FileExistsError:
 
 def read_manifest(path: str) -> Manifest | None:
     """The manifest of a finished table, or None."""
-    address = storage.join(path, "manifest.json")
-    return Manifest(**json.loads(storage.read_text(address))) if storage.exists(address) else None
+    found = storage.read_json(storage.join(path, "manifest.json"))
+    return None if found is None else Manifest(**found)
 
 
 def table_digest(path: str, *others: str) -> str:
@@ -251,10 +255,8 @@ def _kept(
         return done
     started = _building(path)
     old = done.fingerprint if done else started.get("fingerprint")
-    if old is None and storage.list_files(path):
-        raise FileExistsError(
-            f"{path} holds files but neither manifest.json nor building.json, so it is no table; move it away"
-        )
+    if old is None:
+        _clear_remains(path, on_mismatch)
     if old is not None and old != fingerprint:
         if on_mismatch == "refuse":
             raise mismatch(path, old, fingerprint)
@@ -263,9 +265,23 @@ def _kept(
     return None
 
 
+def _clear_remains(path: str, on_mismatch: OnMismatch) -> None:
+    """Make room for a table where a folder does not say of what it is; FileExistsError where its files are not known to
+    be remains of one of ours, or nobody has said that they may go."""
+    found = storage.list_files(path)
+    names = [name for name in found if not is_unfinished(name.rpartition("/")[2])]
+    if names and (on_mismatch == "refuse" or not all(OURS.fullmatch(name) for name in names)):
+        shown = ", ".join(names[:3])
+        raise FileExistsError(
+            f"{path} holds files ({shown}), but no manifest.json or building.json that says of which table: move it "
+            "away, or pass --rebuild if they are an older build's remains"
+        )
+    if found:
+        storage.remove_tree(path)
+
+
 def _building(path: str) -> dict[str, Any]:
-    address = storage.join(path, "building.json")
-    return json.loads(storage.read_text(address)) if storage.exists(address) else {}
+    return storage.read_json(storage.join(path, "building.json")) or {}
 
 
 def _begin(path: str, fingerprint: Fingerprint, division: dict[str, int]) -> None:
@@ -304,6 +320,7 @@ def _finish(
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
     if least_kept is not None and _too_few(shards, manifest.rows_in, least_kept):
         raise Stopped(_why_too_few(path, manifest, reasons, least_kept))
+    storage.sweep(path)
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     print(
         f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "

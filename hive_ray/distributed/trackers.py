@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import re
-import tempfile
+import shutil
 import time
 import uuid
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from hive_ray import storage
+from hive_ray import scratch, storage
 from hive_ray.distributed.models import Metrics
 
 INSTALLED_APART = ("wandb", "mlflow")
@@ -102,9 +102,8 @@ class TensorBoard:
             storage.remove_tree(self.folder)  # of an older training by this name
         self.is_remote = self.folder.startswith(storage.S3)
         if self.is_remote:
-            self.temporary = tempfile.TemporaryDirectory(prefix="hive_ray-tensorboard-")
             self.place = f"{self.folder}: copy it to disk, then tensorboard --logdir (pip install tensorboard)"
-        self.local = self.temporary.name if self.is_remote else self.folder
+        self.local = str(scratch.new_folder("tensorboard")) if self.is_remote else self.folder
         # Files are read in the order of their names: the second of the start, the host, and this. Written here and now,
         # unlike by SummaryWriter, whose flush leaves behind what its thread has not yet taken from a queue.
         suffix = f".{tracked.resumed_at:012d}.{uuid.uuid4().hex[:8]}"
@@ -128,6 +127,8 @@ class TensorBoard:
     def close(self) -> None:
         self.events.close()
         self._send()
+        if self.is_remote:
+            shutil.rmtree(self.local, ignore_errors=True)
 
     def _write(self, images: int, **what: Any) -> None:
         self.events.write_event(Event(wall_time=time.time(), step=images, **what))

@@ -71,6 +71,7 @@ def fit(
     """
     fingerprint = fingerprint | fingerprint_of(settings)
     run, out = storage.absolute(run), storage.join(storage.absolute(run), name)
+    checkpoints = checkpoint_folder(run, name, fingerprint)
 
     def make() -> None:
         require(name, settings.workers)
@@ -91,12 +92,15 @@ def fit(
                 name=name,
                 out=out,
                 fingerprint=fingerprint,
-                checkpoints=checkpoint_folder(run, name, fingerprint),
+                checkpoints=checkpoints,
                 preemptible=not started_here(),
             )
         )
 
-    return build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
+    metrics = build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
+    # The model is whole, perhaps since a run that was killed before it came here: nothing goes on from them.
+    storage.remove_tree(checkpoints)
+    return metrics
 
 
 def export(
@@ -176,7 +180,6 @@ def _run_workers(told: Told) -> None:
             ) from error
     if failed:
         raise Stopped(failed)
-    storage.remove_tree(told.checkpoints)  # the model is whole; nothing goes on from them
 
 
 def _trainer(told: Told) -> Trainer:

@@ -36,7 +36,7 @@ from hive_ray.distributed.cluster import DATA_HELPERS, start_ray
 from hive_ray.distributed.loop import learning_rate, seed_layers
 from hive_ray.distributed.models import build_model, store_model
 from hive_ray.distributed.rows import RowStore, batch_places
-from hive_ray.distributed.training import export
+from hive_ray.distributed.training import checkpoint_folder, export
 from hive_ray.distributed.weights import Average, ema_decay
 from hive_ray.images import decode
 from hive_ray.schemas import Stopped
@@ -255,6 +255,20 @@ def test_a_killed_worker_and_a_killed_driver_leave_no_trace_in_losses_and_weight
         assert log(tmp_path, name) == log(tmp_path, "undisturbed")
         for key, weight in weights(tmp_path, name).items():
             assert torch.equal(weight, weights(tmp_path, "undisturbed")[key])
+
+
+@pytest.mark.ray
+def test_checkpoints_of_a_model_that_is_whole_go_with_the_next_run(tmp_path, cluster, capsys):
+    """A driver that is killed once its workers have stored the model leaves them."""
+    write_points(tmp_path)
+    train(tmp_path, "whole")
+    made = json.loads((tmp_path / "run" / "whole" / "made.json").read_text())
+    left = Path(checkpoint_folder(str(tmp_path / "run"), "whole", made["fingerprint"]))
+    (left / "ray" / "0a1b").mkdir(parents=True)
+    (left / "rank-0.json").touch()
+    train(tmp_path, "whole")
+    assert "whole: kept" in capsys.readouterr().out
+    assert not left.exists()
 
 
 @pytest.mark.ray

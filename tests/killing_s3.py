@@ -1,0 +1,58 @@
+"""A door to a real S3 server that kills who asks: at the n-th request that changes something, before it is done or,
+every other time, after it is."""
+
+import os
+import signal
+from contextlib import suppress
+from urllib.parse import parse_qs, urlparse
+
+from faulty_s3 import FaultyS3, Handler
+
+CHANGES = {"PUT", "POST", "DELETE"}
+
+
+class KillingHandler(Handler):
+    def _pass_on(self) -> None:
+        server: KillingS3 = self.server
+        address = urlparse(self.path)
+        if address.path == "/kill":
+            return self._answer(200, {}, str(server.told(parse_qs(address.query))).encode())
+        due = self.command in CHANGES and server.counts()
+        if due and server.at % 2:
+            return server.kill()
+        super()._pass_on()
+        if due:
+            server.kill()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+    def _answer(self, status: int, headers: dict, data: bytes) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # of one that was killed
+            super()._answer(status, headers, data)
+
+
+class KillingS3(FaultyS3):
+    """Serves while it is entered; GET /kill?at=3&process=4711 arms it and at=-1 asks how many requests there were."""
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(behind)
+        self.RequestHandlerClass = KillingHandler
+        self.at = self.requests = self.process = 0
+
+    def told(self, asked: dict[str, list[str]]) -> int:
+        """Arm for a process, or with at=-1 leave it as it is; the requests so far."""
+        with self.lock:
+            so_far, at = self.requests, int(asked["at"][0])
+            if at >= 0:
+                self.at, self.process, self.requests = at, int(asked["process"][0]), 0
+            return so_far
+
+    def counts(self) -> bool:
+        """Count a request; whether it is the one to kill at."""
+        with self.lock:
+            self.requests += 1
+            return self.requests == self.at
+
+    def kill(self) -> None:
+        """End the process that asks."""
+        os.kill(self.process, signal.SIGKILL)
