@@ -1,8 +1,8 @@
 """Local folders and s3:// addresses behind the same few functions. Paths are str; nothing else parses them.
 
 Bytes stay as they are, whatever a name ends with. A file that exists is whole: local writes go beside the target
-and are renamed, an S3 object appears when its upload ends (in parts, if it is large). S3 credentials, region and
-endpoint come from where the AWS tools look: variables, the profile's files, the machine's role.
+and are renamed, an S3 object appears when its upload ends (in parts, if it is large). How S3 is reached, and what its
+answers mean, is in `s3.py`.
 """
 
 import functools
@@ -20,28 +20,22 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 from urllib.parse import urlparse
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
-S3 = "s3://"
-S3_ATTEMPTS = 6
-"""Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
+from hive_ray import s3
+
+S3 = s3.PREFIX
 S3_PATIENCE_S = 120.0
 """How long an S3 may be away before what needs it fails."""
-LASTING = re.compile(r"AWS Error (ACCESS_DENIED|NO_SUCH_|INVALID_|MISSING_|UNRECOGNIZED_CLIENT|SIGNATURE_)")
-"""Errors of S3 that waiting does not mend."""
-AWS_SETTINGS = (
-    "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_REGION", "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-)  # fmt: skip
-"""Where boto3 looks for the region and the endpoint."""
+UNREACHABLE_PATIENCE_S = 20.0
+"""How long `check_storage` waits for an address at which nothing answers."""
 P, R = ParamSpec("P"), TypeVar("R")
 MARKERS = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
+ALONE = (*MARKERS, "building.json")
+"""Files whose removal from S3 is never one request with that of others."""
 
 
 def join(root: str, *parts: str) -> str:
@@ -59,49 +53,40 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     if not path.startswith(S3):
         return fs.LocalFileSystem(), absolute(path)
     inside = path.removeprefix(S3).rstrip("/")
-    return _s3(inside.split("/")[0], tuple(map(os.environ.get, AWS_SETTINGS))), inside
-
-
-@functools.cache
-def _s3(bucket: str, settings: tuple[str | None, ...]) -> fs.S3FileSystem:
-    """One file system for each bucket and state of the AWS_SETTINGS."""
-    region, endpoint = boto3.Session().region_name, _client().meta.endpoint_url
-    options = {
-        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        "allow_delayed_open": True,  # a small file is one request, not the three of an upload in parts
-    }
-    if not endpoint.endswith(".amazonaws.com"):
-        address = urlparse(endpoint)
-        host = address.netloc + address.path
-        return fs.S3FileSystem(endpoint_override=host, scheme=address.scheme, region=region or "us-east-1", **options)
-    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **options)
-
-
-def _client():
-    return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": S3_ATTEMPTS}))
+    return s3.file_system(inside.split("/")[0]), inside
 
 
 def patient(act: Callable[P, R]) -> Callable[P, R]:
     """`act`, which may be done again, done again until S3 is back: for S3_PATIENCE_S, after 1, 2, 4, ... 15 s.
 
-    Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read.
+    Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read. What
+    waiting does not mend is raised at once, as `s3.S3Error`, which says what to do.
     """
 
     @functools.wraps(act)
     def patiently(*args: P.args, **kwargs: P.kwargs) -> R:
-        started = time.monotonic()
-        for attempt in itertools.count():
-            try:
-                return act(*args, **kwargs)
-            except OSError as error:
-                waited = time.monotonic() - started
-                if "AWS Error" not in str(error) or LASTING.search(str(error)) or waited > S3_PATIENCE_S:
-                    raise
-                if attempt == 1:
-                    print(f"S3 does not answer, waiting for {S3_PATIENCE_S:.0f} s: {error}", flush=True)
-                time.sleep(min(2.0**attempt, 15.0))
+        address = next((value for value in args if isinstance(value, str) and value.startswith(S3)), S3)
+        return _until_done(lambda: act(*args, **kwargs), address, S3_PATIENCE_S)
 
     return patiently
+
+
+def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
+    """Do `act` again while S3 fails in a way that passes; an address at which nothing answers has `unreachable_s`."""
+    started = time.monotonic()
+    for attempt in itertools.count():
+        try:
+            return act()
+        except OSError as error:
+            text = str(error)
+            if isinstance(error, s3.S3Error | FileNotFoundError) or not s3.is_error(text):
+                raise
+            patience_s = min(unreachable_s if "NETWORK_CONNECTION" in text else S3_PATIENCE_S, S3_PATIENCE_S)
+            if s3.is_lasting(text) or time.monotonic() - started > patience_s:
+                raise s3.explained(error, address) from error
+            if attempt == 1:
+                print(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}", flush=True)
+            time.sleep(min(2.0**attempt, 15.0))
 
 
 @patient
@@ -274,16 +259,50 @@ def cache_folder() -> Path:
 @patient
 def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
     """Name below the folder -> (etag, bytes), of names that begin with `start`."""
-    bucket, _, prefix = f"{path.removeprefix(S3).rstrip('/')}/".partition("/")
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + start)
-    try:
-        found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
-    except ClientError as error:
-        away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
-        raise OSError(f"{path} cannot be listed: {'AWS Error ' if away else ''}{error}") from error
-    except BotoCoreError as error:
-        raise OSError(f"{path} cannot be listed: AWS Error {error}") from error
+    bucket, prefix = s3.split(f"{path.rstrip('/')}/")
+    found = [item for item in s3.list_objects(bucket, prefix + start) if not item["Key"].endswith("/")]
     return {item["Key"].removeprefix(prefix): (item["ETag"], item["Size"]) for item in found}
+
+
+@patient
+def _s3_tree(path: str) -> list[str]:
+    """Addresses of all objects below a folder, sorted: files, and the empty objects that stand for folders."""
+    bucket, prefix = s3.split(f"{path.rstrip('/')}/")
+    return [f"{S3}{bucket}/{item['Key']}" for item in s3.list_objects(bucket, prefix)]
+
+
+def _remove_s3_files(addresses: list[str]) -> None:
+    """Remove objects in this order. Neighbours may go together, but what is named in ALONE goes before what follows it
+    and after what stands before it."""
+    for bucket, group in itertools.groupby(addresses, lambda address: s3.split(address)[0]):
+        for alone, neighbours in itertools.groupby(group, lambda address: address.rpartition("/")[2] in ALONE):
+            keys = [s3.split(address)[1] for address in neighbours]
+            size = 1 if alone else s3.DELETE_AT_ONCE
+            for start in range(0, len(keys), size):
+                _remove_objects(f"{S3}{bucket}", keys[start : start + size])
+
+
+@patient
+def _remove_objects(bucket: str, keys: list[str]) -> None:
+    s3.remove_objects(s3.split(bucket)[0], keys)
+
+
+@patient
+def abort_uploads(path: str, older_than_s: float) -> int:
+    """End the uploads in parts that killed processes left open below a path, if they began so long ago; how many.
+
+    They cost what their parts hold, and are seen in no listing of files. A server that does not know the listing of
+    uploads, and one that does not allow it, is passed over.
+    """
+    if not path.startswith(S3):
+        return 0
+    bucket, prefix = s3.split(f"{path.rstrip('/')}/")
+    try:
+        return s3.abort_uploads(bucket, prefix, older_than_s)
+    except OSError as error:
+        if not s3.is_lasting(str(error)):
+            raise
+        return 0
 
 
 def store_folder(local: Path, path: str) -> None:
