@@ -1,4 +1,4 @@
-"""S3 as the AWS tools find it, Amazon's or another: one set of settings for boto3's and Arrow's clients, errors in words.
+"""S3 as the AWS tools find it, Amazon's or another: the settings of boto3's and Arrow's clients, and errors in words.
 
 Credentials, region, endpoint, checksums, addressing and certificates come from where the AWS tools look: variables, the
 profile's files, the machine's role. Arrow's client reads only some of these places, so it is told what botocore found.
@@ -33,7 +33,7 @@ from pyarrow import fs
 PREFIX = "s3://"
 ATTEMPTS = 6
 """Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
-REQUEST_TIMEOUT_S = 30.0
+REQUEST_TIMEOUT_S = 20.0
 """How long an S3 may be silent in a request. Arrow's 3 s are less than some servers need to join a large upload."""
 CONNECT_TIMEOUT_S = 5.0
 ADDRESSING = "HIVE_RAY_S3_ADDRESSING"
@@ -48,6 +48,7 @@ USUAL_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 """Amazon's own host of a region, which Arrow's client finds by itself."""
 OTHER_SETTINGS = ("HOME", ADDRESSING, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables that decide how S3 is reached, besides AWS_* and *_PROXY."""
+BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 NO_SPACES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
 )  # fmt: skip
@@ -98,7 +99,7 @@ class Server:
         return bool(AMAZON.search(urlparse(self.endpoint).hostname or ""))
 
     def in_words(self, bucket: str) -> str:
-        style = "virtual-host" if virtual_host(bucket) else "path"
+        style = "virtual" if virtual_host(bucket) else "path"
         address = urlparse(self.endpoint)
         place = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
         return f"{place}, bucket {bucket!r}, {style} addresses, region {self.region or 'unset'}"
@@ -187,8 +188,8 @@ def _with_md5(request: Any, **_: Any) -> None:
 
 
 def virtual_host(bucket: str) -> bool:
-    """Whether requests go to <bucket>.<host>, as botocore decides it by the settings, the host and the bucket's name."""
-    return _virtual_host(bucket, _settings())
+    """Whether requests go to <bucket>.<host>, as botocore decides by the settings, the host and the bucket's name."""
+    return bool(BUCKET.fullmatch(bucket)) and _virtual_host(bucket, _settings())
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,6 +205,8 @@ def _virtual_host(bucket: str, settings: str) -> bool:
 
 def file_system(bucket: str, attempts: int = ATTEMPTS, timeout_s: float = REQUEST_TIMEOUT_S) -> fs.S3FileSystem:
     """Arrow's client for a bucket, one for each state of the settings."""
+    if not BUCKET.fullmatch(bucket):
+        raise ValueError(f"{PREFIX}{bucket} names no bucket: an address is {PREFIX}bucket/folder")
     with _connecting:
         return _file_system(bucket, attempts, timeout_s, _settings())
 
@@ -283,7 +286,7 @@ def split(address: str) -> tuple[str, str]:
 
 @contextmanager
 def errors_of_botocore(what: str) -> Iterator[None]:
-    """Raise botocore's errors as OSErrors in the form of Arrow's: "<what>: AWS Error <code> (HTTP status <status>) ..."."""
+    """Raise botocore's errors as OSErrors in the form of Arrow's: "<what>: AWS Error <code> (HTTP status <status>)"."""
     try:
         yield
     except ClientError as error:
@@ -298,6 +301,10 @@ def errors_of_botocore(what: str) -> Iterator[None]:
         raise OSError(f"{what}: AWS Error {name}: {error}") from error
     except BotoCoreError as error:
         raise OSError(f"{what}: AWS Error {type(error).__name__}: {error}") from error
+    except RecursionError:  # botocore asks for the bucket's region, and is sent elsewhere again
+        raise OSError(
+            f"{what}: AWS Error PermanentRedirect (HTTP status 301): each answer is another address"
+        ) from None
 
 
 def _code(error: ClientError) -> str:
@@ -337,11 +344,10 @@ def explained(error: OSError, address: str) -> S3Error:
 def _words_of_listing(bucket: str, key: str) -> str:
     """What a listing says of the same fault: an answer to HEAD has a status and no words."""
     try:
-        client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-    except ClientError as error:
-        return f" A listing is answered {_code(error)}: {error.response.get('Error', {}).get('Message', '')}"
-    except BotoCoreError:
-        pass
+        with errors_of_botocore(""):
+            client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    except OSError as error:
+        return f" A listing{error}"
     return ""
 
 
@@ -387,7 +393,7 @@ ADVICE = (
     ),
     (
         r"status 30\d|PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocation|[Rr]egion",
-        "set AWS_REGION to the bucket's region, or correct AWS_ENDPOINT_URL",
+        "set AWS_REGION to the bucket's region, or correct AWS_ENDPOINT_URL (and its http:// or https://)",
     ),
     (r"TIME_TOO_SKEWED|TimeTooSkewed", "set this machine's clock"),
     (r"ExpiredToken|REQUEST_EXPIRED|TokenRefresh", f"the credentials have ended: renew {CREDENTIALS}"),

@@ -5,20 +5,20 @@ and are renamed, an S3 object appears when its upload ends (in parts, if it is l
 answers mean, is in `s3.py`.
 """
 
+import errno
 import functools
 import hashlib
 import io
 import itertools
 import os
-import re
 import shutil
-import tempfile
+import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +31,11 @@ S3_PATIENCE_S = 120.0
 """How long an S3 may be away before what needs it fails."""
 UNREACHABLE_PATIENCE_S = 20.0
 """How long `check_storage` waits for an address at which nothing answers."""
+CHECK_TIMEOUT_S = 10.0
+"""How long a request of `check_storage` may be without an answer."""
+PROBE = ".hive_ray-probe-"
+SCRATCH = "part-"
+SCRATCH_KEPT_S = 86_400.0
 P, R = ParamSpec("P"), TypeVar("R")
 MARKERS = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
@@ -226,22 +231,82 @@ def fetch_file(path: str) -> Path:
 
 def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
     """A local folder with these objects of an s3:// folder."""
+    for name in objects:
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError(f"{path} holds {name!r}, which is no name of a file: rename the object, or remove it")
     version = hashlib.blake2b(repr((path, sorted(objects.items()))).encode(), digest_size=8).hexdigest()
-    cache = cache_folder() / "folders"
-    target = cache / version
+    target = _cache_path() / "folders" / version
     if target.is_dir():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as temporary:
-        whole = Path(temporary) / "whole"
+    cache = cache_folder() / "folders"
+    cache.mkdir(exist_ok=True)
+    with _scratch(cache) as scratch:
+        size = sum(size for _, size in objects.values())
+        no_room = f"{cache} has no room for a copy of {path} ({size} bytes): make room, or set HIVE_RAY_CACHE"
+        if shutil.disk_usage(cache).free < size:
+            raise OSError(no_room)
+        whole = scratch / "whole"
         for name in objects:
-            copy_file(join(path, name), str(whole / name))
+            try:
+                copy_file(join(path, name), str(whole / name))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OSError(no_room) from error
+                raise
         try:
             whole.rename(target)
         except OSError:  # another process was first
             if not target.is_dir():
                 raise
     return target
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` for what this process makes, removed in the end; those of killed processes go first."""
+    _sweep(folder)
+    mine = folder / f"{SCRATCH}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    mine.mkdir()
+    try:
+        yield mine
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove scratch folders whose process, of this machine, is gone, and any in which nothing changed for a day: a
+    process of another machine that shares the folder cannot be asked."""
+    for scratch in [*folder.glob(f"{SCRATCH}*"), *folder.glob("tmp*")]:  # tmp: as older versions named them
+        machine, _, rest = scratch.name.removeprefix(SCRATCH).rpartition("-")[0].rpartition("-")
+        gone = machine == _machine() and rest.isdecimal() and not _runs(int(rest))
+        if gone or time.time() - _changed(scratch) > SCRATCH_KEPT_S:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _machine() -> str:
+    """This machine, or this container: processes that call it the same see each other's numbers."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}.{namespace.stat().st_ino if namespace.exists() else 0}"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _changed(folder: Path) -> float:
+    """When something in a folder was last changed; now, if it is removed meanwhile."""
+    latest = 0.0
+    with suppress(OSError):
+        for place in [folder, *folder.rglob("*")]:
+            latest = max(latest, place.stat().st_mtime)
+        return latest
+    return time.time()
 
 
 def fetch_model(model: str | Path) -> str | Path:
@@ -252,8 +317,98 @@ def fetch_model(model: str | Path) -> str | Path:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray."""
-    return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray")
+    """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray.
+
+    It is made if it is not there; OSError if it cannot be, or cannot be written to.
+    """
+    folder = _cache_path()
+    remedy = "set HIVE_RAY_CACHE to a folder that can be written to"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the cache folder {folder} cannot be made ({error.strerror}): {remedy}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"the cache folder {folder} cannot be written to: {remedy}")
+    return folder
+
+
+def _cache_path() -> Path:
+    try:
+        return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray").expanduser()
+    except RuntimeError as error:
+        raise OSError(f"there is no home folder ({error}): set HIVE_RAY_CACHE to a folder for the cache") from error
+
+
+def check_storage(address: str) -> None:
+    """Write, read, list and remove a small file below a run's folder, before a stage relies on it.
+
+    OSError or ValueError says what failed and which setting to correct.
+
+    On S3 that is five requests. An address at which nothing answers is waited for UNREACHABLE_PATIENCE_S, an S3 that
+    asks to be asked later for S3_PATIENCE_S.
+    """
+    if address.startswith(S3):
+        _check_s3(address.rstrip("/"))
+    else:
+        _check_folder(Path(absolute(address)))
+
+
+def _probe_name() -> str:
+    return f"{PROBE}{uuid.uuid4().hex}"
+
+
+def _check_s3(address: str) -> None:
+    path, content = join(address, _probe_name()), b"hive_ray looks whether it can write here"
+    bucket, key = s3.split(path)
+    files, inside = s3.file_system(bucket, attempts=1, timeout_s=CHECK_TIMEOUT_S), path.removeprefix(S3)
+
+    def write() -> None:
+        with files.open_output_stream(inside, compression=None) as stream:
+            stream.write(content)
+
+    def read() -> bytes:
+        with files.open_input_stream(inside, compression=None) as stream:
+            return stream.read()
+
+    def names() -> list[str]:
+        return [item["Key"] for item in s3.list_objects(bucket, key)]
+
+    def attempt(what: str, act: Callable[[], R]) -> R:
+        try:
+            return _until_done(act, path, UNREACHABLE_PATIENCE_S)
+        except OSError as error:
+            raise type(error)(f"{address} cannot be used: {what} there failed. {error}") from error
+
+    odd = f"the server at {s3.server().in_words(bucket)} is no S3, or one that shows late what was written: correct"
+    attempt("writing", write)
+    try:
+        if attempt("reading", read) != content:
+            raise OSError(f"{address} cannot be used: a file is read other than it was written; {odd} AWS_ENDPOINT_URL")
+        if attempt("listing", names) != [key]:
+            raise OSError(f"{address} cannot be used: a listing lacks a file just written; {odd} AWS_ENDPOINT_URL")
+    except BaseException:
+        with suppress(OSError):
+            s3.remove_objects(bucket, [key])
+        raise
+    attempt("removing", lambda: s3.remove_objects(bucket, [key]))
+
+
+def _check_folder(folder: Path) -> None:
+    probe = folder / _probe_name()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with probe.open("wb") as stream:
+                stream.write(bytes(1 << 16))
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        why = "make room there, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
+        raise OSError(
+            f"{folder} cannot be written to ({error.strerror}): {why} another folder, or an s3:// address, by --run"
+        ) from error
 
 
 @patient
