@@ -203,12 +203,12 @@ def _virtual_host(bucket: str, settings: str) -> bool:
     return (urlparse(address).hostname or "").startswith(f"{bucket.lower()}.")
 
 
-def file_system(bucket: str, attempts: int = ATTEMPTS, timeout_s: float = REQUEST_TIMEOUT_S) -> fs.S3FileSystem:
-    """Arrow's client for a bucket, one for each state of the settings."""
+def file_system(bucket: str, attempts: int | None = None, timeout_s: float | None = None) -> fs.S3FileSystem:
+    """Arrow's client for a bucket, one for each state of the settings; ATTEMPTS and REQUEST_TIMEOUT_S unless given."""
     if not BUCKET.fullmatch(bucket):
         raise ValueError(f"{PREFIX}{bucket} names no bucket: an address is {PREFIX}bucket/folder")
     with _connecting:
-        return _file_system(bucket, attempts, timeout_s, _settings())
+        return _file_system(bucket, attempts or ATTEMPTS, timeout_s or REQUEST_TIMEOUT_S, _settings())
 
 
 @functools.cache
