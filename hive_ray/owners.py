@@ -40,7 +40,10 @@ def _named(process: int) -> str:
 
 @cache
 def _host() -> str:
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    """This machine, or this container: processes that call it the same see each other's numbers."""
+    namespace = Path("/proc/self/ns/pid")
+    told = f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else 0}"
+    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
 
 
 def unfinished(name: str) -> str:
@@ -55,9 +58,11 @@ def is_unfinished(name: str) -> bool:
 
 def is_gone(named: str, path: Path) -> bool:
     """Whether the process of this name has ended, which wrote `path`; of another host, whether it seems so."""
+    if not re.fullmatch(OWNER, named):
+        return False
     host, process, started = named.split("-")
     if host != _host():
-        return _is_old(path)
+        return is_old(path)
     try:
         return abs(psutil.Process(int(process)).create_time() - int(started)) > SAME_START_S
     except (psutil.NoSuchProcess, OverflowError):
@@ -71,10 +76,11 @@ def is_left_behind(path: Path) -> bool:
     found = UNFINISHED.fullmatch(path.name)
     if found:
         return is_gone(found["owner"], path)
-    return bool(OLDER_UNFINISHED.fullmatch(path.name)) and _is_old(path)
+    return bool(OLDER_UNFINISHED.fullmatch(path.name)) and is_old(path)
 
 
-def _is_old(path: Path) -> bool:
+def is_old(path: Path) -> bool:
+    """Whether nothing has changed a file or folder for OTHERS_LAST_S."""
     try:
         return time.time() - path.stat().st_mtime > OTHERS_LAST_S
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """Local folders and s3:// addresses behind the same few functions. Paths are str; nothing else parses them.
 
 Bytes stay as they are, whatever a name ends with. A file that exists is whole: local writes go beside the target
-and are renamed, an S3 object appears when its upload ends (in parts, if it is large). S3 credentials, region and
-endpoint come from where the AWS tools look: variables, the profile's files, the machine's role.
+and are renamed, an S3 object appears when its upload ends (in parts, if it is large). How S3 is reached, and what its
+answers mean, is in `s3.py`.
 """
 
 import errno
@@ -12,44 +12,40 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
-from urllib.parse import urlparse
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
-from hive_ray.owners import is_left_behind, unfinished
+from hive_ray import s3, scratch
+from hive_ray.owners import is_gone, is_left_behind, owner, unfinished
+from hive_ray.scratch import cache_folder
 
-S3 = "s3://"
-S3_ATTEMPTS = 6
-"""Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
+S3 = s3.PREFIX
 S3_PATIENCE_S = 120.0
 """How long an S3 may be away before what needs it fails."""
+UNREACHABLE_PATIENCE_S = 20.0
+"""How long `check_storage` waits for an address at which nothing answers."""
+CHECK_TIMEOUT_S = 10.0
+"""How long a request of `check_storage` may be without an answer."""
 COPIED_AT_A_TIME = 1 << 22
 """Bytes."""
-LASTING = re.compile(r"AWS Error (ACCESS_DENIED|NO_SUCH_|INVALID_|MISSING_|UNRECOGNIZED_CLIENT|SIGNATURE_)")
-"""Errors of S3 that waiting does not mend."""
-AWS_SETTINGS = (
-    "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_REGION", "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-)  # fmt: skip
-"""Where boto3 looks for the region and the endpoint."""
+PROBE = ".hive_ray-probe-"
+"""How the names of the small files begin by which a run's folder is tried."""
 P, R = ParamSpec("P"), TypeVar("R")
 MARKERS = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
 BEGUN = ("building.json", "exporting.json")
 """Files that say that their folder is being made, and of what: written first, removed last."""
+OTHERS_UPLOADS_S = 86_400.0
+"""Uploads in parts that began longer ago are nobody's any more."""
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or have your quota raised",
@@ -76,49 +72,40 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     if not path.startswith(S3):
         return fs.LocalFileSystem(), absolute(path)
     inside = path.removeprefix(S3).rstrip("/")
-    return _s3(inside.split("/")[0], tuple(map(os.environ.get, AWS_SETTINGS))), inside
-
-
-@functools.cache
-def _s3(bucket: str, settings: tuple[str | None, ...]) -> fs.S3FileSystem:
-    """One file system for each bucket and state of the AWS_SETTINGS."""
-    region, endpoint = boto3.Session().region_name, _client().meta.endpoint_url
-    options = {
-        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        "allow_delayed_open": True,  # a small file is one request, not the three of an upload in parts
-    }
-    if not endpoint.endswith(".amazonaws.com"):
-        address = urlparse(endpoint)
-        host = address.netloc + address.path
-        return fs.S3FileSystem(endpoint_override=host, scheme=address.scheme, region=region or "us-east-1", **options)
-    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), **options)
-
-
-def _client():
-    return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": S3_ATTEMPTS}))
+    return s3.file_system(inside.split("/")[0]), inside
 
 
 def patient(act: Callable[P, R]) -> Callable[P, R]:
     """`act`, which may be done again, done again until S3 is back: for S3_PATIENCE_S, after 1, 2, 4, ... 15 s.
 
-    Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read.
+    Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read. What
+    waiting does not mend is raised at once, as `s3.S3Error`, which says what to do.
     """
 
     @functools.wraps(act)
     def patiently(*args: P.args, **kwargs: P.kwargs) -> R:
-        started = time.monotonic()
-        for attempt in itertools.count():
-            try:
-                return act(*args, **kwargs)
-            except OSError as error:
-                waited = time.monotonic() - started
-                if "AWS Error" not in str(error) or LASTING.search(str(error)) or waited > S3_PATIENCE_S:
-                    raise
-                if attempt == 1:
-                    print(f"S3 does not answer, waiting for {S3_PATIENCE_S:.0f} s: {error}", flush=True)
-                time.sleep(min(2.0**attempt, 15.0))
+        address = next((value for value in args if isinstance(value, str) and value.startswith(S3)), S3)
+        return _until_done(lambda: act(*args, **kwargs), address, S3_PATIENCE_S)
 
     return patiently
+
+
+def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
+    """Do `act` again while S3 fails in a way that passes; an address at which nothing answers has `unreachable_s`."""
+    started = time.monotonic()
+    for attempt in itertools.count():
+        try:
+            return act()
+        except OSError as error:
+            text = str(error)
+            if isinstance(error, s3.S3Error | FileNotFoundError) or not s3.is_error(text):
+                raise
+            patience_s = min(unreachable_s if "NETWORK_CONNECTION" in text else S3_PATIENCE_S, S3_PATIENCE_S)
+            if s3.is_lasting(text) or time.monotonic() - started > patience_s:
+                raise s3.explained(error, address) from error
+            if attempt == 1:
+                print(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}", flush=True)
+            time.sleep(min(2.0**attempt, 15.0))
 
 
 @patient
@@ -276,39 +263,37 @@ def remove_file(path: str) -> None:
 def remove_tree(path: str) -> None:
     """Remove a folder and all below it, in an order that may be broken off anywhere: what says that it is whole goes
     first, what says of what it is the remains goes last."""
-    names = sorted(list_files(path), key=_removed_first)
     if path.startswith(S3):
-        for name in names:
-            remove_file(join(path, name))
-        if exists(path):
-            files, inside = filesystem(path)
-            files.delete_dir(inside)
+        addresses = {address: _removal_turn(address[len(path.rstrip("/")) + 1 :]) for address in _s3_tree(path)}
+        for turn in sorted(set(addresses.values())):
+            _remove_s3_files([address for address, its_turn in addresses.items() if its_turn == turn])
         return
     folder = Path(absolute(path))
-    for name in names:
+    for name in sorted(list_files(path), key=_removal_turn):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _removed_first(name: str) -> tuple[int, str]:
-    """Sorts files by when they are removed. Shards go before what was dropped of them: one that is there has it."""
+def _removal_turn(name: str) -> int:
+    """When a file of a folder is removed. Shards go before what was dropped of them: one that is there has it."""
     if name in MARKERS:
-        return 0, name
+        return 0
     if name in BEGUN:
-        return 3, name
-    return (1 if name.startswith("data/") else 2), name
+        return 3
+    return 1 if name.startswith("data/") else 2
 
 
-def sweep(path: str, *, but: Collection[str] = ()) -> None:
-    """Remove what processes that are gone have left half written in a folder of this disk and below it, `but` in
-    folders of these names."""
+def sweep(path: str, *, but: Collection[str] = (), uploads_older_than_s: float = 0.0) -> None:
+    """Remove what processes that are gone have left half written below a folder: on disk unfinished files, `but` those
+    in folders of these names; on S3 the uploads in parts that began so long ago, which nobody may be sending."""
     if path.startswith(S3):
+        abort_uploads(path, uploads_older_than_s)
         return
     for folder, folders, names in os.walk(absolute(path)):
         folders[:] = [name for name in folders if name not in but]
         for name in names:
             if is_left_behind(Path(folder, name)):
-                Path(folder, name).unlink(missing_ok=True)
+                _forget(Path(folder, name))
 
 
 def fetch_folder(path: str) -> Path:
@@ -334,16 +319,28 @@ def fetch_file(path: str) -> Path:
 
 def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
     """A local folder with these objects of an s3:// folder."""
+    for name in objects:
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError(f"{path} holds {name!r}, which is no name of a file: rename the object, or remove it")
     version = hashlib.blake2b(repr((path, sorted(objects.items()))).encode(), digest_size=8).hexdigest()
-    cache = cache_folder() / "folders"
-    target = cache / version
+    target = scratch.cache_path() / "folders" / version
     if target.is_dir():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as temporary:
-        whole = Path(temporary) / "whole"
+    cache = cache_folder() / "folders"
+    cache.mkdir(exist_ok=True)
+    with scratch.folder("fetch") as folder:
+        size = sum(size for _, size in objects.values())
+        no_room = f"{cache} has no room for a copy of {path} ({size} bytes): make room, or set HIVE_RAY_CACHE"
+        if shutil.disk_usage(cache).free < size:
+            raise OSError(no_room)
+        whole = folder / "whole"
         for name in objects:
-            copy_file(join(path, name), str(whole / name))
+            try:
+                copy_file(join(path, name), str(whole / name))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OSError(no_room) from error
+                raise
         try:
             whole.rename(target)
         except OSError:  # another process was first
@@ -359,24 +356,120 @@ def fetch_model(model: str | Path) -> str | Path:
     return fetch_file(model) if is_file(model) else fetch_folder(model)
 
 
-def cache_folder() -> Path:
-    """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray."""
-    return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray")
+def check_storage(address: str) -> None:
+    """Write, read, list and remove a small file below a run's folder, before a stage relies on it.
+
+    OSError or ValueError says what failed and which setting to correct.
+
+    On S3 that is five requests. An address at which nothing answers is waited for UNREACHABLE_PATIENCE_S, an S3 that
+    asks to be asked later for S3_PATIENCE_S.
+    """
+    if address.startswith(S3):
+        _check_s3(address.rstrip("/"))
+    else:
+        _check_folder(Path(absolute(address)))
+
+
+def _check_s3(address: str) -> None:
+    path = join(address, f"{PROBE}{owner()}-{uuid.uuid4().hex[:8]}")
+    content = b"hive_ray looks whether it can write here"
+    bucket, key = s3.split(path)
+    files, inside = s3.file_system(bucket, attempts=1, timeout_s=CHECK_TIMEOUT_S), path.removeprefix(S3)
+
+    def write() -> None:
+        with files.open_output_stream(inside, compression=None) as stream:
+            stream.write(content)
+
+    def read() -> bytes:
+        with files.open_input_stream(inside, compression=None) as stream:
+            return stream.read()
+
+    def names() -> list[str]:
+        return [item["Key"] for item in s3.list_objects(bucket, key.rpartition(PROBE)[0] + PROBE)]
+
+    def attempt(what: str, act: Callable[[], R]) -> R:
+        try:
+            return _until_done(act, path, UNREACHABLE_PATIENCE_S)
+        except OSError as error:
+            raise type(error)(f"{address} cannot be used: {what} there failed. {error}") from error
+
+    odd = f"the server at {s3.server().in_words(bucket)} is no S3, or one that shows late what was written: correct"
+    attempt("writing", write)
+    try:
+        if attempt("reading", read) != content:
+            raise OSError(f"{address} cannot be used: a file is read other than it was written; {odd} AWS_ENDPOINT_URL")
+        found = attempt("listing", names)
+        if key not in found:
+            raise OSError(f"{address} cannot be used: a listing lacks a file just written; {odd} AWS_ENDPOINT_URL")
+    except BaseException:
+        with suppress(OSError):
+            s3.remove_objects(bucket, [key])
+        raise
+    left = [name for name in found if is_gone(name.rpartition(PROBE)[2].rpartition("-")[0], Path(name))]
+    attempt("removing", lambda: s3.remove_objects(bucket, [key, *left]))
+
+
+def _check_folder(folder: Path) -> None:
+    probe = folder / unfinished("probe")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with probe.open("wb") as stream:
+                stream.write(bytes(1 << 16))
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        why = "make room there, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
+        raise OSError(
+            f"{folder} cannot be written to ({error.strerror}): {why} another folder, or an s3:// address, by --run"
+        ) from error
 
 
 @patient
 def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
     """Name below the folder -> (etag, bytes), of names that begin with `start`."""
-    bucket, _, prefix = f"{path.removeprefix(S3).rstrip('/')}/".partition("/")
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + start)
-    try:
-        found = [item for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
-    except ClientError as error:
-        away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
-        raise OSError(f"{path} cannot be listed: {'AWS Error ' if away else ''}{error}") from error
-    except BotoCoreError as error:
-        raise OSError(f"{path} cannot be listed: AWS Error {error}") from error
+    bucket, prefix = s3.split(f"{path.rstrip('/')}/")
+    found = [item for item in s3.list_objects(bucket, prefix + start) if not item["Key"].endswith("/")]
     return {item["Key"].removeprefix(prefix): (item["ETag"], item["Size"]) for item in found}
+
+
+@patient
+def _s3_tree(path: str) -> list[str]:
+    """Addresses of all objects below a folder, sorted: files, and the empty objects that stand for folders."""
+    bucket, prefix = s3.split(f"{path.rstrip('/')}/")
+    return [f"{S3}{bucket}/{item['Key']}" for item in s3.list_objects(bucket, prefix)]
+
+
+def _remove_s3_files(addresses: list[str]) -> None:
+    """Remove objects of one bucket, many in a request, in no order."""
+    keys = [s3.split(address)[1] for address in addresses]
+    for start in range(0, len(keys), s3.DELETE_AT_ONCE):
+        _remove_objects(addresses[0], keys[start : start + s3.DELETE_AT_ONCE])
+
+
+@patient
+def _remove_objects(address: str, keys: list[str]) -> None:
+    s3.remove_objects(s3.split(address)[0], keys)
+
+
+@patient
+def abort_uploads(path: str, older_than_s: float) -> int:
+    """End the uploads in parts that killed processes left open below a path, if they began so long ago; how many.
+
+    They cost what their parts hold, and are seen in no listing of files. A server that does not know the listing of
+    uploads, and one that does not allow it, is passed over.
+    """
+    if not path.startswith(S3):
+        return 0
+    bucket, prefix = s3.split(f"{path.rstrip('/')}/")
+    try:
+        return s3.abort_uploads(bucket, prefix, older_than_s)
+    except OSError as error:
+        if not s3.is_lasting(str(error)):
+            raise
+        return 0
 
 
 def store_folder(local: Path, path: str) -> None:

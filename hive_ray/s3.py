@@ -1,0 +1,479 @@
+"""S3 as the AWS tools find it, Amazon's or another: the settings of boto3's and Arrow's clients, and errors in words.
+
+Credentials, region, endpoint, checksums, addressing and certificates come from where the AWS tools look: variables, the
+profile's files, the machine's role. Arrow's client reads only some of these places, so it is told what botocore found.
+Where the endpoint is not Amazon's, requests carry no checksums unless they are asked for: R2, Ceph and others refuse
+them. HIVE_RAY_S3_ADDRESSING (auto, path or virtual) goes before the profile's `addressing_style`.
+"""
+
+import base64
+import functools
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlparse
+
+import botocore.session
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
+from botocore.exceptions import ConnectionError as NoConnection
+from botocore.utils import get_environ_proxies
+from pyarrow import fs
+
+PREFIX = "s3://"
+ATTEMPTS = 6
+"""Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
+REQUEST_TIMEOUT_S = 20.0
+"""How long an S3 may be silent in a request. Arrow's 3 s are less than some servers need to join a large upload."""
+CONNECT_TIMEOUT_S = 5.0
+ADDRESSING = "HIVE_RAY_S3_ADDRESSING"
+CHECKSUMS = {
+    "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
+}
+"""Setting of a profile -> variable that goes before it."""
+AMAZON = re.compile(r"(^|\.)(amazonaws\.com(\.cn)?|api\.aws)$")
+"""Hosts that are Amazon's."""
+USUAL_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+"""Amazon's own host of a region, which Arrow's client finds by itself."""
+OTHER_SETTINGS = ("HOME", ADDRESSING, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Variables that decide how S3 is reached, besides AWS_* and *_PROXY."""
+BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
+NO_SPACES = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+)  # fmt: skip
+DELETE_AT_ONCE = 1000
+"""Objects that one DeleteObjects may name."""
+
+ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (-?\d+)\))?")
+"""What both clients' errors hold: Arrow's by themselves, botocore's by `errors_of_botocore`."""
+PASSING_STATUS = {408, 425, 429}
+LASTING_STATUS = {501, 505}
+PASSING = re.compile(
+    r"\b(INTERNAL_FAILURE|InternalError|SERVICE_UNAVAILABLE|ServiceUnavailable|SLOW_DOWN|SlowDown\w*|THROTTLING|"
+    r"Throttl\w+|REQUEST_TIMEOUT|RequestTimeout|OperationAborted|NETWORK_CONNECTION)\b"
+)
+"""Names of errors that pass with time, whatever their status."""
+CERTIFICATE = re.compile(
+    r"curlCode: (51|58|59|60|66|77|83|90|91)\b|certificate verify|CERTIFICATE_VERIFY|(?i:wrong.version.number)"
+)
+"""TLS that fails by its settings."""
+CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN if they have one), or AWS_PROFILE"
+
+RENEWED_S = 300.0
+
+_connecting = threading.RLock()
+_environment_lock = threading.Lock()
+_endpoints_without_batches: set[str] = set()
+
+
+class S3Error(OSError):
+    """An answer of S3 that waiting does not mend, or that was waited for in vain; says what to do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """How S3 is reached."""
+
+    endpoint: str
+    region: str | None
+    checksums: tuple[tuple[str, str], ...]
+    """Variables of CHECKSUMS and their values, for both clients."""
+    signed: bool
+    """Whether there are credentials; without, requests are not signed, as public buckets want them."""
+    certificates: str | None
+    """A file of authorities that are trusted in place of the system's."""
+
+    @property
+    def is_amazon(self) -> bool:
+        return bool(AMAZON.search(urlparse(self.endpoint).hostname or ""))
+
+    def in_words(self, bucket: str) -> str:
+        style = "virtual" if virtual_host(bucket) else "path"
+        address = urlparse(self.endpoint)
+        place = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+        return f"{place}, bucket {bucket!r}, {style} addresses, region {self.region or 'unset'}"
+
+
+def server() -> Server:
+    """How the environment and the profile say that S3 is reached."""
+    return _connected(_settings())[0]
+
+
+def client() -> Any:
+    """botocore's S3 client; for any thread."""
+    return _connected(_settings())[1]
+
+
+def _settings() -> str:
+    """A text that changes when the environment does. It is a digest, since keys are among the variables."""
+    names = sorted(name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy"))
+    values = [(name, os.environ.get(name)) for name in [*names, *OTHER_SETTINGS]]
+    return hashlib.blake2b(repr(values).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _connected(settings: str) -> tuple[Server, Any]:
+    """What `_connect` found, for no longer than RENEWED_S, since files of credentials are renewed while a job runs."""
+    with _connecting:
+        return _connect(settings, os.getpid(), int(time.monotonic() // RENEWED_S))
+
+
+@functools.lru_cache(maxsize=8)
+def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
+    for name in NO_SPACES:
+        value = os.environ.get(name, "")
+        if value != value.strip():
+            raise ValueError(f"{name} begins or ends with white space: set it without")
+    try:
+        session = botocore.session.Session()
+        profile = session.get_scoped_config()
+        chosen = {name: os.environ.get(variable) or profile.get(name) for name, variable in CHECKSUMS.items()}
+        region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+        region = region or session.get_config_variable("region")
+        certificates = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        signed = session.get_credentials() is not None
+        options: dict[str, Any] = {
+            "retries": {"mode": "standard", "max_attempts": ATTEMPTS},
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": REQUEST_TIMEOUT_S,
+        }
+        if not signed:
+            options["signature_version"] = UNSIGNED
+        if addressing := _addressing():
+            options["s3"] = {"addressing_style": addressing}
+        checksums = {name: value or "when_required" for name, value in chosen.items()}
+        made = session.create_client("s3", region_name=region, config=Config(**options, **checksums))
+        found = Server(made.meta.endpoint_url, region, (), signed, certificates or None)
+        if found.is_amazon:
+            checksums = {name: value or "when_supported" for name, value in chosen.items()}
+            made = session.create_client("s3", region_name=region, config=Config(**options, **checksums))
+        else:
+            made.meta.events.register("before-sign.s3.DeleteObjects", _with_md5)
+    except ValueError as error:
+        remedy = "; AWS_ENDPOINT_URL begins with http:// or https://" if "endpoint" in str(error) else ""
+        raise ValueError(f"the AWS settings cannot be used: {error}{remedy}") from error
+    except BotoCoreError as error:
+        raise ValueError(
+            f"the AWS settings cannot be used: {error}; look at AWS_PROFILE, AWS_CONFIG_FILE, "
+            "AWS_SHARED_CREDENTIALS_FILE and AWS_REGION"
+        ) from error
+    variables = tuple((CHECKSUMS[name], value.lower()) for name, value in checksums.items())
+    return Server(found.endpoint, region, variables, signed, found.certificates), made
+
+
+def _addressing() -> str | None:
+    style = os.environ.get(ADDRESSING)
+    if style and style not in ("auto", "path", "virtual"):
+        raise ValueError(f"{ADDRESSING} is {style!r}; it is auto, path or virtual")
+    return style or None
+
+
+def _with_md5(request: Any, **_: Any) -> None:
+    """Sign a DeleteObjects with the Content-MD5 that all servers know, in place of a checksum that Amazon's do."""
+    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum", "x-amz-sdk-check"))]:
+        del request.headers[name]
+    body = request.data if isinstance(request.data, bytes) else request.data.encode()
+    digest = hashlib.md5(body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def virtual_host(bucket: str) -> bool:
+    """Whether requests go to <bucket>.<host>, as botocore decides by the settings, the host and the bucket's name."""
+    return bool(BUCKET.fullmatch(bucket)) and _virtual_host(bucket, _settings())
+
+
+@functools.lru_cache(maxsize=64)
+def _virtual_host(bucket: str, settings: str) -> bool:
+    session, found = botocore.session.Session(), server()
+    options = {"s3": {"addressing_style": _addressing()}} if _addressing() else {}
+    unsigned = session.create_client(
+        "s3", region_name=found.region, config=Config(signature_version=UNSIGNED, **options)
+    )
+    address = unsigned.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "key"})
+    return (urlparse(address).hostname or "").startswith(f"{bucket.lower()}.")
+
+
+def file_system(bucket: str, attempts: int | None = None, timeout_s: float | None = None) -> fs.S3FileSystem:
+    """Arrow's client for a bucket, one for each state of the settings; ATTEMPTS and REQUEST_TIMEOUT_S unless given."""
+    if not BUCKET.fullmatch(bucket):
+        raise ValueError(f"{PREFIX}{bucket} names no bucket: an address is {PREFIX}bucket/folder")
+    with _connecting:
+        return _file_system(bucket, attempts or ATTEMPTS, timeout_s or REQUEST_TIMEOUT_S, _settings())
+
+
+@functools.cache
+def _file_system(bucket: str, attempts: int, timeout_s: float, settings: str) -> fs.S3FileSystem:
+    found = server()
+    options: dict[str, Any] = {
+        "allow_delayed_open": True,  # a small file is one request, not the three of an upload in parts
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "request_timeout": timeout_s,
+        "anonymous": not found.signed,
+    }
+    if found.certificates and os.path.isfile(found.certificates):
+        options["tls_ca_file_path"] = found.certificates
+    if proxy := _proxy(found.endpoint):
+        options["proxy_options"] = proxy
+    address, virtual = urlparse(found.endpoint), virtual_host(bucket)
+    if USUAL_HOST.fullmatch(address.netloc) and virtual:
+        options["region"] = found.region or fs.resolve_s3_region(bucket)
+    else:
+        options["region"] = found.region or "us-east-1"
+        options["scheme"] = address.scheme
+        options["endpoint_override"] = address.netloc + address.path.rstrip("/")
+        options["force_virtual_addressing"] = virtual
+    return _made(options, attempts, found.checksums)
+
+
+def _proxy(endpoint: str) -> dict[str, Any] | None:
+    """The proxy that botocore takes to this address by *_PROXY and NO_PROXY."""
+    address = get_environ_proxies(endpoint).get(urlparse(endpoint).scheme)
+    if not address:
+        return None
+    proxy = urlparse(address if "://" in address else f"http://{address}")
+    port = proxy.port or (443 if proxy.scheme == "https" else 80)
+    options = {"scheme": proxy.scheme, "host": proxy.hostname, "port": port}
+    if proxy.username:
+        options |= {"username": proxy.username, "password": proxy.password or ""}
+    return options
+
+
+class _FileSystem(fs.S3FileSystem):
+    """Arrow's client that is the same in every process it is sent to, checksums and attempts too."""
+
+    def __reduce__(self):
+        return _made, self.made_from
+
+
+def _made(options: dict[str, Any], attempts: int, checksums: tuple[tuple[str, str], ...]) -> _FileSystem:
+    with _environment(dict(checksums)):  # the only place where Arrow's client looks for these, when it is made
+        files = _FileSystem(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts))
+    files.made_from = (options, attempts, checksums)
+    return files
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """These variables for a moment."""
+    with _environment_lock:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def split(address: str) -> tuple[str, str]:
+    """Bucket and key of an s3:// address."""
+    bucket, _, key = address.removeprefix(PREFIX).partition("/")
+    return bucket, key
+
+
+@contextmanager
+def errors_of_botocore(what: str) -> Iterator[None]:
+    """Raise botocore's errors as OSErrors in the form of Arrow's: "<what>: AWS Error <code> (HTTP status <status>)"."""
+    try:
+        yield
+    except ClientError as error:
+        answer = error.response
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        raise OSError(
+            f"{what}: AWS Error {_code(error)} (HTTP status {status}) during {error.operation_name} operation: "
+            f"{answer.get('Error', {}).get('Message', '')}"
+        ) from error
+    except (NoConnection, HTTPClientError) as error:
+        name = "TLS" if isinstance(error, SSLError) and CERTIFICATE.search(str(error)) else "NETWORK_CONNECTION"
+        raise OSError(f"{what}: AWS Error {name}: {error}") from error
+    except BotoCoreError as error:
+        raise OSError(f"{what}: AWS Error {type(error).__name__}: {error}") from error
+    except RecursionError:  # botocore asks for the bucket's region, and is sent elsewhere again
+        raise OSError(
+            f"{what}: AWS Error PermanentRedirect (HTTP status 301): each answer is another address"
+        ) from None
+
+
+def _code(error: ClientError) -> str:
+    return re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", ""))) or "UNKNOWN"
+
+
+def is_error(text: str) -> bool:
+    """Whether an error's text tells what S3 answered, or that it did not."""
+    return bool(ERROR.search(text))
+
+
+def is_lasting(text: str) -> bool:
+    """Whether waiting does not mend an error of S3: any but connection trouble, 408, 425, 429, and 5xx that is neither
+    501 nor 505."""
+    error = ERROR.search(text)
+    if error is None or CERTIFICATE.search(text):
+        return True
+    if PASSING.search(text):
+        return False
+    if error[2] is None:
+        return error[1] != "UNKNOWN"
+    status = int(error[2])
+    if status < 100 or status in PASSING_STATUS:  # below 100 there was no answer
+        return False
+    return status < 500 or status in LASTING_STATUS
+
+
+def explained(error: OSError, address: str) -> S3Error:
+    """The error, what was asked of whom, and what a person can do about it."""
+    bucket, key = split(address)
+    text = str(error)
+    if "No response body" in text and is_lasting(text):
+        text += _words_of_listing(bucket, key)
+    return S3Error(f"{text}. It was sent to {server().in_words(bucket)}: {advice(text, bucket)}")
+
+
+def _words_of_listing(bucket: str, key: str) -> str:
+    """What a listing says of the same fault: an answer to HEAD has a status and no words."""
+    try:
+        with errors_of_botocore(""):
+            client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    except OSError as error:
+        return f" A listing{error}"
+    return ""
+
+
+def advice(text: str, bucket: str) -> str:
+    """What to do about an error of S3, by its text."""
+    found = server()
+    if CERTIFICATE.search(text):
+        return (
+            "set AWS_CA_BUNDLE to a file of the certificates that signed the server's, or correct https:// and "
+            "http:// in AWS_ENDPOINT_URL"
+        )
+    if "NETWORK_CONNECTION" in text:
+        if virtual_host(bucket) and re.search(r"(?i)resolve|name or service|EndpointConnection|connect", text):
+            return (
+                "set AWS_ENDPOINT_URL to an address that answers; if it has no hosts named by buckets, set "
+                f"{ADDRESSING}=path"
+            )
+        return "set AWS_ENDPOINT_URL to an address that answers, and look at firewalls and HTTPS_PROXY"
+    if re.search(r"(?i)checksum|trailer|aws-chunked|decoded-content-length", text) and dict(found.checksums) != {
+        variable: "when_required" for variable in CHECKSUMS.values()
+    }:
+        return " and ".join(f"set {variable}=when_required" for variable in CHECKSUMS.values())
+    for pattern, words in ADVICE:
+        if re.search(pattern, text):
+            return words
+    if re.search(r"ACCESS_DENIED|AccessDenied|status 403", text):
+        if not found.signed:
+            return f"no credentials are set, so requests are not signed: set {CREDENTIALS}"
+        return (
+            "these credentials may not do this: allow s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and "
+            f"s3:AbortMultipartUpload in the bucket, or set {CREDENTIALS} to others"
+        )
+    if not is_lasting(text):
+        return "run the same command again when it answers"
+    return f"look at AWS_ENDPOINT_URL, AWS_REGION, {ADDRESSING}, {CHECKSUMS['request_checksum_calculation']} and keys"
+
+
+ADVICE = (
+    (r"NO_SUCH_BUCKET|NoSuchBucket", "make the bucket, or correct its name in the address, or AWS_ENDPOINT_URL"),
+    (
+        r"SecondLevelDomain|VirtualHost|virtual[ -]host|[Pp]ath[ -]?[Ss]tyle",
+        f"set {ADDRESSING} to virtual or to path, whichever the server knows",
+    ),
+    (
+        r"status 30\d|PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocation|[Rr]egion",
+        "set AWS_REGION to the bucket's region, or correct AWS_ENDPOINT_URL (and its http:// or https://)",
+    ),
+    (r"TIME_TOO_SKEWED|TimeTooSkewed", "set this machine's clock"),
+    (r"ExpiredToken|REQUEST_EXPIRED|TokenRefresh", f"the credentials have ended: renew {CREDENTIALS}"),
+    (
+        r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE_DOES|SignatureDoes|UNRECOGNIZED_CLIENT|InvalidClientTokenId|"
+        r"InvalidToken|INVALID_SIGNATURE|MISSING_AUTHENTICATION|NoCredentials|PartialCredentials|status 401",
+        f"set {CREDENTIALS} to credentials that this server knows",
+    ),
+    (r"Quota|StorageFull|InsufficientStorage|status 507", "make room on the server, or raise its quota"),
+    (r"RESOURCE_NOT_FOUND|ResponseParser", "nothing there speaks S3: correct AWS_ENDPOINT_URL"),
+)
+"""Pattern of an error's text -> what to do; the first that fits."""
+
+
+def list_objects(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Key, ETag, Size and more of every object whose key begins so; OSError in the form of Arrow's."""
+    with errors_of_botocore(f"{PREFIX}{bucket}/{prefix} cannot be listed"):
+        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            yield from page.get("Contents", [])
+
+
+def remove_objects(bucket: str, keys: list[str]) -> None:
+    """Remove at most DELETE_AT_ONCE objects, in any order; those that are gone already are passed over.
+
+    Servers that do not know DeleteObjects are asked for each object, from then on at once.
+    """
+    asked, endpoint = client(), server().endpoint
+    in_one = len(keys) > 1 and endpoint not in _endpoints_without_batches
+    what = f"{PREFIX}{bucket}/{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''} cannot be removed"
+    if in_one:
+        try:
+            with errors_of_botocore(what):
+                named = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+                answer = asked.delete_objects(Bucket=bucket, Delete=named)
+        except OSError as error:
+            if not is_lasting(str(error)):
+                raise
+        else:
+            for left in answer.get("Errors", []):
+                if left.get("Code") not in ("NoSuchKey", "NoSuchVersion"):
+                    raise OSError(
+                        f"{PREFIX}{bucket}/{left.get('Key')} cannot be removed: AWS Error "
+                        f"{left.get('Code')}: {left.get('Message')}"
+                    )
+            return
+
+    def remove(key: str) -> None:
+        with errors_of_botocore(f"{PREFIX}{bucket}/{key} cannot be removed"):
+            try:
+                asked.delete_object(Bucket=bucket, Key=key)
+            except ClientError as error:
+                if _code(error) != "NoSuchKey":
+                    raise
+
+    if len(keys) == 1:
+        return remove(keys[0])
+    with ThreadPoolExecutor(min(8, len(keys))) as pool:
+        list(pool.map(remove, keys))
+    _endpoints_without_batches.add(endpoint)
+
+
+def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
+    """End the uploads in parts below a prefix that began so long ago by the server's clock; how many there were."""
+    asked, ended = client(), 0
+    with errors_of_botocore(f"open uploads of {PREFIX}{bucket}/{prefix} cannot be ended"):
+        for page in asked.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+            now = _time_of(page)
+            for upload in page.get("Uploads", []):
+                if (now - upload["Initiated"]).total_seconds() < older_than_s or not upload["Key"].startswith(prefix):
+                    continue
+                try:
+                    asked.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                except ClientError as error:
+                    if _code(error) != "NoSuchUpload":
+                        raise
+                ended += 1
+    return ended
+
+
+def _time_of(answer: dict[str, Any]) -> datetime:
+    """The server's time when it answered, else this machine's."""
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(told).astimezone(UTC) if told else datetime.now(UTC)
