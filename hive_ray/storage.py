@@ -246,13 +246,18 @@ def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
         if shutil.disk_usage(cache).free < size:
             raise OSError(no_room)
         whole = scratch / "whole"
-        for name in objects:
+        for name, (_, listed) in objects.items():
             try:
                 copy_file(join(path, name), str(whole / name))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OSError(no_room) from error
                 raise
+            if (copied := (whole / name).stat().st_size) != listed:
+                raise OSError(
+                    f"{join(path, name)} was listed with {listed} bytes and came with {copied}: it changed while it "
+                    "was fetched; run the same command again"
+                )
         try:
             whole.rename(target)
         except OSError:  # another process was first

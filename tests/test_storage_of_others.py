@@ -722,6 +722,14 @@ def test_a_cache_without_room_is_told_so(door, monkeypatch):
         storage.fetch_folder(storage.join(door.root, "model"))
 
 
+def test_an_object_that_changes_while_it_is_fetched_is_not_kept(door):
+    written(door.root, "model/card.json", "model/weights")
+    door.rewrite = lambda answer: answer.replace(b"<Size>4<", b"<Size>5<")
+    with pytest.raises(OSError, match=r"card.json was listed with 5 bytes and came with 4: it changed while"):
+        storage.fetch_folder(storage.join(door.root, "model"))
+    assert list((storage.cache_folder() / "folders").iterdir()) == []
+
+
 def test_copies_that_killed_processes_left_are_swept(door):
     code = (
         "import os, sys; from hive_ray import storage; from pathlib import Path\n"
