@@ -187,10 +187,7 @@ def write_bytes(path: str, data: bytes) -> None:
     An OSError names the file and what to do; nothing is left half written.
     """
     if path.startswith(S3):
-        files, inside = filesystem(path)
-        with files.open_output_stream(inside, compression=None) as stream:
-            stream.write(data)
-        return
+        return _upload(path, lambda stream: stream.write(data))
     _write_whole(path, lambda stream: stream.write(data))
 
 
@@ -252,11 +249,11 @@ def open_parquet(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(files.open_input_file(inside))
 
 
-@patient
 def remove_file(path: str) -> None:
     """Remove a file that exists."""
-    files, inside = filesystem(path)
-    files.delete_file(inside)
+    if path.startswith(S3):  # Arrow's client would leave an object that stands for the folder
+        return _remove_s3_files([path])
+    Path(absolute(path)).unlink()
 
 
 @patient
@@ -334,13 +331,18 @@ def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
         if shutil.disk_usage(cache).free < size:
             raise OSError(no_room)
         whole = folder / "whole"
-        for name in objects:
+        for name, (_, listed) in objects.items():
             try:
                 copy_file(join(path, name), str(whole / name))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OSError(no_room) from error
                 raise
+            if (copied := (whole / name).stat().st_size) != listed:
+                raise OSError(
+                    f"{join(path, name)} was listed with {listed} bytes and came with {copied}: it changed while it "
+                    "was fetched; run the same command again"
+                )
         try:
             whole.rename(target)
         except OSError:  # another process was first
@@ -488,14 +490,15 @@ def copy_file(source: str, target: str) -> None:
         if not target.startswith(S3):
             _write_whole(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME))
             return
-        files, inside = filesystem(target)
-        try:
-            with files.open_output_stream(inside, compression=None) as writer:
-                shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME)
-        except BaseException:  # closing the stream has made an object of what was written so far
-            with suppress(OSError):
-                files.delete_file(inside)
-            raise
+        _upload(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME))
+
+
+def _upload(path: str, write: Callable[[BinaryIO], object]) -> None:
+    """Write an S3 object. It appears when its stream is closed, so a stream that fails is left as it is."""
+    files, inside = filesystem(path)
+    stream = files.open_output_stream(inside, compression=None)
+    write(stream)
+    stream.close()
 
 
 def folder_digest(path: str) -> str:

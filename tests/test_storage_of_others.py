@@ -721,6 +721,14 @@ def test_a_cache_without_room_is_told_so(door, monkeypatch):
         storage.fetch_folder(storage.join(door.root, "model"))
 
 
+def test_an_object_that_changes_while_it_is_fetched_is_not_kept(door):
+    written(door.root, "model/card.json", "model/weights")
+    door.rewrite = lambda answer: answer.replace(b"<Size>4<", b"<Size>5<")
+    with pytest.raises(OSError, match=r"card.json was listed with 5 bytes and came with 4: it changed while"):
+        storage.fetch_folder(storage.join(door.root, "model"))
+    assert list((storage.cache_folder() / "folders").iterdir()) == []
+
+
 def test_copies_that_killed_processes_left_are_swept(door):
     code = (
         "import os; from hive_ray import scratch\n"
@@ -744,3 +752,15 @@ def test_an_object_whose_name_leads_elsewhere_is_not_fetched(door, name, tmp_pat
     boto3.Session().client("s3").put_object(Bucket=bucket_of(door), Key=f"root/model/{name}", Body=b"x")
     with pytest.raises(ValueError, match="which is no name of a file"):
         storage.fetch_folder(storage.join(door.root, "model"))
+
+
+def test_a_copy_that_breaks_off_leaves_no_object(door):
+    target = storage.join(door.root, "copy")
+
+    def breaks(stream) -> None:
+        stream.write(b"half")
+        raise OSError("the disk was pulled out")
+
+    with pytest.raises(OSError, match="pulled out"):
+        storage._upload(target, breaks)
+    assert not storage.exists(target)
