@@ -23,6 +23,8 @@ PIXEL_TAGS = {
     332, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532,
 }  # fmt: skip
 """What a decoder of TIFF needs to know."""
+SINGLE_TAGS = {256, 257, 259, PHOTOMETRIC, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515}
+"""Those that have one value; with more, they are damaged."""
 MOST_PROFILE_BYTES = 4 * 2**20
 
 SPEAKING_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"acTL"}
@@ -298,7 +300,8 @@ def _tiff(data: bytes) -> PictureFile:
             profile = data[entry.start : entry.start + entry.size]
         elif entry.tag in PIXEL_TAGS and total + entry.size <= len(data):
             total += entry.size
-            kept.append(data[entry.place : entry.place + length])
+            if entry.count == 1 or entry.tag not in SINGLE_TAGS:
+                kept.append(data[entry.place : entry.place + length])
     directory = struct.pack(order + ("Q" if big else "H"), len(kept)) + b"".join(kept) + bytes(8 if big else 4)
     if not kept or start + len(directory) > len(data):
         return PictureFile("TIFF", b"")  # no decoder takes it
