@@ -237,7 +237,7 @@ def _without_exif(data: bytes) -> bytes:
         length, name = struct.unpack_from(">L4s", data, place)
         if name == b"meta":
             meta = data[place : place + length]
-            return data[:place] + meta.replace(b"Exif\0", b"none\0") + data[place + length :]
+            return data[:place] + meta.replace(b"Exif", b"none") + data[place + length :]
         if length < 8:
             break
         place += length

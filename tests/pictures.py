@@ -28,9 +28,11 @@ def encoded(pixels: np.ndarray | Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def exif(orientation: int) -> bytes:
-    """EXIF with an orientation."""
+def exif(orientation: int, camera: str = "") -> bytes:
+    """EXIF with an orientation, and perhaps a camera."""
     block = Image.Exif()
+    if camera:
+        block[272] = camera
     block[274] = orientation
     return block.tobytes()
 
