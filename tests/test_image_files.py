@@ -326,7 +326,7 @@ def where_metadata_lie(data: bytes, kind: str) -> tuple[int, int]:
         start = data.index(struct.pack("<HHL", 274, 3, 1))
         return start + 2, start + 12
     start = data.index(b"MM\0*")
-    return start, start + 40
+    return start, start + 34
 
 
 def test_the_orientation_of_an_odd_block_is_upright():
