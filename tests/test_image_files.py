@@ -298,9 +298,20 @@ def test_every_orientation_of_every_format_is_turned_upright(kind, orientation):
     assert is_plain(data) == (orientation == 1 and kind in ("PNG", "JPEG", "MPO"))
 
 
-def test_a_compressed_tiff_is_turned_too():
+@pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"big_tiff": True}, {"icc_profile": b"rubbish"}])
+def test_tiff_of_every_kind_is_turned_too(options):
     stored = Image.fromarray(SCENE[:40]).transpose(Image.Transpose.ROTATE_90)
-    assert furthest(decode(encoded(stored, "TIFF", exif=exif(6), compression="tiff_lzw")), SCENE[:40]) == 0
+    assert furthest(decode(encoded(stored, "TIFF", exif=exif(6), **options)), SCENE[:40]) == 0
+    turned = encoded(big_endian().transpose(Image.Transpose.ROTATE_180), "TIFF", exif=exif(3))
+    assert turned.startswith(b"MM")
+    assert furthest(decode(turned), GREY_OF_COLOUR) == 0
+
+
+def test_of_a_tiff_whose_directory_is_cut_off_nothing_is_read():
+    tiff = encoded(SCENE, "TIFF")
+    for start in (len(tiff) - 8, len(tiff), 2**31, 0):
+        with pytest.raises(ImageError, match="not a readable image"):
+            decode(tiff[:4] + struct.pack("<L", start) + tiff[8:])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
