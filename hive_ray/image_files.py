@@ -27,7 +27,7 @@ SINGLE_TAGS = {256, 257, 259, PHOTOMETRIC, 266, 277, 278, 284, 292, 293, 317, 32
 """Those that have one value; with more, they are damaged."""
 MOST_PROFILE_BYTES = 4 * 2**20
 
-SPEAKING_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"acTL"}
+APPEARANCE_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"acTL"}
 """Chunks of PNG that change how a picture looks: transparency, colours, orientation, animation."""
 SRGB_GAMMA = 45455
 SRGB_CHROMATICITIES = struct.pack(">8L", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
@@ -98,8 +98,11 @@ def orientation_of(exif: bytes) -> int:
 
 def _jpeg(data: bytes) -> PictureFile:
     """A JPEG without its metadata; of a MPO, which some phones write, the first picture remains."""
-    kept, kept_to, place = [], 0, 2
-    exif, parts, count, is_common = b"", {}, 0, False
+    kept: list[bytes] = []
+    kept_to, place = 0, 2
+    exif, is_common = b"", False
+    parts: dict[int, bytes] = {}
+    count = 0
     while True:
         place = data.find(b"\xff", place)
         if place < 0 or place + 4 > len(data):
@@ -146,8 +149,9 @@ def _says_colours(marker: int, body: bytes) -> bool:
 
 def _png(data: bytes) -> PictureFile:
     """A PNG of its critical chunks and a palette's transparency; of an animation, the still picture remains."""
-    kept, kept_to, place = [], 0, 8
-    said: dict[bytes, bytes] = {}
+    kept: list[bytes] = []
+    kept_to, place = 0, 8
+    chunks: dict[bytes, bytes] = {}
     depth, colour = 0, -1
     while place + 12 <= len(data):
         length, name = struct.unpack_from(">L4s", data, place)
@@ -157,33 +161,33 @@ def _png(data: bytes) -> PictureFile:
         if name == b"IHDR" and length >= 13:
             depth, colour = data[place + 16], data[place + 17]
         elif name[0] & 0x20:  # a decoder may do without it
-            if name in SPEAKING_CHUNKS:
+            if name in APPEARANCE_CHUNKS:
                 body = data[place + 8 : stop - 4]
                 if zlib.crc32(body, zlib.crc32(name)) == int.from_bytes(data[stop - 4 : stop], "big"):
-                    said[name] = body
-            if not (name == b"tRNS" and name in said and colour == 3):
+                    chunks[name] = body
+            if not (name == b"tRNS" and name in chunks and colour == 3):
                 kept.append(data[kept_to:place])
                 kept_to = stop
         place = stop
-    profile = _inflated(said[b"iCCP"]) if b"iCCP" in said else None
+    profile = _inflated(chunks[b"iCCP"]) if b"iCCP" in chunks else None
     return PictureFile(
         "PNG",
         b"".join([*kept, data[kept_to:]]) if kept else data,
-        orientation_of(said.get(b"eXIf", b"")),
+        orientation_of(chunks.get(b"eXIf", b"")),
         profile,
-        _colour_key(said.get(b"tRNS", b""), depth, colour),
-        is_common=depth <= 8 and colour in (0, 2, 3) and not said.keys() & {b"tRNS", b"acTL"} and _is_srgb(said),
+        _colour_key(chunks.get(b"tRNS", b""), depth, colour),
+        is_common=depth <= 8 and colour in (0, 2, 3) and not chunks.keys() & {b"tRNS", b"acTL"} and _is_srgb(chunks),
     )
 
 
-def _is_srgb(said: dict[bytes, bytes]) -> bool:
+def _is_srgb(chunks: dict[bytes, bytes]) -> bool:
     """Whether nothing in these chunks but a profile gives a PNG other colours than sRGB's."""
-    if b"cICP" in said:
-        return tuple(said[b"cICP"][:2]) == SRGB_CODE
-    if b"sRGB" in said or b"iCCP" in said:  # which go before the two others
+    if b"cICP" in chunks:
+        return tuple(chunks[b"cICP"][:2]) == SRGB_CODE
+    if b"sRGB" in chunks or b"iCCP" in chunks:  # which go before the two others
         return True
-    gamma = int.from_bytes(said.get(b"gAMA", b"")[:4], "big") or SRGB_GAMMA
-    return abs(gamma - SRGB_GAMMA) <= 500 and said.get(b"cHRM", SRGB_CHROMATICITIES) == SRGB_CHROMATICITIES
+    gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4], "big") or SRGB_GAMMA
+    return abs(gamma - SRGB_GAMMA) <= 500 and chunks.get(b"cHRM", SRGB_CHROMATICITIES) == SRGB_CHROMATICITIES
 
 
 def _colour_key(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:
@@ -288,12 +292,14 @@ def _tiff(data: bytes) -> PictureFile:
     """The first picture of a TIFF, its directory cut down in place to what a decoder needs."""
     order, big = "<" if data.startswith(b"II") else ">", b"+" in data[2:4]
     [start] = struct.unpack_from(order + ("Q" if big else "L"), data.ljust(16, b"\0"), 8 if big else 4)
-    orientation, profile, kept, total, seen = 1, None, [], 0, set()
+    orientation, profile, total = 1, None, 0
+    kept: list[bytes] = []
+    tags: set[int] = set()
     length = 20 if big else 12
     for entry in _entries(data, start, order, big):
-        if entry.tag in seen:
+        if entry.tag in tags:
             continue
-        seen.add(entry.tag)
+        tags.add(entry.tag)
         if entry.tag == ORIENTATION:
             orientation = _orientation(data, entry, order)
         elif entry.tag == PROFILE:

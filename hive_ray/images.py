@@ -70,6 +70,10 @@ class ImageError(ValueError):
     """Bytes that are not a readable picture."""
 
 
+class PictureTooLargeError(ImageError):
+    """A picture of more pixels than are taken."""
+
+
 class Window(NamedTuple):
     """What a model sees of a picture: scaled to height x width, the square that begins at row `top`, column `left`."""
 
@@ -77,10 +81,6 @@ class Window(NamedTuple):
     width: int
     top: int
     left: int
-
-
-class PictureTooLargeError(ImageError):
-    """A picture of more pixels than are taken."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -153,19 +153,25 @@ def _as_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
         image = image.convert("L")
     alpha = None
     if file.colour_key:
-        seen = np.asarray(image) != np.array(file.colour_key)
-        alpha = Image.fromarray(np.where(seen.any(-1) if seen.ndim == 3 else seen, 255, 0).astype(np.uint8))
+        differs = np.asarray(image) != np.array(file.colour_key)
+        shown = differs.any(-1) if differs.ndim == 3 else differs
+        alpha = Image.fromarray(np.where(shown, 255, 0).astype(np.uint8))
     if image.mode in NUMBERS:
         image = Image.fromarray(_eight_bits(image))
     if image.mode in WITH_ALPHA or "transparency" in image.info:
-        image = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
+        with_alpha = "LA" if image.mode in ("LA", "La") else "RGBA"
+        if image.mode != with_alpha:
+            image = image.convert(with_alpha)
         alpha = image.getchannel("A")
-        image = image.getchannel("L") if image.mode == "LA" else image.convert("RGB")
+        image = image.convert("L" if with_alpha == "LA" else "RGB")
     elif image.mode not in COLOUR_SPACES:
         image = image.convert("RGB")
     to_srgb = _to_srgb(file.profile, image.mode) if file.profile else None
-    image = ImageCms.applyTransform(image, to_srgb) if to_srgb else image.convert("RGB")
-    if alpha is None:
+    if to_srgb:
+        image = ImageCms.applyTransform(image, to_srgb)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    if alpha is None or alpha.getextrema() == (255, 255):
         return image
     ground = Image.new("RGB", image.size, WHITE)
     ground.paste(image, mask=alpha)
@@ -179,11 +185,13 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     floating-point ones within 0..1 as shares of white. Others are scaled by the least and the greatest of the picture.
     ImageError if they are all the same then, or not finite.
     """
-    levels, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    levels = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
     least, greatest = levels.min(), levels.max()
     if image.mode == "F" and not (np.isfinite(least) and np.isfinite(greatest)):
         raise ImageError("the picture has floating-point levels that are not finite; give one of 8 or 16 bits")
-    black, white = 0.0, 65535.0
+    black = 0.0
+    white = 65535.0
     if image.mode == "F" and least >= 0 and greatest <= 1:
         white = 1.0
     elif image.mode == "I" and least >= 0 and greatest <= 255:
@@ -194,8 +202,10 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
         white = 4095.0
     if black == white:
         raise ImageError(f"the levels of the picture are all {black:g}, so none is white; give one of 8 or 16 bits")
-    scaled_levels = np.rint((levels.astype(np.float64) - black) * (255 / (white - black))).clip(0, 255).astype(np.uint8)
-    return 255 - scaled_levels if tags.get(PHOTOMETRIC) == 0 else scaled_levels
+    shares = (levels.astype(np.float64) - black) / (white - black)
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white
+        shares = 1 - shares
+    return np.rint(shares * 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=32)

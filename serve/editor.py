@@ -343,15 +343,14 @@ class EditorPage:
     ) -> dict:
         """The same for OpenAI's `client.images.edit`; the last four are this editor's own (`extra_body`).
 
-        The answer is one opaque PNG an edit, as base64 and at the editor's size for this picture, which `size` of the
-        answer gives. `model` may be any name: the editor that is served answers. `size` may be "auto" or any size.
-        `quality`, `input_fidelity`, `complexity`, `moderation`, `user` and `safety_identifier` are taken and change
-        nothing. What else asks for another answer is refused: `mask`, `markup`, `stream`, `partial_images`, other
-        formats and grounds, and fields that are not named here.
+        Each edit is an opaque PNG in base64, at the editor's size for this picture; `size` of the answer says which.
+        `size` of the request may be "auto" or any size, and `model` any name: the editor that is served answers.
+        `quality`, `input_fidelity`, `complexity`, `moderation`, `user` and `safety_identifier` are accepted and change
+        nothing. Masks, markup, streaming, other formats and backgrounds, and unknown fields are refused by name.
         """
-        given = [*(image or []), *(images or [])]
-        if len(given) != 1:
-            raise RefusedParameter("image", f"{len(given)} pictures came as 'image'; this editor takes one")
+        pictures = [*(image or []), *(images or [])]
+        if len(pictures) != 1:
+            raise RefusedParameter("image", f"{len(pictures)} pictures came as 'image'; this editor takes one")
         if mask is not None or markup is not None:
             name = "mask" if mask is not None else "markup"
             raise RefusedParameter(name, f"a {name} came; this editor edits by instruction alone: leave it out")
@@ -359,22 +358,22 @@ class EditorPage:
             raise RefusedParameter("size", f"size is {size!r}; say 'auto' or a size such as '1024x1024'")
         if stream:
             raise RefusedParameter("stream", "stream is true; this editor answers when an edit is done: leave it out")
-        only = {
+        supported = {
             "response_format": (response_format, ("b64_json",)),
             "output_format": (output_format, ("png",)),
             "output_compression": (output_compression, (100,)),
             "background": (background, ("auto", "opaque")),
             "partial_images": (partial_images, (0,)),
         }
-        for name, (asked_for, done) in only.items():
-            if asked_for is not None and asked_for not in done:
-                known = " or ".join(map(repr, done))
-                raise RefusedParameter(name, f"{name} is {asked_for!r}; this editor does {known}: leave it out")
-        asked = await self._checked(
-            given[0], prompt, seed, n, guidance_scale, image_guidance_scale, num_inference_steps
+        for name, (value, choices) in supported.items():
+            if value is not None and value not in choices:
+                words = " or ".join(map(repr, choices))
+                raise RefusedParameter(name, f"{name} is {value!r}; this editor supports {words}: leave it out")
+        request = await self._checked(
+            pictures[0], prompt, seed, n, guidance_scale, image_guidance_scale, num_inference_steps
         )
-        edits = await self._edits(asked)
-        width, height = size_of(asked.image)
+        edits = await self._edits(request)
+        width, height = size_of(request.image)
         return {
             "created": int(time.time()),
             "data": [{"b64_json": _base64(edit)} for edit in edits],

@@ -128,7 +128,7 @@ async def openai_failure(_: Request, error: Exception) -> JSONResponse:
 
 
 async def form_alone(request: Request) -> None:
-    """What is asked must be a form, and every field of it one that the route knows: nothing is passed over."""
+    """Refuse a body that is no form, and fields that the route does not know, which would be passed over silently."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise HTTPException(
@@ -139,5 +139,5 @@ async def form_alone(request: Request) -> None:
     unknown = sorted(set(await request.form()) - known)
     if unknown:
         raise RefusedParameter(
-            unknown[0], f"this takes no {', '.join(map(repr, unknown))}; it takes {', '.join(sorted(known))}"
+            unknown[0], f"unknown field {', '.join(map(repr, unknown))}; the fields are {', '.join(sorted(known))}"
         )
