@@ -1,23 +1,66 @@
 """Images cross three forms; only this file converts between them.
 
-bytes   encoded PNG/JPEG          in tables and over HTTP
+bytes   encoded PNG/JPEG          in tables and over HTTP (image_files.py reads their headers)
 pixels  uint8 (H, W, 3) in 0..255 in metrics
 tensor  float (3, H, W) in -1..1  in models
 """
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
+
+from hive_ray.image_files import BITS_PER_SAMPLE, PHOTOMETRIC, PictureFile, is_heic, orientation_of, read_file
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 """How the kinds of pictures that tables hold begin."""
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
+DECODERS = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WEBP": WebPImageFile,
+    "TIFF": TiffImageFile,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+    "AVIF": AvifImageFile,
+}
+"""The formats that are read, and no others: some that Pillow knows start other programs or read other files."""
+FORMATS = "PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused before they are decoded; Pillow's own limit."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of each orientation upright."""
+NUMBERS = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+"""Pillow's modes of one channel with more than 8 bits."""
+WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+"""What a profile must describe to fit a mode."""
+WHITE = (255, 255, 255)
 
+# MAX_PIXELS is checked here, in words; Pillow would warn at half of it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Crop = Literal["none", "center", "random"]
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -25,6 +68,10 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 
 class ImageError(ValueError):
     """Bytes that are not a readable picture."""
+
+
+class PictureTooLargeError(ImageError):
+    """A picture of more pixels than are taken."""
 
 
 class Window(NamedTuple):
@@ -36,15 +83,157 @@ class Window(NamedTuple):
     left: int
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Encoded bytes -> pixels, turned upright by EXIF and made RGB; ImageError if they are not a picture."""
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded bytes -> pixels as a person sees them: upright, sRGB, on white where they are transparent.
+
+    Levels of 16 bits are scaled to 8. Floating-point levels within 0..1 are too, others by the least and the greatest.
+    Of an animation, the first picture is taken. ImageError, and no other exception, if it is none of FORMATS, broken,
+    or of more than `max_pixels`.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{len(data)} bytes starting {data[:4].hex()} are not a readable image; give a whole PNG, JPEG or WebP"
-        ) from error
+        image, file = _opened(data, max_pixels)
+        image.load()
+        if image.mode != "RGB" or file.profile or file.colour_key:
+            image = _as_rgb(image, file)
+        if file.orientation != 1:
+            image = image.transpose(UPRIGHT[file.orientation])
+        return np.asarray(image)
+    except ImageError:
+        raise
+    except Exception as error:  # whatever a library raises
+        raise _unreadable(data, f"{type(error).__name__}: {error}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of the upright picture, from its header alone; ImageError if it has none."""
+    try:
+        image, file = _opened(data, MAX_PIXELS)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _unreadable(data, f"{type(error).__name__}: {error}") from error
+    width, height = image.size
+    return (height, width) if file.orientation > 4 else (width, height)
+
+
+def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, PictureFile]:
+    """A picture whose pixels are not decoded yet, and its file; raises whatever Pillow does."""
+    file = read_file(data)
+    if file is None:
+        raise _unreadable(data, "HEIC, which is not read: save it as JPEG" if is_heic(data) else "no known format")
+    if file.size:
+        _check_size(file.size, max_pixels)
+    image = DECODERS[file.kind](io.BytesIO(file.data))
+    _check_size(image.size, max_pixels)
+    if file.kind == "AVIF":
+        orientation = orientation_of(image.info.get("exif", b""))
+        file = file._replace(orientation=orientation, profile=image.info.get("icc_profile"))
+    return image, file
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise PictureTooLargeError(
+            f"the picture is {width} x {height}; at most {max_pixels:,} pixels are taken: shrink it"
+        )
+
+
+def _unreadable(data: bytes, why: str) -> ImageError:
+    begins = f" starting {data[:4].hex()}" if data else ""
+    return ImageError(f"{len(data)} bytes{begins} are not a readable image ({why[:120]}); give a whole {FORMATS}")
+
+
+# --- Colours ----------------------------------------------------------------------------------------------
+
+
+def _as_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
+    """A decoded picture of any mode as RGB: its levels as 8 bits, its profile applied, laid on white."""
+    if image.mode == "1":
+        image = image.convert("L")
+    alpha = None
+    if file.colour_key:
+        differs = np.asarray(image) != np.array(file.colour_key)
+        shown = differs.any(-1) if differs.ndim == 3 else differs
+        alpha = Image.fromarray(np.where(shown, 255, 0).astype(np.uint8))
+    if image.mode in NUMBERS:
+        image = Image.fromarray(_eight_bits(image))
+    if image.mode in WITH_ALPHA or "transparency" in image.info:
+        with_alpha = "LA" if image.mode in ("LA", "La") else "RGBA"
+        if image.mode != with_alpha:
+            image = image.convert(with_alpha)
+        alpha = image.getchannel("A")
+        image = image.convert("L" if with_alpha == "LA" else "RGB")
+    elif image.mode not in COLOUR_SPACES:
+        image = image.convert("RGB")
+    to_srgb = _to_srgb(file.profile, image.mode) if file.profile else None
+    if to_srgb:
+        image = ImageCms.applyTransform(image, to_srgb)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return image
+    ground = Image.new("RGB", image.size, WHITE)
+    ground.paste(image, mask=alpha)
+    return ground
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """The levels of a picture of one channel as uint8 (H, W).
+
+    Of 16 bits, white is 65535; whole numbers of 32 bits that go to 255 or 65535 are taken as 8 or 16 bits, and
+    floating-point ones within 0..1 as shares of white. Others are scaled by the least and the greatest of the picture.
+    ImageError if they are all the same then, or not finite.
+    """
+    levels = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    least, greatest = levels.min(), levels.max()
+    if image.mode == "F" and not (np.isfinite(least) and np.isfinite(greatest)):
+        raise ImageError("the picture has floating-point levels that are not finite; give one of 8 or 16 bits")
+    black = 0.0
+    white = 65535.0
+    if image.mode == "F" and least >= 0 and greatest <= 1:
+        white = 1.0
+    elif image.mode == "I" and least >= 0 and greatest <= 255:
+        white = 255.0
+    elif image.mode == "F" or (image.mode == "I" and (least < 0 or greatest > white)):
+        black, white = float(least), float(greatest)
+    elif image.mode != "I" and tags.get(BITS_PER_SAMPLE) == (12,):
+        white = 4095.0
+    if black == white:
+        raise ImageError(f"the levels of the picture are all {black:g}, so none is white; give one of 8 or 16 bits")
+    shares = (levels.astype(np.float64) - black) / (white - black)
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white
+        shares = 1 - shares
+    return np.rint(shares * 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """What brings colours of a profile to sRGB; None where nothing changes by more than one level, the profile is
+    broken, or it is of another mode."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if opened.profile.xcolor_space.strip() != COLOUR_SPACES[mode]:
+            return None
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", flags=ImageCms.Flags.NOCACHE)  # used by threads
+        sample = _all_over(mode)
+        changed = np.asarray(ImageCms.applyTransform(sample, transform)).astype(int) - np.asarray(sample.convert("RGB"))
+    except Exception:  # a profile is no reason to refuse a picture
+        return None
+    return transform if np.abs(changed).max() > 1 else None
+
+
+def _all_over(mode: str) -> Image.Image:
+    """A picture of colours from all over the space of a mode."""
+    steps = np.linspace(0, 255, 256 if mode == "L" else 9).astype(np.uint8)
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    colours = np.stack(np.meshgrid(*[steps] * channels), axis=-1).reshape(-1, 1, channels)
+    return Image.fromarray(colours[..., 0] if channels == 1 else colours, mode)
+
+
+# --- Encoded pictures -------------------------------------------------------------------------------------
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -66,9 +255,34 @@ def kind_of(data: bytes) -> str:
     return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether this is a PNG or JPEG that every viewer shows as `decode` does, by its header: 8 bits or less, RGB, grey
+    or a palette, nothing transparent, upright, sRGB."""
+    if not kind_of(data):
+        return False
+    file = read_file(data)
+    if not file.is_common or file.orientation != 1:
+        return False
+    return not file.profile or not any(_to_srgb(file.profile, mode) for mode in ("L", "RGB"))
+
+
+def as_plain(data: bytes) -> bytes:
+    """The picture for viewers of any kind: as it is where it `is_plain`, else a PNG of what `decode` sees."""
+    return data if is_plain(data) else encode(decode(data))
+
+
 def as_kept(data: bytes) -> bytes:
-    """PNG and JPEG as they are, other kinds as PNG; ImageError if they are not a picture."""
-    return data if kind_of(data) else encode(decode(data))
+    """The picture for a table: `as_plain`, after all of it was decoded; ImageError if it is broken anywhere."""
+    pixels = decode(data)
+    return data if is_plain(data) else encode(pixels)
+
+
+def media_type(data: bytes) -> str:
+    """The media type of a plain picture."""
+    return MEDIA_TYPES[kind_of(data)]
+
+
+# --- Sizes ------------------------------------------------------------------------------------------------
 
 
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
@@ -107,10 +321,10 @@ def _scale(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def thumbnail(data: bytes, longest: int) -> bytes:
-    """The picture with no side longer than `longest`, for a page: as it is where it is small, else as a JPEG."""
+    """The picture with no side longer than `longest`, for a page: `as_plain` where it is small, else a JPEG."""
     image = Image.fromarray(decode(data))
     if max(image.size) <= longest:
-        return data
+        return data if is_plain(data) else encode(np.asarray(image))
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from hive_ray.images import ImageError, as_plain, media_type
+
 STYLE = Path(__file__).with_name("pages.css")
 MARKS = {None: "", True: "\u2713", False: "\u2717"}
 """What an edit that is right, or wrong, is marked with, on a page and on a sheet."""
@@ -83,9 +85,17 @@ def contact_sheet(examples: Sequence[Example]) -> str:
 def _figure(shown: Shown, instruction: str) -> str:
     mark = {None: "", True: " right", False: " wrong"}[shown.right]
     words = f"{MARKS[shown.right]} {shown.words}".strip()
-    kind = "jpeg" if shown.image[:2] == b"\xff\xd8" else "webp" if shown.image[8:12] == b"WEBP" else "png"
-    address = f"data:image/{kind};base64,{base64.b64encode(shown.image).decode()}"
+    address = _address(shown.image)
     alt = escape(f"{shown.words.splitlines()[0] if shown.words else 'picture'}: {instruction}", quote=True)
     caption = escape(words).replace("\n", "<br>")
     image = f'<img src="{address}" alt="{alt}">'
     return f'<figure class="shown{mark}">{image}<figcaption>{caption}</figcaption></figure>'
+
+
+def _address(image: bytes) -> str:
+    """A picture as a data address, shown as models see it; an empty one where it cannot be read."""
+    try:
+        plain = as_plain(image)
+    except ImageError:
+        return "data:,"
+    return f"data:{media_type(plain)};base64,{base64.b64encode(plain).decode()}"

@@ -494,11 +494,19 @@ def copy_file(source: str, target: str) -> None:
 
 
 def _upload(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write an S3 object. It appears when its stream is closed, so a stream that fails is left as it is."""
+    """Write an S3 object; none is left where that fails. (Arrow's stream makes one of what it has when it is closed, by
+    its end too.)"""
     files, inside = filesystem(path)
     stream = files.open_output_stream(inside, compression=None)
-    write(stream)
-    stream.close()
+    try:
+        write(stream)
+        stream.close()
+    except BaseException:
+        with suppress(OSError):
+            stream.close()
+        with suppress(OSError):
+            _remove_s3_files([path])
+        raise
 
 
 def folder_digest(path: str) -> str:

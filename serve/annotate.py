@@ -39,6 +39,7 @@ from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
 from hive_ray.config import Annotation
+from hive_ray.images import ImageError
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_failure, answer_invalid, answer_refused, refusal
@@ -118,7 +119,9 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
             RequestValidationError: answer_invalid,
             DatabaseAway: _answer_away,
             Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
-            **dict.fromkeys((AnswerError, LabelStudioError, PersonError), lambda _, error: refusal(400, str(error))),
+            **dict.fromkeys(
+                (AnswerError, ImageError, LabelStudioError, PersonError), lambda _, error: refusal(400, str(error))
+            ),
             PictureError: lambda _, error: refusal(404, str(error)),
             Exception: answer_failure,
         },

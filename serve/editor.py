@@ -13,6 +13,7 @@ editor's card is appended to instructions here, so nobody who asks has to know i
 import asyncio
 import base64
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import Field, model_validator
@@ -35,14 +36,22 @@ from hive_ray.annotation.feedback import record
 from hive_ray.config import Section
 from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import EditorCard, read_card
-from hive_ray.images import ImageError, encode
+from hive_ray.images import ImageError, encode, size_of
 from hive_ray.presets import sd15, shapes
 from hive_ray.seeds import seed_for
 from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
 from hive_ray.shapes.scenes import draw, place, random_description
 from hive_ray.storage import absolute, fetch_folder
-from serve.guard import Guard, answer_failure, answer_invalid, answer_refused, refusal
+from serve.guard import (
+    Guard,
+    RefusedParameter,
+    form_alone,
+    openai_failure,
+    openai_invalid,
+    openai_refusal,
+    openai_refused,
+)
 from serve.model import BATCH_ROWS, EditorModel, EditRequest
 from serve.pictures import MAX_PICTURE_PIXELS, MAX_UPLOAD_BYTES, SMALL, fit
 
@@ -119,7 +128,7 @@ def defaults_for(settings: Serving, resolution: int) -> Defaults:
 
 
 async def _answer_image_error(_: Request, error: ImageError) -> JSONResponse:
-    return refusal(400, str(error))
+    return openai_refusal(400, str(error), param="image")
 
 
 web = FastAPI(
@@ -127,10 +136,10 @@ web = FastAPI(
     docs_url=None,  # the pages of /docs and /redoc load scripts from elsewhere
     redoc_url=None,
     exception_handlers={
-        HTTPException: answer_refused,
+        HTTPException: openai_refused,
         ImageError: _answer_image_error,
-        RequestValidationError: answer_invalid,
-        Exception: answer_failure,
+        RequestValidationError: openai_invalid,
+        Exception: openai_failure,
     },
 )
 web.add_middleware(Guard, most_bytes=MAX_UPLOAD_BYTES, beside=FORM_BYTES)
@@ -140,6 +149,7 @@ Scale = Annotated[float | None, Form(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
 Steps = Annotated[int | None, Form(ge=1, le=MAX_STEPS)]
 Seed = Annotated[int | None, Form(ge=0, le=MAX_SEED)]
 Count = Annotated[int, Form(ge=1, le=MAX_EDITS)]
+Word = Annotated[str | None, Form(max_length=200)]
 
 
 def _base64(data: bytes) -> str:
@@ -166,6 +176,7 @@ class EditorPage:
     def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: Serving) -> None:
         self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
         self.defaults, self.version = defaults_for(settings, card.resolution), version
+        self.since = int(time.time())
         self.feedback = Database(settings.feedback) if settings.feedback else None
 
     @web.get("/")
@@ -214,7 +225,7 @@ class EditorPage:
             return []
         return await asyncio.to_thread(lambda: [_example(index) for index in range(min(max(count, 0), 24))])
 
-    @web.post("/edit")
+    @web.post("/edit", dependencies=[Depends(form_alone)])
     async def edit(
         self,
         request: Request,
@@ -249,7 +260,7 @@ class EditorPage:
         headers = {"X-Seed": str(asked.seeds[0]), "X-Editor": self.name}
         return Response(edits[0], media_type="image/png", headers=headers)
 
-    @web.post("/feedback")
+    @web.post("/feedback", dependencies=[Depends(form_alone)])
     async def take_feedback(
         self,
         image: Annotated[UploadFile, File()],
@@ -286,38 +297,90 @@ class EditorPage:
         except DatabaseAway as error:
             raise HTTPException(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}) from error
 
-    @web.post("/v1/images/edits")
+    @web.get("/v1/models")
+    async def list_models(self) -> dict:
+        """The editor, as OpenAI lists models."""
+        return {"object": "list", "data": [self._as_model()]}
+
+    @web.get("/v1/models/{name:path}")
+    async def describe_model(self, name: str) -> Response:
+        """The editor, as OpenAI describes a model."""
+        if name != self.name:
+            words = f"there is no model {name[:60]!r} here; the editor that is served is {self.name!r}"
+            return openai_refusal(404, words, param="model", code="model_not_found")
+        return JSONResponse(self._as_model())
+
+    def _as_model(self) -> dict:
+        return {"id": self.name, "object": "model", "created": self.since, "owned_by": "hive_ray"}
+
+    @web.post("/v1/images/edits", dependencies=[Depends(form_alone)])
     async def openai_edits(
         self,
         prompt: Instruction,
-        image: Annotated[UploadFile | None, File()] = None,
+        image: Annotated[list[UploadFile] | None, File()] = None,
         images: Annotated[list[UploadFile] | None, File(alias="image[]")] = None,
         mask: Annotated[UploadFile | None, File()] = None,
+        markup: Annotated[UploadFile | None, File()] = None,
+        model: Word = None,
         n: Count = 1,
-        size: Annotated[str, Form()] = "auto",
-        response_format: Annotated[str, Form()] = "b64_json",
+        size: Word = None,
+        response_format: Word = None,
+        output_format: Word = None,
+        output_compression: Annotated[int | None, Form()] = None,
+        background: Word = None,
+        stream: Annotated[bool | None, Form()] = None,
+        partial_images: Annotated[int | None, Form()] = None,
+        quality: Word = None,
+        input_fidelity: Word = None,
+        complexity: Word = None,
+        moderation: Word = None,
+        user: Word = None,
+        safety_identifier: Word = None,
         guidance_scale: Scale = None,
         image_guidance_scale: Scale = None,
         num_inference_steps: Steps = None,
         seed: Seed = None,
     ) -> dict:
-        """The same for OpenAI's `client.images.edit`; the last four are this editor's own (`extra_body`)."""
-        given = [one for one in (image, *(images or [])) if one is not None]
-        if len(given) != 1:
-            raise HTTPException(400, f"{len(given)} pictures came as 'image'; this editor takes one")
-        if mask is not None:
-            raise HTTPException(400, "a mask came; this editor edits by instruction alone: leave it out")
-        if size != "auto":
-            raise HTTPException(
-                400, f"size is {size!r}; the editor goes by the picture's own: leave it out or say 'auto'"
-            )
-        if response_format != "b64_json":
-            raise HTTPException(400, f"response_format is {response_format!r}; pictures come as 'b64_json'")
-        asked = await self._checked(
-            given[0], prompt, seed, n, guidance_scale, image_guidance_scale, num_inference_steps
+        """The same for OpenAI's `client.images.edit`; the last four are this editor's own (`extra_body`).
+
+        Each edit is an opaque PNG in base64, at the editor's size for this picture; `size` of the answer says which.
+        `size` of the request may be "auto" or any size, and `model` any name: the editor that is served answers.
+        `quality`, `input_fidelity`, `complexity`, `moderation`, `user` and `safety_identifier` are accepted and change
+        nothing. Masks, markup, streaming, other formats and backgrounds, and unknown fields are refused by name.
+        """
+        pictures = [*(image or []), *(images or [])]
+        if len(pictures) != 1:
+            raise RefusedParameter("image", f"{len(pictures)} pictures came as 'image'; this editor takes one")
+        if mask is not None or markup is not None:
+            name = "mask" if mask is not None else "markup"
+            raise RefusedParameter(name, f"a {name} came; this editor edits by instruction alone: leave it out")
+        if size not in (None, "auto") and not re.fullmatch(r"\d{1,5}x\d{1,5}", size):
+            raise RefusedParameter("size", f"size is {size!r}; say 'auto' or a size such as '1024x1024'")
+        if stream:
+            raise RefusedParameter("stream", "stream is true; this editor answers when an edit is done: leave it out")
+        supported = {
+            "response_format": (response_format, ("b64_json",)),
+            "output_format": (output_format, ("png",)),
+            "output_compression": (output_compression, (100,)),
+            "background": (background, ("auto", "opaque")),
+            "partial_images": (partial_images, (0,)),
+        }
+        for name, (value, choices) in supported.items():
+            if value is not None and value not in choices:
+                words = " or ".join(map(repr, choices))
+                raise RefusedParameter(name, f"{name} is {value!r}; this editor supports {words}: leave it out")
+        request = await self._checked(
+            pictures[0], prompt, seed, n, guidance_scale, image_guidance_scale, num_inference_steps
         )
-        edits = await self._edits(asked)
-        return {"created": int(time.time()), "data": [{"b64_json": _base64(edit)} for edit in edits]}
+        edits = await self._edits(request)
+        width, height = size_of(request.image)
+        return {
+            "created": int(time.time()),
+            "data": [{"b64_json": _base64(edit)} for edit in edits],
+            "background": "opaque",
+            "output_format": "png",
+            "size": f"{width}x{height}",
+        }
 
     async def _checked(
         self,

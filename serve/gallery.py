@@ -18,7 +18,7 @@ from hive_ray import storage
 from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
 from hive_ray.config import Annotation
 from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, read_manifest, select
-from hive_ray.images import ImageError, decode, encode, kind_of
+from hive_ray.images import ImageError, as_plain, decode, media_type
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 
 logger = logging.getLogger(__name__)
@@ -230,6 +230,9 @@ def _without_pictures(file: str) -> list[Row]:
 
 
 def as_sent(image: bytes) -> tuple[bytes, str]:
-    """A picture as a browser takes it, and its media type; what is neither PNG nor JPEG is made PNG."""
-    kind = kind_of(image)
-    return (image, {"png": "image/png", "jpg": "image/jpeg"}[kind]) if kind else (encode(decode(image)), "image/png")
+    """A picture for a browser, and its media type: people see what models do, upright, sRGB, on white.
+
+    ImageError if it has to be changed for that, and is broken.
+    """
+    plain = as_plain(image)
+    return plain, media_type(plain)

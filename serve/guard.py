@@ -58,7 +58,7 @@ class Guard:
         await self.inner(scope, counted, guarded)
 
 
-def refusal(status: int, message: str, headers: Mapping[str, str] | None = None, **more: str) -> JSONResponse:
+def refusal(status: int, message: str, headers: Mapping[str, str] | None = None, **more: str | None) -> JSONResponse:
     """An error as every program of this house words it: {"error": {"message": ...}}."""
     return JSONResponse({"error": {"message": message, **more}}, status_code=status, headers=dict(headers or {}))
 
@@ -70,15 +70,74 @@ async def answer_refused(_: Request, error: HTTPException) -> JSONResponse:
 
 async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     """What was seen and what was wanted, a field at a time."""
+    return refusal(400, invalid_words(error))
+
+
+def invalid_words(error: RequestValidationError) -> str:
+    """What of a request was seen and what was wanted, a field at a time."""
     parts = [
         f"{one['loc'][-1]} is missing"
         if one["type"] == "missing"
         else f"{one['loc'][-1]} is {str(one['input'])[:60]!r}: {one['msg'][:1].lower()}{one['msg'][1:]}"
         for one in error.errors()
     ]
-    return refusal(400, "; ".join(parts))
+    return "; ".join(parts)
 
 
 async def answer_failure(_: Request, error: Exception) -> JSONResponse:
     """Any other exception, which the log says more of."""
     return refusal(500, f"the server failed with {type(error).__name__}; its log says more")
+
+
+# --- As OpenAI words errors -------------------------------------------------------------------------------
+
+
+class RefusedParameter(HTTPException):
+    """A parameter that is refused, by its name."""
+
+    def __init__(self, param: str, message: str, status: int = 400) -> None:
+        super().__init__(status, message)
+        self.param = param
+
+
+def openai_refusal(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    param: str | None = None,
+    code: str | None = None,
+) -> JSONResponse:
+    """An error as clients of OpenAI read it: {"error": {"message", "type", "param", "code"}}."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return refusal(status, message, headers, type=kind, param=param, code=code)
+
+
+async def openai_refused(_: Request, error: HTTPException) -> JSONResponse:
+    """As `answer_refused`, with the parameter where one is at fault."""
+    return openai_refusal(error.status_code, str(error.detail), error.headers, getattr(error, "param", None))
+
+
+async def openai_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    """As `answer_invalid`, with the first field's name."""
+    return openai_refusal(400, invalid_words(error), param=str(error.errors()[0]["loc"][-1]))
+
+
+async def openai_failure(_: Request, error: Exception) -> JSONResponse:
+    """As `answer_failure`."""
+    return openai_refusal(500, f"the server failed with {type(error).__name__}; its log says more")
+
+
+async def form_alone(request: Request) -> None:
+    """Refuse a body that is no form, and fields that the route does not know, which would be passed over silently."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise HTTPException(
+            415,
+            f"the request is of type {kind or 'none'!r}; send multipart/form-data, as the openai client and curl -F do",
+        )
+    known = {field.alias for field in request.scope["route"].dependant.body_params}
+    unknown = sorted(set(await request.form()) - known)
+    if unknown:
+        raise RefusedParameter(
+            unknown[0], f"unknown field {', '.join(map(repr, unknown))}; the fields are {', '.join(sorted(known))}"
+        )

@@ -4,18 +4,16 @@ EditRequest -> EditQueue: those of a kind together -> denoise -> the edits of ea
 """
 
 import asyncio
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from ray import serve
 
 from hive_ray.config import Section
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.sampling import SamplingStopped, sample
-from hive_ray.images import decode, encode, to_pixels, to_tensor
+from hive_ray.images import decode, encode, size_of, to_pixels, to_tensor
 from hive_ray.precision import sampling_dtype
 from hive_ray.storage import fetch_folder
 
@@ -63,7 +61,7 @@ class EditQueue:
     async def edit(self, request: EditRequest) -> list[bytes]:
         """The edits of a request. Where the caller is cancelled, it leaves the line."""
         answer = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(request, Image.open(io.BytesIO(request.image)).size, answer)
+        waiting = _Waiting(request, size_of(request.image), answer)
         self.line.append(waiting)
         if self.worker is None or self.worker.done():
             self.worker = asyncio.create_task(self._work())

@@ -1,13 +1,12 @@
 """Uploaded pictures -> what the editor takes: checked, decoded, and brought to a size that it was trained for."""
 
-import io
 import math
 
 import numpy as np
 from PIL import Image, ImageOps
 from starlette.exceptions import HTTPException
 
-from hive_ray.images import ImageError, decode, encode, resize
+from hive_ray.images import ImageError, PictureTooLargeError, decode, encode, resize
 
 MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_PICTURE_PIXELS = 40_000_000
@@ -32,9 +31,11 @@ def fitted_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 
 
 def fit(image: bytes, resolution: int) -> bytes:
-    """An uploaded picture -> PNG of `fitted_size`: cropped evenly, or below SMALL stretched to a square."""
-    _check_size(image)
-    pixels = decode(image)
+    """An uploaded picture -> PNG of `fitted_size`: cropped evenly, or below SMALL stretched to a square.
+
+    HTTPException 413 if it is too large, which its header says; ImageError if it cannot be read or is too long.
+    """
+    pixels = _decoded(image)
     height, width = pixels.shape[:2]
     if resolution < SMALL:
         return encode(resize(pixels, resolution))
@@ -44,19 +45,13 @@ def fit(image: bytes, resolution: int) -> bytes:
     return encode(np.asarray(ImageOps.fit(Image.fromarray(pixels), size, method=Image.Resampling.LANCZOS)))
 
 
-def _check_size(image: bytes) -> None:
-    """Raise where a picture is too large to decode; its header is read, nothing else."""
+def _decoded(image: bytes) -> np.ndarray:
+    """The pixels of a picture of at most MAX_UPLOAD_BYTES and MAX_PICTURE_PIXELS."""
     if len(image) > MAX_UPLOAD_BYTES:
         raise HTTPException(
             413, f"the picture has {len(image):,} bytes; at most {MAX_UPLOAD_BYTES:,} are taken: shrink it"
         )
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return  # `decode` says what is wrong with it
-    if width * height > MAX_PICTURE_PIXELS:
-        raise HTTPException(
-            413,
-            f"the picture is {width} x {height}; at most {MAX_PICTURE_PIXELS:,} pixels are taken: shrink it",
-        )
+        return decode(image, MAX_PICTURE_PIXELS)
+    except PictureTooLargeError as error:
+        raise HTTPException(413, str(error)) from error

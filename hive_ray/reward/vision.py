@@ -21,7 +21,7 @@ from openai.types.chat import ChatCompletion
 from hive_ray import config
 from hive_ray.answers import Request
 from hive_ray.endpoint import Endpoint
-from hive_ray.images import kind_of
+from hive_ray.images import ImageError, as_plain, media_type
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import seed_for
 
@@ -166,6 +166,9 @@ def _format(part: Part) -> dict:
 
 
 def _address(image: bytes) -> str:
-    """A picture as a data address."""
-    kind = {"png": "png", "jpg": "jpeg"}.get(kind_of(image), "webp")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    """A picture as a data address, as the reward model sees it; VerdictError if it cannot be read."""
+    try:
+        plain = as_plain(image)
+    except ImageError as error:
+        raise VerdictError("picture_unreadable") from error
+    return f"data:{media_type(plain)};base64,{base64.b64encode(plain).decode()}"

@@ -49,7 +49,7 @@ async function choose(blob) {
     $("before").hidden = true;
     $("before-empty").hidden = false;
     picture = null;
-    complain("This file is not a picture that the browser can read. Choose a PNG, JPEG or WebP.");
+    complain("This file is not a picture that the browser can read. Choose a PNG, JPEG, WebP, GIF, AVIF or BMP.");
   }
 }
 
@@ -108,7 +108,7 @@ async function start() {
     $("served").textContent = `Editor “${served.editor}”, ${resolution} pixels` + (suffix ? `, served with “${suffix.replace(/^[,\s]+/, "")}”` : "");
     for (const [name, value] of Object.entries(served.defaults)) $(name).value = value;
     $("num_inference_steps").max = limits.num_inference_steps;
-    $("file-limit").textContent = `PNG, JPEG or WebP, at most ${limits.image_bytes / 2 ** 20} MB`;
+    $("file-limit").textContent = `PNG, JPEG, WebP, GIF, AVIF or BMP, at most ${limits.image_bytes / 2 ** 20} MB`;
     $("thumbs").hidden = !served.feedback;
     if (served.fit === "crop") document.body.classList.add("crop");
     SCALES.forEach(showScale);

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import io
 import os
 import threading
@@ -11,7 +12,8 @@ import pytest
 import ray
 import torch
 from local_server import free_port
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
+from pictures import SCENE, cut_out, encoded, given, on_white
 from PIL import Image
 from ray import serve
 from starlette.exceptions import HTTPException
@@ -127,7 +129,24 @@ def test_a_picture_of_too_many_pixels_is_refused_from_its_header():
     with pytest.raises(HTTPException) as caught:
         fit(buffer.getvalue(), 64)
     assert caught.value.status_code == 413
-    assert "8000 x 6000" in caught.value.detail
+    assert "8000 x 6000; at most 40,000,000 pixels" in caught.value.detail
+
+
+def test_an_upload_is_fitted_as_a_person_sees_it():
+    """Upright, in sRGB, on white: what a page shows before the edit."""
+    upright = fit(encoded(SCENE, "PNG"), 64)
+    assert fit(given("display_p3.png"), 64) == upright
+    for cut in (given("cutout.webp"), given("palette_transparent.png"), encoded(cut_out(), "TIFF")):
+        assert np.array_equal(decode(fit(cut, 64)), on_white())
+    turned = decode(fit(given("exif6_ascii_as_number.jpg"), 64))
+    assert np.abs(turned.astype(int) - SCENE).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["drawing.png", "exif_TypeError.jpg", "grey16.tiff"])
+@pytest.mark.parametrize("kept", [3, 60, 200])
+def test_no_upload_raises_anything_but_a_named_error(name, kept):
+    with pytest.raises(ImageError, match="not a readable image"):
+        fit(given(name)[:kept], 64)
 
 
 # --- The model --------------------------------------------------------------------------------------------
@@ -357,6 +376,10 @@ def test_several_edits_come_as_json_with_seeds_in_a_row(client):
     ("fields", "words"),
     [
         ({"image": b"not a picture"}, "13 bytes starting 6e6f7420 are not a readable image"),
+        ({"image": given("drawing.png")}, "119 bytes starting 25215053 are not a readable image"),
+        ({"image": given("exif_TypeError.jpg")[:500]}, "500 bytes starting ffd8ffe0 are not a readable image"),
+        ({"image": given("grey16.tiff")[:100]}, "100 bytes starting 49492a00 are not a readable image"),
+        ({"guidance": "9"}, "unknown field 'guidance'; the fields are guidance_scale, image,"),
         ({"num_inference_steps": 201}, "num_inference_steps is '201': input should be less than or equal"),
         ({"guidance_scale": "much"}, "guidance_scale is 'much': input should be a valid number"),
         ({"guidance_scale": "nan"}, "guidance_scale is 'nan'"),
@@ -368,6 +391,39 @@ def test_what_cannot_be_edited_is_refused_with_what_was_seen_and_wanted(client, 
     reply = ask(client, **fields)
     assert reply.status_code == 400
     assert words in message(reply)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["exif_TypeError.jpg", "exif_struct_error.jpg", "phone.webp", "grey16.tiff"])
+def test_pictures_of_phones_and_scanners_are_edited(client, name):
+    reply = ask(client, image=given(name))
+    assert reply.status_code == 200
+    assert size_of(reply.content) == (64, 64)
+
+
+@pytest.mark.ray
+def test_what_models_see_decides_and_not_how_it_was_stored(client):
+    assert ask(client, encoded(SCENE, "PNG")).content == ask(client, given("display_p3.png")).content
+    assert ask(client, encoded(on_white(), "PNG")).content == ask(client, given("cutout_black_below.png")).content
+
+
+@pytest.mark.ray
+def test_too_many_pixels_are_413(client):
+    reply = ask(client, encoded(Image.new("1", (8000, 6000)), "PNG"))
+    assert reply.status_code == 413
+    assert "8000 x 6000" in message(reply)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("path", ["/edit", "/v1/images/edits", "/feedback"])
+def test_a_body_that_is_no_form_is_refused_in_words(client, path):
+    reply = client.post(path, json={"prompt": "make it red", "instruction": "make it red", "image": "AAAA"})
+    assert reply.status_code == 415
+    assert message(reply) == (
+        "the request is of type 'application/json'; send multipart/form-data, as the openai client and curl -F do"
+    )
+    assert client.post(path).status_code == 415
+    assert client.post(path, content=b"x", headers={"Content-Type": "multipart/form-data"}).status_code == 400
 
 
 @pytest.mark.ray
@@ -391,6 +447,69 @@ def test_openais_client_edits_a_picture(client, address):
         assert len(listed.data) == 2
         with pytest.raises(BadRequestError, match="a mask came"):
             openai.images.edit(image=("a.png", picture()), mask=("m.png", picture()), prompt="make it red")
+
+
+@pytest.fixture
+def openai(address):
+    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300) as client:
+        yield client
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stream": True}, "stream is true; this editor answers when an edit is done"),
+        ({"output_format": "jpeg"}, "output_format is 'jpeg'; this editor supports 'png'"),
+        ({"output_format": "webp"}, "output_format is 'webp'"),
+        ({"output_compression": 50}, "output_compression is 50; this editor supports 100"),
+        ({"background": "transparent"}, "background is 'transparent'; this editor supports 'auto' or 'opaque'"),
+        ({"partial_images": 2}, "partial_images is 2; this editor supports 0"),
+        ({"response_format": "url"}, "response_format is 'url'; this editor supports 'b64_json'"),
+        ({"mask": ("m.png", picture())}, "a mask came; this editor edits by instruction alone"),
+        ({"size": "large"}, "size is 'large'; say 'auto' or a size such as '1024x1024'"),
+        ({"n": 9}, "n is '9': input should be less than or equal to 4"),
+        ({"image": [("a.png", picture()), ("b.png", picture())]}, "2 pictures came as 'image'"),
+        ({"image": ("a.eps", given("drawing.png"))}, "119 bytes starting 25215053 are not a readable image"),
+        ({"extra_body": {"steps": 9}}, "unknown field 'steps'"),
+        ({"extra_body": {"num_inference_steps": 999}}, "num_inference_steps is '999'"),
+    ],
+)
+def test_what_openais_client_asks_and_is_not_done_is_refused_by_name(openai, fields, words):
+    with pytest.raises(BadRequestError) as caught:
+        openai.images.edit(**{"image": ("a.png", picture()), "prompt": "make it red"} | fields)
+    body = caught.value.body
+    assert words in body["message"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["type"] == "invalid_request_error"
+    assert body["param"] == next(iter(fields.get("extra_body", fields)))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": "1024x1024", "model": "gpt-image-1"},
+        {"size": "auto", "background": "auto", "output_format": "png", "output_compression": 100},
+        {"quality": "high", "input_fidelity": "high", "user": "somebody", "background": "opaque"},
+        {"stream": False, "partial_images": 0, "response_format": "b64_json", "n": 1},
+        {"extra_body": {"moderation": "low", "safety_identifier": "somebody"}},
+    ],
+)
+def test_what_openais_clients_always_send_is_taken(openai, fields):
+    fields = {"extra_body": {}} | fields
+    fields["extra_body"] = fields["extra_body"] | {"seed": 1}
+    reply = openai.images.edit(image=("a.png", picture(90, 50)), prompt="make it red", **fields)
+    assert (reply.size, reply.background, reply.output_format) == ("64x64", "opaque", "png")
+    assert size_of(base64.b64decode(reply.data[0].b64_json)) == (64, 64)
+
+
+@pytest.mark.ray
+def test_openais_client_lists_the_editor(openai):
+    assert [model.id for model in openai.models.list()] == ["editor"]
+    assert openai.models.retrieve("editor").owned_by == "hive_ray"
+    with pytest.raises(NotFoundError, match=r"no model 'gpt-image-1' here; the editor that is served is 'editor'"):
+        openai.models.retrieve("gpt-image-1")
 
 
 @pytest.mark.ray
@@ -432,8 +551,13 @@ def test_a_thumb_is_stored_with_both_pictures_and_the_version_of_the_editor(clie
     assert client.post("/feedback", data=said, files=files).json() == {"new": True}
     assert client.post("/feedback", data=said | {"liked": "false"}, files=files).json() == {"new": False}
     assert client.post("/feedback", data=said | {"liked": "perhaps"}, files=files).status_code == 400
+    for broken in (given("drawing.png"), files["edited"][:200]):
+        refused = client.post("/feedback", data=said | {"key": "another key"}, files=files | {"edited": broken})
+        assert (refused.status_code, "not a readable image" in message(refused)) == (400, True)
+    cut = files | {"image": given("cutout.webp"), "edited": picture(seed=2)}
+    assert client.post("/feedback", data=said | {"liked": "false"}, files=cut).json() == {"new": False}
     database = Database(f"sqlite:///{folder.parent / 'feedback.sqlite'}")
-    [found] = recorded(database)
+    [found] = recorded(database)  # nothing of what was refused
     assert (found.editor, found.liked, found.settings["seed"]) == (model_digest(str(folder)), False, 7)
     assert np.array_equal(decode(found.edited_image), decode(picture(seed=2)))
     database.close()
