@@ -95,7 +95,7 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
                 yield from value if isinstance(value, list) else [value]
         except TextError as error:
             raise TextError(f"captions file {error}") from error
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise ValueError(f"captions file {file} cannot be read: {error}") from error
         count.refuse_most()
 
@@ -160,8 +160,19 @@ def _arrow(file: str, column: str) -> Iterator[Any]:
         _require_text(column, table.schema, file)
         place, first = table.schema.names.index(column), 0
         for batch in table:
-            yield from _values(batch.column(place), file, first)
+            column = batch.column(place)
+            column.cast(_as_bytes(column.type)).validate(full=True)  # else a damaged file may end the process
+            yield from _values(column, file, first)
             first += len(batch)
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in place of texts, which need not be UTF-8."""
+    if pa.types.is_list(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_as_bytes(kind.value_type))
+    return {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
 
 
 def _values(column: pa.Array, file: str, first: int) -> Iterator[Any]:
