@@ -25,8 +25,9 @@ from hive_ray.annotation.exports import answered
 from hive_ray.annotation.people import invite
 from hive_ray.config import Annotation
 from hive_ray.images import decode
-from hive_ray.reward.rankings import parse_annotations, rankings_from_people
+from hive_ray.reward.rankings import join_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
+from hive_ray.text_files import parse_json_lines
 from serve.annotate import Annotating, prepare, settings_of
 from serve.annotate import app as bound
 from serve.gallery import LOOK_AGAIN_S, Gallery, PictureError
@@ -97,7 +98,9 @@ def test_what_is_exported_is_what_collect_rankings_reads(site, run):
             wanted[f"p{number}"] = [answer["ranks"][place] for place in places]
         assert hand_in(client, task, answer).status_code == 200
     lines = site.signed_in("Boss", "administrator").get("/admin/export/rankings.jsonl").text.splitlines()
-    annotations = parse_annotations(lines, "rankings.jsonl")
+    edits_of = {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in candidates}
+    parsed = parse_json_lines("\n".join(lines).encode(), "rankings.jsonl", objects=True)
+    annotations = join_annotations(parsed, edits_of).of_prompt
     rankings = [row for candidate in candidates for row in rankings_from_people(candidate, annotations)]
     assert {row["prompt_id"]: row["ranks"] for row in rankings} == wanted
     assert to_table(rankings, RANKINGS).num_rows == 3
