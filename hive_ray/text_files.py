@@ -175,13 +175,18 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_objects(address: str) -> Iterator[JsonLine]:
-    """The JSON objects of a file, one a line; lines that are none are left out and named on standard output. Raises as
-    `read_lines`."""
+def read_objects(address: str, number: str) -> Iterator[JsonLine]:
+    """The JSON objects of a file that have a number of this name, one a line, such as a log's steps.
+
+    Other lines are left out and named on standard output at the end. Raises as `read_lines`.
+    """
     count = LineCount(address)
     for line in read_json_lines(address, objects=True):
-        count.take(line.problem and line.sample)
-        if not line.problem:
+        wrong = line.problem and line.sample
+        if not wrong and type(line.value.get(number)) not in (int, float):
+            wrong = f"{line.place}: no number {number!r}: {line.text[:SHOWN]!r}"
+        count.take(wrong)
+        if not wrong:
             yield line
     if count.bad:
         print(f"{address}: {count}", flush=True)

@@ -213,11 +213,12 @@ def test_what_pythons_reader_gives_up_on_is_no_json(text):
 
 def test_objects_are_read_and_other_lines_named(tmp_path, capsys):
     path = tmp_path / "log.jsonl"
-    path.write_text('{"a": 1}\n[2]\n{"a": 3\n{"a": 4}\n')
-    assert [line.value for line in read_objects(str(path))] == [{"a": 1}, {"a": 4}]
+    path.write_text('{"a": 1}\n[2]\n{"a": 3\n{"a": 4}\n{"a": "5"}\n{"a": true}\n{"b": 6}\n')
+    assert [line.value for line in read_objects(str(path), "a")] == [{"a": 1}, {"a": 4}]
     said = capsys.readouterr().out
-    assert "2 of 4 lines cannot be used" in said
+    assert "5 of 7 lines cannot be used" in said
     assert "log.jsonl, line 2: a JSON array" in said
+    assert "log.jsonl, line 5: no number 'a'" in said
 
 
 # --- Tables -----------------------------------------------------------------------------------------------
