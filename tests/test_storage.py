@@ -162,3 +162,9 @@ def test_a_bucket_that_is_not_there_is_said_so_at_once(s3_root):
     with pytest.raises(OSError, match=r"cannot be listed: .*NoSuchBucket"):
         storage.fetch_folder("s3://nobody-has-this-bucket/model")
     assert time.monotonic() - started < 5
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_bytes("schön".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"config\.yaml is not UTF-8 text .*; save it as UTF-8"):
+        storage.read_text(str(tmp_path / "config.yaml"))

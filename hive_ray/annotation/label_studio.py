@@ -126,7 +126,10 @@ def take_in(database: Database, project: str, given: Any, now: float) -> Taken:
     """
     if not isinstance(given, list):
         raise LabelStudioError(f"the file holds a {type(given).__name__}; export the tasks as JSON, which is a list")
-    rows = repaired(given)
+    try:
+        rows = repaired(given)
+    except RecursionError as error:
+        raise LabelStudioError("the file is nested too deeply to be an export of tasks") from error
 
     def store(session: Session) -> Taken:
         taken = Taken()

@@ -116,6 +116,15 @@ def test_a_file_that_holds_no_list_is_refused(database, exported, given):
         taken(database, given)
 
 
+@SQLITE
+def test_a_file_that_is_nested_without_end_is_refused(database, exported):
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(LabelStudioError, match="nested too deeply"):
+        taken(database, [*exported, deep])
+
+
 def test_texts_and_numbers_that_no_database_holds_cost_their_answers(database, exported):
     row = exported[0]
     row["annotations"] = [

@@ -33,6 +33,9 @@ from serve.annotate import app as bound
 from serve.gallery import LOOK_AGAIN_S, Gallery, PictureError
 
 KEYS = iter(f"key number {number}" for number in range(10**6))
+HALVED = "odd \ud83d\0"
+"""Half an emoji, and what PostgreSQL takes in no text."""
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -330,15 +333,22 @@ def test_the_csv_has_everything_and_starts_no_formula(site):
     client = site.signed_in("Ada")
     hand_in(client, following(client), {"ranks": [1, 1, 2, 3], "none_acceptable": True})
     hand_in(client, following(client), {"skipped": "=1+1"})
+    said = {
+        "assignment": following(client)["assignment"],
+        "key": next(KEYS),
+        "seconds": 2,
+        "answer": {"skipped": HALVED},
+    }
+    assert client.post("/api/answers", content=json.dumps(said), headers=JSON).status_code == 200
     text = site.signed_in("Boss", "administrator").get("/admin/export/answers.csv").text
-    ranked, skipped = csv.DictReader(io.StringIO(text))
+    ranked, skipped, halved = csv.DictReader(io.StringIO(text))
     assert (ranked["annotator"], ranked["none_acceptable"], ranked["editors"].split()[0]) == (
         "Ada",
         "true",
         "secret-editor",
     )
     assert sorted(ranked["ranks"].split()) == ["1", "1", "2", "3"]
-    assert skipped["skipped"] == "'=1+1"
+    assert (skipped["skipped"], halved["skipped"]) == ("'=1+1", "odd \ufffd\ufffd")
 
 
 def test_label_studio_gets_tasks_and_gives_results_once(site):
