@@ -90,7 +90,7 @@ def _told(run: Run, said: bytes, path: str) -> dict[str, Any]:
     edits_of = _edits_of(candidates)
     annotations = join_annotations(parse_json_lines(said, path, objects=True), edits_of)
     if not annotations.lines:
-        raise Stopped(f"round {run.number} waits for people to rank {candidates}: {path} is empty")
+        raise Stopped(f"{_waits(run)}: {path} is empty. {_remedy(run)}")
     if annotations.fitting == 0 or annotations.fitting < settings.least_kept * annotations.lines:
         wanted = f" At least {settings.least_kept:.0%} must (rankings.least_kept)." if annotations.fitting else ""
         raise Stopped(
@@ -122,13 +122,20 @@ def _annotations(run: Run) -> str:
     given, exported = run.config.rankings.annotations, run.path("annotations.jsonl")
     path = given or exported
     if not storage.exists(path):
-        raise Stopped(
-            f"round {run.number} waits for people to rank {run.path('candidates')}: {path} is not there. "
-            + (f"Correct rankings.annotations, or set it to '' for {exported}. " if given else "")
-            + f"Have them rank (make annotate RUN={run.root}), write what they said "
-            f"({run.command('export_annotations')}), and give the same command again"
-        )
+        correct = f"Correct rankings.annotations, or set it to '' for {exported}. " if given else ""
+        raise Stopped(f"{_waits(run)}: {path} is not there. {correct}{_remedy(run)}")
     return path
+
+
+def _waits(run: Run) -> str:
+    return f"round {run.number} waits for people to rank {run.path('candidates')}"
+
+
+def _remedy(run: Run) -> str:
+    return (
+        f"Have them rank (make annotate RUN={run.root}), write what they said ({run.command('export_annotations')}), "
+        "and give the same command again"
+    )
 
 
 def take_thumbs(run: Run) -> None:

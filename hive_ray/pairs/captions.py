@@ -91,8 +91,9 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
         count = LineCount(f"captions file {file}")
         try:
             for value in _reader(file)(file, column):
-                count.take(value.sample if isinstance(value, Unusable) else "")
-                yield from value if isinstance(value, list) else [value]
+                for caption in value if isinstance(value, list) else [value]:
+                    count.take(caption.sample if isinstance(caption, Unusable) else "")
+                    yield caption
         except TextError as error:
             raise TextError(f"captions file {error}") from error
         except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
