@@ -68,14 +68,18 @@ def _caption_row(text: Any) -> Row:
     if isinstance(text, Unusable):
         return {"dropped": text.reason, "sample": text.sample}
     if text is not None and not isinstance(text, str):
-        return {"dropped": NOT_TEXT, "sample": f"{repr(text)[:SHOWN]} is a {type(text).__name__}"}
+        return {"dropped": NOT_TEXT, "sample": _no_text(text)}
     caption = " ".join(repaired(text or "").split())
     return {"caption_id": id_for(caption), "caption": caption} if caption else {"dropped": EMPTY}
 
 
+def _no_text(value: Any) -> str:
+    return f"{repr(value)[:SHOWN]} is a {type(value).__name__}, and no text"
+
+
 def read_captions(address: str, column: str) -> Iterator[Any]:
-    """Every value of `column` in a file or folder, in order: text, or whatever else stands there; a list gives each.
-    An `Unusable` stands for each line that cannot be read or has no such column.
+    """Every value of `column` in a file or folder, in order: text, or None where there is none; a list gives each.
+    An `Unusable` stands for each line that cannot be read or has no such column, and for what is no text.
 
     A text file has no columns: each line is a caption, but for blank ones. A folder is a Hugging Face dataset, of
     Parquet files or as `save_to_disk` leaves it; all of its splits are read.
@@ -92,6 +96,8 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
         try:
             for value in _reader(file)(file, column):
                 for caption in value if isinstance(value, list) else [value]:
+                    if not isinstance(caption, str | Unusable | None):
+                        caption = Unusable(NOT_TEXT, f"{file}: {_no_text(caption)}")
                     count.take(caption.sample if isinstance(caption, Unusable) else "")
                     yield caption
         except TextError as error:

@@ -120,6 +120,11 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
             r"1 of 1 lines cannot be used:\n.*line 1 has no column 'text', only txet; set ins",
         ),
         ("a.jsonl", b'{"text": "a cat"}\n{"text": "a d\n{', r"2 of 3 lines cannot be used:\n.*line 2: not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": 7}\n' * 2 + b'{"text": "a cat"}',
+            r"2 of 3 lines cannot be used:\n  .*: 7 is a int, and no text",
+        ),
         ("a.jsonl", b'[{"text": "a cat"}]\n', r"line 1: a JSON array; write one object a line"),
         ("a.txt", "a cat".encode("utf-16"), r"captions file .*a\.txt is UTF-16 text, and UTF-8 is wanted"),
         ("a.txt.gz", gzip.compress(b"a cat\n" * 9999)[:40], r"a\.txt\.gz cannot be read to its end"),
