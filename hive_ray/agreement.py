@@ -9,7 +9,12 @@ import numpy as np
 
 
 class RankingError(ValueError):
-    """Ranks, or a line of an annotations file, that do not say an order of a prompt's edits."""
+    """Ranks, or a line of an annotations file, that do not say an order of a prompt's edits; `reason` is a short name
+    of what is wrong."""
+
+    def __init__(self, words: str, reason: str = "not_an_order") -> None:
+        super().__init__(words)
+        self.reason = reason
 
 
 def check_ranks(ranks: list[int], num_edits: int) -> None:

@@ -448,6 +448,9 @@ class Rankings(Section):
     annotations: str = ""
     """For "people": the JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
     `export_annotations` writes it."""
+    least_kept: float = Field(0.5, ge=0, le=1)
+    """Share of that file's lines that must fit the candidates: with fewer, it is the file of another run, and the stage
+    stops."""
     thumbs: str = ""
     """Database that takes the served page's thumbs (its `feedback`), as `annotation.database`: thumbs up and down for
     edits of one picture by one instruction become rankings. Each round takes those that there are; "" takes none."""

@@ -161,8 +161,11 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """The content of a UTF-8 file."""
-    return read_bytes(path).decode()
+    """The content of a UTF-8 file; a ValueError names one that is not."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def read_json(path: str) -> Any:

@@ -5,15 +5,19 @@ is passed over. A line that cannot be read is one line, with its place and what 
 are read. Text is always valid: what no encoding can hold, half an emoji, becomes U+FFFD.
 
     file or bytes -> Line, JsonLine, TableRow
+
+`LineCount` is the account of a file whose bad lines are left out: it stops where most of them are bad.
 """
 
 import csv
 import io
 import json
+import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -23,6 +27,9 @@ NOT_UTF8 = "not_utf8"
 NOT_JSON = "not_json"
 NOT_AN_OBJECT = "not_an_object"
 WRONG_COLUMNS = "wrong_number_of_columns"
+QUOTE_NOT_CLOSED = "quote_not_closed"
+NOT_A_ROW = "not_a_row"
+TOO_LONG = "too_long"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 OTHER_ENCODINGS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -31,8 +38,26 @@ OTHER_ENCODINGS = {
     b"\xfe\xff": "UTF-16",
 }
 """How files in other encodings begin."""
+OTHER_FILES = {
+    b"\x1f\x8b": "is compressed by gzip; name it .gz",
+    b"BZh": "is compressed by bzip2; name it .bz2",
+    b"\x28\xb5\x2f\xfd": "is compressed by Zstandard; name it .zst",
+    b"\xfd7zXZ": "is compressed by xz; unpack it",
+    b"PK\x03\x04": "is a ZIP archive or a spreadsheet; unpack it, or save it as text",
+    b"PAR1": "is a Parquet file; name it .parquet",
+}
+"""How files begin that are no text, and what to do with them."""
+JSON_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 SHOWN = 80
 """Characters of a line that messages show."""
+LINES_SHOWN = 5
+"""Bad lines that messages show."""
+LONGEST_LINE = 1 << 26
+"""Bytes of a line; a longer one is passed over without being held in memory."""
+LONGEST_ROW = 1 << 20
+"""Characters of the lines that one row of a table spans: one that has not ended by then has a quote too many."""
+SMUGGLED = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are not UTF-8."""
 
 
 class TextError(ValueError):
@@ -47,7 +72,7 @@ class Line:
     """File and line number, for messages."""
     text: str
     problem: str = ""
-    """Why it cannot be used: `NOT_UTF8`; "" if it can."""
+    """Why it cannot be used: `NOT_UTF8` or `TOO_LONG`; "" if it can."""
     detail: str = ""
     """The problem in words."""
 
@@ -66,10 +91,40 @@ class JsonLine(Line):
 
 @dataclass(frozen=True)
 class TableRow(Line):
-    """A row of separated values by column; `problem` may also be `WRONG_COLUMNS`. A row may span lines; `place` names
-    the last of them."""
+    """A row of separated values by column; `problem` may also be `WRONG_COLUMNS`, `QUOTE_NOT_CLOSED` or `NOT_A_ROW`.
+
+    A row may span lines; `place` names the first of them.
+    """
 
     values: dict[str, str] | None = None
+    lines: int = 1
+    """Lines that it spans."""
+
+
+class LineCount:
+    """Counts the lines of one file and those that cannot be used, and keeps the first of these for messages."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.lines, self.bad = name, 0, 0
+        self.first: list[str] = []
+
+    def take(self, wrong: str = "") -> None:
+        """Count a line; `wrong` says what is wrong with it and where it stands, "" that it can be used."""
+        self.lines += 1
+        if wrong:
+            self.bad += 1
+            if len(self.first) < LINES_SHOWN:
+                self.first.append(wrong)
+
+    def refuse_most(self, advice: str = "") -> None:
+        """Raise a TextError if more than half of the lines cannot be used; it ends with `advice`."""
+        if 2 * self.bad > self.lines:
+            raise TextError(f"{self.name}: {self}{f'. {advice}' if advice else ''}")
+
+    def __str__(self) -> str:
+        shown = "".join(f"\n  {wrong}" for wrong in self.first)
+        more = f"\n  (and {self.bad - len(self.first)} more)" if self.bad > len(self.first) else ""
+        return f"{self.bad} of {self.lines} lines cannot be used:{shown}{more}"
 
 
 def read_lines(address: str) -> Iterator[Line]:
@@ -83,15 +138,15 @@ def read_lines(address: str) -> Iterator[Line]:
 
 def parse_lines(source: bytes | BinaryIO, name: str) -> Iterator[Line]:
     """The lines of bytes or of a binary stream; `name` begins their places. Raises TextError as `read_lines`."""
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    for number, raw in enumerate(stream, 1):
-        if number == 1:
-            _refuse_other_encodings(raw, name)
-            raw = raw.removeprefix(BYTE_ORDER_MARK)
+    for number, raw in enumerate(_raw_lines(source, name), 1):
+        place = f"{name}, line {number}"
+        if len(raw) > LONGEST_LINE:
+            seen = f"longer than {LONGEST_LINE >> 20} MiB; write one object or text a line"
+            yield Line(place, raw[: 4 * SHOWN].decode(errors="replace")[:SHOWN], TOO_LONG, seen)
+            continue
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if not raw.strip():
             continue
-        place = f"{name}, line {number}"
         try:
             yield Line(place, raw.decode())
         except UnicodeDecodeError as error:
@@ -120,8 +175,28 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_objects(address: str, number: str) -> Iterator[JsonLine]:
+    """The JSON objects of a file that have a number of this name, one a line, such as a log's steps.
+
+    Other lines are left out and named on standard output at the end. Raises as `read_lines`.
+    """
+    count = LineCount(address)
+    for line in read_json_lines(address, objects=True):
+        wrong = line.problem and line.sample
+        if not wrong and type(line.value.get(number)) not in (int, float):
+            wrong = f"{line.place}: no number {number!r}: {line.text[:SHOWN]!r}"
+        count.take(wrong)
+        if not wrong:
+            yield line
+    if count.bad:
+        print(f"{address}: {count}", flush=True)
+
+
 def read_table(address: str, delimiter: str) -> tuple[list[str], Iterator[TableRow]]:
-    """The columns that the first row names, and the rows below it. Raises as `read_lines`."""
+    """The columns that the first row names, and the rows below it; columns without a name are left out.
+
+    Raises as `read_lines`, and TextError if the first row names no columns or one of them twice.
+    """
     rows = _table_rows(address, delimiter)
     header = next(rows, None)
     if header is None:
@@ -144,17 +219,21 @@ def repaired(value: Any) -> Any:
 def _json(line: Line) -> JsonLine:
     if line.problem:
         return JsonLine(line.place, line.text, line.problem, line.detail)
+    text = line.text.removeprefix("\ufeff")  # where files with byte order marks were joined
     try:
-        return JsonLine(line.place, line.text, value=parse_json(line.text))
+        return JsonLine(line.place, text, value=parse_json(text))
     except ValueError as error:
-        return JsonLine(line.place, line.text, NOT_JSON, f"not JSON ({error})")
+        is_array = text.lstrip().startswith("[")
+        seen = "the beginning of a JSON array; write one object a line" if is_array else f"not JSON ({error})"
+        return JsonLine(line.place, text, NOT_JSON, seen)
 
 
 def _object(line: Line) -> JsonLine:
     found = _json(line)
     if found.problem or isinstance(found.value, dict):
         return found
-    return JsonLine(line.place, line.text, NOT_AN_OBJECT, f"a {type(found.value).__name__}, and no object")
+    kind = JSON_KINDS[type(found.value)]
+    return JsonLine(line.place, found.text, NOT_AN_OBJECT, f"a JSON {kind}; write one object a line")
 
 
 def _table_rows(address: str, delimiter: str) -> Iterator[TableRow]:
@@ -172,52 +251,182 @@ def _opened(address: str) -> Iterator[BinaryIO]:
             yield io.BufferedReader(stream)
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError) as error:
         if "AWS Error" in str(error):
             raise
         raise TextError(f"{address} cannot be read to its end: {error}") from error
 
 
-def parse_table(source: Iterable[bytes], name: str, delimiter: str) -> Iterator[TableRow]:
-    """The header as a row of itself, then the rows, of lines of bytes."""
-    reader = csv.reader(_decoded(source, name), delimiter=delimiter)
+def parse_table(source: bytes | Iterable[bytes], name: str, delimiter: str) -> Iterator[TableRow]:
+    """The header as a row of itself, then the rows, of bytes, of a binary stream or of lines of bytes."""
+    records = _Records(_decoded(source, name), name, delimiter)
     columns: list[str] = []
-    while True:
-        place = f"{name}, line {reader.line_num + 1}"
+    for record in records:
+        if columns:
+            yield _row(record, columns)
+            continue
+        columns = _header(record)
+        records.width = len(columns)
+        names = dict(zip(columns, columns, strict=True))
+        names.pop("", None)
+        yield TableRow(record.place, repaired(record.text), values=names, lines=record.lines)
+
+
+class _Record(NamedTuple):
+    """The values of a row of a table, before they have columns; otherwise as TableRow."""
+
+    place: str
+    text: str
+    values: list[str]
+    lines: int = 1
+    problem: str = ""
+    detail: str = ""
+
+
+class _Records:
+    """The rows of a table, each of one line or, where a value in quotes holds newlines, of several.
+
+    A quote that nothing closes costs the line where it is opened: the lines below it are read again by themselves. It
+    is known by what follows it: a closing quote amid a value, another number of values than `width`, or no end.
+    """
+
+    def __init__(self, lines: Iterator[str], name: str, delimiter: str) -> None:
+        self.lines, self.name, self.delimiter = lines, name, delimiter
+        self.width = 0
+        """Values that a row of several lines must have; 0 is any number."""
+        self.number = 0
+        """Lines taken so far."""
+        self.ahead: deque[str] = deque()
+        """Lines that were taken and given back."""
+
+    def __iter__(self) -> Iterator[_Record]:
+        while (first := self._take()) is not None:
+            if first.strip(" \r\n"):
+                yield self._record(first)
+
+    def _take(self) -> str | None:
+        line = self.ahead.popleft() if self.ahead else next(self.lines, None)
+        self.number += line is not None
+        return line
+
+    def _record(self, first: str) -> _Record:
+        place = f"{self.name}, line {self.number}"
+        if '"' in first:
+            begins = self.number
+            values, text = self._quoted(first)
+            if values is not None:
+                return _Record(place, text, values, self.number - begins + 1)
+        return self._alone(first, place)
+
+    def _quoted(self, first: str) -> tuple[list[str] | None, str]:
+        """The values of a row that begins with this line, and its text; None, and no line taken, if there is none."""
+        taken = [first]
+
+        def lines() -> Iterator[str]:
+            yield first
+            size = len(first)
+            while size <= LONGEST_ROW and (line := self._take()) is not None:
+                taken.append(line)
+                size += len(line)
+                yield line
+
+        try:
+            values = next(csv.reader(lines(), delimiter=self.delimiter, strict=True))
+        except csv.Error:
+            values = None
+        if values is not None and (len(taken) == 1 or self.width in (0, len(values))):
+            return values, "".join(taken).rstrip("\r\n")
+        self.ahead.extendleft(reversed(taken[1:]))
+        self.number -= len(taken) - 1
+        return None, ""
+
+    def _alone(self, line: str, place: str) -> _Record:
+        """The values of a line of its own, quotes taken as they come."""
+        text = line.rstrip("\r\n")
+        reader = csv.reader([line, ""], delimiter=self.delimiter)
         try:
             values = next(reader)
-        except StopIteration:
-            return
         except csv.Error as error:
-            yield TableRow(place, "", WRONG_COLUMNS, str(error))
-            continue
-        if not values:
-            continue
-        text = delimiter.join(values)
-        if not columns:
-            columns = [repaired(value) for value in values]
-            yield TableRow(place, repaired(text), values=dict(zip(columns, columns, strict=True)))
-        elif any("\udc80" <= character <= "\udcff" for character in text):
-            yield TableRow(place, repaired(text), NOT_UTF8, "it is not UTF-8; save the file as UTF-8")
-        elif len(values) != len(columns):
-            seen = f"{len(values)} values for {len(columns)} columns"
-            yield TableRow(place, text, WRONG_COLUMNS, seen)
-        else:
-            yield TableRow(place, text, values=dict(zip(columns, values, strict=True)))
+            if len(line) > csv.field_size_limit():
+                return _Record(
+                    place, text, [], 1, TOO_LONG, f"a value is longer than {csv.field_size_limit():,} characters"
+                )
+            seen = "a carriage return in a value without quotes" if "\r" in text else str(error)
+            return _Record(place, text, [], 1, NOT_A_ROW, seen)
+        if reader.line_num > 1:
+            return _Record(place, text, [], 1, QUOTE_NOT_CLOSED, "a quote is opened and not closed")
+        return _Record(place, text, values)
 
 
-def _decoded(source: Iterable[bytes], name: str) -> Iterator[str]:
+def _header(record: _Record) -> list[str]:
+    if record.problem:
+        raise TextError(f"{record.place}: {record.detail}; the first row must name the columns")
+    columns = [repaired(name) for name in record.values]
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise TextError(f"{record.place} names {', '.join(twice)} more than once; give each column its own name")
+    if not any(columns):
+        raise TextError(f"{record.place}: no column has a name; the first row must name the columns")
+    return columns
+
+
+def _row(record: _Record, columns: list[str]) -> TableRow:
+    text = record.text
+    problem, detail = record.problem, record.detail
+    if not text.isascii() and SMUGGLED.search(text):
+        problem, detail = NOT_UTF8, "it is not UTF-8; save the file as UTF-8 (it may be Windows-1252)"
+        text = repaired(text)
+    elif not problem and len(record.values) != len(columns):
+        problem, detail = WRONG_COLUMNS, f"{len(record.values)} values for {len(columns)} columns"
+    if problem:
+        return TableRow(record.place, text, problem, detail, lines=record.lines)
+    values = {name: value for name, value in zip(columns, record.values, strict=True) if name}
+    return TableRow(record.place, text, values=values, lines=record.lines)
+
+
+def _decoded(source: bytes | Iterable[bytes], name: str) -> Iterator[str]:
     """Lines with their ends; bytes that are not UTF-8 are halves of surrogate pairs."""
-    for number, raw in enumerate(source):
-        if number == 0:
-            _refuse_other_encodings(raw, name)
-            raw = raw.removeprefix(BYTE_ORDER_MARK)
+    for raw in _raw_lines(source, name):
         yield raw.decode(errors="surrogateescape").replace("\0", "\ufffd")
 
 
-def _refuse_other_encodings(first: bytes, name: str) -> None:
+def _raw_lines(source: bytes | Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Lines with their ends, the first without a byte order mark; of one that is longer than LONGEST_LINE only one byte
+    more than that. Raises TextError if the first says that this is no text."""
+    lines = _limited(io.BytesIO(source) if isinstance(source, bytes) else source)
+    first = next(lines, b"")
+    _refuse_other_files(first, name)
+    yield first.removeprefix(BYTE_ORDER_MARK)
+    yield from lines
+
+
+def _limited(source: Iterable[bytes]) -> Iterator[bytes]:
+    if not hasattr(source, "readline"):
+        yield from source
+        return
+    while line := source.readline(LONGEST_LINE + 1):
+        yield line
+        if len(line) > LONGEST_LINE:
+            while not line.endswith(b"\n") and (line := source.readline(1 << 20)):
+                pass
+
+
+def _refuse_other_files(first: bytes, name: str) -> None:
+    """Raise a TextError if the first line is of another encoding, or of no text."""
     for mark, encoding in OTHER_ENCODINGS.items():
         if first.startswith(mark):
             raise TextError(f"{name} is {encoding} text, and UTF-8 is wanted; save it as UTF-8")
+    for mark, words in OTHER_FILES.items():
+        if first.startswith(mark) and not _is_text(first):
+            raise TextError(f"{name} {words}")
     if b"\0" in first[:SHOWN]:
         raise TextError(f"{name} begins with {first[:8].hex()}: it is no text, or UTF-16; save it as UTF-8 text")
+    if not first.endswith(b"\n") and b"\r" in first.rstrip():
+        raise TextError(f"{name} has lines that end with a carriage return alone; save it with newlines")
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return "\0" not in line.decode()
+    except UnicodeDecodeError:
+        return False

@@ -2,8 +2,12 @@
 
 candidates, annotations -> rankings
 thumbs of the served page -> thumbs
+
+What people said is joined to the candidates by the ids of prompts and edits, here, before the stage: each line of their
+file is a row, or is counted in the manifest by the reason for which it is left out.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from hive_ray import storage
@@ -11,23 +15,31 @@ from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import rankings_of, thumbs
 from hive_ray.config import Rankings, Resources
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import Manifest, build_table, read_manifest, table_digest, write_rows
+from hive_ray.distributed.tables import Manifest, build_table, read_manifest, select, table_digest, write_rows
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.reward.rankings import Annotation, parse_annotations, rankings_from_people
-from hive_ray.schemas import CANDIDATES, RANKINGS, Rows, Stopped
+from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
+from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
+from hive_ray.text_files import parse_json_lines
 from jobs.run import Run, fingerprint, main
 
 
 class People:
-    """Joins what people ranked, by prompt_id, to the candidates that they saw."""
+    """Gives the candidates what people said of them, and the account of their lines with the prompt `first`."""
 
-    def __init__(self, annotations: dict[str, list[Annotation]], device: str = "cpu") -> None:
-        self.annotations = annotations
+    def __init__(
+        self, annotations: dict[str, list[Annotation]], account: Sequence[Row] = (), first: str = "",
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.annotations, self.account, self.first = annotations, account, first
 
     def __call__(self, rows: Rows) -> Rows:
-        return [ranking for row in rows for ranking in rankings_from_people(row, self.annotations)]
+        return [became for row in rows for became in self._became(row)]
+
+    def _became(self, row: Row) -> Rows:
+        account = self.account if row["prompt_id"] == self.first else ()
+        return [*rankings_from_people(row, self.annotations), *account]
 
 
 class Simulated:
@@ -47,8 +59,15 @@ THUMBS_PER_FILE = 32
 
 
 def build(run: Run) -> Manifest:
-    candidates, settings = run.path("candidates"), run.config.rankings
-    told, content = _told(run)
+    candidates, rankings, settings = run.path("candidates"), run.path("rankings"), run.config.rankings
+    told: dict[str, Any] = {"settings": settings}
+    content = ""
+    if settings.annotator == "people":
+        path = _annotations(run)
+        said = storage.read_bytes(path)
+        content = id_for(*said.decode(errors="replace").splitlines())
+        if run.on_mismatch == "rebuild" or read_manifest(rankings) is None:  # before an older table is deleted
+            told = _told(run, said, path)
     if settings.thumbs:
         take_thumbs(run)
 
@@ -61,17 +80,41 @@ def build(run: Run) -> Manifest:
     stage = settings.model_copy(update={"annotations": ""})
     made_from = fingerprint(stage, candidates=table_digest(candidates), annotations=content)
     del made_from["rankings.thumbs"]  # another table
-    return build_table(run.path("rankings"), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
+    return build_table(rankings, RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
 
 
-def _told(run: Run) -> tuple[dict[str, Any], str]:
-    """What the annotators are made with, and a digest of what people said: their file is read here, since it may lie
-    where no worker finds it."""
-    if run.config.rankings.annotator != "people":
-        return {"settings": run.config.rankings}, ""
-    path = _annotations(run)
-    lines = storage.read_text(path).splitlines()
-    return {"annotations": parse_annotations(lines, path)}, id_for(*lines)
+def _told(run: Run, said: bytes, path: str) -> dict[str, Any]:
+    """What the actors for people's rankings are made with; their file is read here, since it may lie where no worker
+    finds it. Stopped where too few of its lines fit the candidates."""
+    candidates, settings = run.path("candidates"), run.config.rankings
+    edits_of = _edits_of(candidates)
+    annotations = join_annotations(parse_json_lines(said, path, objects=True), edits_of)
+    if not annotations.lines:
+        raise Stopped(f"{_waits(run)}: {path} is empty. {_remedy(run)}")
+    if annotations.fitting == 0 or annotations.fitting < settings.least_kept * annotations.lines:
+        wanted = f" At least {settings.least_kept:.0%} must (rankings.least_kept)." if annotations.fitting else ""
+        raise Stopped(
+            f"annotations {path}: {annotations}\nNothing is made of them.{wanted} Give the file of what people said of "
+            f"{candidates} (rankings.annotations), or correct it, and run again"
+        )
+    if annotations.dropped:
+        print(f"annotations {path}: {annotations}", flush=True)
+    return {"annotations": annotations.of_prompt, "account": annotations.account(), "first": next(iter(edits_of))}
+
+
+def _edits_of(candidates: str) -> dict[str, list[str]]:
+    """Prompt id -> the ids of its edits, in their order."""
+    rows = (row for file in select(candidates, CANDIDATES).files for row in _without_pictures(file))
+    return {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in rows}
+
+
+@storage.patient
+def _without_pictures(file: str) -> Rows:
+    """The rows of a file of `candidates` with the ids of prompts and edits alone."""
+    with storage.open_parquet(file) as parquet:
+        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+        ids = [path for path in leaves if path.startswith("edits.") and path.endswith(".edit_id")]
+        return parquet.read(columns=["prompt_id", *ids]).to_pylist()
 
 
 def _annotations(run: Run) -> str:
@@ -79,13 +122,20 @@ def _annotations(run: Run) -> str:
     given, exported = run.config.rankings.annotations, run.path("annotations.jsonl")
     path = given or exported
     if not storage.exists(path):
-        raise Stopped(
-            f"round {run.number} waits for people to rank {run.path('candidates')}: {path} is not there. "
-            + (f"Correct rankings.annotations, or set it to '' for {exported}. " if given else "")
-            + f"Have them rank (make annotate RUN={run.root}), write what they said "
-            f"({run.command('export_annotations')}), and give the same command again"
-        )
+        correct = f"Correct rankings.annotations, or set it to '' for {exported}. " if given else ""
+        raise Stopped(f"{_waits(run)}: {path} is not there. {correct}{_remedy(run)}")
     return path
+
+
+def _waits(run: Run) -> str:
+    return f"round {run.number} waits for people to rank {run.path('candidates')}"
+
+
+def _remedy(run: Run) -> str:
+    return (
+        f"Have them rank (make annotate RUN={run.root}), write what they said ({run.command('export_annotations')}), "
+        "and give the same command again"
+    )
 
 
 def take_thumbs(run: Run) -> None:
@@ -104,7 +154,7 @@ def take_thumbs(run: Run) -> None:
         content = id_for(*(f"{one.key} {one.edit_id} {one.liked}" for one in found))
         made = write_rows(
             table, RANKINGS, rankings_of(database, found), fingerprint_of(thumbs=content), on_mismatch=run.on_mismatch,
-            rows_per_file=THUMBS_PER_FILE,
+            rows_per_file=THUMBS_PER_FILE, may_be_empty=True,
         )  # fmt: skip
     except DatabaseAway as error:
         raise Stopped(f"thumbs: {error}; nothing was lost: mend that and run again") from error

@@ -31,6 +31,7 @@ from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from hive_ray.reward.shaping import SHAPINGS
 from hive_ray.reward.worth import BESIDE, PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
+from hive_ray.text_files import TextError, read_objects
 from jobs import reward_curve, score_pairs
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
@@ -191,12 +192,17 @@ def _rankings(run: Run) -> list[Example]:
 
 
 def _losses(run: Run, name: str) -> list[tuple[float, float]]:
-    """(images, loss), a mean over each fortieth of the training; none of a model that was trained elsewhere."""
+    """(images, loss), a mean over each fortieth of the training; none of a model that was trained elsewhere, or of a
+    log that cannot be read, which is said."""
     address = run.path(f"metrics/{name}.jsonl")
     if not storage.exists(address):
         return []
-    found = [json.loads(line) for line in storage.read_text(address).splitlines()]
-    lines = [line for line in found if "train/loss" in line]
+    try:
+        found = [line.value for line in read_objects(address, "images")]
+    except TextError as error:
+        print(f"report: no curve of {name}: {error}", flush=True)
+        return []
+    lines = [line for line in found if isinstance(line.get("train/loss"), int | float)]
     size = max(1, len(lines) // 40)
     groups = [lines[start : start + size] for start in range(0, len(lines), size)]
     return [(group[-1]["images"], sum(one["train/loss"] for one in group) / len(group)) for group in groups]

@@ -129,8 +129,9 @@ def signed_picture(prompt: str, edit: str, signature: str, request: Request) -> 
 
 
 @routes.post("/admin/label-studio")
-def take_in(given: Annotated[Any, Body()], _: Administrator, request: Request) -> dict[str, int]:
-    """Take in what was exported from Label Studio as JSON."""
+def take_in(given: Annotated[Any, Body()], _: Administrator, request: Request) -> dict[str, Any]:
+    """Take in what was exported from Label Studio as JSON; the first answers that are left out are named."""
     database = request.app.state.database
-    new, known = label_studio.take_in(database, project_name(database), given, time.time())
-    return {"imported": new, "known": known}
+    taken = label_studio.take_in(database, project_name(database), given, time.time())
+    reasons = taken.left_out[: label_studio.SHOWN]
+    return {"imported": taken.new, "known": taken.known, "left_out": len(taken.left_out), "reasons": reasons}

@@ -40,6 +40,7 @@ from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
 from hive_ray.config import Annotation
 from hive_ray.images import ImageError
+from hive_ray.text_files import read_json_lines
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_failure, answer_invalid, answer_refused, refusal
@@ -99,7 +100,7 @@ def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
     if settings.gold == "automatic":
         gold = list(tasks.known_bad(gallery.prompts))
     elif settings.gold:
-        gold = list(tasks.known_from(storage.read_text(settings.gold).splitlines(), settings.gold, gallery.prompts))
+        gold = tasks.known_from(read_json_lines(settings.gold, objects=True), settings.gold, gallery.prompts)
     added = tasks.load(database, settings.mode, [*gallery.prompts, *gold], settings.people_per_task)
     known = f"{len(gold)} tasks of known answer"
     print(f"annotation: {len(gallery.prompts)} prompts and {known}, {added} new; {database}", flush=True)

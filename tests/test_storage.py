@@ -211,3 +211,9 @@ def test_json_that_is_not_there_or_not_json_is_none(tmp_path):
     assert storage.read_json(str(tmp_path / "good")) == {"a": 1}
     for name in ("empty", "half", "bytes", "absent"):
         assert storage.read_json(str(tmp_path / name)) is None
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_bytes("schön".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"config\.yaml is not UTF-8 text .*; save it as UTF-8"):
+        storage.read_text(str(tmp_path / "config.yaml"))

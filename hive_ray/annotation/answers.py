@@ -12,6 +12,7 @@ from typing import Any
 
 from hive_ray.agreement import RankingError, check_ranks, dense_ranks
 from hive_ray.annotation.models import RANK, STUDY
+from hive_ray.text_files import repaired
 
 QUESTIONS = ("follows", "preserves")
 """Of the user study: which edit follows the instruction better, and which keeps the rest better."""
@@ -42,7 +43,7 @@ def _skipped(given: Verdict) -> Verdict:
             f"skipped is {str(reason)[:60]!r} beside {sorted(set(given) - {'skipped'})}; give a reason of 1 to"
             f" {MAX_REASON} characters, and nothing else"
         )
-    return {"skipped": reason.strip()}
+    return {"skipped": repaired(reason.strip()).replace("\0", "\ufffd")}
 
 
 def _ranked(given: Verdict, shown: list[int]) -> Verdict:

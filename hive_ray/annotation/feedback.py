@@ -17,6 +17,7 @@ from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Feedback
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
+from hive_ray.text_files import repaired
 
 AT_ONCE = 50
 ANNOTATOR = "thumbs"
@@ -29,7 +30,8 @@ def record(
     source_image: bytes, edited_image: bytes, now: float | None = None,
 ) -> bool:  # fmt: skip
     """Store what somebody thinks of one edit; whether it was new. `key` names the edit on the page: a thumb that is
-    pressed again, or the other one, takes the place of the first."""
+    pressed again, or the other one, takes the place of the first. What no database holds as text becomes U+FFFD."""
+    key, instruction = (repaired(text).replace("\0", "\ufffd") for text in (key, instruction))
 
     def store(session: Session) -> bool:
         found = session.scalars(select(Feedback).where(Feedback.key == key).with_for_update()).first()
@@ -78,7 +80,7 @@ def thumbs(database: Database) -> list[Thumb]:
     """All thumbs as they are now, in the order in which they came."""
     found = []
     for one in recorded(database):
-        prompt_id = id_for("prompt", ANNOTATOR, one.instruction, one.source_image)
+        prompt_id = id_for("prompt", ANNOTATOR, repaired(one.instruction), one.source_image)
         found.append(Thumb(one.id, one.key, prompt_id, id_for("thumb", prompt_id, one.edited_image), one.liked))
     return found
 

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -20,10 +21,15 @@ from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, ANSWERED, RANK, SKIPPED, Answer, Assignment, Person, Task
 from hive_ray.seeds import id_for
+from hive_ray.text_files import repaired
 
 BUCKET = "rank_"
 MAX_EDITS = 9
 MOST_SECONDS = 1e9
+MOST_ID = 2**63 - 1
+NAME_LENGTH = 200
+SHOWN, SAMPLE_LENGTH = 5, 300
+"""Reasons that an error shows, and characters of each."""
 SKIPPED_THERE = "skipped in Label Studio"
 
 
@@ -101,33 +107,86 @@ def _annotation(one: Answered) -> dict[str, Any]:
     return {**same, "was_cancelled": False, "result": result}
 
 
-def take_in(database: Database, project: str, given: Any, now: float) -> tuple[int, int]:
-    """Store the answers of a Label Studio export (JSON); how many are new, and how many were here already.
+@dataclass
+class Taken:
+    """What became of the answers in a Label Studio file."""
 
-    All or nothing: a task of another project, an unknown one or an answer that says no order stops it with a
-    LabelStudioError. People are added by their e-mail address or number; they have no link.
+    new: int = 0
+    known: int = 0
+    """Answers that were here already: nobody answers a task twice, here or there."""
+    left_out: list[str] = field(default_factory=list)
+    """What is wrong with each of the others, and with each task that cannot be used."""
+
+
+def take_in(database: Database, project: str, given: Any, now: float) -> Taken:
+    """Store the answers of a Label Studio export (JSON), and name those that cannot be used.
+
+    Raises a LabelStudioError, and stores nothing, if the file holds no list, or more of it cannot be used than can: it
+    is of another project, or no export as JSON. People are added by their e-mail address or number; they have no link.
     """
     if not isinstance(given, list):
         raise LabelStudioError(f"the file holds a {type(given).__name__}; export the tasks as JSON, which is a list")
+    try:
+        rows = repaired(given)
+    except RecursionError as error:
+        raise LabelStudioError("the file is nested too deeply to be an export of tasks") from error
 
-    def store(session: Session) -> tuple[int, int]:
-        new = known = 0
-        for number, row in enumerate(given):
-            task = _known_task(session, project, row, number)
-            place, annotations = f"task {number} ({task.prompt_id})", row.get("annotations") or []
-            if not isinstance(annotations, list):
-                raise LabelStudioError(f"{place}: annotations is a {type(annotations).__name__}; wanted a list")
-            for annotation in annotations:
-                try:
-                    stored = _store(session, task, annotation, place, now)
-                except (AttributeError, KeyError, TypeError) as error:
-                    raise LabelStudioError(
-                        f"{place}: an annotation is not as Label Studio writes it: {error!r}"
-                    ) from error
-                new, known = new + stored, known + (not stored)
-        return new, known
+    def store(session: Session) -> Taken:
+        taken = Taken()
+        for number, row in enumerate(rows):
+            try:
+                task = _known_task(session, project, row, number)
+                annotations = _annotations_of(row, f"task {number} ({task.prompt_id})")
+            except LabelStudioError as error:
+                taken.left_out += [str(error)] * _num_answers(row)
+                continue
+            for place, annotation in annotations:
+                _take(session, task, annotation, place, now, taken)
+        if len(taken.left_out) > taken.new + taken.known:
+            raise LabelStudioError(_why_nothing(taken))
+        return taken
 
     return database.write(store)
+
+
+def _why_nothing(taken: Taken) -> str:
+    usable = taken.new + taken.known
+    shown = "; ".join(list(dict.fromkeys(taken.left_out))[:SHOWN])
+    return (
+        f"{len(taken.left_out)} of {len(taken.left_out) + usable} answers and tasks cannot be used, and nothing is "
+        f"taken in: {shown}"
+    )
+
+
+def _num_answers(row: Any) -> int:
+    """Answers of a task that cannot be used; one where there are none, for the task itself."""
+    annotations = row.get("annotations") if isinstance(row, dict) else None
+    return max(1, len(annotations)) if isinstance(annotations, list) else 1
+
+
+def _annotations_of(row: dict[str, Any], place: str) -> list[tuple[str, Any]]:
+    annotations = row.get("annotations") or []
+    if not isinstance(annotations, list):
+        raise LabelStudioError(f"{place}: annotations is a {type(annotations).__name__}; wanted a list")
+    return [(f"{place}, annotation {number}", annotation) for number, annotation in enumerate(annotations)]
+
+
+def _take(session: Session, task: Task, annotation: Any, place: str, now: float, taken: Taken) -> None:
+    """Store one answer if it is new and can be used."""
+    try:
+        if _is_ours(session, task, annotation):
+            taken.known += 1
+            return
+        name = _name(annotation.get("completed_by"))
+        verdict, seconds = _verdict(task, annotation), _seconds(annotation.get("lead_time"))
+    except (AttributeError, KeyError, TypeError) as error:
+        taken.left_out.append(f"{place} is not as Label Studio writes it: {error!r}"[:SAMPLE_LENGTH])
+    except ValueError as error:
+        taken.left_out.append(f"{place}: {error}"[:SAMPLE_LENGTH])
+    else:
+        is_new = _store(session, task, name, verdict, seconds, now)
+        taken.new += is_new
+        taken.known += not is_new
 
 
 def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
@@ -135,27 +194,40 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
     if not isinstance(data, dict):
         raise LabelStudioError(f"task {number} has no data; export the tasks as JSON (not JSON-MIN)")
     if data.get("hive_ray_project") != project:
+        whose = repr(data.get("hive_ray_project"))[:NAME_LENGTH]
         raise LabelStudioError(
-            f"task {number} is of the project {data.get('hive_ray_project')!r}, and this is {project!r}: give results"
-            " of the tasks that were exported here"
+            f"task {number} is of the project {whose}, and this is {project!r}: give results of the tasks that were "
+            "exported here"
         )
-    task = session.scalars(select(Task).where(Task.key == str(data.get("hive_ray_task")))).first()
+    key = data.get("hive_ray_task")
+    query = select(Task).where(Task.key == key, Task.kind == RANK, Task.gold.is_(None))
+    task = session.scalars(query).first() if _storable(key) else None
     if task is None:
-        raise LabelStudioError(f"task {number} is {data.get('hive_ray_task')!r}, which is unknown here")
+        raise LabelStudioError(f"task {number} is {repr(key)[:NAME_LENGTH]}, which is unknown here")
     return task
 
 
-def _store(session: Session, task: Task, annotation: Any, place: str, now: float) -> bool:
-    """Whether an answer was new: nobody answers a task twice, here or there."""
+def _storable(text: Any) -> bool:
+    """Whether it is a text that every database takes."""
+    return isinstance(text, str) and "\0" not in text
+
+
+def _is_ours(session: Session, task: Task, annotation: dict[str, Any]) -> bool:
+    """Whether an answer was exported from here."""
     ours = annotation.get("import_id")
-    known = select(Answer.id).join(Assignment).where(Answer.id == ours, Assignment.task_id == task.id)
-    if type(ours) is int and session.scalars(known).first():
+    if type(ours) is not int or not 0 < ours <= MOST_ID:
         return False
-    person = _person(session, annotation.get("completed_by"), place, now)
-    verdict, seconds = _verdict(task, annotation, place), _seconds(annotation.get("lead_time"), place)
-    if session.scalars(
-        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id)
-    ).first():
+    known = select(Answer.id).join(Assignment).where(Answer.id == ours, Assignment.task_id == task.id)
+    return session.scalars(known).first() is not None
+
+
+def _store(
+    session: Session, task: Task, name: str, verdict: dict[str, Any], seconds: float, now: float
+) -> bool:  # fmt: skip
+    """Whether an answer was new: nobody answers a task twice, here or there."""
+    person = _person(session, name, now)
+    same = (Assignment.task_id == task.id, Assignment.person_id == person.id)
+    if session.scalars(select(Assignment).where(*same)).first():
         return False
     session.refresh(task, with_for_update=True)
     skipped = "skipped" in verdict
@@ -173,12 +245,7 @@ def _store(session: Session, task: Task, annotation: Any, place: str, now: float
     return True
 
 
-def _person(session: Session, completed_by: Any, place: str, now: float) -> Person:
-    name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
-    if not isinstance(name, str | int) or name == "":
-        raise LabelStudioError(f"{place}: completed_by is {completed_by!r}; it names no person")
-    if isinstance(name, int):
-        name = f"Label Studio {name}"
+def _person(session: Session, name: str, now: float) -> Person:
     person = session.scalars(select(Person).where(Person.name == name)).first()
     if person is None:
         person = Person(name=name, role=ANNOTATOR, state=ACTIVE, handed=0, last_position=-1, created=now)
@@ -187,31 +254,42 @@ def _person(session: Session, completed_by: Any, place: str, now: float) -> Pers
     return person
 
 
-def _seconds(lead_time: Any, place: str) -> float:
+def _name(completed_by: Any) -> str:
+    """Who answered, by what Label Studio says of them."""
+    name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
+    if type(name) is int and 0 <= name <= MOST_ID:
+        return f"Label Studio {name}"
+    if not _storable(name) or not name.strip() or len(name) > NAME_LENGTH:
+        raise LabelStudioError(f"completed_by is {repr(completed_by)[:NAME_LENGTH]}; it names no person")
+    return name
+
+
+def _seconds(lead_time: Any) -> float:
     """Time for an answer; 0 where Label Studio did not measure it."""
     if lead_time is None:
         return 0.0
     if type(lead_time) not in (int, float) or not 0 <= lead_time <= MOST_SECONDS:
-        raise LabelStudioError(f"{place}: lead_time is {str(lead_time)[:60]}; wanted 0 to {MOST_SECONDS:g} seconds")
+        raise LabelStudioError(f"lead_time is {str(lead_time)[:60]}; wanted 0 to {MOST_SECONDS:g} seconds")
     return float(lead_time)
 
 
-def _verdict(task: Task, annotation: Any, place: str) -> dict[str, Any]:
+def _verdict(task: Task, annotation: dict[str, Any]) -> dict[str, Any]:
     if annotation.get("was_cancelled"):
         return {"skipped": SKIPPED_THERE}
     results = annotation.get("result") or []
     buckets = next((one["value"]["ranker"] for one in results if one.get("type") == "ranker"), {})
-    rank_of = {
-        edit_id: int(name.removeprefix(BUCKET))
+    ranked = [
+        (edit_id, int(name.removeprefix(BUCKET)))
         for name, edit_ids in buckets.items()
         if name.startswith(BUCKET) and name.removeprefix(BUCKET).isdecimal()
         for edit_id in edit_ids
-    }
-    if sorted(rank_of) != sorted(task.edit_ids):
+    ]
+    named = sorted(edit_id for edit_id, _ in ranked)
+    if named != sorted(task.edit_ids):
         raise LabelStudioError(
-            f"{place}: the edits {sorted(rank_of)} are ranked, and the task has {sorted(task.edit_ids)}: put each of"
-            " them into a bucket"
+            f"the edits {named} are ranked, and the task has {sorted(task.edit_ids)}: put each of them into one bucket"
         )
     none_acceptable = any(one.get("from_name") == "none_acceptable" for one in results)
+    rank_of = dict(ranked)
     ranks = dense_ranks([rank_of[edit_id] for edit_id in task.edit_ids])
     return {"ranks": ranks, "none_acceptable": none_acceptable}

@@ -3,7 +3,6 @@
 A task is named by its content: loading the same candidates again adds nothing, and new ones come beside the old.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Session
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import RANK, Project, Task
 from hive_ray.seeds import id_for, uniform_for
+from hive_ray.text_files import SHOWN, JsonLine, LineCount, TextError
 
 AT_ONCE = 1000
 EVERYBODY = 1_000_000
@@ -61,28 +61,53 @@ def known_bad(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         )  # fmt: skip
 
 
-def known_from(lines: Iterable[str], name: str, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
-    """Prompts whose answer somebody wrote down: JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}."""
-    by_id, line_of = {prompt.prompt_id: prompt for prompt in prompts}, {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{name}, line {number}"
+def known_from(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts whose answer somebody wrote down: JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}.
+
+    Lines that fit no prompt are left out and named on standard output; a GoldError if they are more than half.
+    """
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    found: dict[str, Prompt] = {}
+    place_of: dict[str, str] = {}
+    count = LineCount(name)
+    for line in lines:
         try:
-            record = json.loads(line)
-            prompt, pair = by_id[record["prompt_id"]], {side: [record[side]] for side in ("better", "worse")}
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise GoldError(
-                f"{place}: {error!r}; give prompt_id (of a candidate), better and worse, an object a line"
-            ) from error
-        unknown = [one for side in pair.values() for one in side if one not in prompt.edit_ids]
-        if unknown:
-            raise GoldError(f"{place}: {unknown} are no edits of {prompt.prompt_id}, which has {list(prompt.edit_ids)}")
-        if line_of.setdefault(prompt.prompt_id, number) != number:
-            raise GoldError(
-                f"{place}: {prompt.prompt_id} is in line {line_of[prompt.prompt_id]}, too; keep one of them"
-            )
-        yield Prompt(prompt.prompt_id, prompt.instruction, prompt.edit_ids, prompt.editors, pair)
+            known = _known(line, by_id)
+            if known.prompt_id in found:
+                first = place_of[known.prompt_id]
+                raise GoldError(f"{known.prompt_id} is in {first}, too, which counts; keep one of them")
+        except GoldError as error:
+            count.take(f"{line.place}: {error}")
+        else:
+            count.take()
+            found[known.prompt_id], place_of[known.prompt_id] = known, line.place
+    try:
+        count.refuse_most("Give prompt_id (of a candidate), better and worse (ids of its edits), an object a line")
+    except TextError as error:
+        raise GoldError(str(error)) from error
+    if count.bad:
+        print(f"known answers {name}: {count}", flush=True)
+    return list(found.values())
+
+
+def _known(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
+    if line.problem:
+        raise GoldError(f"{line.detail}: {line.text[:SHOWN]!r}")
+    record = line.value
+    missing = [key for key in ("prompt_id", "better", "worse") if not isinstance(record.get(key), str)]
+    if missing:
+        raise GoldError(f"{', '.join(missing)} must be a text: {line.text[:SHOWN]!r}")
+    prompt = by_id.get(record["prompt_id"])
+    if prompt is None:
+        raise GoldError(f"prompt {record['prompt_id'][:SHOWN]!r} is none of the {len(by_id)} candidates")
+    better, worse = record["better"], record["worse"]
+    unknown = [edit_id[:SHOWN] for edit_id in (better, worse) if edit_id not in prompt.edit_ids]
+    if unknown:
+        raise GoldError(f"{unknown} are no edits of {prompt.prompt_id}, which has {list(prompt.edit_ids)}")
+    if better == worse:
+        raise GoldError(f"{better} is better and worse; name two edits")
+    gold = {"better": [better], "worse": [worse]}
+    return Prompt(prompt.prompt_id, prompt.instruction, prompt.edit_ids, prompt.editors, gold)
 
 
 def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:

@@ -15,6 +15,7 @@ from hive_ray.distributed.models import Metrics
 from hive_ray.distributed.progress import Progress
 from hive_ray.distributed.trackers import Tracked, Tracker, start_tracker, without_secrets
 from hive_ray.images import decode
+from hive_ray.text_files import TextError, read_objects
 
 REST = 50.0
 """How much longer than the last writing of the log, which is written whole, training goes on before the next."""
@@ -98,14 +99,18 @@ class Watch:
 
     def _read_log(self, images: int) -> None:
         """The lines up to a checkpoint; the warnings learn from them in silence. Those of steps that are made again are
-        forgotten."""
-        lines = storage.read_text(self.log_file).splitlines() if storage.exists(self.log_file) else []
-        for line in lines:
-            measures = json.loads(line)
-            self.furthest = max(self.furthest, measures["images"])
-            if measures["images"] <= images:
-                self.lines.append(line)
-                self.warnings.see(measures["images"], measures)
+        forgotten, and those of a damaged log that cannot be read are left out and named."""
+        if not storage.exists(self.log_file):
+            return
+        try:
+            for line in read_objects(self.log_file, "images"):
+                measures = {name: value for name, value in line.value.items() if isinstance(value, int | float)}
+                self.furthest = max(self.furthest, measures["images"])
+                if measures["images"] <= images:
+                    self.lines.append(line.text)
+                    self.warnings.see(measures["images"], measures)
+        except TextError as error:
+            print(f"{self.name}: the log is damaged and begins anew after {len(self.lines)} lines: {error}", flush=True)
 
     def _track(self, act: Callable[[Tracker], None]) -> None:
         """Nobody's server may end a training: one that fails is given up."""

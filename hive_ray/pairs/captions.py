@@ -5,8 +5,8 @@ file or folder, local or s3:// -> captions
 Files are read as streams, compressed ones (.gz, .bz2, .zst) too: however many captions, only one batch is in memory.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,55 +14,97 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hive_ray import storage
-from hive_ray.pairs.json_lines import read_json_lines
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
+from hive_ray.text_files import (
+    NOT_UTF8,
+    SHOWN,
+    Line,
+    LineCount,
+    TextError,
+    read_json_lines,
+    read_lines,
+    read_table,
+    repaired,
+)
 
 COMPRESSED = (".gz", ".bz2", ".zst")
 ROWS_AT_A_TIME = 4096
+EMPTY, NOT_TEXT, DUPLICATE, COLUMN_MISSING = "empty", "not_text", "duplicate", "column_missing"
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A line or a row that holds no caption."""
+
+    reason: str
+    sample: str
+    """Where it stands and what is wrong with it."""
 
 
 def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row]:
     """Rows of `captions`, at most `most`, the first of those that are alike; {"dropped": reason} for the others.
 
-    White space is made single spaces. Reasons: "empty" (nothing, or only white space), "not_text", "duplicate".
+    White space is made single spaces, half an emoji U+FFFD. Reasons: "empty" (nothing, or only white space),
+    "not_text", "duplicate", and those of `Unusable`. Raises a TextError where more than half of what was read before
+    the last caption is unusable.
     """
     seen: set[str] = set()
+    count = LineCount("captions")
     for text in texts:
-        caption = " ".join(text.split()) if isinstance(text, str) else ""
-        caption_id = id_for(caption)
-        if not caption:
-            yield {"dropped": "empty" if text is None or isinstance(text, str) else "not_text"}
-        elif caption_id in seen:
-            yield {"dropped": "duplicate"}
-        else:
-            seen.add(caption_id)
-            yield {"caption_id": caption_id, "caption": caption}
+        count.take(text.sample if isinstance(text, Unusable) else "")
+        row = _caption_row(text)
+        if row.get("caption_id") in seen:
+            row = {"dropped": DUPLICATE}
+        yield row
+        if "dropped" not in row:
+            seen.add(row["caption_id"])
             if len(seen) == most:
+                count.refuse_most()
                 return
 
 
+def _caption_row(text: Any) -> Row:
+    if isinstance(text, Unusable):
+        return {"dropped": text.reason, "sample": text.sample}
+    if text is not None and not isinstance(text, str):
+        return {"dropped": NOT_TEXT, "sample": _no_text(text)}
+    caption = " ".join(repaired(text or "").split())
+    return {"caption_id": id_for(caption), "caption": caption} if caption else {"dropped": EMPTY}
+
+
+def _no_text(value: Any) -> str:
+    return f"{repr(value)[:SHOWN]} is a {type(value).__name__}, and no text"
+
+
 def read_captions(address: str, column: str) -> Iterator[Any]:
-    """Every value of `column` in a file or folder, in order: text, or whatever else stands there; a list gives each.
+    """Every value of `column` in a file or folder, in order: text, or None where there is none; a list gives each.
+    An `Unusable` stands for each line that cannot be read or has no such column, and for what is no text.
 
-    A text file has no columns: each line is a caption. A folder is a Hugging Face dataset, of Parquet files or as
-    `save_to_disk` leaves it; all of its splits are read.
+    A text file has no columns: each line is a caption, but for blank ones. A folder is a Hugging Face dataset, of
+    Parquet files or as `save_to_disk` leaves it; all of its splits are read.
 
-    Raises FileNotFoundError if nothing is there, ValueError if the format is unknown, the column is missing, or a
-    file cannot be read, with the file and, where there is one, the line.
+    Raises FileNotFoundError if nothing is there, ValueError if the format is unknown, the column is missing or holds
+    no text, or a file cannot be read; a TextError at the end of a file of which more than half is unusable.
     """
     files, inside = storage.filesystem(address)
     kind = files.get_file_info(inside).type
     if kind == fs.FileType.NotFound:
         raise FileNotFoundError(f"captions {address} do not exist; give a file or a dataset folder")
     for file in _dataset_files(address) if kind == fs.FileType.Directory else [address]:
+        count = LineCount(f"captions file {file}")
         try:
             for value in _reader(file)(file, column):
-                yield from value if isinstance(value, list) else [value]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"captions file {file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-        except (pa.ArrowInvalid, csv.Error, OSError, EOFError) as error:
+                for caption in value if isinstance(value, list) else [value]:
+                    if not isinstance(caption, str | Unusable | None):
+                        caption = Unusable(NOT_TEXT, f"{file}: {_no_text(caption)}")
+                    count.take(caption.sample if isinstance(caption, Unusable) else "")
+                    yield caption
+        except TextError as error:
+            raise TextError(f"captions file {error}") from error
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise ValueError(f"captions file {file} cannot be read: {error}") from error
+        count.refuse_most()
 
 
 def _dataset_files(folder: str) -> list[str]:
@@ -81,52 +123,126 @@ def _reader(file: str) -> Callable[[str, str], Iterator[Any]]:
     return READERS[suffix]
 
 
-def _lines(file: str, column: str) -> Iterator[str]:
-    with storage.open_text(file) as stream:
-        yield from stream
+def _lines(file: str, column: str) -> Iterator[str | Unusable]:
+    for line in read_lines(file):
+        yield _unusable(line) if line.problem else line.text
 
 
 def _json_lines(file: str, column: str) -> Iterator[Any]:
-    for where, _, row in read_json_lines(file, f"captions file {file}"):
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: wanted an object with {column!r}, not {row!r}")
-        yield row[_known(column, list(row), where)]
+    for line in read_json_lines(file, objects=True):
+        if line.problem:
+            yield _unusable(line)
+        elif column in line.value:
+            yield line.value[column]
+        else:
+            yield Unusable(COLUMN_MISSING, _no_column(line.place, column, list(line.value)))
 
 
-def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | None]]:
-    def read(file: str, column: str) -> Iterator[str | None]:
-        with storage.open_text(file) as stream:
-            rows = csv.DictReader(stream, delimiter=delimiter)
-            _known(column, list(rows.fieldnames or ()), f"captions file {file}")
-            for row in rows:
-                yield row[column]
+def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | Unusable]]:
+    def read(file: str, column: str) -> Iterator[str | Unusable]:
+        columns, rows = read_table(file, delimiter)
+        _require(column, columns, file)
+        for row in rows:
+            yield row.values[column] if row.values is not None else _unusable(row)
 
     return read
 
 
+def _unusable(line: Line) -> Unusable:
+    return Unusable(line.problem, line.sample)
+
+
 def _parquet(file: str, column: str) -> Iterator[Any]:
     with storage.open_parquet(file) as table:
-        _known(column, table.schema_arrow.names, f"captions file {file}")
+        _require_text(column, table.schema_arrow, file)
+        first = 0
         for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[column]):
-            yield from batch.column(0).to_pylist()
+            yield from _values(batch.column(0), file, first)
+            first += len(batch)
 
 
 def _arrow(file: str, column: str) -> Iterator[Any]:
     files, inside = storage.filesystem(file)
     with pa.ipc.open_stream(files.open_input_stream(inside)) as table:
-        place = table.schema.names.index(_known(column, table.schema.names, file))
+        _require_text(column, table.schema, file)
+        place, first = table.schema.names.index(column), 0
         for batch in table:
-            yield from batch.column(place).to_pylist()
+            column = batch.column(place)
+            column.cast(_as_bytes(column.type)).validate(full=True)  # else a damaged file may end the process
+            yield from _values(column, file, first)
+            first += len(batch)
 
 
-def _known(column: str, columns: list[str], where: str) -> str:
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in place of texts, which need not be UTF-8."""
+    if pa.types.is_list(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_as_bytes(kind.value_type))
+    return {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
+
+
+def _values(column: pa.Array, file: str, first: int) -> Iterator[Any]:
+    """The values of rows `first` and on; texts that are not UTF-8 are `Unusable`."""
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:  # in one of them: Arrow does not look at what others have written
+        values = [_value(scalar) for scalar in column]
+    for number, value in enumerate(values, first):
+        parts = value if isinstance(value, list) else [value]
+        texts = [_decoded(part, f"{file}, row {number}") for part in parts]
+        yield texts if isinstance(value, list) else texts[0]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """The Python value of a scalar, with bytes for a text that is not UTF-8."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _value(scalar.value)
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(inner) for inner in scalar.values]
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes()
+
+
+def _decoded(value: Any, place: str) -> Any:
+    """Bytes as text; halves of surrogate pairs, which some writers encode, are left to `repaired`."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return Unusable(NOT_UTF8, f"{place}: not UTF-8: {value[:SHOWN]!r}")
+
+
+def _require_text(column: str, schema: pa.Schema, file: str) -> None:
+    _require(column, schema.names, file)
+    kind = schema.field(column).type
+    if not _holds_text(kind):
+        raise TextError(f"{file}: the column {column!r} holds {kind}, and text is wanted; {REMEDY}")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether values may be text, lists of text, or nothing at all."""
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_text(kind.value_type)
+    tests = ("string", "large_string", "string_view", "binary", "large_binary", "null")
+    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
+
+
+def _require(column: str, columns: list[str], place: str) -> None:
     if column not in columns:
-        raise ValueError(
-            f"{where} has no column {column!r}, only {', '.join(columns) or 'none'}; set instructions.caption_column"
-        )
-    return column
+        raise TextError(_no_column(place, column, columns))
 
 
+def _no_column(place: str, column: str, columns: list[str]) -> str:
+    return f"{place} has no column {column!r}, only {', '.join(columns)[: 3 * SHOWN] or 'none'}; {REMEDY}"
+
+
+REMEDY = "set instructions.caption_column"
 READERS: dict[str, Callable[[str, str], Iterator[Any]]] = {
     ".txt": _lines,
     ".jsonl": _json_lines,

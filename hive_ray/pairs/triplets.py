@@ -7,13 +7,12 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
-from hive_ray import storage
 from hive_ray.pairs.instructions import ASKED, BETWEEN, REQUEST, STOP, Written, reject_reason
 from hive_ray.pairs.inversion import invert
+from hive_ray.text_files import SHOWN, JsonLine, LineCount, read_json_lines
 
 LEAST_TRIPLETS = 10
 """OpenAI fine-tunes on no fewer."""
-PROBLEMS_SHOWN = 5
 KEYS = {"caption": "input", "instruction": "edit", "edited_caption": "output"}
 """Our name of each key -> InstructPix2Pix's."""
 
@@ -28,37 +27,39 @@ class Triplet:
 
 
 def read_triplets(address: str, *, least: int = LEAST_TRIPLETS) -> list[Triplet]:
-    """The different triplets of a JSONL file, keys as in `KEYS`; ValueError names every line that is none (the first
-    five), or says that there are too few."""
+    """The different triplets of a JSONL file, keys as in `KEYS`; lines that are none are left out, counted and named on
+    standard output.
+
+    Raises FileNotFoundError; ValueError, which names the first of those lines, if they are more than half of all or
+    fewer than `least` triplets remain.
+    """
     found: dict[Triplet, None] = {}
-    problems = []
-    for number, line in enumerate(storage.read_text(address).splitlines(), 1):
-        if not line.strip():
-            continue
+    count = LineCount(f"triplets {address}")
+    for line in read_json_lines(address, objects=True):
         try:
             found[_triplet(line)] = None
+            count.take()
         except ValueError as error:
-            problems.append(f"line {number}: {error}")
-    if problems:
-        more = f" (and {len(problems) - PROBLEMS_SHOWN} more)" if len(problems) > PROBLEMS_SHOWN else ""
-        raise ValueError(f"triplets {address}: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}")
+            count.take(f"{line.place}: {error}: {line.text[:SHOWN]!r}")
+    count.refuse_most()
     if len(found) < least:
-        raise ValueError(f"triplets {address} has {len(found)} different ones; at least {least} are wanted")
+        bad = f". {count}" if count.bad else ""
+        raise ValueError(f"triplets {address} has {len(found)} different ones; at least {least} are wanted{bad}")
+    if count.bad:
+        print(f"triplets {address}: {count}\nThey are left out; {len(found)} triplets are taken", flush=True)
     return list(found)
 
 
-def _triplet(line: str) -> Triplet:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{line[:60]!r} is not JSON") from error
-    values = [row.get(key, row.get(other)) for key, other in KEYS.items()] if isinstance(row, dict) else [None]
+def _triplet(line: JsonLine) -> Triplet:
+    if line.problem:
+        raise ValueError(line.detail)
+    values = [line.value.get(key, line.value.get(other)) for key, other in KEYS.items()]
     if not all(isinstance(value, str) and value.strip() for value in values):
-        raise ValueError(f"wanted text under {', '.join(KEYS)} (or {', '.join(KEYS.values())}), not {line[:60]!r}")
+        raise ValueError(f"wanted text under {', '.join(KEYS)} (or {', '.join(KEYS.values())})")
     triplet = Triplet(*(" ".join(value.split()) for value in values))
     written = Written(triplet.instruction, triplet.edited_caption, "")
     if reason := reject_reason(triplet.caption, written):
-        raise ValueError(f"{reason}: {line[:60]!r}")
+        raise ValueError(reason)
     return triplet
 
 

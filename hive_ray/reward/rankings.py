@@ -3,15 +3,21 @@
 candidates, annotations -> rankings
 """
 
-import json
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hive_ray.agreement import RankingError, check_ranks, mean_tau
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for
+from hive_ray.text_files import SHOWN, JsonLine
+
+UNKNOWN_PROMPT, OTHER_EDITS, RANKED_AGAIN = "unknown_prompt", "other_edits", "ranked_again"
+MOST_RANKS = 127
+"""`rankings` holds ranks as int8."""
+SAMPLES, SAMPLE_LENGTH = 3, 300
+"""Lines that are kept of each reason for which they are left out, and characters of each."""
 
 
 def preference_pairs(ranks: list[int]) -> list[tuple[int, int]]:
@@ -38,103 +44,140 @@ def ranking_row(candidate: Row, annotator: str, ranks: list[int]) -> Row:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One line of an annotations file: what one person said of one prompt."""
+    """What one person said of one prompt."""
 
     prompt_id: str
     annotator: str
-    tiers: tuple[tuple[str, ...], ...] | None
-    """Edit ids, best first, ties together; None if the line gives ranks."""
-    ranks: tuple[int, ...] | None
-    """Aligned with `edit_ids` if given, else with the candidate's edits; None if the line gives an order."""
-    edit_ids: tuple[str, ...] | None
+    ranks: tuple[int, ...]
+    """Aligned with the candidate's edits; 1 is best."""
     place: str
-    """File and line, for errors."""
+    """File and line, for messages."""
 
 
-def parse_annotations(lines: Iterable[str], name: str) -> dict[str, list[Annotation]]:
-    """The JSON lines of the file `name` by prompt_id; blank lines are skipped.
+@dataclass
+class Annotations:
+    """What people said of a table of candidates, and what became of every line of their file."""
+
+    of_prompt: dict[str, list[Annotation]] = field(default_factory=dict)
+    lines: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason -> lines that are left out for it."""
+    samples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Reason -> the first of those lines, in words."""
+
+    @property
+    def fitting(self) -> int:
+        """Lines that say an order of a candidate's edits, those that the same person corrected later too."""
+        return self.lines - self.dropped.total() + self.dropped[RANKED_AGAIN]
+
+    def drop(self, reason: str, sample: str) -> None:
+        """Leave a line out."""
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= SAMPLES:
+            self.samples[reason].append(sample[:SAMPLE_LENGTH])
+
+    def account(self) -> Rows:
+        """The lines as rows that a table counts: {"dropped": reason} for each that is left out, with a sample for the
+        first ones, and how many there were."""
+        rows = [{"dropped": reason, "sample": sample} for reason, samples in self.samples.items() for sample in samples]
+        for reason, count in self.dropped.items():
+            rows += [{"dropped": reason}] * (count - len(self.samples[reason]))
+        return [*rows, {"counted": {"lines": self.lines}}]
+
+    def __str__(self) -> str:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        shown = "".join(f"\n  {reason}: {one}" for reason, samples in self.samples.items() for one in samples)
+        fit = f"{self.fitting} of {self.lines} lines fit the candidates"
+        return f"{fit}; left out: {left_out}{shown}" if left_out else fit
+
+
+def join_annotations(lines: Iterable[JsonLine], edits_of: Mapping[str, Sequence[str]]) -> Annotations:
+    """What the lines of a file say of prompts (id -> ids of its edits, in order); a bad line is left out by itself.
 
     A line has `prompt_id`, `annotator` and one of
         "order": ["e3", ["e1", "e2"], "e4"]   edit ids, best first, ties in an inner list
         "ranks": [2, 2, 1, 4]      aligned with "edit_ids" if given, else with the candidate's edits
-    Other keys are left alone. Where a person ranked a prompt again, the later line counts.
+    Other keys are left alone. Where a person ranked a prompt again, the later line counts ("ranked_again").
     """
+    found = Annotations()
     latest: dict[tuple[str, str], Annotation] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            annotation = _parse_line(line, f"{name}, line {number}")
-            latest[annotation.prompt_id, annotation.annotator] = annotation
-    by_prompt: dict[str, list[Annotation]] = defaultdict(list)
+    for line in lines:
+        found.lines += 1
+        try:
+            annotation = _annotation(line, edits_of)
+        except RankingError as error:
+            found.drop(error.reason, f"{line.place}: {error}")
+            continue
+        key = annotation.prompt_id, annotation.annotator
+        if key in latest:
+            older = latest[key]
+            found.drop(RANKED_AGAIN, f"{older.place}: {older.annotator} ranked {older.prompt_id} again in {line.place}")
+        latest[key] = annotation
     for annotation in latest.values():
-        by_prompt[annotation.prompt_id].append(annotation)
-    return dict(by_prompt)
+        found.of_prompt.setdefault(annotation.prompt_id, []).append(annotation)
+    return found
 
 
-def rankings_from_people(candidate: Row, annotations: dict[str, list[Annotation]]) -> Rows:
+def rankings_from_people(candidate: Row, annotations: Mapping[str, Sequence[Annotation]]) -> Rows:
     """The RANKINGS rows of one candidates row: one for each person who ranked its prompt."""
-    return [_joined(candidate, annotation) for annotation in annotations.get(candidate["prompt_id"], [])]
+    said = annotations.get(candidate["prompt_id"], ())
+    return [ranking_row(candidate, annotation.annotator, list(annotation.ranks)) for annotation in said]
 
 
-def _joined(candidate: Row, annotation: Annotation) -> Row:
-    edit_ids = [edit["edit_id"] for edit in candidate["edits"]]
+def _annotation(line: JsonLine, edits_of: Mapping[str, Sequence[str]]) -> Annotation:
+    if line.problem:
+        raise RankingError(f"{line.detail}: {line.text[:SHOWN]!r}", line.problem)
+    record = line.value
+    prompt_id, annotator = _text(record, "prompt_id"), _text(record, "annotator")
+    if prompt_id not in edits_of:
+        raise RankingError(f"prompt {prompt_id!r} is none of the {len(edits_of)} candidates", UNKNOWN_PROMPT)
     try:
-        return ranking_row(candidate, annotation.annotator, _ranks_of(annotation, edit_ids))
+        ranks = _ranks_of(record, edits_of[prompt_id])
     except RankingError as error:
-        raise RankingError(f"{annotation.place}, prompt {annotation.prompt_id}: {error}") from error
+        raise RankingError(f"prompt {prompt_id}: {error}", error.reason) from error
+    return Annotation(prompt_id, annotator, tuple(ranks), line.place)
 
 
-def _ranks_of(annotation: Annotation, edit_ids: list[str]) -> list[int]:
-    """The annotation's ranks aligned with `edit_ids`."""
-    if annotation.tiers is not None:
-        named = [edit_id for tier in annotation.tiers for edit_id in tier]
-        ranks = [rank for rank, tier in enumerate(annotation.tiers, start=1) for _ in tier]
+def _ranks_of(record: dict[str, Any], edit_ids: Sequence[str]) -> list[int]:
+    """The ranks of a line, aligned with `edit_ids`."""
+    if (record.get("order") is None) == (record.get("ranks") is None):
+        keys = ", ".join(record)[:SHOWN]
+        raise RankingError(f"the line has {keys}; give one of order and ranks", "order_missing")
+    if record.get("order") is not None:
+        tiers = _tiers(record["order"])
+        named = [edit_id for tier in tiers for edit_id in tier]
+        ranks = [rank for rank, tier in enumerate(tiers, start=1) for _ in tier]
     else:
-        assert annotation.ranks is not None
-        named, ranks = list(annotation.edit_ids or edit_ids), list(annotation.ranks)
+        ranks = _list_of(record, "ranks", int)
+        named = _list_of(record, "edit_ids", str) if record.get("edit_ids") else list(edit_ids)
     if sorted(named) != sorted(edit_ids):
-        raise RankingError(f"ranks the edits {named}, but the candidates are {edit_ids}; rank each of them once")
-    if len(ranks) != len(named):
-        raise RankingError(f"{len(ranks)} ranks {ranks} for {len(named)} edits; give one rank to each edit")
+        raise RankingError(
+            f"ranks the edits {named}, but the candidates are {list(edit_ids)}; rank each of them once", OTHER_EDITS
+        )
+    check_ranks(ranks, len(named))
+    if max(ranks, default=1) > MOST_RANKS:
+        raise RankingError(f"there are {max(ranks)} ranks; a table holds {MOST_RANKS}")
     rank_of = dict(zip(named, ranks, strict=True))
     return [rank_of[edit_id] for edit_id in edit_ids]
 
 
-def _parse_line(line: str, place: str) -> Annotation:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RankingError(f"{place}: not JSON ({error}); write one object a line") from error
-    if not isinstance(record, dict):
-        raise RankingError(f"{place}: a {type(record).__name__}, not an object with prompt_id, annotator and order")
-    for key in ("prompt_id", "annotator"):
-        if not isinstance(record.get(key), str) or not record[key]:
-            raise RankingError(f"{place}: {key} is {record.get(key)!r}; give a text")
-    if ("order" in record) == ("ranks" in record):
-        raise RankingError(f"{place}: keys {sorted(record)}; give one of order and ranks")
-    tiers = _tiers(record["order"], place) if "order" in record else None
-    return Annotation(
-        prompt_id=record["prompt_id"],
-        annotator=record["annotator"],
-        tiers=tiers,
-        ranks=_list_of(record, "ranks", int, place),
-        edit_ids=_list_of(record, "edit_ids", str, place),
-        place=place,
-    )
+def _text(record: dict[str, Any], key: str) -> str:
+    if not isinstance(record.get(key), str) or not record[key].strip():
+        raise RankingError(f"{key} is {repr(record.get(key))[:SHOWN]}; give a text", f"{key}_missing")
+    return record[key]
 
 
-def _list_of(record: dict[str, Any], key: str, kind: type, place: str) -> Any:
-    """record[key] as a tuple of `kind`, None where the key is absent."""
-    if key not in record:
-        return None
+def _list_of(record: dict[str, Any], key: str, kind: type) -> list[Any]:
     values = record[key]
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise RankingError(f"{place}: {key} is {values!r}; give a list of {kind.__name__}")
-    return tuple(values)
+        raise RankingError(f"{key} is {repr(values)[:SHOWN]}; give a list of {kind.__name__}")
+    return values
 
 
-def _tiers(order: Any, place: str) -> tuple[tuple[str, ...], ...]:
-    """["a", ["b", "c"]] -> (("a",), ("b", "c"))."""
+def _tiers(order: Any) -> list[list[str]]:
+    """["a", ["b", "c"]] -> [["a"], ["b", "c"]]."""
     tiers = [tier if isinstance(tier, list) else [tier] for tier in order] if isinstance(order, list) else []
     if not tiers or not all(tier and all(isinstance(edit_id, str) for edit_id in tier) for tier in tiers):
-        raise RankingError(f"{place}: order is {order!r}; give a list of edit ids, best first, ties in an inner list")
-    return tuple(tuple(tier) for tier in tiers)
+        shown = repr(order)[:SHOWN]
+        raise RankingError(f"order is {shown}; give a list of edit ids, best first, ties in an inner list")
+    return tiers

@@ -61,8 +61,9 @@ $("file").addEventListener("change", () => act(async () => {
   if (!file) return;
   $("imported").textContent = "Reading…";
   try {
-    const { imported, known } = await ask("admin/label-studio", JSON.parse(await file.text()));
-    $("imported").textContent = `${imported} answers taken in, ${known} were here already.`;
+    const { imported, known, left_out, reasons } = await ask("admin/label-studio", JSON.parse(await file.text()));
+    const left = left_out ? ` ${left_out} are left out, such as: ${reasons.join("; ")}.` : "";
+    $("imported").textContent = `${imported} answers taken in, ${known} were here already.${left}`;
   } catch (error) {
     $("imported").textContent = error instanceof SyntaxError ? "This file is not JSON." : error.message;
   }

@@ -1,4 +1,4 @@
-from hive_ray.annotation.feedback import record, recorded
+from hive_ray.annotation.feedback import rankings_of, record, recorded, thumbs
 
 EDIT = {
     "editor": "abc",
@@ -29,3 +29,13 @@ def test_feedback_is_read_by_version_and_in_parts(database):
         )
     assert [one.key for one in recorded(database)] == [f"key {number}" for number in range(120)]
     assert len(list(recorded(database, "def"))) == 40
+
+
+def test_words_that_no_database_holds_are_stored_as_text_and_ranked(database):
+    words = {"instruction": "make it \ud83d red\0"}
+    for key, liked in (("first", True), ("second", False)):
+        record(database, key=f"{key}\ud83d\0", liked=liked, **EDIT | words | {"edited_image": key.encode()})
+    assert {one.instruction for one in recorded(database)} == {"make it \ufffd red\ufffd"}
+    [row] = rankings_of(database, thumbs(database))
+    assert row["instruction"] == "make it \ufffd red\ufffd"
+    assert not record(database, key="first\ud83d\0", liked=False, **EDIT | words)

@@ -14,6 +14,7 @@ from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.models import RANK, Answer, Task
 from hive_ray.annotation.people import set_paused
 from hive_ray.annotation.tasks import known_bad, known_from, load
+from hive_ray.text_files import parse_json_lines
 
 BEST_FIRST = {"ranks": [1, 2, 3, 4]}
 
@@ -152,7 +153,8 @@ def test_tasks_that_are_broken_or_gone_are_not_handed_out(database):
 def test_what_is_known_of_a_task_may_be_corrected(database):
     for better, worse in (("p0e0", "p0e3"), ("p0e3", "p0e0")):
         line = json.dumps({"prompt_id": "p0", "better": better, "worse": worse})
-        load(database, RANK, [*prompts(1), *known_from([line], "gold.jsonl", prompts(1))], people_per_task=1)
+        known = known_from(parse_json_lines(line.encode(), "gold.jsonl"), "gold.jsonl", prompts(1))
+        load(database, RANK, [*prompts(1), *known], people_per_task=1)
         [gold] = database.read(lambda session: list(session.scalars(select(Task.gold).where(Task.gold.is_not(None)))))
         assert gold == {"better": [better], "worse": [worse]}
 

@@ -1,6 +1,8 @@
 import json
+import re
 
 import pytest
+from mutate import mutated
 from work import hired, prompts
 
 from hive_ray.annotation.database import Database
@@ -10,8 +12,9 @@ from hive_ray.annotation.models import RANK, STUDY
 from hive_ray.annotation.overview import overview
 from hive_ray.annotation.quality import agreement, flagged, standings
 from hive_ray.annotation.study import results
-from hive_ray.annotation.tasks import GoldError, known_bad, known_from, load
+from hive_ray.annotation.tasks import GoldError, Prompt, known_bad, known_from, load
 from hive_ray.config import Annotation
+from hive_ray.text_files import parse_json_lines
 
 KNOWN = {"better": ["a"], "worse": ["c"]}
 
@@ -115,28 +118,67 @@ def test_known_bad_edits_are_the_source_and_another_prompt_in_turns():
         assert worse != f"another:{one.prompt_id}"
 
 
+GOLD = {"prompt_id": "p1", "better": "p1e2", "worse": "p1e0"}
+
+
+def known(*lines: bytes | dict) -> list[Prompt]:
+    """The prompts of known answer of a file of these lines, of three prompts."""
+    data = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    return known_from(parse_json_lines(data, "gold.jsonl", objects=True), "gold.jsonl", prompts(3))
+
+
 def test_known_answers_come_from_a_file():
-    lines = [json.dumps({"prompt_id": "p1", "better": "p1e2", "worse": "p1e0"}), ""]
-    [found] = known_from(lines, "gold.jsonl", prompts(2))
+    [found] = known(b"\xef\xbb\xbf", GOLD | {"remark": "\u2028"}, b"")
     assert found.gold == {"better": ["p1e2"], "worse": ["p1e0"]}
     assert found.key(RANK) != prompts(2)[1].key(RANK)  # beside the task of the same prompt
-    with pytest.raises(GoldError, match=r"line 3: p1 is in line 1, too"):
-        list(known_from([*lines, lines[0].replace("p1e0", "p1e1")], "gold.jsonl", prompts(2)))
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("bad", "words"),
     [
-        ("{", "line 1"),
-        ("[]", "line 1"),
-        ('{"prompt_id": "p9", "better": "a", "worse": "b"}', "p9"),
-        ('{"prompt_id": "p1", "better": "p1e1"}', "worse"),
-        ('{"prompt_id": "p1", "better": "p1e1", "worse": "p0e1"}', r"\['p0e1'\] are no edits of p1"),
+        (b"{", "line 2: not JSON"),
+        (b"[]", "line 2: a JSON array"),
+        (b'{"prompt_id": "\xff"}', "line 2: byte 0xff is not UTF-8"),
+        (GOLD | {"prompt_id": "p9"}, "line 2: prompt 'p9' is none of the 3 candidates"),
+        (GOLD | {"prompt_id": ["p1"]}, "line 2: prompt_id must be a text"),
+        ({"prompt_id": "p1", "better": "p1e1"}, "line 2: worse must be a text"),
+        (GOLD | {"worse": "p0e1"}, "line 2: ['p0e1'] are no edits of p1"),
+        (GOLD | {"worse": "p1e2"}, "line 2: p1e2 is better and worse"),
+        (GOLD, "line 2: p1 is in gold.jsonl, line 1, too, which counts; keep one of them"),
     ],
 )
-def test_a_file_of_known_answers_that_does_not_fit_is_refused(line, words):
-    with pytest.raises(GoldError, match=words):
-        list(known_from([line], "gold.jsonl", prompts(2)))
+def test_a_bad_line_of_known_answers_is_left_out_and_named(bad, words, capsys):
+    other = {"prompt_id": "p2", "better": "p2e0", "worse": "p2e1"}
+    found = known(GOLD, bad, other)
+    assert [one.prompt_id for one in found] == ["p1", "p2"]
+    said = capsys.readouterr().out
+    assert said.startswith("known answers gold.jsonl: 1 of 3 lines cannot be used:")
+    assert words in said
+
+
+def test_a_file_of_known_answers_that_does_not_fit_is_refused():
+    with pytest.raises(GoldError, match=r"gold\.jsonl: 2 of 3 lines .*\n.*'p8'.*\n.*'p9'.*Give prompt_id \(of a cand"):
+        known(GOLD, GOLD | {"prompt_id": "p8"}, GOLD | {"prompt_id": "p9"})
+
+
+def test_mutated_files_of_known_answers_are_taken_named_or_refused(capsys):
+    lines = [
+        json.dumps({"prompt_id": f"p{number}", "better": f"p{number}e0", "worse": f"p{number}e1"})
+        for number in range(3)
+    ]
+    taken = 0
+    for content in mutated(["\n".join(lines).encode()]):
+        try:
+            found = known(content)
+        except ValueError as error:
+            assert "gold.jsonl" in str(error)  # noqa: PT017
+            continue
+        taken += 1
+        said = capsys.readouterr().out
+        bad = int(re.search(r"(\d+) of \d+ lines", said)[1]) if said else 0
+        total = sum(bool(line.strip()) for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
+        assert len(found) + bad == total
+    assert taken > 0
 
 
 # --- People -----------------------------------------------------------------------------------------------

@@ -58,6 +58,33 @@ def test_log_curves_and_warnings_go_on_after_a_resume_as_if_nothing_had_happened
     assert len(eyes.warnings.said) == 1
 
 
+def test_a_damaged_log_loses_its_bad_lines_and_names_them(tmp_path, capsys):
+    eyes = watch(tmp_path, tracker="none")
+    steps(eyes, 0, 10)
+    eyes.close()
+    path = tmp_path / "metrics/editors/sft.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[2:5] = [b'{"images": 3, "train/lo', b"\0" * 200, b'{"images": "5"}']
+    path.write_bytes(b"\n".join(lines))
+    capsys.readouterr()
+    eyes = watch(tmp_path, resumed_at=10, tracker="none")
+    steps(eyes, 10, 12)
+    eyes.close()
+    assert logged(tmp_path) == [1, 2, 6, 7, 8, 9, 10, 11, 12]
+    assert f"{path}: 3 of 10 lines cannot be used:\n  {path}, line 3: not JSON" in capsys.readouterr().out
+
+
+def test_a_log_that_is_no_text_begins_anew_and_ends_no_training(tmp_path, capsys):
+    path = tmp_path / "metrics/editors/sft.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\0" * 4096)  # as some file systems leave it when the power fails
+    eyes = watch(tmp_path, resumed_at=10, tracker="none")
+    assert "the log is damaged and begins anew after 0 lines" in capsys.readouterr().out
+    steps(eyes, 10, 12)
+    eyes.close()
+    assert logged(tmp_path) == [11, 12]
+
+
 def test_a_log_that_takes_long_to_write_is_written_less_often(tmp_path, monkeypatch):
     write, written = storage.write_text, []
 

@@ -1,11 +1,14 @@
 """Rankings that nobody simulates: thumbs of a served page, and people who are still at work."""
 
+import json
+from pathlib import Path
+
 import pytest
 from annotation_site import make_candidates, picture
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import record
-from hive_ray.distributed.tables import read_manifest, read_rows
+from hive_ray.distributed.tables import read_manifest, read_rows, write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import RANKINGS, Stopped
 from jobs import collect_rankings
@@ -132,3 +135,81 @@ def test_a_file_that_somebody_named_wrongly_can_be_corrected_or_left_out(run):
         collect_rankings.build(named)
     said = f"Correct rankings.annotations, or set it to '' for {named.path('annotations.jsonl')}."
     assert said in str(stopped.value)
+
+
+# --- People's files that do not fit -----------------------------------------------------------------------
+
+
+def annotated(run: Run, *lines: str | bytes, **rankings) -> Run:
+    """The run with ten candidates and a file of these lines."""
+    make_candidates(run.root, 10)
+    data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    path = Path(run.root, "annotations.jsonl")
+    path.write_bytes(data)
+    return told(run, annotator="people", thumbs="", **rankings)
+
+
+def ranked(number: int, annotator: str = "Ada", **more) -> str:
+    """A good line on a prompt of `make_candidates`."""
+    return json.dumps({"prompt_id": f"p{number}", "annotator": annotator, "ranks": [1, 2, 3, 4]} | more)
+
+
+OTHER_RUN = [ranked(900 + number) for number in range(10)]
+
+
+def refusal(run: Run) -> str:
+    with pytest.raises(Stopped) as stopped:
+        collect_rankings.build(run)
+    assert not Path(run.path("rankings")).exists()
+    return str(stopped.value)
+
+
+def test_a_file_of_another_run_stops_the_stage_with_examples_and_what_to_do(run):
+    words = refusal(annotated(run, *OTHER_RUN))
+    path = run.path("annotations.jsonl")
+    assert words.startswith(f"annotations {path}: 0 of 10 lines fit the candidates; left out: 10 unknown_prompt\n")
+    for number in range(3):
+        place = f"  unknown_prompt: {path}, line {number + 1}: prompt 'p90{number}' is none of the 10 candidates"
+        assert place in words
+    assert f"Give the file of what people said of {run.path('candidates')} (rankings.annotations)" in words
+
+
+def test_a_file_of_which_less_than_half_fits_stops_the_stage(run):
+    words = refusal(annotated(run, *OTHER_RUN, *map(ranked, range(9))))
+    assert "9 of 19 lines fit the candidates; left out: 10 unknown_prompt" in words
+    assert "At least 50% must (rankings.least_kept)" in words
+
+
+def test_a_file_of_bad_lines_stops_the_stage_with_the_first(run):
+    lines = [ranked(number, ranks=[1, 2, 3, 9]) for number in range(5)]
+    words = refusal(annotated(run, *lines))
+    assert "0 of 5 lines fit the candidates; left out: 5 not_an_order" in words
+    assert "line 1: prompt p0: ranks [1, 2, 3, 9] leave gaps; the best is 1: write [1, 2, 3, 4]" in words
+
+
+def test_a_json_array_is_named_as_one(run):
+    assert "line 1: a JSON array; write one object a line" in refusal(annotated(run, f"[{ranked(1)}]"))
+
+
+def test_an_empty_file_waits_for_people(run):
+    assert f"waits for people to rank {run.path('candidates')}" in refusal(annotated(run, "", ""))
+
+
+def test_a_file_in_another_encoding_is_named(run):
+    with pytest.raises(ValueError, match=r"annotations\.jsonl is UTF-16 text, and UTF-8 is wanted; save it as UTF-8"):
+        collect_rankings.build(annotated(run, ranked(1).encode("utf-16")))
+
+
+def test_a_wrong_file_deletes_no_older_table(run):
+    wrong = annotated(run, *OTHER_RUN)
+    write_rows(run.path("rankings"), RANKINGS, [{"dropped": "before"}], {}, may_be_empty=True)
+    with pytest.raises(Stopped):
+        collect_rankings.build(Run(wrong.root, wrong.config, "rebuild"))
+    assert read_manifest(run.path("rankings")).dropped == {"before": 1}
+
+
+def test_thumbs_none_of_which_can_be_compared_stop_nothing(database, run):
+    press(database, 1, 10, liked=True)
+    take_thumbs(run)
+    manifest = read_manifest(run.path("thumbs"))
+    assert (manifest.rows_out, manifest.dropped) == (0, {"nothing_to_compare_with": 1})

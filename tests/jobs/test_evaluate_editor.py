@@ -60,6 +60,21 @@ def test_an_editor_that_was_trained_elsewhere_has_no_curve_of_its_training(measu
     assert report_of(measured("sft", "released")).losses == {"editors/sft": [], "editors/released": [], "reward": []}
 
 
+def test_a_damaged_log_costs_its_bad_lines_and_not_the_report(measured, capsys):
+    run = measured("sft", "released")
+    lines = [json.dumps({"images": images, "train/loss": 1 / images}) for images in (1, 2, 4)]
+    log = '{"images": 3, "tr\n' + "\n".join(lines) + '\n[]\n{"images": 5, "train/loss": null}\n'
+    storage.write_text(run.path("metrics/editors/sft.jsonl"), log)
+    storage.write_bytes(run.path("metrics/editors/released.jsonl"), b"\0" * 99)
+    losses = report_of(run).losses
+    assert losses == {"editors/sft": [(1, 1.0), (2, 0.5), (4, 0.25)], "editors/released": [], "reward": []}
+    said = capsys.readouterr().out
+    assert f"{run.path('metrics/editors/sft.jsonl')}: 2 of 6 lines cannot be used" in said
+    assert (
+        f"report: no curve of editors/released: {run.path('metrics/editors/released.jsonl')} begins with 0000" in said
+    )
+
+
 def test_one_editor_alone_is_shown_and_compared_with_nothing(measured):
     run = measured("released")
     report, summary = report_of(run), summarise(run)

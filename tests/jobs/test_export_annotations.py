@@ -1,5 +1,3 @@
-from pathlib import Path
-
 from annotation_site import make_candidates
 from work import hired
 
@@ -8,8 +6,9 @@ from hive_ray.annotation.models import RANK
 from hive_ray.config import Annotation
 from hive_ray.distributed.tables import read_rows, write_rows
 from hive_ray.presets import shapes
-from hive_ray.reward.rankings import parse_annotations
+from hive_ray.reward.rankings import join_annotations
 from hive_ray.schemas import CANDIDATES
+from hive_ray.text_files import read_json_lines
 from jobs import export_annotations
 from jobs.collect_rankings import People
 from jobs.run import Run
@@ -30,7 +29,7 @@ def test_what_people_said_becomes_rankings(tmp_path, capsys):
     database.close()
     path = export_annotations.build(Run(run, shapes().model_copy(update={"annotation": settings})))
     assert "8 rankings by 1 people, without Eve" in capsys.readouterr().out
-    rankings = People(said(path))(candidates)
+    rankings = People(said(path, candidates))(candidates)
     assert [(row["prompt_id"], row["annotator"], row["ranks"]) for row in rankings] == [
         (f"p{number}", "Ada", [1, 2, 3, 4]) for number in range(8)
     ]
@@ -54,11 +53,14 @@ def test_rounds_that_share_a_database_are_exported_apart(tmp_path, capsys):
         path = export_annotations.build(run)
         assert f"{found} rankings by 1 people, without {others} of other rounds" in capsys.readouterr().out
         candidates = list(read_rows(run.path("candidates"), CANDIDATES))
-        assert len(People(said(path))(candidates)) == found
+        assert len(People(said(path, candidates))(candidates)) == found
 
 
-def said(path):
-    return parse_annotations(Path(path).read_text().splitlines(), path)
+def said(path, candidates):
+    edits_of = {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in candidates}
+    found = join_annotations(read_json_lines(path, objects=True), edits_of)
+    assert not found.dropped
+    return found.of_prompt
 
 
 def _by_another_editor(row):

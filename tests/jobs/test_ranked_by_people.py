@@ -106,6 +106,42 @@ def test_a_file_of_rankings_is_read_where_the_job_runs_and_not_where_its_workers
     ]
 
 
+def test_each_line_of_a_file_that_fits_by_half_is_kept_or_named(ranked, capfd):
+    candidates = make_candidates(f"{ranked.root}/two", 12)
+    run = replace(ranked, root=f"{ranked.root}/two")
+    good = [{"prompt_id": row["prompt_id"], "annotator": "Ada", "ranks": [1, 2, 3, 4]} for row in candidates[:10]]
+    other = [{"prompt_id": f"f{number}", "annotator": "Ada", "order": ["x", "y"]} for number in range(10)]
+    Path("said.jsonl").write_text("\n".join(map(json.dumps, other + good)))
+    manifest = collect_rankings.build(run)
+    assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (12, 10, {"unknown_prompt": 10})
+    assert manifest.counts == {"lines": 20}
+    assert len(manifest.samples["unknown_prompt"]) == 3
+    assert "said.jsonl, line 1: prompt 'f0' is none of the 12 candidates" in manifest.samples["unknown_prompt"][0]
+    assert "10 of 20 lines fit the candidates; left out: 10 unknown_prompt" in capfd.readouterr().out
+
+
+def test_one_bad_line_of_three_people_costs_that_line(ranked):
+    candidates = make_candidates(f"{ranked.root}/three", 10)
+    run = replace(ranked, root=f"{ranked.root}/three")
+    lines = [
+        {"prompt_id": row["prompt_id"], "annotator": who, "order": [edit["edit_id"] for edit in row["edits"]]}
+        for row in candidates
+        for who in ("a", "b", "c")
+    ]
+    lines[4]["order"] = lines[4]["order"][:2]
+    Path("said.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    manifest = collect_rankings.build(run)
+    assert (manifest.rows_out, manifest.dropped, manifest.counts) == (29, {"other_edits": 1}, {"lines": 30})
+    [sample] = manifest.samples["other_edits"]
+    assert "said.jsonl, line 5: prompt p1: ranks the edits" in sample
+    rows = list(read_rows(run.path("rankings"), RANKINGS, ["prompt_id", "annotator", "ranks"]))
+    missing = {(line["prompt_id"], line["annotator"]) for line in lines} - {
+        (row["prompt_id"], row["annotator"]) for row in rows
+    }
+    assert missing == {("p1", "b")}
+    assert all(row["ranks"] == [1, 2, 3, 4] for row in rows)
+
+
 def test_what_people_said_is_known_by_its_content_and_not_by_its_file(ranked, capfd):
     collect_rankings.build(ranked)
     shutil.copy("said.jsonl", ranked.path("annotations.jsonl"))

@@ -26,6 +26,30 @@ def test_captions_are_taken_from_a_column_and_drops_are_counted(tmp_path):
     assert take_captions(run) == manifest
 
 
+def test_bad_lines_of_captions_are_in_the_manifest_with_samples(tmp_path, capsys):
+    lines = [
+        '{"text": "a cat"}',
+        '{"text": "a d',
+        '{"text": "a smiling dog \\ud83d"}',
+        "[",
+        '{"text": "a\u2028fox"}',
+        "{}",
+    ]
+    (tmp_path / "captions.jsonl").write_text("\n".join([*lines, '{"text": 7}', '{"text": "a dog"}']))
+    run = run_with(tmp_path, captions=str(tmp_path / "captions.jsonl"), caption_column="text")
+    manifest = take_captions(run)
+    captions = [row["caption"] for row in read_rows(run.path("captions"), CAPTIONS)]
+    assert captions == ["a cat", "a smiling dog \ufffd", "a fox", "a dog"]
+    assert (manifest.rows_in, manifest.rows_out) == (8, 4)
+    assert manifest.dropped == {"not_json": 2, "column_missing": 1, "not_text": 1}
+    path = tmp_path / "captions.jsonl"
+    assert manifest.samples["not_json"][0].startswith(f"{path}, line 2: not JSON (Unterminated string")
+    assert manifest.samples["column_missing"][0].startswith(f"{path}, line 6 has no column 'text', only none")
+    assert manifest.samples["not_text"] == [f"{path}: 7 is a int, and no text"]
+    assert read_manifest(run.path("captions")) == manifest
+    assert f"captions: not_json, such as {path}, line 2" in capsys.readouterr().out
+
+
 def test_a_file_that_changed_under_its_name_is_refused(tmp_path):
     (tmp_path / "captions.csv").write_text("caption\na cat\n")
     take_captions(run_with(tmp_path))

@@ -4,9 +4,11 @@ import json
 import multiprocessing
 import re
 import time
+from pathlib import Path
 
 import pytest
 from llm_server import JsonHandler, JsonServer
+from mutate import mutated
 
 from hive_ray import endpoint
 from hive_ray.config import Writer
@@ -20,6 +22,7 @@ from jobs import finetune_writer
 from jobs.run import Run
 from jobs.write_instructions import writer_settings
 
+INPUTS = Path(__file__).parents[1] / "inputs"
 TRIPLETS = [Triplet(f"a cat {n}", "add a hat", f"a cat {n} with a hat") for n in range(9)]
 TRIPLETS.append(Triplet("a cat 0", "make it night", "a cat 0 at night"))
 
@@ -84,22 +87,86 @@ def test_triplets_are_read_under_either_name_and_once(tmp_path, keys):
     assert read_triplets(written(tmp_path / "t.jsonl", [*rows, rows[0], ""])) == TRIPLETS
 
 
+BAD = [
+    ("{", "not JSON (Expecting property name"),
+    ("[1]", "a JSON array; write one object a line"),
+    (
+        {"caption": "a", "instruction": "b"},
+        "wanted text under caption, instruction, edited_caption (or input, edit, output)",
+    ),
+    ({"caption": "a", "instruction": 7, "edited_caption": "b"}, "wanted text under caption"),
+    ({"caption": "a", "instruction": " ", "edited_caption": "b"}, "wanted text under caption"),
+    ({"caption": "a", "instruction": "b", "edited_caption": "A."}, "caption_unchanged"),
+    ("9" * 5000, "not JSON (Exceeds the limit"),
+]
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD)
+def test_a_line_that_is_no_triplet_is_left_out_and_named(tmp_path, capsys, bad, words):
+    rows = as_rows()
+    rows.insert(3, bad)
+    path = written(tmp_path / "t.jsonl", rows)
+    assert read_triplets(path) == TRIPLETS
+    said = capsys.readouterr().out
+    assert f"triplets {path}: 1 of 11 lines cannot be used:\n  {path}, line 4: {words}" in said
+    assert "They are left out; 10 triplets are taken" in said
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([*as_rows(), "{"], r"t\.jsonl: line 11: '\{' is not JSON"),
+        (["{"] * 12, r"12 of 12 lines cannot be used:(\n.*line \d: not JSON.*){5}\n  \(and 7 more\)"),
+        ([*as_rows(), *["{"] * 11], "11 of 21 lines cannot be used"),
+        (as_rows()[:9], "has 9 different ones; at least 10 are wanted$"),
         (
-            [*as_rows(), {"caption": "a", "instruction": "b"}],
-            "line 11: wanted text under caption, instruction, edited_c",
+            [*as_rows()[:9], "{"],
+            r"has 9 different ones; at least 10 are wanted. 1 of 10 lines cannot be used:\n.*line 10",
         ),
-        ([*as_rows(), {"caption": "a", "instruction": "b", "edited_caption": "A."}], "line 11: caption_unchanged"),
-        (["{"] * 12, r"line 5: '\{' is not JSON \(and 7 more\)"),
-        (as_rows()[:9], "has 9 different ones; at least 10 are wanted"),
     ],
 )
-def test_what_is_no_triplet_is_named_by_its_line(tmp_path, rows, message):
+def test_too_few_triplets_are_refused_with_the_lines_that_are_none(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         read_triplets(written(tmp_path / "t.jsonl", rows))
+
+
+def test_as_many_bad_lines_as_triplets_are_left_out(tmp_path):
+    assert read_triplets(written(tmp_path / "t.jsonl", [*as_rows(), *["{"] * 10])) == TRIPLETS
+
+
+def test_triplets_with_line_separators_marks_and_half_an_emoji_are_read(tmp_path):
+    found = read_triplets(str(INPUTS / "triplets_line_separator.jsonl"))
+    assert len(found) == 12
+    assert found[3].caption == "a red circle on a table"
+    lines = [
+        json.dumps({"input": "a\x85cat", "edit": "add\u2029a hat", "output": "a cat \ud83d"}),
+        *map(json.dumps, as_rows()),
+    ]
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert read_triplets(str(tmp_path / "t.jsonl")) == [Triplet("a cat", "add a hat", "a cat \ufffd"), *TRIPLETS]
+    (tmp_path / "t.jsonl").write_bytes("\n".join(lines).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"t\.jsonl is UTF-16 text, and UTF-8 is wanted"):
+        read_triplets(str(tmp_path / "t.jsonl"))
+
+
+def test_triplets_in_mutated_files_are_taken_named_or_the_file_is(tmp_path, capsys):
+    good = "\n".join(map(json.dumps, as_rows())).encode()
+    taken, refused = 0, []
+    for content in mutated([good, (INPUTS / "triplets_line_separator.jsonl").read_bytes()]):
+        (tmp_path / "t.jsonl").write_bytes(content)
+        try:
+            found = read_triplets(str(tmp_path / "t.jsonl"), least=1)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        taken += 1
+        said = capsys.readouterr().out
+        bad = int(re.search(r"(\d+) of \d+ lines cannot be used", said)[1]) if said else 0
+        lines = sum(bool(line.strip()) for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
+        assert len(found) + bad <= lines
+        for triplet in found:
+            "".join(vars(triplet).values()).encode()
+    assert taken > len(refused)
+    assert all(str(tmp_path / "t.jsonl") in words for words in refused)
 
 
 def test_a_conversation_answers_what_the_writer_will_ask():

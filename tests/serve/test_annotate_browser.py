@@ -1,5 +1,6 @@
 """The annotation app in a real browser; HIVE_RAY_SCREENSHOTS names a folder for pictures to look at."""
 
+import json
 import os
 import re
 import shutil
@@ -314,3 +315,28 @@ def test_an_administrator_invites_pauses_and_sees_the_charts(small, browser):
     boss.wait_for_selector("svg")
     photograph(boss, "overview")
     assert boss.problems == ada.problems == bea.problems == []
+
+
+def test_an_administrator_sees_what_of_a_label_studio_file_is_left_out(small, browser, tmp_path):
+    boss = opened(browser.new_context(viewport=LANDSCAPE, accept_downloads=True), small.link("Boss", "administrator"))
+    boss.wait_for_selector("#content:not([hidden])")
+    with boss.expect_download() as download:
+        boss.click("text=label-studio.json")
+    rows = json.loads(Path(download.value.path()).read_text())
+    ranker = {f"rank_{rank}": [edit["id"]] for rank, edit in enumerate(rows[0]["data"]["edits"], 1)}
+    good = {"completed_by": 1, "result": [{"type": "ranker", "value": {"ranker": ranker}}]}
+    rows[0]["annotations"] = [good, good | {"completed_by": 2, "lead_time": -1}]
+    file = tmp_path / "results.json"
+    for content, words in (
+        (
+            "\ufeff" + json.dumps(rows),
+            "1 answers taken in, 0 were here already. 1 are left out, such as: task 0 (p0), ann",
+        ),
+        (json.dumps([row | {"data": {}} for row in rows]), "7 of 7 answers and tasks cannot be used, and nothing is"),
+        ("[", "This file is not JSON."),
+    ):
+        file.write_text(content)
+        boss.set_input_files("#file", file)
+        expect(boss.locator("#imported")).to_contain_text(words)
+    photograph(boss, "label-studio")
+    assert boss.problems == []

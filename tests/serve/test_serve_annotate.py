@@ -25,13 +25,17 @@ from hive_ray.annotation.exports import answered
 from hive_ray.annotation.people import invite
 from hive_ray.config import Annotation
 from hive_ray.images import decode
-from hive_ray.reward.rankings import parse_annotations, rankings_from_people
+from hive_ray.reward.rankings import join_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
+from hive_ray.text_files import parse_json_lines
 from serve.annotate import Annotating, prepare, settings_of
 from serve.annotate import app as bound
 from serve.gallery import LOOK_AGAIN_S, Gallery, PictureError
 
 KEYS = iter(f"key number {number}" for number in range(10**6))
+HALVED = "odd \ud83d\0"
+"""Half an emoji, and what PostgreSQL takes in no text."""
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -97,7 +101,9 @@ def test_what_is_exported_is_what_collect_rankings_reads(site, run):
             wanted[f"p{number}"] = [answer["ranks"][place] for place in places]
         assert hand_in(client, task, answer).status_code == 200
     lines = site.signed_in("Boss", "administrator").get("/admin/export/rankings.jsonl").text.splitlines()
-    annotations = parse_annotations(lines, "rankings.jsonl")
+    edits_of = {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in candidates}
+    parsed = parse_json_lines("\n".join(lines).encode(), "rankings.jsonl", objects=True)
+    annotations = join_annotations(parsed, edits_of).of_prompt
     rankings = [row for candidate in candidates for row in rankings_from_people(candidate, annotations)]
     assert {row["prompt_id"]: row["ranks"] for row in rankings} == wanted
     assert to_table(rankings, RANKINGS).num_rows == 3
@@ -327,15 +333,22 @@ def test_the_csv_has_everything_and_starts_no_formula(site):
     client = site.signed_in("Ada")
     hand_in(client, following(client), {"ranks": [1, 1, 2, 3], "none_acceptable": True})
     hand_in(client, following(client), {"skipped": "=1+1"})
+    said = {
+        "assignment": following(client)["assignment"],
+        "key": next(KEYS),
+        "seconds": 2,
+        "answer": {"skipped": HALVED},
+    }
+    assert client.post("/api/answers", content=json.dumps(said), headers=JSON).status_code == 200
     text = site.signed_in("Boss", "administrator").get("/admin/export/answers.csv").text
-    ranked, skipped = csv.DictReader(io.StringIO(text))
+    ranked, skipped, halved = csv.DictReader(io.StringIO(text))
     assert (ranked["annotator"], ranked["none_acceptable"], ranked["editors"].split()[0]) == (
         "Ada",
         "true",
         "secret-editor",
     )
     assert sorted(ranked["ranks"].split()) == ["1", "1", "2", "3"]
-    assert skipped["skipped"] == "'=1+1"
+    assert (skipped["skipped"], halved["skipped"]) == ("'=1+1", "odd \ufffd\ufffd")
 
 
 def test_label_studio_gets_tasks_and_gives_results_once(site):
@@ -343,7 +356,8 @@ def test_label_studio_gets_tasks_and_gives_results_once(site):
     hand_in(ada, following(ada))
     exported = boss.get("/admin/export/label-studio.json").json()
     assert len(exported) == 6
-    assert boss.post("/admin/label-studio", json=exported).json() == {"imported": 0, "known": 1}  # back as it went
+    whole = {"left_out": 0, "reasons": []}
+    assert boss.post("/admin/label-studio", json=exported).json() == {"imported": 0, "known": 1} | whole  # as it went
     exported[0]["annotations"][0] |= {"id": 55, "completed_by": 1}  # as Label Studio gives it back
     ids = [edit["id"] for edit in exported[1]["data"]["edits"]]
     ranker = {"rank_1": [ids[2]], "rank_2": [ids[0], ids[3]], "rank_4": [ids[1]]}
@@ -352,7 +366,7 @@ def test_label_studio_gets_tasks_and_gives_results_once(site):
         {"completed_by": {"email": "bea@example.org"}, "was_cancelled": True, "result": []},
     ]
     for counts in ({"imported": 2, "known": 1}, {"imported": 0, "known": 3}):
-        assert boss.post("/admin/label-studio", json=exported).json() == counts
+        assert boss.post("/admin/label-studio", json=exported).json() == counts | whole
     found = {one.annotator: one.verdict for one in answered(site.database)}
     assert found["Label Studio 7"] == {"ranks": [2, 3, 1, 2], "none_acceptable": False}
     assert "skipped" in found["bea@example.org"]
@@ -372,31 +386,21 @@ def test_label_studio_shows_pictures_by_addresses_that_are_signed(site):
     assert buckets == len(shown)
 
 
-def test_a_label_studio_file_of_another_project_or_with_a_missing_edit_changes_nothing(site):
+def test_a_label_studio_file_says_what_is_left_out_and_one_of_another_project_changes_nothing(site):
     boss = site.signed_in("Boss", "administrator")
     exported = boss.get("/admin/export/label-studio.json").json()
-    whose = {"completed_by": 1, "result": [{"type": "ranker", "value": {"ranker": {"rank_1": ["p0e0"]}}}]}
-    for change, words in (
-        (lambda rows: rows[1]["data"].update(hive_ray_project="other"), "is of the project 'other'"),
-        (lambda rows: rows[1]["data"].pop("hive_ray_project"), "is of the project None"),
-        (lambda rows: rows[1].update(annotations=[whose]), "put each of them into a bucket"),
-        (lambda rows: rows[1].update(annotations=["x"]), "not as Label Studio writes it"),
-        (lambda rows: rows[1].update(annotations=5), "annotations is a int; wanted a list"),
-        *(
-            (lambda rows, value=value: rows[0]["annotations"][0].update(lead_time=value), "wanted 0 to 1e+09 seconds")
-            for value in ("long", -1, float("nan"), 10**400)
-        ),
-        (lambda rows: rows.append({"image": "x.png"}), "has no data"),
-    ):
-        rows = json.loads(json.dumps(exported))
-        everything = {f"rank_{rank}": [edit["id"]] for rank, edit in enumerate(rows[0]["data"]["edits"], 1)}
-        good = {"completed_by": 1, "result": [{"type": "ranker", "value": {"ranker": everything}}]}
-        rows[0]["annotations"] = [good]
-        change(rows)
-        reply = boss.post("/admin/label-studio", content=json.dumps(rows), headers={"Content-Type": "application/json"})
-        assert (reply.status_code, words in message(reply)) == (400, True), reply.text
+    other = [row | {"data": row["data"] | {"hive_ray_project": "other"}} for row in exported]
+    reply = boss.post("/admin/label-studio", json=other)
+    assert (reply.status_code, "task 0 is of the project 'other'" in message(reply)) == (400, True), reply.text
     assert boss.post("/admin/label-studio", json={"a": 1}).status_code == 400
     assert answered(site.database) == []
+    buckets = {f"rank_{rank}": [edit["id"]] for rank, edit in enumerate(exported[0]["data"]["edits"], 1)}
+    good = {"completed_by": 1, "result": [{"type": "ranker", "value": {"ranker": buckets}}]}
+    exported[0]["annotations"] = [good, good | {"completed_by": 2, "lead_time": -1}]
+    found = boss.post("/admin/label-studio", json=exported).json()
+    assert (found["imported"], found["known"], found["left_out"]) == (1, 0, 1)
+    assert found["reasons"] == ["task 0 (p0), annotation 1: lead_time is -1; wanted 0 to 1e+09 seconds"]
+    assert len(answered(site.database)) == 1
 
 
 # --- The user study ---------------------------------------------------------------------------------------
