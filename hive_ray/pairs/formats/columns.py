@@ -176,7 +176,7 @@ class _Rows:
             wrong = [one for one in (pair.source_image, pair.edited_image) if isinstance(one, NoPicture)]
             if self.number == 1 and any(one.reason == IS_NO_FILE for one in wrong):
                 names = " and ".join(self.known.pictures)
-                self.refusal = Unread(IS_NO_FILE, f"{self.file}: {names} hold, as {place}, {wrong[0].detail}")
+                self.refusal = Unread(IS_NO_FILE, f"{self.file}: {names} hold {wrong[0].detail}")
                 yield self.refusal
                 return
             yield pair

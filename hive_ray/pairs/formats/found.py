@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from hive_ray.config import Importing
-from hive_ray.images import ImageError, as_kept
+from hive_ray.images import ImageError, as_kept, in_threads
 from hive_ray.schemas import ORIGINS, SPLITS, Row, Stopped
 from hive_ray.seeds import id_for, split_for
 from hive_ray.text_files import repaired
@@ -23,6 +24,8 @@ FILE_NAME = "_file_name"
 """How the name of a column of pictures ends in the metadata files of Hugging Face's ImageFolder."""
 OURS = ("seed", "shared_attention", "origin", "split")
 """What `writing` adds: it is taken at its word, so that no twin leaves its pair's split on the way."""
+PAIRS_AT_A_TIME = 8
+"""Whose pictures are decoded at once, and are in memory."""
 ROWS_NOT_READ = "rows_not_read"
 """What counts the rows of the parts that could not be read."""
 
@@ -80,18 +83,22 @@ def imported_rows(found: Iterable[Found | Unread], settings: Importing) -> Itera
     seen: set[str] = set()
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
-    for pair in found:
-        for row in _rows(pair, settings):
-            if row.get("pair_id") in seen:
-                row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
-            if "dropped" in row:
-                dropped[row["dropped"]] += 1
-                samples.setdefault(row["dropped"], row["sample"])
-            dropped[ROWS_NOT_READ] += row.get("counted", {}).get(ROWS_NOT_READ, 0)
-            seen |= {row["pair_id"]} if "pair_id" in row else set()
-            yield row
-            if len(seen) == settings.num_pairs:
-                return
+    source = iter(found)
+    while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(seen)))):
+        for pair, pictures in zip(batch, in_threads(_kept_pictures, batch), strict=True):
+            for row in _rows(pair, pictures, settings):
+                if row.get("pair_id") in seen:
+                    row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
+                if "pair_id" in row:
+                    seen.add(row["pair_id"])
+                elif "dropped" in row:
+                    dropped[row["dropped"]] += 1
+                    samples.setdefault(row["dropped"], row["sample"])
+                else:
+                    dropped.update(row["counted"])
+                yield row
+                if len(seen) == settings.num_pairs:
+                    return
     refuse_too_few(f"pairs of {settings.dataset}", len(seen), dropped, samples, settings.least_kept)
 
 
@@ -108,28 +115,31 @@ def refuse_too_few(what: str, kept: int, dropped: Counter[str], samples: dict[st
         )
 
 
-def _rows(pair: Found | Unread, settings: Importing) -> Iterator[Row]:
+def _kept_pictures(pair: Found | Unread) -> tuple[bytes | NoPicture, ...]:
+    """The pictures of a pair as tables keep them; none where its instruction is missing."""
+    if isinstance(pair, Unread) or not texts(pair.instruction):
+        return ()
+    return kept_picture(pair.source_image, "source"), kept_picture(pair.edited_image, "edited")
+
+
+def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], settings: Importing) -> Iterator[Row]:
     """A row for each instruction of a pair, or why there is none."""
     if isinstance(pair, Unread):
         yield {"dropped": pair.reason, "sample": pair.sample}
         if pair.rows > 1:
             yield {"counted": {ROWS_NOT_READ: pair.rows - 1}}
         return
-    instructions = texts(pair.instruction)
+    instructions, inverses = texts(pair.instruction), texts(pair.inverse_instruction)
     if not instructions:
         yield _dropped("instruction_missing", pair.place, f"no text, but {str(pair.instruction)[:40]!r}")
         return
-    pictures = []
-    for name, picture in (("source", pair.source_image), ("edited", pair.edited_image)):
-        kept = kept_picture(picture, name)
-        if isinstance(kept, NoPicture):
-            yield _dropped(kept.reason, pair.place, kept.detail)
+    for picture in pictures:
+        if isinstance(picture, NoPicture):
+            yield _dropped(picture.reason, pair.place, picture.detail)
             return
-        pictures.append(kept)
     if pair.source_image == pair.edited_image or pictures[0] == pictures[1]:
         yield _dropped("pictures_are_equal", pair.place, "the edited picture is the source picture")
         return
-    inverses = texts(pair.inverse_instruction)
     for number, instruction in enumerate(instructions):
         inverse = inverses[number] if len(inverses) == len(instructions) else (inverses or [""])[0]
         yield _row(pair, instruction, inverse, *pictures, settings)

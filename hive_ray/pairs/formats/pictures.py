@@ -1,7 +1,7 @@
 """Pictures that a dataset's rows hold, or name by their paths.
 
-A path is looked for from importing.pictures on if that is set, else from the folder of the file that names it, from
-the dataset's folder, and from its `images` folder. An absolute path is read as it is; one that is no more (it was
+A path is looked for from importing.pictures on if that is set, and from the folder of the file that names it; else
+from that folder, from the dataset's folder, and from its `images` folder. An absolute path is read as it is; one that is no more (it was
 somebody else's disk) is looked for by its last parts in these folders. A relative path that leaves the dataset and
 importing.pictures by ".." is not read, symbolic links are followed, and nothing is fetched from the web.
 """
@@ -33,9 +33,10 @@ class Pictures:
         """`pictures`: where relative paths begin, seen from the file's folder, as `importing.pictures`."""
         beside, root = normal(folder_of(file)), normal(root)
         chosen = normal(pictures if is_absolute(pictures) else storage.join(beside, pictures))
-        self.folders = [chosen]
+        self.folders = list(dict.fromkeys([chosen, beside]))
         if pictures in ("", "."):
             self.folders = list(dict.fromkeys([beside, root, storage.join(root, "images")]))
+        self.beside = beside
         self.allowed = (root, beside, chosen)
         self.setting = pictures
         self.moved: tuple[str, int] | None = None  # in which folder, and without how many parts, the last one was
@@ -55,14 +56,12 @@ class Pictures:
         return self._by_path(value)
 
     def _by_path(self, path: str) -> bytes | NoPicture:
-        inside = False
         for place in self.places(path):
-            inside = True
             content = content_of(place)
             if content is not None:
                 self._remember(path, place)
                 return content
-        if not inside:
+        if not is_absolute(path) and not is_within(normal(storage.join(self.beside, path)), self.allowed):
             return NoPicture(
                 OUTSIDE,
                 f"{path[:SHOWN]!r} leaves the folder of the dataset; set importing.pictures to a folder above both",
