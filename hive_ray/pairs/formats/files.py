@@ -1,6 +1,7 @@
 """The files of a dataset's folder: which of them are data, and of which split."""
 
-from fnmatch import fnmatch
+import re
+from fnmatch import translate
 
 from hive_ray import storage
 
@@ -10,13 +11,14 @@ SYSTEM_FILES = (
     ".fseventsd", ".git", ".cache", "*.crdownload", "*.part", "*.partial", "*.download",
 )  # fmt: skip
 """Names of files and folders that systems, browsers and tools leave between others, and that are no data."""
+SYSTEM_FILE = re.compile("|".join(map(translate, SYSTEM_FILES)), re.IGNORECASE)
 SPLIT_WORDS = ("train", "test", "val", "dev", "eval")
 """How the names of splits begin."""
 
 
 def is_system(name: str) -> bool:
     """Whether a file or folder of this name (without a path) is a system's own."""
-    return any(fnmatch(name.lower(), pattern.lower()) for pattern in SYSTEM_FILES)
+    return SYSTEM_FILE.match(name) is not None
 
 
 def is_data(name: str) -> bool:

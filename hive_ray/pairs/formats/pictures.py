@@ -1,9 +1,9 @@
 """Pictures that a dataset's rows hold, or name by their paths.
 
 A path is looked for from importing.pictures on if that is set, and from the folder of the file that names it; else
-from that folder, from the dataset's folder, and from its `images` folder. An absolute path is read as it is; one that is no more (it was
-somebody else's disk) is looked for by its last parts in these folders. A relative path that leaves the dataset and
-importing.pictures by ".." is not read, symbolic links are followed, and nothing is fetched from the web.
+from that folder, from the dataset's folder, and from its `images` folder. An absolute path is read as it is; one that
+is no more (it was somebody else's disk) is looked for by its last parts in these folders. A relative path that leaves
+the dataset and importing.pictures by ".." is not read, symbolic links are followed, nothing is fetched from the web.
 """
 
 import posixpath
