@@ -25,7 +25,7 @@ def run_with(root: str, dataset: str, on_mismatch: str = "refuse", exporting=Non
     return Run(storage.join(root, "run"), shapes().model_copy(update=changed), on_mismatch)
 
 
-def write_dataset(folder: str, colour: str = "blue", first: int = 0, number: int = 12) -> str:
+def write_dataset(folder: str, colour: str = "blue", first: int = 0, number: int = 6) -> str:
     """A JSONL file of pairs beside their pictures, which are of the same size whatever `first` says."""
     rows = []
     for place in range(number):
@@ -55,19 +55,19 @@ def test_words_and_pictures_that_change_in_place_are_refused_and_rebuilt(root, l
     file = write_dataset(folder)
     run = run_with(root, file if layout == "file" else folder)
     words, before = import_all(run)
-    assert words == [f"make circle {number} blue" for number in range(12)]
+    assert words == [f"make circle {number} blue" for number in range(6)]
     write_dataset(folder, "teal", first=100)
     with pytest.raises(
         FileExistsError, match=r"dataset.* has changed since imported was made .*input\.content was .*--rebui"
     ):
         import_all(run)
     words, after = import_all(run_with(root, run.config.importing.dataset, "rebuild"))
-    assert words == [f"make circle {number} teal" for number in range(12)]
+    assert words == [f"make circle {number} teal" for number in range(6)]
     assert not set(before.values()) & set(after.values())  # so all that is made of them is made again
     assert import_all(run) == (words, after)
 
 
-@pytest.mark.parametrize("name", ["5_b.png", "pairs.jsonl"])
+@pytest.mark.parametrize("name", ["4_b.png", "pairs.jsonl"])
 def test_one_picture_or_one_word_of_the_same_size_is_seen(root, name):
     file = write_dataset(storage.join(root, "dataset"))
     run = run_with(root, file)
@@ -174,11 +174,11 @@ def test_an_import_that_keeps_nothing_is_no_table_and_goes_on_with_other_setting
     lists = tmp_path / "lists" / "pairs.jsonl"
     lists.parent.mkdir()
     Path(file).rename(lists)
-    with pytest.raises(ValueError, match=r"can be kept: 12 picture_missing"):
+    with pytest.raises(ValueError, match=r"can be kept: 6 picture_missing"):
         import_all(run_with(str(tmp_path), str(lists)))
     assert read_manifest(str(tmp_path / "run" / "imported")) is None
     words, _ = import_all(run_with(str(tmp_path), str(lists), pictures="../dataset"))
-    assert len(words) == 12
+    assert len(words) == 6
 
 
 def test_the_manifest_of_an_import_has_an_account_of_every_line(tmp_path):
@@ -188,10 +188,10 @@ def test_the_manifest_of_an_import_has_an_account_of_every_line(tmp_path):
     run = run_with(str(tmp_path), str(file))
     import_all(run)
     made = read_manifest(run.path("imported"))
-    assert made.rows_in == 14 == made.rows_out + sum(made.dropped.values())
+    assert made.rows_in == 8 == made.rows_out + sum(made.dropped.values())
     assert made.dropped == {"not_an_object": 1, "not_json": 1, "picture_missing": 1}
-    assert "pairs.jsonl, line 13" in made.samples["not_json"][0]
-    with pytest.raises(Stopped, match=r"11 of the pairs of .*least_kept, 0\.9"):
+    assert "pairs.jsonl, line 7" in made.samples["not_json"][0]
+    with pytest.raises(Stopped, match=r"5 of the pairs of .*least_kept, 0\.9"):
         import_all(run_with(str(tmp_path), str(file), "rebuild", least_kept=0.9))
 
 

@@ -9,10 +9,12 @@ import tarfile
 from pathlib import Path
 
 import foreign
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from foreign import picture
+from PIL import Image
 
 from hive_ray import storage
 from hive_ray.config import Importing
@@ -20,7 +22,8 @@ from hive_ray.pairs.formats.files import data_files, is_system
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.reading import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
-from hive_ray.schemas import IMPORTED, PROMPTS, Stopped, to_table
+from hive_ray.pairs.formats.writing import WRITERS
+from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Stopped, to_table
 
 INPUTS = Path(__file__).parents[1] / "inputs"
 
@@ -567,3 +570,47 @@ def test_prompts_lose_what_is_broken_and_nothing_else(tmp_path):
     foreign.json_lines(str(tmp_path / "nothing.jsonl"), [{"instruction": "e", "source_img": "x.png"}])
     with pytest.raises(ValueError, match=r"none of the prompts of .*nothing\.jsonl can be kept: 1 picture_missing\n"):
         list(read_prompts(Importing(prompts=str(tmp_path / "nothing.jsonl"))))
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.jsonl.gz", "mine.csv"])
+def test_a_text_file_that_cannot_be_read_to_its_end_gives_the_lines_before(tmp_path, name):
+    write_pictures(str(tmp_path))
+    rows = [line(number, source_image="a", edited_image="b") for number in range(4)]
+    if name == "mine.csv":
+        as_csv(str(tmp_path / "good"), rows)
+        (tmp_path / name).write_text((tmp_path / "good" / "metadata.csv").read_text(), encoding="utf-16")
+    elif name == "mine.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-16")
+    else:
+        noise = "".join(json.dumps({"comment": os.urandom(3000).hex()}) + "\n" for _ in range(50))
+        text = "".join(json.dumps(row) + "\n" for row in rows) + noise
+        (tmp_path / name).write_bytes(gzip.compress(text.encode())[:-2000])
+        found = imported(tmp_path / name)
+        assert instructions(found) == BLUE
+        assert drops(found)[-1] == "file_unreadable"
+        assert "mine.jsonl.gz cannot be read to its end" in samples(found)
+        return
+    with pytest.raises(ValueError, match=r"1 file_unreadable\n.* is UTF-16 text, and UTF-8 is wanted"):
+        imported(tmp_path / name)
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_a_photograph_that_lies_on_its_side_is_upright_in_every_export(tmp_path, format):
+    """Also for readers that do not look at its orientation."""
+    levels = np.zeros((8, 24, 3), dtype=np.uint8)
+    levels[:, :8] = 250
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    Image.fromarray(levels).save(buffer, "JPEG", quality=95, exif=exif)
+    rows = [foreign.clip_filtered(0, original_image=buffer.getvalue())]
+    foreign.parquet(str(tmp_path / "dataset" / "train.parquet"), rows)
+    (row,) = imported(tmp_path / "dataset")
+    pair = {name: row.get(name, 0.0) for name in PAIRS.names}
+    WRITERS[format](str(tmp_path / "out"), [pair], PAIRS, 10**6)
+    (back,) = imported(tmp_path / "out")
+    with Image.open(io.BytesIO(back["source_image"])) as image:
+        assert image.getexif().get(0x0112, 1) == 1
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape == (24, 8, 3)
+    assert pixels[:6].min() > 200
+    assert pixels[10:].max() < 50

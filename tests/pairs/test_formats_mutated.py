@@ -136,12 +136,30 @@ def account(dataset: str) -> Counter[str]:
             raise
         return Counter({"refused": 1})
     for row in read:
-        kinds = [key for key in ("pair_id", "dropped", "counted") if key in row]
-        assert len(kinds) == 1, row.keys()
-        assert kinds != ["dropped"] or row["sample"]
-        found[row["dropped"] if kinds == ["dropped"] else "kept" if kinds == ["pair_id"] else "counted"] += 1
+        if "counted" in row:
+            found.update(row["counted"])
+        elif "dropped" in row:
+            assert row.keys() == {"dropped", "sample"}
+            assert row["sample"]
+            found[row["dropped"]] += 1
+        else:
+            found["kept"] += 1
     to_table([row for row in read if "pair_id" in row], IMPORTED)
     return found
+
+
+def rows_in(kind: str, data: bytes, otherwise: int) -> int:
+    """The rows of a damaged file that can be read to its end, where that is known."""
+    if kind == "jsonl":
+        return sum(bool(line.strip()) for line in data.split(b"\n"))
+    if kind == "parquet" and any(data.endswith(footer(good)) for good in GOOD["parquet"]()):
+        return NUM_PAIRS
+    return otherwise
+
+
+def footer(good: bytes) -> bytes:
+    """What says how many rows a Parquet file has, and where."""
+    return good[-8 - int.from_bytes(good[-8:-4], "little") :]
 
 
 def read_damaged(kind: str, count: int) -> Counter[str]:
@@ -153,8 +171,8 @@ def read_damaged(kind: str, count: int) -> Counter[str]:
             Path(os.environ["LAST"]).write_text(str(number))
             found = account(folder)
             total += found
-            if kind == "jsonl" and not found.keys() & {"refused", "file_unreadable"}:
-                assert found.total() - found["counted"] == sum(bool(line.strip()) for line in data.split(b"\n"))
+            if not found.keys() & {"refused", "file_unreadable"}:
+                assert found.total() == rows_in(kind, data, found.total())
     return total
 
 
