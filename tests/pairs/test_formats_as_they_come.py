@@ -18,6 +18,7 @@ from PIL import Image
 
 from hive_ray import storage
 from hive_ray.config import Importing
+from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.files import data_files, is_system
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.reading import read_pairs
@@ -441,6 +442,22 @@ def test_one_broken_file_among_many_costs_itself(root):
     assert drops(found) == ["file_unreadable", "file_unreadable", "columns_unknown"]
     assert all(f"train-{number}.parquet" in samples(found) for number in (1, 2, 4))
     assert {"counted": {"rows_not_read": 4}} in found
+
+
+@pytest.mark.parametrize("doubled", ["mask", "edit_prompt"])
+def test_a_name_that_two_columns_have_is_none_s(tmp_path, doubled):
+    table = pa.Table.from_pylist([foreign.embedded(foreign.clip_filtered(1) | {"mask": 1})])
+    table = pa.Table.from_arrays([*table.columns, table[doubled]], names=[*table.column_names, doubled])
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    with pa.ipc.new_stream(tmp_path / "train-0.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for file in (tmp_path / "train-0.parquet", tmp_path / "train-0.arrow"):
+        dataset_digest(str(file), ".")
+        if doubled == "mask":
+            assert instructions(imported(file)) == ["make it a dog"]
+        else:
+            with pytest.raises(ValueError, match=r"1 columns_unknown\n.*edit_prompt, .*edit_prompt, as no known"):
+                imported(file)
 
 
 def test_one_broken_row_group_costs_itself(tmp_path):

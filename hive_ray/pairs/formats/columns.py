@@ -1,5 +1,6 @@
 """Hugging Face datasets by their columns: Parquet files, or the Arrow files of `save_to_disk`."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,11 +71,11 @@ def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[Found | 
     all of it."""
     try:
         table = storage.open_parquet(file)
+        rows = _Rows(file, root, settings, table.schema_arrow)
     except BROKEN as error:
         yield _unreadable(file, "", error)
         return
     with table:
-        rows = _Rows(file, root, settings, table.schema_arrow)
         if rows.refusal:
             yield rows.unfit(table.metadata.num_rows)
             return
@@ -144,8 +145,9 @@ class _Rows:
     """Makes pairs of the batches of one file."""
 
     def __init__(self, file: str, root: str, settings: Importing, schema: pa.Schema) -> None:
-        self.file, self.number = file, 0
-        """`number`: of the next row, from 0."""
+        self.file = file
+        self.number = 0
+        """Of the next row, from 0."""
         self.pictures = Pictures(file, root, settings.pictures)
         self.refusal: Unread | None = None
         """Why nothing of the file is read on."""
@@ -155,7 +157,7 @@ class _Rows:
             return
         self.known = known
         used = {*vars(known).values(), *OURS}
-        self.columns = [name for name in schema.names if name in used]  # only what is used: no masks
+        self.columns = [name for name in used_once(schema.names) if name in used]  # only what is used: no masks
         problems = [refused_type(name, schema.field(name).type) for name in known.pictures]
         if any(problems):
             self.refusal = Unread(IS_NO_FILE, f"{file}: {'; '.join(filter(None, problems))}")
@@ -202,13 +204,20 @@ def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
 
 
 def columns_of(names: list[str]) -> Columns | None:
-    """The columns of a known dataset, or those that are called as in JSONL files; None if there are none."""
+    """The columns of a known dataset, or those that are called as in JSONL files; None if there are none. A name that
+    two columns have is none's."""
+    names = used_once(names)
     for columns in COLUMNS.values():
         if columns.needed <= set(names):
             return columns
     kinds = (INSTRUCTION, SOURCE_KEYS, EDITED_KEYS, SOURCE_CAPTION, EDITED_CAPTION)
     chosen = [next((name for name in kind if name in names), "") for kind in kinds]
     return Columns(*chosen) if all(chosen[:3]) else None
+
+
+def used_once(names: list[str]) -> list[str]:
+    """The names that are there once."""
+    return [name for name, count in Counter(names).items() if count == 1]
 
 
 def unknown_columns(file: str, names: list[str]) -> str:
