@@ -161,6 +161,7 @@ def test_a_column_of_base64_ends_the_reading_of_its_file_and_not_of_others(tmp_p
     foreign.parquet(str(tmp_path / "train-1.parquet"), [by_path(number) for number in range(4)])
     found = imported(tmp_path)
     assert (drops(found), instructions(found)) == (["picture_is_no_file"], BLUE)
+    assert {"counted": {"rows_not_read": 49}} in found
 
 
 # --- Folders with metadata files --------------------------------------------------------------------------

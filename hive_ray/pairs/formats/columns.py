@@ -76,13 +76,11 @@ def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[Found | 
         yield _unreadable(file, "", error)
         return
     with table:
+        for group in range(table.num_row_groups):
+            if not rows.refusal:
+                yield from _row_group(table, group, rows)
         if rows.refusal:
             yield rows.unfit(table.metadata.num_rows)
-            return
-        for group in range(table.num_row_groups):
-            yield from _row_group(table, group, rows)
-            if rows.refusal:
-                return
 
 
 def _row_group(table, group: int, rows: "_Rows") -> Iterator[Found | Unread]:
@@ -116,6 +114,7 @@ def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Un
             for first in range(0, len(wanted), ROWS_AT_A_TIME):
                 yield from rows.found(wanted.slice(first, ROWS_AT_A_TIME))
                 if rows.refusal:
+                    yield rows.unfit(0)
                     return
     except BROKEN as error:
         where = f", from row {rows.number} on" if rows and rows.number else ""
@@ -179,7 +178,6 @@ class _Rows:
             if self.number == 1 and any(one.reason == IS_NO_FILE for one in wrong):
                 names = " and ".join(self.known.pictures)
                 self.refusal = Unread(IS_NO_FILE, f"{self.file}: {names} hold {wrong[0].detail}")
-                yield self.refusal
                 return
             yield pair
 
