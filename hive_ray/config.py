@@ -211,15 +211,20 @@ class Importing(Section):
     """Somebody else's pairs -> `pairs` and `prompts`, in place of `write_instructions` and `make_pairs`."""
 
     dataset: str = ""
-    """A folder or file, on disk or s3://: an InstructPix2Pix folder (seeds.json), HIVE's training folder, a JSONL file
-    of picture paths, a Hugging Face dataset folder (Parquet, or of `save_to_disk`), or WebDataset shards."""
+    """A folder or file, on disk or s3://: an InstructPix2Pix folder (seeds.json), HIVE's training folder, JSONL, CSV or
+    TSV files of picture paths, a Hugging Face dataset folder (Parquet, of `save_to_disk`, or pictures with
+    metadata.jsonl or .csv), or WebDataset shards. It is known by the names, sizes and modification times (on S3: ETags)
+    of its files."""
     split_name: str = "train"
-    """Of a Hugging Face or WebDataset folder, only the files whose name or folder begins with this are read, so that
-    nobody's test split is trained on; "" reads all of them."""
+    """Of a folder, only the files whose name or folder begins with this are read, so that nobody's test split is
+    trained on; "" reads all of them. JSONL and CSV files of which none is named like a split are all read."""
     pictures: str = "."
-    """Where the picture paths in a JSONL file begin, seen from the file's own folder."""
+    """Where the picture paths in rows begin, seen from the folder of the file that has them. "." looks there, in the
+    dataset's folder and in its `images`."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """The smallest share of the rows that has to be kept, else the import stops with the reasons."""
     prompts: str = ""
-    """A JSONL file of instruction and source_img (HIVE's test.jsonl) whose prompts are added to the test split."""
+    """A JSONL or CSV file of instruction and source_img (HIVE's test.jsonl) whose prompts join the test split."""
     prompt_pictures: str = "evaluation"
     """Where the picture paths in `prompts` begin, seen from that file's own folder (HIVE's are in `evaluation`)."""
     num_pairs: int = Field(10_000_000, ge=1)

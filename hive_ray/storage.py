@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Collection
@@ -135,6 +136,49 @@ def list_sizes(path: str) -> dict[str, int]:
     files, inside = filesystem(path)
     found = files.get_file_info(fs.FileSelector(inside, allow_not_found=True, recursive=True))
     return dict(sorted((os.path.relpath(info.path, inside), info.size) for info in found if info.is_file))
+
+
+@patient
+def list_versions(path: str, passed_over: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
+    """Name -> version (`file_version`) of all files below a folder, relative to it and sorted; none if there is none.
+
+    Files and folders whose own name is `passed_over` are left out, and such folders are not looked into. Links are
+    followed. On disk this takes a look at each file, on S3 a request for each 1,000 objects.
+    """
+    if path.startswith(S3):
+        found = {name: f"{size} {etag}" for name, (etag, size) in _s3_objects(path).items()}
+        return {name: found[name] for name in sorted(found) if not any(map(passed_over, name.split("/")))}
+    top = absolute(path)
+    found, walked = {}, set()
+    for folder, folders, names in os.walk(top, onerror=_raise, followlinks=True):
+        place = os.path.realpath(folder)
+        folders[:] = [] if place in walked else [name for name in folders if not passed_over(name)]
+        for name in names if place not in walked else ():
+            file = os.path.join(folder, name)
+            version = None if passed_over(name) else file_version(file)
+            if version is not None:
+                found[os.path.relpath(file, top)] = version
+        walked.add(place)
+    return dict(sorted(found.items()))
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
+@patient
+def file_version(path: str) -> str | None:
+    """Bytes of a file and when it was changed last, in ns (on S3: its ETag); None if there is no such file."""
+    if path.startswith(S3):
+        folder, _, last = path.rpartition("/")
+        etag, size = _s3_objects(folder, last).get(last, ("", None))
+        return None if size is None else f"{size} {etag}"
+    try:
+        state = os.stat(absolute(path))
+    except (OSError, ValueError):  # not there, a broken link, or a name that no file can have
+        return None
+    return f"{state.st_size} {state.st_mtime_ns}" if stat.S_ISREG(state.st_mode) else None
 
 
 def is_file(path: str) -> bool:

@@ -2,7 +2,8 @@
 
 pairs or scored_pairs -> exports/<format>
 
-The folder is whole once it has card.json, which is written last; exporting.json says that it is not yet.
+The folder is whole once it has card.json, which is written last. exporting.json is there from before the first file is
+written or removed until after the last one is, so that a run that was killed anywhere is known and gone on with.
 """
 
 import json
@@ -13,6 +14,7 @@ from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs.run import Run, fingerprint, main
 
+CARD, BEGUN = "card.json", "exporting.json"
 TABLES = {"pairs": PAIRS, "scored_pairs": SCORED_PAIRS}
 
 
@@ -21,17 +23,21 @@ def build(run: Run) -> dict:
     settings, table = run.config.exporting, run.path(run.config.exporting.table)
     folder = storage.absolute(settings.folder or run.path(f"exports/{settings.format}"))
     made_from = fingerprint(settings.model_copy(update={"folder": ""}), table=table_digest(table))
-    card, begun = storage.join(folder, "card.json"), storage.join(folder, "exporting.json")
+    card, begun = storage.join(folder, CARD), storage.join(folder, BEGUN)
     if kept(folder, card, begun, made_from, run.on_mismatch):
+        for name in unfinished_writes(folder):
+            storage.remove_file(storage.join(folder, name))
+        storage.sweep(folder)
         print(f"{folder}: kept (nothing changed)", flush=True)
         return json.loads(storage.read_text(card))
-    storage.remove_tree(folder)
     description, schema = {"format": settings.format, "fingerprint": made_from}, TABLES[settings.table]
     storage.write_text(begun, json.dumps(description, indent=2))
+    empty(folder)
     rows = WRITERS[settings.format](folder, read_rows(table, schema), schema, settings.shard_megabytes * 2**20)
     done = description | {"rows": rows}
     storage.write_text(card, json.dumps(done, indent=2))
     storage.remove_file(begun)
+    storage.sweep(folder)
     print(f"{folder}: {rows} pairs of {table} as {settings.format}", flush=True)
     return done
 
@@ -41,13 +47,28 @@ def kept(folder: str, card: str, begun: str, made_from: Fingerprint, on_mismatch
     found = [json.loads(storage.read_text(path)) for path in (card, begun) if storage.exists(path)]
     exports = [one for one in found if "format" in one]  # else the card of a model
     if not exports:
-        if storage.list_files(folder):
+        if len(storage.list_files(folder)) > len(unfinished_writes(folder)):
             raise FileExistsError(f"{folder} holds files that no export wrote; set exporting.folder to another folder")
         return False
     old = exports[0]["fingerprint"]
     if old != made_from and on_mismatch == "refuse":
         raise mismatch(folder, old, made_from)
     return old == made_from and "rows" in exports[0]
+
+
+def unfinished_writes(folder: str) -> list[str]:
+    """exporting.json, and what is left of writes of it that were killed."""
+    return [name for name in storage.list_files(folder) if name == BEGUN or name.startswith(f".{BEGUN}.")]
+
+
+def empty(folder: str) -> None:
+    """Remove what a folder holds beside exporting.json, card.json first: half emptied, it is not taken for whole."""
+    names = storage.list_files(folder)
+    for name in sorted({name.partition("/")[0] for name in names} - {BEGUN}, key=lambda name: name != CARD):
+        if name in names:
+            storage.remove_file(storage.join(folder, name))
+        else:
+            storage.remove_tree(storage.join(folder, name))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,38 @@
 a dataset -> imported -> pairs (train split), prompts (held-out splits, and HIVE's test.jsonl)
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 
+import pyarrow as pa
+
+from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
-from hive_ray.pairs.formats.folders import read_prompts
+from hive_ray.distributed.tables import (
+    Fingerprint,
+    Manifest,
+    OnMismatch,
+    build_table,
+    mismatch,
+    read_manifest,
+    read_rows,
+    table_digest,
+    write_rows,
+)
+from hive_ray.pairs.formats.digests import dataset_digest, first_digest
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
-from hive_ray.pairs.formats.reading import dataset_digest, read_pairs
-from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row
+from hive_ray.pairs.formats.reading import read_pairs
+from hive_ray.pairs.formats.text_rows import read_prompts
+from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row, to_table
 from jobs.make_pairs import held_out
 from jobs.run import Run, fingerprint, main
 
 BARE = "without_captions"
+CONTENT = "input.content"
+"""Under which a fingerprint has the digest of a dataset."""
 ROWS_PER_FILE = 64
 """Of tables that the driver writes: with pictures of 2 MB a file is 256 MB."""
 
@@ -39,12 +57,15 @@ def build(run: Run) -> Manifest:
 
 def take_pairs(run: Run) -> Manifest:
     """The `imported` table: a copy of what can be kept, with splits, and what was dropped for which reason."""
-    settings = run.config.importing
+    settings, path = run.config.importing, run.path("imported")
     rows = counting_bare(imported_rows(read_pairs(settings), settings))
-    stage = only(settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate")
-    made_from = fingerprint(stage, content=dataset_digest(settings.dataset))
+    stage = only(settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate", "least_kept")
+    made_from = fingerprint(stage, content=dataset_digest(settings.dataset, settings.pictures))
+    made_from = as_kept_before(
+        run, "imported", IMPORTED, made_from, settings.dataset, lambda: imported_rows(read_pairs(settings), settings)
+    )
     made = write_rows(
-        run.path("imported"), IMPORTED, rows, made_from, on_mismatch=run.on_mismatch, rows_per_file=ROWS_PER_FILE
+        path, IMPORTED, rows, made_from, on_mismatch=unless_unfinished(run, path), rows_per_file=ROWS_PER_FILE
     )
     if bare := round(made.counts.get(BARE, 0)):
         print(
@@ -57,15 +78,78 @@ def take_pairs(run: Run) -> Manifest:
 
 def take_prompts(run: Run) -> Manifest:
     """The `prompts` table: held-out pairs without their edited picture, then the prompts of a file."""
-    settings, imported = run.config.importing, run.path("imported")
-    content = dataset_digest(settings.prompts) if settings.prompts else ""
+    settings, imported, path = run.config.importing, run.path("imported"), run.path("prompts")
+    content = dataset_digest(settings.prompts, settings.prompt_pictures) if settings.prompts else ""
     made_from = fingerprint(
         only(settings, "prompts", "prompt_pictures"), content=content, imported=table_digest(imported)
     )
+    if settings.prompts:
+        made_from = as_kept_before(
+            run, "prompts", PROMPTS, made_from, settings.prompts, lambda: found_prompts(settings, imported)
+        )
     return write_rows(
-        run.path("prompts"), PROMPTS, found_prompts(settings, imported), made_from,
-        on_mismatch=run.on_mismatch, rows_per_file=ROWS_PER_FILE,
+        path, PROMPTS, found_prompts(settings, imported), made_from,
+        on_mismatch=unless_unfinished(run, path), rows_per_file=ROWS_PER_FILE,
     )  # fmt: skip
+
+
+def unless_unfinished(run: Run, path: str) -> OnMismatch:
+    """What is done with a table of other settings; an unfinished one begins anew in any case."""
+    return run.on_mismatch if read_manifest(path) else "rebuild"
+
+
+def as_kept_before(
+    run: Run, name: str, schema: pa.Schema, made_from: Fingerprint, dataset: str, rows: Callable[[], Iterable[Row]]
+) -> Fingerprint:
+    """The fingerprint of a finished table, in place of `made_from`, where only the times of a dataset's files are other
+    ones and the `rows` that it gives are the same.
+
+    They are read and compared then, once for each state of the dataset, which is noted in <run>/<name>_seen.json. A
+    table of an older version, which knew a dataset by names and sizes alone, is kept by these. Raises FileExistsError
+    if the dataset has changed and may not be read again.
+    """
+    path, note = run.path(name), run.path(f"{name}_seen.json")
+    done = read_manifest(path)
+    before = done.fingerprint if done else {}
+    old, new = str(before.get(CONTENT)), str(made_from[CONTENT])
+    if old == new or before != made_from | {CONTENT: old}:
+        return made_from
+    if "-" not in old:
+        if run.on_mismatch == "rebuild":
+            return made_from
+        if first_digest(dataset) == old:
+            print(f"{name}: of {dataset} as an older version knew it, by names and sizes; --rebuild reads it anew")
+            return before
+    elif sizes_of(old) == sizes_of(new):
+        same = {"was": old, "is": new}
+        if storage.exists(note) and json.loads(storage.read_text(note)) == same:
+            return before
+        print(f"{name}: files of {dataset} have other times, so their rows are compared with the table's", flush=True)
+        if has_rows(path, schema, rows()):
+            storage.write_text(note, json.dumps(same))
+            return before
+    if run.on_mismatch == "rebuild":
+        return made_from
+    raise FileExistsError(
+        f"{dataset} has changed since {name} was made of it, in files, sizes or content. "
+        f"{mismatch(path, before, made_from)}"
+    )
+
+
+def sizes_of(content: str) -> str:
+    """The part of a dataset's digest that stands for names and sizes."""
+    return content.partition("-")[0]
+
+
+def has_rows(path: str, schema: pa.Schema, rows: Iterable[Row]) -> bool:
+    """Whether a table holds these rows; ids stand for pictures."""
+    columns = [field.name for field in schema if not pa.types.is_large_binary(field.type)]
+    kept = (row for row in rows if not row.keys() & {"dropped", "counted"})
+    there = read_rows(path, schema, columns)
+    return all(
+        row is not None and old is not None and to_table([row], schema).select(columns).to_pylist() == [old]
+        for row, old in zip_longest(kept, there)
+    )
 
 
 def found_prompts(settings: Importing, imported: str) -> Iterator[Row]:

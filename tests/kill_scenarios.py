@@ -135,7 +135,6 @@ def _export(kind: str) -> Callable[[str, int], None]:
         config = shapes()
         exporting = config.exporting.model_copy(update={"format": kind})
         export_pairs.build(Run(root, config.model_copy(update={"exporting": exporting}), "rebuild"))
-        storage.sweep(storage.join(root, "exports"))
 
     return export
 

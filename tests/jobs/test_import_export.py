@@ -160,3 +160,20 @@ def test_a_run_anywhere_imports_from_and_exports_to_anywhere(folder, root):
     back = list(read_rows(again.path("imported"), IMPORTED))
     assert [row["source_image"] for row in back] == [row["source_image"] for row in pairs]
     assert read_manifest(again.path("prompts")).rows_out == 0  # all of them were for training, and stay so
+
+
+def test_pairs_are_made_again_of_a_dataset_that_changed_in_place(folder, tmp_path):
+    """The workers' pairs too have the new words, and the old ones are kept until --rebuild."""
+    rows = [foreign.hq_edit(2 * number) for number in range(NUM_PAIRS)]
+    foreign.parquet(str(tmp_path / "dataset" / "train-0.parquet"), rows)
+    again = {"prompts": "", "clip": str(folder / "clip")}
+    import_pairs.build(run_with(tmp_path, **again))
+    mended = [row | {"edit": row["edit"].replace("futuristic", "antiquated")} for row in rows]
+    foreign.parquet(str(tmp_path / "dataset" / "train-0.parquet"), mended)
+    with pytest.raises(FileExistsError, match=r"dataset has changed since imported was made of it"):
+        import_pairs.build(run_with(tmp_path, **again))
+    run = run_with(tmp_path, "rebuild", **again)
+    for _ in range(2):
+        import_pairs.build(run)
+        words = {row["instruction"] for row in read_rows(run.path("pairs"), PAIRS) if row["origin"] == "imported"}
+        assert words == {"Add antiquated elements"}

@@ -1,17 +1,33 @@
 """Hugging Face datasets by their columns: Parquet files, or the Arrow files of `save_to_disk`."""
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.pairs.formats.found import OURS, Found, ours
+from hive_ray.pairs.formats.found import (
+    EDITED_CAPTION,
+    INSTRUCTION,
+    OURS,
+    SOURCE_CAPTION,
+    Found,
+    NoPicture,
+    Unread,
+    ours,
+)
+from hive_ray.pairs.formats.pictures import IS_NO_FILE, Pictures, refused_type
+from hive_ray.pairs.formats.text_rows import EDITED_KEYS, SOURCE_KEYS
 from hive_ray.schemas import Row
 
 ROWS_AT_A_TIME = 16
+BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, EOFError)
+"""What Arrow raises where the bytes of a file are not what they should be; out of memory, for a size that is not so."""
+RANDOM_ACCESS = b"ARROW1"
+"""How Arrow files begin that are no streams."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,11 @@ class Columns:
     edited_caption: str = ""
     inverse_instruction: str = ""
     together: str = ""
+
+    @property
+    def pictures(self) -> tuple[str, str]:
+        """The columns of pictures."""
+        return self.source_image, self.edited_image
 
     @property
     def needed(self) -> set[str]:
@@ -45,65 +66,166 @@ COLUMNS = {
 """Whose columns; "diffusers" is what train_instruct_pix2pix.py expects and `writing` writes."""
 
 
-def hugging_face(dataset: str, settings: Importing) -> Iterator[Found]:
-    """The pairs of one split; ValueError if a file cannot be read or has columns that nobody knows."""
-    for file in split_files(dataset, (".parquet", ".arrow"), settings.split_name):
-        try:
-            yield from _parquet(file) if file.endswith(".parquet") else _arrow(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
+def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+    """The pairs of a Parquet file of the dataset folder `root`, and what of it cannot be read: a row, a row group, or
+    all of it."""
+    try:
+        table = storage.open_parquet(file)
+        rows = _Rows(file, root, settings, table.schema_arrow)
+    except BROKEN as error:
+        yield _unreadable(file, "", error)
+        return
+    with table:
+        for group in range(table.num_row_groups):
+            if not rows.refusal:
+                yield from _row_group(table, group, rows)
+        if rows.refusal:
+            yield rows.unfit(table.metadata.num_rows)
 
 
-def split_files(dataset: str, endings: tuple[str, ...], split_name: str) -> list[str]:
-    """The files of one split of a dataset folder, in order; a file is itself."""
-    if storage.is_file(dataset):
-        return [dataset]
-    names = storage.list_data(dataset, *endings)
-    chosen = [name for name in names if any(part.startswith(split_name) for part in name.split("/"))]
-    if not chosen:
-        raise ValueError(
-            f"{dataset} has no file of the split {split_name!r}, but {len(names)} others ({', '.join(names[:3])}); "
-            'set importing.split_name to how the wanted ones begin, or to "" for all'
+def _row_group(table, group: int, rows: "_Rows") -> Iterator[Found | Unread]:
+    start, held = rows.number, 0
+    try:
+        held = table.metadata.row_group(group).num_rows
+        for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=rows.columns):
+            yield from rows.found(batch)
+            if rows.refusal:
+                return
+        if rows.number - start < held:
+            raise ValueError(f"it has {rows.number - start} rows of {held}")
+    except BROKEN as error:
+        yield _unreadable(
+            rows.file, f", row group {group}", error, "row_group_unreadable", held - (rows.number - start)
         )
-    return [storage.join(dataset, name) for name in chosen]
+        rows.number = start + held
 
 
-def _parquet(file: str) -> Iterator[Found]:
-    with storage.open_parquet(file) as table:
-        columns = _columns_of(file, table.schema_arrow.names)
-        for batch in table.iter_batches(ROWS_AT_A_TIME, columns=_to_read(columns, table.schema_arrow.names)):
-            yield from (_found(row, columns) for row in batch.to_pylist())
+def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+    """The pairs of an Arrow file, as a stream (of `save_to_disk`) or not, and why the rest of it cannot be read."""
+    rows: _Rows | None = None
+    try:
+        for schema, batch in _arrow_batches(file):
+            rows = rows or _Rows(file, root, settings, schema)
+            if rows.refusal:
+                yield rows.unfit(0)
+                return
+            batch.validate()  # an Arrow file is not looked at by its reader: wrong offsets would end the process
+            wanted = batch.select(rows.columns)
+            for first in range(0, len(wanted), ROWS_AT_A_TIME):
+                yield from rows.found(wanted.slice(first, ROWS_AT_A_TIME))
+                if rows.refusal:
+                    yield rows.unfit(0)
+                    return
+    except BROKEN as error:
+        where = f", from row {rows.number} on" if rows and rows.number else ""
+        yield _unreadable(file, where, error)
 
 
-def _arrow(file: str) -> Iterator[Found]:
+def _arrow_batches(file: str) -> Iterator[tuple[pa.Schema, pa.RecordBatch]]:
+    with _opened(file) as stream:
+        if stream.read(len(RANDOM_ACCESS)) == RANDOM_ACCESS:
+            table = pa.ipc.open_file(stream)
+            for number in range(table.num_record_batches):
+                yield table.schema, table.get_batch(number)
+            return
+        stream.seek(0)
+        for batch in (table := pa.ipc.open_stream(stream)):
+            yield table.schema, batch
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[pa.NativeFile]:
     files, inside = storage.filesystem(file)
-    with pa.ipc.open_stream(files.open_input_stream(inside)) as table:
-        columns = _columns_of(file, table.schema.names)
-        for batch in table:
-            wanted = batch.select(_to_read(columns, table.schema.names))
-            for start in range(0, len(wanted), ROWS_AT_A_TIME):
-                yield from (_found(row, columns) for row in wanted.slice(start, ROWS_AT_A_TIME).to_pylist())
+    with files.open_input_file(inside) as stream:
+        yield stream
 
 
-def _columns_of(file: str, names: list[str]) -> Columns:
+class _Rows:
+    """Makes pairs of the batches of one file."""
+
+    def __init__(self, file: str, root: str, settings: Importing, schema: pa.Schema) -> None:
+        self.file = file
+        self.number = 0
+        """Of the next row, from 0."""
+        self.pictures = Pictures(file, root, settings.pictures)
+        self.refusal: Unread | None = None
+        """Why nothing of the file is read on."""
+        known = columns_of(schema.names)
+        if known is None:
+            self.refusal = Unread("columns_unknown", unknown_columns(file, schema.names))
+            return
+        self.known = known
+        used = {*vars(known).values(), *OURS}
+        self.columns = [name for name in used_once(schema.names) if name in used]  # only what is used: no masks
+        problems = [refused_type(name, schema.field(name).type) for name in known.pictures]
+        if any(problems):
+            self.refusal = Unread(IS_NO_FILE, f"{file}: {'; '.join(filter(None, problems))}")
+
+    def unfit(self, rows: int) -> Unread:
+        """The refusal, of so many rows."""
+        return Unread(self.refusal.reason, self.refusal.sample, max(0, rows))
+
+    def found(self, batch: pa.RecordBatch) -> Iterator[Found | Unread]:
+        """The pairs of a batch. A file whose first row has text in place of a picture is refused."""
+        for row in _values(batch):
+            place = f"{self.file}, row {self.number}"
+            self.number += 1
+            if isinstance(row, Exception):
+                yield Unread("row_unreadable", f"{place}: {row}")
+                continue
+            pair = self._pair(row, place)
+            wrong = [one for one in (pair.source_image, pair.edited_image) if isinstance(one, NoPicture)]
+            if self.number == 1 and any(one.reason == IS_NO_FILE for one in wrong):
+                names = " and ".join(self.known.pictures)
+                self.refusal = Unread(IS_NO_FILE, f"{self.file}: {names} hold {wrong[0].detail}")
+                return
+            yield pair
+
+    def _pair(self, row: Row, place: str) -> Found:
+        values = {name: row.get(theirs) for name, theirs in vars(self.known).items() if theirs}
+        pictures = {name: self.pictures.read(values[name]) for name in ("source_image", "edited_image")}
+        return Found(**values | pictures | ours(row), place=place)
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
+    """The rows of a batch, one by one where they cannot be read together; why a row cannot be read."""
+    try:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+        return
+    except BROKEN as error:
+        if len(batch) == 1:
+            yield error
+            return
+    for number in range(len(batch)):
+        yield from _values(batch.slice(number, 1))
+
+
+def columns_of(names: list[str]) -> Columns | None:
+    """The columns of a known dataset, or those that are called as in JSONL files; None if there are none. A name that
+    two columns have is none's."""
+    names = used_once(names)
     for columns in COLUMNS.values():
         if columns.needed <= set(names):
             return columns
+    kinds = (INSTRUCTION, SOURCE_KEYS, EDITED_KEYS, SOURCE_CAPTION, EDITED_CAPTION)
+    chosen = [next((name for name in kind if name in names), "") for kind in kinds]
+    return Columns(*chosen) if all(chosen[:3]) else None
+
+
+def used_once(names: list[str]) -> list[str]:
+    """The names that are there once."""
+    return [name for name, count in Counter(names).items() if count == 1]
+
+
+def unknown_columns(file: str, names: list[str]) -> str:
+    """That a file has columns that nobody knows, in words."""
     known = "; ".join(f"{name}: {', '.join(sorted(columns.needed))}" for name, columns in COLUMNS.items())
-    raise ValueError(f"{file} has the columns {', '.join(names)}, as no known dataset ({known}); rename them")
+    return f"{file} has the columns {', '.join(names)}, as no known dataset ({known}); rename them"
 
 
-def _to_read(columns: Columns, names: list[str]) -> list[str]:
-    """Only what is used: no masks."""
-    return [name for name in names if name in {*vars(columns).values(), *OURS}]
-
-
-def _found(row: Row, columns: Columns) -> Found:
-    values = {name: row.get(theirs) for name, theirs in vars(columns).items() if theirs}
-    pictures = {name: _embedded(values[name]) for name in ("source_image", "edited_image")}
-    return Found(**values | pictures | ours(row))
-
-
-def _embedded(picture: Any) -> bytes | None:
-    """A picture of {bytes, path} or of bytes alone; None where only the path on somebody's disk is left."""
-    return picture.get("bytes") if isinstance(picture, dict) else picture
+def _unreadable(file: str, where: str, error: Exception, reason: str = "file_unreadable", rows: int = 0) -> Unread:
+    """A part of a file that cannot be read; an S3 that fails is no broken file, and raises."""
+    if "AWS Error" in str(error):
+        raise error
+    return Unread(reason, f"{file}{where} cannot be read: {error}", rows)

@@ -1,10 +1,8 @@
-"""InstructPix2Pix's and HIVE's folders, and JSONL files that name pictures.
+"""InstructPix2Pix's and HIVE's folders.
 
-Pictures and words are read one pair at a time; a file that is not there makes a pair that cannot be kept, a file
-that is not understood a ValueError with its name and, in JSONL, the line.
+Pictures and words are read one pair at a time; a file that is not there, or is not understood, costs its own pairs.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,49 +10,89 @@ import torch
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.images import ImageError, as_kept
 from hive_ray.pairs.formats.found import (
     EDITED_CAPTION,
-    EDITED_IMAGE,
     INSTRUCTION,
     SOURCE_CAPTION,
-    SOURCE_IMAGE,
     Found,
+    NoPicture,
+    Unread,
     first,
     ours,
+    share,
     text,
 )
-from hive_ray.pairs.json_lines import read_json_lines
+from hive_ray.pairs.formats.pictures import MISSING, OUTSIDE, content_of, is_within, normal
+from hive_ray.pairs.formats.text_rows import text_rows
 from hive_ray.schemas import Row
-from hive_ray.seeds import id_for
+from hive_ray.text_files import TextError, parse_json, parse_json_lines
 
 HIVE_CYCLE = "training_cycle.jsonl"
 HIVE_PARTS = ("part_0_blip_prompt_new", "part_1_blip_prompt_new", "instructpix2pix")
 """Below HIVE's training folder, beside `HIVE_CYCLE`; the last holds InstructPix2Pix's own pairs."""
 
 
-def prompt_folders(dataset: str, settings: Importing) -> Iterator[Found]:
-    """InstructPix2Pix's [folder, seeds] and HIVE's [part, folder, seeds], in <folder>/<seed>_0.jpg and _1.jpg."""
+def prompt_folders(dataset: str, settings: Importing) -> Iterator[Found | Unread]:
+    """InstructPix2Pix's [folder, seeds] and HIVE's [part, folder, seeds], in <folder>/<seed>_0.jpg and _1.jpg.
+
+    ValueError if seeds.json, which lists them, cannot be read.
+    """
     listed = storage.join(dataset, "seeds.json")
-    for entry in json.loads(storage.read_text(listed)):
-        if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[-1], list):
-            raise ValueError(f"{listed}: wanted [folder, seeds] or [part, folder, seeds], not {str(entry)[:80]}")
+    for entry in _entries(listed):
+        if not _is_entry(entry):
+            seen = f"{listed}: wanted [folder, seeds] or [part, folder, seeds], not {str(entry)[:80]}"
+            yield Unread("entry_unfit", seen)
+            continue
         *folder, seeds = entry
-        place = storage.join(dataset, *folder)
-        words, metadata = _words(place), _metadata(place)
-        for seed in map(str, seeds):
-            number = int(seed) if seed.isdecimal() else 0
-            drawn = shared_attention_of(number) if len(folder) == 1 and 0 < number < 2**32 else 0.0
-            yield Found(
-                instruction=first(words, INSTRUCTION),
-                source_image=_content(storage.join(place, f"{seed}_0.jpg")),
-                edited_image=_content(storage.join(place, f"{seed}_1.jpg")),
-                source_caption=first(words, SOURCE_CAPTION),
-                edited_caption=first(words, EDITED_CAPTION),
-                together=text(first(words, SOURCE_CAPTION)) or "/".join(folder),
-                **{"seed": number, "shared_attention": metadata.get(seed, {}).get("p2p_threshold", drawn)}
-                | ours(words),
-            )
+        yield from _prompt_folder(dataset, list(map(str, folder)), list(map(str, seeds)))
+
+
+def _entries(listed: str) -> list[Any]:
+    try:
+        entries = parse_json(storage.read_bytes(listed).decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{listed} cannot be read ({error}); it lists the folders of the dataset: mend it") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{listed} holds a {type(entries).__name__}, and a list of [folder, seeds] is wanted")
+    return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[-1], list):
+        return False
+    return all(isinstance(part, str | int) for part in (*entry[:-1], *entry[-1]))
+
+
+def _prompt_folder(dataset: str, folder: list[str], seeds: list[str]) -> Iterator[Found | Unread]:
+    place = storage.join(dataset, *folder)
+    if not is_within(normal(place), (normal(dataset),)):
+        yield Unread(OUTSIDE, f"{place} leaves the folder of the dataset", len(seeds))
+        return
+    words = _words(place)
+    if isinstance(words, NoPicture):
+        yield Unread(words.reason, words.detail, len(seeds))
+        return
+    metadata: dict[str, Row] = {}
+    yield from _read_metadata(storage.join(place, "metadata.jsonl"), metadata)
+    for seed in seeds:
+        number = int(seed) if seed.isdecimal() and len(seed) < 20 and int(seed) < 2**63 else 0
+        drawn = shared_attention_of(number) if len(folder) == 1 and 0 < number < 2**32 else 0.0
+        yield Found(
+            instruction=first(words, INSTRUCTION),
+            source_image=_picture(dataset, storage.join(place, f"{seed}_0.jpg")),
+            edited_image=_picture(dataset, storage.join(place, f"{seed}_1.jpg")),
+            source_caption=first(words, SOURCE_CAPTION),
+            edited_caption=first(words, EDITED_CAPTION),
+            together=text(first(words, SOURCE_CAPTION)) or "/".join(folder),
+            place=f"{place}, seed {seed}",
+            **{"seed": number, "shared_attention": share(metadata.get(seed, {}).get("p2p_threshold"), drawn)}
+            | _origin(words),
+        )
+
+
+def _origin(words: Row) -> Row:
+    """Origin and split, where `writing` has left them; seeds are in the pictures' names, not here."""
+    return {name: value for name, value in ours(words).items() if name in ("origin", "split")}
 
 
 def shared_attention_of(seed: int) -> float:
@@ -64,118 +102,54 @@ def shared_attention_of(seed: int) -> float:
     return 0.1 + drawn * (0.9 - 0.1)
 
 
-def _words(place: str) -> Row:
+def _words(place: str) -> Row | NoPicture:
+    """What prompt.json holds, or why it gives no pairs; no instruction where there is no such file."""
     file = storage.join(place, "prompt.json")
-    content = _content(file)
-    words = json.loads(content) if content else {INSTRUCTION[0]: ""}
+    content = content_of(file)
+    if isinstance(content, NoPicture):
+        return NoPicture("prompt_unreadable", content.detail)
+    if not content:
+        return {INSTRUCTION[0]: ""}
+    try:
+        words = parse_json(content.decode("utf-8-sig"))
+    except ValueError as error:
+        return NoPicture("prompt_unreadable", f"{file} is not JSON ({error})")
     if not isinstance(words, dict) or not words.keys() & set(INSTRUCTION):
-        raise ValueError(
-            f"{file} holds {', '.join(words)}, but the instruction is wanted under edit (InstructPix2Pix) or "
-            "instruction (HIVE), and captions under input (or caption) and output; rename the keys"
+        held = ", ".join(words) if isinstance(words, dict) else f"a {type(words).__name__}"
+        return NoPicture(
+            "keys_missing",
+            f"{file} holds {held}, but the instruction is wanted under edit (InstructPix2Pix) or "
+            "instruction (HIVE), and captions under input (or caption) and output; rename the keys",
         )
     return words
 
 
-def _metadata(place: str) -> dict[str, Row]:
-    """Seed -> its line of metadata.jsonl; nothing where there is no such file."""
-    lines = (_content(storage.join(place, "metadata.jsonl")) or b"").decode().splitlines()
-    return {str(line["seed"]): line for line in map(json.loads, filter(str.strip, lines))}
+def _read_metadata(file: str, metadata: dict[str, Row]) -> Iterator[Unread]:
+    """Add seed -> its line of metadata.jsonl, if there is such a file, and yield the lines that cannot be read."""
+    content = content_of(file)
+    if isinstance(content, NoPicture):
+        yield Unread("metadata_unreadable", content.detail)
+        return
+    try:
+        for line in parse_json_lines(content or b"", file, objects=True):
+            if line.problem:
+                yield Unread("metadata_unreadable", line.sample)
+            else:
+                metadata[str(line.value.get("seed"))] = line.value
+    except TextError as error:
+        yield Unread("metadata_unreadable", str(error))
 
 
-def hive(training: str, settings: Importing) -> Iterator[Found]:
+def _picture(dataset: str, path: str) -> bytes | NoPicture:
+    if not is_within(normal(path), (normal(dataset),)):
+        return NoPicture(OUTSIDE, f"{path} leaves the folder of the dataset")
+    content = content_of(path)
+    return NoPicture(MISSING, f"{path} is not there") if content is None else content
+
+
+def hive(training: str, settings: Importing) -> Iterator[Found | Unread]:
     """HIVE's three parts, and InstructPix2Pix's pairs where they lie beside them."""
-    yield from json_lines(storage.join(training, HIVE_CYCLE), settings)
+    yield from text_rows(storage.join(training, HIVE_CYCLE), training, settings)
     for part in HIVE_PARTS:
         if storage.exists(storage.join(training, part, "seeds.json")):
             yield from prompt_folders(storage.join(training, part), settings)
-
-
-def json_lines(file: str, settings: Importing) -> Iterator[Found]:
-    """HIVE's {instruction, source_img, edited_img}, and UltraEdit's {edit_prompt, source_image, edited_image}."""
-    for where, row in _lines(file):
-        if row.keys() & set(SOURCE_IMAGE) and not row.keys() & set(EDITED_IMAGE):
-            raise ValueError(
-                f"{where} has a source picture and no {' or '.join(EDITED_IMAGE)}: these are prompts to be edited, as "
-                "in HIVE's test.jsonl, and no pairs; give the file as importing.prompts"
-            )
-        _require(where, row, INSTRUCTION, SOURCE_IMAGE, EDITED_IMAGE)
-        source, edited = str(first(row, SOURCE_IMAGE)), str(first(row, EDITED_IMAGE))
-        yield Found(
-            instruction=first(row, INSTRUCTION),
-            source_image=_content(_place(file, settings.pictures, source)),
-            edited_image=_content(_place(file, settings.pictures, edited)),
-            source_caption=first(row, SOURCE_CAPTION),
-            edited_caption=first(row, EDITED_CAPTION),
-            together=min(source, edited),  # the same for a pair and its inverse
-        )
-
-
-def read_prompts(settings: Importing) -> Iterator[Row]:
-    """Rows of `prompts`, each once and all of the test split, from HIVE's {instruction, source_img} a line.
-
-    {"dropped": reason}: "instruction_missing", "picture_missing", "picture_unreadable", "duplicate". Raises a
-    ValueError if nothing can be kept.
-    """
-    seen: set[str] = set()
-    for where, line in _lines(settings.prompts):
-        _require(where, line, INSTRUCTION, SOURCE_IMAGE)
-        picture = _content(_place(settings.prompts, settings.prompt_pictures, str(first(line, SOURCE_IMAGE))))
-        row = _prompt(line, picture)
-        if row.get("prompt_id") in seen:
-            row = {"dropped": "duplicate"}
-        if "dropped" not in row:
-            seen.add(row["prompt_id"])
-        yield row
-    if not seen:
-        raise ValueError(
-            f"no prompt of {settings.prompts} can be kept: their pictures are looked for from "
-            f"importing.prompt_pictures ({settings.prompt_pictures!r}) on; correct that or the file"
-        )
-
-
-def _prompt(line: Row, picture: bytes | None) -> Row:
-    instruction = text(first(line, INSTRUCTION))
-    if not instruction or not picture:
-        return {"dropped": "picture_missing" if instruction else "instruction_missing"}
-    try:
-        source = as_kept(picture)
-    except ImageError:
-        return {"dropped": "picture_unreadable"}
-    return {
-        "prompt_id": id_for("prompt", instruction, source),
-        "instruction": instruction,
-        "source_caption": text(first(line, SOURCE_CAPTION)),
-        "edited_caption": text(first(line, EDITED_CAPTION)),
-        "source_image": source,
-        "split": "test",
-    }
-
-
-def _lines(file: str) -> Iterator[tuple[str, Row]]:
-    """Where a line stands, in words, and its object."""
-    for where, line, row in read_json_lines(file, file):
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: wanted an object, not {line[:80]!r}")
-        yield where, row
-
-
-def _require(where: str, row: Row, *wanted: tuple[str, ...]) -> None:
-    for keys in wanted:
-        if not row.keys() & set(keys):
-            raise ValueError(f"{where} has no {' or '.join(keys)}, only {', '.join(row) or 'nothing'}; rename its keys")
-
-
-def _place(file: str, folder: str, picture: str) -> str:
-    """The address of a picture that a file names, seen from `folder`, seen from the file."""
-    path = storage.join(folder, picture) if folder not in ("", ".") else picture
-    if picture.startswith(("/", storage.S3)):
-        return picture
-    return path if path.startswith(("/", storage.S3)) else storage.join(file.rpartition("/")[0] or ".", path)
-
-
-def _content(path: str) -> Any:
-    """The bytes of a file, or None if it does not exist."""
-    try:
-        return storage.read_bytes(path)
-    except FileNotFoundError:
-        return None

@@ -1,37 +1,66 @@
 """A pair as somebody's dataset gives it, and what makes it a row of `imported`."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from hive_ray.config import Importing
-from hive_ray.images import ImageError, as_kept
-from hive_ray.schemas import ORIGINS, SPLITS, Row
+from hive_ray.images import ImageError, as_kept, in_threads
+from hive_ray.schemas import ORIGINS, SPLITS, Row, Stopped
 from hive_ray.seeds import id_for, split_for
+from hive_ray.text_files import repaired
 
 INSTRUCTION = ("instruction", "edit", "edit_prompt")
-SOURCE_CAPTION = ("source_caption", "input", "caption")
+SOURCE_CAPTION = ("source_caption", "input", "caption", "original_prompt")
 """The published prompt.json says `input`; what InstructPix2Pix's own text generator writes says `caption`."""
-EDITED_CAPTION = ("edited_caption", "output")
-SOURCE_IMAGE = ("source_img", "source_image")
-EDITED_IMAGE = ("edited_img", "edited_image")
-"""Keys of JSON, the first that is there: ours or HIVE's, InstructPix2Pix's, UltraEdit's."""
+EDITED_CAPTION = ("edited_caption", "output", "edited_prompt", "target_caption")
+SOURCE_IMAGE = ("source_img", "source_image", "original_image", "input_image")
+EDITED_IMAGE = ("edited_img", "edited_image", "target_img", "target_image", "output_image")
+"""Keys of JSON, the first that is there: ours or HIVE's, InstructPix2Pix's, UltraEdit's, MagicBrush's, HQ-Edit's."""
+FILE_NAME = "_file_name"
+"""How the name of a column of pictures ends in the metadata files of Hugging Face's ImageFolder."""
 OURS = ("seed", "shared_attention", "origin", "split")
 """What `writing` adds: it is taken at its word, so that no twin leaves its pair's split on the way."""
+PAIRS_AT_A_TIME = 8
+"""Whose pictures are decoded at once, and are in memory."""
+ROWS_NOT_READ = "rows_not_read"
+"""What counts the rows of the parts that could not be read."""
+
+
+@dataclass(frozen=True)
+class NoPicture:
+    """Why there is no picture: the reason of the drop, and what was seen and what to do, in words."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A part of a dataset that gives no pair: a line, a folder, a row group, the rest of a file."""
+
+    reason: str
+    sample: str
+    """Where it is and what is wrong with it."""
+    rows: int = 0
+    """Rows that it was to hold, where there may be more than one and their number is known."""
 
 
 @dataclass(frozen=True)
 class Found:
     """A pair as a dataset gives it.
 
-    `together` names what must not straddle a split; "" is the source caption, or the source picture where there is
-    none. A `split` that is given is kept. Pictures are None where they are missing.
+    `instruction` and captions are text, {"text": text}, or lists of these. `together` names what must not straddle a
+    split; "" is the source caption, or the source picture where there is none. A `split` that is given is kept.
+    `place` says where the pair stands, for messages.
     """
 
     instruction: Any
-    source_image: bytes | None
-    edited_image: bytes | None
+    source_image: bytes | NoPicture | None
+    edited_image: bytes | NoPicture | None
     source_caption: Any = ""
     edited_caption: Any = ""
     inverse_instruction: Any = ""
@@ -40,48 +69,84 @@ class Found:
     shared_attention: float = 0.0
     origin: str = "imported"
     split: str = ""
+    place: str = ""
 
 
-def imported_rows(found: Iterable[Found], settings: Importing) -> Iterator[Row]:
-    """Rows of `imported`, at most `num_pairs` and each once, and {"dropped": reason} for the others.
+def imported_rows(found: Iterable[Found | Unread], settings: Importing) -> Iterator[Row]:
+    """Rows of `imported`, at most `num_pairs` and each once, and {"dropped": reason, "sample": words} for the others.
 
-    Reasons: "instruction_missing", "picture_missing", "picture_unreadable", "pictures_are_equal", "duplicate".
-    Raises a ValueError if nothing can be kept.
+    Each of several instructions of a pair is a row. Reasons beside those of `Unread` and `NoPicture`:
+    "instruction_missing", "picture_missing", "picture_unreadable", "pictures_are_equal", "duplicate".
+
+    Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
     """
     seen: set[str] = set()
     dropped: Counter[str] = Counter()
-    for pair in found:
-        row = _row(pair, settings)
-        if row.get("pair_id") in seen:
-            row = {"dropped": "duplicate"}
-        if "dropped" in row:
-            dropped[row["dropped"]] += 1
-        else:
-            seen.add(row["pair_id"])
-        yield row
-        if len(seen) == settings.num_pairs:
-            return
-    if not seen:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
-        raise ValueError(
-            f"no pair of {settings.dataset} can be kept: {reasons}. Pictures that a JSONL file names are looked for "
-            f"from importing.pictures ({settings.pictures!r}) on; correct that or the dataset"
+    samples: dict[str, str] = {}
+    source = iter(found)
+    while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(seen)))):
+        for pair, pictures in zip(batch, in_threads(_kept_pictures, batch), strict=True):
+            for row in _rows(pair, pictures, settings):
+                if row.get("pair_id") in seen:
+                    row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
+                if "pair_id" in row:
+                    seen.add(row["pair_id"])
+                elif "dropped" in row:
+                    dropped[row["dropped"]] += 1
+                    samples.setdefault(row["dropped"], row["sample"])
+                else:
+                    dropped.update(row["counted"])
+                yield row
+                if len(seen) == settings.num_pairs:
+                    return
+    refuse_too_few(f"pairs of {settings.dataset}", len(seen), dropped, samples, settings.least_kept)
+
+
+def refuse_too_few(what: str, kept: int, dropped: Counter[str], samples: dict[str, str], least_kept: float) -> None:
+    """Raise a ValueError if none of `what` is kept, and `Stopped` if it is a smaller share than `least_kept`."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common() if count) or "it is empty"
+    shown = "".join(f"\n  {reason}: {sample}" for reason, sample in samples.items())
+    if not kept:
+        raise ValueError(f"none of the {what} can be kept: {reasons}{shown}")
+    if kept < least_kept * (kept + dropped.total()):
+        raise Stopped(
+            f"{kept} of the {what} can be kept, a smaller share than importing.least_kept, {least_kept}: {reasons}; "
+            f"correct the dataset or the setting{shown}"
         )
 
 
-def _row(pair: Found, settings: Importing) -> Row:
-    instruction, source_caption = text(pair.instruction), text(pair.source_caption)
-    edited_caption = text(pair.edited_caption)
-    if not instruction:
-        return {"dropped": "instruction_missing"}
-    if not pair.source_image or not pair.edited_image:
-        return {"dropped": "picture_missing"}
-    if pair.source_image == pair.edited_image:
-        return {"dropped": "pictures_are_equal"}
-    try:
-        source, edited = as_kept(pair.source_image), as_kept(pair.edited_image)
-    except ImageError:
-        return {"dropped": "picture_unreadable"}
+def _kept_pictures(pair: Found | Unread) -> tuple[bytes | NoPicture, ...]:
+    """The pictures of a pair as tables keep them; none where its instruction is missing."""
+    if isinstance(pair, Unread) or not texts(pair.instruction):
+        return ()
+    return kept_picture(pair.source_image, "source"), kept_picture(pair.edited_image, "edited")
+
+
+def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], settings: Importing) -> Iterator[Row]:
+    """A row for each instruction of a pair, or why there is none."""
+    if isinstance(pair, Unread):
+        yield {"dropped": pair.reason, "sample": pair.sample}
+        if pair.rows > 1:
+            yield {"counted": {ROWS_NOT_READ: pair.rows - 1}}
+        return
+    instructions, inverses = texts(pair.instruction), texts(pair.inverse_instruction)
+    if not instructions:
+        yield _dropped("instruction_missing", pair.place, f"no text, but {str(pair.instruction)[:40]!r}")
+        return
+    for picture in pictures:
+        if isinstance(picture, NoPicture):
+            yield _dropped(picture.reason, pair.place, picture.detail)
+            return
+    if pair.source_image == pair.edited_image or pictures[0] == pictures[1]:
+        yield _dropped("pictures_are_equal", pair.place, "the edited picture is the source picture")
+        return
+    for number, instruction in enumerate(instructions):
+        inverse = inverses[number] if len(inverses) == len(instructions) else (inverses or [""])[0]
+        yield _row(pair, instruction, inverse, *pictures, settings)
+
+
+def _row(pair: Found, instruction: str, inverse: str, source: bytes, edited: bytes, settings: Importing) -> Row:
+    source_caption, edited_caption = text(pair.source_caption), text(pair.edited_caption)
     together = id_for(pair.together or source_caption or source)
     split = split_for(together, rank_rate=settings.rank_rate, test_rate=settings.test_rate)
     return {
@@ -90,7 +155,7 @@ def _row(pair: Found, settings: Importing) -> Row:
         "instruction": instruction,
         "source_caption": source_caption,
         "edited_caption": edited_caption,
-        "inverse_instruction": text(pair.inverse_instruction),
+        "inverse_instruction": inverse,
         "source_image": source,
         "edited_image": edited,
         "seed": pair.seed,
@@ -100,17 +165,56 @@ def _row(pair: Found, settings: Importing) -> Row:
     }
 
 
+def kept_picture(picture: bytes | NoPicture | None, name: str) -> bytes | NoPicture:
+    """A picture as tables keep it, or why there is none; `name` says which one, for messages."""
+    if isinstance(picture, NoPicture):
+        return NoPicture(picture.reason, f"{name} picture: {picture.detail}")
+    if not picture:
+        return NoPicture("picture_missing", f"{name} picture: it is empty")
+    try:
+        return as_kept(picture)
+    except ImageError as error:
+        return NoPicture("picture_unreadable", f"{name} picture: {error}")
+
+
+def _dropped(reason: str, place: str, detail: str) -> Row:
+    return {"dropped": reason, "sample": f"{place}: {detail}" if place else detail}
+
+
 def text(value: Any) -> str:
-    """Text with single spaces; "" for what is none."""
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    """The first text of a value with single spaces; "" where there is none."""
+    return next(iter(texts(value)), "")
+
+
+def texts(value: Any) -> list[str]:
+    """The texts of a text, a {"text": text}, or a list of these, with single spaces and without empty ones."""
+    if isinstance(value, str):
+        words = " ".join(repaired(value).split())
+        return [words] if words else []
+    if isinstance(value, dict):
+        return texts(first(value, ("text", *INSTRUCTION))) if value.keys() & {"text", *INSTRUCTION} else []
+    if isinstance(value, list):
+        return [words for item in value if not isinstance(item, list) for words in texts(item)]
+    return []
 
 
 def first(row: Row, keys: tuple[str, ...]) -> Any:
-    """The value of the first key that is there, or ""."""
-    return next((row[key] for key in keys if key in row), "")
+    """The first value that is there under these keys and neither null nor ""; else ""."""
+    return next((row[key] for key in keys if row.get(key) not in (None, "")), "")
 
 
 def ours(row: Row) -> Row:
     """What `writing` has added to a row; nothing if somebody else wrote it."""
-    known = row.get("origin") in ORIGINS and row.get("split") in SPLITS
-    return {name: row[name] for name in OURS if name in row} if known else {}
+    if row.get("origin") not in ORIGINS or row.get("split") not in SPLITS:
+        return {}
+    known = {"origin": row["origin"], "split": row["split"]}
+    seed, shared_attention = row.get("seed"), row.get("shared_attention")
+    if isinstance(seed, int) and -(2**63) <= seed < 2**63:
+        known["seed"] = int(seed)
+    return known | {"shared_attention": share(shared_attention, 0.0)}
+
+
+def share(value: Any, otherwise: float) -> float:
+    """A finite number as it is, anything else as `otherwise`."""
+    known = isinstance(value, int | float) and abs(value) < 1e30 and math.isfinite(value)
+    return float(value) if known else otherwise

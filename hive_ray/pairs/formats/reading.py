@@ -1,108 +1,96 @@
 """Other people's pairs, one after the other, by what their folder or file looks like.
 
-InstructPix2Pix and HIVE folders, JSONL, Hugging Face columns, WebDataset shards -> imported
+InstructPix2Pix and HIVE folders, JSONL and CSV, Hugging Face columns and ImageFolder, WebDataset shards -> imported
 
-Everything is read as a stream, on disk or s3://. PNG and JPEG pictures stay the bytes that they are.
+Everything is read as a stream, on disk or s3://. PNG and JPEG pictures stay the bytes that they are. What cannot be
+read costs itself: a line, a row, a picture, a row group, the rest of a file is named and counted (`found.Unread`).
 """
 
-import json
-import tarfile
 from collections.abc import Callable, Iterator
-from itertools import chain, groupby
-from operator import itemgetter
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.pairs.formats.columns import hugging_face, split_files
-from hive_ray.pairs.formats.folders import HIVE_CYCLE, hive, json_lines, prompt_folders
-from hive_ray.pairs.formats.found import EDITED_CAPTION, INSTRUCTION, SOURCE_CAPTION, Found, first, ours
-from hive_ray.seeds import id_for
+from hive_ray.pairs.formats import shards, text_rows
+from hive_ray.pairs.formats.columns import arrow_rows, parquet_rows
+from hive_ray.pairs.formats.files import data_files, of_split
+from hive_ray.pairs.formats.folders import HIVE_CYCLE, hive, prompt_folders
+from hive_ray.pairs.formats.found import Found, Unread
+from hive_ray.pairs.formats.pictures import folder_of
+
+METADATA = tuple(f"metadata{ending}" for ending in (*text_rows.ENDINGS, ".parquet"))
+"""Files of Hugging Face's ImageFolder that say what the pictures beside them are."""
+PACKED = (".zip", ".7z", ".rar", *shards.ENDINGS)
 
 
-def read_pairs(settings: Importing) -> Iterator[Found]:
-    """Every pair of a dataset, in its order.
+def read_pairs(settings: Importing) -> Iterator[Found | Unread]:
+    """Every pair of a dataset, in its order, and what of it is none.
 
     Raises FileNotFoundError if nothing is there, and ValueError, with what was found and what to do, if it is in no
     known layout.
     """
-    return READERS[_layout(settings.dataset)](settings.dataset, settings)
-
-
-def dataset_digest(address: str) -> str:
-    """Names a dataset by its files' names and sizes, since it may change under its name."""
-    size = storage.file_size(address)
-    sizes = storage.list_sizes(address) if size is None else {".": size}
-    return id_for(*chain.from_iterable(sizes.items()))
-
-
-def _layout(dataset: str) -> str:
-    """The key of `READERS` for a dataset."""
+    dataset = settings.dataset.rstrip("/") or settings.dataset
     if not dataset:
         raise ValueError("importing.dataset is empty: name the folder or file to import")
     if storage.is_file(dataset):
-        names = [dataset]
+        yield from _files(dataset, [dataset], folder_of(dataset), settings)
     elif storage.exists(storage.join(dataset, HIVE_CYCLE)):
-        return "hive"
+        yield from hive(dataset, settings)
     elif storage.exists(storage.join(dataset, "seeds.json")):
-        return "instruct_pix2pix"
+        yield from prompt_folders(dataset, settings)
     else:
-        names = storage.list_files(dataset)
-    for ending, layout in ENDINGS.items():
-        if any(name.endswith(ending) for name in names):
-            return layout
+        yield from _files(dataset, _chosen(dataset, data_files(dataset), settings.split_name), dataset, settings)
+
+
+def _chosen(dataset: str, names: list[str], split_name: str) -> list[str]:
+    """The files of a folder that hold its rows."""
     if any(name.endswith("/prompt.json") for name in names):
         raise ValueError(
             f"{dataset} has prompt folders but no seeds.json, which lists them: its making was not finished; run "
             "InstructPix2Pix's prepare_dataset.py on it first"
         )
-    raise ValueError(
-        f"{dataset} is in no known layout: wanted seeds.json, {HIVE_CYCLE} or files that end with "
-        f"{', '.join(ENDINGS)}; found {', '.join(names[:5]) or 'nothing'}"
+    described = [name for name in names if name.rpartition("/")[2].lower() in METADATA]
+    others = [name for name in names if name not in set(described)]
+    for ending in (".parquet", ".arrow"):
+        if files := _ending(others, (ending,)):
+            return of_split(dataset, files, split_name)
+    if files := _ending(names, shards.ENDINGS):
+        return of_split(dataset, files, split_name)
+    if described:
+        return of_split(dataset, described, split_name, may_have_none=True)
+    if files := _ending(others, text_rows.ENDINGS):
+        return of_split(dataset, files, split_name, may_have_none=True)
+    raise _unknown(dataset, names)
+
+
+def _ending(names: list[str], endings: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name.lower().endswith(endings)]
+
+
+def _files(dataset: str, files: list[str], root: str, settings: Importing) -> Iterator[Found | Unread]:
+    for file in files:
+        reader = next((read for endings, read in READERS.items() if file.lower().endswith(endings)), None)
+        if reader is None:
+            raise _unknown(dataset, [file])
+        yield from reader(file, root, settings)
+
+
+def _unknown(dataset: str, names: list[str]) -> ValueError:
+    if _ending(names, PACKED):
+        return ValueError(
+            f"{dataset} is in no known layout: {', '.join(_ending(names, PACKED)[:3])} is an archive; unpack it and "
+            "give the folder (of archives, tar shards of WebDataset are read)"
+        )
+    known = ", ".join(ending for endings in READERS for ending in endings)
+    return ValueError(
+        f"{dataset} is in no known layout: wanted seeds.json, {HIVE_CYCLE} or files that end with {known}; found "
+        f"{', '.join(names[:5]) or 'nothing'}"
     )
 
 
-def _web_dataset(dataset: str, settings: Importing) -> Iterator[Found]:
-    """Shards of <key>.source.png (or .jpg), <key>.edited.png and <key>.json."""
-    for file in split_files(dataset, (".tar",), settings.split_name):
-        for key, members in groupby(_members(file), key=itemgetter(0)):
-            fields = {field.split(".")[0]: content for _, field, content in members}
-            if not {"source", "edited", "json"} <= fields.keys():
-                raise ValueError(
-                    f"{file}, key {key} has {', '.join(sorted(fields))}; wanted {key}.source.png, {key}.edited.png "
-                    f"(or .jpg) and {key}.json"
-                )
-            words = json.loads(fields["json"])
-            yield Found(
-                instruction=first(words, INSTRUCTION),
-                source_image=fields["source"],
-                edited_image=fields["edited"],
-                source_caption=first(words, SOURCE_CAPTION),
-                edited_caption=first(words, EDITED_CAPTION),
-                **ours(words),
-            )
-
-
-def _members(file: str) -> Iterator[tuple[str, str, bytes]]:
-    """Key, field and content of each file of a shard."""
-    files, inside = storage.filesystem(file)
-    with (
-        files.open_input_stream(inside, compression=None) as stream,
-        tarfile.open(fileobj=stream, mode="r|*") as shard,
-    ):
-        for member in shard:
-            if member.isfile():
-                folder, slash, name = member.name.rpartition("/")
-                key, _, field = name.partition(".")
-                yield folder + slash + key, field, shard.extractfile(member).read()
-
-
-ENDINGS = {".parquet": "hugging_face", ".arrow": "hugging_face", ".tar": "webdataset", ".jsonl": "jsonl"}
-"""How the files of a layout end."""
-READERS: dict[str, Callable[[str, Importing], Iterator[Found]]] = {
-    "instruct_pix2pix": prompt_folders,
-    "hive": hive,
-    "jsonl": json_lines,
-    "hugging_face": hugging_face,
-    "webdataset": _web_dataset,
+READERS: dict[tuple[str, ...], Callable[[str, str, Importing], Iterator[Found | Unread]]] = {
+    (".parquet",): parquet_rows,
+    (".arrow",): arrow_rows,
+    shards.ENDINGS: shards.shard_rows,
+    text_rows.ENDINGS: text_rows.text_rows,
 }
-"""By layout."""
+"""How the names of files end -> what reads them, for the dataset's folder."""

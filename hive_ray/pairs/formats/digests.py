@@ -1,0 +1,112 @@
+"""What a dataset is known by, so that a change in place is seen before its rows are read again.
+
+Names, sizes, and modification times (on S3: ETags) of its files and of the pictures elsewhere that its text and Parquet
+files name. Not looked at: a change that leaves name, size and time as they were, and pictures outside of the dataset
+that Arrow files name.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+
+from hive_ray import storage
+from hive_ray.pairs.formats import text_rows
+from hive_ray.pairs.formats.columns import BROKEN, columns_of
+from hive_ray.pairs.formats.files import data_files, is_system
+from hive_ray.pairs.formats.found import Unread, first
+from hive_ray.pairs.formats.pictures import Pictures, folder_of, is_within, named_path, normal
+from hive_ray.pairs.formats.text_rows import EDITED_KEYS, SOURCE_KEYS
+from hive_ray.seeds import id_for
+
+NAMES_AT_A_TIME = 4096
+
+
+def dataset_digest(dataset: str, pictures: str) -> str:
+    """Names and sizes, "-", and modification times or ETags, as a digest each; `pictures` as `importing.pictures`.
+
+    A folder is listed. Of a file, and of a folder where `pictures` are elsewhere, the files that name pictures are read
+    once, and each picture is looked at: on disk one by one, on S3 in a listing of the folder that they are in.
+
+    Raises FileNotFoundError if nothing is there.
+    """
+    alone = storage.is_file(dataset)
+    root = folder_of(dataset) if alone else dataset
+    versions = {"": storage.file_version(dataset)} if alone else storage.list_versions(dataset, is_system)
+    sizes = times = ""
+    if alone or pictures not in ("", "."):
+        files = [dataset] if alone else [storage.join(dataset, name) for name in data_files(dataset)]
+        named = chain.from_iterable(_versions_of_pictures(file, root, pictures, alone) for file in files)
+    else:
+        named = iter(())
+    for name, version in chain(versions.items(), named):
+        size, _, time = (version or "").partition(" ")
+        sizes, times = id_for(sizes, name, size), id_for(times, time)
+    return f"{sizes}-{times}"
+
+
+def first_digest(dataset: str) -> str:
+    """What a dataset was known by at first: names and sizes of its files alone."""
+    size = storage.file_size(dataset)
+    sizes = storage.list_sizes(dataset) if size is None else {".": size}
+    return id_for(*chain.from_iterable(sizes.items()))
+
+
+def _versions_of_pictures(file: str, root: str, folder: str, alone: bool) -> Iterator[tuple[str, str | None]]:
+    """Path and version of each picture that a file names; those in the dataset's folder only if it is `alone`."""
+    pictures, listed = Pictures(file, root, folder), {}
+    top = normal(root)
+    for path in chain.from_iterable(_named_pictures(file)):
+        for place in pictures.places(path):
+            if not alone and is_within(place, (top,)):
+                continue
+            version = _version(place, pictures.folders[0], listed)
+            if version is not None:
+                yield path, version
+                break
+
+
+def _version(place: str, folder: str, listed: dict[str, str]) -> str | None:
+    """The version of a file; on S3 those of all files in `folder` are `listed` at the first one."""
+    if not place.startswith(storage.S3) or not is_within(place, (folder,)):
+        return storage.file_version(place)
+    if not listed:
+        listed |= {"": ""} | storage.list_versions(folder)
+    return listed.get(place.removeprefix(f"{folder}/"))
+
+
+def _named_pictures(file: str) -> Iterator[list[str]]:
+    """The paths of pictures in the rows of a file; nothing where they cannot be read."""
+    if file.lower().endswith(text_rows.ENDINGS):
+        for _, row in text_rows.read_values(file):
+            if not isinstance(row, Unread):
+                yield _paths(first(row, SOURCE_KEYS), first(row, EDITED_KEYS))
+    elif file.lower().endswith(".parquet"):
+        try:
+            yield from _named_in_parquet(file)
+        except BROKEN as error:
+            if "AWS Error" in str(error):
+                raise
+
+
+def _named_in_parquet(file: str) -> Iterator[list[str]]:
+    with storage.open_parquet(file) as table:
+        known = columns_of(table.schema_arrow.names)
+        columns = [_path_column(table.schema_arrow, name) for name in known.pictures] if known else []
+        columns = [name for name in columns if name]
+        for batch in table.iter_batches(NAMES_AT_A_TIME, columns=columns) if columns else ():
+            for row in batch.to_pylist():
+                yield _paths(*row.values())
+
+
+def _path_column(schema: pa.Schema, name: str) -> str:
+    """The column of paths in place of pictures; the path of {bytes, path} alone, since the bytes are large."""
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind):
+        return f"{name}.path" if "path" in [field.name for field in kind] else ""
+    return name if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind) else ""
+
+
+def _paths(*values: Any) -> list[str]:
+    return list(filter(None, map(named_path, values)))

@@ -1,0 +1,172 @@
+"""Pictures that a dataset's rows hold, or name by their paths.
+
+A path is looked for from importing.pictures on if that is set, and from the folder of the file that names it; else
+from that folder, from the dataset's folder, and from its `images` folder. An absolute path is read as it is; one that
+is no more (it was somebody else's disk) is looked for by its last parts in these folders. A relative path that leaves
+the dataset and importing.pictures by ".." is not read, symbolic links are followed, nothing is fetched from the web.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from hive_ray import storage
+from hive_ray.pairs.formats.found import NoPicture
+
+MISSING, OUTSIDE, UNREADABLE = "picture_missing", "picture_outside", "picture_unreadable"
+IS_ADDRESS, IS_NO_FILE = "picture_is_address", "picture_is_no_file"
+WHOLE = "write it as {bytes, path}, as the encoded bytes, or as the path of a file"
+ENCODED = re.compile(r"(iVBORw0KGgo|/9j/|UklGR|R0lGOD|Qk0|SUkq|TU0AK)[A-Za-z0-9+/\s_-]{40,}=*\s*")
+"""Base64 text of a PNG, JPEG, WebP, GIF, BMP or TIFF."""
+LONGEST_PATH = 4096
+SHOWN = 100
+"""Characters of a path that messages show."""
+
+
+class Pictures:
+    """Reads what stands for a picture in the rows of `file`, which belongs to the dataset folder `root`."""
+
+    def __init__(self, file: str, root: str, pictures: str) -> None:
+        """`pictures`: where relative paths begin, seen from the file's folder, as `importing.pictures`."""
+        beside, root = normal(folder_of(file)), normal(root)
+        chosen = normal(pictures if is_absolute(pictures) else storage.join(beside, pictures))
+        self.folders = list(dict.fromkeys([chosen, beside]))
+        if pictures in ("", "."):
+            self.folders = list(dict.fromkeys([beside, root, storage.join(root, "images")]))
+        self.beside = beside
+        self.allowed = (root, beside, chosen)
+        self.setting = pictures
+        self.moved: tuple[str, int] | None = None  # in which folder, and without how many parts, the last one was
+
+    def read(self, value: Any) -> bytes | NoPicture:
+        """The bytes of a picture, or why there are none."""
+        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value)
+        if value is None or value == "":
+            return NoPicture(MISSING, "there is none")
+        if not isinstance(value, str):
+            return NoPicture(IS_NO_FILE, f"a {type(value).__name__} and no picture; {WHOLE}")
+        if refusal := _refusal(value):
+            return refusal
+        return self._by_path(value)
+
+    def _by_path(self, path: str) -> bytes | NoPicture:
+        for place in self.places(path):
+            content = content_of(place)
+            if content is not None:
+                self._remember(path, place)
+                return content
+        if not is_absolute(path) and not is_within(normal(storage.join(self.beside, path)), self.allowed):
+            return NoPicture(
+                OUTSIDE,
+                f"{path[:SHOWN]!r} leaves the folder of the dataset; set importing.pictures to a folder above both",
+            )
+        return NoPicture(
+            MISSING,
+            f"{path[:SHOWN]!r} is not there; set importing.pictures ({self.setting!r}) to the folder where such paths "
+            f"begin; it was looked for from {', '.join(self.folders)} on",
+        )
+
+    def places(self, path: str) -> Iterator[str]:
+        """Where the file of a path may lie, the likeliest first; nowhere if it leaves the dataset."""
+        path = path.removeprefix("file://")
+        if "\\" in path and "/" not in path:  # of Windows
+            path = re.sub(r"^[A-Za-z]:", "", path).replace("\\", "/")
+        if not is_absolute(path):
+            found = [normal(storage.join(folder, path)) for folder in self.folders]
+            yield from (place for place in found if is_within(place, self.allowed))
+            return
+        yield normal(path)
+        parts = [part for part in path.removeprefix(storage.S3).split("/") if part not in ("", ".", "..")]
+        if self.moved and self.moved[1] < len(parts):
+            yield storage.join(self.moved[0], *parts[self.moved[1] :])
+        for gone in range(1, len(parts)):
+            for folder in self.folders:
+                yield storage.join(folder, *parts[gone:])
+
+    def _remember(self, path: str, place: str) -> None:
+        """Look first where a path of somebody else's disk was found, so that the next one takes one look."""
+        parts = [part for part in path.removeprefix(storage.S3).split("/") if part not in ("", ".", "..")]
+        for folder in self.folders if is_absolute(path) and place != normal(path) else ():
+            if is_within(place, (folder,)):
+                self.moved = (folder, len(parts) - len(place.removeprefix(f"{folder}/").split("/")))
+                return
+
+
+def refused_type(name: str, kind: pa.DataType) -> str:
+    """Why a column of this type holds no pictures, in words; "" if it may."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_struct(value) and {"bytes", "path"} & {field.name for field in value}:
+        return ""
+    readable = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+        pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary, pa.types.is_null,
+    )  # fmt: skip
+    if any(is_one(value) for is_one in readable):
+        return ""
+    return f"the column {name} holds {str(kind)[:SHOWN]}, and no pictures; {WHOLE}"
+
+
+def named_path(value: Any) -> str:
+    """The path that stands for a picture, "" where there is none."""
+    if isinstance(value, dict):
+        value = None if value.get("bytes") else value.get("path")
+    return value if isinstance(value, str) and not _refusal(value) else ""
+
+
+def _refusal(text: str) -> NoPicture | None:
+    """Why a text is no path, if it is none."""
+    if re.match(r"data:[^/]*/", text[:SHOWN]):
+        return NoPicture(IS_NO_FILE, f"a data address ({text[:40]!r}) and no picture; decode it: {WHOLE}")
+    if ENCODED.fullmatch(text):
+        return NoPicture(IS_NO_FILE, f"base64 text ({text[:20]!r}...) and no picture; decode it: {WHOLE}")
+    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) and not text.startswith((storage.S3, "file://")):
+        return NoPicture(IS_ADDRESS, f"{text[:SHOWN]!r} is an address, and nothing is fetched; download it: {WHOLE}")
+    if len(text) > LONGEST_PATH or "\0" in text:
+        return NoPicture(IS_NO_FILE, f"a text of {len(text)} characters ({text[:40]!r}...) and no path; {WHOLE}")
+    return None
+
+
+def content_of(path: str) -> bytes | NoPicture | None:
+    """The bytes of a file; None if there is none; why it cannot be read."""
+    try:
+        if not path.startswith(storage.S3) and storage.file_size(path) is None:
+            return None  # a folder, or a device, which has no end
+        return storage.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except pa.ArrowInvalid as error:
+        return NoPicture(UNREADABLE, f"{path[:SHOWN]}: {error}")
+    except OSError as error:
+        if path.startswith(storage.S3):
+            raise
+        return NoPicture(UNREADABLE, f"{path[:SHOWN]} cannot be read: {error}")
+
+
+def folder_of(file: str) -> str:
+    """The folder that a file lies in."""
+    return file.rpartition("/")[0] or ("/" if file.startswith("/") else ".")
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path begins at the root of a disk or at a bucket."""
+    return path.startswith(("/", storage.S3))
+
+
+def is_within(path: str, folders: tuple[str, ...]) -> bool:
+    """Whether a normal path lies in one of these normal folders."""
+    return any(folder == "/" or path.startswith(f"{folder}/") for folder in folders)
+
+
+def normal(path: str) -> str:
+    """The absolute path without "." and ".."; those that would leave a bucket stay at it."""
+    if not path.startswith(storage.S3):
+        return storage.absolute(path)
+    bucket, _, inside = path.removeprefix(storage.S3).partition("/")
+    inside = posixpath.normpath(f"/{inside}").strip("/")
+    return storage.join(f"{storage.S3}{bucket}", inside) if inside else f"{storage.S3}{bucket}"

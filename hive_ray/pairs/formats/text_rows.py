@@ -1,0 +1,146 @@
+"""Pairs and prompts that are lines of text: JSONL, CSV and TSV files that name pictures, compressed ones too.
+
+These are HIVE's {instruction, source_img, edited_img}, UltraEdit's {edit_prompt, source_image, edited_image}, and the
+metadata files of Hugging Face's ImageFolder, whose columns of pictures may end with _file_name.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from hive_ray import storage
+from hive_ray.config import Importing
+from hive_ray.pairs.formats.found import (
+    EDITED_CAPTION,
+    EDITED_IMAGE,
+    FILE_NAME,
+    INSTRUCTION,
+    SOURCE_CAPTION,
+    SOURCE_IMAGE,
+    Found,
+    NoPicture,
+    Unread,
+    first,
+    kept_picture,
+    ours,
+    refuse_too_few,
+    text,
+    texts,
+)
+from hive_ray.pairs.formats.pictures import Pictures, folder_of
+from hive_ray.schemas import Row
+from hive_ray.seeds import id_for
+from hive_ray.text_files import JsonLine, TableRow, TextError, read_json_lines, read_table
+
+SOURCE_KEYS = (*SOURCE_IMAGE, *(f"{name}{FILE_NAME}" for name in SOURCE_IMAGE), "file_name")
+EDITED_KEYS = (*EDITED_IMAGE, *(f"{name}{FILE_NAME}" for name in EDITED_IMAGE))
+COMPRESSED = (".gz", ".bz2", ".zst")
+JSON_LINES = (".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ENDINGS = tuple(kind + packed for kind in (*JSON_LINES, *DELIMITERS) for packed in ("", *COMPRESSED))
+"""How the files end that are read here."""
+
+
+def text_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+    """The pairs of a file of the dataset folder `root`; "keys_missing" is the reason of a line without them."""
+    pictures = Pictures(file, root, settings.pictures)
+    below = folder_of(file).removeprefix(root).strip("/")  # sub-folders may use the same names for other pictures
+    for place, row in read_values(file):
+        if isinstance(row, Unread):
+            yield row
+        elif problem := _lacks(row, INSTRUCTION, SOURCE_KEYS, EDITED_KEYS):
+            yield Unread("keys_missing", f"{place} {problem}")
+        else:
+            source, edited = first(row, SOURCE_KEYS), first(row, EDITED_KEYS)
+            together = min(str(source), str(edited))  # the same for a pair and its inverse
+            yield Found(
+                instruction=first(row, INSTRUCTION),
+                source_image=pictures.read(source),
+                edited_image=pictures.read(edited),
+                source_caption=first(row, SOURCE_CAPTION),
+                edited_caption=first(row, EDITED_CAPTION),
+                together=storage.join(below, together) if below else together,
+                place=place,
+                **ours(row),
+            )
+
+
+def read_values(file: str) -> Iterator[tuple[str, Row | Unread]]:
+    """Where a line stands, in words, and its values by key, or why it has none; at the end, why the rest of the file
+    cannot be read. FileNotFoundError if there is no file."""
+    try:
+        for line in _lines(file):
+            values = line.value if isinstance(line, JsonLine) else line.values
+            yield line.place, Unread(line.problem, line.sample) if line.problem else values
+    except TextError as error:
+        yield file, Unread("file_unreadable", str(error))
+
+
+def _lines(file: str) -> Iterator[JsonLine | TableRow]:
+    name = file
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    delimiter = next((delimiter for ending, delimiter in DELIMITERS.items() if name.endswith(ending)), None)
+    return read_json_lines(file, objects=True) if delimiter is None else read_table(file, delimiter)[1]
+
+
+def read_prompts(settings: Importing) -> Iterator[Row]:
+    """Rows of `prompts`, each once and all of the test split, from HIVE's {instruction, source_img} a line.
+
+    {"dropped": reason, "sample": words} as `found.imported_rows`. Raises a ValueError if nothing can be kept.
+    """
+    file, seen = settings.prompts, set()
+    dropped: Counter[str] = Counter()
+    samples: dict[str, str] = {}
+    pictures = Pictures(file, folder_of(file), settings.prompt_pictures)
+    for place, line in read_values(file):
+        for row in _prompts(place, line, pictures):
+            if row.get("prompt_id") in seen:
+                row = {"dropped": "duplicate", "sample": f"{place}: {row['instruction']!r} of its picture came before"}
+            if "dropped" in row:
+                dropped[row["dropped"]] += 1
+                samples.setdefault(row["dropped"], row["sample"])
+            else:
+                seen.add(row["prompt_id"])
+            yield row
+    refuse_too_few(f"prompts of {file}", len(seen), dropped, samples, settings.least_kept)
+
+
+def _prompts(place: str, line: Row | Unread, pictures: Pictures) -> Iterator[Row]:
+    """A row for each instruction of a line, or why there is none."""
+    if isinstance(line, Unread):
+        yield {"dropped": line.reason, "sample": line.sample}
+        return
+    if problem := _lacks(line, INSTRUCTION, SOURCE_KEYS):
+        yield {"dropped": "keys_missing", "sample": f"{place} {problem}"}
+        return
+    instructions = texts(first(line, INSTRUCTION))
+    if not instructions:
+        yield {"dropped": "instruction_missing", "sample": f"{place}: no text"}
+        return
+    source = kept_picture(pictures.read(first(line, SOURCE_KEYS)), "source")
+    if isinstance(source, NoPicture):
+        yield {"dropped": source.reason, "sample": f"{place}: {source.detail}"}
+        return
+    for instruction in instructions:
+        yield {
+            "prompt_id": id_for("prompt", instruction, source),
+            "instruction": instruction,
+            "source_caption": text(first(line, SOURCE_CAPTION)),
+            "edited_caption": text(first(line, EDITED_CAPTION)),
+            "source_image": source,
+            "split": "test",
+        }
+
+
+def _lacks(row: dict[str, Any], *wanted: tuple[str, ...]) -> str:
+    """What a line lacks, in words; "" if it has a key of each kind."""
+    if EDITED_KEYS in wanted and row.keys() & set(SOURCE_KEYS) and not row.keys() & set(EDITED_KEYS):
+        return (
+            f"has a source picture and no {' or '.join(EDITED_KEYS)}: these are prompts to be edited, as in HIVE's "
+            "test.jsonl, and no pairs; give the file as importing.prompts"
+        )
+    for keys in wanted:
+        if not row.keys() & set(keys):
+            return f"has no {' or '.join(keys)}, only {', '.join(map(str, row)) or 'nothing'}; rename its keys"
+    return ""
