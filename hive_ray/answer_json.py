@@ -68,13 +68,13 @@ def find_json(text: str, read: Callable[[Any], T | None]) -> T | None:
     one; None if there is none.
 
     Values after the end of a thinking part come before those in it. `read` returns None for what is not wanted; it is
-    also shown the values inside an object.
+    also shown the values inside an object or list.
     """
     answer = text[_thoughts_end(text) :]
     empty = None
     for part in dict.fromkeys((answer, text)):
         for value in reversed(json_values(part)):
-            for shown in (value, *(value.values() if isinstance(value, dict) else ())):
+            for shown in (value, *(value.values() if isinstance(value, dict) else value)):
                 made = read(shown)
                 if made:
                     return made

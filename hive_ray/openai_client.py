@@ -25,6 +25,8 @@ WORDS = 300
 """Characters of what an endpoint says that messages show."""
 MODELS_SHOWN = 5
 ENDS_OF_REQUESTS = ("/chat/completions", "/completions", "/models")
+USER = re.compile(r"(?<=://)[^/@\s]*@")
+"""The user and password of an address."""
 LEAST_KEY = 8
 """A key of fewer characters is a word such as "none", and no secret."""
 
@@ -38,10 +40,12 @@ def client(*, timeout: float, max_retries: int) -> OpenAI:
 
     timeout: seconds that it waits for the endpoint's next bytes.
     """
+    base_url, api_key = address(), _key()
     try:
-        return OpenAI(base_url=address(), api_key=_key(), timeout=timeout, max_retries=max_retries)
-    except (OpenAIError, ValueError, ImportError) as error:  # such as a proxy's address that is none
-        raise EndpointError(f"the client of {shown(address())} cannot be made: {error}{_proxy_words()}") from error
+        return OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
+    except Exception as error:  # what it finds in the environment, such as a proxy's address that is none
+        said = _without_secrets(str(error))
+        raise EndpointError(f"the client of {shown(base_url)} cannot be made: {said}{_proxy_words()}") from error
 
 
 def address() -> str:
@@ -71,7 +75,7 @@ def address() -> str:
 
 def shown(url: str) -> str:
     """An address without its user, password and query."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]
+    return USER.sub("", url).partition("?")[0]
 
 
 def _key() -> str:
@@ -137,8 +141,8 @@ def words_of(error: OpenAIError) -> str:
         advice = ""
         if error.status_code == 404:
             advice = f"; the model may have another name, or {BASE_URL} ({shown(address())}) lack a /v1"
-        return _without_key(f"Error code: {error.status_code} - {said or 'no words'}{advice}")
-    return _without_key(str(error))
+        return _without_secrets(f"Error code: {error.status_code} - {said or 'no words'}{advice}")
+    return _without_secrets(str(error))
 
 
 def words_in(body: Any) -> str:
@@ -147,13 +151,13 @@ def words_in(body: Any) -> str:
         said = _words(body) or (json.dumps(body) if body else "")
     except RecursionError:
         said = "JSON that is nested too deeply"
-    return _without_key(" ".join(said.split()))[:WORDS]
+    return _without_secrets(" ".join(said.split()))[:WORDS]
 
 
 def sample_of(content: bytes | str) -> str:
     """How an answer begins that is none, without the marks of a page."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else repaired(content)
-    return _without_key(" ".join(text.split()))[:WORDS]
+    return _without_secrets(" ".join(text.split()))[:WORDS]
 
 
 def refused_settings(error: APIStatusError, names: Collection[str]) -> set[str]:
@@ -190,7 +194,7 @@ def _cause(error: BaseException) -> str:
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    said = _without_key(str(causes[-1]) if causes else "its cause is not known")
+    said = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
     if any(isinstance(one, socket.gaierror) for one in causes):
         return f"no host is known by the name in {host} ({said}); correct {BASE_URL}"
     if any(isinstance(one, ConnectionRefusedError) for one in causes):
@@ -221,6 +225,6 @@ def _proxy_words() -> str:
     return ""
 
 
-def _without_key(text: str) -> str:
+def _without_secrets(text: str) -> str:
     key = os.environ.get(API_KEY, "").strip()
-    return repaired(text.replace(key, "***") if len(key) >= LEAST_KEY else text)
+    return repaired(USER.sub("", text.replace(key, "***") if len(key) >= LEAST_KEY else text))

@@ -205,8 +205,9 @@ def read_batch_file(content: bytes, name: str, wanted: Iterable[str], account: A
     that is `wanted` is left out, counted and named, and costs no other.
     """
     known = set(wanted)
+    text = content.replace(b"\0", "\ufffd".encode())  # a zero byte in the first line would cost the file
     try:
-        for line in parse_json_lines(content, name, objects=True):
+        for line in parse_json_lines(text, name, objects=True):
             _take(line, known, account)
     except TextError as error:
         account.leave_out("not_text", str(error))
@@ -220,15 +221,16 @@ def _take(line: JsonLine, known: set[str], account: Account) -> None:
         return account.leave_out(NO_ID, line.sample)
     if custom_id not in known:
         return account.leave_out(UNKNOWN_ID, f"{line.place}: {custom_id[:80]!r}")
-    body = response.get("body") if isinstance(response, dict) else None
-    if isinstance(response, dict) and response.get("status_code") == 200 and is_answer(body):
+    response = response if isinstance(response, dict) else {}
+    body, status = response.get("body"), response.get("status_code", 200)
+    if is_answer(body) and (status == 200 or not isinstance(status, int)):
         account.answers[custom_id] = body
         return None
-    said = body if body else line.value.get("error")
+    said = body or line.value.get("error")
     words = words_in(said)
-    if (isinstance(response, dict) and response.get("status_code") == 200) or not words:
+    if not words or (status == 200 and not line.value.get("error")):
         return account.leave_out(NO_ANSWER, line.sample)
-    if said not in account.refusals[:REASONS_SHOWN]:
+    if said not in account.refusals and len(account.refusals) < REASONS_SHOWN:
         account.refusals.append(said)
     return account.leave_out(REFUSED, f"{line.place}: {words}")
 

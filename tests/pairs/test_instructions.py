@@ -386,9 +386,11 @@ def test_text_that_is_deep_or_long_is_the_named_error_soon(text):
 
 def test_mutated_answers_are_edits_or_the_named_error_and_each_caption_is_in_an_account():
     good = edits({}, {"instruction": "make it wink", "edited_caption": "a cät winks"})
-    answers = [json.dumps(answer(good)).encode() for answer in CHATTY.values()]
+    answers = [answer(good) for answer in CHATTY.values()]
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    inputs = [*(text for text in texts if isinstance(text, str)), *map(json.dumps, answers)]
     kept = dropped = 0
-    for data in mutated([good.encode(), *answers]):
+    for data in mutated([text.encode() for text in inputs]):
         text = data.decode(errors="replace")
         edits_or_a_named_error(text)
         for body in (data, json.dumps(spoken(text)).encode()):
@@ -398,7 +400,7 @@ def test_mutated_answers_are_edits_or_the_named_error_and_each_caption_is_in_an_
                 made, left_out = [], [error.dropped]
             assert made or left_out
             kept, dropped = kept + bool(made), dropped + (not made)
-    assert kept > dropped / 9
+    assert kept > dropped / 4
     print(f"{kept} answers with edits, {dropped} named drops")
 
 
