@@ -43,11 +43,18 @@ class Choice:
     """Why the model would not answer."""
     is_cut_off: bool
     """Whether it ended at the limit of its length."""
+    raw: str
+    """How it came, as JSON, where it has no text."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing."""
+        return not (self.text.strip() or self.thoughts.strip())
 
     @property
     def sample(self) -> str:
         """How it begins, for an account of what was left out."""
-        return (self.refusal or self.text or self.thoughts)[:SAMPLE]
+        return (self.refusal or self.text.strip() or self.thoughts.strip() or self.raw)[:SAMPLE]
 
 
 def is_answer(answer: Any) -> bool:
@@ -145,11 +152,13 @@ def _choice(choice: dict) -> Choice:
     message = choice.get("message")
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
-    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    text = _text(message.get("content"))
+    thoughts = _text(message.get("reasoning_content") or message.get("reasoning"))
     refusal = _text(message.get("refusal"))
     if choice.get("finish_reason") == "content_filter":
         refusal = refusal or "content_filter"
-    return Choice(_text(message.get("content")), _text(thoughts), refusal, choice.get("finish_reason") == "length")
+    raw = "" if text or thoughts else json.dumps(choice)[:SAMPLE]
+    return Choice(text, thoughts, refusal, choice.get("finish_reason") == "length", raw)
 
 
 def _text(content: Any) -> str:

@@ -154,6 +154,7 @@ class ChatHandler(JsonHandler):
             ]
             return self.send_json(200, {"id": "1", "model": "m", "results": results}, {})
         caption = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
+        caption = caption if isinstance(caption, str) else caption[0]["text"]  # what a vision model is shown
         with server.lock:
             server.asked[caption] += 1
             server.seen.append(request)

@@ -134,7 +134,7 @@ def _edits_of(choice: Choice, form: str) -> tuple[list[Written], Rows]:
     except AnswerError:
         if choice.is_cut_off:
             return [], [_dropped("answer_cut_off", choice.sample)]
-        return [], [_dropped(NOT_OF_THE_FORM if choice.sample.strip() else EMPTY, choice.sample)]
+        return [], [_dropped(EMPTY if choice.is_empty else NOT_OF_THE_FORM, choice.sample)]
     return edits, [] if edits else [_dropped(EMPTY, choice.sample)]
 
 

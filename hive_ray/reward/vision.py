@@ -163,7 +163,7 @@ def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
     if scores is None:
         if choice.is_cut_off:
             raise VerdictError("answer_cut_off", choice.sample)
-        reason = "answer_is_not_of_the_form" if choice.sample.strip() else "answer_is_empty"
+        reason = "answer_is_empty" if choice.is_empty else "answer_is_not_of_the_form"
         raise VerdictError(reason, choice.sample)
     if not all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
         raise VerdictError("answer_is_not_of_the_form", choice.sample)
