@@ -7,6 +7,7 @@
 
 import functools
 import json
+import math
 import threading
 import time
 import uuid
@@ -142,7 +143,10 @@ class Budget:
 def _dollars(address: str) -> float:
     """What a file says was spent; `Stopped` if it is damaged, since a limit cannot hold then."""
     try:
-        return float(json.loads(storage.read_text(address)))
+        dollars = float(json.loads(storage.read_text(address)))
+        if not 0 <= dollars < math.inf:
+            raise ValueError(f"it says {dollars}")
+        return dollars
     except (ValueError, TypeError) as error:
         raise Stopped(
             f"{address} does not say what was spent ({error}), so spending.most_dollars cannot hold: write the number "

@@ -43,8 +43,11 @@ ABOUT_MODEL = ("model_not_found", "invalid_model", "model_not_available")
 """Codes of refusals that every request of the stage would get."""
 FIRST = 8
 """Rows of a stage that are asked for first: where nothing can be used of any, the stage stops."""
+AN_ERROR = "answer_is_an_error"
 MOST_FAILURES = 8
 """Requests in a row without an answer, each after all retries, after which the stage stops."""
+AGAIN_S = (0.5, 2.0)
+"""Waits before a request is sent again whose answer, with status 200, says that a provider behind it failed."""
 MARK = "hive_ray"
 """Key of the digest in the metadata of what is started at the endpoint: it is found again by it, not paid twice."""
 POLL_S = 15.0
@@ -151,6 +154,17 @@ class Endpoint:
             raise Stopped(f"the endpoint refuses the model {request.get('model')!r}: {words}")
 
     def _answered(self, request: Request) -> dict:
+        """The answer to a request; raises as `_content`, and `NoAnswer` as `read_answer`."""
+        for wait_s in AGAIN_S:
+            try:
+                return read_answer(self._content(request))
+            except NoAnswer as error:
+                if error.reason != AN_ERROR:
+                    raise
+            time.sleep(wait_s)
+        return read_answer(self._content(request))
+
+    def _content(self, request: Request) -> bytes:
         """What the endpoint answers, once it takes the request's form; InternalServerError if it fails."""
         ask = self.client.chat.completions if "messages" in request else self.client.completions
         body, first = self.body_of(request), None
@@ -168,7 +182,7 @@ class Endpoint:
                 body = {name: value for name, value in body.items() if name not in refused}
         if first is not None:
             self.leave_out(request.keys() - body.keys(), words_of(first))
-        return read_answer(content)
+        return content
 
     def _refuse(self, request: Request, error: APIStatusError) -> None:
         words, said = words_of(error), error.body if isinstance(error.body, dict) else {}
@@ -210,7 +224,7 @@ def read_answer(content: bytes) -> dict:
     if is_answer(answer):
         return answer
     if isinstance(answer, dict) and answer.get("error"):
-        raise NoAnswer("answer_is_an_error", words_in(answer))
+        raise NoAnswer(AN_ERROR, words_in(answer))
     if isinstance(answer, dict) and "choices" in answer:
         raise NoAnswer("answer_is_empty", sample_of(content)[:SAMPLE])
     raise NoAnswer("answer_has_no_choices", sample_of(content)[:SAMPLE])

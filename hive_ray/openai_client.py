@@ -176,7 +176,7 @@ def refused_in(body: Any, names: Collection[str]) -> set[str]:
 
 def _words(body: Any) -> str:
     if isinstance(body, str):
-        text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", " ", body[: 1 << 16])
+        text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", " ", body[: 1 << 14])
         return repaired(re.sub(r"<[^<>]{0,1000}>", " ", text) if "<" in text else text)
     if isinstance(body, list):
         return "; ".join(filter(None, map(_words, body)))

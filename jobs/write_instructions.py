@@ -102,8 +102,11 @@ def writer_settings(run: Run) -> Instructions:
         return settings
     if not storage.exists(card):
         raise FileNotFoundError(f"{card} does not exist: run jobs.finetune_writer, or name a model (instructions.llm)")
-    made = json.loads(storage.read_text(card))
-    return settings.model_copy(update={"llm": made["model"], "form": made["form"]})
+    try:
+        made = json.loads(storage.read_text(card))
+        return settings.model_copy(update={"llm": made["model"], "form": made["form"]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{card} does not name a model ({error}): run jobs.finetune_writer with --rebuild") from error
 
 
 def shown_examples(settings: Instructions) -> list[dict]:

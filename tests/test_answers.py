@@ -85,7 +85,7 @@ def test_a_kept_answer_that_is_damaged_or_none_is_asked_for_again(chat, tmp_path
     assert sorted(chat.asked.values()) == [1, 2]
 
 
-@pytest.mark.parametrize("content", ["", "{", "null", '"1.5 dollars"'])
+@pytest.mark.parametrize("content", ["", "{", "null", '"1.5 dollars"', "NaN", "-1", "1e999"])
 def test_a_damaged_account_of_what_was_spent_stops_a_run_with_a_limit_by_name(tmp_path, content):
     (tmp_path / "spent").mkdir()
     (tmp_path / "spent" / "one.json").write_text(content)

@@ -95,12 +95,15 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
         return
     try:
         ended: set[str] = set()
+        refused: set[str] = set()
         while batch := _started(endpoint, digest, ended) or _start(endpoint, digest, chunk):
             batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
             account = _kept(endpoint, batch, digest, chunk)
-            if account.answers or not _without_what_is_refused(endpoint, account, chunk):
+            new = set() if account.answers else _refused_arguments(endpoint, account, chunk) - refused
+            if not new:
                 break
             ended.add(batch.id)
+            refused |= new
         else:
             return
     except OpenAIError as error:
@@ -119,22 +122,21 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
     print(f"instructions: {batch.id} {batch.status}, {kept} of {len(chunk)} requests answered{words}", flush=True)
 
 
-def _without_what_is_refused(endpoint: Endpoint, account: Account, chunk: dict[str, Request]) -> bool:
-    """Whether the requests were refused for arguments that may be left out, and are from here on.
+def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Request]) -> set[str]:
+    """The arguments that the requests were refused for and that may be left out; they are, from here on.
 
     `Stopped` if they were refused for what every request of the stage asks for.
     """
     request = next(iter(chunk.values()))
-    sent = [name for name in OPTIONAL if name in endpoint.body_of(request)]
     for body in account.refusals:
         said = body.get("error", body) if isinstance(body, dict) else {}
         said = said if isinstance(said, dict) else {}
         endpoint.stop_at(request, words_in(body), said.get("code"), said.get("param"))
-        refused = refused_in(body, sent)
+        refused = refused_in(body, [name for name in OPTIONAL if name in request])
         if refused:
             endpoint.leave_out(refused, words_in(body))
-            return True
-    return False
+            return refused
+    return set()
 
 
 def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | None:

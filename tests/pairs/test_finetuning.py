@@ -216,6 +216,15 @@ def test_an_endpoint_that_cannot_be_asked_is_said_before_anything_is_started(
     assert not server.files
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"model": "m"}', "\xff"])
+def test_a_damaged_card_of_a_writer_is_named(tmp_path, content):
+    card = tmp_path / "run" / "writer" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"card\.json does not name a model .*: run jobs\.finetune_writer"):
+        writer_settings(run_in(tmp_path))
+
+
 @pytest.mark.parametrize("answer", ["<!doctype html>Sign in", {"error": {"message": "no"}}, [1], {}])
 def test_an_endpoint_that_does_not_fine_tune_is_said_so(server, answer):
     class NoFineTuning(Handler):

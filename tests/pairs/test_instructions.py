@@ -253,11 +253,21 @@ def test_each_caption_without_an_edit_is_counted_and_shown(chat, writer, model):
         assert rows[0]["sample"][:20] in f"{PAGE} {json.dumps(answer())}"
 
 
-def test_a_caption_without_an_answer_is_asked_for_again_by_the_next_run_and_a_paid_answer_is_not(chat, tmp_path):
-    for model, times in [("html", 2), ("error200", 2), ("emptychoices", 2), ("paidforempty", 1), ("prose", 1)]:
+def test_a_caption_without_an_answer_is_asked_for_again_by_the_next_run_and_a_paid_answer_is_not(
+    chat, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(endpoint, "AGAIN_S", (0.0, 0.0))
+    for model, times in [("html", 2), ("error200", 2 * 3), ("emptychoices", 2), ("paidforempty", 1), ("prose", 1)]:
         for _ in range(2):
             one_writer(tmp_path, llm=model)(captions(model))
         assert chat.asked[model] == times
+
+
+def test_an_error_that_comes_as_an_answer_is_asked_again_and_costs_nothing(chat, writer, monkeypatch):
+    monkeypatch.setattr(endpoint, "AGAIN_S", (0.0, 0.0))
+    chat.failures["a cat"] = [(200, {}), (200, {})]
+    assert writer()(captions("a cat"))[0]["instruction"] == "add a hat"
+    assert chat.asked["a cat"] == 3
 
 
 @pytest.mark.parametrize("model", REFUSING)
