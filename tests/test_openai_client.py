@@ -1,10 +1,16 @@
 """What the openai client is given, and what its errors say, against real sockets and no endpoint at all."""
 
+import datetime
 import ssl
 import time
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from llm_server import PAGE, Chat, refusal
 from local_server import LocalServer, free_port
 
@@ -136,11 +142,35 @@ def test_a_server_that_does_not_answer_is_waited_for_so_long_and_no_longer(monke
         assert time.monotonic() - started < 3
 
 
+def certificate_of_nobody(folder: Path) -> str:
+    """A file with a key and a certificate that nobody has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    today = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), today, today.replace(year=2099)
+        )
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "server.pem").write_bytes(secret + made)
+    return str(folder / "server.pem")
+
+
 def test_a_certificate_that_is_not_trusted_is_said_so(monkeypatch, tmp_path):
-    error = openai_client.APIConnectionError(request=None)
-    error.__cause__ = ssl.SSLCertVerificationError(1, "self-signed certificate")
-    monkeypatch.setenv("OPENAI_BASE_URL", "https://llm.example/v1")
-    assert "the certificate of https://llm.example/v1 is not trusted" in openai_client.words_of(error)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate_of_nobody(tmp_path))
+    server = LocalServer(Silent)
+    server.handle_error = lambda *error: None  # that the client hangs up
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with server:
+        for said in both_ways(monkeypatch, tmp_path, f"{server.address.replace('http', 'https')}/v1"):
+            assert "is not trusted ([SSL: CERTIFICATE_VERIFY_FAILED]" in said
+            assert "SSL_CERT_FILE" in said
 
 
 @pytest.mark.parametrize("models", [
