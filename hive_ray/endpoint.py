@@ -125,8 +125,8 @@ class Endpoint:
             flags = []
         if len(flags) != len(texts) or not all(isinstance(flag, bool) for flag in flags):
             raise Stopped(
-                f"the endpoint's moderation answers {sample_of(content)!r}, which says not which of {len(texts)} texts "
-                "it flags: unset instructions.moderation if it has none"
+                f"the moderation endpoint returned {sample_of(content)!r}, which does not say which of "
+                f"{len(texts)} texts it flags: unset instructions.moderation if there is no moderation"
             )
         return flags
 
@@ -141,15 +141,16 @@ class Endpoint:
             self.left_out |= new
         if new:
             print(
-                f"the language model refuses {' and '.join(sorted(new))} ({words}): left out from here on", flush=True
+                f"the model does not accept {' and '.join(sorted(new))} ({words}); requests leave it out from here on",
+                flush=True,
             )
 
-    def stop_at(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
+    def stop_if_general(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
         """`Stopped` if a refusal, in these words, is one that every request of the stage would get."""
         if "response_format" in request and ABOUT_STRUCTURE.search(words):
             asked = request["response_format"].get("type", "")
             others = " or ".join(kind for kind in ("json_schema", "json_object", "none") if kind != asked)
-            raise Stopped(f"the endpoint knows no {asked}: set {self.structure} to {others} ({words})")
+            raise Stopped(f"the endpoint does not support {asked}: set {self.structure} to {others} ({words})")
         if about == "model" or code in ABOUT_MODEL:
             raise Stopped(f"the endpoint refuses the model {request.get('model')!r}: {words}")
 
@@ -186,7 +187,7 @@ class Endpoint:
 
     def _refuse(self, request: Request, error: APIStatusError) -> None:
         words, said = words_of(error), error.body if isinstance(error.body, dict) else {}
-        self.stop_at(request, words, said.get("code"), said.get("param"))
+        self.stop_if_general(request, words, said.get("code"), said.get("param"))
         raise NoAnswer("request_refused", words) from error
 
     def _sent(self, ask: Callable[[], Any]) -> bytes:
@@ -248,7 +249,7 @@ def _out_of_reach(words: str) -> str:
     return f"the language model is out of reach ({words}); what it answered is kept: run again to go on"
 
 
-def stop_where_nothing_comes(stage: str, made: Rows, advice: str) -> None:
+def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
     """`Stopped` if nothing can be used of what came for a stage's first rows, with the reasons and a sample.
 
     made: what an actor made of them. Rows that moderation flagged say nothing of the answers.
@@ -264,7 +265,7 @@ def stop_where_nothing_comes(stage: str, made: Rows, advice: str) -> None:
     samples = {row["dropped"]: row["sample"] for row in reversed(dropped) if row.get("sample")}
     shown = "".join(f"\n  {reason}: {json.dumps(sample, ensure_ascii=False)}" for reason, sample in samples.items())
     raise Stopped(
-        f"{stage}: none of the first answers can be used ({counted}), so no more is asked; what came is kept. "
+        f"{stage}: none of the first answers is usable ({counted}), so no more requests are sent; answers are kept. "
         f"{advice}{shown}"
     )
 
@@ -279,7 +280,7 @@ class Started(Protocol):
 S = TypeVar("S", bound=Started)
 
 
-def of_the_form(value: R, *names: str) -> R:
+def require_fields(value: R, *names: str) -> R:
     """What the client read of an answer; EndpointError if it lacks one of the texts `names` ("id", "status")."""
     for name in names or ("id", "status"):
         if not isinstance(getattr(value, name, None), str):
@@ -303,7 +304,7 @@ def follow(name: str, one: S, look: Callable[[str], S], ended: Collection[str]) 
             raise EndpointError(f"{one.id} is {one.status} after {waited / 3600:.1f} h; run again to follow it on")
         time.sleep(POLL_S)
         try:
-            one = of_the_form(look(one.id))
+            one = require_fields(look(one.id))
         except (APIConnectionError, InternalServerError, RateLimitError) as error:
             print(f"{name}: no answer about {one.id} ({words_of(error)}), asking again", flush=True)
         if one.status != said:

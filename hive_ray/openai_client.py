@@ -56,7 +56,7 @@ def address() -> str:
     found = given.strip().rstrip("/")
     wanted = f"{BASE_URL} has to be the address below which /chat/completions lies, such as http://localhost:8000/v1"
     if not found:
-        raise EndpointError(f"{BASE_URL} is set to nothing. {wanted}; unset it for OpenAI's own, {DEFAULT_ADDRESS}")
+        raise EndpointError(f"{BASE_URL} is empty. {wanted}; unset it for OpenAI's own, {DEFAULT_ADDRESS}")
     seen = f"{BASE_URL} is {shown(found)!r}"
     try:
         parts = urlsplit(found)
@@ -110,7 +110,7 @@ def check_endpoint(model: str, setting: str) -> None:
     names = _models(answer.http_response.content)
     if names is None:
         print(
-            f"{shown(address())} answers with no list of models but {sample_of(answer.http_response.content)!r}: if "
+            f"{shown(address())} returned no list of models but {sample_of(answer.http_response.content)!r}: if "
             f"requests fail, see whether {BASE_URL} lacks a /v1, or a sign-in page stands between",
             flush=True,
         )

@@ -122,7 +122,7 @@ def ask_first(run: Run) -> None:
     EndpointError or `Stopped` says why nothing comes, or nothing that can be used. Where all of the first answers are
     kept already, the endpoint is not looked for.
     """
-    from hive_ray.endpoint import FIRST, stop_where_nothing_comes  # here: the openai client takes long to import
+    from hive_ray.endpoint import FIRST, stop_if_unusable  # here: the openai client takes long to import
     from hive_ray.openai_client import check_endpoint
     from hive_ray.reward.vision import VisionScorer
 
@@ -132,7 +132,7 @@ def ask_first(run: Run) -> None:
     if not all(scorer.is_answered(row) for row in first):
         check_endpoint(settings.llm, "scoring.vision.llm")
     advice = "See scoring.vision.llm and .structure"
-    stop_where_nothing_comes("rewards", map_rows(scorer, first), advice)
+    stop_if_unusable("rewards", map_rows(scorer, first), advice)
 
 
 def _combine(run: Run, table: str) -> Manifest:

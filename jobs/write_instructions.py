@@ -11,7 +11,7 @@ from hive_ray import storage
 from hive_ray.config import Instructions
 from hive_ray.distributed.mapping import MapTable, map_rows, map_table
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
-from hive_ray.endpoint import FIRST, Endpoint, stop_where_nothing_comes
+from hive_ray.endpoint import FIRST, Endpoint, stop_if_unusable
 from hive_ray.openai_client import check_endpoint
 from hive_ray.pairs.batches import answer_in_batches
 from hive_ray.pairs.captions import caption_rows, read_captions
@@ -72,7 +72,7 @@ def ask_first(run: Run, settings: Instructions, examples: list[dict]) -> None:
     if settings.spending.batch:
         answer_in_batches(endpoint, (request_of(row, settings, examples) for row in read_rows(captions, CAPTIONS)))
     made = map_rows(InstructionWriter(settings, answers, examples), first)
-    stop_where_nothing_comes("instructions", made, "See instructions.llm, .structure and .form")
+    stop_if_unusable("instructions", made, "See instructions.llm, .structure and .form")
 
 
 def by_grammar(run: Run, settings: Instructions, examples: list[dict]) -> MapTable:

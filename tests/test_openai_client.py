@@ -47,7 +47,7 @@ def test_blanks_around_the_key_and_the_address_are_passed_over(chat, monkeypatch
 
 @pytest.mark.parametrize(("given", "seen"), [
     ("127.0.0.1:8715/v1", "without http://"), ("localhost:8000/v1", "without http://"), ("ftp://host/v1", "without http://"),
-    ("http:///v1", "and a host"), ("https://", "and a host"), ("", "set to nothing"), (" \n", "set to nothing"),
+    ("http:///v1", "and a host"), ("https://", "and a host"), ("", "is empty"), (" \n", "is empty"),
     ("http://host:port/v1", "no address"), ("http://host:99999/v1", "no address"), ("http://[::1/v1", "no address"),
     ("http://a host/v1", "a blank"), ("http://host/v1\nhttp://host/v1", "a blank"),
     ("http://host/v1/chat/completions", "adds /chat/completions by itself"), ("http://host/v1/models/", "adds /models"),
@@ -193,7 +193,7 @@ def test_a_model_that_is_not_listed_is_said_and_no_more(chat: Chat, capsys):
 def test_a_list_of_models_that_is_none_is_shown(chat: Chat, capsys, answer):
     chat.models = (200, answer)
     check_endpoint("m", "instructions.llm")
-    assert "answers with no list of models but " in capsys.readouterr().out
+    assert "returned no list of models but " in capsys.readouterr().out
 
 
 def test_a_refused_key_is_said_without_the_key(chat: Chat, monkeypatch):

@@ -19,7 +19,7 @@ from openai.types import Batch
 from hive_ray import storage
 from hive_ray.answer_json import is_answer
 from hive_ray.answers import Request, counts_of, request_id
-from hive_ray.endpoint import MARK, OPTIONAL, Endpoint, follow, of_the_form
+from hive_ray.endpoint import MARK, OPTIONAL, Endpoint, follow, require_fields
 from hive_ray.openai_client import EndpointError, refused_in, sample_of, words_in, words_of
 from hive_ray.seeds import id_for
 from hive_ray.text_files import JsonLine, TextError, parse_json_lines
@@ -131,7 +131,7 @@ def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Re
     for body in account.refusals:
         said = body.get("error", body) if isinstance(body, dict) else {}
         said = said if isinstance(said, dict) else {}
-        endpoint.stop_at(request, words_in(body), said.get("code"), said.get("param"))
+        endpoint.stop_if_general(request, words_in(body), said.get("code"), said.get("param"))
         refused = refused_in(body, [name for name in OPTIONAL if name in request])
         if refused:
             endpoint.leave_out(refused, words_in(body))
@@ -155,7 +155,7 @@ def _listed(endpoint: Endpoint) -> Iterator[Batch]:
     page = endpoint.client.batches.list(limit=100)
     if isinstance(page, str):
         raise EndpointError(f"the endpoint answers {sample_of(page)!r}, and no list of batches")
-    yield from map(of_the_form, page)
+    yield from map(require_fields, page)
 
 
 def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
@@ -173,12 +173,12 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
         for name, request in asked.items()
     )
     file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
-    of_the_form(file, "id")
+    require_fields(file, "id")
     # Sent once: whether a lost reply has started it shows when the next run looks for it.
     batch = endpoint.client.with_options(max_retries=0).batches.create(
         input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
     )
-    of_the_form(batch)
+    require_fields(batch)
     print(f"instructions: started {batch.id} on {len(asked)} requests", flush=True)
     return batch
 

@@ -13,7 +13,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from hive_ray import endpoint, openai_client
 from hive_ray.config import Writer
-from hive_ray.endpoint import MARK, follow, of_the_form
+from hive_ray.endpoint import MARK, follow, require_fields
 from hive_ray.openai_client import EndpointError, sample_of, words_in, words_of
 from hive_ray.seeds import id_for
 
@@ -42,7 +42,7 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
         print(f"writer: following {job.id}, which was started before ({job.status})", flush=True)
     else:
         file = client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="fine-tune")
-        of_the_form(file, "id")
+        require_fields(file, "id")
         # Sent once: whether a lost reply has started it shows when the next run looks for it.
         job = client.with_options(max_retries=0).fine_tuning.jobs.create(
             model=settings.base,
@@ -51,7 +51,7 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
             seed=settings.seed,
             metadata={MARK: digest},
         )
-        of_the_form(job)
+        require_fields(job)
         print(f"writer: started {job.id} on {len(examples)} examples", flush=True)
     return _followed(client, job)
 
@@ -61,7 +61,7 @@ def _started(client: OpenAI, digest: str) -> FineTuningJob | None:
     page = client.fine_tuning.jobs.list(limit=100)
     if isinstance(page, str):
         raise EndpointError(f"the endpoint answers {sample_of(page)!r}, and no list of fine-tuning jobs")
-    for job in map(of_the_form, page):
+    for job in map(require_fields, page):
         marks = job.metadata if isinstance(job.metadata, dict) else {}
         if marks.get(MARK) == digest and job.status not in ("failed", "cancelled"):
             return job

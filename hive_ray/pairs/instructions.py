@@ -49,7 +49,7 @@ FORMATS = {
 """By the setting `instructions.structure`."""
 ASKED, BETWEEN, STOP = "\n##\n", "\n%%\n", "\nEND"
 """InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
-NOT_OF_THE_FORM, EMPTY = "answer_is_not_of_the_form", "answer_is_empty"
+NOT_OF_THE_FORM, EMPTY, EMPTY_EDIT = "answer_is_not_of_the_form", "answer_is_empty", "empty_edit"
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
 """Of a delimited completion, as InstructPix2Pix's."""
 
@@ -73,13 +73,13 @@ def parse_answer(text: str) -> list[Written]:
     {"edits": [...]}, a bare list and a single edit are taken, the last of them, wherever they stand in the text. A
     value that is no text counts as an empty one.
     """
-    edits = find_json(text, _said_edits) or find_json(text, _edits)
+    edits = find_json(text, _usable_edits) or find_json(text, _edits)
     if edits is None:
         raise AnswerError(f"the language model answered {text[:80]!r}, not the JSON that was asked for")
     return edits
 
 
-def _said_edits(value: Any) -> list[Written] | None:
+def _usable_edits(value: Any) -> list[Written] | None:
     """As `_edits`; None also where all texts are empty, as where a model repeats the form that it was shown."""
     edits = _edits(value)
     return edits if any(edit.instruction and edit.edited_caption for edit in edits or ()) else None
@@ -158,7 +158,7 @@ def _dropped(reason: str, sample: str) -> Row:
 def reject_reason(caption: str, written: Written) -> str | None:
     """Why an edit is not kept (InstructPix2Pix's checks), or None."""
     if not written.instruction or not written.edited_caption:
-        return "empty_edit"
+        return EMPTY_EDIT
     if _plain(written.edited_caption) == _plain(caption):
         return "caption_unchanged"
     return None
@@ -224,12 +224,13 @@ class InstructionWriter:
         edits, results = edits_of(answer, self.settings.form)
         counted = Counter(counts)
         found: dict[str, Row] = {}
-        edits = edits[: self.settings.per_caption]
+        ordered = sorted(edits, key=lambda edit: reject_reason(row["caption"], edit) == EMPTY_EDIT)
+        edits = ordered[: self.settings.per_caption]
         flagged = self._flagged([f"{edit.instruction}\n{edit.edited_caption}" for edit in edits])
         for edit, is_flagged in zip(edits, flagged, strict=True):
             reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
             reason = reason or ("edit_flagged" if is_flagged else None)
-            if reason == "empty_edit":
+            if reason == EMPTY_EDIT:
                 results.append(_dropped(reason, json.dumps(asdict(edit), ensure_ascii=False)))
             elif reason:
                 results.append({"dropped": reason})

@@ -78,7 +78,7 @@ def judged_by(folder, llm: str, num_pairs: int = 12, **vision) -> Run:
 @pytest.mark.parametrize("llm", sorted(USELESS.keys() - {"numbers"}))
 def test_a_judge_whose_answers_are_useless_stops_the_stage_on_the_driver_and_one_is_shown(chat, tmp_path, llm):
     run, reason = judged_by(tmp_path, llm), USELESS[llm][0]
-    with pytest.raises(Stopped, match=rf"none of the first answers can be used \(8 {reason}\).*\n  {reason}: .+"):
+    with pytest.raises(Stopped, match=rf"none of the first answers is usable \(8 {reason}\).*\n  {reason}: .+"):
         build(run)
     assert read_manifest(run.path("rewards_openai")) is None
     assert sum(chat.asked.values()) <= 2 * 8
@@ -96,7 +96,7 @@ def test_a_judge_that_refuses_all_stops_the_stage_in_its_own_words(chat, tmp_pat
 def test_a_judge_that_refuses_a_temperature_or_a_seed_is_asked_without(chat, tmp_path, capsys, llm):
     with pytest.raises(Stopped, match="answer_is_not_of_the_form"):  # it writes edits, and no scores
         build(judged_by(tmp_path, llm))
-    assert "left out from here on" in capsys.readouterr().out
+    assert "leave it out from here on" in capsys.readouterr().out
 
 
 def test_a_judge_that_is_not_there_stops_the_stage_before_it_begins(tmp_path, monkeypatch):

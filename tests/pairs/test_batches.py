@@ -253,7 +253,7 @@ def test_a_batch_whose_lines_cannot_be_read_is_found_again_and_not_paid_twice(se
 def test_what_a_model_refuses_is_left_out_of_the_next_batch(server, tmp_path, capsys, monkeypatch, model):
     monkeypatch.setattr(batches, "AT_ONCE", 1)
     answer_all(tmp_path, model)
-    assert "left out from here on" in capsys.readouterr().out
+    assert "leave it out from here on" in capsys.readouterr().out
     rows = InstructionWriter(settings(model), str(tmp_path))(ROWS)
     assert sum("instruction" in row for row in rows) == 5
     assert (len(server.batches), sum(server.asked.values())) == (4, 0)
@@ -267,7 +267,7 @@ def test_requests_that_a_batch_refuses_for_all_stop_in_the_endpoints_words(serve
     with pytest.raises(EndpointError, match=rf"completed, 0 answers: \d request_refused, such as .*{words}.*no-batch"):
         answer_all(tmp_path)
     server.refused["m"] = (400, refusal("Structured outputs are not supported by this backend"))
-    with pytest.raises(Stopped, match=r"knows no json_schema: set instructions\.structure"):
+    with pytest.raises(Stopped, match=r"does not support json_schema: set instructions\.structure"):
         answer_all(tmp_path)
     server.refused["m"] = (400, refusal("no such model", code="model_not_found"))
     with pytest.raises(Stopped, match="refuses the model 'm': no such model"):

@@ -167,7 +167,9 @@ def test_a_request_that_the_server_refuses_is_dropped_and_not_asked_again(chat, 
 )
 def test_an_endpoint_without_schemas_is_not_taken_for_a_refused_caption(chat, writer, message):
     chat.failures["a cat"] = [(400, {"message": message})]
-    wanted = f"knows no json_schema: set instructions.structure to json_object or none (Error code: 400 - {message})"
+    wanted = (
+        f"does not support json_schema: set instructions.structure to json_object or none (Error code: 400 - {message})"
+    )
     with pytest.raises(Stopped, match=re.escape(wanted)):
         writer()(captions("a cat"))
 
@@ -241,6 +243,8 @@ def test_what_is_no_text_is_no_edit_and_costs_no_other_one(chat, writer):
     chat.answers["a cat"] = json.dumps([EDIT, EDIT | {"instruction": None}, 7, EDIT | {"edited_caption": ["x"]}])
     rows = writer(per_caption=4)(captions("a cat"))
     assert [row.get("dropped") or row["instruction"] for row in rows] == ["add a hat", *["empty_edit"] * 3]
+    chat.answers["a dog"] = json.dumps([None, EDIT | {"instruction": 7}, EDIT])
+    assert [row["instruction"] for row in writer(per_caption=1)(captions("a dog"))] == ["add a hat"]
 
 
 @pytest.mark.parametrize("model", USELESS)
@@ -277,8 +281,8 @@ def test_what_a_model_refuses_is_left_out_and_answers_are_found_again(chat, tmp_
     assert sum("instruction" in row for row in rows) == 5
     assert not names & chat.seen[-1].keys()
     said = capsys.readouterr().out
-    assert said.count("left out from here on") == 1
-    assert f"the language model refuses {' and '.join(sorted(names))} (Error code: {status} - " in said
+    assert said.count("leave it out from here on") == 1
+    assert f"the model does not accept {' and '.join(sorted(names))} (Error code: {status} - " in said
     asked = sum(chat.asked.values())
     assert (
         one_writer(tmp_path, llm=model)(captions("a cat", "a dog"))
@@ -332,7 +336,7 @@ def test_an_endpoint_that_fails_again_and_again_stops_the_stage(chat, writer, mo
 )
 def test_a_moderation_that_says_nothing_of_the_texts_stops_the_stage(chat, writer, answer, seen):
     chat.moderated = answer
-    with pytest.raises(Stopped, match=f"moderation answers .*{seen}.*unset instructions.moderation"):
+    with pytest.raises(Stopped, match=f"moderation endpoint returned .*{seen}.*unset instructions.moderation"):
         writer(moderation=True)(captions("a cat"))
 
 

@@ -157,7 +157,7 @@ def test_the_scores_that_are_in_an_answer_are_read(eyes, tmp_path, said):
 def test_what_a_model_refuses_is_left_out(eyes, tmp_path, capsys, model):
     assert scorer(tmp_path, llm=model)([pair()])[0]["reward"] == pytest.approx(0.48)
     assert not REFUSING[model][2] & eyes.seen[-1].keys()
-    assert "left out from here on" in capsys.readouterr().out
+    assert "leave it out from here on" in capsys.readouterr().out
     before = len(eyes.seen)
     assert scorer(tmp_path, llm=model)([pair()])[0]["reward"] == pytest.approx(0.48)
     assert len(eyes.seen) == before
@@ -181,7 +181,9 @@ def test_requests_have_the_ids_that_they_always_had():
 
 def test_an_endpoint_without_schemas_stops_the_stage_and_names_the_setting(eyes, tmp_path):
     eyes.scores["add a hat"] = [(400, {"message": "Structured outputs are not supported by this backend"})]
-    with pytest.raises(Stopped, match=r"knows no json_schema: set scoring\.vision\.structure to json_object or none"):
+    with pytest.raises(
+        Stopped, match=r"does not support json_schema: set scoring\.vision\.structure to json_object or none"
+    ):
         scorer(tmp_path)([pair()])
 
 
