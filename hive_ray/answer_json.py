@@ -81,7 +81,7 @@ def find_json(text: str, read: Callable[[Any], T | None]) -> T | None:
     empty = None
     for part in dict.fromkeys((answer, text)):
         for value in reversed(json_values(part)):
-            for shown in (value, *(value.values() if isinstance(value, dict) else value)):
+            for shown in (value, *(value.values() if isinstance(value, dict) else reversed(value))):
                 made = read(shown)
                 if made:
                     return made

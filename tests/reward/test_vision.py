@@ -10,6 +10,7 @@ from llm_server import PAGE, REFUSING, USAGE, JsonHandler, JsonServer, refusal, 
 from mutate import mutated
 from pydantic import ValidationError
 
+from hive_ray import endpoint
 from hive_ray.answers import request_id
 from hive_ray.config import Spending, VisionJudge
 from hive_ray.endpoint import NoAnswer, read_answer
@@ -128,7 +129,8 @@ def test_a_jpeg_is_sent_as_one_and_the_range_is_said(tmp_path):
         (b"[" * 9_000, "answer_is_not_json"),
     ],
 )
-def test_scores_that_cannot_be_used_are_asked_for_again_and_never_bent(eyes, tmp_path, wrong, reason):
+def test_scores_that_cannot_be_used_are_asked_for_again_and_never_bent(eyes, tmp_path, monkeypatch, wrong, reason):
+    monkeypatch.setattr(endpoint, "AGAIN_S", ())
     eyes.scores["add a hat"] = [wrong.copy() if isinstance(wrong, dict) else wrong, GOOD]
     scored, counted = scorer(tmp_path / "once")([pair()])
     assert scored["reward"] == pytest.approx(0.48)
