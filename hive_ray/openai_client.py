@@ -102,6 +102,9 @@ def check_endpoint(model: str, setting: str) -> None:
     try:
         answer = client(timeout=CHECK_S, max_retries=1).models.with_raw_response.list()
     except APIConnectionError as error:
+        if any(type(cause).__name__ == "RemoteProtocolError" for cause in _causes(error)):
+            print(f"{shown(address())} hangs up when it is asked for its models: {words_of(error)}", flush=True)
+            return
         raise EndpointError(f"the language model is out of reach: {words_of(error)}") from error
     except APIStatusError as error:
         if error.status_code in (401, 407):
@@ -135,7 +138,7 @@ def words_of(error: OpenAIError) -> str:
     if isinstance(error, APITimeoutError):
         return f"no answer in time from {shown(address())}{_proxy_words()}"
     if isinstance(error, APIConnectionError):
-        return f"Connection error: {_cause(error)}{_proxy_words()}"
+        return f"Connection error: {_cause(error)}"
     if isinstance(error, APIStatusError):
         said = words_in(error.body)
         advice = ""
@@ -187,14 +190,26 @@ def _words(body: Any) -> str:
     return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
 
 
-def _cause(error: BaseException) -> str:
-    """The first cause of a connection's failure in words."""
-    host, causes = shown(address()), []
-    cause: BaseException | None = error.__cause__ or error.__context__
+def _causes(error: BaseException) -> list[BaseException]:
+    """What led to an error, the first cause last."""
+    causes: list[BaseException] = []
+    cause = error.__cause__ or error.__context__
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    return causes
+
+
+def _cause(error: BaseException) -> str:
+    """The first cause of a connection's failure in words."""
+    host, causes = shown(address()), _causes(error)
     said = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
+    proxy = _proxy()
+    if proxy and any(isinstance(one, socket.gaierror | ConnectionRefusedError) for one in causes):
+        variable, where = proxy
+        return (
+            f"the proxy {where} ({variable}) does not answer ({said}); correct {variable}, or set NO_PROXY for {host}"
+        )
     if any(isinstance(one, socket.gaierror) for one in causes):
         return f"no host is known by the name in {host} ({said}); correct {BASE_URL}"
     if any(isinstance(one, ConnectionRefusedError) for one in causes):
@@ -205,24 +220,26 @@ def _cause(error: BaseException) -> str:
         return f"{host} does not speak TLS as it should ({said}); see whether {BASE_URL} should begin with http://"
     if "header value" in said:
         return f"a header cannot be sent ({said}); OPENAI_ORG_ID or OPENAI_PROJECT_ID may hold a line's end"
-    return f"{host}: {said}"
+    return f"{host}: {said}{_proxy_words()}"
+
+
+def _proxy() -> tuple[str, str] | None:
+    """The variable that names a proxy for the endpoint, and the proxy's address; None if there is none."""
+    try:
+        parts = urlsplit(address())
+        if not parts.hostname or proxy_bypass(parts.hostname):
+            return None
+    except (OSError, ValueError):
+        return None
+    found = getproxies()
+    names = [name for name in (parts.scheme, "all") if found.get(name)]
+    return (f"{names[0].upper()}_PROXY", shown(found[names[0]])) if names else None
 
 
 def _proxy_words() -> str:
     """By way of which proxy the endpoint is asked, if by any."""
-    try:
-        parts = urlsplit(address())
-        if not parts.hostname or proxy_bypass(parts.hostname):
-            return ""
-    except (OSError, ValueError):
-        return ""
-    found = getproxies()
-    for name in (parts.scheme, "all"):
-        if found.get(name):
-            return (
-                f"; it is asked by way of the proxy {shown(found[name])} ({name.upper()}_PROXY; NO_PROXY leaves it out)"
-            )
-    return ""
+    proxy = _proxy()
+    return f"; requests go through the proxy {proxy[1]} ({proxy[0]})" if proxy else ""
 
 
 def _without_secrets(text: str) -> str:

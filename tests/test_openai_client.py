@@ -98,10 +98,17 @@ def test_a_connection_that_fails_says_why(monkeypatch, tmp_path):
     for said in both_ways(monkeypatch, tmp_path, "http://no-such-host.invalid/v1"):
         assert "no host is known by the name in http://no-such-host.invalid/v1 ([Errno" in said
     with LocalServer(Silent) as server:
-        for said in both_ways(monkeypatch, tmp_path, f"{server.address}/v1"):
-            assert f"Connection error: {server.address}/v1: " in said
         for said in both_ways(monkeypatch, tmp_path, f"{server.address.replace('http', 'https')}/v1"):
             assert "does not speak TLS as it should" in said
+
+
+def test_a_server_that_hangs_up_on_the_list_of_models_may_answer_all_else(monkeypatch, tmp_path, capsys):
+    with LocalServer(Silent) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.address}/v1")
+        check_endpoint("m", "instructions.llm")
+        assert "hangs up when it is asked for its models: Connection error: http" in capsys.readouterr().out
+        with pytest.raises(Stopped, match=rf"Connection error: {server.address}/v1: "):
+            ask(tmp_path)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY", "http_proxy"])
@@ -109,7 +116,9 @@ def test_a_dead_proxy_is_named_and_its_password_is_not(monkeypatch, tmp_path, va
     port = free_port()
     monkeypatch.setenv(variable, f"http://me:word@127.0.0.1:{port}")
     for said in both_ways(monkeypatch, tmp_path, "http://llm.example/v1"):
-        assert f"by way of the proxy http://127.0.0.1:{port} ({variable.upper()}; NO_PROXY leaves it out)" in said
+        name = variable.upper()
+        assert f"the proxy http://127.0.0.1:{port} ({name}) does not answer ([Errno 111] Connection refused)" in said
+        assert f"correct {name}, or set NO_PROXY for http://llm.example/v1" in said
         assert "word" not in said
 
 
