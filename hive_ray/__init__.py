@@ -3,7 +3,7 @@
 Leaves, which import only each other:
 
     config, schemas, images, seeds, storage, similarity, model_folders, agreement, intervals, measures,
-    precision, preferences, endpoint, answers, charts, pages
+    precision, preferences, endpoint, openai_client, answers, answer_json, text_files, charts, pages
 
 The algorithm, which knows no cluster; siblings never import each other:
 

@@ -7,21 +7,23 @@
 
 import functools
 import json
+import math
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
-from openai.types import CompletionUsage
+from typing import Any, ParamSpec, TypeVar
 
 from hive_ray import storage
+from hive_ray.answer_json import is_answer
 from hive_ray.config import Spending
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
+from hive_ray.text_files import parse_json
 
 P, R = ParamSpec("P"), TypeVar("R")
 STORE_S = 2.0
+TOKENS, MOST_TOKENS = ("prompt_tokens", "completion_tokens"), 1 << 40
 Request = dict
 """The arguments of `client.chat.completions.create` or `client.completions.create`."""
 
@@ -52,11 +54,17 @@ class Answers:
 
     @or_stop
     def find(self, request: Request) -> dict | None:
-        """What `keep` was given for this request: {"answer": ..., "batch": ...}; None if it was not answered."""
+        """What `keep` was given for this request: {"answer": ..., "batch": ...}; None if it was not answered.
+
+        A file that is damaged, or holds no answer (older versions kept errors, too), is as if it were not there.
+        """
         try:
-            return json.loads(storage.read_text(self._address(request_id(request))))
-        except FileNotFoundError:
+            kept = parse_json(storage.read_text(self._address(request_id(request))))
+        except (FileNotFoundError, ValueError):
             return None
+        if not isinstance(kept, dict) or not is_answer(kept.get("answer")):
+            return None
+        return {"answer": kept["answer"], "batch": kept.get("batch") is True}
 
     @or_stop
     def keep(self, name: str, answer: dict, *, batch: bool = False) -> None:
@@ -67,14 +75,17 @@ class Answers:
         return storage.join(self.path, name[:2], f"{name}.json")
 
 
-def counts_of(usage: CompletionUsage | None, spending: Spending, *, batch: bool = False) -> dict[str, float]:
-    """What an answer counts in a manifest: tokens, and dollars where the prices are known."""
-    if usage is None:
+def counts_of(usage: Any, spending: Spending, *, batch: bool = False) -> dict[str, float]:
+    """What an answer counts in a manifest: tokens, and dollars where the prices are known.
+
+    usage: the answer's own, {"prompt_tokens": ..., "completion_tokens": ...}; any other form is none.
+    """
+    tokens = {name: usage.get(name) for name in TOKENS} if isinstance(usage, dict) else {}
+    if not tokens or not all(type(count) is int and 0 <= count < MOST_TOKENS for count in tokens.values()):
         return {"answers_without_usage": 1}
-    tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
     if not (spending.prompt_price or spending.completion_price):
         return tokens
-    price = usage.prompt_tokens * spending.prompt_price + usage.completion_tokens * spending.completion_price
+    price = tokens["prompt_tokens"] * spending.prompt_price + tokens["completion_tokens"] * spending.completion_price
     return tokens | {"dollars": price / 1e6 * (1 - spending.batch_discount if batch else 1)}
 
 
@@ -112,7 +123,7 @@ class Budget:
             self.stored = self.own
         if self.most is not None:
             files = [name for name in storage.list_files(self.folder) if name.endswith(".json") and name != self.name]
-            self.others = sum(json.loads(storage.read_text(storage.join(self.folder, name))) for name in files)
+            self.others = sum(_dollars(storage.join(self.folder, name)) for name in files)
         self.exchanged = time.monotonic()
 
     def record(self, name: str, dollars: float) -> None:
@@ -127,3 +138,17 @@ class Budget:
                 f"${spent:.4g} of ${self.most:.4g} are spent (spending.most_dollars); all answers are kept,"
                 " run again with a higher limit to go on"
             )
+
+
+def _dollars(address: str) -> float:
+    """What a file says was spent; `Stopped` if it is damaged, since a limit cannot hold then."""
+    try:
+        dollars = float(json.loads(storage.read_text(address)))
+        if not 0 <= dollars < math.inf:
+            raise ValueError(f"it says {dollars}")
+        return dollars
+    except (ValueError, TypeError) as error:
+        raise Stopped(
+            f"{address} does not say what was spent ({error}), so spending.most_dollars cannot hold: write the number "
+            "of dollars into it, or remove it to count them as none"
+        ) from error

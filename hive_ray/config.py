@@ -89,8 +89,17 @@ class Instructions(Section):
     key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
     form: Literal["chat", "delimited"] = "chat"
     """How it is asked: for JSON in a conversation, or for completions with InstructPix2Pix's delimiters."""
-    structure: Literal["json_schema", "json_object"] = "json_schema"
-    """What "chat" answers are held to: a JSON schema, or any JSON where the endpoint knows no schemas."""
+    structure: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """What "chat" answers are held to: a JSON schema, any JSON where the endpoint knows no schemas, or nothing where
+    it knows neither; the JSON is looked for in what comes."""
+    temperature: float | None = Field(0.7, ge=0)
+    """Sampling temperature of the answers; None sends none. It is also left out for a model that refuses it."""
+    send_seed: bool = True
+    """Whether requests carry a seed, for the same answers on another day. It is also left out for a model that refuses
+    it."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """Least share of edits that are kept of all that came of the captions; with less the stage fails with the reasons,
+    and its table is not kept as finished. At 0 it fails where nothing is kept."""
     moderation: bool = False
     """Whether captions and edits are shown to the endpoint's moderation first, and dropped where it flags them."""
     rank_rate: float = Field(0.05, ge=0, lt=1)
@@ -559,11 +568,14 @@ class VisionJudge(Section):
     """Scores are asked for from 0 to this."""
     num_passes: int = Field(1, ge=1)
     """How many times each edit is scored, with another seed; the reward is the mean."""
-    temperature: float = Field(0.7, ge=0)
+    temperature: float | None = Field(0.7, ge=0)
+    """Sampling temperature of the answers; None sends none. It is also left out for a model that refuses it."""
+    send_seed: bool = True
+    """As `instructions.send_seed`; without one a model may give each pass the same scores."""
     max_attempts: int = Field(3, ge=1)
     """How many answers without usable scores a pass takes, each with another seed, before the edit goes unscored."""
-    structure: Literal["json_schema", "json_object"] = "json_schema"
-    """What answers are held to: a JSON schema, or any JSON where the endpoint knows no schemas."""
+    structure: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """What answers are held to, as `instructions.structure`."""
     seed: int = 0
     spending: Spending = Spending()
 
@@ -601,6 +613,9 @@ class Scoring(Section):
     so that "five out of five" does not mean "an easy edit"."""
     phrase: str = ", image quality is {level} out of five"
     """What is appended to the instruction; `{level}` becomes one..five."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """Least share of the pairs that get a reward; with less the stage fails with the reasons, and its table is not kept
+    as finished. At 0 it fails where no pair gets one."""
     resources: Resources = Resources(batch_size=32)
 
     @field_validator("judges")

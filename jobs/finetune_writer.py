@@ -7,6 +7,7 @@ import json
 import time
 
 from hive_ray.distributed.models import Metrics, build_model, store_model
+from hive_ray.openai_client import check_endpoint
 from hive_ray.pairs.finetuning import finetune
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.seeds import id_for
@@ -20,6 +21,7 @@ def build(run: Run) -> Metrics:
     made_from = fingerprint(stage, triplets=id_for(*map(json.dumps, examples)))
 
     def make() -> None:
+        check_endpoint(settings.base, "writer.base")
         job = finetune(examples, settings)
         card = {"model": job.fine_tuned_model, "form": settings.form, "base": settings.base, "job": job.id}
         metrics = {"examples": len(examples), "trained_tokens": job.trained_tokens or 0}

@@ -8,13 +8,14 @@ python -m jobs.score_pairs shapes --run runs/one --arm weighted
 import json
 import re
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from hive_ray import storage
 from hive_ray.config import Editor, Resources, Scoring, VisionJudge
-from hive_ray.distributed.mapping import MapTable, map_table
+from hive_ray.distributed.mapping import MapTable, map_rows, map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
@@ -22,7 +23,7 @@ from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
-from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS
+from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from hive_ray.seeds import id_for
 from jobs.run import Run, fingerprint, main
 from jobs.scoring import PairScorer, PairShaper, rewards_of
@@ -53,7 +54,9 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     stage = settings.model_copy(update={"clip": "", "vision": VisionJudge()})  # the rewards' digest speaks for both
     made_from = fingerprint(stage, rewards=table_digest(rewards), editor=model_digest(editor.start))
     name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
-    manifest = build_table(run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch)
+    manifest = build_table(
+        run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch, least_kept=settings.least_kept
+    )
     storage.write_text(run.path(f"{name}/{CARD}"), json.dumps(said | {"reward_model": model}, indent=2))
     storage.write_text(run.path(f"{name}/{CHART}"), chart)
     return manifest
@@ -83,7 +86,7 @@ def _digest(run: Run, judge: str) -> str:
     if judge in CLIP_MEASURES:
         return id_for(judge, model_digest(settings.clip))
     if judge == "openai":
-        return id_for(judge, settings.vision.model_dump_json(exclude={"spending"}))
+        return id_for(judge, settings.vision.model_dump_json(exclude={"spending", "send_seed"}))
     return id_for(judge, source_of(judge))
 
 
@@ -101,8 +104,35 @@ def plan_scoring(run: Run, judge: str) -> MapTable:
 def _score(run: Run, judge: str, digest: str) -> Manifest:
     """The table of one judge's rewards."""
     made_from = fingerprint_of(pairs=table_digest(run.path("pairs")), reward=digest)
-    plan = partial(plan_scoring, run, judge)
-    return build_table(run.path(rewards_name((judge,))), REWARDS, made_from, plan, on_mismatch=run.on_mismatch)
+
+    def plan() -> MapTable:
+        if judge == "openai":
+            ask_first(run)
+        return plan_scoring(run, judge)
+
+    return build_table(
+        run.path(rewards_name((judge,))), REWARDS, made_from, plan, on_mismatch=run.on_mismatch,
+        least_kept=run.config.scoring.least_kept,
+    )  # fmt: skip
+
+
+def ask_first(run: Run) -> None:
+    """Have the vision model judge the first pairs before the cluster does; what it answers is kept.
+
+    EndpointError or `Stopped` says why nothing comes, or nothing that can be used. Where all of the first answers are
+    kept already, the endpoint is not looked for.
+    """
+    from hive_ray.endpoint import FIRST, stop_if_unusable  # here: the openai client takes long to import
+    from hive_ray.openai_client import check_endpoint
+    from hive_ray.reward.vision import VisionScorer
+
+    settings, answers = run.config.scoring.vision, run.path("judge_answers")
+    scorer = VisionScorer(settings, answers)
+    first = list(islice(read_rows(run.path("pairs"), PAIRS), FIRST))
+    if not all(scorer.is_answered(row) for row in first):
+        check_endpoint(settings.llm, "scoring.vision.llm")
+    advice = "See scoring.vision.llm and .structure"
+    stop_if_unusable("rewards", map_rows(scorer, first), advice)
 
 
 def _combine(run: Run, table: str) -> Manifest:
@@ -111,12 +141,16 @@ def _combine(run: Run, table: str) -> Manifest:
     tables = [run.path(rewards_name((judge,))) for judge in settings.judges]
     rewards = [rewards_of(one) for one in tables]
     pair_ids = [pair_id for pair_id in rewards[0] if all(pair_id in one for one in rewards)]
-    combined = combine(np.array([[one[pair_id] for pair_id in pair_ids] for one in rewards]), settings.combine)
-    rows = [{"pair_id": pair_id, "reward": float(reward)} for pair_id, reward in zip(pair_ids, combined, strict=True)]
+    rows: Rows = [{"dropped": "no_reward"}] * (len(set().union(*rewards)) - len(pair_ids))
+    if pair_ids:
+        combined = combine(np.array([[one[pair_id] for pair_id in pair_ids] for one in rewards]), settings.combine)
+        rows += [
+            {"pair_id": pair_id, "reward": float(reward)} for pair_id, reward in zip(pair_ids, combined, strict=True)
+        ]
     made_from = fingerprint_of(
         how=settings.combine, **{judge: table_digest(one) for judge, one in zip(settings.judges, tables, strict=True)}
     )
-    return write_rows(table, REWARDS, rows, made_from, on_mismatch=run.on_mismatch)
+    return write_rows(table, REWARDS, rows, made_from, on_mismatch=run.on_mismatch, least_kept=settings.least_kept)
 
 
 def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> tuple[Feedback, dict[str, Any], str]:

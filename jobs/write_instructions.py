@@ -5,12 +5,14 @@ captions -> instructions
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 
 from hive_ray import storage
 from hive_ray.config import Instructions
-from hive_ray.distributed.mapping import MapTable, map_table
+from hive_ray.distributed.mapping import MapTable, map_rows, map_table
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
-from hive_ray.endpoint import Endpoint
+from hive_ray.endpoint import FIRST, Endpoint, stop_if_unusable
+from hive_ray.openai_client import check_endpoint
 from hive_ray.pairs.batches import answer_in_batches
 from hive_ray.pairs.captions import caption_rows, read_captions
 from hive_ray.pairs.instructions import InstructionWriter, request_of
@@ -30,15 +32,17 @@ def build(run: Run) -> Manifest:
     take_captions(run)
 
     def make():
-        if settings.writer == "openai" and settings.spending.batch:
-            requests = (request_of(row, settings, examples) for row in read_rows(captions, CAPTIONS))
-            answer_in_batches(Endpoint(run.path("answers"), settings.spending), requests)
+        if settings.writer == "openai":
+            ask_first(run, settings, examples)
         return PLANS[settings.writer](run, settings, examples)
 
     stage = settings.model_copy(update={"examples": ""})
     shown = id_for(*map(json.dumps, examples))
     made_from = fingerprint(stage, captions=table_digest(captions), examples=shown)
-    made = build_table(run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch)
+    made = build_table(
+        run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch,
+        least_kept=settings.least_kept,
+    )  # fmt: skip
     compare(run, made)
     return made
 
@@ -49,7 +53,26 @@ def estimate(run: Run) -> Estimate:
     if settings.writer == "openai" and settings.spending.batch:
         raise ValueError("how long a batch takes cannot be measured: estimate with --instructions.spending.no-batch")
     take_captions(run)
+    if settings.writer == "openai":
+        check_endpoint(settings.llm, "instructions.llm")
     return measure(run, PLANS[settings.writer](run, settings, shown_examples(settings)))
+
+
+def ask_first(run: Run, settings: Instructions, examples: list[dict]) -> None:
+    """Ask for the edits of the first captions, or for all in batches, before the cluster does.
+
+    What comes is kept. EndpointError or `Stopped` says why nothing comes, or nothing that can be used. Where all of
+    the first answers are kept already, the endpoint is not looked for.
+    """
+    captions, answers = run.path("captions"), run.path("answers")
+    endpoint = Endpoint(answers, settings.spending, send_seed=settings.send_seed)
+    first = list(islice(read_rows(captions, CAPTIONS), FIRST))
+    if not all(endpoint.answers.find(request_of(row, settings, examples)) for row in first):
+        check_endpoint(settings.llm, "instructions.llm")
+    if settings.spending.batch:
+        answer_in_batches(endpoint, (request_of(row, settings, examples) for row in read_rows(captions, CAPTIONS)))
+    made = map_rows(InstructionWriter(settings, answers, examples), first)
+    stop_if_unusable("instructions", made, "See instructions.llm, .structure and .form")
 
 
 def by_grammar(run: Run, settings: Instructions, examples: list[dict]) -> MapTable:
@@ -79,8 +102,11 @@ def writer_settings(run: Run) -> Instructions:
         return settings
     if not storage.exists(card):
         raise FileNotFoundError(f"{card} does not exist: run jobs.finetune_writer, or name a model (instructions.llm)")
-    made = json.loads(storage.read_text(card))
-    return settings.model_copy(update={"llm": made["model"], "form": made["form"]})
+    try:
+        made = json.loads(storage.read_text(card))
+        return settings.model_copy(update={"llm": made["model"], "form": made["form"]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{card} does not name a model ({error}): run jobs.finetune_writer with --rebuild") from error
 
 
 def shown_examples(settings: Instructions) -> list[dict]:

@@ -63,10 +63,35 @@ def test_tokens_and_dollars_are_counted_and_count_the_same_from_kept_answers(cha
 
 
 def test_a_batch_is_cheaper_and_an_answer_without_usage_is_known_to_be():
-    usage = type("Usage", (), {"prompt_tokens": 100, "completion_tokens": 50})
+    usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
     spending = Spending(**PRICES, batch_discount=0.25)
     assert counts_of(usage, spending, batch=True)["dollars"] == pytest.approx(0.15)
-    assert counts_of(None, spending) == {"answers_without_usage": 1}
+    without = [None, 7, {}, {"prompt_tokens": 100}, usage | {"prompt_tokens": None}, usage | {"completion_tokens": 1e9}]
+    for other in [*without, usage | {"prompt_tokens": -1}, usage | {"prompt_tokens": 10**400}]:
+        assert counts_of(other, spending) == {"answers_without_usage": 1}
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" + data,
+                                    lambda data: b"[1]", lambda data: b'{"answer": null}', lambda data: b"[" * 9_000,
+                                    lambda data: b'{"answer": {"error": {"message": "no"}}, "batch": false}',
+                                    lambda data: b'{"answer": {"choices": []}, "batch": false}'])  # fmt: skip
+def test_a_kept_answer_that_is_damaged_or_none_is_asked_for_again(chat, tmp_path, damage):
+    first = writer(str(tmp_path))(captions("a cat", "a dog"))
+    file = next(path for path in tmp_path.rglob("*.json") if "spent" not in path.parts)
+    file.write_bytes(damage(file.read_bytes()))
+    assert writer(str(tmp_path))(captions("a cat", "a dog")) == first
+    assert sorted(chat.asked.values()) == [1, 2]
+    assert writer(str(tmp_path))(captions("a cat", "a dog")) == first
+    assert sorted(chat.asked.values()) == [1, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", '"1.5 dollars"', "NaN", "-1", "1e999"])
+def test_a_damaged_account_of_what_was_spent_stops_a_run_with_a_limit_by_name(tmp_path, content):
+    (tmp_path / "spent").mkdir()
+    (tmp_path / "spent" / "one.json").write_text(content)
+    Budget(str(tmp_path), Spending(**PRICES)).exchange()
+    with pytest.raises(Stopped, match=r"one\.json does not say what was spent .*: write the number of dollars"):
+        Budget(str(tmp_path), Spending(most_dollars=1.0, **PRICES)).exchange()
 
 
 def test_a_writer_whose_money_is_spent_stops_and_one_with_more_goes_on(chat, root):

@@ -55,5 +55,8 @@ def _rate(plan: MapTable) -> Rate:
         if seconds >= TIMED_S:
             break
     if not made:
-        raise ValueError(f"none of the first {mapped} rows became anything; most often: {dropped.most_common(1)[0][0]}")
+        reason = dropped.most_common(1)[0][0]
+        sample = next((row["sample"] for row in became if row.get("dropped") == reason and "sample" in row), "")
+        shown = f", such as {sample!r}" if sample else ""
+        raise ValueError(f"none of the first {mapped} rows became anything; most often: {reason}{shown}")
     return Rate(seconds / mapped, made / mapped, {name: count / mapped for name, count in counts.items()})

@@ -107,8 +107,11 @@ class Plan(Protocol):
 
 UNCOUNTED = (Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching)
 """Sections that a stage's fingerprint leaves out."""
-UNCOUNTED_SETTINGS = {"least_kept"}
-"""Settings of any section that it leaves out: they decide whether a table is finished, and none of its rows."""
+UNCOUNTED_SETTINGS = {"least_kept", "send_seed"}
+"""Settings of any section that it leaves out: they decide whether a table is finished, or how an endpoint is asked."""
+VALUES_BEFORE = {"instructions.temperature": 0.7}
+"""Settings that were added later -> what stood in their place before; with that value they are left out, so that
+tables made before are kept."""
 
 
 def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
@@ -120,6 +123,7 @@ def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     flat: Fingerprint = {}
     for section in settings:
         _flatten(section, type(section).__name__.lower(), flat)
+    flat = {name: value for name, value in flat.items() if name not in VALUES_BEFORE or value != VALUES_BEFORE[name]}
     flat |= {f"input.{name}": digest for name, digest in inputs.items()}
     return json.loads(json.dumps(flat))  # tuples are lists, as in a manifest that was read
 

@@ -6,17 +6,23 @@ A batch carries the digest of its requests, so whoever asks again, after whateve
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from openai import OpenAIError
 from openai.types import Batch
 
 from hive_ray import storage
+from hive_ray.answer_json import is_answer
 from hive_ray.answers import Request, counts_of, request_id
-from hive_ray.endpoint import MARK, Endpoint, EndpointError, follow, read_answer
+from hive_ray.endpoint import MARK, OPTIONAL, Endpoint, follow, require_fields
+from hive_ray.openai_client import EndpointError, refused_in, sample_of, words_in, words_of
 from hive_ray.seeds import id_for
+from hive_ray.text_files import JsonLine, TextError, parse_json_lines
 
 REQUESTS = 20_000
 """In one batch; OpenAI takes 50,000, and no file above 200 MB."""
@@ -25,6 +31,37 @@ FILES_AT_ONCE = 16
 AT_ONCE = 4
 """Batches at the endpoint at one time; the budget is looked at before each is started."""
 ENDED = ("completed", "failed", "expired", "cancelled")
+NO_ID, UNKNOWN_ID = "without_custom_id", "of_no_request"
+REFUSED, NO_ANSWER = "request_refused", "no_answer"
+"""Why a line of a batch's files is left out, beside the problems of `text_files`."""
+REASONS_SHOWN = 3
+
+
+@dataclass
+class Account:
+    """What became of a batch's lines."""
+
+    answers: dict[str, dict] = field(default_factory=dict)
+    """Answers by the id of their request."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Lines that hold none, by reason."""
+    samples: dict[str, str] = field(default_factory=dict)
+    """The first of each reason."""
+    refusals: list[Any] = field(default_factory=list)
+    """What the endpoint said of refused requests, each different one once."""
+
+    def leave_out(self, reason: str, sample: str) -> None:
+        """Count a line that holds no answer."""
+        self.left_out[reason] += 1
+        self.samples.setdefault(reason, sample)
+
+    @property
+    def words(self) -> str:
+        """What was left out and why, most often first; "" if nothing was."""
+        return "; ".join(
+            f"{count} {reason}, such as {self.samples[reason]}"
+            for reason, count in self.left_out.most_common(REASONS_SHOWN)
+        )
 
 
 def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
@@ -57,27 +94,68 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
     if storage.exists(marker):
         return
     try:
-        batch = _started(endpoint, digest) or _start(endpoint, digest, chunk)
-        if batch is None:
+        ended: set[str] = set()
+        refused: set[str] = set()
+        while batch := _started(endpoint, digest, ended) or _start(endpoint, digest, chunk):
+            batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
+            account = _kept(endpoint, batch, digest, chunk)
+            new = set() if account.answers else _refused_arguments(endpoint, account, chunk) - refused
+            if not new:
+                break
+            ended.add(batch.id)
+            refused |= new
+        else:
             return
-        batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
-        kept = _keep(endpoint, batch, digest)
-        if batch.status in ("failed", "cancelled") or not kept:
-            raise EndpointError(f"batch {batch.id} {batch.status}, {kept} answers: {_why(endpoint, batch)}")
     except OpenAIError as error:
-        raise EndpointError(f"the batch {digest} of {len(chunk)} requests: {error}") from error
-    storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept}))
-    print(f"instructions: {batch.id} {batch.status}, {kept} of {len(chunk)} requests answered", flush=True)
+        advice = "an endpoint without a Batch API wants --instructions.spending.no-batch"
+        raise EndpointError(f"the batch {digest} of {len(chunk)} requests: {words_of(error)}; {advice}") from error
+    kept = len(account.answers)
+    if batch.status in ("failed", "cancelled") or not kept:
+        why = "; ".join(filter(None, (_problems(batch), account.words))) or "no reason was given"
+        raise EndpointError(
+            f"batch {batch.id} {batch.status}, {kept} answers: {why}; correct that, or ask one by one "
+            "(--instructions.spending.no-batch)"
+        )
+    left_out = dict(account.left_out)
+    storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept, "left_out": left_out}))
+    words = f"; left out: {account.words}" if left_out else ""
+    print(f"instructions: {batch.id} {batch.status}, {kept} of {len(chunk)} requests answered{words}", flush=True)
 
 
-def _started(endpoint: Endpoint, digest: str) -> Batch | None:
-    """The batch of this digest that runs or has ended with answers."""
-    for batch in endpoint.client.batches.list(limit=100):
+def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Request]) -> set[str]:
+    """The arguments that the requests were refused for and that may be left out; they are, from here on.
+
+    `Stopped` if they were refused for what every request of the stage asks for.
+    """
+    request = next(iter(chunk.values()))
+    for body in account.refusals:
+        said = body.get("error", body) if isinstance(body, dict) else {}
+        said = said if isinstance(said, dict) else {}
+        endpoint.stop_if_general(request, words_in(body), said.get("code"), said.get("param"))
+        refused = refused_in(body, [name for name in OPTIONAL if name in request])
+        if refused:
+            endpoint.leave_out(refused, words_in(body))
+            return refused
+    return set()
+
+
+def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | None:
+    """The batch of this digest that runs or has ended with answers, and is none of those ids."""
+    for batch in _listed(endpoint):
         fruitless = batch.status in ("failed", "cancelled") or (batch.status in ENDED and not batch.output_file_id)
-        if (batch.metadata or {}).get(MARK) == digest and not fruitless:
+        marks = batch.metadata if isinstance(batch.metadata, dict) else {}
+        if marks.get(MARK) == digest and not fruitless and batch.id not in but:
             print(f"instructions: following {batch.id}, which was started before ({batch.status})", flush=True)
             return batch
     return None
+
+
+def _listed(endpoint: Endpoint) -> Iterator[Batch]:
+    """All batches that the endpoint has."""
+    page = endpoint.client.batches.list(limit=100)
+    if isinstance(page, str):
+        raise EndpointError(f"the endpoint answers {sample_of(page)!r}, and no list of batches")
+    yield from map(require_fields, page)
 
 
 def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
@@ -91,38 +169,76 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
     endpoint.budget.check()
     url = "/v1/chat/completions" if "messages" in next(iter(asked.values())) else "/v1/completions"
     lines = "".join(
-        json.dumps({"custom_id": name, "method": "POST", "url": url, "body": request}, ensure_ascii=False) + "\n"
+        json.dumps({"custom_id": name, "method": "POST", "url": url, "body": endpoint.body_of(request)}) + "\n"
         for name, request in asked.items()
     )
     file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
+    require_fields(file, "id")
     # Sent once: whether a lost reply has started it shows when the next run looks for it.
     batch = endpoint.client.with_options(max_retries=0).batches.create(
         input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
     )
+    require_fields(batch)
     print(f"instructions: started {batch.id} on {len(asked)} requests", flush=True)
     return batch
 
 
-def _keep(endpoint: Endpoint, batch: Batch, digest: str) -> int:
-    """Store a batch's answers; how many there are. Requests that failed are in another file, and left out."""
-    if not batch.output_file_id:
-        return 0
-    lines = endpoint.client.files.content(batch.output_file_id).text.splitlines()
-    answered = [line for line in map(json.loads, lines) if (line.get("response") or {}).get("status_code") == 200]
+def _kept(endpoint: Endpoint, batch: Batch, digest: str, chunk: dict[str, Request]) -> Account:
+    """Store a batch's answers and what they cost; what became of each line of its files."""
+    account = Account()
+    for file in (batch.output_file_id, batch.error_file_id):
+        if isinstance(file, str) and file:
+            read_batch_file(endpoint.client.files.content(file).content, f"{batch.id}'s {file}", chunk.keys(), account)
 
-    def keep(line: dict) -> float:
-        answer = line["response"]["body"]
-        endpoint.answers.keep(line["custom_id"], answer, batch=True)
-        return counts_of(read_answer(answer).usage, endpoint.spending, batch=True).get("dollars", 0.0)
+    def keep(name: str) -> float:
+        answer = account.answers[name]
+        endpoint.answers.keep(name, answer, batch=True)
+        return counts_of(answer.get("usage"), endpoint.spending, batch=True).get("dollars", 0.0)
 
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        dollars = sum(pool.map(keep, answered))
-    endpoint.budget.record(f"batch-{digest}.json", dollars)
-    return len(answered)
+    if account.answers:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            dollars = sum(pool.map(keep, account.answers))
+        endpoint.budget.record(f"batch-{id_for(digest, batch.id)}.json", dollars)
+    return account
 
 
-def _why(endpoint: Endpoint, batch: Batch) -> str:
-    problems = [problem.message for problem in (batch.errors and batch.errors.data) or [] if problem.message]
-    if not problems and batch.error_file_id:
-        problems = [line[:200] for line in endpoint.client.files.content(batch.error_file_id).text.splitlines()]
-    return "; ".join(problems[:3]) or "no reason was given"
+def read_batch_file(content: bytes, name: str, wanted: Iterable[str], account: Account) -> None:
+    """Add the lines of a batch's file of answers, or of errors, to `account`; a line without an answer to a request
+    that is `wanted` is left out, counted and named, and costs no other.
+    """
+    known = set(wanted)
+    text = content.replace(b"\0", "\ufffd".encode())  # a zero byte in the first line would cost the file
+    try:
+        for line in parse_json_lines(text, name, objects=True):
+            _take(line, known, account)
+    except TextError as error:
+        account.leave_out("not_text", str(error))
+
+
+def _take(line: JsonLine, known: set[str], account: Account) -> None:
+    if line.problem:
+        return account.leave_out(line.problem, line.sample)
+    custom_id, response = line.value.get("custom_id"), line.value.get("response")
+    if not isinstance(custom_id, str):
+        return account.leave_out(NO_ID, line.sample)
+    if custom_id not in known:
+        return account.leave_out(UNKNOWN_ID, f"{line.place}: {custom_id[:80]!r}")
+    response = response if isinstance(response, dict) else {}
+    body, status = response.get("body"), response.get("status_code", 200)
+    if is_answer(body) and (status == 200 or not isinstance(status, int)):
+        account.answers[custom_id] = body
+        return None
+    said = body or line.value.get("error")
+    words = words_in(said)
+    if not words or (status == 200 and not line.value.get("error")):
+        return account.leave_out(NO_ANSWER, line.sample)
+    if said not in account.refusals and len(account.refusals) < REASONS_SHOWN:
+        account.refusals.append(said)
+    return account.leave_out(REFUSED, f"{line.place}: {words}")
+
+
+def _problems(batch: Batch) -> str:
+    """What the endpoint says of the batch as a whole."""
+    data = getattr(batch.errors, "data", None)
+    messages = [getattr(problem, "message", None) for problem in data] if isinstance(data, list) else []
+    return "; ".join(words_in(message) for message in messages[:REASONS_SHOWN] if message)

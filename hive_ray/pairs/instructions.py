@@ -6,15 +6,13 @@ caption -> instruction, edited caption, inverse instruction
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from openai import BadRequestError
-from openai.types import Completion, CompletionChoice
-from openai.types.chat import ChatCompletion
-
+from hive_ray.answer_json import SAMPLE, Choice, choices_of, find_json
 from hive_ray.answers import Request
 from hive_ray.config import Instructions
-from hive_ray.endpoint import Endpoint
+from hive_ray.endpoint import Endpoint, NoAnswer
 from hive_ray.pairs.inversion import invert
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
@@ -51,8 +49,7 @@ FORMATS = {
 """By the setting `instructions.structure`."""
 ASKED, BETWEEN, STOP = "\n##\n", "\n%%\n", "\nEND"
 """InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
-NOT_OF_THE_FORM = "answer_is_not_of_the_form"
-TEMPERATURE = 0.7
+NOT_OF_THE_FORM, EMPTY, EMPTY_EDIT = "answer_is_not_of_the_form", "answer_is_empty", "empty_edit"
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
 """Of a delimited completion, as InstructPix2Pix's."""
 
@@ -71,19 +68,44 @@ class AnswerError(ValueError):
 
 
 def parse_answer(text: str) -> list[Written]:
-    """The edits of an answer; AnswerError if it is no JSON of the wanted form."""
-    try:
-        edits = json.loads(text.strip().removeprefix("```json").removesuffix("```"))["edits"]
-        return [
-            Written(
-                str(edit["instruction"]).strip(),
-                str(edit["edited_caption"]).strip(),
-                str(edit.get("inverse_instruction") or "").strip(),
-            )
-            for edit in edits
-        ]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise AnswerError(f"the language model answered {text[:80]!r}, not the JSON that was asked for") from error
+    """The edits of an answer; AnswerError if it holds no JSON of the wanted form.
+
+    {"edits": [...]}, a bare list and a single edit are taken, the last of them, wherever they stand in the text. A
+    value that is no text counts as an empty one.
+    """
+    edits = find_json(text, _usable_edits) or find_json(text, _edits)
+    if edits is None:
+        raise AnswerError(f"the language model answered {text[:80]!r}, not the JSON that was asked for")
+    return edits
+
+
+def _usable_edits(value: Any) -> list[Written] | None:
+    """As `_edits`; None also where all texts are empty, as where a model repeats the form that it was shown."""
+    edits = _edits(value)
+    return edits if any(edit.instruction and edit.edited_caption for edit in edits or ()) else None
+
+
+def _edits(value: Any) -> list[Written] | None:
+    """The edits that a JSON value is; one that is no edit has empty texts. None if it is none of the wanted forms."""
+    if isinstance(value, dict):
+        value = value.get("edits", [value])
+    if not isinstance(value, list) or (value and not any(map(_is_edit, value))):
+        return None
+    return [_edit(one) if _is_edit(one) else Written("", "", "") for one in value]
+
+
+def _is_edit(value: Any) -> bool:
+    return isinstance(value, dict) and "instruction" in value and "edited_caption" in value
+
+
+def _edit(edit: dict) -> Written:
+    return Written(*(_text(edit.get(name)) for name in EDIT_KEYS))
+
+
+def _text(value: Any) -> str:
+    """The text without the blanks around it; "" for what is no text, or has no letter or digit, as "..."."""
+    said = value.strip() if isinstance(value, str) else ""
+    return said if any(map(str.isalnum, said)) else ""
 
 
 def parse_delimited(text: str) -> Written:
@@ -94,39 +116,49 @@ def parse_delimited(text: str) -> Written:
     return Written(instruction.strip(), edited_caption.strip(), "")
 
 
-def edits_of(answer: ChatCompletion | Completion) -> tuple[list[Written], Rows]:
-    """The edits of an answer, as many as there are, and what was dropped of it."""
-    if isinstance(answer, Completion):
-        return _edits_of_completions(answer.choices)
-    choice = answer.choices[0]
-    if choice.message.refusal:
-        return [], [{"dropped": "model_refused"}]
-    if choice.finish_reason == "length":
-        return [], [{"dropped": "answer_cut_off"}]
+def edits_of(answer: dict, form: str = "chat") -> tuple[list[Written], Rows]:
+    """The edits of an answer of this form, as many as there are, and what was dropped of it; never neither."""
+    choices = choices_of(answer)
+    if not choices:
+        return [], [_dropped(EMPTY, json.dumps(answer))]
+    made = [_edits_of(choice, form) for choice in (choices[:1] if form == "chat" else choices)]
+    return [edit for edits, _ in made for edit in edits], [row for _, dropped in made for row in dropped]
+
+
+def _edits_of(choice: Choice, form: str) -> tuple[list[Written], Rows]:
+    """The edits of one choice, or why it has none."""
+    if choice.refusal:
+        return [], [_dropped("model_refused", choice.sample)]
     try:
-        edits = parse_answer(choice.message.content or "")
+        edits = _parsed(choice, form)
     except AnswerError:
-        return [], [{"dropped": NOT_OF_THE_FORM}]
-    return edits, [] if edits else [{"dropped": "answer_is_empty"}]
+        if choice.is_cut_off:
+            return [], [_dropped("answer_cut_off", choice.sample)]
+        return [], [_dropped(EMPTY if choice.is_empty else NOT_OF_THE_FORM, choice.sample)]
+    return edits, [] if edits else [_dropped(EMPTY, choice.sample)]
 
 
-def _edits_of_completions(choices: list[CompletionChoice]) -> tuple[list[Written], Rows]:
-    edits, dropped = [], []
-    for choice in choices:
-        if choice.finish_reason == "length":
-            dropped.append({"dropped": "answer_cut_off"})
-            continue
-        try:
-            edits.append(parse_delimited(choice.text))
-        except AnswerError:
-            dropped.append({"dropped": NOT_OF_THE_FORM})
-    return edits, dropped
+def _parsed(choice: Choice, form: str) -> list[Written]:
+    if form != "chat":
+        if choice.is_cut_off:
+            raise AnswerError("the completion is cut off")
+        return [parse_delimited(choice.text)]
+    try:
+        return parse_answer(choice.text)
+    except AnswerError:
+        if not choice.thoughts:
+            raise
+        return parse_answer(choice.thoughts)
+
+
+def _dropped(reason: str, sample: str) -> Row:
+    return {"dropped": reason, "sample": sample[:SAMPLE]}
 
 
 def reject_reason(caption: str, written: Written) -> str | None:
     """Why an edit is not kept (InstructPix2Pix's checks), or None."""
     if not written.instruction or not written.edited_caption:
-        return "empty_edit"
+        return EMPTY_EDIT
     if _plain(written.edited_caption) == _plain(caption):
         return "caption_unchanged"
     return None
@@ -138,11 +170,10 @@ def _plain(text: str) -> str:
 
 def request_of(row: Row, settings: Instructions, examples: list[dict]) -> Request:
     """What is asked for the edits of a caption; `examples` (triplets.EXAMPLES of the form) are shown before it."""
-    asked = {
-        "model": settings.llm,
-        "temperature": TEMPERATURE,
-        "seed": seed_for(settings.seed, row["caption_id"]) % 2**31,
-    }
+    asked: Request = {"model": settings.llm}
+    if settings.temperature is not None:
+        asked["temperature"] = settings.temperature
+    asked["seed"] = seed_for(settings.seed, row["caption_id"]) % 2**31
     if settings.form == "delimited":
         shown = "".join(f"{example['prompt']}{example['completion']}\n" for example in examples)
         return asked | {
@@ -152,14 +183,14 @@ def request_of(row: Row, settings: Instructions, examples: list[dict]) -> Reques
             "frequency_penalty": FREQUENCY_PENALTY,
             "stop": STOP,
         }
-    return asked | {
-        "messages": [
-            {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
-            *(message for example in examples for message in example["messages"][1:]),
-            {"role": "user", "content": row["caption"]},
-        ],
-        "response_format": FORMATS[settings.structure],
-    }
+    asked["messages"] = [
+        {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
+        *(message for example in examples for message in example["messages"][1:]),
+        {"role": "user", "content": row["caption"]},
+    ]
+    if settings.structure != "none":
+        asked["response_format"] = FORMATS[settings.structure]
+    return asked
 
 
 class InstructionWriter:
@@ -168,13 +199,15 @@ class InstructionWriter:
     As many requests are in flight as `resources.batch_size` says; what is answered is kept in the folder `answers`
     and never asked again. What undoes an edit goes by rule where its words say it (`pairs/inversion.py`), else by the
     model; an edit with neither is counted with the rule's reason.
+
+    Each caption becomes rows, or {"dropped": reason}, with a sample of what came where it was the answer's fault.
     """
 
     def __init__(
         self, settings: Instructions, answers: str, examples: list[dict] | None = None, device: str = "cpu"
     ) -> None:
         self.settings, self.examples = settings, examples or []
-        self.endpoint = Endpoint(answers, settings.spending)
+        self.endpoint = Endpoint(answers, settings.spending, send_seed=settings.send_seed)
         self.pool = ThreadPoolExecutor(settings.resources.batch_size)
 
     def __call__(self, rows: Rows) -> Rows:
@@ -186,21 +219,20 @@ class InstructionWriter:
             return [{"dropped": "caption_flagged"}]
         try:
             answer, counts = self.endpoint.ask(request_of(row, self.settings, self.examples))
-        except BadRequestError as error:
-            if "response_format" in str(error):  # the setting's fault, not the caption's
-                raise ValueError(
-                    f"the endpoint knows no {self.settings.structure}: set instructions.structure"
-                ) from error
-            return [{"dropped": "request_refused"}]
-        edits, results = edits_of(answer)
+        except NoAnswer as error:
+            return [error.dropped]
+        edits, results = edits_of(answer, self.settings.form)
         counted = Counter(counts)
         found: dict[str, Row] = {}
-        edits = edits[: self.settings.per_caption]
+        ordered = sorted(edits, key=lambda edit: reject_reason(row["caption"], edit) == EMPTY_EDIT)
+        edits = ordered[: self.settings.per_caption]
         flagged = self._flagged([f"{edit.instruction}\n{edit.edited_caption}" for edit in edits])
         for edit, is_flagged in zip(edits, flagged, strict=True):
             reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
             reason = reason or ("edit_flagged" if is_flagged else None)
-            if reason:
+            if reason == EMPTY_EDIT:
+                results.append(_dropped(reason, json.dumps(asdict(edit), ensure_ascii=False)))
+            elif reason:
                 results.append({"dropped": reason})
             else:
                 inversion = invert(edit.instruction)

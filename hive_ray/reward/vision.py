@@ -8,19 +8,17 @@ counts, as a share of the greatest: the reward is the geometric mean of both, 0.
 """
 
 import base64
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
-
-from openai import BadRequestError
-from openai.types.chat import ChatCompletion
+from typing import Any
 
 from hive_ray import config
+from hive_ray.answer_json import SAMPLE, choices_of, find_json
 from hive_ray.answers import Request
-from hive_ray.endpoint import Endpoint
+from hive_ray.endpoint import Endpoint, NoAnswer
 from hive_ray.images import ImageError, as_plain, media_type
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import seed_for
@@ -61,7 +59,11 @@ ASK = (
 
 
 class VerdictError(ValueError):
-    """An answer without scores that can be used; its text is the reason, as manifests count it."""
+    """An answer without scores that can be used; its text is the reason, as manifests count it, `sample` what came."""
+
+    def __init__(self, reason: str, sample: str = "") -> None:
+        super().__init__(reason)
+        self.sample = sample[:SAMPLE]
 
 
 class VisionScorer:
@@ -74,12 +76,19 @@ class VisionScorer:
 
     def __init__(self, settings: config.VisionJudge, answers: str, in_flight: int = 16) -> None:
         self.settings = settings
-        self.endpoint = Endpoint(answers, settings.spending)
+        self.endpoint = Endpoint(
+            answers, settings.spending, structure="scoring.vision.structure", send_seed=settings.send_seed
+        )
         self.pool = ThreadPoolExecutor(in_flight)
 
     def __call__(self, rows: Rows) -> Rows:
         """The rows in order, and what they counted; raises as `Endpoint.each`."""
         return [result for judged in self.endpoint.each(self.pool, self._judged, rows) for result in judged]
+
+    def is_answered(self, row: Row) -> bool:
+        """Whether the first answers about this pair are kept already."""
+        requests = [request_of(part, row, self.settings) for part in (FOLLOWING, QUALITY)]
+        return all(map(self.endpoint.answers.find, requests))
 
     def _judged(self, row: Row) -> Rows:
         counted: Counter[str] = Counter()
@@ -90,7 +99,7 @@ class VisionScorer:
             ]
             result = row | {"reward": fmean(passes)}
         except VerdictError as error:
-            result = {"dropped": str(error)}
+            result = {"dropped": str(error), "sample": error.sample}
         return [result, {"counted": dict(counted)}]
 
     def _least(self, part: Part, row: Row, turn: int, counted: Counter[str]) -> float:
@@ -98,11 +107,12 @@ class VisionScorer:
         for attempt in range(self.settings.max_attempts):
             try:
                 answer, counts = self.endpoint.ask(request_of(part, row, self.settings, turn, attempt))
-            except BadRequestError as error:
-                if "response_format" in str(error):  # the setting's fault, not the picture's
-                    structure = self.settings.structure
-                    raise ValueError(f"the endpoint knows no {structure}: set scoring.vision.structure") from error
-                raise VerdictError("request_refused") from error
+            except NoAnswer as error:
+                refused = VerdictError(error.reason, error.sample)
+                if error.reason == "request_refused":  # it would be again
+                    raise refused from error
+                counted[f"asked_again_{refused}"] += 1
+                continue
             counted.update(counts)
             try:
                 return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
@@ -121,35 +131,44 @@ def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0
         {"type": "text", "text": part.words.format(instruction=row["instruction"])},
         *({"type": "image_url", "image_url": {"url": _address(row[name])}} for name in part.pictures),
     ]
-    return {
-        "model": settings.llm,
-        "temperature": settings.temperature,
-        "seed": seed_for(settings.seed, turn, attempt, *part.scores) % 2**31,
-        "messages": [
-            {"role": "system", "content": ASK.format(most=most, scores=scores, form=form)},
-            {"role": "user", "content": shown},
-        ],
-        "response_format": _format(part) if settings.structure == "json_schema" else {"type": "json_object"},
-    }
+    asked: Request = {"model": settings.llm}
+    if settings.temperature is not None:
+        asked["temperature"] = settings.temperature
+    asked["seed"] = seed_for(settings.seed, turn, attempt, *part.scores) % 2**31
+    asked["messages"] = [
+        {"role": "system", "content": ASK.format(most=most, scores=scores, form=form)},
+        {"role": "user", "content": shown},
+    ]
+    if settings.structure != "none":
+        asked["response_format"] = _format(part) if settings.structure == "json_schema" else {"type": "json_object"}
+    return asked
 
 
-def scores_of(answer: ChatCompletion, part: Part, score_range: int) -> list[float]:
+def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
     """The scores of an answer in the order of the part's; VerdictError if one is missing or not in 0..score_range."""
-    choice = answer.choices[0]
-    if choice.message.refusal:
-        raise VerdictError("model_refused")
-    if choice.finish_reason == "length":
-        raise VerdictError("answer_cut_off")
-    try:
-        text = (choice.message.content or "").strip().removeprefix("```json").removesuffix("```")
-        said = json.loads(text)
-        scores = [said[name] for name in part.scores]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise VerdictError("answer_is_not_of_the_form") from error
+    choices = choices_of(answer)
+    if not choices:
+        raise VerdictError("answer_is_empty", str(answer)[:SAMPLE])
+    choice = choices[0]
+    if choice.refusal:
+        raise VerdictError("model_refused", choice.sample)
+
+    def read(value: Any) -> list[Any] | None:
+        """The scores that a JSON value gives."""
+        if not isinstance(value, dict) or not part.scores.keys() <= value.keys():
+            return None
+        return [value[name] for name in part.scores]
+
+    scores = find_json(choice.text, read) or find_json(choice.thoughts, read)
+    if scores is None:
+        if choice.is_cut_off:
+            raise VerdictError("answer_cut_off", choice.sample)
+        reason = "answer_is_empty" if choice.is_empty else "answer_is_not_of_the_form"
+        raise VerdictError(reason, choice.sample)
     if not all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
-        raise VerdictError("answer_is_not_of_the_form")
+        raise VerdictError("answer_is_not_of_the_form", choice.sample)
     if not all(0 <= score <= score_range for score in scores):
-        raise VerdictError("score_out_of_range")
+        raise VerdictError("score_out_of_range", choice.sample)
     return [float(score) for score in scores]
 
 

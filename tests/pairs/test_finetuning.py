@@ -13,7 +13,7 @@ from mutate import mutated
 from hive_ray import endpoint
 from hive_ray.config import Writer
 from hive_ray.distributed.tables import git_commit
-from hive_ray.endpoint import EndpointError
+from hive_ray.openai_client import EndpointError
 from hive_ray.pairs.finetuning import finetune
 from hive_ray.pairs.instructions import parse_answer, parse_delimited
 from hive_ray.pairs.triplets import Triplet, chat_examples, delimited_examples, read_triplets
@@ -266,3 +266,39 @@ def test_a_killed_run_goes_on_with_the_same_job_and_the_next_stage_finds_the_mod
     polls = server.polls
     assert finetune_writer.build(run) == metrics
     assert server.polls == polls
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"OPENAI_API_KEY": ""}, "OPENAI_API_KEY is empty"), ({"OPENAI_BASE_URL": "localhost/v1"}, "without http://"),
+    ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, r"nothing listens at http://127\.0\.0\.1:9/v1"),
+])  # fmt: skip
+def test_an_endpoint_that_cannot_be_asked_is_said_before_anything_is_started(
+    server, tmp_path, monkeypatch, change, message
+):
+    written(tmp_path / "t.jsonl", as_rows())
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EndpointError, match=message):
+        finetune_writer.build(run_in(tmp_path))
+    assert not server.files
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"model": "m"}', "\xff"])
+def test_a_damaged_card_of_a_writer_is_named(tmp_path, content):
+    card = tmp_path / "run" / "writer" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"card\.json does not name a model .*: run jobs\.finetune_writer"):
+        writer_settings(run_in(tmp_path))
+
+
+@pytest.mark.parametrize("answer", ["<!doctype html>Sign in", {"error": {"message": "no"}}, [1], {}])
+def test_an_endpoint_that_does_not_fine_tune_is_said_so(server, answer):
+    class NoFineTuning(Handler):
+        def do_POST(self) -> None:
+            self.body()
+            self.send_json(200, answer, {})
+
+    server.RequestHandlerClass = NoFineTuning
+    with pytest.raises(EndpointError, match="it may not have this part of OpenAI's interface"):
+        finetune(chat_examples(TRIPLETS), Writer())

@@ -6,12 +6,16 @@ import time
 
 import numpy as np
 import pytest
-from llm_server import USAGE, JsonHandler, JsonServer
+from llm_server import PAGE, REFUSING, USAGE, JsonHandler, JsonServer, refusal, spoken
+from mutate import mutated
 from pydantic import ValidationError
 
+from hive_ray import endpoint
+from hive_ray.answers import request_id
 from hive_ray.config import Spending, VisionJudge
+from hive_ray.endpoint import NoAnswer, read_answer
 from hive_ray.images import decode, encode, encode_jpeg
-from hive_ray.reward.vision import FOLLOWING, QUALITY, VisionScorer, request_of
+from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, request_of, scores_of
 from hive_ray.schemas import Stopped
 
 GREY, WHITE = (np.full((4, 4, 3), level, dtype=np.uint8) for level in (128, 255))
@@ -36,9 +40,16 @@ class EyesHandler(JsonHandler):
             self.server.seen.append(request)
             queue = self.server.scores.get(text.rpartition(": ")[2], [])
             said = queue.pop(0) if queue else GOOD
+        if request["model"] in REFUSING:
+            status, body, refused = REFUSING[request["model"]]
+            if refused & request.keys():
+                return self.send_json(status, body, {})
         if isinstance(said, tuple):
             status, headers = said
-            return self.send_json(status, {"error": {"message": "no", "type": "test"}}, headers)
+            message = headers.pop("message", "no")
+            return self.send_json(status, refusal(message), headers)
+        if isinstance(said, bytes) or said is PAGE or (isinstance(said, dict) and {"choices", "error"} & said.keys()):
+            return self.send_json(200, said, {})
         if isinstance(said, dict):
             said = json.dumps({"reasoning": "so"} | {name: score for name, score in said.items() if name in names})
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
@@ -106,15 +117,97 @@ def test_a_jpeg_is_sent_as_one_and_the_range_is_said(tmp_path):
         ({"instruction_following": 3}, "answer_is_not_of_the_form"),
         ("I like it", "answer_is_not_of_the_form"),
         ("[1, 2]", "answer_is_not_of_the_form"),
+        (GOOD | {"preservation": True}, "answer_is_not_of_the_form"),
+        ('{"reasoning": "so", "instruction_following": NaN, "preservation": 1e999}', "score_out_of_range"),
+        ("", "answer_is_empty"),
+        (spoken(None), "answer_is_empty"),
+        (spoken("") | {"choices": []}, "answer_is_empty"),
+        (spoken("") | {"choices": [], "usage": None}, "answer_is_empty"),
+        (spoken(None, refusal="I cannot"), "model_refused"),
+        (PAGE, "answer_is_not_json"),
+        ({"error": {"message": "Provider returned error", "code": 502}}, "answer_is_an_error"),
+        (b"[" * 9_000, "answer_is_not_json"),
     ],
 )
-def test_scores_that_cannot_be_used_are_asked_for_again_and_never_bent(eyes, tmp_path, wrong, reason):
-    eyes.scores["add a hat"] = [wrong, GOOD]
+def test_scores_that_cannot_be_used_are_asked_for_again_and_never_bent(eyes, tmp_path, monkeypatch, wrong, reason):
+    monkeypatch.setattr(endpoint, "AGAIN_S", ())
+    eyes.scores["add a hat"] = [wrong.copy() if isinstance(wrong, dict) else wrong, GOOD]
     scored, counted = scorer(tmp_path / "once")([pair()])
     assert scored["reward"] == pytest.approx(0.48)
     assert counted["counted"][f"asked_again_{reason}"] == 1
     eyes.scores["add a hat"] = [wrong] * 2
-    assert scorer(tmp_path / "always", max_attempts=2)([pair()])[0] == {"dropped": reason}
+    dropped = scorer(tmp_path / "always", max_attempts=2)([pair()])[0]
+    assert dropped["dropped"] == reason
+    assert len(dropped["sample"]) <= 300
+
+
+SCORES = json.dumps({"reasoning": "so [good] {it} is"} | GOOD)
+
+
+@pytest.mark.parametrize("said", [
+    f"<think>\n25 of {{25}}?\n</think>\n{SCORES}", f"```\n{SCORES}\n```", f"Here:\n```json\n{SCORES}\n```\nBye {{all}}",
+    SCORES[:-1] + ",}", json.dumps({"scores": GOOD}), f"[{SCORES}]", SCORES.replace("so", "so\nand"),
+    spoken(None, reasoning_content=f"I think {SCORES}"), spoken([{"type": "text", "text": SCORES}]),
+    f"<think>{SCORES.replace('16', '3')}{SCORES}",
+])  # fmt: skip
+def test_the_scores_that_are_in_an_answer_are_read(eyes, tmp_path, said):
+    eyes.scores["add a hat"] = [said]
+    assert scorer(tmp_path, max_attempts=1)([pair()])[0]["reward"] == pytest.approx(0.48)
+
+
+@pytest.mark.parametrize("model", REFUSING)
+def test_what_a_model_refuses_is_left_out(eyes, tmp_path, capsys, model):
+    assert scorer(tmp_path, llm=model)([pair()])[0]["reward"] == pytest.approx(0.48)
+    assert not REFUSING[model][2] & eyes.seen[-1].keys()
+    assert "leave it out from here on" in capsys.readouterr().out
+    before = len(eyes.seen)
+    assert scorer(tmp_path, llm=model)([pair()])[0]["reward"] == pytest.approx(0.48)
+    assert len(eyes.seen) == before
+
+
+def test_without_seeds_another_attempt_is_another_request(eyes, tmp_path):
+    eyes.scores["add a hat"] = ["no", GOOD]
+    judge = scorer(tmp_path, temperature=None, send_seed=False, structure="none")
+    assert judge([pair()])[0]["reward"] == pytest.approx(0.48)
+    assert len(eyes.seen) == 3
+    assert not {"temperature", "seed", "response_format"} & eyes.seen[0].keys()
+    assert judge([pair()])[0]["reward"] == pytest.approx(0.48)
+    assert len(eyes.seen) == 3
+
+
+def test_requests_have_the_ids_that_they_always_had():
+    row = {"instruction": "add a hat", "source_image": b"\x89PNG1", "edited_image": b"\x89PNG2"}
+    ids = [request_id(request_of(part, row, VisionJudge(), 1, 2)) for part in (FOLLOWING, QUALITY)]
+    assert ids == ["5f5c7560347fdca6", "480455127d2529d9"]
+
+
+def test_an_endpoint_without_schemas_stops_the_stage_and_names_the_setting(eyes, tmp_path):
+    eyes.scores["add a hat"] = [(400, {"message": "Structured outputs are not supported by this backend"})]
+    with pytest.raises(
+        Stopped, match=r"does not support json_schema: set scoring\.vision\.structure to json_object or none"
+    ):
+        scorer(tmp_path)([pair()])
+
+
+def test_mutated_answers_are_scores_or_a_named_reason():
+    texts = [SCORES, f"```json\n{SCORES}\n```", f"<think>{{}}</think>{SCORES}", SCORES[:-1] + ",}"]
+    bodies = [json.dumps(spoken(SCORES)), json.dumps(spoken(None, reasoning=SCORES))]
+    scored = 0
+    reasons: set[str] = set()
+    for data in mutated([text.encode() for text in (*texts, *bodies)]):
+        for body in (data, json.dumps(spoken(data.decode(errors="replace"))).encode()):
+            try:
+                scores = scores_of(read_answer(body), FOLLOWING, 25)
+                assert all(0 <= score <= 25 for score in scores)
+                scored += 1
+            except (VerdictError, NoAnswer) as error:
+                reasons.add(error.reason if isinstance(error, NoAnswer) else str(error))
+    print(f"{scored} answers with scores")
+    assert scored
+    assert reasons <= {
+        "answer_is_not_of_the_form", "answer_is_not_json", "answer_has_no_choices", "answer_is_empty", "answer_cut_off",
+        "score_out_of_range", "model_refused", "answer_is_an_error",
+    }  # fmt: skip
 
 
 def test_a_kept_answer_is_not_asked_for_again_but_another_picture_is(eyes, tmp_path):
@@ -136,7 +229,7 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(eyes, tmp_path):
 def test_a_refused_key_stops_and_a_refused_request_drops_its_edit_alone(eyes, tmp_path):
     eyes.scores["rude"] = [(400, {})]
     rows = [row for row in scorer(tmp_path)([pair("rude"), pair()]) if "counted" not in row]
-    assert rows[0] == {"dropped": "request_refused"}
+    assert rows[0] == {"dropped": "request_refused", "sample": "Error code: 400 - no"}
     assert rows[1]["reward"] == pytest.approx(0.48)
     eyes.scores["wear a hat"] = [(401, {})]
     with pytest.raises(Stopped, match="out of reach"):
