@@ -37,21 +37,21 @@ class KillingS3(FaultyS3):
     def __init__(self, behind: str) -> None:
         super().__init__(behind)
         self.RequestHandlerClass = KillingHandler
-        self.at = self.requests = self.process = 0
+        self.at = self.changes = self.process = 0
 
     def told(self, asked: dict[str, list[str]]) -> int:
         """Arm for a process, or with at=-1 leave it as it is; the requests so far."""
         with self.lock:
-            so_far, at = self.requests, int(asked["at"][0])
+            so_far, at = self.changes, int(asked["at"][0])
             if at >= 0:
-                self.at, self.process, self.requests = at, int(asked["process"][0]), 0
+                self.at, self.process, self.changes = at, int(asked["process"][0]), 0
             return so_far
 
     def counts(self) -> bool:
         """Count a request; whether it is the one to kill at."""
         with self.lock:
-            self.requests += 1
-            return self.requests == self.at
+            self.changes += 1
+            return self.changes == self.at
 
     def kill(self) -> None:
         """End the process that asks."""
