@@ -38,14 +38,14 @@ def main() -> None:
     fork(lambda: scenario(target.root, 0))
     target.remember()
     fork(lambda: target.count(lambda: scenario(target.root, 1)))
-    calls, wanted = target.counted(), snapshot(target.root, target.cache)
+    calls, wanted = target.counted(), snapshot_of(target)
     wrong = []
     for at in range(1, calls + 1):
         target.restore()
         killed = fork(lambda at=at: target.killed_at(at, lambda: scenario(target.root, 1)), may_die=True)
         try:
             fork(lambda: scenario(target.root, 1))
-            left = snapshot(target.root, target.cache)
+            left = snapshot_of(target)
             if left != wanted:
                 wrong.append(f"call {at}: {differences(wanted, left)}")
         except RuntimeError as error:
@@ -77,6 +77,13 @@ def fork(act: Callable[[], None], *, may_die: bool = False) -> bool:
     if (died and not may_die) or (not died and status):
         raise RuntimeError(said or f"status {status}")
     return died
+
+
+def snapshot_of(target: "OnDisk | OnS3") -> dict[str, str]:
+    """Its `snapshot`, taken in a fork: connections to S3 of this process would be every later fork's, too."""
+    file = target.folder.with_name("snapshot.json")
+    fork(lambda: file.write_text(json.dumps(snapshot(target.root, target.cache))))
+    return json.loads(file.read_text())
 
 
 def snapshot(root: str, cache: Path) -> dict[str, str]:
