@@ -35,6 +35,7 @@ from hive_ray.distributed.cluster import (
     saying_what_is_missing,
     started_here,
 )
+from hive_ray.distributed.environment import carried, take_over
 from hive_ray.distributed.loop import Loop, Told
 from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.objectives import Objective
@@ -183,8 +184,10 @@ def _trainer(told: Told) -> Trainer:
     workers, recovery = told.settings.workers, told.settings.recovery
     tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
+    environment = carried()
     return Trainer(
-        lambda: _train(told),  # as its config, Ray Train's controller would read it too, and import all that it names
+        # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
+        lambda: _train(told, environment),
         torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_actors,
@@ -201,8 +204,9 @@ def _trainer(told: Told) -> Trainer:
     )
 
 
-def _train(told: Told) -> str:
-    """One worker's run. Returns why it failed for good, or an empty string."""
+def _train(told: Told, environment: dict[str, str]) -> str:
+    """One worker's run, with the driver's settings of services. Returns why it failed for good, or an empty string."""
+    take_over(environment)
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     started = time.monotonic()
     try:

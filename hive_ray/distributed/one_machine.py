@@ -1,0 +1,149 @@
+"""What keeps a cluster that is started here to this machine and this user: the loopback address, a token, short paths.
+
+Ray 2.60 listens on every interface unless its node's own address is the loopback one, which on Linux it refuses to be
+told. It has a switch for systems whose firewalls would ask, with which it uses the loopback address alone.
+"""
+
+import atexit
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from ray._private import ray_constants, services
+
+from hive_ray.distributed.forks import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets, short_folder
+from hive_ray.schemas import Stopped
+
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""The switch, as `serve run`, `ray start` and Ray's own processes read it in their environment."""
+TOKEN_FOLDER = "hive-ray-token-"
+PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
+"""How long Ray's processes wait for each other as they start, where it is not set. Ray's own 15 and 30 s are not enough
+on a machine that others use."""
+START_S = 300.0
+"""How long the node may take to come up; Ray's own 30 s cannot be set."""
+SLOW_S = 20.0
+"""After so many seconds of a start, a line says what is waited for."""
+
+_token: tuple[Path, TextIO] | None = None
+"""The folder of this process's token, and the file, whose lock says that the process lives."""
+
+
+def keep_token() -> None:
+    """Have clusters that this process starts use Ray's token authentication, with a token of this process, in a folder
+    of its own that no other user can read. What the environment says about authentication stays."""
+    global _token
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    left = f"/{TOKEN_FOLDER}" in given and not os.path.exists(given)  # by a process that started this one, and ended
+    if not left and any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
+        return
+    _remove_old_tokens()
+    folder = Path(tempfile.mkdtemp(prefix=TOKEN_FOLDER, dir=short_folder()))
+    file = os.fdopen(os.open(folder / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(secrets.token_hex(32))
+    file.flush()
+    path = (folder / "new").rename(folder / "token")  # only now can another process take it for an old one
+    _token = folder, file
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    atexit.register(forget_token, os.getpid())
+
+
+def forget_token(owner: int | None = None) -> None:
+    """Remove this process's token: at its end, or before an end that runs no exit handlers."""
+    if _token and owner in (None, os.getpid()):  # a fork of the owner may end earlier
+        shutil.rmtree(_token[0], ignore_errors=True)
+
+
+def _remove_old_tokens() -> None:
+    """Remove the tokens of processes that were killed, which hold no lock any more."""
+    for path in Path(short_folder()).glob(f"{TOKEN_FOLDER}*/token"):
+        with suppress(OSError), path.open() as token:  # another user's, or one that its process removes just now
+            fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def choose_ray_folder() -> None:
+    """Have Ray keep its sockets and logs in /tmp where TMPDIR is too long for sockets, or has letters that Ray cannot
+    pass on; ValueError if RAY_TMPDIR is."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        folder = os.environ.get(name)
+        if folder is None:
+            continue
+        if holds_sockets(folder):
+            return
+        why = f"{name}={folder} is too long for Ray's sockets (at most {LONGEST_FOLDER} characters)"
+        if not folder.isascii():
+            why = f"{name}={folder} has letters that Ray cannot pass on"
+        if name == "RAY_TMPDIR":
+            raise ValueError(f"{why}: set it to a folder such as {SHORT_FOLDER}")
+        os.environ["RAY_TMPDIR"] = SHORT_FOLDER
+        print(f"{why}: Ray keeps its sockets and logs in {SHORT_FOLDER}; set RAY_TMPDIR to choose", flush=True)
+        return
+
+
+@contextmanager
+def private_start() -> Iterator[None]:
+    """As long as it lasts, Ray starts on the loopback address alone, and has START_S to come up. Says so once it takes
+    long. What Ray raises becomes `Stopped`."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    slow = threading.Timer(SLOW_S, _say_that_it_takes_long)
+    slow.daemon = True
+    switch, before = LOOPBACK[0], os.environ.get(LOOPBACK[0])
+    usual, get_node = ray_constants.ENABLE_RAY_CLUSTER, services.get_node
+    until = time.monotonic() + START_S
+
+    def get_node_patiently(*which: Any) -> Any:
+        while True:
+            try:
+                return get_node(*which)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > until or not _raylet_lives():
+                    raise
+                time.sleep(0.1)
+
+    os.environ[switch] = LOOPBACK[1]
+    ray_constants.ENABLE_RAY_CLUSTER, services.get_node = False, get_node_patiently
+    slow.start()
+    try:
+        yield
+    except Exception as error:
+        raise Stopped(
+            f"Ray did not start on this machine: {first_line(error)}. If the machine is busy or its memory or disk is "
+            "full, give the same command once it is not; Ray's logs are in "
+            f"{os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or SHORT_FOLDER}/ray/session_latest/logs"
+        ) from error
+    finally:
+        slow.cancel()
+        ray_constants.ENABLE_RAY_CLUSTER, services.get_node = usual, get_node
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, without its last full stop."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0].rstrip('. ')}" if said else type(error).__name__
+
+
+def _say_that_it_takes_long() -> None:
+    print(
+        f"Ray has been starting for {SLOW_S:g} s, as it does on a busy machine; it has {START_S:g} s in all", flush=True
+    )
+
+
+def _raylet_lives() -> bool:
+    children = psutil.Process().children()
+    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
