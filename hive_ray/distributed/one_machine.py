@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import psutil
+from ray._common.network_utils import build_address, get_localhost_ip, is_localhost
+from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private import ray_constants, services
+from ray.util import get_node_ip_address
 
 from hive_ray.distributed.forks import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets, short_folder
 from hive_ray.schemas import Stopped
@@ -130,6 +133,16 @@ def private_start() -> Iterator[None]:
             del os.environ[switch]
         else:
             os.environ[switch] = before
+
+
+def keep_replica_here() -> None:
+    """Have this replica of Ray Serve listen for other replicas on the loopback address alone where its node does; Serve
+    has it listen on all addresses. To be called while its deployment is made, before it listens."""
+    from ray.serve._private import replica  # nothing that trains or maps needs Serve
+
+    usual = replica.add_port_to_grpc_server
+    if is_localhost(get_node_ip_address()) and usual is add_port_to_grpc_server:
+        replica.add_port_to_grpc_server = lambda server, _: usual(server, build_address(get_localhost_ip(), 0))
 
 
 def first_line(error: BaseException) -> str:
