@@ -20,9 +20,10 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hive_ray.config import Resources
+from hive_ray.distributed.auth_token import keep_token
 from hive_ray.distributed.environment import carried, public
 from hive_ray.distributed.forks import Forks
-from hive_ray.distributed.one_machine import choose_ray_folder, first_line, keep_token, private_start
+from hive_ray.distributed.one_machine import choose_ray_folder, first_line, private_start
 from hive_ray.schemas import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,9 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from hive_ray.distributed.auth_token import forget_token
 from hive_ray.distributed.cluster import started_here
-from hive_ray.distributed.one_machine import first_line, forget_token
+from hive_ray.distributed.one_machine import first_line
 from hive_ray.schemas import Stopped
 
 PARTS = ("gcs_server", "raylet")

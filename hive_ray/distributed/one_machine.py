@@ -4,18 +4,12 @@ Ray 2.60 listens on every interface unless its node's own address is the loopbac
 told. It has a switch for systems whose firewalls would ask, with which it uses the loopback address alone.
 """
 
-import atexit
-import fcntl
 import os
-import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TextIO
+from contextlib import contextmanager
+from typing import Any
 
 import psutil
 from ray._common.network_utils import build_address, get_localhost_ip, is_localhost
@@ -23,12 +17,11 @@ from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private import ray_constants, services
 from ray.util import get_node_ip_address
 
-from hive_ray.distributed.forks import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets, short_folder
+from hive_ray.distributed.forks import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets
 from hive_ray.schemas import Stopped
 
 LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """The switch, as `serve run`, `ray start` and Ray's own processes read it in their environment."""
-TOKEN_FOLDER = "hive-ray-token-"
 PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
 """How long Ray's processes wait for each other as they start, where it is not set. Ray's own 15 and 30 s are not enough
 on a machine that others use."""
@@ -36,43 +29,6 @@ START_S = 300.0
 """How long the node may take to come up; Ray's own 30 s cannot be set."""
 SLOW_S = 20.0
 """After so many seconds of a start, a line says what is waited for."""
-
-_token: tuple[Path, TextIO] | None = None
-"""The folder of this process's token, and the file, whose lock says that the process lives."""
-
-
-def keep_token() -> None:
-    """Have clusters that this process starts use Ray's token authentication, with a token of this process, in a folder
-    of its own that no other user can read. What the environment says about authentication stays."""
-    global _token
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
-    left = f"/{TOKEN_FOLDER}" in given and not os.path.exists(given)  # by a process that started this one, and ended
-    if not left and any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
-        return
-    _remove_old_tokens()
-    folder = Path(tempfile.mkdtemp(prefix=TOKEN_FOLDER, dir=short_folder()))
-    file = os.fdopen(os.open(folder / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(secrets.token_hex(32))
-    file.flush()
-    path = (folder / "new").rename(folder / "token")  # only now can another process take it for an old one
-    _token = folder, file
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-    atexit.register(forget_token, os.getpid())
-
-
-def forget_token(owner: int | None = None) -> None:
-    """Remove this process's token: at its end, or before an end that runs no exit handlers."""
-    if _token and owner in (None, os.getpid()):  # a fork of the owner may end earlier
-        shutil.rmtree(_token[0], ignore_errors=True)
-
-
-def _remove_old_tokens() -> None:
-    """Remove the tokens of processes that were killed, which hold no lock any more."""
-    for path in Path(short_folder()).glob(f"{TOKEN_FOLDER}*/token"):
-        with suppress(OSError), path.open() as token:  # another user's, or one that its process removes just now
-            fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def choose_ray_folder() -> None:

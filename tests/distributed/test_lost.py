@@ -1,0 +1,73 @@
+"""A job whose cluster is lost ends soon, with 1, and says that the same command goes on."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, RaySystemError, RayTaskError, RpcError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from hive_ray.distributed.lost import GOES_ON, in_words
+
+ROOT = Path(__file__).parents[2]
+
+
+def raised(cause: Exception) -> RayTaskError:
+    return RayTaskError("work", "Traceback ...", cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NodeDiedError("node 1 died.\nmore"), f"Stopped: the cluster failed: NodeDiedError: node 1 died. {GOES_ON}"),
+        (ActorDiedError(), "Stopped: the cluster failed: ActorDiedError: The actor died unexpectedly"),
+        (RaySystemError("the store is full"), "the store is full"),
+        (RpcError("unreachable"), "RpcError: unreachable"),
+        (WorkerGroupError("lost", {0: ActorDiedError()}), "Stopped: training lost its workers: ActorDiedError"),
+        (ControllerError(NodeDiedError("node 1 died")), "Stopped: training was lost: NodeDiedError: node 1 died"),
+        (raised(ValueError("too few rows")), "ValueError: too few rows"),
+        (raised(OSError("no space")), "OSError: no space"),
+    ],
+)
+def test_what_ray_raises_is_told_in_a_sentence(error, words):
+    assert words in in_words(error)
+    assert "\n" not in in_words(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised(KeyError("a bug")),
+        ActorDiedError(raised(KeyError("a bug in a constructor"))),
+        WorkerGroupError("failed", {0: KeyError("a bug"), 1: ActorDiedError()}),
+        WorkerGroupError("failed", {}),
+        KeyError("a bug"),
+    ],
+)
+def test_bugs_keep_their_traceback(error):
+    assert in_words(error) is None
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_a_stage_whose_cluster_dies_says_that_the_same_command_goes_on(tmp_path, part):
+    command = [sys.executable, "-m", "jobs.write_instructions", "shapes", "--run", str(tmp_path / "run")]
+    command += ["--instructions.num-captions", "100000"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ""}, stdout=log, stderr=log)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("run/instructions/data/*")):
+        assert job.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    [victim] = [child for child in psutil.Process(job.pid).children() if child.name() == part]
+    victim.kill()
+    assert job.wait(60) == 1
+    said = (tmp_path / "log").read_text()
+    assert said.rstrip().splitlines()[-1].startswith(f"Stopped: the cluster was lost: Ray's {part}")
+    assert said.rstrip().endswith("the same command goes on from there")
+    assert "core_worker.cc" not in said
