@@ -27,7 +27,8 @@ def load_settings(address: str, kind: type[Kind]) -> Kind:
     try:
         return kind(**values)
     except ValidationError as error:
-        wrong = [f"{address}, line {_line_of(tree, one['loc'])}: {_words(one)}" for one in error.errors()]
+        errors = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt name explains it
+        wrong = [f"{address}, line {_line_of(tree, one['loc'])}: {_words(one)}" for one in errors]
         raise SettingsError(_listed(wrong)) from error
 
 
@@ -79,20 +80,29 @@ def _text(address: str) -> str:
 
 def _odd_keys(tree: yaml.Node) -> Iterator[tuple[int, str]]:
     """Names that are no text, or given twice in one place, where YAML takes the last without a word."""
-    if isinstance(tree, yaml.MappingNode):
-        seen = set()
-        for key, value in tree.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                yield line, f"{getattr(key, 'value', key.tag)!r} is no name of a setting"
-            elif key.value in seen:
-                yield line, f"{key.value} is set twice"
-            else:
-                seen.add(key.value)
-                yield from _odd_keys(value)
-    elif isinstance(tree, yaml.SequenceNode):
-        for value in tree.value:
-            yield from _odd_keys(value)
+    nodes, known = [tree], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in known:  # what an alias repeats, or is within itself
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            yield from _odd_keys_of(node)
+            nodes += [value for _, value in node.value]
+
+
+def _odd_keys_of(node: yaml.MappingNode) -> Iterator[tuple[int, str]]:
+    seen = set()
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            yield line, f"{(key.value if isinstance(key, yaml.ScalarNode) else key.tag)!r} is no name of a setting"
+        elif key.value in seen:
+            yield line, f"{key.value} is set twice"
+        else:
+            seen.add(key.value)
 
 
 def _line_of(tree: yaml.Node, place: tuple[str | int, ...]) -> int:

@@ -25,6 +25,9 @@ def keep_token() -> None:
     """Have clusters that this process starts use Ray's token authentication, with a token of this process, in a folder
     of its own that no other user can read. What the environment says about authentication stays."""
     global _token
+    if _token and (_token[0] / "token").exists():  # Ray has read it, once for all
+        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token[0] / "token"))
+        return
     given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
     left = f"/{TOKEN_FOLDER}" in given and not os.path.exists(given)  # by a process that started this one, and ended
     if not left and any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):

@@ -25,6 +25,8 @@ PARTS = ("gcs_server", "raylet")
 EVERY_S = 1.0
 AWAY_S = 45.0
 """How long the head of a joined cluster may be away; after 60 s Ray ends the driver by itself."""
+COMPLAINTS_S = 2.0
+"""How long Ray's own words of a loss are waited for, so that ours are the last."""
 GOES_ON = "What is finished stays: the same command goes on from there"
 
 
@@ -33,17 +35,20 @@ def ending_in_words() -> Iterator[None]:
     """As long as it lasts, a lost cluster ends this process with 1 and one sentence. For the command line: no cleaning
     up is waited for, since it would wait for the cluster."""
     what_is_lost = _parts_of_this_machine() if started_here() else _head_elsewhere()
-    ended = threading.Event()
+    ended, succeeded = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not ended.wait(EVERY_S):
-            if (lost := what_is_lost()) and not ended.is_set():
-                _end(lost)
+            if lost := what_is_lost():
+                succeeded.wait(COMPLAINTS_S)
+                if not succeeded.is_set():
+                    _end(lost)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
+        succeeded.set()
     finally:
         ended.set()
         thread.join()

@@ -28,6 +28,9 @@ def test_the_token_is_long_and_nobody_else_can_read_it(no_token):
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     keep_token()
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
+    del os.environ["RAY_AUTH_TOKEN_PATH"]
+    keep_token()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
     forget_token()
     assert list(no_token.iterdir()) == []
 
