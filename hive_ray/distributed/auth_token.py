@@ -15,44 +15,48 @@ from typing import TextIO
 
 from hive_ray.distributed.forks import short_folder
 
-TOKEN_FOLDER = "hive-ray-token-"
+PREFIX = "hive-ray-token-"
+TOKEN = "token"
 
-_token: tuple[Path, TextIO] | None = None
-"""The folder of this process's token, and the file, whose lock says that the process lives."""
+_folder: tuple[Path, TextIO] | None = None
+"""This process's folder, and a file in it whose lock says that the process lives."""
 
 
 def keep_token() -> None:
-    """Have clusters that this process starts use Ray's token authentication, with a token of this process, in a folder
-    of its own that no other user can read. What the environment says about authentication stays."""
-    global _token
-    if _token and (_token[0] / "token").exists():  # Ray has read it, once for all
-        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token[0] / "token"))
-        return
+    """Have clusters that this process starts use Ray's token authentication, with a token of this process in its
+    private folder. What the environment says about authentication stays."""
     given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
-    left = f"/{TOKEN_FOLDER}" in given and not os.path.exists(given)  # by a process that started this one, and ended
+    left = f"/{PREFIX}" in given and not os.path.exists(given)  # by a process that started this one, and ended
     if not left and any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
         return
-    _remove_old_tokens()
-    folder = Path(tempfile.mkdtemp(prefix=TOKEN_FOLDER, dir=short_folder()))
-    file = os.fdopen(os.open(folder / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(secrets.token_hex(32))
-    file.flush()
-    path = (folder / "new").rename(folder / "token")  # only now can another process take it for an old one
-    _token = folder, file
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-    atexit.register(forget_token, os.getpid())
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(private_folder() / TOKEN)  # the same for all clusters: Ray reads it once
 
 
-def forget_token(owner: int | None = None) -> None:
-    """Remove this process's token: at its end, or before an end that runs no exit handlers."""
-    if _token and owner in (None, os.getpid()):  # a fork of the owner may end earlier
-        shutil.rmtree(_token[0], ignore_errors=True)
+def private_folder() -> Path:
+    """A folder that no other user can read, with a token in it; gone once this process has ended."""
+    global _folder
+    if _folder is None or not _folder[0].exists():
+        _remove_old_folders()
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=short_folder()))  # of mode 0700
+        file = os.fdopen(os.open(folder / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(secrets.token_hex(32))
+        file.flush()
+        (folder / "new").rename(folder / TOKEN)  # only now can another process take the folder for an old one
+        _folder = folder, file
+        atexit.register(remove_private_folder, os.getpid())
+    return _folder[0]
 
 
-def _remove_old_tokens() -> None:
-    """Remove the tokens of processes that were killed, which hold no lock any more."""
-    for path in Path(short_folder()).glob(f"{TOKEN_FOLDER}*/token"):
+def remove_private_folder(owner: int | None = None) -> None:
+    """Remove this process's folder: at its end, or before an end that runs no exit handlers."""
+    if _folder and owner in (None, os.getpid()):  # a fork of the owner may end earlier
+        shutil.rmtree(_folder[0], ignore_errors=True)
+
+
+def _remove_old_folders() -> None:
+    """Remove the folders of processes that were killed, which hold no lock any more."""
+    for path in Path(short_folder()).glob(f"{PREFIX}*/{TOKEN}"):
         with suppress(OSError), path.open() as token:  # another user's, or one that its process removes just now
             fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path.parent, ignore_errors=True)

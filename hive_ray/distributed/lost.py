@@ -15,8 +15,9 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from hive_ray.distributed.auth_token import forget_token
+from hive_ray.distributed.auth_token import remove_private_folder
 from hive_ray.distributed.cluster import started_here
+from hive_ray.distributed.noise import tell_last_words
 from hive_ray.distributed.one_machine import first_line
 from hive_ray.schemas import Stopped
 
@@ -34,7 +35,7 @@ GOES_ON = "What is finished stays: the same command goes on from there"
 def ending_in_words() -> Iterator[None]:
     """As long as it lasts, a lost cluster ends this process with 1 and one sentence. For the command line: no cleaning
     up is waited for, since it would wait for the cluster."""
-    what_is_lost = _parts_of_this_machine() if started_here() else _head_elsewhere()
+    what_is_lost = _parts_of_this_machine() if started_here() else _head_at(ray.get_runtime_context().gcs_address)
     ended, succeeded = threading.Event(), threading.Event()
 
     def watch() -> None:
@@ -80,8 +81,9 @@ def _is_rays_own(error: Exception) -> bool:
 
 def _end(lost: str) -> None:
     sys.stdout.flush()
-    forget_token()
+    remove_private_folder()
     print(f"Stopped: the cluster was lost: {lost}. {GOES_ON}", file=sys.stderr, flush=True)
+    tell_last_words()
     os._exit(1)
 
 
@@ -103,9 +105,8 @@ def _lives(process: psutil.Process) -> bool:
     return False
 
 
-def _head_elsewhere() -> Callable[[], str]:
+def _head_at(address: str) -> Callable[[], str]:
     """What tells that the head of a joined cluster has not been there for AWAY_S."""
-    address = ray.get_runtime_context().gcs_address
     host, port = address.rsplit(":", 1)
     seen = time.monotonic()
 

@@ -1,11 +1,12 @@
 """Known noise of Ray's is left out of what a job says; every other line goes through as it came.
 
 Ray's C++ writes to the file descriptor of standard error. A process reads it, so that the last words of a driver that
-crashes are told, too: python noise.py < lines
+crashes are told, too: python noise.py <file descriptor> < lines
 """
 
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,44 +18,69 @@ KNOWN = (
     rb"max_restarts > 0",
 )
 NOISE = re.compile(b"|".join(KNOWN))
-LAST_LINES_S = 5.0
-"""How long the last lines may take to be told, where a process that outlives the job holds its standard error."""
+END = b"\0the job has ended\0\n"
+"""What the job writes after its last words. Processes that outlive it, and hold its standard error, may write more."""
+LAST_WORDS_S = 5.0
+_told: int | None = None
+"""Has an end of file once this process's last words are told."""
 
 
 @contextmanager
 def without_known_noise() -> Iterator[None]:
     """As long as it lasts, lines of known noise on this process's standard error, and on that of processes that it
     starts, are not told."""
+    global _told
     sys.stderr.flush()
     own = os.dup(2)
+    _told, tells = os.pipe()
     reader = subprocess.Popen(
-        [sys.executable, "-IS", __file__],
+        [sys.executable, "-IS", __file__, str(tells)],
         stdin=subprocess.PIPE,
         stdout=own,
+        pass_fds=[tells],
         start_new_session=True,  # no Ctrl-C of the terminal's: the last words come after it
     )
+    os.close(tells)
     os.dup2(reader.stdin.fileno(), 2)
     reader.stdin.close()
     try:
         yield
     finally:
-        sys.stderr.flush()
+        tell_last_words()
         os.dup2(own, 2)
         os.close(own)
-        with suppress(subprocess.TimeoutExpired):
-            reader.wait(LAST_LINES_S)
+        os.close(_told)
+        _told = None
+
+
+def tell_last_words() -> None:
+    """Return once all is told that this process has written so far, before it ends or the lines go another way."""
+    sys.stderr.flush()
+    if _told is not None:
+        with suppress(OSError):  # nobody reads any more
+            os.write(2, END)
+        select.select([_told], [], [], LAST_WORDS_S)
 
 
 def main() -> None:
-    """Pass lines through, until nobody writes any more. A line that is not ended yet may be a question, or the last."""
-    held = b""
+    """Pass lines through until nobody can write any more; close the file descriptor once the last words are told."""
+    held, tells = b"", int(sys.argv[1])
     while block := os.read(0, 2**16):
-        *lines, held = (held + block).split(b"\n")
-        told = b"".join(line + b"\n" for line in lines if not NOISE.search(line))
-        if told:
-            os.write(1, told)
-    if held:
-        os.write(1, held)
+        held += block
+        if END in held:
+            last, _, held = held.partition(END)
+            *lines, end = last.split(b"\n")
+            _tell([*(line + b"\n" for line in lines), end])
+            os.close(tells)
+        *lines, held = held.split(b"\n")
+        _tell([line + b"\n" for line in lines])
+    _tell([held])
+
+
+def _tell(lines: list[bytes]) -> None:
+    words = b"".join(line for line in lines if not NOISE.search(line))
+    while words:
+        words = words[os.write(1, words) :]
 
 
 if __name__ == "__main__":

@@ -91,6 +91,12 @@ def private_start() -> Iterator[None]:
             os.environ[switch] = before
 
 
+def loopback_interface() -> str:
+    """The name of the interface that only this machine reaches: `lo`, or `lo0`."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, each in found if any(one.address == get_localhost_ip() for one in each)), "lo")
+
+
 def keep_replica_here() -> None:
     """Have this replica of Ray Serve listen for other replicas on the loopback address alone where its node does; Serve
     has it listen on all addresses. To be called while its deployment is made, before it listens."""

@@ -19,7 +19,6 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -42,7 +41,7 @@ from hive_ray.distributed.objectives import Objective
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.trackers import require_tracker
-from hive_ray.distributed.trainer import Trainer
+from hive_ray.distributed.trainer import Trainer, torch_config
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 
@@ -188,7 +187,7 @@ def _trainer(told: Told) -> Trainer:
     return Trainer(
         # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
         lambda: _train(told, environment),
-        torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
+        torch_config=torch_config("nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_actors,
             use_gpu=workers.num_gpus > 0,

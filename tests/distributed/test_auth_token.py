@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hive_ray.distributed import auth_token
-from hive_ray.distributed.auth_token import TOKEN_FOLDER, forget_token, keep_token
+from hive_ray.distributed.auth_token import PREFIX, keep_token, remove_private_folder
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def no_token(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(auth_token, "short_folder", lambda: str(tmp_path))
-    monkeypatch.setattr(auth_token, "_token", None)
+    monkeypatch.setattr(auth_token, "_folder", None)
     return tmp_path
 
 
@@ -31,7 +31,7 @@ def test_the_token_is_long_and_nobody_else_can_read_it(no_token):
     del os.environ["RAY_AUTH_TOKEN_PATH"]
     keep_token()
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
-    forget_token()
+    remove_private_folder()
     assert list(no_token.iterdir()) == []
 
 
@@ -51,19 +51,19 @@ def test_tokens_of_killed_processes_are_removed_and_those_of_others_stay(no_toke
     command = [sys.executable, "-c", code, str(no_token)]
     others = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [other.stdout.readline() for other in others] == ["kept\n"] * 2
-    assert len(list(no_token.glob(f"{TOKEN_FOLDER}*"))) == 2
+    assert len(list(no_token.glob(f"{PREFIX}*"))) == 2
     others[0].kill()
     others[0].wait()
     keep_token()
-    assert len(list(no_token.glob(f"{TOKEN_FOLDER}*/token"))) == 2  # the living one's and ours
+    assert len(list(no_token.glob(f"{PREFIX}*/token"))) == 2  # the living one's and ours
     others[1].communicate()
     assert [path.parent for path in [Path(os.environ["RAY_AUTH_TOKEN_PATH"])]] == list(no_token.iterdir())
-    forget_token()
+    remove_private_folder()
 
 
 def test_a_token_that_went_with_the_process_that_gave_it_is_made_anew(no_token, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(no_token / f"{TOKEN_FOLDER}gone" / "token"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(no_token / f"{PREFIX}gone" / "token"))
     keep_token()
     assert Path(os.environ["RAY_AUTH_TOKEN_PATH"]).exists()
-    forget_token()
+    remove_private_folder()

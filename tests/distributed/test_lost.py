@@ -1,6 +1,7 @@
 """A job whose cluster is lost ends soon, with 1, and says that the same command goes on."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from local_server import free_port
 from ray.exceptions import ActorDiedError, NodeDiedError, RaySystemError, RayTaskError, RpcError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from hive_ray.distributed import lost
 from hive_ray.distributed.lost import GOES_ON, in_words
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,20 @@ def test_what_ray_raises_is_told_in_a_sentence(error, words):
 )
 def test_bugs_keep_their_traceback(error):
     assert in_words(error) is None
+
+
+def test_a_head_that_is_away_for_long_is_lost_and_one_that_comes_back_is_not(monkeypatch):
+    monkeypatch.setattr(lost, "AWAY_S", 0.5)
+    port = free_port()
+    what_is_lost = lost._head_at(f"127.0.0.1:{port}")
+    assert what_is_lost() == ""
+    time.sleep(0.3)
+    with socket.create_server(("127.0.0.1", port)):
+        assert what_is_lost() == ""
+    time.sleep(0.3)
+    assert what_is_lost() == ""  # away for 0.3 s again
+    time.sleep(0.3)
+    assert what_is_lost() == f"its head at 127.0.0.1:{port} has not answered for 0.5 s"
 
 
 @pytest.mark.ray
