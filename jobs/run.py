@@ -8,6 +8,7 @@ A later round is a run of its own in <run>/rounds/<n>. It starts from the editor
 in the run what all rounds share (SHARED); what it makes lies in its own folder.
 """
 
+import os
 import re
 import sys
 import uuid
@@ -160,12 +161,17 @@ def main(
 
     workers_import: what the workers of many stages are forked with, see `start_ray`.
     """
+    in_one_line(lambda: _start(build, estimate, workers_import))
+
+
+def in_one_line(act: Callable[[], object]) -> None:
+    """Act, for a command line: what a person can mend ends the process with one sentence; bugs keep their traceback."""
     with without_known_noise():
         try:
-            _start(build, estimate, workers_import)
+            act()
         except ValidationError as error:
             ended = f"ValueError: {wrong_settings(error)}"
-        except (ValueError, OSError, Stopped) as error:  # what a person can mend; bugs keep their traceback
+        except (ValueError, OSError, Stopped) as error:
             ended = in_words(error) or f"{type(error).__name__}: {error}"
         except Exception as error:
             ended = in_words(error)
@@ -185,7 +191,10 @@ def _start(
     check_run_folder(run.root)
     start_ray(workers_import=workers_import)
     check_nodes_see(run.root)
-    write_settings(run.root, settings)
+    try:
+        write_settings(run.root, settings)
+    except OSError as error:
+        raise OSError(f"the run folder {run.root} cannot be written: {error}") from error
     with ending_in_words():
         (estimate if run.estimate else build)(run)
 
@@ -195,8 +204,15 @@ def check_run_folder(root: str) -> None:
     if not root.startswith(storage.S3) and IN_A_RAY_JOB.search(root):
         raise ValueError(
             f"the run folder {root} lies among the files that Ray keeps of a job, and goes with them: give --run "
-            f"s3://bucket/runs/one, or the whole path of a folder that all nodes of the cluster share"
+            "s3://bucket/runs/one, or the whole path of a folder that all nodes of the cluster share"
         )
+    if not root.startswith(storage.S3):
+        folder = _nearest(root)
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(
+                f"the run folder {root} cannot be written: {folder} is "
+                f"{'read-only for you' if folder.is_dir() else 'no folder'}; give another --run"
+            )
 
 
 def check_nodes_see(root: str) -> None:
@@ -204,10 +220,7 @@ def check_nodes_see(root: str) -> None:
     autoscaler adds later are asked by the stages."""
     if root.startswith(storage.S3) or num_nodes() < 2:
         return
-    folder = Path(root)
-    while not folder.is_dir():
-        folder = folder.parent
-    probe = folder / f".hive-ray-{uuid.uuid4().hex}"
+    probe = _nearest(root) / f".hive-ray-{uuid.uuid4().hex}"
     probe.touch()
     try:
         blind = nodes_without(str(probe))
@@ -219,6 +232,14 @@ def check_nodes_see(root: str) -> None:
             "workers read and write the run's tables: give --run s3://bucket/runs/one, or the whole path of a folder "
             "that all nodes share"
         )
+
+
+def _nearest(path: str) -> Path:
+    """What there is at the path already, or above it."""
+    found = Path(path)
+    while not found.exists():
+        found = found.parent
+    return found
 
 
 def read_command(arguments: list[str]) -> Run:

@@ -116,6 +116,24 @@ def test_other_folders_are_taken(root):
     check_run_folder(root)
 
 
+def test_a_run_folder_that_cannot_be_written_is_told_before_ray_is_started(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the run folder .*/file/runs/one cannot be written: .*/file is no folder; give"):
+        check_run_folder(str(tmp_path / "file" / "runs" / "one"))
+    check_run_folder(str(tmp_path / "not" / "there" / "yet"))
+
+
+def test_a_read_only_disk_is_told_before_ray_is_started(tmp_path):
+    mount = f"mount -t tmpfs -o ro none {tmp_path}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    job = f"{sys.executable} -m jobs.make_pairs shapes --run {tmp_path}/runs/one"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} && exec {job}"], capture_output=True, text=True)
+    assert done.returncode == 1
+    words = f"the run folder {tmp_path}/runs/one cannot be written: {tmp_path} is read-only for you; give another --run"
+    assert done.stderr == f"OSError: {words}\n"
+
+
 @pytest.mark.parametrize("arguments", [["--config"], ["--config", "--run", "x"], ["--config="]])
 def test_a_settings_file_that_is_not_named_is_asked_for(monkeypatch, arguments):
     assert ended(monkeypatch, *arguments).startswith("ValueError: --config wants a settings file after it")
