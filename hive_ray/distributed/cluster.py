@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ from hive_ray.config import Resources
 from hive_ray.distributed.auth_token import keep_token
 from hive_ray.distributed.environment import carried, public
 from hive_ray.distributed.forks import Forks
-from hive_ray.distributed.one_machine import choose_ray_folder, first_line, loopback_interface, private_start
+from hive_ray.distributed.one_machine import (
+    choose_ray_folder,
+    first_line,
+    listens_on_loopback_alone,
+    on_loopback,
+    private_start,
+)
 from hive_ray.schemas import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +65,6 @@ CALMER = {
 """What Ray's own processes are told, unless it is set, in a cluster that is started here without a dashboard. Ten times
 a second its agent would look for what it would tell that, and its log monitor for files that no worker writes yet (now
 twice a second); and all would keep times of each event for a file that nobody reads."""
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Where training workers are told by which interface they reach each other: on this machine by none that others do."""
 DATA_HELPERS = {
     "ActorLocationTracker": "ActorLocationTracker",
     "AutoscalingCoordinator": "AutoscalingCoordinator",
@@ -126,7 +130,6 @@ def start_ray(
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
         told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
         told["RAY_API_SERVER_ADDRESS"] = NOWHERE
-        told |= {name: os.environ.get(name, loopback_interface()) for name in INTERFACES}
         if not _has_dashboard():
             for name, value in CALMER.items():
                 os.environ.setdefault(name, value)
@@ -147,8 +150,10 @@ def start_ray(
 
 def _join(settings: dict[str, Any]) -> None:
     """Join the cluster that RAY_ADDRESS names; Stopped, in words, where that cannot be."""
+    here = listens_on_loopback_alone(os.environ["RAY_ADDRESS"])
     try:
-        ray.init(**settings)
+        with on_loopback() if here else nullcontext():
+            ray.init(**settings)
     except Exception as error:
         raise Stopped(
             f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {first_line(error)}. Start it, "

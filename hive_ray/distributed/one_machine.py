@@ -5,6 +5,7 @@ told. It has a switch for systems whose firewalls would ask, with which it uses 
 """
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -58,8 +59,7 @@ def private_start() -> Iterator[None]:
         os.environ.setdefault(name, value)
     slow = threading.Timer(SLOW_S, _say_that_it_takes_long)
     slow.daemon = True
-    switch, before = LOOPBACK[0], os.environ.get(LOOPBACK[0])
-    usual, get_node = ray_constants.ENABLE_RAY_CLUSTER, services.get_node
+    get_node = services.get_node
     until = time.monotonic() + START_S
 
     def get_node_patiently(*which: Any) -> Any:
@@ -71,11 +71,11 @@ def private_start() -> Iterator[None]:
                     raise
                 time.sleep(0.1)
 
-    os.environ[switch] = LOOPBACK[1]
-    ray_constants.ENABLE_RAY_CLUSTER, services.get_node = False, get_node_patiently
+    services.get_node = get_node_patiently
     slow.start()
     try:
-        yield
+        with on_loopback():
+            yield
     except Exception as error:
         raise Stopped(
             f"Ray did not start on this machine: {first_line(error)}. If the machine is busy or its memory or disk is "
@@ -84,11 +84,41 @@ def private_start() -> Iterator[None]:
         ) from error
     finally:
         slow.cancel()
-        ray_constants.ENABLE_RAY_CLUSTER, services.get_node = usual, get_node
+        services.get_node = get_node
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """As long as it lasts, Ray takes the loopback address for this machine's own, here and in processes it starts."""
+    switch, before, usual = LOOPBACK[0], os.environ.get(LOOPBACK[0]), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[switch] = LOOPBACK[1]
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = usual
         if before is None:
             del os.environ[switch]
         else:
             os.environ[switch] = before
+
+
+def listens_on_loopback_alone(address: str) -> bool:
+    """Whether a cluster's address is one that only this machine reaches, such as that of a cluster that another job
+    started here. Ray would look for it at this machine's other address, and not find it."""
+    host, _, port = address.rpartition(":")
+    if not is_localhost(host) or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((get_node_ip_address(), int(port)), 5.0).close()
+    except OSError:
+        return True
+    return False
+
+
+def is_on_loopback() -> bool:
+    """Whether this process's node, and so the cluster, is one that only this machine reaches."""
+    return is_localhost(get_node_ip_address())
 
 
 def loopback_interface() -> str:
@@ -103,7 +133,7 @@ def keep_replica_here() -> None:
     from ray.serve._private import replica  # nothing that trains or maps needs Serve
 
     usual = replica.add_port_to_grpc_server
-    if is_localhost(get_node_ip_address()) and usual is add_port_to_grpc_server:
+    if is_on_loopback() and usual is add_port_to_grpc_server:
         replica.add_port_to_grpc_server = lambda server, _: usual(server, build_address(get_localhost_ip(), 0))
 
 

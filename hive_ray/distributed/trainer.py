@@ -32,11 +32,15 @@ from ray.train.v2.api.result import Result
 
 from hive_ray.distributed.auth_token import private_folder
 from hive_ray.distributed.cluster import is_ours_alone, started_here
+from hive_ray.distributed.one_machine import is_on_loopback, loopback_interface
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where the libraries are told by which interface workers reach each other."""
 
 
 def torch_config(backend: str) -> TorchConfig:
     """How workers speak to each other, by `nccl` or `gloo`."""
-    return _ByFile(backend=backend) if started_here() else TorchConfig(backend=backend)
+    return _ByFile(backend=backend) if is_on_loopback() else TorchConfig(backend=backend)
 
 
 @dataclass
@@ -62,6 +66,8 @@ class _FileBackend(_TorchBackend):
 def _meet(store: str, rank: int, world: int, told: TorchConfig) -> None:
     """Join the group of workers."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed wants them to be there
+    for name in INTERFACES:
+        os.environ.setdefault(name, loopback_interface())
     torch.distributed.init_process_group(
         told.backend,
         init_method=f"file://{store}",

@@ -27,6 +27,12 @@ from hive_ray.distributed.one_machine import (
 from hive_ray.schemas import Stopped
 from tests.distributed import test_faults as faults
 
+FRIEND = """
+import ray
+from hive_ray.distributed.cluster import start_ray
+start_ray()
+print("joined", ray.get(ray.remote(lambda: 1).remote()))
+"""
 STRANGER = """
 import sys
 import ray
@@ -128,6 +134,11 @@ def test_every_port_of_a_map_stage_and_of_a_training_is_on_the_loopback_address(
         train(tmp_path, "line", training())
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
         assert [asked(address, given) for given in ("", 64 * "0", token)] == ["UNAUTHENTICATED"] * 2 + ["OK"]
+        joined = subprocess.run(
+            [sys.executable, "-c", FRIEND],
+            env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert joined.stdout == "joined 1\n", joined.stderr
         refused = stranger.communicate(timeout=200)
         assert "joined" not in refused[0]
         assert "Authentication token is missing or incorrect" in refused[1]
