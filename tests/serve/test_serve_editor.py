@@ -315,7 +315,8 @@ def message(reply) -> str:
 def test_only_this_machine_reaches_the_service_and_ray_below_it(client):
     assert client.get("/health").status_code == 200
     found = listening(os.getpid())
-    assert {name.split(":")[4] for name in found if name.startswith("ray::ServeReplica")} == {"default"}
+    replicas = {name.split(":")[4].split(".")[0] for name in found if name.startswith("ray::ServeReplica")}
+    assert replicas == {"EditorModel", "EditorPage"}
     assert {"raylet", "gcs_server", "ray::ProxyActor"} <= set(found)
     assert reachable(found) == {}
 
