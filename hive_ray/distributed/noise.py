@@ -66,9 +66,10 @@ def end_with(words: str, status: int) -> None:
     """End this process at once, with these as its last words, whatever its other threads would say."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with suppress(OSError):
-        os.write(2, f"{words}\n".encode() + (END if _told is not None else b""))
+    own = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with suppress(OSError):
+        os.write(own, f"{words}\n".encode() + (END if _told is not None else b""))
     if _told is not None:
         select.select([_told], [], [], LAST_WORDS_S)
     os._exit(status)
