@@ -21,6 +21,11 @@ NOISE = re.compile(b"|".join(KNOWN))
 END = b"\0the job has ended\0\n"
 """What the job writes after its last words. Processes that outlive it, and hold its standard error, may write more."""
 LAST_WORDS_S = 5.0
+LOOK_S = 0.5
+WITHOUT_A_WORD = (
+    b"Stopped: the job ended without a word, as where it is killed or its cluster is lost. What is finished stays: the "
+    b"same command goes on from there\n"
+)
 _told: int | None = None
 """Has an end of file once this process's last words are told."""
 
@@ -78,18 +83,29 @@ def end_with(words: str, status: int) -> None:
 
 
 def main() -> None:
-    """Pass lines through until nobody can write any more; close the file descriptor once the last words are told."""
-    held, tells = b"", int(sys.argv[1])
-    while block := os.read(0, 2**16):
+    """Pass lines through until nobody can write any more; close the file descriptor once the last words are told. Where
+    the job ends without any, as Ray ends it at once when its cluster is lost, say what a person can do."""
+    held, tells, job, ended = b"", int(sys.argv[1]), os.getppid(), False
+    while True:
+        if not select.select([0], [], [], LOOK_S)[0]:
+            if not ended and os.getppid() != job:
+                break
+            continue
+        block = os.read(0, 2**16)
+        if not block:
+            break
         held += block
         if END in held:
             last, _, held = held.partition(END)
             *lines, end = last.split(b"\n")
             _tell([*(line + b"\n" for line in lines), end])
             os.close(tells)
+            ended = True
         *lines, held = held.split(b"\n")
         _tell([line + b"\n" for line in lines])
     _tell([held])
+    if not ended:
+        _tell([WITHOUT_A_WORD])
 
 
 def _tell(lines: list[bytes]) -> None:

@@ -36,6 +36,7 @@ def test_the_last_words_of_a_process_that_crashes_are_told():
     done = run("with without_known_noise():\n    os.write(2, b'last words\\n')\n    os.abort()")
     assert done.returncode == -6
     assert "last words\n" in done.stderr
+    assert done.stderr.endswith("the same command goes on from there\n")
 
 
 def test_an_error_keeps_its_traceback_and_status():
