@@ -19,7 +19,7 @@ study: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.study
 
 serve: $(READY)
-	HIVE_RAY_EDITOR=$(EDITOR_FOLDER) $(BIN)/serve run serve.editor:app
+	$(BIN)/python -m serve.start --editor $(EDITOR_FOLDER)
 
 annotate: $(READY)
 	$(BIN)/python -m serve.annotate --run $(RUN)

@@ -23,7 +23,7 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out, pairwise_accuracy, rewards_of
 from hive_ray.schemas import RANKINGS, Rows
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
-from jobs.run import SHARED, Run
+from jobs.run import SHARED, Run, in_one_line
 from jobs.study import Study, configured, line, means, minutes_of
 from jobs.train_reward import COLUMNS
 
@@ -167,4 +167,4 @@ def main(study: Flywheel) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flywheel))
+    in_one_line(lambda: main(tyro.cli(Flywheel)))

@@ -8,10 +8,12 @@ A later round is a run of its own in <run>/rounds/<n>. It starts from the editor
 in the run what all rounds share (SHARED); what it makes lies in its own folder.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import tyro
 import yaml
@@ -19,21 +21,29 @@ from pydantic import Field, ValidationError
 
 from hive_ray import storage
 from hive_ray.config import Annotation, Config, Section
-from hive_ray.distributed.cluster import start_ray
+from hive_ray.distributed.cluster import nodes_without, num_nodes, start_ray
+from hive_ray.distributed.lost import ending_in_words, in_words
 from hive_ray.distributed.models import model_digest
+from hive_ray.distributed.noise import without_known_noise
 from hive_ray.distributed.tables import OnMismatch, read_manifest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.owners import unfinished
 from hive_ray.presets import PRESETS
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
+from hive_ray.settings_file import load_settings, wrong_settings
 
 SHARED = (
     "captions", "imported", "writer", "answers", "instructions", "pairs", "prompts", "latents", "judge_answers",
     "editors/sft", "metrics/editors/sft.jsonl",
 )  # fmt: skip
 """What is made once, and is the first round's in every round."""
+ANSWERS = ("answers", "judge_answers")
+"""Folders of a file for each answer, too many to look through in every job: those that write there do."""
 ROUND = re.compile(r"(?P<run>.+)/rounds/(?P<number>\d+)")
 """The folder of a later round."""
+IN_A_RAY_JOB = re.compile(r"/(runtime_resources|_ray_pkg_\w+)(/|$)")
+"""Folders in which Ray unpacks what `ray job submit --working-dir` sent; it removes them once they take much room."""
 
 
 @dataclass(frozen=True)
@@ -153,24 +163,105 @@ def main(
 
     workers_import: what the workers of many stages are forked with, see `start_ray`.
     """
+    in_one_line(lambda: _start(build, estimate, workers_import))
+
+
+def in_one_line(act: Callable[[], object]) -> None:
+    """Act, for a command line: what a person can mend ends the process with one sentence; bugs keep their traceback."""
+    with without_known_noise():
+        try:
+            act()
+        except ValidationError as error:
+            ended = f"ValueError: {wrong_settings(error)}"
+        except (ValueError, OSError, Stopped) as error:
+            ended = in_words(error) or f"{type(error).__name__}: {error}"
+        except Exception as error:
+            ended = in_words(error)
+            if ended is None:
+                raise
+        else:
+            return
+    sys.exit(ended)
+
+
+def _start(
+    build: Callable[[Run], object], estimate: Callable[[Run], object] | None, workers_import: tuple[str, ...]
+) -> None:
+    run, settings = parse_command(sys.argv[1:])
+    if run.estimate and estimate is None:
+        raise ValueError("only write_instructions and make_pairs can estimate what they will take")
+    check_run_folder(run.root)
+    start_ray(workers_import=workers_import)
+    check_nodes_see(run.root)
     try:
-        run = read_command(sys.argv[1:])
-        if run.estimate and estimate is None:
-            raise ValueError("only write_instructions and make_pairs can estimate what they will take")
-        start_ray(workers_import=workers_import)
+        write_settings(run.root, settings)
+    except OSError as error:
+        raise OSError(f"the run folder {run.root} cannot be written: {error}") from error
+    with ending_in_words():
         (estimate if run.estimate else build)(run)
-    except (ValueError, OSError, Stopped) as error:  # what a person can mend; bugs keep their traceback
-        sys.exit(f"{type(error).__name__}: {error}")
+    storage.sweep(run.root, but=ANSWERS, uploads_older_than_s=storage.OTHERS_UPLOADS_S)
+
+
+def check_run_folder(root: str) -> None:
+    """Raise, before Ray is started and anything is made, where a run cannot be kept at this address."""
+    if not root.startswith(storage.S3) and IN_A_RAY_JOB.search(root):
+        raise ValueError(
+            f"the run folder {root} lies among the files that Ray keeps of a job, and goes with them: give --run "
+            "s3://bucket/runs/one, or the whole path of a folder that all nodes of the cluster share"
+        )
+    if root.startswith(storage.S3):
+        storage.check_storage(root)
+    else:
+        folder = _nearest(root)
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(
+                f"the run folder {root} cannot be written: {folder} is "
+                f"{'read-only for you' if folder.is_dir() else 'no folder'}; give another --run"
+            )
+
+
+def check_nodes_see(root: str) -> None:
+    """Raise, before anything is made, where the cluster has nodes that do not see this run folder. Nodes that an
+    autoscaler adds later are asked by the stages."""
+    if root.startswith(storage.S3) or num_nodes() < 2:
+        return
+    probe = _nearest(root) / unfinished("probe")
+    probe.touch()
+    try:
+        blind = nodes_without(str(probe))
+    finally:
+        probe.unlink()
+    if blind:
+        raise ValueError(
+            f"the run folder {root} is seen by this machine, and not by {', '.join(blind)} of the cluster, whose "
+            "workers read and write the run's tables: give --run s3://bucket/runs/one, or the whole path of a folder "
+            "that all nodes share"
+        )
+
+
+def _nearest(path: str) -> Path:
+    """What there is at the path already, or above it."""
+    found = Path(path)
+    while not found.exists():
+        found = found.parent
+    return found
 
 
 def read_command(arguments: list[str]) -> Run:
     """The run, or later round of one, that a command line asks for; its settings are written to <run>/config.yaml."""
+    run, settings = parse_command(arguments)
+    write_settings(run.root, settings)
+    return run
+
+
+def parse_command(arguments: list[str]) -> tuple[Run, Config]:
+    """The run, or later round of one, that a command line asks for, and what its config.yaml is to say."""
     default, flags = _starting_point(arguments)
     command = _parsed(flags, default)
     root = storage.absolute(command.run)
     later = ROUND.fullmatch(root)
     if later:  # it has its run's settings, unless others are named
-        default = default if flags != arguments else _read(storage.join(later["run"], "config.yaml"))
+        default = default if flags != arguments else load_settings(storage.join(later["run"], "config.yaml"), Command)
         command = _parsed(flags, _command(again(_config(default))))
     run = Run(
         later["run"] if later else root,
@@ -183,8 +274,7 @@ def read_command(arguments: list[str]) -> Run:
     if later:
         run = round_of(run, int(later["number"]))
         run = replace(run, config=drawn_anew(_config(command), run.number))
-    write_settings(root, _config(command))
-    return run
+    return run, _config(command)
 
 
 def round_of(run: Run, number: int) -> Run:
@@ -204,9 +294,16 @@ def write_settings(root: str, config: Config) -> None:
 
 def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
     """The preset or the settings file that the flags are applied to, and the flags."""
-    if "--config" in arguments:
-        place = arguments.index("--config")
-        return _read(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            path, others = argument.removeprefix("--config="), arguments[place + 1 :]
+        elif argument == "--config":
+            path, others = "".join(arguments[place + 1 : place + 2]), arguments[place + 2 :]
+        else:
+            continue
+        if not path or path.startswith("--"):
+            raise ValueError("--config wants a settings file after it, such as runs/one/config.yaml")
+        return load_settings(path, Command), arguments[:place] + others
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in PRESETS:
             raise ValueError(f"preset {arguments[0]!r} is unknown; choose one of {', '.join(PRESETS)}")
@@ -217,13 +314,6 @@ def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
 def _parsed(flags: list[str], default: Command) -> Command:
     program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else None
     return tyro.cli(Command, args=flags, default=default, prog=program)
-
-
-def _read(path: str) -> Command:
-    try:
-        return Command(**yaml.safe_load(storage.read_text(path)))
-    except ValidationError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _command(config: Config) -> Command:

@@ -107,6 +107,7 @@ def _score(run: Run, judge: str, digest: str) -> Manifest:
 
     def plan() -> MapTable:
         if judge == "openai":
+            storage.sweep(run.path("judge_answers"))
             ask_first(run)
         return plan_scoring(run, judge)
 

@@ -27,7 +27,7 @@ from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import EVALUATION, Rows
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
 from jobs.evaluate_editor import METRICS
-from jobs.run import Run
+from jobs.run import Run, in_one_line
 
 SPARE = 1.1
 """Captions of the test split for each prompt that is wanted: how many fall into a split is a matter of chance."""
@@ -187,4 +187,4 @@ def main(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Study))
+    in_one_line(lambda: main(tyro.cli(Study)))

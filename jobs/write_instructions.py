@@ -33,6 +33,7 @@ def build(run: Run) -> Manifest:
 
     def make():
         if settings.writer == "openai":
+            storage.sweep(run.path("answers"))
             ask_first(run, settings, examples)
         return PLANS[settings.writer](run, settings, examples)
 

@@ -21,7 +21,6 @@ from typing import Any
 import anyio.to_thread
 import tyro
 import uvicorn
-import yaml
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -39,11 +38,14 @@ from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
 from hive_ray.config import Annotation
+from hive_ray.distributed.one_machine import keep_replica_here
 from hive_ray.images import ImageError
+from hive_ray.settings_file import read_settings
 from hive_ray.text_files import read_json_lines
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_failure, answer_invalid, answer_refused, refusal
+from serve.listening import warning_for
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def settings_of(run: str) -> dict[str, Any]:
     path = storage.join(storage.absolute(run), "config.yaml")
     if not storage.exists(path):
         return {}
-    return yaml.safe_load(storage.read_text(path)).get("annotation", {})
+    return read_settings(path).get("annotation") or {}
 
 
 def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
@@ -198,6 +200,7 @@ def app(settings: Annotating) -> Application:
     database.close()
 
     def build() -> FastAPI:
+        keep_replica_here()
         return web(database_of(settings.run, chosen), Gallery(storage.absolute(settings.run), chosen), chosen)
 
     return serve.deployment(serve.ingress(build)(), name="Annotation").options(max_ongoing_requests=200).bind()
@@ -215,6 +218,8 @@ def main() -> None:
         database, gallery = prepare(settings.run, settings)
         address = settings.public_address or f"http://{settings.host}:{settings.port}"
         print(links(database, address.rstrip("/")), flush=True)
+        if warning := warning_for(settings.host):
+            print(warning, file=sys.stderr, flush=True)
     except (ValueError, OSError, DatabaseAway) as error:  # what a person can mend
         sys.exit(f"{type(error).__name__}: {error}")
     uvicorn.run(web(database, gallery, settings), host=settings.host, port=settings.port, **HTTP)

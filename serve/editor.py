@@ -35,6 +35,7 @@ from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import record
 from hive_ray.config import Section
 from hive_ray.distributed.models import model_digest
+from hive_ray.distributed.one_machine import keep_replica_here
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode, size_of
 from hive_ray.presets import sd15, shapes
@@ -174,6 +175,7 @@ class EditorPage:
     """The page and the API: checks, fits, asks the model, and answers."""
 
     def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: Serving) -> None:
+        keep_replica_here()
         self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
         self.defaults, self.version = defaults_for(settings, card.resolution), version
         self.since = int(time.time())

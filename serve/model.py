@@ -11,6 +11,7 @@ import torch
 from ray import serve
 
 from hive_ray.config import Section
+from hive_ray.distributed.one_machine import keep_replica_here
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.sampling import SamplingStopped, sample
 from hive_ray.images import decode, encode, size_of, to_pixels, to_tensor
@@ -131,6 +132,7 @@ class EditorModel:
     """Holds one editor on one device."""
 
     def __init__(self, folder: str, num_cpus: float) -> None:
+        keep_replica_here()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(max(1, int(num_cpus)))

@@ -4,8 +4,9 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,20 @@ from ray._private.services import JEMALLOC_SO
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hive_ray.config import Resources
+from hive_ray.distributed.auth_token import keep_token
+from hive_ray.distributed.environment import carried, public
 from hive_ray.distributed.forks import Forks
+from hive_ray.distributed.one_machine import (
+    choose_ray_folder,
+    first_line,
+    listens_on_loopback_alone,
+    on_loopback,
+    private_start,
+)
+from hive_ray.schemas import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALES = "HIVE_RAY_AUTOSCALES"
@@ -26,6 +38,10 @@ AUTOSCALES = "HIVE_RAY_AUTOSCALES"
 DASHBOARD = "HIVE_RAY_DASHBOARD"
 """Set to 1, a cluster that is started here has Ray's dashboard: its ten processes take seconds to start, and wake often
 enough to slow a training that uses all cores."""
+SIGHT_S = 60.0
+"""How long nodes have to say whether they see a file, which may need a worker that starts."""
+SHOWN_S = 5.0
+"""How long a shared folder may take to show a new file."""
 FORKS = "HIVE_RAY_FORKS"
 """Set to 0, every worker of a cluster that is started here is a new interpreter with imports of its own."""
 NOWHERE = "http://127.0.0.1:9"
@@ -56,6 +72,8 @@ DATA_HELPERS = {
 }
 """Names, and their namespaces, of the actors that Ray Data makes for its first execution and leaves behind. Each later
 one takes those that are there, or makes them again."""
+LAST_CALLS_S = 10.0
+"""How long such an actor may take for the calls that nobody waits for; Ray would complain of those that it loses."""
 GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 JEMALLOC = {"LD_PRELOAD": JEMALLOC_SO, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
 """What the allocator is told in workers, unless it is set. They compute in threads of their own; glibc's arenas of such
@@ -84,13 +102,16 @@ def start_ray(
 ) -> None:
     """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout.
 
-    A cluster that is started here has as many CPUs and GPUs as the machine, or as many as it is told that it has. On
-    Linux without a GPU its workers are forks of a process that has imported `workers_import`, which pays where many
-    stages follow each other (`forks.py`). None of these may import Ray.
+    A cluster that is started here listens on the loopback address alone and keeps a token (`one_machine.py`). It has as
+    many CPUs and GPUs as the machine, or as many as it is told that it has. On Linux without a GPU its workers are
+    forks of a process that has imported `workers_import`, which pays where many stages follow each other (`forks.py`).
+    None of these may import Ray. Workers of a cluster that is joined have this process's settings of services
+    (`environment.py`).
+
+    Raises Stopped where no cluster can be started, or the one that RAY_ADDRESS names cannot be joined.
     """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a local cluster would else write ~/.ray/auth_token
     quiet()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -100,8 +121,10 @@ def start_ray(
     environment: dict[str, Any] = {"env_vars": told}
     settings = {"logging_level": logging.ERROR, "runtime_env": environment}
     if not here:
+        told |= public(carried())
         told["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]  # workers would else look for a cluster, and may find another
-        ray.init(**settings)
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # what `ray job submit` was told, too, is told again
+        _join(settings)
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
@@ -110,16 +133,68 @@ def start_ray(
         if not _has_dashboard():
             for name, value in CALMER.items():
                 os.environ.setdefault(name, value)
+        choose_ray_folder()
+        keep_token()
         if workers_import and can_fork():
             variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
             environment["py_executable"] = _forks(workers_import, tuple(variables.items())).command
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=_has_dashboard(),
-            **settings,
-        )
+        with private_start():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=_has_dashboard(),
+                **settings,
+            )
+
+
+def _join(settings: dict[str, Any]) -> None:
+    """Join the cluster that RAY_ADDRESS names; Stopped, in words, where that cannot be."""
+    here = listens_on_loopback_alone(os.environ["RAY_ADDRESS"])
+    try:
+        with on_loopback() if here else nullcontext():
+            ray.init(**settings)
+    except Exception as error:
+        raise Stopped(
+            f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {first_line(error)}. Start it, "
+            "or name another; without RAY_ADDRESS the job starts a cluster on this machine. A cluster with a token "
+            "wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here, too"
+        ) from error
+
+
+def nodes_without(path: str) -> list[str]:
+    """The addresses of the cluster's nodes that do not see this file. A node that does not say so in SIGHT_S is not
+    among them."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(path): node
+        for node in alive
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SIGHT_S)
+    blind = []
+    for answer in answered:
+        with suppress(ray.exceptions.RayError):  # the node has gone
+            if not ray.get(answer):
+                blind.append(asked[answer]["NodeManagerAddress"])
+    return sorted(blind)
+
+
+def _sees(path: str) -> bool:
+    """Whether a file is there; a shared folder may take a moment to show what another machine has just written."""
+    until = time.monotonic() + SHOWN_S
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+        with suppress(OSError):
+            os.listdir(os.path.dirname(path))  # has a network file system look again
+    return True
+
+
+def num_nodes() -> int:
+    """Nodes of the cluster that are alive."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def started_here() -> bool:
@@ -145,8 +220,10 @@ def end_data_helpers() -> None:
     if not is_ours_alone():
         return
     for name, namespace in DATA_HELPERS.items():
-        with suppress(ValueError):  # there is none
-            ray.kill(ray.get_actor(name, namespace))
+        with suppress(ValueError, ray.exceptions.RayError):  # there is none, or it ends by itself
+            helper = ray.get_actor(name, namespace)
+            ray.get(helper.__ray_ready__.remote(), timeout=LAST_CALLS_S)  # what it was last asked is done
+            ray.kill(helper)
 
 
 def can_fork() -> bool:

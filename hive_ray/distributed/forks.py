@@ -28,6 +28,20 @@ import numpy as np
 CLIENT = Path(__file__).with_name("forked_worker.py")
 LARGEST = 2**20
 """Bytes of a request: a command, its folder and environment."""
+LONGEST_FOLDER = 38
+"""Characters of a folder in which sockets, Ray's too, have addresses of the 107 bytes at most that the system takes."""
+SHORT_FOLDER = "/tmp"
+
+
+def holds_sockets(folder: str) -> bool:
+    """Whether sockets below a folder can have addresses: it is short, and Ray can pass on its name."""
+    return folder.isascii() and len(folder) <= LONGEST_FOLDER
+
+
+def short_folder() -> str:
+    """The folder for temporary files if it holds sockets, else /tmp."""
+    folder = tempfile.gettempdir()
+    return folder if holds_sockets(folder) else SHORT_FOLDER
 
 
 class Forks:
@@ -35,7 +49,7 @@ class Forks:
 
     def __init__(self, modules: tuple[str, ...], environment: Mapping[str, str]) -> None:
         """It imports these modules in this environment; who asks before that is done waits."""
-        self.folder = tempfile.mkdtemp(prefix="hive-ray-")
+        self.folder = tempfile.mkdtemp(prefix="hive-ray-", dir=short_folder())
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             listening.bind(f"{self.folder}/socket")
             listening.listen(64)

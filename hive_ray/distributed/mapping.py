@@ -6,10 +6,12 @@ actor to the table's files. Batch size, number of actors and restarts change nei
 
 import json
 import logging
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -22,6 +24,7 @@ from hive_ray import storage
 from hive_ray.config import Resources
 from hive_ray.distributed.cluster import require
 from hive_ray.distributed.dropped import thin
+from hive_ray.distributed.environment import carried, take_over
 from hive_ray.distributed.tables import ERROR, Selection, Shard, Where, select, write_shard
 from hive_ray.schemas import Row, Rows, Stopped, table_name
 
@@ -50,6 +53,8 @@ class MapTable:
     rows_per_shard: int
     dropped_per_shard: int
     """Dropped rows of each reason that keep their pictures."""
+    environment: dict[str, str] = field(default_factory=carried, repr=False)
+    """How and as whom the actors reach services, as whoever plans the stage does."""
 
     @property
     def rows_in(self) -> int:
@@ -120,6 +125,7 @@ def _fitting(source: Selection, rows: int) -> int:
 
 def load_actor(plan: MapTable) -> Actor:
     """The plan's actor, loaded in this process on the device that the plan gives it."""
+    take_over(plan.environment)
     on_gpu = plan.resources.num_gpus > 0
     if not on_gpu:
         torch.set_num_threads(max(1, int(plan.resources.num_cpus)))
@@ -139,20 +145,38 @@ class _Contracted:
     """Holds an actor to its output contract, shard by shard; lives in a Ray actor."""
 
     def __init__(self, plan: MapTable, path: str):
-        self.plan, self.path, self.actor = plan, path, load_actor(plan)
+        self.plan, self.path, self.table = plan, path, table_name(plan.produces)
+        self.cannot = ""
+        """Why there is no actor, where a person can mend that: no row's fault, and the same in each new process."""
+        try:
+            self._require_folder()
+            self.actor = load_actor(plan)
+        except (Stopped, OSError, ValueError) as error:
+            self.cannot = f"{self.table} cannot begin: {type(error).__name__}: {error}"
         self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
+
+    def _require_folder(self) -> None:
+        """Raise where this node does not see the folder of the table, which the driver has made."""
+        if not self.path.startswith(storage.S3) and not os.path.isdir(self.path):
+            raise Stopped(
+                f"node {platform.node()} has no folder {self.path}: give s3:// or a folder that all nodes of the "
+                "cluster share as run folder"
+            )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         return {"written": [json.dumps(self._became(int(number))) for number in batch["shard"]]}
 
     def _became(self, number: int) -> dict[str, Any]:
+        if self.cannot:
+            return {"stopped": self.cannot}
         try:
             return vars(self._write(number))
         except Stopped as stopped:
             return {"stopped": str(stopped)}
         except OSError as error:  # a full disk, an S3 that stays away: no row's fault
-            table = table_name(self.plan.produces)
-            return {"stopped": f"{table}, shard {number}: {error}; what is finished stays: mend that and run again"}
+            return {
+                "stopped": f"{self.table}, shard {number}: {error}; what is finished stays: mend that and run again"
+            }
 
     def _write(self, number: int) -> Shard:
         plan, start = self.plan, number * self.plan.rows_per_shard

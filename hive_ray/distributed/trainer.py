@@ -3,14 +3,23 @@
 Ray Train runs its controller as an actor, beside one through which workers would speak to each other and one that
 speaks to autoscalers. Such an actor, idle, wakes 150 times a second, and where all cores compute one step together,
 all wait for each. In a cluster that was started here there are none: the driver's own process is the controller.
+
+Its workers find each other by a file there: PyTorch's server for that listens on all addresses and asks nobody who they
+are.
 """
 
 import asyncio
+import os
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
@@ -21,7 +30,51 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.train.v2.api.result import Result
 
+from hive_ray.distributed.auth_token import private_folder
 from hive_ray.distributed.cluster import is_ours_alone, started_here
+from hive_ray.distributed.one_machine import is_on_loopback, loopback_interface
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where the libraries are told by which interface workers reach each other."""
+
+
+def torch_config(backend: str) -> TorchConfig:
+    """How workers speak to each other, by `nccl` or `gloo`."""
+    return _ByFile(backend=backend) if is_on_loopback() else TorchConfig(backend=backend)
+
+
+@dataclass
+class _ByFile(TorchConfig):
+    """Workers of this machine, who find each other by a file in a folder that no other user can read."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _FileBackend
+
+
+class _FileBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        store = private_folder() / f"workers-{uuid.uuid4().hex}"
+        worker_group.execute(_set_torch_distributed_env_vars)
+        world = len(worker_group)
+        ray.get([
+            worker_group.execute_single_async(rank, _meet, str(store), rank, world, backend_config)
+            for rank in range(world)
+        ])  # fmt: skip
+
+
+def _meet(store: str, rank: int, world: int, told: TorchConfig) -> None:
+    """Join the group of workers."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed wants them to be there
+    for name in INTERFACES:
+        os.environ.setdefault(name, loopback_interface())
+    torch.distributed.init_process_group(
+        told.backend,
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=told.timeout_s),
+    )
 
 
 class Trainer(TorchTrainer):

@@ -19,7 +19,6 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -35,13 +34,14 @@ from hive_ray.distributed.cluster import (
     saying_what_is_missing,
     started_here,
 )
+from hive_ray.distributed.environment import carried, take_over
 from hive_ray.distributed.loop import Loop, Told
 from hive_ray.distributed.models import Metrics, build_model, store_model
 from hive_ray.distributed.objectives import Objective
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.trackers import require_tracker
-from hive_ray.distributed.trainer import Trainer
+from hive_ray.distributed.trainer import Trainer, torch_config
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 
@@ -100,6 +100,7 @@ def fit(
     metrics = build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
     # The model is whole, perhaps since a run that was killed before it came here: nothing goes on from them.
     storage.remove_tree(checkpoints)
+    storage.sweep(checkpoints)  # uploads that were broken off
     return metrics
 
 
@@ -186,9 +187,11 @@ def _trainer(told: Told) -> Trainer:
     workers, recovery = told.settings.workers, told.settings.recovery
     tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
+    environment = carried()
     return Trainer(
-        lambda: _train(told),  # as its config, Ray Train's controller would read it too, and import all that it names
-        torch_config=TorchConfig(backend="nccl" if workers.num_gpus else "gloo"),
+        # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
+        lambda: _train(told, environment),
+        torch_config=torch_config("nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_actors,
             use_gpu=workers.num_gpus > 0,
@@ -204,8 +207,9 @@ def _trainer(told: Told) -> Trainer:
     )
 
 
-def _train(told: Told) -> str:
-    """One worker's run. Returns why it failed for good, or an empty string."""
+def _train(told: Told, environment: dict[str, str]) -> str:
+    """One worker's run, with the driver's settings of services. Returns why it failed for good, or an empty string."""
+    take_over(environment)
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     started = time.monotonic()
     try:

@@ -57,6 +57,23 @@ class Stopper(Squarer):
         return super().__call__(rows)
 
 
+class Absent(Squarer):
+    """Cannot be loaded where its file is not there."""
+
+    def __init__(self, device: str, file: str):
+        super().__init__(device)
+        with open(file):
+            pass
+
+
+class Teller(Squarer):
+    """Says what its process has in the environment."""
+
+    def __call__(self, rows):
+        names = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AWS_ENDPOINT_URL")
+        raise Stopped(" ".join(f"{name}={os.environ.get(name)}" for name in names))
+
+
 class Misspeller:
     def __init__(self, device: str):
         pass
@@ -90,6 +107,26 @@ def build(folder, actor=Squarer, *, count=20, out="squares", actors=2, batch=4, 
 
 def values(folder) -> list[int]:
     return [row["value"] for row in tables.read_rows(str(folder / "squares"), SQUARES)]
+
+
+@pytest.mark.ray
+def test_an_actor_that_cannot_be_loaded_stops_the_stage_in_words_and_a_rerun_goes_on(tmp_path, cluster):
+    file = tmp_path / "model"
+    with pytest.raises(Stopped, match=r"squares cannot begin: FileNotFoundError: .*model"):
+        build(tmp_path, Absent, file=str(file))
+    file.touch()
+    assert build(tmp_path, Absent, file=str(file)).rows_out == 20
+
+
+@pytest.mark.ray
+def test_actors_reach_the_services_of_who_plans_the_stage_and_no_others(tmp_path, cluster, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "the shell's")  # after the cluster was started
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://shell/v1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with pytest.raises(Stopped) as stopped:
+        build(tmp_path, Teller)
+    words = "OPENAI_API_KEY=the shell's OPENAI_BASE_URL=http://shell/v1 AWS_ENDPOINT_URL=None"
+    assert str(stopped.value) == words
 
 
 def test_a_row_that_raises_does_not_take_its_batch_along():

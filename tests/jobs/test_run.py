@@ -1,8 +1,18 @@
-import pytest
-import yaml
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+
+from hive_ray.distributed.cluster import num_nodes, start_ray
 from hive_ray.presets import shapes
-from jobs.run import Run, read_command
+from jobs.run import Run, check_nodes_see, check_run_folder, main, read_command
 
 
 @pytest.fixture
@@ -74,3 +84,110 @@ def test_there_is_no_folder_of_the_first_round(first):
     read_command(["--run", first.root])
     with pytest.raises(ValueError, match="round 1 is the run folder"):
         read_command(["--run", f"{first.root}/rounds/1"])
+
+
+def ended(monkeypatch, *arguments: str) -> str:
+    """What a job says as it ends before it has begun."""
+    monkeypatch.setattr("sys.argv", ["job", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main(lambda run: pytest.fail("it was built"))
+    assert not ray.is_initialized()
+    return caught.value.code
+
+
+def test_a_run_folder_among_a_ray_jobs_files_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    folder = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_a1b2"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    said = ended(monkeypatch, "shapes", "--run", "runs/one")
+    assert said.startswith(f"ValueError: the run folder {folder}/runs/one lies among the files that Ray keeps of a job")
+    assert "s3://" in said
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("root", ["/tmp/_ray_pkg_0f", "/tmp/ray/runtime_resources/x", "/r/runtime_resources"])
+def test_whatever_lies_there_is_refused(root):
+    with pytest.raises(ValueError, match="lies among the files that Ray keeps"):
+        check_run_folder(root)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/_ray_pkg_a/one", "/data/my_runtime_resources/one", "/a_ray_pkg_1/b"])
+def test_other_folders_are_taken(root):
+    check_run_folder(root)
+
+
+def test_a_run_folder_that_cannot_be_written_is_told_before_ray_is_started(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the run folder .*/file/runs/one cannot be written: .*/file is no folder; give"):
+        check_run_folder(str(tmp_path / "file" / "runs" / "one"))
+    check_run_folder(str(tmp_path / "not" / "there" / "yet"))
+
+
+def test_a_read_only_disk_is_told_before_ray_is_started(tmp_path):
+    mount = f"mount -t tmpfs -o ro none {tmp_path}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    job = f"{sys.executable} -m jobs.make_pairs shapes --run {tmp_path}/runs/one"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} && exec {job}"], capture_output=True, text=True)
+    assert done.returncode == 1
+    words = f"the run folder {tmp_path}/runs/one cannot be written: {tmp_path} is read-only for you; give another --run"
+    assert done.stderr == f"OSError: {words}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--config"], ["--config", "--run", "x"], ["--config="]])
+def test_a_settings_file_that_is_not_named_is_asked_for(monkeypatch, arguments):
+    assert ended(monkeypatch, *arguments).startswith("ValueError: --config wants a settings file after it")
+
+
+def test_a_wrong_settings_file_is_told_in_one_line_and_nothing_is_made(tmp_path, monkeypatch):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("pairs:\n  resolutoin: 64\n")
+    said = ended(monkeypatch, f"--config={settings}", "--run", str(tmp_path / "run"))
+    assert f"SettingsError: {settings}, line 2: there is no setting pairs.resolutoin" in said
+    assert "\n" not in said
+    assert list(tmp_path.iterdir()) == [settings]
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    said = ended(monkeypatch, "shapes", "--run", str(tmp_path / "run"))
+    assert said.startswith("Stopped: the cluster at RAY_ADDRESS=nonsense cannot be joined: ")
+    assert "without RAY_ADDRESS the job starts a cluster on this machine" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_a_local_run_folder_is_refused_where_a_node_does_not_see_it(tmp_path, monkeypatch):
+    """The second node has a file system of its own in place of `tmp_path / "local"`."""
+    local = tmp_path / "local"
+    local.mkdir()
+    mount = f"mount -t tmpfs none {local}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    start = f"{Path(sys.executable).parent}/ray start --address={cluster.address} --num-cpus=1 --block"
+    with (tmp_path / "log").open("w") as log:
+        node = subprocess.Popen(
+            ["unshare", "-rm", "sh", "-c", f"{mount} && exec {start} --disable-usage-stats"],
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        start_ray()
+        until = time.monotonic() + 150
+        while num_nodes() < 2:
+            assert time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        with pytest.raises(
+            ValueError, match=r"is seen by this machine, and not by .* of the cluster.*give --run s3://"
+        ):
+            check_nodes_see(str(local / "runs" / "one"))
+        check_nodes_see(str(tmp_path / "shared" / "runs"))
+        check_nodes_see("s3://bucket/runs/one")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["local", "log"]
+        assert list(local.iterdir()) == []
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+        ray.shutdown()
+        cluster.shutdown()

@@ -18,12 +18,14 @@ import ray
 from annotation_site import app, make_candidates, make_evaluation, picture, served
 from local_server import free_port
 from ray import serve
+from sockets import listening, reachable
 
 from hive_ray import storage
 from hive_ray.annotation.database import DatabaseError, database_of
 from hive_ray.annotation.exports import answered
 from hive_ray.annotation.people import invite
 from hive_ray.config import Annotation
+from hive_ray.distributed.cluster import start_ray
 from hive_ray.images import decode
 from hive_ray.reward.rankings import join_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
@@ -640,11 +642,10 @@ def test_the_settings_of_the_run_count_and_a_run_on_s3_needs_a_database(run):
 def test_it_runs_on_ray_serve(run):
     make_candidates(run, 3)
     before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
-    root = str(Path(__file__).parents[2])
+    os.environ |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
     port = free_port()
     try:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+        start_ray(num_cpus=2)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(bound(Annotating(run=run, gold="", repeat_rate=0.0)))
         database = database_of(run, Annotation())
@@ -657,6 +658,7 @@ def test_it_runs_on_ray_serve(run):
             assert "frame-ancestors 'none'" in client.get("/").headers["content-security-policy"]
         assert len(answered(database)) == 1
         database.close()
+        assert reachable(listening(os.getpid())) == {}
     finally:
         if ray.is_initialized():
             serve.shutdown()

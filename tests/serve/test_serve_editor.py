@@ -4,7 +4,6 @@ import io
 import os
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,11 +15,13 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from pictures import SCENE, cut_out, encoded, given, on_white
 from PIL import Image
 from ray import serve
+from sockets import listening, reachable
 from starlette.exceptions import HTTPException
 from tiny_models import tiny_base, tiny_stable_diffusion
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import recorded
+from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import SamplingStopped
@@ -28,6 +29,7 @@ from hive_ray.images import ImageError, decode, encode
 from hive_ray.model_folders import ModelFolderError
 from hive_ray.precision import sampling_dtype
 from serve.editor import Serving, app, defaults_for
+from serve.listening import is_loopback, warning_for
 from serve.model import EditQueue, EditRequest, denoise
 from serve.pictures import fit, fitted_size
 
@@ -90,6 +92,19 @@ def test_a_folder_without_an_editor_is_refused_before_serve_starts(tmp_path):
     with pytest.raises(ModelFolderError, match=r"has no card.json.*run it first"):
         app(Serving(editor=str(tmp_path)))
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
+def test_addresses_of_this_machine_alone_need_no_word(host):
+    assert is_loopback(host)
+    assert warning_for(host) == ""
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "example.org"])
+def test_an_address_that_others_reach_is_warned_of(host):
+    assert not is_loopback(host)
+    assert "plain HTTP" in warning_for(host)
+    assert "a proxy with TLS" in warning_for(host)
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------
@@ -279,17 +294,16 @@ def address(folder):
     """A served editor that holds one request and lets one wait."""
     before = dict(os.environ)
     os.environ |= {
-        "RAY_AUTH_MODE": "disabled",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",  # 5 s are too few on a busy machine
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
     }
-    root, port = str(Path(__file__).parents[2]), free_port()
+    port = free_port()
     thumbs = f"sqlite:///{folder.parent / 'feedback.sqlite'}"
     settings = Serving(
         editor=str(folder), feedback=thumbs, num_inference_steps=2, max_ongoing=1, max_queued=1, timeout_s=300
     )
     try:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+        start_ray(num_cpus=2)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(app(settings))
         yield f"http://127.0.0.1:{port}"
@@ -314,6 +328,16 @@ def ask(client, image=None, headers=None, **fields):
 
 def message(reply) -> str:
     return reply.json()["error"]["message"]
+
+
+@pytest.mark.ray
+def test_only_this_machine_reaches_the_service_and_ray_below_it(client):
+    assert client.get("/health").status_code == 200
+    found = listening(os.getpid())
+    replicas = {name.split(":")[4].split(".")[0] for name in found if name.startswith("ray::ServeReplica")}
+    assert replicas == {"EditorModel", "EditorPage"}
+    assert {"raylet", "gcs_server", "ray::ProxyActor"} <= set(found)
+    assert reachable(found) == {}
 
 
 @pytest.mark.ray

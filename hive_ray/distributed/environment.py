@@ -1,0 +1,59 @@
+"""What workers take over from the environment of whoever gives the command: how to reach services, and as whom.
+
+    the driver's environment -> carried() -> a stage's plan -> take_over() in each worker
+
+Secrets go with the plan alone: Ray writes what a runtime environment holds into its logs and shows it on its dashboard.
+The rest is in the runtime environment as well, for libraries that read it when they are imported. What belongs to a
+machine (PATH, HOME, its role in a cloud) is not carried.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+
+PREFIXES = ("AWS_", "HF_", "HIVE_RAY_", "HUGGINGFACE_", "HUGGING_FACE_", "MLFLOW_", "OPENAI_", "WANDB_")
+PROXIES = ("all_proxy", "ftp_proxy", "http_proxy", "https_proxy", "no_proxy")
+NAMES = {
+    *PROXIES,
+    *(name.upper() for name in PROXIES),
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+}
+OF_A_MACHINE = re.compile(
+    r"AWS_(CONTAINER_|ROLE_|WEB_IDENTITY_|LAMBDA_|EXECUTION_ENV)|WANDB_SERVICE|HIVE_RAY_(WARM_WORKERS|FORKS|DASHBOARD)"
+)
+"""Such names are a machine's or a process's own: the role that a cloud gave it, the door of a process beside it."""
+ENDPOINT = re.compile(
+    r"AWS_ENDPOINT_URL(_\w+)?|HF_ENDPOINT|MLFLOW_TRACKING_URI|OPENAI_(BASE_URL|API_BASE)|WANDB_BASE_URL"
+)
+"""Addresses of services: where the driver has none, no worker has one."""
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|HEADERS", re.IGNORECASE)
+SAYS_WHO = re.compile(r"://[^/\s]*@")
+"""An address with a name and a password."""
+
+
+def carried() -> dict[str, str]:
+    """This process's settings of services."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name in NAMES or name.startswith(PREFIXES)) and not OF_A_MACHINE.match(name)
+    }
+
+
+def public(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those that may stand in logs and on a dashboard, and that Ray does not change: it replaces `$NAME` in values."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if not (SECRET.search(name) or SAYS_WHO.search(value) or "$" in value)
+    }
+
+
+def take_over(variables: Mapping[str, str]) -> None:
+    """Have this process use the services that `carried` named where the command was given, and no endpoint else."""
+    for name in [name for name in os.environ if ENDPOINT.fullmatch(name) and name not in variables]:
+        del os.environ[name]
+    os.environ.update(variables)

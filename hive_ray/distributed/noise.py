@@ -1,0 +1,118 @@
+"""Known noise of Ray's is left out of what a job says; every other line goes through as it came.
+
+Ray's C++ writes to the file descriptor of standard error. A process reads it, so that the last words of a driver that
+crashes are told, too: python noise.py <file descriptor> < lines
+"""
+
+import os
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+KNOWN = (
+    # Ray Data makes its actors so, and holds what it gave them for as long as they live.
+    rb"core_worker\.cc:\d+: Actor with class name: 'MapWorker\(.* has constructor arguments in the object store and "
+    rb"max_restarts > 0",
+)
+NOISE = re.compile(b"|".join(KNOWN))
+END = b"\0the job has ended\0\n"
+"""What the job writes after its last words. Processes that outlive it, and hold its standard error, may write more."""
+LAST_WORDS_S = 5.0
+LOOK_S = 0.5
+WITHOUT_A_WORD = (
+    b"Stopped: the job ended without a word, as where it is killed or its cluster is lost. What is finished stays: the "
+    b"same command goes on from there\n"
+)
+_told: int | None = None
+"""Has an end of file once this process's last words are told."""
+
+
+@contextmanager
+def without_known_noise() -> Iterator[None]:
+    """As long as it lasts, lines of known noise on this process's standard error, and on that of processes that it
+    starts, are not told."""
+    global _told
+    sys.stderr.flush()
+    own = os.dup(2)
+    _told, tells = os.pipe()
+    reader = subprocess.Popen(
+        [sys.executable, "-IS", __file__, str(tells)],
+        stdin=subprocess.PIPE,
+        stdout=own,
+        pass_fds=[tells],
+        start_new_session=True,  # no Ctrl-C of the terminal's: the last words come after it
+    )
+    os.close(tells)
+    os.dup2(reader.stdin.fileno(), 2)
+    reader.stdin.close()
+    try:
+        yield
+    finally:
+        tell_last_words()
+        os.dup2(own, 2)
+        os.close(own)
+        os.close(_told)
+        _told = None
+
+
+def tell_last_words() -> None:
+    """Return once all is told that this process has written so far, before it ends or the lines go another way."""
+    sys.stderr.flush()
+    if _told is not None:
+        with suppress(OSError):  # nobody reads any more
+            os.write(2, END)
+        select.select([_told], [], [], LAST_WORDS_S)
+
+
+def end_with(words: str, status: int) -> None:
+    """End this process at once, with these as its last words, whatever its other threads would say."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    own = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # where Ray tells of a raylet's end
+    os.dup2(nowhere, 2)
+    with suppress(OSError):
+        os.write(own, f"{words}\n".encode() + (END if _told is not None else b""))
+    if _told is not None:
+        select.select([_told], [], [], LAST_WORDS_S)
+    os._exit(status)
+
+
+def main() -> None:
+    """Pass lines through until nobody can write any more; close the file descriptor once the last words are told. Where
+    the job ends without any, as Ray ends it at once when its cluster is lost, say what a person can do."""
+    held, tells, job, ended = b"", int(sys.argv[1]), os.getppid(), False
+    while True:
+        if not select.select([0], [], [], LOOK_S)[0]:
+            if not ended and os.getppid() != job:
+                break
+            continue
+        block = os.read(0, 2**16)
+        if not block:
+            break
+        held += block
+        if END in held:
+            last, _, held = held.partition(END)
+            *lines, end = last.split(b"\n")
+            _tell([*(line + b"\n" for line in lines), end])
+            os.close(tells)
+            ended = True
+        *lines, held = held.split(b"\n")
+        _tell([line + b"\n" for line in lines])
+    _tell([held])
+    if not ended:
+        _tell([WITHOUT_A_WORD])
+
+
+def _tell(lines: list[bytes]) -> None:
+    words = b"".join(line for line in lines if not NOISE.search(line))
+    while words:
+        words = words[os.write(1, words) :]
+
+
+if __name__ == "__main__":
+    main()

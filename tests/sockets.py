@@ -1,0 +1,30 @@
+"""Which addresses processes listen on, as the system tells it."""
+
+import ipaddress
+
+import psutil
+
+
+def listening(pid: int) -> dict[str, set[str]]:
+    """The addresses that a process and all below it listen on, by the name of the process."""
+    process = psutil.Process(pid)
+    found: dict[str, set[str]] = {}
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            addresses = {each.laddr.ip for each in one.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+            found.setdefault(one.name(), set()).update(addresses)
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+def reachable(found: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Those that other machines reach."""
+    far = {name: {each for each in addresses if not is_loopback(each)} for name, addresses in found.items()}
+    return {name: addresses for name, addresses in far.items() if addresses}
+
+
+def is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    inner = getattr(parsed, "ipv4_mapped", None)
+    return (inner or parsed).is_loopback
