@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from hive_ray import storage
 from hive_ray.config import Annotation, Config, Section
 from hive_ray.distributed.cluster import nodes_without, num_nodes, start_ray
-from hive_ray.distributed.lost import ending_in_words, in_words
+from hive_ray.distributed.lost import ending_in_words, in_words, starting_in_words
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.noise import without_known_noise
 from hive_ray.distributed.tables import OnMismatch, read_manifest
@@ -191,7 +191,8 @@ def _start(
     if run.estimate and estimate is None:
         raise ValueError("only write_instructions and make_pairs can estimate what they will take")
     check_run_folder(run.root)
-    start_ray(workers_import=workers_import)
+    with starting_in_words():
+        start_ray(workers_import=workers_import)
     check_nodes_see(run.root)
     try:
         write_settings(run.root, settings)

@@ -3,6 +3,7 @@
 Ray ends a driver whose cluster is gone by a trace of its own, after up to a minute, or not at all.
 """
 
+import os
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ EVERY_S = 0.2
 HEAD_EVERY_S = 2.0
 AWAY_S = 45.0
 """How long the head of a joined cluster may be away; after 60 s Ray ends the driver by itself."""
+SETTLED_S = 3.0
+"""A part that has ended for so long, as Ray starts, was not ended by Ray, which would have said why by now."""
 GOES_ON = "What is finished stays: the same command goes on from there"
 
 
@@ -48,6 +51,34 @@ def ending_in_words() -> Iterator[None]:
         yield
     finally:
         ended.set()
+        thread.join()
+
+
+@contextmanager
+def starting_in_words() -> Iterator[None]:
+    """As long as Ray starts a cluster on this machine: where a part of it ends, this process does, as `ending_in_words`
+    has it. Ray would wait for that part as long as a busy machine may take."""
+    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        yield
+        return
+    started = threading.Event()
+
+    def watch() -> None:
+        seen: dict[int, psutil.Process] = {}
+        since: float | None = None
+        while not started.wait(EVERY_S):
+            seen |= {part.pid: part for part in _parts()}
+            ended = [part.name() for part in seen.values() if not _lives(part)]
+            since = (since or time.monotonic()) if ended else None
+            if since and time.monotonic() - since > SETTLED_S:
+                _end(f"Ray's {' and '.join(ended)} ended as it started; memory or disk may be full")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        started.set()
         thread.join()
 
 
@@ -82,7 +113,7 @@ def _end(lost: str) -> None:
 
 def _parts_of_this_machine() -> Callable[[], str]:
     """What tells which process of this machine's cluster has ended."""
-    parts = [child for child in psutil.Process().children() if child.name() in PARTS]
+    parts = _parts()
     names = {part.pid: part.name() for part in parts}
 
     def lost() -> str:
@@ -90,6 +121,13 @@ def _parts_of_this_machine() -> Callable[[], str]:
         return f"Ray's {' and '.join(ended)} ended; memory or disk may be full" if ended else ""
 
     return lost
+
+
+def _parts() -> list[psutil.Process]:
+    """The processes of PARTS that this process has started, ended ones too."""
+    with suppress(psutil.NoSuchProcess):  # one that ended as they were listed
+        return [child for child in psutil.Process().children() if child.name() in PARTS]
+    return []
 
 
 def _lives(process: psutil.Process) -> bool:
