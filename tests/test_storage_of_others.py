@@ -556,9 +556,10 @@ def test_an_answer_without_words_is_told_with_those_of_a_listing(door):
 
 
 @pytest.mark.parametrize(
-    "endpoint", [f"http://127.0.0.1:{free_port()}", "http://nobody.invalid:9000", f"https://127.0.0.1:{free_port()}"]
+    "nobody", ["http://127.0.0.1:{port}", "http://nobody.invalid:9000", "https://127.0.0.1:{port}"]
 )
-def test_nobody_there_is_said_with_the_endpoint(door, monkeypatch, at_once, endpoint):
+def test_nobody_there_is_said_with_the_endpoint(door, monkeypatch, at_once, nobody):
+    endpoint = nobody.format(port=free_port())
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     for act in (storage.exists, storage._s3_objects, storage.check_storage):
         with pytest.raises(s3.S3Error, match=f"sent to {endpoint}, .*set AWS_ENDPOINT_URL to an address that answers"):
