@@ -30,9 +30,11 @@ from hive_ray.owners import is_unfinished
 from jobs.run import write_settings
 
 ROOT = Path(__file__).parents[1]
-VICTIMS = ("driver", "driver", "tree", "worker", "worker", "worker", "raylet", "gcs_server")
+VICTIMS = ("driver", "driver", "tree", "worker", "worker", "worker", "raylet", "gcs_server", "agent")
 """All but a worker end the command, which has to be given again."""
-ENDED_BY = {"raylet", "gcs_server"}
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own processes beside the workers; a raylet ends with them."""
+ENDED_BY = {"raylet", "gcs_server", "agent"}
 """Victims whose death the command has to see and end by itself, within END_S."""
 END_S = 60.0
 LONGEST_S = 900.0
@@ -151,7 +153,9 @@ def kill(process: subprocess.Popen, victim: str, drawn: random.Random) -> bool:
     for one in tree:
         with suppress(psutil.NoSuchProcess):
             words = " ".join(one.cmdline()[:1])
-            if (victim == "worker" and words.startswith("ray::")) or words.endswith(f"/{victim}"):
+            if victim == ("agent" if words.startswith(AGENTS) else "worker" if words.startswith("ray::") else ""):
+                found.append(one)
+            elif words.endswith(f"/{victim}"):
                 found.append(one)
     if not found:
         return False

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,6 +29,7 @@ from hive_ray.distributed.one_machine import (
     on_loopback,
     private_start,
 )
+from hive_ray.distributed.watcher import looking
 from hive_ray.schemas import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -255,20 +255,13 @@ def require(stage: str, resources: Resources) -> None:
 @contextmanager
 def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[None]:
     """Print, as long as it lasts, that the cluster has no room for a training's workers yet, and what it has."""
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(every_s):
-            if _waits(workers):
-                print(f"{stage}: waiting for {of_workers(workers)}; {cluster_in_words()}", flush=True)
+    def look() -> None:
+        if _waits(workers):
+            print(f"{stage}: waiting for {of_workers(workers)}; {cluster_in_words()}", flush=True)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with looking(look, every_s):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def free_placement_groups() -> None:

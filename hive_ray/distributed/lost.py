@@ -5,7 +5,6 @@ Ray ends a driver whose cluster is gone by a trace of its own, after up to a min
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from hive_ray.distributed.auth_token import remove_private_folder
 from hive_ray.distributed.cluster import started_here
 from hive_ray.distributed.noise import end_with
 from hive_ray.distributed.one_machine import first_line
+from hive_ray.distributed.watcher import looking
 from hive_ray.schemas import Stopped
 
 PARTS = ("gcs_server", "raylet")
@@ -38,20 +38,13 @@ def ending_in_words() -> Iterator[None]:
     up is waited for, since it would wait for the cluster."""
     here = started_here()
     what_is_lost = _parts_of_this_machine() if here else _head_at(ray.get_runtime_context().gcs_address)
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(EVERY_S if here else HEAD_EVERY_S):
-            if (lost := what_is_lost()) and not ended.is_set():
-                _end(lost)
+    def look() -> None:
+        if lost := what_is_lost():
+            _end(lost)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with looking(look, EVERY_S if here else HEAD_EVERY_S):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager
@@ -61,25 +54,19 @@ def starting_in_words() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
         yield
         return
-    started = threading.Event()
+    seen: dict[int, psutil.Process] = {}
+    since: float | None = None
 
-    def watch() -> None:
-        seen: dict[int, psutil.Process] = {}
-        since: float | None = None
-        while not started.wait(EVERY_S):
-            seen |= {part.pid: part for part in _parts()}
-            ended = [part.name() for part in seen.values() if not _lives(part)]
-            since = (since or time.monotonic()) if ended else None
-            if since and time.monotonic() - since > SETTLED_S:
-                _end(f"Ray's {' and '.join(ended)} ended as it started; memory or disk may be full")
+    def look() -> None:
+        nonlocal since
+        seen.update({part.pid: part for part in _parts()})
+        ended = [part.name() for part in seen.values() if not _lives(part)]
+        since = (since or time.monotonic()) if ended else None
+        if since and time.monotonic() - since > SETTLED_S:
+            _end(f"Ray's {' and '.join(ended)} ended as it started; memory or disk may be full")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with looking(look, EVERY_S):
         yield
-    finally:
-        started.set()
-        thread.join()
 
 
 def in_words(error: Exception) -> str | None:
