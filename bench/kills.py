@@ -149,18 +149,23 @@ def kill(process: subprocess.Popen, victim: str, drawn: random.Random) -> bool:
                 one.kill()
         psutil.wait_procs(tree, timeout=10)
         return True
-    found = []
-    for one in tree:
-        with suppress(psutil.NoSuchProcess):
-            words = " ".join(one.cmdline()[:1])
-            if victim == ("agent" if words.startswith(AGENTS) else "worker" if words.startswith("ray::") else ""):
-                found.append(one)
-            elif words.endswith(f"/{victim}"):
-                found.append(one)
+    found = [one for one in tree if kind_of(one) == victim]
     if not found:
         return False
     drawn.choice(found).kill()
     return True
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Which of VICTIMS a process of a driver's tree is; "" if it is none."""
+    with suppress(psutil.NoSuchProcess):
+        name = " ".join(process.cmdline()[:1])
+        if name.startswith(AGENTS):
+            return "agent"
+        if name.startswith("ray::"):
+            return "worker"
+        return next((part for part in ("raylet", "gcs_server") if name.endswith(f"/{part}")), "")
+    return ""
 
 
 def snapshot(run: str) -> dict[str, str]:
