@@ -8,7 +8,6 @@ answers mean, is in `s3.py`.
 import errno
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -219,12 +218,6 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def open_text(path: str) -> io.TextIOWrapper:
-    """The lines of a UTF-8 file, unpacked as its ending says, without a byte order mark; line ends stay; close it."""
-    files, inside = filesystem(path)
-    return io.TextIOWrapper(files.open_input_stream(inside), encoding="utf-8-sig", newline="")
 
 
 @patient
