@@ -216,7 +216,7 @@ def read_json(path: str) -> Any:
     that lost its power, may have left it empty."""
     try:
         return json.loads(read_bytes(path))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
@@ -540,13 +540,13 @@ def _upload(path: str, write: Callable[[BinaryIO], object]) -> None:
     stream = files.open_output_stream(inside, compression=None)
     try:
         write(stream)
-        stream.close()
     except BaseException:
         with suppress(OSError):
             stream.close()
         with suppress(OSError):
             _remove_s3_files([path])
         raise
+    stream.close()
 
 
 def folder_digest(path: str) -> str:

@@ -191,6 +191,8 @@ def _start(
     if run.estimate and estimate is None:
         raise ValueError("only write_instructions and make_pairs can estimate what they will take")
     check_run_folder(run.root)
+    if run.root.startswith(storage.S3):
+        storage.check_storage(run.root)
     with starting_in_words():
         start_ray(workers_import=workers_import)
     check_nodes_see(run.root)
@@ -210,9 +212,7 @@ def check_run_folder(root: str) -> None:
             f"the run folder {root} lies among the files that Ray keeps of a job, and goes with them: give --run "
             "s3://bucket/runs/one, or the whole path of a folder that all nodes of the cluster share"
         )
-    if root.startswith(storage.S3):
-        storage.check_storage(root)
-    else:
+    if not root.startswith(storage.S3):
         folder = _nearest(root)
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise OSError(

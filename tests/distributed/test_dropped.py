@@ -138,6 +138,7 @@ def test_batches_of_an_actor_do_not_change_which_examples_are_kept(tmp_path):
     for size in (1, 5, 12):
         one = Resources(num_gpus=0, batch_size=size)
         plan = MapTable(source, Sorter, SHOTS, one, {}, rows_per_shard=12, dropped_per_shard=2)
+        (tmp_path / str(size)).mkdir()  # as the driver does, by building.json
         _Contracted(plan, str(tmp_path / str(size)))({"shard": [0]})
     assert len(content(tmp_path / "1")) == 3
     assert content(tmp_path / "1") == content(tmp_path / "5") == content(tmp_path / "12")
