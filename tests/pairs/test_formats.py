@@ -257,7 +257,7 @@ PAIR_LINE = '{"instruction": "e", "source_img": "a.jpg", "edited_img": "b.jpg"}\
             text_file("a.jsonl", PAIR_LINE + '{"instr'), "a.jsonl",
             r"1 picture_missing, 1 not_json(.*\n)+.*a\.jsonl, line 2: not JSON",
         ),
-        (text_file("a.jsonl", "[1]"), "a.jsonl", r"1 not_an_object\n.*a\.jsonl, line 1: a JSON array; write one object a line"),
+        (text_file("a.jsonl", "[1]"), "a.jsonl", r"1 not_an_object\n.*a\.jsonl, line 1: a JSON array"),
         (
             text_file("a.jsonl", PAIR_LINE), "a.jsonl",
             r"1 picture_missing\n.*line 1: source.*'a\.jpg' is not .*importing\.pictures \('\.'\) to the",
