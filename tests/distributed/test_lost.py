@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -69,19 +70,43 @@ def test_a_head_that_is_away_for_long_is_lost_and_one_that_comes_back_is_not(mon
     assert what_is_lost() == f"its head at 127.0.0.1:{port} has not answered for 0.5 s"
 
 
+def started(folder: Path) -> subprocess.Popen:
+    """A stage of many rows; what it says goes to <folder>/log."""
+    command = [sys.executable, "-m", "jobs.write_instructions", "shapes", "--run", str(folder / "run")]
+    command += ["--instructions.num-captions", "100000"]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ""}, stdout=log, stderr=log)
+
+
+def wait_for(found: Callable[[], list], job: subprocess.Popen, folder: Path) -> list:
+    """What is found, once there is something."""
+    until = time.monotonic() + 200
+    while not (seen := found()):
+        assert job.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return seen
+
+
+def parts(job: subprocess.Popen, name: str) -> list[psutil.Process]:
+    return [child for child in psutil.Process(job.pid).children() if child.name() == name]
+
+
+@pytest.mark.ray
+def test_a_raylet_that_dies_as_ray_starts_is_not_waited_for(tmp_path):
+    job = started(tmp_path)
+    [raylet] = wait_for(lambda: parts(job, "raylet"), job, tmp_path)
+    raylet.kill()
+    assert job.wait(60) == 1
+    assert "Ray's raylet ended" in last_words(tmp_path / "log")
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_a_stage_whose_cluster_dies_says_that_the_same_command_goes_on(tmp_path, part):
-    command = [sys.executable, "-m", "jobs.write_instructions", "shapes", "--run", str(tmp_path / "run")]
-    command += ["--instructions.num-captions", "100000"]
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ""}, stdout=log, stderr=log)
-    until = time.monotonic() + 200
-    while not list(tmp_path.glob("run/instructions/data/*")):
-        assert job.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    [victim] = [child for child in psutil.Process(job.pid).children() if child.name() == part]
+    job = started(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("run/instructions/data/*")), job, tmp_path)
+    [victim] = parts(job, part)
     victim.kill()
     assert job.wait(60) == 1
     said = last_words(tmp_path / "log")
