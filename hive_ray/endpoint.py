@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar
@@ -258,9 +259,7 @@ def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
     results = [row for row in made if "dropped" not in row and row.keys() != {"counted"}]
     if results or not dropped or any(row["dropped"].endswith("_flagged") for row in dropped):
         return
-    reasons: dict[str, int] = {}
-    for row in dropped:
-        reasons[row["dropped"]] = reasons.get(row["dropped"], 0) + 1
+    reasons = Counter(row["dropped"] for row in dropped)
     counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     samples = {row["dropped"]: row["sample"] for row in reversed(dropped) if row.get("sample")}
     shown = "".join(f"\n  {reason}: {json.dumps(sample, ensure_ascii=False)}" for reason, sample in samples.items())

@@ -15,7 +15,15 @@ from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import rankings_of, thumbs
 from hive_ray.config import Rankings, Resources
 from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import Manifest, build_table, read_manifest, select, table_digest, write_rows
+from hive_ray.distributed.tables import (
+    Manifest,
+    build_table,
+    read_edit_ids,
+    read_manifest,
+    select,
+    table_digest,
+    write_rows,
+)
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
 from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
@@ -65,7 +73,7 @@ def build(run: Run) -> Manifest:
     if settings.annotator == "people":
         path = _annotations(run)
         said = storage.read_bytes(path)
-        content = id_for(*said.decode(errors="replace").splitlines())
+        content = id_for(*said.decode(errors="replace").splitlines())  # as ever: rankings that are there stay
         if run.on_mismatch == "rebuild" or read_manifest(rankings) is None:  # before an older table is deleted
             told = _told(run, said, path)
     if settings.thumbs:
@@ -104,17 +112,8 @@ def _told(run: Run, said: bytes, path: str) -> dict[str, Any]:
 
 def _edits_of(candidates: str) -> dict[str, list[str]]:
     """Prompt id -> the ids of its edits, in their order."""
-    rows = (row for file in select(candidates, CANDIDATES).files for row in _without_pictures(file))
+    rows = (row for file in select(candidates, CANDIDATES).files for row in read_edit_ids(file, "prompt_id"))
     return {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in rows}
-
-
-@storage.patient
-def _without_pictures(file: str) -> Rows:
-    """The rows of a file of `candidates` with the ids of prompts and edits alone."""
-    with storage.open_parquet(file) as parquet:
-        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-        ids = [path for path in leaves if path.startswith("edits.") and path.endswith(".edit_id")]
-        return parquet.read(columns=["prompt_id", *ids]).to_pylist()
 
 
 def _annotations(run: Run) -> str:

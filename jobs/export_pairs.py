@@ -31,8 +31,9 @@ def build(run: Run) -> dict:
         print(f"{folder}: kept (nothing changed)", flush=True)
         return json.loads(storage.read_text(card))
     description, schema = {"format": settings.format, "fingerprint": made_from}, TABLES[settings.table]
+    storage.write_text(begun, json.dumps(description, indent=2))  # says whose the remains are; it goes last
+    storage.remove_tree(folder)
     storage.write_text(begun, json.dumps(description, indent=2))
-    empty(folder)
     rows = WRITERS[settings.format](folder, read_rows(table, schema), schema, settings.shard_megabytes * 2**20)
     done = description | {"rows": rows}
     storage.write_text(card, json.dumps(done, indent=2))
@@ -59,16 +60,6 @@ def kept(folder: str, card: str, begun: str, made_from: Fingerprint, on_mismatch
 def unfinished_writes(folder: str) -> list[str]:
     """exporting.json, and what is left of writes of it that were killed."""
     return [name for name in storage.list_files(folder) if name == BEGUN or name.startswith(f".{BEGUN}.")]
-
-
-def empty(folder: str) -> None:
-    """Remove what a folder holds beside exporting.json, card.json first: half emptied, it is not taken for whole."""
-    names = storage.list_files(folder)
-    for name in sorted({name.partition("/")[0] for name in names} - {BEGUN}, key=lambda name: name != CARD):
-        if name in names:
-            storage.remove_file(storage.join(folder, name))
-        else:
-            storage.remove_tree(storage.join(folder, name))
 
 
 if __name__ == "__main__":

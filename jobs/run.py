@@ -207,18 +207,19 @@ def _start(
 
 def check_run_folder(root: str) -> None:
     """Raise, before Ray is started and anything is made, where a run cannot be kept at this address."""
-    if not root.startswith(storage.S3) and IN_A_RAY_JOB.search(root):
+    if root.startswith(storage.S3):
+        return
+    if IN_A_RAY_JOB.search(root):
         raise ValueError(
             f"the run folder {root} lies among the files that Ray keeps of a job, and goes with them: give --run "
             "s3://bucket/runs/one, or the whole path of a folder that all nodes of the cluster share"
         )
-    if not root.startswith(storage.S3):
-        folder = _nearest(root)
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise OSError(
-                f"the run folder {root} cannot be written: {folder} is "
-                f"{'read-only for you' if folder.is_dir() else 'no folder'}; give another --run"
-            )
+    folder = _nearest(root)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(
+            f"the run folder {root} cannot be written: {folder} is "
+            f"{'read-only for you' if folder.is_dir() else 'no folder'}; give another --run"
+        )
 
 
 def check_nodes_see(root: str) -> None:

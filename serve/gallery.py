@@ -17,7 +17,7 @@ import pyarrow as pa
 from hive_ray import storage
 from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
 from hive_ray.config import Annotation
-from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, read_manifest, select
+from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
 from hive_ray.images import ImageError, as_plain, decode, media_type
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 
@@ -114,7 +114,7 @@ class Catalogue:
         [table] = self.tables
         number = 0
         for file in table.files:
-            for row in _without_pictures(file):
+            for row in read_edit_ids(file, "prompt_id", "instruction", "editor"):
                 if number == len(table):
                     return
                 self.places[row["prompt_id"]] = [Place(0, number)]
@@ -218,15 +218,6 @@ def _by_id(row: Row) -> dict[str, bytes]:
 
 def _size(pictures: dict[str, bytes]) -> int:
     return sum(map(len, pictures.values()))
-
-
-@storage.patient
-def _without_pictures(file: str) -> list[Row]:
-    """The rows of a file of `candidates` with the ids of their edits alone."""
-    with storage.open_parquet(file) as parquet:
-        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-        ids = [path for path in leaves if path.startswith("edits.") and path.endswith(".edit_id")]
-        return parquet.read(columns=["prompt_id", "instruction", "editor", *ids]).to_pylist()
 
 
 def as_sent(image: bytes) -> tuple[bytes, str]:

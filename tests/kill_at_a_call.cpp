@@ -116,25 +116,18 @@ extern "C" int ftruncate(int file, off_t size) {
     return next(file, size);
 }
 
-extern "C" int open(const char* path, int flags, ...) {
-    static auto next = real(&open, "open");
-    va_list more;
-    va_start(more, flags);
-    mode_t mode = va_arg(more, mode_t);
-    va_end(more);
-    if (flags & O_CREAT) before(AT_FDCWD, path);
-    return next(path, flags, mode);
-}
-
-extern "C" int open64(const char* path, int flags, ...) {
-    static auto next = real(&open64, "open64");
-    va_list more;
-    va_start(more, flags);
-    mode_t mode = va_arg(more, mode_t);
-    va_end(more);
-    if (flags & O_CREAT) before(AT_FDCWD, path);
-    return next(path, flags, mode);
-}
+#define COUNTS_CREATION(name)                          \
+    extern "C" int name(const char* path, int flags, ...) { \
+        static auto next = real(&name, #name);         \
+        va_list more;                                  \
+        va_start(more, flags);                         \
+        mode_t mode = va_arg(more, mode_t);            \
+        va_end(more);                                  \
+        if (flags & O_CREAT) before(AT_FDCWD, path);   \
+        return next(path, flags, mode);                \
+    }
+COUNTS_CREATION(open)
+COUNTS_CREATION(open64)
 
 extern "C" int rename(const char* from, const char* to) {
     static auto next = real(&rename, "rename");

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import psutil
 import ray
@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from hive_ray.distributed.auth_token import remove_private_folder
 from hive_ray.distributed.cluster import started_here
 from hive_ray.distributed.noise import end_with
-from hive_ray.distributed.one_machine import first_line
+from hive_ray.distributed.one_machine import first_line, lives, own_processes
 from hive_ray.distributed.watcher import looking
 from hive_ray.schemas import Stopped
 
@@ -59,8 +59,8 @@ def starting_in_words() -> Iterator[None]:
 
     def look() -> None:
         nonlocal since
-        seen.update({part.pid: part for part in _parts()})
-        ended = [part.name() for part in seen.values() if not _lives(part)]
+        seen.update({part.pid: part for part in own_processes(*PARTS)})
+        ended = [part.name() for part in seen.values() if not lives(part)]
         since = (since or time.monotonic()) if ended else None
         if since and time.monotonic() - since > SETTLED_S:
             _end(f"Ray's {' and '.join(ended)} ended as it started; memory or disk may be full")
@@ -100,27 +100,14 @@ def _end(lost: str) -> None:
 
 def _parts_of_this_machine() -> Callable[[], str]:
     """What tells which process of this machine's cluster has ended."""
-    parts = _parts()
+    parts = own_processes(*PARTS)
     names = {part.pid: part.name() for part in parts}
 
     def lost() -> str:
-        ended = [names[part.pid] for part in parts if not _lives(part)]
+        ended = [names[part.pid] for part in parts if not lives(part)]
         return f"Ray's {' and '.join(ended)} ended; memory or disk may be full" if ended else ""
 
     return lost
-
-
-def _parts() -> list[psutil.Process]:
-    """The processes of PARTS that this process has started, ended ones too."""
-    with suppress(psutil.NoSuchProcess):  # one that ended as they were listed
-        return [child for child in psutil.Process().children() if child.name() in PARTS]
-    return []
-
-
-def _lives(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _head_at(address: str) -> Callable[[], str]:

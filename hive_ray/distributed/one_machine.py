@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -67,7 +67,7 @@ def private_start() -> Iterator[None]:
             try:
                 return get_node(*which)
             except RuntimeError:  # it is not there yet
-                if time.monotonic() > until or not _raylet_lives():
+                if time.monotonic() > until or not any(map(lives, own_processes("raylet"))):
                     raise
                 time.sleep(0.1)
 
@@ -149,6 +149,15 @@ def _say_that_it_takes_long() -> None:
     )
 
 
-def _raylet_lives() -> bool:
-    children = psutil.Process().children()
-    return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
+def own_processes(*names: str) -> list[psutil.Process]:
+    """The processes of these names that this process has started, ended ones too."""
+    with suppress(psutil.NoSuchProcess):  # one that ended as they were listed
+        return [child for child in psutil.Process().children() if child.name() in names]
+    return []
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs, and is not one that has ended and waits for its parent to notice."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

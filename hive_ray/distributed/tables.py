@@ -524,6 +524,15 @@ def _may_be_large(kind: pa.DataType) -> bool:
     return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+@storage.patient
+def read_edit_ids(file: str, *columns: str) -> Rows:
+    """The rows of a file of `candidates` with some of its columns, and of their edits the ids alone: no pictures."""
+    with storage.open_parquet(file) as parquet:
+        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+        ids = [path for path in leaves if path.startswith("edits.") and path.endswith(".edit_id")]
+        return parquet.read(columns=[*columns, *ids]).to_pylist()
+
+
 def count_rows(path: str) -> int:
     """Rows of a finished table."""
     return _finished(path).rows_out
