@@ -651,6 +651,9 @@ class Evaluation(Section):
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
     """The scales at which editors are compared."""
+    best_of: int = Field(1, ge=1)
+    """Edits drawn of each prompt for one more row of each editor: the one of them that the reward model likes best. At
+    1 there is no such row."""
     precision: Precision = "auto"
     """As `pairs.precision`, of the edits; what measures them calculates in fp32."""
     curve: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)

@@ -31,7 +31,8 @@ TIE_WITHIN = 0.05
 def build(run: Run) -> dict:
     settings = run.config.evaluation
     for name in settings.editors:
-        measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts)
+        scales = (settings.image_guidance_scale,)
+        measure(run, name, f"evaluation/{name}", scales, settings.num_prompts, settings.best_of)
         if settings.curve_prompts:
             measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     summary = summarise(run)
@@ -43,8 +44,9 @@ def build(run: Run) -> dict:
     return summary
 
 
-def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int) -> Manifest:
-    """The table of one editor's edits of the first `limit` test prompts, at each of these image guidance scales."""
+def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int, best_of: int = 1) -> Manifest:
+    """The table of one editor's edits of the first `limit` test prompts, at each of these image guidance scales, and of
+    the best of so many edits of each."""
     settings, prompts, reward = run.config.evaluation, run.path("prompts"), reward_of(run)
     editor = run.path(f"editors/{name}")
 
@@ -52,10 +54,12 @@ def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: i
         return map_table(
             prompts, PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
             where={"split": "test"}, limit=limit, editor=editor, name=name, reward=reward, scales=scales,
-            settings=settings,
+            settings=settings, best_of=best_of,
         )  # fmt: skip
 
-    stage = settings.model_copy(update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0})
+    stage = settings.model_copy(
+        update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0, "best_of": best_of}
+    )
     made_from = fingerprint(
         stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor),
         reward=model_digest(reward) if reward else "none",

@@ -4,7 +4,7 @@ from math import nan
 
 from hive_ray.config import Evaluation
 from hive_ray.editor.model import Editor
-from hive_ray.editor.sampling import edit_rows
+from hive_ray.editor.sampling import Draws, draw_and_score
 from hive_ray.precision import sampling_dtype
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import Row, Rows
@@ -16,7 +16,8 @@ from hive_ray.similarity import Similarity
 class EditEvaluator:
     """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge.
 
-    Where `reward` is "", every reward is NaN.
+    Where `best_of` is N > 1, a prompt has a second row, of the editor `best_of_name(name, N)`: of N edits, the first
+    among them, the one that the reward model likes best. Where `reward` is "", every reward is NaN, and N is 1.
     """
 
     def __init__(
@@ -26,47 +27,72 @@ class EditEvaluator:
         reward: str,
         scales: tuple[float, ...],
         settings: Evaluation,
+        best_of: int = 1,
         device: str = "cpu",
     ) -> None:
         self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
         self.reward = RewardModel.load(reward).to(device) if reward else None
         self.similarity = Similarity(settings.clip, device)
         self.name, self.scales, self.settings = name, scales, settings
+        self.num_draws = best_of if reward else 1
 
     def __call__(self, rows: Rows) -> Rows:
         return [measured for scale in self.scales for measured in self._at(rows, scale)]
 
     def _at(self, rows: Rows, image_guidance_scale: float) -> Rows:
         settings = self.settings
-        seeds = [seed_for(settings.seed, row["prompt_id"], "evaluation") for row in rows]
-        edits = edit_rows(
-            self.editor, rows, seeds=seeds, guidance_scale=settings.guidance_scale,
-            image_guidance_scale=image_guidance_scale, num_inference_steps=settings.num_inference_steps,
+        drawn = draw_and_score(
+            self.editor, rows, self._score, seeds=[self._seeds(row["prompt_id"]) for row in rows],
+            guidance_scale=settings.guidance_scale, image_guidance_scale=image_guidance_scale,
+            num_inference_steps=settings.num_inference_steps,
         )  # fmt: skip
-        sources = [row["source_image"] for row in rows]
+        measured = self._measured(self.name, rows, drawn, [0] * len(rows), image_guidance_scale)
+        if self.num_draws == 1:
+            return measured
+        best, name = [draws.best for draws in drawn], best_of_name(self.name, self.num_draws)
+        return measured + self._measured(name, rows, drawn, best, image_guidance_scale)
+
+    def _seeds(self, prompt_id: str) -> list[int]:
+        """The seeds of a prompt's edits: the first is the same for any number of them."""
+        more = [seed_for(self.settings.seed, prompt_id, "evaluation", draw) for draw in range(1, self.num_draws)]
+        return [seed_for(self.settings.seed, prompt_id, "evaluation"), *more]
+
+    def _score(self, sources: list[bytes], edits: list[bytes], instructions: list[str]) -> list[float]:
+        return self.reward.score(sources, edits, instructions) if self.reward else [nan] * len(edits)
+
+    def _measured(
+        self, name: str, rows: Rows, drawn: list[Draws], places: list[int], image_guidance_scale: float
+    ) -> Rows:
+        """A row of `evaluation` of one of the edits of each prompt."""
+        chosen = list(zip(drawn, places, strict=True))
+        edits = [draws.edits[place] for draws, place in chosen]
         clip = self.similarity.measure(
-            sources, edits, [row["source_caption"] for row in rows], [row["edited_caption"] for row in rows]
-        )
-        instructions = [row["instruction"] for row in rows]
-        rewards = self.reward.score(sources, edits, instructions) if self.reward else [nan] * len(rows)
+            [row["source_image"] for row in rows], edits,
+            [row["source_caption"] for row in rows], [row["edited_caption"] for row in rows],
+        )  # fmt: skip
         return [
             {
-                "evaluation_id": id_for(row["prompt_id"], self.name, seed, str(image_guidance_scale)),
+                "evaluation_id": id_for(row["prompt_id"], name, draws.seeds[place], str(image_guidance_scale)),
                 "prompt_id": row["prompt_id"],
                 "instruction": row["instruction"],
-                "editor": self.name,
-                "seed": seed,
-                "guidance_scale": settings.guidance_scale,
+                "editor": name,
+                "seed": draws.seeds[place],
+                "guidance_scale": self.settings.guidance_scale,
                 "image_guidance_scale": image_guidance_scale,
                 "source_image": row["source_image"],
                 "edited_image": edit,
                 "clip_image": float(clip["clip_image"][index]),
                 "clip_direction": float(clip["clip_direction"][index]),
-                "reward": rewards[index],
-                **_judged(settings, row, edit),
+                "reward": draws.rewards[place],
+                **_judged(self.settings, row, edit),
             }
-            for index, (row, edit, seed) in enumerate(zip(rows, edits, seeds, strict=True))
+            for index, (row, (draws, place), edit) in enumerate(zip(rows, chosen, edits, strict=True))
         ]
+
+
+def best_of_name(editor: str, num_draws: int) -> str:
+    """What the best of several edits of an editor is called in tables."""
+    return f"{editor}, best of {num_draws}"
 
 
 def _judged(settings: Evaluation, row: Row, edit: bytes) -> dict[str, float]:

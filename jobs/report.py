@@ -5,7 +5,7 @@ pairs, rankings, rewards, evaluation, metrics -> Report
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice
 from typing import Any
@@ -16,7 +16,9 @@ from hive_ray import storage
 from hive_ray.distributed.tables import git_commit, read_manifest, read_rows, table_digest
 from hive_ray.evaluation.metrics import (
     CurvePoint,
+    WinRate,
     baseline_of,
+    by_editor,
     compare,
     measured,
     summarize,
@@ -45,22 +47,25 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
     """The report of everything that this run has finished."""
     settings = run.config.evaluation
     judged = settings.judge != "none"
-    rows = {name: list(read_rows(run.path(f"evaluation/{name}"), EVALUATION)) for name in settings.editors}
-    flat = [row for group in rows.values() for row in group]
+    flat = [row for name in settings.editors for row in read_rows(run.path(f"evaluation/{name}"), EVALUATION)]
+    rows = by_editor(flat)
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     differences = compare(flat, baseline, metrics, **options)
-    lead, others = metrics[0], [name for name in settings.editors if name != baseline]
+    wins = {metric: win_rates(flat, baseline, metric, tie_within) for metric in won_by(metrics)}
     rewarded = "reward" in metrics
     return Report(
-        finding=Finding(others[-1], baseline, lead, differences[others[-1]][lead], len(rows[others[-1]]))
-        if others
-        else None,
+        findings=[
+            Finding(
+                name, baseline, metrics[0], differences[name][metrics[0]], len(rows[name]), _most_telling(wins, name)
+            )
+            for name in _leading(settings.editors, list(differences))
+        ],
         summaries=summarize(flat, metrics, **options),
         differences=differences,
         warnings=warnings,
-        baseline=baseline if others else "",
-        win_rates={metric: win_rates(flat, baseline, metric, tie_within) for metric in won_by(metrics)},
+        baseline=baseline if differences else "",
+        win_rates=wins,
         curve=_curve(run),
         edits=_edits(rows, judged),
         pairs=_pairs(run),
@@ -74,6 +79,19 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+def _leading(editors: Sequence[str], compared: Sequence[str]) -> list[str]:
+    """The editors that were compared with the baseline, in the order in which the report tells of them: the last that
+    the settings name, which the run is about, then the best of several edits, then the others."""
+    named = [name for name in compared if name in editors]
+    best_of_several = [name for name in compared if name not in editors]
+    return [*named[-1:], *best_of_several, *named[:-1]]
+
+
+def _most_telling(wins: Mapping[str, Mapping[str, WinRate]], editor: str) -> WinRate | None:
+    """An editor's win rate by the first metric that wins are counted by."""
+    return next((rates[editor] for rates in wins.values()), None)
 
 
 def won_by(metrics: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ B batch, C latent channels, h w latent height and width
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from diffusers import SchedulerMixin
@@ -171,6 +174,52 @@ def edit_rows(
         )
         edits += [encode(to_pixels(image)) for image in images]
     return edits
+
+
+Score = Callable[[list[bytes], list[bytes], list[str]], list[float]]
+"""Sources, edits and instructions of B edits -> the reward of each, such as `RewardModel.score`."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Several edits of one prompt with their rewards."""
+
+    edits: tuple[bytes, ...]
+    seeds: tuple[int, ...]
+    rewards: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """The place of the greatest reward, the first of equal ones. NaN is less than any number."""
+        rewards = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
+        return rewards.index(max(rewards))
+
+
+def draw_and_score(
+    editor: Editor,
+    rows: Rows,
+    score: Score,
+    *,
+    seeds: Sequence[Sequence[int]],
+    guidance_scale: float,
+    image_guidance_scale: float,
+    num_inference_steps: int,
+) -> list[Draws]:
+    """Best of N (ImageReward, Xu et al. 2023, section 4.2): N edits of each row, one of each of its `seeds`, and what
+    `score` gives them. `Draws.best` is the one to show; the first is what a single draw would have been."""
+    counts = [len(of_row) for of_row in seeds]
+    each = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    edits = edit_rows(
+        editor, each, seeds=[seed for of_row in seeds for seed in of_row], guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale, num_inference_steps=num_inference_steps,
+    )  # fmt: skip
+    rewards = score([row["source_image"] for row in each], edits, [row["instruction"] for row in each])
+    ends = list(accumulate(counts))
+    parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return [
+        Draws(tuple(edits[part]), tuple(of_row), tuple(rewards[part]))
+        for part, of_row in zip(parts, seeds, strict=True)
+    ]
 
 
 class EditSampler:

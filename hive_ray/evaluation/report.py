@@ -30,13 +30,14 @@ BENEATH = "Beneath a share its 95 % bootstrap interval by prompt."
 
 @dataclass(frozen=True)
 class Finding:
-    """The comparison that the report leads with: `editor` against `baseline` by one metric."""
+    """What the report says first: `editor` against `baseline` by one metric."""
 
     editor: str
     baseline: str
     metric: str
     difference: Interval
     num_prompts: int
+    win_rate: WinRate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class Report:
     """What a run measured. Empty parts are left out of the page."""
 
     title: str = "hive_ray: evaluation"
-    finding: Finding | None = None
+    findings: Sequence[Finding] = ()
+    """What the report says first, the most important one at the head."""
     summaries: Sequence[Summary] = ()
     differences: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     """Editor -> metric -> paired difference from the baseline."""
@@ -93,7 +95,7 @@ def write_report(report: Report) -> str:
         ("What was dropped, and why", _stages(report.stages)),
         ("Settings and versions", _settings(report)),
     ]
-    return page(report.title, headline(report.finding) if report.finding else "", sections)
+    return page(report.title, " ".join(map(headline, report.findings)), sections)
 
 
 def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
@@ -121,11 +123,15 @@ def headline(finding: Finding) -> str:
     measured = (
         f"{_signed(gap.value, finding.metric)} on {word} "
         f"(95 % interval {_signed(gap.low, finding.metric)} to {_signed(gap.high, finding.metric)}, "
-        f"{finding.num_prompts} prompts)"
+        f"{finding.num_prompts} prompts{_wins(finding.win_rate)})"
     )
     if not gap.excludes_zero:
         return f"No difference was shown between {finding.editor} and {finding.baseline}: {measured}."
     return f"{finding.editor} is {'better' if gap.value > 0 else 'worse'} than {finding.baseline}: {measured}."
+
+
+def _wins(rate: WinRate | None) -> str:
+    return f"; win {100 * rate.win:.0f} %, loss {100 * rate.loss:.0f} %" if rate else ""
 
 
 def _signed(value: float, metric: str) -> str:

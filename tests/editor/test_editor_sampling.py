@@ -12,7 +12,16 @@ from tiny_models import tiny_base
 from hive_ray.config import Candidates
 from hive_ray.distributed.mapping import map_rows
 from hive_ray.editor.model import Editor, EditorCard
-from hive_ray.editor.sampling import EditSampler, SamplingStopped, edit_rows, guided_noise, row_noise, sample
+from hive_ray.editor.sampling import (
+    Draws,
+    EditSampler,
+    SamplingStopped,
+    draw_and_score,
+    edit_rows,
+    guided_noise,
+    row_noise,
+    sample,
+)
 from hive_ray.images import decode, encode, to_pixels
 from hive_ray.schemas import CANDIDATES, to_table
 
@@ -219,3 +228,33 @@ def test_a_micro_batch_bounds_the_batch_and_keeps_the_order(editor, images):
     parts = edit_rows(editor, prompts(images), num_inference_steps=2, micro_batch=2, **settings)
     for one, other in zip(whole, parts, strict=True):
         assert abs(decode(one).astype(int) - decode(other)).max() <= 1
+
+
+def test_the_best_of_several_draws_is_the_first_of_the_greatest_reward():
+    def best(*rewards):
+        return Draws((b"",) * len(rewards), tuple(range(len(rewards))), rewards).best
+
+    assert best(0.5, 2.0, 2.0, -1.0) == 1
+    assert best(float("nan"), -3.0) == 1
+    assert best(float("nan"), float("nan")) == 0
+
+
+def test_draws_are_scored_beside_their_own_source_and_instruction(editor, images):
+    rows, seeds, asked = prompts(images), [[1, 4], [2], [3, 5, 6]], []
+
+    def score(sources, edits, instructions):
+        asked.extend(zip(sources, edits, instructions, strict=True))
+        return [float(number) for number in range(len(edits))]
+
+    scales = {"guidance_scale": 5.0, "image_guidance_scale": 1.5, "num_inference_steps": 2}
+    drawn = draw_and_score(editor, rows, score, seeds=seeds, **scales)
+    assert [draws.rewards for draws in drawn] == [(0.0, 1.0), (2.0,), (3.0, 4.0, 5.0)]
+    assert [draws.best for draws in drawn] == [1, 0, 2]
+    assert [draws.seeds for draws in drawn] == [(1, 4), (2,), (3, 5, 6)]
+    places = [0, 0, 1, 2, 2, 2]
+    made = [edit for draws in drawn for edit in draws.edits]
+    wanted = [rows[place] for place in places]
+    assert asked == [(row["source_image"], edit, row["instruction"]) for row, edit in zip(wanted, made, strict=True)]
+    single = edit_rows(editor, rows, seeds=[1, 2, 3], **scales)
+    for draws, edit in zip(drawn, single, strict=True):
+        assert abs(decode(draws.edits[0]).astype(int) - decode(edit)).max() <= 1

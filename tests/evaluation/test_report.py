@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -45,7 +46,7 @@ def full_report():
     metrics = {"right": Interval(0.5, 0.4, 0.6), "reward": Interval(-0.1, -0.2, 0.1)}
     example = Example('make it <b>"red"</b>', (Shown(PICTURE, "source"), Shown(PICTURE, "sft\nfollowed 0.10", False)))
     return Report(
-        finding=Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80),
+        findings=[Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80)],
         summaries=[Summary("sft", 80, 80, metrics), Summary("finetuned", 80, 80, metrics)],
         differences={"finetuned": {"right": Interval(0.1, 0.05, 0.15), "reward": Interval(0.1, -0.1, 0.2)}},
         baseline="sft", warnings=["finetuned: trained to please <it>"],
@@ -135,6 +136,20 @@ def test_every_part_that_is_given_has_its_section():
 )
 def test_the_headline_claims_a_difference_only_where_the_interval_excludes_zero(bounds, words):
     assert headline(Finding("finetuned", "sft", "right", bounds, 80)).startswith(words)
+
+
+def test_the_headline_says_how_many_prompts_were_won_and_lost_and_other_findings_follow():
+    gap = Interval(0.031, 0.017, 0.044)
+    findings = [
+        Finding("finetuned", "sft", "right", gap, 1200, WinRate(0.154, 0.772, 0.074, 1200)),
+        Finding("shuffled", "sft", "right", Interval(-0.01, -0.03, 0.01), 1200),
+    ]
+    html = write_report(replace(full_report(), findings=findings))
+    first = (
+        "finetuned is better than sft: +3.1 points on right edits (95 % interval +1.7 points to +4.4 points, "
+        "1200 prompts; win 15 %, loss 7 %). No difference was shown between shuffled and sft:"
+    )
+    assert first in html
 
 
 def test_a_difference_whose_interval_contains_zero_has_no_star():

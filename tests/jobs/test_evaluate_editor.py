@@ -78,14 +78,14 @@ def test_a_damaged_log_costs_its_bad_lines_and_not_the_report(measured, capsys):
 def test_one_editor_alone_is_shown_and_compared_with_nothing(measured):
     run = measured("released")
     report, summary = report_of(run), summarise(run)
-    assert (report.finding, report.differences, report.baseline) == (None, {}, "")
+    assert (report.findings, report.differences, report.baseline) == ([], {}, "")
     assert "released" in write_report(report)
     assert (summary["differences"], summary["win_rates"]) == ({}, {})
 
 
 def test_the_finding_is_of_the_last_editor_that_is_not_the_baseline(measured):
-    finding = report_of(measured("weighted", "sft", "control")).finding
-    assert (finding.editor, finding.baseline) == ("sft", "control")
+    findings = report_of(measured("weighted", "sft", "control")).findings
+    assert [(one.editor, one.baseline) for one in findings] == [("sft", "control"), ("weighted", "control")]
 
 
 @pytest.mark.parametrize(

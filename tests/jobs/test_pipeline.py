@@ -37,7 +37,16 @@ from hive_ray.schemas import (
     REWARDS,
     SCORED_PAIRS,
 )
-from jobs import encode_latents, make_pairs, pipeline, reward_curve, score_pairs, train_editor, write_instructions
+from jobs import (
+    encode_latents,
+    evaluate_editor,
+    make_pairs,
+    pipeline,
+    reward_curve,
+    score_pairs,
+    train_editor,
+    write_instructions,
+)
 from jobs.run import Run, read_command
 from jobs.scoring import rewards_of
 
@@ -158,6 +167,22 @@ def test_the_learning_curve_trains_on_nested_shares_and_keeps_what_is_done(run, 
     assert "<svg" in Path(run.path("reward_curve.svg")).read_text()
     assert reward_curve.build(curved) == found
     assert "reward_curve/0.6: kept" in capfd.readouterr().out
+
+
+def test_the_best_of_several_edits_is_one_more_row_of_each_prompt(run):
+    settings = run.config.evaluation
+    evaluate_editor.measure(run, "sft", "best_of_3", (settings.image_guidance_scale,), settings.num_prompts, 3)
+    single = {row["prompt_id"]: row for row in read_rows(run.path("evaluation/sft"), EVALUATION)}
+    rows = list(read_rows(run.path("best_of_3"), EVALUATION))
+    first = {row["prompt_id"]: row for row in rows if row["editor"] == "sft"}
+    best = {row["prompt_id"]: row for row in rows if row["editor"] == "sft, best of 3"}
+    assert first.keys() == best.keys() == single.keys()
+    assert len(rows) == 2 * len(single)
+    for prompt, row in first.items():
+        assert row["seed"] == single[prompt]["seed"]
+        assert row["reward"] == pytest.approx(single[prompt]["reward"], abs=1e-3)
+        assert best[prompt]["reward"] >= row["reward"]
+    assert any(best[prompt]["seed"] != row["seed"] for prompt, row in first.items())
 
 
 def test_a_second_run_rebuilds_nothing_and_says_so(run, capfd):
