@@ -32,6 +32,7 @@ from hive_ray.pairs.formats.files import data_files, of_split
 from hive_ray.pairs.formats.found import (
     EDITED_CAPTION,
     INSTRUCTION,
+    ROWS_NOT_READ,
     SOURCE_CAPTION,
     NoPicture,
     Unread,
@@ -124,7 +125,7 @@ def ranking_rows(found: Iterable[Ranked | Unread], dataset: str, least_kept: flo
     samples: dict[str, str] = {}
     source = iter(found)
     while batch := list(islice(source, RANKINGS_AT_A_TIME)):
-        for row in in_threads(_row, batch):
+        for ranking, row in zip(batch, in_threads(_row, batch), strict=True):
             if row.get("ranking_id") in seen:
                 row = {"dropped": "duplicate", "sample": f"ranking {row['ranking_id']} came before"}
             if "dropped" in row:
@@ -133,6 +134,9 @@ def ranking_rows(found: Iterable[Ranked | Unread], dataset: str, least_kept: flo
             else:
                 seen.add(row["ranking_id"])
             yield row
+            if isinstance(ranking, Unread) and ranking.rows > 1:
+                dropped[ROWS_NOT_READ] += ranking.rows - 1
+                yield {"counted": {ROWS_NOT_READ: ranking.rows - 1}}
     refuse_too_few(f"rankings of {dataset}", len(seen), dropped, samples, least_kept)
 
 
