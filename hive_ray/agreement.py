@@ -1,9 +1,12 @@
-"""Ranks checked, and how far people agree: Kendall's tau-b and Krippendorff's alpha."""
+"""Ranks checked, and how far people agree: Kendall's tau-b, Krippendorff's alpha, and shares of alike preferences."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import sqrt
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -84,3 +87,52 @@ def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float | None:
     observed = (coincidences * difference).sum()
     expected = (np.outer(totals, totals) * difference).sum() / (totals.sum() - 1)
     return float(1 - observed / expected)
+
+
+@dataclass(frozen=True)
+class PreferenceAgreement:
+    """How far rankings of the same edits agree, counted by pairs of edits. Shares are 0..1; None where nothing counts.
+
+    A comparison is a pair of edits that two rankings answer. It has three possible answers: first, second, tie.
+    """
+
+    comparisons: int
+    ties: float | None
+    """Share of ties among all pairs of edits of all rankings, those that nobody else ranked too."""
+    in_order: float | None
+    """Share of comparisons ordered alike, among those that both rankings order strictly. Chance is 0.5."""
+    ties_half: float | None
+    """Mean credit of a comparison: 1 for the same answer, 0.5 for a tie against an order, 0 for opposite orders. It is
+    the accuracy of Pick-a-Pic (Kirstain et al. 2023, section 4)."""
+    three_way: float | None
+    """Share of comparisons with the same answer of the three: a tie against an order counts nothing."""
+
+
+def preference_agreement(rankings: Iterable[Mapping[str, Any]]) -> PreferenceAgreement:
+    """Agreement of rows of `rankings` with `prompt_id`, `ranks`, and `edits` that have `edit_id`, over all pairs of
+    rankings of the same edits in the same order. Several rankings by one person count as those of several people."""
+    of_edits: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
+    for row in rankings:
+        answers = list(_answers(row["ranks"]))
+        of_edits[row["prompt_id"], *(edit["edit_id"] for edit in row["edits"])].append(answers)
+    tied = [answer == 0 for rankings_of_them in of_edits.values() for answers in rankings_of_them for answer in answers]
+    compared = [
+        pair
+        for rankings_of_them in of_edits.values()
+        for one, two in combinations(rankings_of_them, 2)
+        for pair in zip(one, two, strict=True)
+    ]
+    strict = [one == two for one, two in compared if one and two]
+    credits = [1 - abs(one - two) / 2 for one, two in compared]
+    same = [one == two for one, two in compared]
+    return PreferenceAgreement(len(compared), _share(tied), _share(strict), _share(credits), _share(same))
+
+
+def _answers(ranks: Sequence[int]) -> Iterator[int]:
+    """What ranks say of each pair of edits: -1 for the first, 1 for the second, 0 for a tie."""
+    for first, second in combinations(ranks, 2):
+        yield (first > second) - (first < second)
+
+
+def _share(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None

@@ -236,6 +236,10 @@ class Importing(Section):
     """A JSONL or CSV file of instruction and source_img (HIVE's test.jsonl) whose prompts join the test split."""
     prompt_pictures: str = "evaluation"
     """Where the picture paths in `prompts` begin, seen from that file's own folder (HIVE's are in `evaluation`)."""
+    rankings: str = ""
+    """Somebody else's rankings of edits, from which `import_rankings` makes the table `imported_rankings`: a folder or
+    file, on disk or s3://, or "shapes" for those of the embedded domain. Rewards and DPO learn from it beside the run's
+    own rankings."""
     num_pairs: int = Field(10_000_000, ge=1)
     """The most pairs to take."""
     cycle: bool = True

@@ -3,6 +3,7 @@
 captions -> instructions -> pairs -> editor -> candidates -> rankings -> reward -> scored pairs -> better editor
 
 Imported pairs take the place of the first three: those of --importing.dataset, or what `import_pairs` left in the run.
+Imported rankings (--importing.rankings) are learned from beside the run's own.
 
 --rounds 2 goes round again, in <run>/rounds/2: candidates of the better editor -> rankings -> a reward model of all
 rankings so far -> the same pairs scored again -> a better editor yet.
@@ -19,6 +20,7 @@ from jobs import (
     collect_rankings,
     evaluate_editor,
     import_pairs,
+    import_rankings,
     make_pairs,
     sample_candidates,
     score_pairs,
@@ -57,10 +59,12 @@ def build(run: Run) -> None:
 
 
 def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
-    """The stages of the first round, which are fewer where its pairs are somebody else's."""
+    """The stages of the first round, which are fewer where its pairs are somebody else's. Rankings are imported first,
+    so that bad ones are refused before anything is made."""
+    first = (import_rankings.build,) if run.config.importing.rankings else ()
     if run.config.importing.dataset:
-        return (import_pairs.build, *STAGES[len(TO_PAIRS) :])
-    return STAGES[len(TO_PAIRS) :] if read_manifest(run.path("imported")) else STAGES
+        return (*first, import_pairs.build, *STAGES[len(TO_PAIRS) :])
+    return (*first, *(STAGES[len(TO_PAIRS) :] if read_manifest(run.path("imported")) else STAGES))
 
 
 def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) -> None:

@@ -35,7 +35,7 @@ from hive_ray.settings_file import load_settings, wrong_settings
 
 SHARED = (
     "captions", "imported", "writer", "answers", "instructions", "pairs", "prompts", "latents", "judge_answers",
-    "editors/sft", "metrics/editors/sft.jsonl",
+    "imported_rankings", "editors/sft", "metrics/editors/sft.jsonl",
 )  # fmt: skip
 """What is made once, and is the first round's in every round."""
 ANSWERS = ("answers", "judge_answers")
@@ -83,10 +83,11 @@ class Run:
         return [*(self.before.so_far if self.before else []), self]
 
     def rankings_so_far(self) -> list[str]:
-        """The tables of rankings that this round learns from: those of all rounds up to it, and the last that thumbs
-        made, who say again what they said before."""
+        """The tables of rankings that this round learns from: imported ones, those of all rounds up to it, and the last
+        that thumbs made, who say again what they said before."""
+        imported = [self.path("imported_rankings")] if read_manifest(self.path("imported_rankings")) else []
         taken = [one.path("thumbs") for one in self.so_far if read_manifest(one.path("thumbs"))]
-        return [one.path("rankings") for one in self.so_far] + taken[-1:]
+        return imported + [one.path("rankings") for one in self.so_far] + taken[-1:]
 
     def after(self, editor: str = "finetuned") -> "Run":
         """The next round, which starts from this one's `editor`."""

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from hive_ray.agreement import dense_ranks, kendall_tau, krippendorff_alpha
+from hive_ray.agreement import (
+    PreferenceAgreement,
+    dense_ranks,
+    kendall_tau,
+    krippendorff_alpha,
+    preference_agreement,
+)
 
 
 def test_dense_ranks_close_the_gaps_and_keep_the_order():
@@ -49,3 +55,38 @@ def test_alpha_is_one_in_full_agreement_and_says_nothing_where_nothing_differs()
     assert krippendorff_alpha([[1, 1], [2, 2, 2], [3, 3], [5]]) == 1
     assert krippendorff_alpha([[1, 1], [1, 1]]) is None
     assert krippendorff_alpha([[1], [2]]) is None
+
+
+def ranking(prompt_id: str, ranks: list[int], edit_ids: str = "abc") -> dict:
+    return {"prompt_id": prompt_id, "edits": [{"edit_id": name} for name in edit_ids], "ranks": ranks}
+
+
+def test_preference_agreement_counts_pairs_of_edits_as_by_hand():
+    """Pairs (0, 1), (0, 2), (1, 2): the first says <, <, <; the second <, =, >; the third =, <, <.
+
+    First and second: same, half, opposite. First and third: half, same, same. Second and third: half, half, opposite.
+    Ties: 2 of these 9 answers, and 3 of the 3 of a prompt that only one person ranked.
+    """
+    rankings = [
+        ranking("p", [1, 2, 3]),
+        ranking("p", [1, 2, 1]),
+        ranking("p", [1, 1, 2]),
+        ranking("q", [1, 1, 1]),
+    ]
+    found = preference_agreement(rankings)
+    assert found.comparisons == 9
+    assert found.ties == pytest.approx(5 / 12)
+    assert found.in_order == pytest.approx(3 / 5)
+    assert found.ties_half == pytest.approx((3 + 4 * 0.5) / 9)
+    assert found.three_way == pytest.approx(3 / 9)
+
+
+def test_two_ties_agree_in_full_and_say_nothing_of_order():
+    found = preference_agreement([ranking("p", [1, 1], "ab")] * 2)
+    assert found == PreferenceAgreement(1, 1.0, None, 1.0, 1.0)
+
+
+def test_rankings_of_other_edits_of_a_prompt_are_not_compared():
+    rankings = [ranking("p", [1, 2, 3]), ranking("p", [3, 2, 1], "abd"), ranking("q", [3, 2, 1])]
+    assert preference_agreement(rankings) == PreferenceAgreement(0, 0.0, None, None, None)
+    assert preference_agreement([]) == PreferenceAgreement(0, None, None, None, None)

@@ -109,7 +109,11 @@ UNCOUNTED = (Inspection, LearningCurve, Preview, Recovery, Resources, Spending, 
 """Sections that a stage's fingerprint leaves out."""
 UNCOUNTED_SETTINGS = {"least_kept", "send_seed"}
 """Settings of any section that it leaves out: they decide whether a table is finished, or how an endpoint is asked."""
-VALUES_BEFORE = {"instructions.temperature": 0.7, "evaluation.best_of": 1}
+VALUES_BEFORE = {
+    "instructions.temperature": 0.7,
+    "evaluation.best_of": 1,
+    "importing.rankings": "",
+}
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, RANKINGS, to_table
-from hive_ray.shapes.annotator import SimulatedAnnotator, preference, rank_candidates, ranks_of
+from hive_ray.shapes.annotator import SimulatedAnnotator, preference, rank_candidates
 from hive_ray.shapes.judge import Verdict, adherence, intended_scene, judge
 from hive_ray.shapes.language import carry_out, write_edits
 from hive_ray.shapes.reading import read_scene
@@ -234,10 +234,6 @@ def test_ranked_candidates_are_rows_of_the_rankings_table():
     table = to_table(ranked, RANKINGS)
     assert table["annotator"].to_pylist() == ["simulated-0", "simulated-1"]
     assert len(set(table["ranking_id"].to_pylist())) == 2
-
-
-def test_ties_share_a_rank_and_the_next_rank_is_one_more():
-    assert ranks_of([0.1, 0.9, 0.88, 0.5], tie_within=0.03) == [3, 1, 1, 2]
 
 
 def test_following_without_preserving_is_worth_little():

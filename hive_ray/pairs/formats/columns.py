@@ -1,7 +1,7 @@
 """Hugging Face datasets by their columns: Parquet files, or the Arrow files of `save_to_disk`."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -98,6 +98,41 @@ def _row_group(table, group: int, rows: "_Rows") -> Iterator[Found | Unread]:
             rows.file, f", row group {group}", error, "row_group_unreadable", held - (rows.number - start)
         )
         rows.number = start + held
+
+
+def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iterator[tuple[str, Row | Unread]]:
+    """Where each row of a Parquet file stands, in words, and its values in `columns`; or what cannot be read: a row, a
+    row group, or all of it. "columns_unknown" is the reason of a file that has none of them."""
+    number = 0
+    try:
+        table = storage.open_parquet(file)
+    except BROKEN as error:
+        yield file, _unreadable(file, "", error)
+        return
+    with table:
+        wanted = columns(table.schema_arrow)
+        if not wanted:
+            found = ", ".join(table.schema_arrow.names)
+            yield (
+                file,
+                Unread("columns_unknown", f"{file} has the columns {found}, none of which is known; rename them"),
+            )
+            return
+        for group in range(table.num_row_groups):
+            begin = number
+            held = 0
+            try:
+                held = table.metadata.row_group(group).num_rows
+                for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=wanted):
+                    for row in _values(batch):
+                        place = f"{file}, row {number}"
+                        number += 1
+                        broken = isinstance(row, Exception)
+                        yield place, Unread("row_unreadable", f"{place}: {row}") if broken else row
+            except BROKEN as error:
+                lost = begin + held - number
+                yield file, _unreadable(file, f", row group {group}", error, "row_group_unreadable", lost)
+                number = begin + held
 
 
 def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:

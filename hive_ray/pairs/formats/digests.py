@@ -5,7 +5,7 @@ files name. Not looked at: a change that leaves name, size and time as they were
 that Arrow files name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -22,12 +22,16 @@ from hive_ray.seeds import id_for
 
 NAMES_AT_A_TIME = 4096
 
+Named = Callable[[str], Iterator[list[str]]]
+"""A file -> the paths of pictures in each of its rows."""
 
-def dataset_digest(dataset: str, pictures: str) -> str:
+
+def dataset_digest(dataset: str, pictures: str, named_in: Named | None = None) -> str:
     """Names and sizes, "-", and modification times or ETags, as a digest each; `pictures` as `importing.pictures`.
 
     A folder is listed. Of a file, and of a folder where `pictures` are elsewhere, the files that name pictures are read
     once, and each picture is looked at: on disk one by one, on S3 in a listing of the folder that they are in.
+    `named_in` says which paths a file names; without it, those of pairs.
 
     Raises FileNotFoundError if nothing is there.
     """
@@ -37,7 +41,8 @@ def dataset_digest(dataset: str, pictures: str) -> str:
     sizes = times = ""
     if alone or pictures not in ("", "."):
         files = [dataset] if alone else [storage.join(dataset, name) for name in data_files(dataset)]
-        named = chain.from_iterable(_versions_of_pictures(file, root, pictures, alone) for file in files)
+        named_in = named_in or _named_pictures
+        named = chain.from_iterable(_versions_of_pictures(file, root, pictures, alone, named_in) for file in files)
     else:
         named = iter(())
     for name, version in chain(versions.items(), named):
@@ -53,11 +58,13 @@ def first_digest(dataset: str) -> str:
     return id_for(*chain.from_iterable(sizes.items()))
 
 
-def _versions_of_pictures(file: str, root: str, folder: str, alone: bool) -> Iterator[tuple[str, str | None]]:
+def _versions_of_pictures(
+    file: str, root: str, folder: str, alone: bool, named_in: Named
+) -> Iterator[tuple[str, str | None]]:
     """Path and version of each picture that a file names; those in the dataset's folder only if it is `alone`."""
     pictures, listed = Pictures(file, root, folder), {}
     top = normal(root)
-    for path in chain.from_iterable(_named_pictures(file)):
+    for path in chain.from_iterable(named_in(file)):
         for place in pictures.places(path):
             if not alone and is_within(place, (top,)):
                 continue
@@ -93,14 +100,14 @@ def _named_pictures(file: str) -> Iterator[list[str]]:
 def _named_in_parquet(file: str) -> Iterator[list[str]]:
     with storage.open_parquet(file) as table:
         known = columns_of(table.schema_arrow.names)
-        columns = [_path_column(table.schema_arrow, name) for name in known.pictures] if known else []
+        columns = [path_column(table.schema_arrow, name) for name in known.pictures] if known else []
         columns = [name for name in columns if name]
         for batch in table.iter_batches(NAMES_AT_A_TIME, columns=columns) if columns else ():
             for row in batch.to_pylist():
                 yield _paths(*row.values())
 
 
-def _path_column(schema: pa.Schema, name: str) -> str:
+def path_column(schema: pa.Schema, name: str) -> str:
     """The column of paths in place of pictures; the path of {bytes, path} alone, since the bytes are large."""
     kind = schema.field(name).type
     if pa.types.is_struct(kind):

@@ -1,0 +1,356 @@
+"""Somebody else's rankings of edits, one after the other, by the columns that their rows have.
+
+tables of `rankings`, EditReward-Data, GenAI-Bench, lists of paths and ranks -> imported_rankings
+
+A row has an instruction, a source picture, edits and an answer, in one of these columns:
+
+- `edits` (paths, pictures, or the structs of a table of `rankings`) and `ranks`; 1 is the best
+- `left_output_image`, `right_output_image` (or `left_image`, `right_image`) and `vote_type`, which is one of VOTES:
+  EditReward-Data and GenAI-Bench
+- `path1`, which is preferred to `path2`, unless `tie_case` is true: EditReward's training files
+- `jpg_0`, `jpg_1`, `label_0`, `label_1`; the greater label is preferred: as Pick-a-Pic has it
+
+Files are Parquet, JSON lines, CSV, TSV, or a JSON array. What cannot be read costs itself, as in `reading`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from hive_ray import storage
+from hive_ray.agreement import RankingError, check_ranks
+from hive_ray.config import Importing
+from hive_ray.images import in_threads
+from hive_ray.pairs.formats import text_rows
+from hive_ray.pairs.formats.columns import parquet_values, used_once
+from hive_ray.pairs.formats.digests import path_column
+from hive_ray.pairs.formats.files import data_files, of_split
+from hive_ray.pairs.formats.found import (
+    EDITED_CAPTION,
+    INSTRUCTION,
+    ROWS_NOT_READ,
+    SOURCE_CAPTION,
+    NoPicture,
+    Unread,
+    first,
+    kept_picture,
+    refuse_too_few,
+    share,
+    text,
+)
+from hive_ray.pairs.formats.pictures import Pictures, folder_of, named_path
+from hive_ray.schemas import SPLITS, Row
+from hive_ray.seeds import id_for
+from hive_ray.text_files import parse_json
+
+INSTRUCTION_KEYS = (*INSTRUCTION, "instruct_prompt", "prompt")
+SOURCE_KEYS = (*text_rows.SOURCE_KEYS, "path_src")
+SOURCE_CAPTION_KEYS = (*SOURCE_CAPTION, "source_prompt")
+EDITED_CAPTION_KEYS = (*EDITED_CAPTION, "target_prompt")
+TWO_EDITS = (
+    ("left_output_image", "right_output_image"),
+    ("left_image", "right_image"),
+    ("path1", "path2"),
+    ("jpg_0", "jpg_1"),
+)
+VOTES = {
+    "leftvote": [1, 2],
+    "rightvote": [2, 1],
+    "tie": [1, 1],
+    "tievote": [1, 1],
+    "bothbad_vote": [1, 1],
+}
+MODELS = ("left_model", "right_model", "model1", "model2", "model_0", "model_1")
+PICTURE_KEYS = (*SOURCE_KEYS, *(key for keys in TWO_EDITS for key in keys), "edits")
+COLUMNS = (
+    *INSTRUCTION_KEYS, *PICTURE_KEYS, *SOURCE_CAPTION_KEYS, *EDITED_CAPTION_KEYS, *MODELS, "ranks", "vote_type",
+    "tie_case", "label_0", "label_1", "ranking_id", "prompt_id", "annotator", "editor", "split",
+)  # fmt: skip
+"""All columns that are read."""
+PARQUET = ".parquet"
+JSON_ARRAY = ".json"
+ENDINGS = (PARQUET, *text_rows.ENDINGS, JSON_ARRAY)
+"""How the files end that are read here."""
+MOST_EDITS = 127
+"""A table holds ranks as int8."""
+NOBODY = "imported"
+"""The annotator, and the editor, of rows that name none."""
+RANKINGS_AT_A_TIME = 8
+"""Whose pictures are decoded at once, and are in memory."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A ranking as a dataset gives it: its row, its pictures, and the checked ranks of its edits."""
+
+    row: Row
+    instruction: str
+    source_image: bytes | NoPicture
+    edits: tuple[bytes | NoPicture, ...]
+    ranks: list[int]
+    place: str
+    """Where it stands, for messages."""
+
+
+def read_rankings(dataset: str, settings: Importing) -> Iterator[Ranked | Unread]:
+    """Every ranking of a dataset, a folder or a file, in its order, and what of it is none.
+
+    `settings` say where picture paths begin, and which files of a folder are read. Raises FileNotFoundError if nothing
+    is there, and ValueError, with what was found, if no file is of a known kind or a table is not finished.
+    """
+    alone = storage.is_file(dataset)
+    root = folder_of(dataset) if alone else dataset
+    for file in [dataset] if alone else _files(dataset, settings.split_name):
+        pictures = Pictures(file, root, settings.pictures)
+        for place, row in _values(file):
+            yield row if isinstance(row, Unread) else _ranked(row, pictures, place)
+
+
+def ranking_rows(found: Iterable[Ranked | Unread], dataset: str, least_kept: float) -> Iterator[Row]:
+    """Rows of `rankings`, each once, and {"dropped": reason, "sample": words} for the others.
+
+    Ids that a row has are kept; else they are made from content, and rankings by the same person that say the same of
+    the same edits are one. Reasons beside those of `Unread` and `NoPicture`: "keys_missing", "instruction_missing",
+    "edits_missing", "nothing_to_compare", "too_many_edits", "other_number_of_ranks", "not_an_order", "vote_unknown",
+    "pictures_are_equal" (and ranked apart), "duplicate".
+
+    Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
+    """
+    seen: set[str] = set()
+    dropped: Counter[str] = Counter()
+    samples: dict[str, str] = {}
+    source = iter(found)
+    while batch := list(islice(source, RANKINGS_AT_A_TIME)):
+        for ranking, row in zip(batch, in_threads(_row, batch), strict=True):
+            if row.get("ranking_id") in seen:
+                row = {"dropped": "duplicate", "sample": f"ranking {row['ranking_id']} came before"}
+            if "dropped" in row:
+                dropped[row["dropped"]] += 1
+                samples.setdefault(row["dropped"], row["sample"])
+            else:
+                seen.add(row["ranking_id"])
+            yield row
+            if isinstance(ranking, Unread) and ranking.rows > 1:
+                dropped[ROWS_NOT_READ] += ranking.rows - 1
+                yield {"counted": {ROWS_NOT_READ: ranking.rows - 1}}
+    refuse_too_few(f"rankings of {dataset}", len(seen), dropped, samples, least_kept)
+
+
+def named_pictures(file: str) -> Iterator[list[str]]:
+    """The paths of pictures in the rows of a file of rankings, for `digests.dataset_digest`."""
+    rows = _values(file, of_paths=True) if file.lower().endswith(ENDINGS) else ()
+    for _, row in rows:
+        if not isinstance(row, Unread):
+            pictures = [row.get(key) for key in PICTURE_KEYS if key != "edits"]
+            edits = _as_list(row.get("edits"))
+            pictures += map(_picture, edits if isinstance(edits, list) else [])
+            yield list(filter(None, map(named_path, pictures)))
+
+
+def _files(dataset: str, split_name: str) -> list[str]:
+    names = data_files(dataset)
+    if "building.json" in names and "manifest.json" not in names:
+        raise ValueError(f"{dataset} is a table that is not finished: finish the job that makes it, and import it then")
+    for endings in ((PARQUET,), text_rows.ENDINGS, (JSON_ARRAY,)):
+        files = [name for name in names if name.lower().endswith(endings)]
+        if files:
+            return of_split(dataset, files, split_name, may_have_none=True)
+    raise ValueError(
+        f"{dataset} holds no rankings: wanted files that end with {', '.join(ENDINGS)}; "
+        f"found {', '.join(names[:5]) or 'nothing'}"
+    )
+
+
+def _values(file: str, *, of_paths: bool = False) -> Iterator[tuple[str, Row | Unread]]:
+    """Where each row of a file stands, and its values. `of_paths`: of Parquet, the columns of paths alone."""
+    name = file.lower()
+    if name.endswith(PARQUET):
+        yield from parquet_values(file, _columns_of_paths if of_paths else _columns)
+    elif name.endswith(text_rows.ENDINGS):
+        yield from text_rows.read_values(file)
+    elif name.endswith(JSON_ARRAY):
+        yield from _json_values(file)
+    else:
+        raise ValueError(f"{file} holds no rankings: wanted a file that ends with {', '.join(ENDINGS)}")
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    return [name for name in used_once(schema.names) if name in COLUMNS]
+
+
+def _columns_of_paths(schema: pa.Schema) -> list[str]:
+    columns = [path_column(schema, name) for name in used_once(schema.names) if name in PICTURE_KEYS]
+    if "edits" in schema.names:
+        kind = schema.field("edits").type
+        if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+            columns.append("edits")
+    return list(filter(None, columns))
+
+
+def _json_values(file: str) -> Iterator[tuple[str, Row | Unread]]:
+    try:
+        rows = parse_json(storage.read_text(file))
+    except ValueError as error:
+        yield file, Unread("file_unreadable", f"{file} is not JSON: {error}")
+        return
+    if not isinstance(rows, list):
+        yield file, Unread("file_unreadable", f"{file} holds a {type(rows).__name__}; give an array of objects")
+        return
+    for number, row in enumerate(rows):
+        place = f"{file}, row {number}"
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            yield place, Unread("not_an_object", f"{place} is a {type(row).__name__}; give an array of objects")
+
+
+def _ranked(row: Row, pictures: Pictures, place: str) -> Ranked | Unread:
+    for keys in (INSTRUCTION_KEYS, SOURCE_KEYS):
+        if not row.keys() & set(keys):
+            return Unread("keys_missing", f"{place} has no {' or '.join(keys)}, only {_names(row)}; rename its keys")
+    instruction = text(first(row, INSTRUCTION_KEYS))
+    if not instruction:
+        return Unread("instruction_missing", f"{place}: no text")
+    try:
+        edits, ranks = _judged(row)
+    except RankingError as error:
+        return Unread(error.reason, f"{place}: {error}")
+    return Ranked(
+        row=row,
+        instruction=instruction,
+        source_image=pictures.read(first(row, SOURCE_KEYS)),
+        edits=tuple(pictures.read(_picture(edit)) for edit in edits),
+        ranks=ranks,
+        place=place,
+    )
+
+
+def _judged(row: Row) -> tuple[list[Any], list[int]]:
+    """The edits of a row and their ranks; a RankingError that says what it lacks."""
+    if row.keys() >= {"edits", "ranks"}:
+        return _listed(row)
+    for left, right in TWO_EDITS:
+        if row.keys() >= {left, right}:
+            return [row[left], row[right]], _vote(row, left)
+    known = "; ".join(" and ".join(keys) for keys in (("edits", "ranks"), *TWO_EDITS))
+    raise RankingError(f"it has no edits ({known}), only {_names(row)}; rename its keys", "keys_missing")
+
+
+def _listed(row: Row) -> tuple[list[Any], list[int]]:
+    edits, ranks = _as_list(row["edits"]), _as_list(row["ranks"])
+    if not isinstance(edits, list):
+        raise RankingError(f"edits is {str(edits)[:40]!r}; give a list of paths or pictures", "edits_missing")
+    if not isinstance(ranks, list):
+        raise RankingError(f"ranks is {str(ranks)[:40]!r}; give a list of whole numbers, 1 is the best")
+    if len(edits) < 2:
+        raise RankingError(f"it has {len(edits)} edits; give two or more", "nothing_to_compare")
+    if len(edits) > MOST_EDITS:
+        raise RankingError(f"it has {len(edits)} edits; at most {MOST_EDITS} are taken", "too_many_edits")
+    if len(edits) != len(ranks):
+        raise RankingError(f"{len(ranks)} ranks for {len(edits)} edits; give each its own", "other_number_of_ranks")
+    check_ranks(ranks, len(edits))
+    return edits, ranks
+
+
+def _vote(row: Row, left: str) -> list[int]:
+    """The ranks of two edits; `left` is the column of the first."""
+    if left == "path1":
+        tied = str(row.get("tie_case")).strip().lower() in ("true", "1", "1.0")
+        return [1, 1] if tied else [1, 2]
+    if left == "jpg_0":
+        return _labelled(row)
+    vote = str(row.get("vote_type")).strip().lower()
+    if vote not in VOTES:
+        raise RankingError(f"vote_type is {vote[:40]!r}; give one of {', '.join(VOTES)}", "vote_unknown")
+    return list(VOTES[vote])
+
+
+def _labelled(row: Row) -> list[int]:
+    labels = [row.get("label_0"), row.get("label_1")]
+    try:
+        first_label, second_label = map(float, labels)
+    except (TypeError, ValueError) as error:
+        raise RankingError(f"label_0 and label_1 are {labels}; give two numbers", "vote_unknown") from error
+    if not first_label + second_label > 0:
+        raise RankingError(f"label_0 and label_1 are {labels}: nobody chose", "vote_unknown")
+    return [1 + (first_label < second_label), 1 + (second_label < first_label)]
+
+
+def _row(found: Ranked | Unread) -> Row:
+    """The row of `rankings` that a ranking becomes, or why there is none."""
+    if isinstance(found, Unread):
+        return {"dropped": found.reason, "sample": found.sample}
+    source = kept_picture(found.source_image, "source")
+    edits = [kept_picture(edit, f"edit {number}'s") for number, edit in enumerate(found.edits, 1)]
+    for picture in (source, *edits):
+        if isinstance(picture, NoPicture):
+            return {"dropped": picture.reason, "sample": f"{found.place}: {picture.detail}"}
+    rank_of = dict(zip(edits, found.ranks, strict=True))
+    if any(rank_of[edit] != rank for edit, rank in zip(edits, found.ranks, strict=True)):
+        return {"dropped": "pictures_are_equal", "sample": f"{found.place}: two edits are one picture, ranked apart"}
+    row, annotator = found.row, text(found.row.get("annotator")) or NOBODY
+    prompt_id = text(row.get("prompt_id")) or id_for("prompt", found.instruction, source)
+    rows_of_edits = _edits(row, prompt_id, edits)
+    said = sorted(f"{edit['edit_id']} {rank}" for edit, rank in zip(rows_of_edits, found.ranks, strict=True))
+    return {
+        "ranking_id": text(row.get("ranking_id")) or id_for("ranking", prompt_id, annotator, *said),
+        "prompt_id": prompt_id,
+        "instruction": found.instruction,
+        "source_caption": text(first(row, SOURCE_CAPTION_KEYS)),
+        "edited_caption": text(first(row, EDITED_CAPTION_KEYS)),
+        "source_image": source,
+        "split": row["split"] if row.get("split") in SPLITS else "rank",
+        "edits": rows_of_edits,
+        "editor": _editor(row),
+        "annotator": annotator,
+        "ranks": found.ranks,
+    }
+
+
+def _edits(row: Row, prompt_id: str, pictures: list[bytes]) -> list[Row]:
+    """The edits of a row of `rankings`; their seeds and scales are 0 where nobody knows."""
+    given = _as_list(row.get("edits"))
+    known = [edit if isinstance(edit, dict) else {} for edit in given] if isinstance(given, list) else []
+    known = known or [{}] * len(pictures)
+    return [
+        {
+            "edit_id": text(edit.get("edit_id")) or id_for("edit", prompt_id, picture),
+            "image": picture,
+            "seed": _seed(edit.get("seed")),
+            "guidance_scale": share(edit.get("guidance_scale"), 0.0),
+            "image_guidance_scale": share(edit.get("image_guidance_scale"), 0.0),
+        }
+        for edit, picture in zip(known, pictures, strict=True)
+    ]
+
+
+def _picture(edit: Any) -> Any:
+    """What stands for the picture of an edit: the edit, or the `image` of an edit of a table."""
+    return edit["image"] if isinstance(edit, dict) and "image" in edit else edit
+
+
+def _seed(value: Any) -> int:
+    return int(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else 0
+
+
+def _editor(row: Row) -> str:
+    models = sorted({text(row.get(name)) for name in MODELS} - {""})
+    return text(row.get("editor")) or " ".join(models) or NOBODY
+
+
+def _as_list(value: Any) -> Any:
+    """A value as it is, or the list that a cell of a CSV file has as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return parse_json(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(str, row)) or "nothing"

@@ -1,0 +1,59 @@
+"""Somebody else's rankings, from which the reward model and DPO learn beside the run's own.
+
+a dataset -> imported_rankings
+"""
+
+from collections.abc import Iterator
+
+from hive_ray import storage
+from hive_ray.distributed.tables import Manifest, write_rows
+from hive_ray.pairs.formats.digests import dataset_digest
+from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings
+from hive_ray.presets import SHAPES_WEIGHTS
+from hive_ray.schemas import RANKINGS, Row
+from jobs.import_pairs import as_kept_before, only, unless_unfinished
+from jobs.run import Run, fingerprint, main
+
+TABLE = "imported_rankings"
+SHIPPED = {"shapes": SHAPES_WEIGHTS.parent / "rankings"}
+"""Names of rankings that come with the package -> their folders."""
+ROWS_PER_FILE = 32
+"""Rankings in a file: their pictures are in memory at a time."""
+
+
+def build(run: Run) -> Manifest:
+    settings, path = run.config.importing, run.path(TABLE)
+    dataset = dataset_of(settings.rankings)
+
+    def rows() -> Iterator[Row]:
+        return ranking_rows(read_rankings(dataset, settings), dataset, settings.least_kept)
+
+    stage = only(settings, "rankings", "split_name", "pictures", "least_kept")
+    made_from = fingerprint(stage, content=dataset_digest(dataset, settings.pictures, named_pictures))
+    made_from = as_kept_before(run, TABLE, RANKINGS, made_from, dataset, rows)
+    return write_rows(
+        path, RANKINGS, rows(), made_from, on_mismatch=unless_unfinished(run, path), rows_per_file=ROWS_PER_FILE
+    )
+
+
+def dataset_of(rankings: str) -> str:
+    """The address that `importing.rankings` means. Raises a ValueError if it is empty, and FileNotFoundError if it
+    names shipped rankings that are not there."""
+    if not rankings:
+        raise ValueError(
+            "importing.rankings is empty: name the folder or file of rankings to import, or shapes for those of the "
+            "embedded domain"
+        )
+    if rankings not in SHIPPED:
+        return rankings.rstrip("/") or rankings
+    folder = SHIPPED[rankings]
+    if not storage.list_files(str(folder)):
+        raise FileNotFoundError(
+            f"importing.rankings is {rankings!r}, whose rankings belong in {folder}, and are not there: install the "
+            f"whole package, or name a folder or file (./{rankings} for a folder of this name)"
+        )
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main(build)
