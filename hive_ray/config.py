@@ -370,6 +370,21 @@ class Dpo(Section):
     """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
     pairs: Literal["any", "best_worst"] = "any"
     """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
+    min_rank_gap: int = Field(1, ge=1)
+    """Compare edits that are at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). A
+    ranking that has no such pair gives the pairs that are furthest apart in it."""
+    timesteps: tuple[float, float] = (0.0, 1.0)
+    """Least and greatest share of the noise schedule that timesteps are drawn from: (0.3, 1) draws 300 to 999 of 1000.
+    The other losses draw from all of it."""
+    safeguard: float = Field(0.0, ge=0, le=1)
+    """How far the gradient of the rejected edit's error is scaled down so that the chosen edit's error does not rise
+    (Diffusion-SDPO, Fu et al. 2025): 0 is not at all, 1 as published, between them a mean of both."""
+    safeguard_margin: float = Field(0.0, ge=0, le=1)
+    """Share of the fall of the chosen edit's error that the safeguard keeps: mu in Diffusion-SDPO, whose Stable
+    Diffusion 1.5 has 0.9. At 0 the error only does not rise."""
+    shuffled: bool = False
+    """Whether the ranks of each ranking change places at random: a control that learns nothing from what people said.
+    It is what the arm `shuffled` sets."""
     tie_threshold: float = Field(1.0, ge=1)
     """How near two edits seem equal (Rao and Kupper 1967): 1 is never, so that only strict preferences count, as
     published; at 3 half of equally good edits tie (Chen et al. 2024), and ties hold the editor to its start."""
@@ -378,6 +393,15 @@ class Dpo(Section):
         ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
     )  # fmt: skip
     """A row is a ranking, of which it sees one comparison. The published rate is 1e-8 times the batch size."""
+
+    @model_validator(mode="after")
+    def _span(self) -> "Dpo":
+        least, most = self.timesteps
+        if not 0 <= least < most <= 1:
+            raise ValueError(
+                f"editor.dpo.timesteps is {least}..{most}: give two shares of the schedule in 0..1, the least first"
+            )
+        return self
 
 
 class Preview(Section):

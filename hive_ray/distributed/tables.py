@@ -109,7 +109,14 @@ UNCOUNTED = (Inspection, LearningCurve, Preview, Recovery, Resources, Spending, 
 """Sections that a stage's fingerprint leaves out."""
 UNCOUNTED_SETTINGS = {"least_kept", "send_seed"}
 """Settings of any section that it leaves out: they decide whether a table is finished, or how an endpoint is asked."""
-VALUES_BEFORE = {"instructions.temperature": 0.7}
+VALUES_BEFORE = {
+    "instructions.temperature": 0.7,
+    "editor.dpo.min_rank_gap": 1,
+    "editor.dpo.timesteps": (0.0, 1.0),
+    "editor.dpo.safeguard": 0.0,
+    "editor.dpo.safeguard_margin": 0.0,
+    "editor.dpo.shuffled": False,
+}
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""
 

@@ -9,18 +9,19 @@ import ray
 import torch
 from compvis import SD15, checkpoint, tiny
 from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
-from tiny_settings import tiny_config
+from tiny_settings import editor_settings, tiny_config
 
 from bench.training import write_pairs
 from hive_ray import storage
 from hive_ray.config import Dpo, Resources, SingleFile, Training
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import write_rows
+from hive_ray.distributed.tables import fingerprint, write_rows
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS
+from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, train_editor
 from jobs.run import Run
@@ -116,6 +117,17 @@ def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
     after = Editor.load(tmp_path / "run" / "editors" / "sft")
     for (name, old), new in zip(before.unet.state_dict().items(), after.unet.state_dict().values(), strict=True):
         assert 0 < (new - old).abs().max() < 1e-3, name
+
+
+def test_settings_that_came_later_leave_the_fingerprint_of_a_training_as_it_was():
+    def digest(dpo: dict) -> str:
+        return id_for(json.dumps(fingerprint(editor_settings(dpo=Dpo(**dpo))), sort_keys=True))
+
+    before = digest({})
+    assert before == "be56f0605f571dcc"
+    assert before == digest({"min_rank_gap": 1, "timesteps": (0.0, 1.0), "safeguard": 0.0, "shuffled": False})
+    others = [{"min_rank_gap": 2}, {"timesteps": (0.3, 1.0)}, {"safeguard": 1.0}, {"safeguard_margin": 0.9}]
+    assert before not in {digest(one) for one in [*others, {"shuffled": True}]}
 
 
 def test_an_unknown_arm_is_refused_by_name(tmp_path):
