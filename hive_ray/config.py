@@ -404,6 +404,19 @@ class Dpo(Section):
         return self
 
 
+class Nft(Section):
+    """Scored candidates -> a better editor (DiffusionNFT, Zheng et al. 2025)."""
+
+    beta: float = Field(1.0, gt=0)
+    """How far the implicit policies lie from the start; 1 / beta is the strength of the guidance that is learned (the
+    paper's 1 and 0.1)."""
+    training: Training = Training(
+        total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=1e-5, warmup_images=256 * 25,
+        ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
+    )  # fmt: skip
+    """A row is one edit."""
+
+
 class Preview(Section):
     """How the edits are drawn that a training shows on the way. Changes no weights."""
 
@@ -445,6 +458,11 @@ class Editor(Section):
     sft: Training
     finetune: Training
     dpo: Dpo = Dpo()
+    nft: Nft = Nft()
+    arm: Literal["scored", "conditional", "weighted", "dpo", "nft", "rejection"] = "scored"
+    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says, "conditional"
+    and "weighted" on pairs in one of its two ways, "dpo" on rankings, "nft" on the editor's own scored edits,
+    "rejection" on the best of them."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 
@@ -474,6 +492,22 @@ class Candidates(Section):
     least_kept: float = Field(0.0, ge=0, le=1)
     """Share of the prompts that must get edits, as `pairs.least_kept`."""
     seed: int = 0
+    resources: Resources = Resources(batch_size=8)
+
+
+class CandidateScoring(Section):
+    """Candidates -> scored candidates, for the arms `nft` and `rejection`."""
+
+    judge: Literal["reward", "people"] = "reward"
+    """Who says how good an edit is for `nft`: the run's reward model, or people's rankings of these edits (their mean
+    rank). People rank no unguided edits, so `rejection` always takes the reward model."""
+    clip: float = Field(1.0, gt=0)
+    """For `nft`: by how many standard deviations the reward of an edit that is certainly optimal lies above the mean of
+    its prompt (DiffusionNFT's Z)."""
+    least_advantage: float = 0.5
+    """For `rejection`: by how many standard deviations the best edit must lie above the mean of its prompt."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """Share of the edits that must get a reward, as `pairs.least_kept`."""
     resources: Resources = Resources(batch_size=8)
 
 
@@ -705,6 +739,7 @@ class Config(Section):
     pairs: Pairs
     editor: Editor
     candidates: Candidates
+    candidate_scoring: CandidateScoring = CandidateScoring()
     rankings: Rankings
     annotation: Annotation = Annotation()
     reward: Reward

@@ -116,6 +116,8 @@ VALUES_BEFORE = {
     "editor.dpo.safeguard": 0.0,
     "editor.dpo.safeguard_margin": 0.0,
     "editor.dpo.shuffled": False,
+    "editor.nft.beta": 1.0,
+    "editor.arm": "scored",
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""
