@@ -476,6 +476,15 @@ class Editor(Section):
         return self
 
 
+class Averaging(Section):
+    """Editors -> one with the mean of their weights (model soups, Wortsman et al. 2022)."""
+
+    editors: tuple[str, ...] = ()
+    """Names under editors/, two or more of the same start."""
+    name: str = "average"
+    """The name under editors/ of their mean."""
+
+
 class Candidates(Section):
     """Prompts -> several edits each, for people to rank."""
 
@@ -738,6 +747,7 @@ class Config(Section):
     instructions: Instructions
     pairs: Pairs
     editor: Editor
+    averaging: Averaging = Averaging()
     candidates: Candidates
     candidate_scoring: CandidateScoring = CandidateScoring()
     rankings: Rankings
