@@ -374,6 +374,21 @@ class Dpo(Section):
     """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
     pairs: Literal["any", "best_worst"] = "any"
     """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
+    min_rank_gap: int = Field(1, ge=1)
+    """Compare edits that are at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). A
+    ranking that has no such pair gives the pairs that are furthest apart in it."""
+    timesteps: tuple[float, float] = (0.0, 1.0)
+    """Least and greatest share of the noise schedule that timesteps are drawn from: (0.3, 1) draws 300 to 999 of 1000.
+    The other losses draw from all of it."""
+    safeguard: float = Field(0.0, ge=0, le=1)
+    """How far the gradient of the rejected edit's error is scaled down so that the chosen edit's error does not rise
+    (Diffusion-SDPO, Fu et al. 2025): 0 is not at all, 1 as published, between them a mean of both."""
+    safeguard_margin: float = Field(0.0, ge=0, le=1)
+    """Share of the fall of the chosen edit's error that the safeguard keeps: mu in Diffusion-SDPO, whose Stable
+    Diffusion 1.5 has 0.9. At 0 the error only does not rise."""
+    shuffled: bool = False
+    """Whether the ranks of each ranking change places at random: a control that learns nothing from what people said.
+    It is what the arm `shuffled` sets."""
     tie_threshold: float = Field(1.0, ge=1)
     """How near two edits seem equal (Rao and Kupper 1967): 1 is never, so that only strict preferences count, as
     published; at 3 half of equally good edits tie (Chen et al. 2024), and ties hold the editor to its start."""
@@ -382,6 +397,28 @@ class Dpo(Section):
         ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
     )  # fmt: skip
     """A row is a ranking, of which it sees one comparison. The published rate is 1e-8 times the batch size."""
+
+    @model_validator(mode="after")
+    def _span(self) -> "Dpo":
+        least, most = self.timesteps
+        if not 0 <= least < most <= 1:
+            raise ValueError(
+                f"editor.dpo.timesteps is {least}..{most}: give two shares of the schedule in 0..1, the least first"
+            )
+        return self
+
+
+class Nft(Section):
+    """Scored candidates -> a better editor (DiffusionNFT, Zheng et al. 2025)."""
+
+    beta: float = Field(1.0, gt=0)
+    """How far the implicit policies lie from the start; 1 / beta is the strength of the guidance that is learned (the
+    paper's 1 and 0.1)."""
+    training: Training = Training(
+        total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=1e-5, warmup_images=256 * 25,
+        ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
+    )  # fmt: skip
+    """A row is one edit."""
 
 
 class Preview(Section):
@@ -425,6 +462,11 @@ class Editor(Section):
     sft: Training
     finetune: Training
     dpo: Dpo = Dpo()
+    nft: Nft = Nft()
+    arm: Literal["scored", "conditional", "weighted", "dpo", "nft", "rejection"] = "scored"
+    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says, "conditional"
+    and "weighted" on pairs in one of its two ways, "dpo" on rankings, "nft" on the editor's own scored edits,
+    "rejection" on the best of them."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 
@@ -436,6 +478,15 @@ class Editor(Section):
                 "each picture once: set crop to 'center' or 'none', or latents to 'none'"
             )
         return self
+
+
+class Averaging(Section):
+    """Editors -> one with the mean of their weights (model soups, Wortsman et al. 2022)."""
+
+    editors: tuple[str, ...] = ()
+    """Names under editors/, two or more of the same start."""
+    name: str = "average"
+    """The name under editors/ of their mean."""
 
 
 class Candidates(Section):
@@ -454,6 +505,22 @@ class Candidates(Section):
     least_kept: float = Field(0.0, ge=0, le=1)
     """Share of the prompts that must get edits, as `pairs.least_kept`."""
     seed: int = 0
+    resources: Resources = Resources(batch_size=8)
+
+
+class CandidateScoring(Section):
+    """Candidates -> scored candidates, for the arms `nft` and `rejection`."""
+
+    judge: Literal["reward", "people"] = "reward"
+    """Who says how good an edit is for `nft`: the run's reward model, or people's rankings of these edits (their mean
+    rank). People rank no unguided edits, so `rejection` always takes the reward model."""
+    clip: float = Field(1.0, gt=0)
+    """For `nft`: by how many standard deviations the reward of an edit that is certainly optimal lies above the mean of
+    its prompt (DiffusionNFT's Z)."""
+    least_advantage: float = 0.5
+    """For `rejection`: by how many standard deviations the best edit must lie above the mean of its prompt."""
+    least_kept: float = Field(0.0, ge=0, le=1)
+    """Share of the edits that must get a reward, as `pairs.least_kept`."""
     resources: Resources = Resources(batch_size=8)
 
 
@@ -687,7 +754,9 @@ class Config(Section):
     instructions: Instructions
     pairs: Pairs
     editor: Editor
+    averaging: Averaging = Averaging()
     candidates: Candidates
+    candidate_scoring: CandidateScoring = CandidateScoring()
     rankings: Rankings
     annotation: Annotation = Annotation()
     reward: Reward

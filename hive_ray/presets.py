@@ -9,12 +9,14 @@ from typing import Any
 
 from hive_ray.config import (
     Candidates,
+    CandidateScoring,
     Config,
     Dpo,
     Editor,
     Evaluation,
     Importing,
     Instructions,
+    Nft,
     Pairs,
     Preview,
     Rankings,
@@ -64,11 +66,18 @@ def shapes() -> Config:
                     warmup_images=480, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
                 ),
             ),
+            nft=Nft(
+                training=Training(
+                    total_images=4_800, batch_size=32, micro_batch_size=16, learning_rate=1e-4, schedule="cosine",
+                    warmup_images=480, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
+                ),
+            ),
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
             resources=Resources(batch_size=16, **one_core),
         ),
+        candidate_scoring=CandidateScoring(resources=Resources(batch_size=16, **one_core)),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start=reward, tokenizer=reward, resolution=64, max_tokens=32,
@@ -191,6 +200,7 @@ def _stable_diffusion(
             **(editor or {}),
         ),
         candidates=Candidates(resources=Resources(num_actors=8, batch_size=8)),
+        candidate_scoring=CandidateScoring(resources=Resources(num_actors=8, num_cpus=4, batch_size=16)),
         rankings=Rankings(annotator="people"),
         reward=Reward(
             frozen_rate=0.7,

@@ -167,6 +167,22 @@ PROMPTS = _schema("prompts", "prompt_id", **_PROMPT_COLUMNS)
 
 _CANDIDATE_COLUMNS = dict(**_PROMPT_COLUMNS, edits=pa.list_(_EDIT), editor=_TEXT)
 CANDIDATES = _schema("candidates", "prompt_id", **_CANDIDATE_COLUMNS)
+CANDIDATE_REWARDS = _schema("candidate_rewards", "edit_id", edit_id=_TEXT, prompt_id=_TEXT, reward=_F32)
+SCORED_CANDIDATES = _schema(
+    "scored_candidates",
+    "pair_id",
+    pair_id=_TEXT,  # the edit's edit_id
+    prompt_id=_TEXT,
+    instruction=_TEXT,
+    source_caption=_TEXT,
+    edited_caption=_TEXT,
+    source_image=_IMAGE,
+    edited_image=_IMAGE,
+    weight=_F32,
+    reward=_F32,
+    reward_model=_TEXT,
+    split=_TEXT,
+)
 RANKINGS = _schema(
     "rankings",
     "ranking_id",

@@ -15,11 +15,11 @@ from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rat
 from hive_ray.evaluation.report import write_report, write_sheet
 from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
-from hive_ray.schemas import EVALUATION, PROMPTS, Rows
+from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from jobs.evaluating import EditEvaluator
 from jobs.report import gather, scored_card, won_by
 from jobs.run import Run, fingerprint, main
-from jobs.train_editor import ARMS
+from jobs.train_editor import ARMS, arm_of
 
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
 MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
@@ -111,20 +111,35 @@ def unmeasured(run: Run) -> list[str]:
 
 def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
     """In words, which of these measures come from a judge that one of the editors was trained to please."""
-    judges, settings = run.config.scoring.judges, run.config.evaluation
-    scored = {name for name, arm in ARMS.items() if arm.table.startswith("scored_pairs")}
-    pleased = [name for name in settings.editors if name in scored | ({"current"} if run.before else set())]
-    measures = {name for judge in judges for name in MEASURES_OF.get(judge, ())}
-    if model_digest(run.config.scoring.clip) != model_digest(settings.clip):
-        measures -= {"clip_image", "clip_direction"}
-    measures &= set(metrics)
-    if not pleased or not measures:
-        return []
-    named, others = sorted(measures), [name for name in metrics if name not in measures]
-    return [
-        f"{', '.join(pleased)}: trained to please the judge behind {' and '.join(named)}. A gain there shows that "
-        f"training did what it was asked, not that edits are better: look at {', '.join([*others, 'what people say'])}."
-    ]
+    pleased: dict[tuple[str, ...], list[str]] = {}
+    for name in run.config.evaluation.editors:
+        pleased.setdefault(judges_pleased(run, name), []).append(name)
+    warnings = []
+    for judges, names in pleased.items():
+        measures = {measure for judge in judges for measure in MEASURES_OF.get(judge, ())} & set(metrics)
+        if model_digest(run.config.scoring.clip) != model_digest(run.config.evaluation.clip):
+            measures -= {"clip_image", "clip_direction"}
+        if measures:
+            others = [name for name in metrics if name not in measures]
+            warnings.append(
+                f"{', '.join(names)}: trained to please the judge behind {' and '.join(sorted(measures))}. A gain "
+                "there shows that training did what it was asked, not that edits are better: look at "
+                f"{', '.join([*others, 'what people say'])}."
+            )
+    return warnings
+
+
+def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
+    """The judges by whose rewards an editor of this run was trained; none of one that learned from people directly."""
+    if name == "current" and run.before:
+        name = "finetuned"
+    if name not in ARMS:
+        return ()
+    arm = arm_of(run, name)
+    if arm.shaping:
+        return run.config.scoring.judges
+    by_people = arm.negative_aware and run.config.candidate_scoring.judge == "people"
+    return ("model",) if arm.schema is SCORED_CANDIDATES and not by_people else ()
 
 
 def without_pictures(table: str) -> Rows:

@@ -2,6 +2,8 @@
 
 captions -> instructions -> pairs -> editor -> candidates -> rankings -> reward -> scored pairs -> better editor
 
+`--editor.arm` names the way in which feedback makes the editor better; others than "scored" need no scored pairs.
+
 Imported pairs take the place of the first three: those of --importing.dataset, or what `import_pairs` left in the run.
 Imported rankings (--importing.rankings) are learned from beside the run's own.
 
@@ -23,6 +25,7 @@ from jobs import (
     import_rankings,
     make_pairs,
     sample_candidates,
+    score_candidates,
     score_pairs,
     train_editor,
     train_reward,
@@ -34,14 +37,20 @@ TO_PAIRS = (write_instructions.build, make_pairs.build)
 TO_EDITOR = (*TO_PAIRS, train_editor.build)
 FEEDBACK = (sample_candidates.build, collect_rankings.build, train_reward.build)
 TO_REWARD = (*TO_EDITOR, *FEEDBACK)
-LEARNING = (score_pairs.build, train_editor.finetune, evaluate_editor.build)
-STAGES = (*TO_REWARD, *LEARNING)
-AGAIN = (*FEEDBACK, *LEARNING)
-"""The stages of a later round."""
+TO_FEEDBACK_TABLE = {
+    "scored": (score_pairs.build,),
+    "conditional": (score_pairs.build,),
+    "weighted": (score_pairs.build,),
+    "dpo": (),  # rankings are there
+    "nft": (score_candidates.build,),
+    "rejection": (sample_candidates.unguided, score_candidates.best),
+}
+"""By `editor.arm`, the stages that make what `finetuned` is trained on."""
 WORKERS_IMPORT = (
     "deepspeed", "matplotlib.figure", "pandas", "pyarrow.dataset",
     "scipy.ndimage", "scipy.optimize", "scipy.sparse.linalg",
-    "hive_ray.editor.latents", "hive_ray.editor.objective", "hive_ray.editor.preference", "hive_ray.editor.preview",
+    "hive_ray.editor.latents", "hive_ray.editor.negative_aware", "hive_ray.editor.objective",
+    "hive_ray.editor.preference", "hive_ray.editor.preview",
     "hive_ray.pairs.generation", "hive_ray.reward.judges", "hive_ray.reward.worth", "hive_ray.shapes.actors",
 )  # fmt: skip
 """Most of what the stages' workers import; nothing that imports Ray, and not the domain's judge."""
@@ -53,7 +62,7 @@ def build(run: Run) -> None:
     while run.number < run.rounds:
         run = run.after()
         write_settings(run.root, again(run.so_far[0].config))
-        _build(run, AGAIN, start)
+        _build(run, (*FEEDBACK, *learning(run)), start)
     if run.before:
         print(told(run), flush=True)
 
@@ -63,8 +72,15 @@ def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
     so that bad ones are refused before anything is made."""
     first = (import_rankings.build,) if run.config.importing.rankings else ()
     if run.config.importing.dataset:
-        return (*first, import_pairs.build, *STAGES[len(TO_PAIRS) :])
-    return (*first, *(STAGES[len(TO_PAIRS) :] if read_manifest(run.path("imported")) else STAGES))
+        to_pairs = (import_pairs.build,)
+    else:
+        to_pairs = () if read_manifest(run.path("imported")) else TO_PAIRS
+    return (*first, *to_pairs, train_editor.build, *FEEDBACK, *learning(run))
+
+
+def learning(run: Run) -> Sequence[Callable[[Run], object]]:
+    """The stages that make an editor better by feedback: no more than its arm needs."""
+    return (*TO_FEEDBACK_TABLE[run.config.editor.arm], train_editor.finetune, evaluate_editor.build)
 
 
 def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) -> None:

@@ -230,7 +230,8 @@ def _tables(run: Run) -> list[str]:
     """The names of what may be in the run, in the order in which it is made."""
     judges = run.config.scoring.judges
     scored = [rewards_name((judge,)) for judge in judges] + [rewards_name(judges)]
-    return list(dict.fromkeys([*STAGES, *scored, "scored_pairs"]))
+    of_arms = ["candidates_unguided", "scored_candidates", "best_candidates"]
+    return list(dict.fromkeys([*STAGES, *scored, "scored_pairs", *of_arms]))
 
 
 def _stage(run: Run, name: str) -> dict[str, object]:

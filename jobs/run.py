@@ -73,6 +73,11 @@ class Run:
         return f"python -m jobs.{job} --config {self.path('config.yaml')} --run {self.root}"
 
     @property
+    def feedback_arm(self) -> str:
+        """The arm that `--arm` names; `finetuned` is what `editor.arm` says."""
+        return self.config.editor.arm if self.arm == "finetuned" else self.arm
+
+    @property
     def number(self) -> int:
         """Which round it is, from 1."""
         return len(self.so_far)
@@ -119,14 +124,19 @@ def drawn_anew(config: Config, number: int) -> Config:
         return seed_for("round", number, seed)
 
     editor, evaluation = config.editor, config.evaluation
-    finetune, dpo = (
+    finetune, dpo, nft = (
         training.model_copy(update={"seed": another(training.seed)})
-        for training in (editor.finetune, editor.dpo.training)
+        for training in (editor.finetune, editor.dpo.training, editor.nft.training)
     )
+    learning = {
+        "finetune": finetune,
+        "dpo": editor.dpo.model_copy(update={"training": dpo}),
+        "nft": editor.nft.model_copy(update={"training": nft}),
+    }
     return config.changed({
         "candidates": {"seed": another(config.candidates.seed)},
         "rankings": {"seed": another(config.rankings.seed)},
-        "editor": {"finetune": finetune, "dpo": editor.dpo.model_copy(update={"training": dpo})},
+        "editor": learning,
         "evaluation": {"editors": ("current", *evaluation.editors)},
     })  # fmt: skip
 
@@ -142,8 +152,10 @@ class Command(Config):
     """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
     `make_pairs`)."""
     arm: str = "sft"
-    """Which editor `train_editor` trains: sft, control, finetuned, conditional, weighted or dpo. `score_pairs` makes
-    what finetuned, conditional and weighted are trained on; where none is named, finetuned's."""
+    """Which editor `train_editor` trains: sft, control, finetuned (as `editor.arm` says), conditional, weighted, dpo,
+    shuffled, nft or rejection. `score_pairs` makes what finetuned, conditional and weighted are trained on; where none
+    is named, finetuned's. `score_candidates` does so for nft (where none is named) and rejection, and
+    `sample_candidates` draws rejection's edits."""
     rounds: int = Field(1, ge=1)
     """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
 

@@ -33,7 +33,8 @@ CARD, CHART = "card.json", "rewards.svg"
 
 
 def build(run: Run, shaping: str | None = None) -> Manifest:
-    """The table of `scoring.shaping`, or scored_pairs_<shaping> of another one to compare it with."""
+    """The table that `finetuned` is trained on, by `scoring.shaping`, or scored_pairs_<shaping> of another arm."""
+    shaping = shaping or (run.config.editor.arm if run.config.editor.arm in SHAPINGS else None)
     settings, pairs, editor = run.config.scoring, run.path("pairs"), run.config.editor
     rewards, judges = run.path(rewards_name(settings.judges)), {name: _digest(run, name) for name in settings.judges}
     for name, digest in judges.items():

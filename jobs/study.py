@@ -69,12 +69,16 @@ def configured(study: Study, seed: int) -> Config:
     )
     if study.sft_learning_rate:
         sft = sft.model_copy(update={"learning_rate": study.sft_learning_rate})
-    dpo = preset.editor.dpo
-    dpo = dpo.model_copy(update={"training": dpo.training.model_copy(update={"seed": seed})})
+    dpo, nft = (
+        section.model_copy(update={"training": section.training.model_copy(update={"seed": seed})})
+        for section in (preset.editor.dpo, preset.editor.nft)
+    )
     return preset.changed({
         "instructions": dict(instructions),
         "pairs": {"seed": seed},
-        "editor": {"start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune, "dpo": dpo},
+        "editor": {
+            "start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune, "dpo": dpo, "nft": nft
+        },
         "candidates": {"seed": seed},
         "rankings": {"seed": seed},
         "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},

@@ -1,11 +1,13 @@
-"""Fine-tune the editor. Every arm is the same training on another table from another start; `dpo` has another loss.
+"""Fine-tune the editor. Every arm is the same training on another table from another start; those on rankings and on
+the editor's own edits have other losses.
 
-pairs or scored_pairs, or one of them beside `latents`, or rankings -> editors/<arm>
+pairs or scored_pairs, or one of them beside `latents`, or rankings, or scored candidates -> editors/<arm>
 
 python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,19 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.config import Dpo
+from hive_ray.config import Dpo, Nft, Training
 from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, read_manifest, select, table_digest
 from hive_ray.distributed.training import fit
 from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.editor.preference import PreferenceObjective
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
-from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_PAIRS
+from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
 from jobs import encode_latents
 from jobs.run import Run, fingerprint, main
 
@@ -52,6 +55,10 @@ class PreferenceTraining(_Carded, PreferenceObjective):
     """Training on rankings."""
 
 
+class NegativeAwareTraining(_Carded, NegativeAwareObjective):
+    """Training on the editor's own edits, the bad ones included."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """What one editor is trained on, and from which editor; None starts from `editor.start`."""
@@ -60,21 +67,69 @@ class Arm:
     start: str | None
     shaping: str | None = None
     objective: type[EditorObjective] = EditorTraining
+    dpo: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `editor.dpo` that it has in place of the run's."""
 
     @property
     def ranked(self) -> bool:
         """Whether it learns from rankings directly."""
         return self.objective is PreferenceTraining
 
+    @property
+    def negative_aware(self) -> bool:
+        """Whether it learns from bad edits what not to do."""
+        return self.objective is NegativeAwareTraining
 
+    @property
+    def schema(self) -> pa.Schema:
+        """What its table's rows are."""
+        return SCHEMAS.get(self.table, SCORED_PAIRS)
+
+    def columns(self, settings: config.Editor) -> list[str]:
+        """What its training reads of a row."""
+        if self.ranked:
+            return RANKED
+        is_encoded = settings.latents != "none" and self.schema is not SCORED_CANDIDATES
+        return COLUMNS + (ENCODED if is_encoded else PICTURES)
+
+    def training(self, settings: config.Editor) -> Training:
+        """How it is fitted."""
+        if self.ranked:
+            return settings.dpo.training
+        if self.negative_aware:
+            return settings.nft.training
+        return settings.finetune if self.start else settings.sft
+
+    def settings(self, settings: config.Editor) -> config.Editor:
+        """The editor's settings, as it has them."""
+        return settings.model_copy(update={"dpo": settings.dpo.model_copy(update=dict(self.dpo))})
+
+    def deciding(self, settings: config.Editor) -> config.Editor:
+        """Those of its settings that decide its weights: the sections of other losses are as if nobody had set them."""
+        others = {} if self.ranked else {"dpo": Dpo()}
+        others |= {} if self.negative_aware else {"nft": Nft()}
+        named = type(settings).model_fields["arm"].default
+        return self.settings(settings).model_copy(update={"start": "", "arm": named} | others)
+
+
+SCHEMAS = {
+    "pairs": PAIRS,
+    "rankings": RANKINGS,
+    "scored_candidates": SCORED_CANDIDATES,
+    "best_candidates": SCORED_CANDIDATES,
+}
+"""Of tables; any other is of scored pairs."""
 CURRENT = "editors/current"  # sft, or in a later round what the one before made
 ARMS = {
     "sft": Arm("pairs", None),
     "control": Arm("pairs", CURRENT),  # trained on as long as the arms below, without feedback
-    "finetuned": Arm("scored_pairs", CURRENT, "configured"),
+    "finetuned": Arm("scored_pairs", CURRENT, "configured"),  # or another one, see `arm_of`
     "conditional": Arm("scored_pairs_conditional", CURRENT, "conditional"),
     "weighted": Arm("scored_pairs_weighted", CURRENT, "weighted"),
     "dpo": Arm("rankings", CURRENT, objective=PreferenceTraining),  # no reward model between
+    "shuffled": Arm("rankings", CURRENT, objective=PreferenceTraining, dpo={"shuffled": True}),  # dpo's control
+    "nft": Arm("scored_candidates", CURRENT, objective=NegativeAwareTraining),
+    "rejection": Arm("best_candidates", CURRENT),
 }
 COLUMNS = ["pair_id", "instruction", "weight"]
 PICTURES = ["source_image", "edited_image"]
@@ -83,23 +138,26 @@ SOURCES = ["origin", "source_caption", "edited_caption"]
 RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
 
 
+def arm_of(run: Run, name: str) -> Arm:
+    """The arm of an editor's name; `finetuned` is the one that `editor.arm` names."""
+    if name not in ARMS:
+        raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
+    chosen = run.config.editor.arm
+    return ARMS[chosen] if name == "finetuned" and chosen != "scored" else ARMS[name]
+
+
 def build(run: Run, name: str = "sft") -> Metrics:
-    told, tables, arm = training(run, name), _plan(run, name)[0], ARMS[name]
-    if arm.ranked:
-        schema, columns = RANKINGS, RANKED
-    else:
-        schema = SCORED_PAIRS if arm.shaping else PAIRS
-        columns = COLUMNS + (PICTURES if run.config.editor.latents == "none" else ENCODED)
+    told, tables, arm = training(run, name), _plan(run, name)[0], arm_of(run, name)
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        return _sides(run, tables, schema, told["settings"].validation_rows)
+        return _sides(run, tables, arm.schema, told["settings"].validation_rows)
 
     return fit(
         **told,
         rows=lambda: sides()[0],
         held_out=lambda: sides()[1],
-        columns=columns,
+        columns=arm.columns(run.config.editor),
         shown=["source_image"] if arm.ranked else PICTURES,
         on_mismatch=run.on_mismatch,
     )
@@ -108,29 +166,28 @@ def build(run: Run, name: str = "sft") -> Metrics:
 def training(run: Run, name: str) -> dict[str, Any]:
     """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
     settings, (tables, start, suffix) = run.config.editor, _plan(run, name)
-    arm = ARMS[name]
+    arm = arm_of(run, name)
     if read_manifest(run.path(arm.table)) is None:
         raise FileNotFoundError(f"{run.path(arm.table)} is not finished; this makes it: {_made_by(run, name)}")
     digest = table_digest(*tables)
-    stage = settings.model_copy(update={"start": ""} if arm.ranked else {"start": "", "dpo": Dpo()})
     return dict(
         objective=arm.objective,
         name=f"editors/{name}",
         run=(run if arm.start else run.so_far[0]).root,
-        settings=settings.dpo.training if arm.ranked else settings.finetune if arm.start else settings.sft,
-        fingerprint=fingerprint(stage, table=digest, start=model_digest(start)),
+        settings=arm.training(settings),
+        fingerprint=fingerprint(arm.deciding(settings), table=digest, start=model_digest(start)),
         start=start,
-        editor=settings,
+        editor=arm.settings(settings),
         suffix=suffix,
         table=digest,
     )
 
 
 def _sides(run: Run, tables: list[str], schema: pa.Schema, num_held_out: int) -> tuple[Selection, Selection]:
-    """The rows to train on, and those held out: whole prompts of rankings, of pairs whole sources, beside their latents
-    where these are encoded once."""
+    """The rows to train on, and those held out: whole prompts of rankings and of candidates, whole sources of pairs.
+    Pairs come with their latents where these are encoded once."""
     rows = select(tables, schema)
-    if schema is RANKINGS:
+    if "prompt_id" in schema.names:
         return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
     columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
     sides = hold_out(rows, columns, sources_of, num_held_out)
@@ -150,9 +207,7 @@ def _lacks_captions(tables: list[str], schema: pa.Schema) -> bool:
 
 def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     """Addresses of the tables, of the start, and the instruction suffix of the editor to come."""
-    if name not in ARMS:
-        raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
-    arm = ARMS[name]
+    arm = arm_of(run, name)
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
@@ -161,10 +216,13 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
 
 def _made_by(run: Run, name: str) -> str:
     """What to type to have the table made that an arm is trained on."""
-    if ARMS[name].shaping:
+    arm = arm_of(run, name)
+    if arm.shaping:
         return f"{run.command('score_pairs')} --arm {name}"
-    if ARMS[name].ranked:
+    if arm.ranked:
         return run.command("collect_rankings")
+    if arm.schema is SCORED_CANDIDATES:
+        return f"{run.command('score_candidates')} --arm {name}"
     if run.config.importing.dataset:
         return run.command("import_pairs")
     if read_manifest(run.path("imported")):
@@ -173,7 +231,7 @@ def _made_by(run: Run, name: str) -> str:
 
 
 def finetune(run: Run) -> Metrics:
-    """The second fine-tuning, on scored pairs."""
+    """The second fine-tuning, from feedback in the way that `editor.arm` names."""
     return build(run, "finetuned")
 
 

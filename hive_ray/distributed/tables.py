@@ -113,6 +113,13 @@ VALUES_BEFORE = {
     "instructions.temperature": 0.7,
     "evaluation.best_of": 1,
     "importing.rankings": "",
+    "editor.dpo.min_rank_gap": 1,
+    "editor.dpo.timesteps": (0.0, 1.0),
+    "editor.dpo.safeguard": 0.0,
+    "editor.dpo.safeguard_margin": 0.0,
+    "editor.dpo.shuffled": False,
+    "editor.nft.beta": 1.0,
+    "editor.arm": "scored",
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""

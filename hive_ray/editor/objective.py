@@ -152,27 +152,40 @@ class EditorObjective:
         squared = means.pop("train/weight_squared")
         return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
 
-    def drawn(self, rows: Rows, generator: torch.Generator, copies: int = 1) -> Batch:
+    def drawn(
+        self,
+        rows: Rows,
+        generator: torch.Generator,
+        copies: int = 1,
+        timesteps: tuple[float, float] = (0.0, 1.0),
+    ) -> Batch:
         """What rows of `pairs` carry, and all that is drawn for them, on the CPU.
 
         "latents" or "pixels" (PairLatents.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
         "no_image" (B,), "tokens" (B, E, T) of the instructions or of nothing.
         `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
+        `timesteps`: the least and the greatest share of the schedule that timesteps are drawn from.
         Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter (not shared), noise,
         drops. BadRows names rows without a usable picture.
         """
         settings, count, shape = self.settings, len(rows) // copies, self.latents.latent_shape
         views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
         batch = self.latents.read(rows, views)
-        num_timesteps = self.editor.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, num_timesteps, (count,), generator=generator)
+        drawn_timesteps = self._draw_timesteps(count, timesteps, generator)
         batch["jitter"] = torch.randn((len(rows), *shape), generator=generator)
         noise = torch.randn((count, *shape), generator=generator)
         no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
-        shared = {"timesteps": timesteps, "noise": noise, "no_image": no_image}
+        shared = {"timesteps": drawn_timesteps, "noise": noise, "no_image": no_image}
         given = zip(rows, no_text.tolist() * copies, strict=True)
         batch["tokens"] = self.editor.text.tokenize(["" if dropped else row["instruction"] for row, dropped in given])
         return batch | {name: torch.cat([each] * copies) for name, each in shared.items()}
+
+    def _draw_timesteps(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> Tensor:
+        """Timesteps (count,), uniform between two shares of the schedule; at least one timestep is always there."""
+        num_timesteps = self.editor.scheduler.config.num_train_timesteps
+        least = min(round(shares[0] * num_timesteps), num_timesteps - 1)
+        most = max(round(shares[1] * num_timesteps), least + 1)
+        return torch.randint(least, most, (count,), generator=generator)
 
     def noised(self, batch: Batch) -> Noised:
         """What was `drawn`, its edited images' latents noised, on the device on which it is now."""

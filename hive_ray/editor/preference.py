@@ -21,6 +21,7 @@ from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Metrics, row_errors, under
 from hive_ray.preferences import preference_loss
 from hive_ray.schemas import BadRows, Row, Rows
+from hive_ray.seeds import generator_for
 
 
 def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:
@@ -35,21 +36,64 @@ def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> 
     return -0.5 * beta * ((chosen - rejected) - (reference_chosen - reference_rejected))
 
 
+def safe_scale(predicted: Tensor, target: Tensor, margin: float = 0.0) -> Tensor:
+    """The largest factor in 0..1 of the rejected edit's gradient that keeps the chosen edit safe: (B,), no gradient.
+
+    Diffusion-SDPO (Fu et al. 2025, arXiv 2511.03317): a step along -(g_w - lambda g_l) changes the chosen edit's error
+    by -(|g_w|^2 - lambda <g_w, g_l>) to first order. It falls by at least `margin` (mu) of what g_w alone would give if
+
+        lambda_safe = min(1, (1 - mu) |g_w|^2 / <g_w, g_l>)   where <g_w, g_l> > 0, else 1.
+
+    As in the paper's output-space form, g is the gradient by the prediction, which is proportional to
+    predicted - target. The published code takes one factor for a micro-batch. Here each comparison has its own, so that
+    the factor does not depend on how a batch is divided.
+    predicted, target: (2 B, C, h, w), the chosen edits first.
+    """
+    residual = predicted.detach().float() - target.float()
+    chosen, rejected = residual.flatten(1).chunk(2)
+    alignment = (chosen * rejected).sum(1)
+    bound = (1 - margin) * chosen.square().sum(1) / alignment
+    return torch.where(alignment > 0, bound, 1.0).clamp(max=1.0)
+
+
+def scale_rejected_gradient(errors: Tensor, scale: Tensor) -> Tensor:
+    """The same errors (2 B,), the chosen edits' first; the rejected ones' gradient is multiplied by scale (B,)."""
+    chosen, rejected = errors.chunk(2)
+    fixed = rejected.detach()
+    return torch.cat([chosen, fixed + scale * (rejected - fixed)])
+
+
 def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator) -> tuple[int, int, bool]:
     """Places of a chosen and a rejected edit, drawn uniformly from the comparisons of a ranking, and if they tie.
 
-    Ties are among them only where they say something, or where there is nothing else.
+    The two are `min_rank_gap` ranks apart or more, or as far as the ranking goes where that is less. Ties are among
+    them only where they say something, or where there is nothing else.
     """
-    places = combinations(range(len(ranks)), 2)
-    pairs = [(one, other) if ranks[one] <= ranks[other] else (other, one) for one, other in places]
-    apart = [(chosen, rejected) for chosen, rejected in pairs if ranks[chosen] < ranks[rejected]]
-    if settings.pairs == "best_worst":
-        best, worst = min(ranks), max(ranks)
-        apart = [(chosen, rejected) for chosen, rejected in apart if ranks[chosen] == best and ranks[rejected] == worst]
-    if apart and (settings.pairs == "best_worst" or settings.tie_threshold == 1):
-        pairs = apart
-    chosen, rejected = pairs[int(torch.randint(len(pairs), (), generator=generator))]
-    return chosen, rejected, ranks[chosen] == ranks[rejected]
+    dense = _dense_ranks(ranks)
+    most = max(dense)
+    least = most if settings.pairs == "best_worst" else min(settings.min_rank_gap, most)
+    has_ties = most == 0 or (settings.pairs == "any" and settings.tie_threshold > 1)
+    comparisons = []
+    for one, other in combinations(range(len(dense)), 2):
+        chosen, rejected = (one, other) if dense[one] <= dense[other] else (other, one)
+        gap = dense[rejected] - dense[chosen]
+        is_drawn = gap >= least if gap else has_ties
+        if is_drawn:
+            comparisons.append((chosen, rejected, gap == 0))
+    return comparisons[int(torch.randint(len(comparisons), (), generator=generator))]
+
+
+def _dense_ranks(ranks: list[int]) -> list[int]:
+    """The ranks counted from 0 without gaps: 2, 5, 5 become 0, 1, 1."""
+    order = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
+    return [order[rank] for rank in ranks]
+
+
+def shuffle_ranks(row: Row) -> Row:
+    """The ranking with its ranks at random places, always the same ones for the same ranking_id."""
+    ranks = row["ranks"]
+    order = torch.randperm(len(ranks), generator=generator_for("shuffled", row["ranking_id"])).tolist()
+    return row | {"ranks": [ranks[place] for place in order]}
 
 
 class Compared(nn.Module):
@@ -71,12 +115,20 @@ class Compared(nn.Module):
         return self.denoiser(*inputs), reference
 
 
-class PreferenceObjective(EditorObjective):
-    """The weights that move, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
+class ReferencedObjective(EditorObjective):
+    """An objective that compares the weights that move with the frozen start."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         super().__init__(editor, settings)
         self.model = Compared(self.model, adapted=settings.lora_rank > 0)
+
+    def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
+        """Write an editor folder with the weights of `state`, a state dict of `model`; the reference is left out."""
+        super().save(folder, under("denoiser.", state), card)
+
+
+class PreferenceObjective(ReferencedObjective):
+    """The weights that move, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """Both edits of a comparison of each of B rows of `rankings` as `drawn`, the chosen ones first; and whether
@@ -86,11 +138,13 @@ class PreferenceObjective(EditorObjective):
         with a picture that cannot be read.
         """
         dpo = self.settings.dpo
+        if dpo.shuffled:
+            rows = [shuffle_ranks(row) for row in rows]
         drawn = [draw_comparison(row["ranks"], dpo, generator) for row in rows]
         chosen = [_pair(row, place) for row, (place, _, _) in zip(rows, drawn, strict=True)]
         rejected = [_pair(row, place) for row, (_, place, _) in zip(rows, drawn, strict=True)]
         try:
-            batch = self.drawn(chosen + rejected, generator, copies=2)
+            batch = self.drawn(chosen + rejected, generator, copies=2, timesteps=dpo.timesteps)
         except BadRows as bad:
             raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
         return batch | {"tied": torch.tensor([tie for *_, tie in drawn])}
@@ -98,11 +152,19 @@ class PreferenceObjective(EditorObjective):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean loss of a prepared batch; a comparison that says nothing counts as 0. `model` is `self.model`."""
         dpo, noised, tied = self.settings.dpo, self.noised(batch), batch["tied"]
-        errors, reference_errors = (row_errors(predicted, noised.target) for predicted in model(*noised.inputs))
-        margin = preference_margin(errors, reference_errors, dpo.beta)
+        predicted, reference = model(*noised.inputs)
+        errors = row_errors(predicted, noised.target)
+        reference_errors = row_errors(reference, noised.target)
+        measures = {"error": errors, "reference_error": reference_errors}
+        guarded = errors
+        if dpo.safeguard:
+            scale = 1 - dpo.safeguard * (1 - safe_scale(predicted, noised.target, dpo.safeguard_margin))
+            scale = scale.masked_fill(tied, 1.0)
+            guarded = scale_rejected_gradient(errors, scale)
+            measures["rejected_scale"] = scale
+        margin = preference_margin(guarded, reference_errors, dpo.beta)
         loss = preference_loss(margin, tied, dpo.tie_threshold).mean()
-        better = (margin.sign() + 1) / 2 * ~tied
-        measures = {"apart": (~tied).float(), "better": better, "error": errors, "reference_error": reference_errors}
+        measures |= {"apart": (~tied).float(), "better": (margin.sign() + 1) / 2 * ~tied}
         return loss, {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
@@ -112,10 +174,6 @@ class PreferenceObjective(EditorObjective):
         """
         apart, better = means.pop("train/apart"), means.pop("train/better")
         return means | {"train/implicit_accuracy": better / apart if apart else 0.5}
-
-    def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
-        """Write an editor folder with the weights of `state`, a state dict of `model`; the reference is left out."""
-        super().save(folder, under("denoiser.", state), card)
 
 
 def _pair(row: Row, place: int) -> Row:

@@ -15,6 +15,9 @@ from hive_ray.editor.preference import (
     PreferenceObjective,
     draw_comparison,
     preference_margin,
+    safe_scale,
+    scale_rejected_gradient,
+    shuffle_ranks,
 )
 from hive_ray.images import encode
 from hive_ray.preferences import preference_loss
@@ -72,6 +75,15 @@ def test_the_margin_and_the_loss_by_hand():
         ([3, 1, 2, 1], {"pairs": "best_worst", "tie_threshold": 2.0}, {(1, 0, False), (3, 0, False)}),
         ([1, 1, 1], {}, {(0, 1, True), (0, 2, True), (1, 2, True)}),
         ([1, 1], {"pairs": "best_worst"}, {(0, 1, True)}),
+        ([1, 2, 3], {"min_rank_gap": 2}, {(0, 2, False)}),
+        ([3, 9, 1], {"min_rank_gap": 2}, {(2, 1, False)}),  # ranks are counted, not subtracted
+        ([1, 2, 2], {"min_rank_gap": 2}, {(0, 1, False), (0, 2, False)}),  # the furthest that there are
+        ([1, 1], {"min_rank_gap": 2}, {(0, 1, True)}),
+        (
+            [1, 1, 2, 3],
+            {"min_rank_gap": 2, "tie_threshold": 2.0},
+            {(0, 3, False), (1, 3, False), (0, 1, True)},
+        ),
     ],
 )
 def test_every_comparison_of_a_ranking_is_drawn_as_often(ranks, changed, wanted):
@@ -79,6 +91,118 @@ def test_every_comparison_of_a_ranking_is_drawn_as_often(ranks, changed, wanted)
     drawn = Counter(draw_comparison(ranks, Dpo(**changed), draws) for _ in range(600))
     assert set(drawn) == wanted
     assert min(drawn.values()) > 0.8 * 600 / len(wanted)
+
+
+def test_the_safe_scale_by_hand():
+    # chosen (1, 0); rejected (2, 1), (0.5, 3), (-1, 2): <g_w, g_l> = 2, 0.5, -1 and |g_w|^2 = 1
+    chosen, rejected = torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[2.0, 1.0], [0.5, 3.0], [-1.0, 2.0]])
+    target = torch.randn(6, 1, 1, 2, generator=generator())
+    predicted = target + torch.cat([chosen, rejected]).view(6, 1, 1, 2)
+    torch.testing.assert_close(safe_scale(predicted, target), torch.tensor([0.5, 1.0, 1.0]), rtol=1e-5, atol=1e-5)
+    kept = safe_scale(predicted, target, margin=0.9)
+    torch.testing.assert_close(kept, torch.tensor([0.05, 0.2, 1.0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.9])
+def test_a_safeguarded_step_does_not_raise_the_chosen_edits_error_and_an_unguarded_one_does(margin):
+    """A bias that both predictions share is a model whose gradients are those of its output."""
+    offsets = torch.tensor([[1.0, 0.0], [3.0, 1.0]]).view(2, 1, 1, 2)
+    reference = torch.tensor([0.5, 5.0])
+
+    def fall(guarded: bool) -> float:
+        """How fast a small step against the loss lowers the chosen edit's error."""
+        bias = torch.zeros(1, 1, 1, 2, requires_grad=True)
+        predicted, target = offsets + bias, torch.zeros(2, 1, 1, 2)
+        errors = row_errors(predicted, target)
+        (own,) = torch.autograd.grad(errors[0], bias, retain_graph=True)
+        used = scale_rejected_gradient(errors, safe_scale(predicted, target, margin)) if guarded else errors
+        loss = preference_loss(preference_margin(used, reference, 2.0), torch.tensor([False]), 1.0)
+        (step,) = torch.autograd.grad(loss.sum(), bias)
+        # The margin is 0, so that a gradient is half of that of the errors' difference.
+        assert loss.item() == pytest.approx(math.log(2))
+        return (own * step).sum().item() / (0.5 * own.square().sum().item())
+
+    assert fall(guarded=False) == pytest.approx(1 - 3)  # it rises: <g_w, g_l> = 3 |g_w|^2
+    assert fall(guarded=True) == pytest.approx(margin, abs=1e-6)
+
+
+def test_the_safeguard_changes_the_rejected_edits_gradient_and_no_loss(editor):
+    gradients, losses = {}, {}
+    for name, dpo in {"off": {}, "published": {"safeguard": 1.0}, "chosen": {"safeguard": 1.0, "safeguard_margin": 1.0},
+                      "half": {"safeguard": 0.5, "safeguard_margin": 1.0}}.items():  # fmt: skip
+        objective = PreferenceObjective(editor, settings({"beta": 30.0} | dpo))
+        loss, measures = objective.loss(objective.model, objective.prepare(ROWS, generator(3)))
+        objective.model.zero_grad()
+        loss.backward()
+        losses[name] = loss.item()
+        gradients[name] = objective.model.denoiser.unet.conv_out.bias.grad.clone()
+        if name == "published":
+            assert 0.5 < measures["train/rejected_scale"] < 1
+        assert ("train/rejected_scale" in measures) == (name != "off")
+    assert len(set(losses.values())) == 1
+    assert not torch.equal(gradients["off"], gradients["published"])
+    # All of it off and the chosen edit alone: what is between them is linear in the scale.
+    torch.testing.assert_close(gradients["half"], (gradients["off"] + gradients["chosen"]) / 2)
+
+
+def test_timesteps_are_drawn_from_a_part_of_the_schedule_and_shared_by_both_edits(editor):
+    def drawn(*span: float) -> torch.Tensor:
+        objective = PreferenceObjective(editor, settings({"timesteps": span}))
+        timesteps = objective.prepare([ROWS[0]] * 64, generator())["timesteps"]
+        assert torch.equal(*timesteps.chunk(2))
+        return timesteps
+
+    part = drawn(0.3, 0.5)
+    assert 300 <= part.min() < 320
+    assert 480 < part.max() < 500
+    assert set(drawn(0.9999, 1.0).tolist()) == {999}
+    assert drawn(0.0, 1.0).min() < 100
+
+
+@pytest.mark.parametrize("span", [(0.5, 0.5), (0.6, 0.3), (-0.1, 1.0), (0.0, 1.1)])
+def test_a_span_of_timesteps_that_is_none_is_refused(span):
+    with pytest.raises(ValueError, match=r"editor\.dpo\.timesteps is .*the least first"):
+        Dpo(timesteps=span)
+
+
+@pytest.mark.parametrize(("instruction", "mirrored"), [("make it red", {True, False}), ("add a cat left", {False})])
+def test_both_edits_and_the_source_are_mirrored_together_and_never_where_a_side_is_named(editor, instruction, mirrored):
+    objective = PreferenceObjective(editor, settings().model_copy(update={"flip": True}))
+    row, seen = ROWS[0] | {"instruction": instruction}, set()
+    straight_pictures = _pictures(row, editor_settings())
+    for seed in range(12):
+        pixels = objective.prepare([row], generator(seed))["pixels"]
+        (is_mirrored,) = {
+            flipped for flipped in (True, False)
+            if torch.equal(pixels, straight_pictures.flip(-1) if flipped else straight_pictures)
+        }  # fmt: skip
+        seen.add(is_mirrored)
+    assert seen == mirrored
+
+
+def _pictures(row, settings):
+    """Sources and edits (2, 2, 3, R, R) of a ranking's second edit and its first, the chosen one first."""
+    pairs = [{"source_image": row["source_image"], "edited_image": row["edits"][place]["image"]} for place in (1, 0)]
+    return read_pictures(pairs, settings, straight(pairs))
+
+
+def test_shuffled_ranks_are_the_same_ones_at_places_that_the_name_of_the_ranking_decides(editor):
+    rows = [{"ranking_id": f"ranking-{number}", "ranks": [1, 2, 3, 4]} for number in range(200)]
+    shuffled = [shuffle_ranks(row)["ranks"] for row in rows]
+    assert shuffled == [shuffle_ranks(row)["ranks"] for row in rows]
+    assert all(sorted(ranks) == [1, 2, 3, 4] for ranks in shuffled)
+    first = Counter(ranks.index(1) for ranks in shuffled)
+    assert set(first) == {0, 1, 2, 3}
+    assert min(first.values()) > 30
+
+    named = [row | {"ranking_id": f"{index}"} for index, row in enumerate([ranking(0, [1, 2, 3, 4])] * 8)]
+    as_said, at_random = (
+        PreferenceObjective(editor, settings({"pairs": "best_worst", "shuffled": shuffled})).prepare(named, generator())
+        for shuffled in (False, True)
+    )
+    chosen = [batch["pixels"][1, :8] for batch in (as_said, at_random)]
+    assert all(torch.equal(chosen[0][0], one) for one in chosen[0])
+    assert not all(torch.equal(chosen[1][0], one) for one in chosen[1])
 
 
 @pytest.mark.parametrize("changed", [{}, {"train_text_encoder": True}, {"lora_rank": 2}])

@@ -39,6 +39,28 @@ def test_nothing_is_warned_of_where_the_measures_are_by_others():
     assert own_judges(run(("clip",), clip="another/clip"), METRICS) == []
 
 
+@pytest.mark.parametrize(
+    ("arm", "changed", "measures"),
+    [
+        ("weighted", {}, ["clip_direction and clip_image"]),
+        ("dpo", {}, []),  # it learned from people
+        ("nft", {}, ["reward"]),
+        ("nft", {"judge": "people"}, []),
+        ("rejection", {"judge": "people"}, ["reward"]),  # people rank no unguided edits
+    ],
+)
+def test_whom_the_finetuned_editor_was_trained_to_please_is_what_its_arm_learned_from(arm, changed, measures):
+    by_clip = run(("clip",))
+    told = replace(by_clip, config=by_clip.config.changed({"editor": {"arm": arm}, "candidate_scoring": changed}))
+    assert [words.split("behind ")[1].split(".")[0] for words in own_judges(told, METRICS)] == measures
+
+
+def test_editors_that_please_different_judges_are_warned_of_apart():
+    pair, edits = own_judges(run(("clip",), ("sft", "weighted", "nft", "conditional")), METRICS)
+    assert pair.startswith("weighted, conditional: trained to please the judge behind clip_direction and clip_image.")
+    assert edits.startswith("nft: trained to please the judge behind reward.")
+
+
 @pytest.fixture
 def measured(tmp_path):
     """Makes a run whose evaluation of these editors is done; none of them was trained in it."""

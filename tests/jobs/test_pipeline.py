@@ -229,7 +229,7 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
     settings, log = tmp_path / "config.yaml", tmp_path / "log"
     settings.write_text(yaml.safe_dump(json.loads(run.config.model_dump_json())))
     told = {"cluster": ray.get_runtime_context().gcs_address, "log": log}
-    for stage in range(1, len(pipeline.STAGES) + 1):
+    for stage in range(1, len(pipeline.stages_of(run)) + 1):
         log.unlink(missing_ok=True)
         driver = drivers.start(drive, settings, faulty_s3.root, **told)
         drivers.kill_when(lambda stage=stage: written(f"[{stage}/", log), driver, after_s=1)  # in the stage's work

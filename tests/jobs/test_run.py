@@ -53,6 +53,7 @@ def test_whatever_is_drawn_from_the_same_prompts_has_another_seed_in_each_round(
         lambda one: one.rankings.seed,
         lambda one: one.editor.finetune.seed,
         lambda one: one.editor.dpo.training.seed,
+        lambda one: one.editor.nft.training.seed,
     ):
         assert len({seed(one.config) for one in rounds}) == 3
     assert len({one.config.reward.training.seed for one in rounds}) == 1

@@ -9,21 +9,23 @@ import ray
 import torch
 from compvis import SD15, checkpoint, tiny
 from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
-from tiny_settings import tiny_config
+from tiny_settings import editor_settings, tiny_config
 
 from bench.training import write_pairs
 from hive_ray import storage
-from hive_ray.config import Dpo, Resources, SingleFile, Training
+from hive_ray.config import Dpo, Nft, Resources, SingleFile, Training
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import write_rows
+from hive_ray.distributed.tables import fingerprint, write_rows
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS
+from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, train_editor
 from jobs.run import Run
+from jobs.train_editor import ARMS
 
 WORKERS = Resources(num_gpus=0, num_cpus=1, num_actors=2)
 
@@ -118,6 +120,17 @@ def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
         assert 0 < (new - old).abs().max() < 1e-3, name
 
 
+def test_settings_that_came_later_leave_the_fingerprint_of_a_training_as_it_was():
+    def digest(dpo: dict) -> str:
+        return id_for(json.dumps(fingerprint(editor_settings(dpo=Dpo(**dpo))), sort_keys=True))
+
+    before = digest({})
+    assert before == "be56f0605f571dcc"
+    assert before == digest({"min_rank_gap": 1, "timesteps": (0.0, 1.0), "safeguard": 0.0, "shuffled": False})
+    others = [{"min_rank_gap": 2}, {"timesteps": (0.3, 1.0)}, {"safeguard": 1.0}, {"safeguard_margin": 0.9}]
+    assert before not in {digest(one) for one in [*others, {"shuffled": True}]}
+
+
 def test_an_unknown_arm_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"arm 'dop' is unknown; choose one of sft, .*dpo"):
         train_editor.build(Run(str(tmp_path), sd15()), "dop")
@@ -130,11 +143,45 @@ def test_an_unknown_arm_is_refused_by_name(tmp_path):
         ("finetuned", "score_pairs .* --arm finetuned"),
         ("weighted", "score_pairs .* --arm weighted"),
         ("dpo", "collect_rankings"),
+        ("shuffled", "collect_rankings"),
+        ("nft", "score_candidates .* --arm nft"),
+        ("rejection", "score_candidates .* --arm rejection"),
     ],
 )
 def test_an_arm_without_its_table_names_the_command_that_makes_it(tmp_path, arm, makes):
     with pytest.raises(FileNotFoundError, match=rf"is not finished; this makes it: python -m jobs\.{makes}"):
         train_editor.build(Run(str(tmp_path), sd15()), arm)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "makes"),
+    [
+        ("dpo", "collect_rankings"),
+        ("weighted", "score_pairs .* --arm finetuned"),
+        ("rejection", "score_candidates .* --arm finetuned"),
+    ],
+)
+def test_what_finetuned_is_trained_on_is_what_its_arm_is(tmp_path, chosen, makes):
+    run = Run(str(tmp_path), sd15().changed({"editor": {"arm": chosen}}))
+    with pytest.raises(FileNotFoundError, match=rf"/{ARMS[chosen].table} is not finished.*python -m jobs\.{makes}"):
+        train_editor.finetune(run)
+
+
+def test_an_arm_is_decided_by_its_own_settings_alone():
+    before, settings = editor_settings(), editor_settings(arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0))
+    for name in ("sft", "control", "conditional", "rejection"):
+        assert fingerprint(ARMS[name].deciding(settings)) == fingerprint(ARMS[name].deciding(before))
+    for name, setting in (("dpo", "editor.dpo.beta"), ("nft", "editor.nft.beta")):
+        ours, theirs = (fingerprint(ARMS[name].deciding(one)) for one in (settings, before))
+        assert {key for key in ours if ours[key] != theirs.get(key)} == {setting}
+
+
+def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
+    run = Run(str(start[0]), sd15())
+    dpo, shuffled = (train_editor.training(run, name) for name in ("dpo", "shuffled"))
+    assert shuffled["editor"].dpo == dpo["editor"].dpo.model_copy(update={"shuffled": True})
+    assert shuffled["fingerprint"] == dpo["fingerprint"] | {"editor.dpo.shuffled": True}
+    assert all(shuffled[name] == dpo[name] for name in ("objective", "settings", "start", "table", "suffix"))
 
 
 def test_imported_pairs_that_are_not_there_are_made_by_importing(tmp_path):

@@ -1,0 +1,96 @@
+"""The mean of several editors' weights (model soups, Wortsman et al. 2022): one editor, as fast as each of them.
+
+editors/<a>, editors/<b>, ... -> an editor folder
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hive_ray.editor.model import Editor
+from hive_ray.editor.objective import under
+from hive_ray.model_folders import ModelFolderError
+from hive_ray.seeds import id_for
+
+State = dict[str, Tensor]
+
+
+def mean_state(states: Iterable[State]) -> State:
+    """The mean of state dicts with the same names and shapes, summed in fp32 and returned in the first one's dtypes.
+
+    What is no floating-point number is the first one's. Of a stream of states, two are held at a time besides the sum.
+    ValueError names a weight that differs in shape, or that not all of them have.
+    """
+    stream = iter(states)
+    first = next(stream)
+    total = {name: value.float().clone() for name, value in first.items() if value.is_floating_point()}
+    count = 1
+    for state in stream:
+        _require_same_shapes(first, state)
+        for name, value in total.items():
+            value += state[name].float()
+        count += 1
+    return {name: (total[name] / count).to(value.dtype) if name in total else value for name, value in first.items()}
+
+
+def average_editors(folders: Sequence[str | Path]) -> Editor:
+    """An editor with the mean of the U-Nets and text encoders of editor folders, or s3:// addresses; all else is the
+    first one's.
+
+    Its card has no metrics, and a training table that stands for all of theirs. ModelFolderError names what differs
+    where the folders are not one model that was trained in different ways.
+    """
+    first = Editor.load(folders[0])
+    tables = [first.card.training_table]
+
+    def states() -> Iterator[State]:
+        yield _weights(first)
+        for folder in folders[1:]:
+            other = Editor.load(folder)
+            _require_same_model(first, other, f"{folders[0]} and {folder}")
+            tables.append(other.card.training_table)
+            yield _weights(other)
+
+    try:
+        mean = mean_state(states())
+    except ModelFolderError:
+        raise
+    except ValueError as error:
+        raise ModelFolderError(f"{', '.join(map(str, folders))} cannot be averaged: {error}") from error
+    editor = first.with_weights(under("unet.", mean), under("text.", mean))
+    editor.card = first.card.model_copy(update={"training_table": id_for(*tables), "metrics": {}})
+    return editor
+
+
+def _weights(editor: Editor) -> State:
+    """What training moves of an editor, by one name each."""
+    parts = {"unet": editor.unet, "text": editor.text}
+    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+
+
+def _require_same_shapes(first: State, other: State) -> None:
+    unshared = sorted(first.keys() ^ other.keys())
+    if unshared:
+        raise ValueError(f"not all of them have the weight {unshared[0]} ({len(unshared)} in all)")
+    for name, value in first.items():
+        if value.shape != other[name].shape:
+            raise ValueError(
+                f"the weight {name} is {tuple(value.shape)} in one and {tuple(other[name].shape)} in another"
+            )
+
+
+def _require_same_model(first: Editor, other: Editor, named: str) -> None:
+    """ModelFolderError where two editors differ in what averaging does not touch."""
+    for trait in ("instruction_suffix", "resolution", "prediction_type"):
+        values = [getattr(editor.card, trait) for editor in (first, other)]
+        if values[0] != values[1]:
+            raise ModelFolderError(f"{named} cannot be averaged: their {trait} is {values[0]!r} and {values[1]!r}")
+    if first.scaled_condition != other.scaled_condition:
+        raise ModelFolderError(f"{named} cannot be averaged: one of them scales the source's latent, the other not")
+    if first.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise ModelFolderError(f"{named} cannot be averaged: their tokenizers differ")
+    vaes = [editor.vae.state_dict() for editor in (first, other)]
+    if vaes[0].keys() != vaes[1].keys() or not all(torch.equal(vaes[0][name], vaes[1][name]) for name in vaes[0]):
+        raise ModelFolderError(f"{named} cannot be averaged: their VAEs differ, and with them their latents")

@@ -1,0 +1,70 @@
+"""What the editor learns from its own scored edits, the bad ones included (DiffusionNFT, Zheng et al. 2025).
+
+    scored_candidates, Editor -> negative-aware loss of some rows -> (distributed/training.py) -> an editor folder
+
+The frozen start is the old policy, v_old in the paper: the editor that drew the edits.
+
+B rows, C latent channels, h w latent height and width
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hive_ray.editor.objective import Batch, Metrics, row_errors
+from hive_ray.editor.preference import ReferencedObjective
+from hive_ray.schemas import BadRows, Rows
+
+
+def implicit_policies(predicted: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The implicit positive and negative predictions, (B, C, h, w) each as the arguments (DiffusionNFT, Theorem 3.2).
+
+    v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v, in fp32.
+    """
+    predicted, reference = predicted.float(), reference.float()
+    positive = (1 - beta) * reference + beta * predicted
+    negative = (1 + beta) * reference - beta * predicted
+    return positive, negative
+
+
+def negative_aware_loss(
+    predicted: Tensor, reference: Tensor, target: Tensor, optimality: Tensor, beta: float
+) -> Tensor:
+    """The loss of each row (B,): r |v+ - v|^2 + (1 - r) |v- - v|^2 (DiffusionNFT, eq. 5), a mean over C, h and w.
+
+    predicted, reference, target: (B, C, h, w); optimality: r (B,) in 0..1. The paper's v is a velocity. For a given
+    noisy latent the noise is linear in it, so that for an epsilon model each timestep has another weight, that of the
+    plain denoising loss. At beta = 1 and r = 1 it is the plain loss.
+    """
+    positive, negative = implicit_policies(predicted, reference, beta)
+    return optimality * row_errors(positive, target) + (1 - optimality) * row_errors(negative, target)
+
+
+class NegativeAwareObjective(ReferencedObjective):
+    """The weights that move, and the negative-aware loss of rows of `scored_candidates`; `weight` is the optimality."""
+
+    def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """As `EditorObjective.prepare`. BadRows names rows, too, whose weight is above 1."""
+        reasons = {
+            place: f"its weight is {row['weight']}, and a probability is at most 1"
+            for place, row in enumerate(rows)
+            if row["weight"] > 1
+        }
+        if reasons:
+            raise BadRows(reasons)
+        return super().prepare(rows, generator)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
+        noised, optimality = self.noised(batch), batch["weight"]
+        predicted, reference = model(*noised.inputs)
+        losses = negative_aware_loss(predicted, reference, noised.target, optimality, self.settings.nft.beta)
+        measures = {
+            "optimality": optimality,
+            "error": row_errors(predicted, noised.target),
+            "reference_error": row_errors(reference, noised.target),
+        }
+        return losses.mean(), {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
+
+    def summarise(self, means: Metrics, num_rows: int) -> Metrics:
+        """The means as they are: nothing is counted over some of the rows alone."""
+        return means

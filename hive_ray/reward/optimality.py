@@ -1,0 +1,61 @@
+"""How likely each edit of a prompt is a good one, by how its reward compares with those of the prompt's other edits.
+
+rewards of candidates -> optimality in 0..1, and the best edit of each prompt
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How edits compare with the others of their prompts, each (N,)."""
+
+    optimality: np.ndarray
+    """The probability that an edit is optimal, 0..1; 0.5 is the mean of its prompt."""
+    advantage: np.ndarray
+    """Its reward less the mean of its prompt's edits, in standard deviations of what is left."""
+    is_best: np.ndarray
+    """Whether it is the first of those with its prompt's greatest reward."""
+
+
+def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], clip: float) -> Standing:
+    """The standing of N edits by their rewards and their prompts' names.
+
+    DiffusionNFT (Zheng et al. 2025), section 3.3: r = 1/2 + 1/2 clip((reward - mean of the prompt) / Z, -1, 1). Z is
+    `clip` standard deviations, over all edits, of the rewards less their prompts' means: how much prompts differ in
+    difficulty does not count. Where no edit differs from its prompt's mean, every r is 1/2. ValueError for rewards
+    that are not finite.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} rewards are not finite: score them again")
+    _, prompt_of = np.unique(np.asarray(prompts), return_inverse=True)
+    means = np.bincount(prompt_of, values) / np.bincount(prompt_of)
+    centred = values - means[prompt_of]
+    deviation = centred.std()
+    # The mean of equal rewards may miss them by a last bit.
+    differs = deviation > 1e-9 * max(1.0, np.abs(values).max(initial=0.0))
+    advantage = centred / deviation if differs else np.zeros_like(centred)
+    best = {}
+    for place, prompt in enumerate(prompt_of):
+        if prompt not in best or values[place] > values[best[prompt]]:
+            best[prompt] = place
+    is_best = np.zeros(len(values), dtype=bool)
+    is_best[list(best.values())] = True
+    return Standing(0.5 + 0.5 * np.clip(advantage / clip, -1, 1), advantage, is_best)
+
+
+def mean_ranks(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -> dict[str, float]:
+    """Minus the mean rank of each edit, by edit_id: a reward that needs no reward model.
+
+    rankings: edit_ids and their ranks (1 is best), one of each person. Ranks are counted without gaps.
+    """
+    ranks_of: dict[str, list[int]] = {}
+    for edit_ids, ranks in rankings:
+        order = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
+        for edit_id, rank in zip(edit_ids, ranks, strict=True):
+            ranks_of.setdefault(edit_id, []).append(order[rank])
+    return {edit_id: -float(np.mean(ranks)) for edit_id, ranks in ranks_of.items()}

@@ -1,0 +1,124 @@
+"""Scores of the editor's own edits, and what they mean for training: an optimality, or which edits are trained on.
+
+candidates, reward (or rankings) -> candidate_rewards -> scored_candidates, for the arm nft
+candidates_unguided, reward -> candidate_rewards_unguided -> best_candidates, for the arm rejection
+
+python -m jobs.score_candidates shapes --run runs/one --arm nft
+"""
+
+from typing import Any
+
+from hive_ray.config import Resources
+from hive_ray.distributed.mapping import MapTable, map_table
+from hive_ray.distributed.models import is_whole, model_digest
+from hive_ray.distributed.tables import (
+    Manifest,
+    build_table,
+    read_edit_ids,
+    read_manifest,
+    select,
+    table_digest,
+    write_rows,
+)
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.reward.optimality import mean_ranks
+from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
+from jobs.run import Run, main
+from jobs.sample_candidates import UNGUIDED
+from jobs.scoring import CandidateScorer, CandidateShaper
+
+
+def build(run: Run) -> Manifest:
+    """Every edit that people may rank, weighted by its optimality."""
+    settings, rewards = run.config.candidate_scoring, run.path("candidate_rewards")
+    _require(run, "candidates", "sample_candidates")
+    judge = "people" if settings.judge == "people" else _reward_model(run)
+    if judge == "people":
+        _rewards_by_people(run, rewards)
+    else:
+        _rewards_by_model(run, "candidates", rewards, judge)
+    return _shape(run, "candidates", rewards, "scored_candidates", judge, {"clip": settings.clip})
+
+
+def best(run: Run) -> Manifest:
+    """The best unguided edit of each prompt by the reward model, where it is clearly better than the prompt's mean."""
+    settings, rewards = run.config.candidate_scoring, run.path("candidate_rewards_unguided")
+    _require(run, UNGUIDED, "sample_candidates", " --arm rejection")
+    judge = _reward_model(run)
+    _rewards_by_model(run, UNGUIDED, rewards, judge)
+    kept = {"least_advantage": settings.least_advantage}
+    return _shape(run, UNGUIDED, rewards, "best_candidates", judge, kept)
+
+
+def for_arm(run: Run) -> Manifest:
+    """The table that the run's arm is trained on; where no arm was named, that of `nft`."""
+    if run.feedback_arm == "rejection":
+        return best(run)
+    if run.feedback_arm in ("nft", Run.arm):
+        return build(run)
+    raise ValueError(f"arm {run.feedback_arm!r} has no scored candidates; choose one of nft, rejection")
+
+
+def _require(run: Run, table: str, job: str, flags: str = "") -> None:
+    if read_manifest(run.path(table)) is None:
+        raise FileNotFoundError(f"{run.path(table)} is not finished; this makes it: {run.command(job)}{flags}")
+
+
+def _reward_model(run: Run) -> str:
+    """The digest of the run's reward model; FileNotFoundError where it is not finished."""
+    address = run.path("reward")
+    if not is_whole(address):
+        raise FileNotFoundError(f"{address} is not finished; this makes it: {run.command('train_reward')}")
+    return model_digest(address)
+
+
+def _rewards_by_model(run: Run, table: str, rewards: str, judge: str) -> Manifest:
+    candidates, settings = run.path(table), run.config.candidate_scoring
+
+    def score() -> MapTable:
+        return map_table(
+            candidates, CANDIDATES, CandidateScorer, produces=CANDIDATE_REWARDS, resources=settings.resources,
+            reward=run.path("reward"),
+        )  # fmt: skip
+
+    made_from = fingerprint_of(candidates=table_digest(candidates), reward=judge)
+    return build_table(
+        rewards, CANDIDATE_REWARDS, made_from, score, on_mismatch=run.on_mismatch, least_kept=settings.least_kept
+    )
+
+
+def _rewards_by_people(run: Run, rewards: str) -> Manifest:
+    """Minus the mean rank of each edit that somebody ranked."""
+    rankings = run.path("rankings")
+    _require(run, "rankings", "collect_rankings")
+    made_from = fingerprint_of(candidates=table_digest(run.path("candidates")), rankings=table_digest(rankings))
+    return write_rows(rewards, CANDIDATE_REWARDS, _ranked(rankings), made_from, on_mismatch=run.on_mismatch)
+
+
+def _ranked(rankings: str) -> Rows:
+    read = [row for file in select(rankings, RANKINGS).files for row in read_edit_ids(file, "prompt_id", "ranks")]
+    said = [([edit["edit_id"] for edit in row["edits"]], row["ranks"]) for row in read]
+    prompt_of = {edit["edit_id"]: row["prompt_id"] for row in read for edit in row["edits"]}
+    return [
+        {"edit_id": edit_id, "prompt_id": prompt_of[edit_id], "reward": reward}
+        for edit_id, reward in mean_ranks(said).items()
+    ]
+
+
+def _shape(run: Run, table: str, rewards: str, name: str, judge: str, shaping: dict[str, Any]) -> Manifest:
+    """The table `name` of the edits of `table`; `shaping` are the settings that decide what is kept and its weight."""
+    candidates = run.path(table)
+
+    def shape() -> MapTable:
+        return map_table(
+            candidates, CANDIDATES, CandidateShaper, produces=SCORED_CANDIDATES, resources=Resources(num_gpus=0),
+            rewards=rewards, model=judge, **shaping,
+        )  # fmt: skip
+
+    made_from = fingerprint_of(rewards=table_digest(rewards))
+    made_from |= {f"candidate_scoring.{setting}": value for setting, value in shaping.items()}
+    return build_table(run.path(name), SCORED_CANDIDATES, made_from, shape, on_mismatch=run.on_mismatch)
+
+
+if __name__ == "__main__":
+    main(for_arm)
