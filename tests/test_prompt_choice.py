@@ -47,8 +47,8 @@ def test_disagreement_chooses_by_the_reward_models_doubt_alone():
 def test_both_is_the_mean_of_two_ranks_in_which_ties_share_theirs():
     prompts = [
         MeasuredPrompt("a", "add", 0.1, 0.9),  # ranks 1 and 4: 2.5
-        MeasuredPrompt("b", "add", 0.5, 0.2),  # ranks 2.5 and 1.5: 2
-        MeasuredPrompt("c", "add", 0.5, 0.6),  # ranks 2.5 and 3: 2.75
+        MeasuredPrompt("b", "add", 5.0, 0.2),  # ranks 2.5 and 1.5: 2
+        MeasuredPrompt("c", "add", 5.0, 0.6),  # ranks 2.5 and 3: 2.75
         MeasuredPrompt("d", "add", 9.0, 0.2),  # ranks 4 and 1.5: 2.75, and a spread that counts by its rank alone
     ]
     order = ids(choose_prompts(prompts, by_score(by="both"), **NOBODY))
