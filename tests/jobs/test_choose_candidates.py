@@ -129,9 +129,9 @@ def test_the_reward_model_is_asked_for_its_doubt(run, models):
     alike = [row["disagreement"] for row in measured[:ALIKE]]
     assert alike == pytest.approx([1.0] * ALIKE)  # of equal pictures nobody knows which is better
     actor = CandidateMeasurer(str(models / "editor"), str(models / "reward"), temperature=1.0)
-    [alone] = actor(candidates()[20:21])
-    assert measured[20]["disagreement"] == pytest.approx(alone["disagreement"], rel=1e-5)
-    assert measured[20]["disagreement"] < 1
+    [alone] = actor(candidates()[22:23])
+    assert measured[22]["disagreement"] == pytest.approx(alone["disagreement"], rel=1e-5)
+    assert measured[22]["disagreement"] < 1
     assert {row["chosen_by"] for row in rows_of(run)} == {"both", "random"}
 
 
