@@ -524,6 +524,23 @@ class CandidateScoring(Section):
     resources: Resources = Resources(batch_size=8)
 
 
+class Choosing(Section):
+    """Candidates -> the prompts that people rank, in the order in which they rank them."""
+
+    num_ranked: int = Field(0, ge=0)
+    """Prompts that are chosen. 0 chooses all candidates, so that only their order changes."""
+    by: Literal["spread", "disagreement", "both", "random"] = "spread"
+    """How: by how far a prompt's edits differ in the editor's latents, by how unsure the round's reward model is of
+    their order (alone it also prefers edits that look the same), by the mean of both ranks, or at random."""
+    random_rate: float = Field(0.1, ge=0, le=1)
+    """Share of `num_ranked` that is drawn at random from the other prompts. At 0 no share of all prompts can be
+    estimated from the chosen ones."""
+    least_kind_rate: float = Field(0.5, ge=0, le=1)
+    """Share of its proportional part of the places that each kind of edit gets at least. A kind is the first word of
+    the instruction."""
+    seed: int = 0
+
+
 class Rankings(Section):
     """Candidates -> one person's order of each prompt's edits."""
 
@@ -757,6 +774,7 @@ class Config(Section):
     averaging: Averaging = Averaging()
     candidates: Candidates
     candidate_scoring: CandidateScoring = CandidateScoring()
+    choosing: Choosing = Choosing()
     rankings: Rankings
     annotation: Annotation = Annotation()
     reward: Reward

@@ -183,6 +183,18 @@ SCORED_CANDIDATES = _schema(
     reward_model=_TEXT,
     split=_TEXT,
 )
+SPREADS = _schema("spreads", "prompt_id", prompt_id=_TEXT, spread=_F32, disagreement=_F32)
+"""Of each prompt's edits: mean squared difference of latents, and bits of entropy of their order (NaN: not asked)."""
+CHOSEN = _schema(
+    "chosen",
+    "prompt_id",
+    prompt_id=_TEXT,
+    place=_I64,  # 0 is ranked first
+    spread=_F32,  # NaN, as disagreement, where it was not measured
+    disagreement=_F32,
+    chosen_by=_TEXT,  # "random", or the measure
+    probability=_F32,  # inclusion probability: hive_ray/prompt_choice.py
+)
 RANKINGS = _schema(
     "rankings",
     "ranking_id",

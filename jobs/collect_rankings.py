@@ -1,10 +1,13 @@
 """Rankings: what people, or the simulated annotators of the embedded domain, prefer; and what thumbs say.
 
-candidates, annotations -> rankings
+candidates, chosen, annotations -> rankings
 thumbs of the served page -> thumbs
 
 What people said is joined to the candidates by the ids of prompts and edits, here, before the stage: each line of their
 file is a row, or is counted in the manifest by the reason for which it is left out.
+
+Simulated annotators rank the prompts of the table `chosen`, all candidates where there is none. What people said of any
+candidate counts.
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from hive_ray import storage
 from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import rankings_of, thumbs
 from hive_ray.config import Rankings, Resources
+from hive_ray.distributed.chosen import read_chosen
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.tables import (
     Manifest,
@@ -78,15 +82,20 @@ def build(run: Run) -> Manifest:
             told = _told(run, said, path)
     if settings.thumbs:
         take_thumbs(run)
+    chosen = None if settings.annotator == "people" else read_chosen(run.path("chosen"), candidates)
+    where, inputs = None, {}
+    if chosen is not None:
+        where = {"prompt_id": {row["prompt_id"] for row in chosen}.__contains__}
+        inputs = {"chosen": table_digest(run.path("chosen"))}
 
     def make():
         return map_table(
             candidates, CANDIDATES, ANNOTATORS[settings.annotator], produces=RANKINGS,
-            resources=Resources(num_gpus=0), **told,
+            resources=Resources(num_gpus=0), where=where, **told,
         )  # fmt: skip
 
     stage = settings.model_copy(update={"annotations": ""})
-    made_from = fingerprint(stage, candidates=table_digest(candidates), annotations=content)
+    made_from = fingerprint(stage, candidates=table_digest(candidates), annotations=content, **inputs)
     del made_from["rankings.thumbs"]  # another table
     return build_table(rankings, RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
 

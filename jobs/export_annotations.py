@@ -8,6 +8,8 @@ from hive_ray.annotation.database import database_of
 from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.quality import flagged, standings
+from hive_ray.annotation.yields import preference_yield
+from hive_ray.distributed.chosen import inclusion_probabilities
 from hive_ray.distributed.tables import read_manifest, select
 from hive_ray.schemas import CANDIDATES
 from jobs.run import Run, main
@@ -24,14 +26,25 @@ def build(run: Run) -> str:
     answers = [one for one, other in zip(answers, of_others, strict=True) if not other]
     storage.write_text(path, "".join(ranking_lines(answers, without)))
     storage.write_text(run.path("annotations.csv"), "".join(csv_lines(answers, without)))
-    ranked = [one for one in work(answers, without) if one.kind == RANK]
+    of_rank = [one for one in answers if one.kind == RANK]
+    ranked = work(of_rank, without)
     left = f", without {', '.join(sorted(without))}" if without else ""
     left += f", without {sum(of_others)} of other rounds" if any(of_others) else ""
+    probabilities = _probabilities(run)
     print(
         f"annotations: {len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}",
         flush=True,
     )
+    print(f"annotations: {preference_yield(of_rank, probabilities, without)}", flush=True)
     return path
+
+
+def _probabilities(run: Run) -> dict[str, float]:
+    """With which probability each prompt came to be ranked; empty where nothing was chosen from these candidates."""
+    candidates = run.path(run.config.annotation.candidates)
+    if read_manifest(candidates) is None or candidates != run.path("candidates"):
+        return {}
+    return inclusion_probabilities(run.path("chosen"), candidates)
 
 
 def _editors(candidates: str) -> set[str]:

@@ -69,9 +69,14 @@ def runs_of(study: Flywheel, seed: int) -> dict[str, Run]:
 
 
 def with_fewer(run: Run, ranked: int, share: float) -> Run:
-    """The run with rankings of a share of `ranked` prompts: the first of them, as they lie in the table."""
-    candidates = run.config.candidates.model_copy(update={"num_prompts": max(2, round(share * ranked))})
-    return replace(run, config=run.config.model_copy(update={"candidates": candidates}))
+    """The run with rankings of a share of the prompts: the first of the `ranked` candidates, as they lie in the table,
+    of which as large a share is chosen."""
+    num_chosen = run.config.choosing.num_ranked
+    smaller = {
+        "candidates": {"num_prompts": max(2, round(share * ranked))},
+        "choosing": {"num_ranked": num_chosen and max(2, round(share * num_chosen))},
+    }
+    return replace(run, config=run.config.changed(smaller))
 
 
 def run_seed(study: Flywheel, seed: int) -> dict[str, Run]:

@@ -19,6 +19,7 @@ from hive_ray import storage
 from hive_ray.distributed.tables import read_manifest
 from hive_ray.intervals import Interval
 from jobs import (
+    choose_candidates,
     collect_rankings,
     evaluate_editor,
     import_pairs,
@@ -35,7 +36,7 @@ from jobs.run import Run, again, main, write_settings
 
 TO_PAIRS = (write_instructions.build, make_pairs.build)
 TO_EDITOR = (*TO_PAIRS, train_editor.build)
-FEEDBACK = (sample_candidates.build, collect_rankings.build, train_reward.build)
+FEEDBACK = (sample_candidates.build, choose_candidates.build, collect_rankings.build, train_reward.build)
 TO_REWARD = (*TO_EDITOR, *FEEDBACK)
 TO_FEEDBACK_TABLE = {
     "scored": (score_pairs.build,),

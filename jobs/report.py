@@ -38,7 +38,9 @@ from jobs import reward_curve, score_pairs
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
 
-STAGES = ("captions", "instructions", "imported", "prompts", "pairs", "candidates", "rankings", "thumbs")
+STAGES = (
+    "captions", "instructions", "imported", "prompts", "pairs", "candidates", "spreads", "chosen", "rankings", "thumbs",
+)  # fmt: skip
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
 

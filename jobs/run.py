@@ -135,6 +135,7 @@ def drawn_anew(config: Config, number: int) -> Config:
     }
     return config.changed({
         "candidates": {"seed": another(config.candidates.seed)},
+        "choosing": {"seed": another(config.choosing.seed)},
         "rankings": {"seed": another(config.rankings.seed)},
         "editor": learning,
         "evaluation": {"editors": ("current", *evaluation.editors)},

@@ -80,6 +80,7 @@ def configured(study: Study, seed: int) -> Config:
             "start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune, "dpo": dpo, "nft": nft
         },
         "candidates": {"seed": seed},
+        "choosing": {"seed": seed},
         "rankings": {"seed": seed},
         "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},
         "evaluation": {"seed": seed, "editors": ARMS, "num_prompts": study.num_prompts},

@@ -67,7 +67,8 @@ def pause(asked: Pause, _: Administrator, request: Request) -> dict[str, bool]:
 def overview_page(_: Administrator, request: Request) -> HTMLResponse:
     """Progress, people and agreement, with charts."""
     state = request.app.state
-    return HTMLResponse(overview(state.database, state.settings), headers={"Content-Security-Policy": CHARTS_POLICY})
+    page = overview(state.database, state.settings, state.gallery.probabilities)
+    return HTMLResponse(page, headers={"Content-Security-Policy": CHARTS_POLICY})
 
 
 def _without(request: Request, leave_out_flagged: bool) -> set[str]:

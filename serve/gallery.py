@@ -17,6 +17,7 @@ import pyarrow as pa
 from hive_ray import storage
 from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
 from hive_ray.config import Annotation
+from hive_ray.distributed.chosen import inclusion_probabilities, read_chosen
 from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
 from hive_ray.images import ImageError, as_plain, decode, media_type
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
@@ -24,6 +25,8 @@ from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 logger = logging.getLogger(__name__)
 
 SOURCE = "source"
+CHOSEN_FROM = ("candidates",)
+"""The table that `chosen` is about."""
 LOOK_AGAIN_S = 5.0
 """The tables are looked at again for what is not known, but not more often than this."""
 
@@ -50,8 +53,13 @@ class Gallery:
 
     @property
     def prompts(self) -> list[Prompt]:
-        """Every prompt, in the order of the tables."""
+        """Every prompt, in the order in which people get them: of the table `chosen`, or else of the tables."""
         return self.catalogue.prompts
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """As `chosen.inclusion_probabilities`."""
+        return self.catalogue.probabilities
 
     def source(self, prompt_id: str) -> bytes:
         """The unedited picture, as it was encoded; PictureError if there is none."""
@@ -103,14 +111,33 @@ class Catalogue:
         self.is_study = settings.mode == "study"
         names = settings.compared if self.is_study else (settings.candidates,)
         schema = EVALUATION if self.is_study else CANDIDATES
-        self.paths = [storage.join(run, name) for name in names]
+        paths, chosen = [storage.join(run, name) for name in names], storage.join(run, "chosen")
+        self.num_tasks = settings.num_tasks
+        self.paths = [*paths, chosen]
         self.manifests = [read_manifest(path) for path in self.paths]
-        self.tables = [select(path, schema, limit=settings.num_tasks) for path in self.paths]
+        self.chosen: list[str] | None = None
+        """Ids of the prompts that people rank, in their order; None where nothing was chosen and all are ranked."""
+        self.probabilities: dict[str, float] = {}
+        """Inclusion probabilities of chosen prompts, if they stand for all."""
+        if names == CHOSEN_FROM:
+            rows = read_chosen(chosen, paths[0])
+            self.chosen = None if rows is None else [row["prompt_id"] for row in rows]
+            self.probabilities = inclusion_probabilities(chosen, paths[0])
+        limit = settings.num_tasks if self.chosen is None else None
+        self.tables = [select(path, schema, limit=limit) for path in paths]
         self.cache = Cache(settings.cache_megabytes * 2**20)
         self.places: dict[str, list[Place]] = {}
-        self.prompts = list(self._compared(names) if self.is_study else self._ranked())
+        self.prompts = list(self._compared(names) if self.is_study else self._in_order())
 
-    def _ranked(self) -> Iterator[Prompt]:
+    def _in_order(self) -> list[Prompt]:
+        """The prompts that people rank: the chosen ones by their places, or all as they lie in the table."""
+        prompts = list(self._candidates())
+        if self.chosen is None:
+            return prompts
+        by_id = {prompt.prompt_id: prompt for prompt in prompts}
+        return [by_id[prompt_id] for prompt_id in self.chosen[: self.num_tasks]]
+
+    def _candidates(self) -> Iterator[Prompt]:
         [table] = self.tables
         number = 0
         for file in table.files:

@@ -15,9 +15,9 @@ from fastapi import FastAPI
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.people import invite
 from hive_ray.config import Annotation
-from hive_ray.distributed.tables import write_rows
+from hive_ray.distributed.tables import count_rows, table_digest, write_rows
 from hive_ray.images import encode
-from hive_ray.schemas import CANDIDATES, EVALUATION, Row
+from hive_ray.schemas import CANDIDATES, CHOSEN, EVALUATION, Row
 from serve.annotate import HTTP, prepare, web
 
 
@@ -48,6 +48,20 @@ def make_candidates(run: str, count: int, num_edits: int = 4, side: int = 16, br
         )  # fmt: skip
     write_rows(f"{run}/candidates", CANDIDATES, rows, {"count": count})
     return rows
+
+
+def make_chosen(run: str, *numbers: int, probability: float = 1.0) -> None:
+    """A finished table `chosen` of these prompts of the run's candidates, in this order."""
+    rows = [
+        {
+            "prompt_id": f"p{number}", "place": place, "spread": 1.0, "disagreement": 0.0, "chosen_by": "random",
+            "probability": probability,
+        }
+        for place, number in enumerate(numbers)
+    ]  # fmt: skip
+    left = count_rows(f"{run}/candidates") - len(rows)
+    made_from = {"input.candidates": table_digest(f"{run}/candidates"), "numbers": numbers}
+    write_rows(f"{run}/chosen", CHOSEN, [*rows, *[{"dropped": "not_chosen"}] * left], made_from)
 
 
 def make_evaluation(run: str, editor: str, count: int) -> None:

@@ -54,6 +54,14 @@ def test_the_published_runs_are_presets():
     assert (hive().scoring.normalize, hive().scoring.phrase) == ("none", ", image quality is {level} out of five")
 
 
+def test_people_rank_as_many_prompts_as_hive_did_of_three_times_as_many():
+    for preset in (sd15, sd21_v, sdxl):
+        config = preset()
+        assert (config.candidates.num_prompts, config.choosing.num_ranked) == (10_800, 3_600)
+        assert (config.candidates.guidance_scale, config.candidates.image_guidance_scale) == ((7.5, 7.5), (1.5, 1.5))
+    assert (hive().candidates.num_prompts, hive().choosing.num_ranked, hive().choosing.by) == (3_600, 0, "random")
+
+
 def test_presets_of_other_backbones_share_all_but_their_sizes():
     assert sd21_v().pairs.base == sd21_v().editor.start == "stabilityai/stable-diffusion-2-1"
     assert (sdxl().pairs.resolution, sdxl().editor.resolution, sdxl().editor.sft.batch_size) == (1024, 768, 1024)

@@ -46,6 +46,8 @@ class Answered:
     at: float
     task_id: int
     answer_id: int
+    present: bool = True
+    """Whether its task is one of those that are handed out now: not of another round, for example."""
 
     @property
     def known(self) -> bool | None:
@@ -72,7 +74,7 @@ def answered(database: Database, kind: str | None = None) -> list[Answered]:
             Answered(
                 task.kind, task.prompt_id, task.instruction, tuple(task.edit_ids), tuple(task.editors), task.gold, name,
                 assignment.attempt, tuple(assignment.shown), answer.verdict, answer.seconds, answer.at, task.id,
-                answer.id,
+                answer.id, task.present,
             )
             for answer, assignment, task, name in session.execute(query)
         ]  # fmt: skip

@@ -1,7 +1,9 @@
 """The overview page: how far the work is, who does it how, and how well people agree."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from html import escape
+from types import MappingProxyType
 
 from hive_ray import charts, pages
 from hive_ray.annotation.database import Database
@@ -10,22 +12,25 @@ from hive_ray.annotation.models import ANNOTATOR
 from hive_ray.annotation.progress import Progress, progress
 from hive_ray.annotation.quality import Agreement, Standing, agreement, flagged, standings
 from hive_ray.annotation.study import OUTCOMES, Comparison, results
+from hive_ray.annotation.yields import LONGEST_S, preference_yield
 from hive_ray.config import Annotation
 from hive_ray.intervals import Interval
 
 MOST_LINES = 6
 """People with a line of their own in a chart: those with the most answers."""
-LONGEST_S = 120.0
 WORDS = {"follows": "Follows the instruction better", "preserves": "Keeps the rest better"}
 
 
-def overview(database: Database, settings: Annotation) -> str:
-    """The whole page as HTML."""
+def overview(
+    database: Database, settings: Annotation, probabilities: Mapping[str, float] = MappingProxyType({})
+) -> str:
+    """The whole page as HTML. probabilities: as `preference_yield`'s."""
     answers, people = answered(database, settings.mode), standings(database, settings)
     done, agreed = progress(database, settings.mode), agreement(answers)
     said = [one for one in answers if "skipped" not in one.verdict]
     sections = [
         ("Agreement", _agreement(agreed, answers, people, settings)),
+        ("What people's time gave", _yield(answers, probabilities, settings)),
         ("What the study finds", _study(results(answers, flagged(people)))),
         ("People", _people(people, settings)),
         ("Over time", _over_time(said)),
@@ -61,6 +66,22 @@ def _agreement(agreed: Agreement, answers: list[Answered], people: list[Standing
     return pages.table(head, rows) + pages.note(
         "Over tasks that several people did. Alpha is 1 in full agreement and 0 where people agree by chance."
     )
+
+
+def _yield(answers: list[Answered], probabilities: Mapping[str, float], settings: Annotation) -> str:
+    gave = preference_yield((one for one in answers if one.present), probabilities)
+    if settings.mode != "rank" or not gave.hours:
+        return ""
+    note = (
+        "A preference is two edits of a prompt that one person ranked apart. Time is that of all answers, known tasks, "
+        f"repeats and skips too; more than {LONGEST_S:g} s for one count as {LONGEST_S:g}."
+    )
+    if gave.ties_of_all is not None:
+        note += (
+            " The estimate for all prompts weights each ranked prompt by 1 / the probability with which it was chosen; "
+            "until all chosen prompts are ranked it leans towards those that come first."
+        )
+    return pages.note(f"{gave}.") + pages.note(note)
 
 
 def _people(people: list[Standing], settings: Annotation) -> str:

@@ -113,8 +113,9 @@ def _known(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
 def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:
     """Make tasks of prompts that are new, mark those of this kind that are gone, and set how many people each wants.
 
-    Returns the number of new ones. Gold prompts are for everybody, and what is known of them may be corrected. Tasks
-    that could not be shown get another chance: their pictures may have been mended.
+    Returns the number of new ones. Work is handed out in the order of `prompts`. Gold prompts are for everybody, and
+    what is known of them may be corrected. Tasks that could not be shown get another chance: their pictures may have
+    been mended.
     """
     by_key = {prompt.key(kind): prompt for prompt in prompts}
 
@@ -136,9 +137,23 @@ def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_ta
             if rows:
                 session.execute(insert(Task), rows)
             added += len(rows)
+        _put_in_order(session, kind, [key for key, prompt in by_key.items() if not prompt.gold])
         return added
 
     return database.write(store)
+
+
+def _put_in_order(session: Session, kind: str, keys: Sequence[str]) -> None:
+    """Hand these tasks out in this order from now on. They move behind all others, where everybody looks again: a task
+    that a person has had is passed over."""
+    present = select(Task.key, Task.id, Task.position).where(Task.kind == kind, Task.present)
+    found = {key: (task_id, position) for key, task_id, position in session.execute(present)}
+    positions = [found[key][1] for key in keys]
+    if positions == sorted(positions):
+        return
+    first = 1 + session.scalar(select(func.max(Task.position)))
+    rows = [{"id": found[key][0], "position": first + place} for place, key in enumerate(keys)]
+    session.execute(update(Task), rows)
 
 
 def _row(key: str, kind: str, prompt: Prompt, position: int, people_per_task: int) -> dict[str, Any]:

@@ -50,6 +50,29 @@ def patiently(act, *given, within_s: float = 120.0):
                 raise
 
 
+def test_tasks_that_come_again_in_another_order_are_handed_out_in_it(database):
+    first, second = prompts(6)[:4], prompts(6)
+    load(database, RANK, first, people_per_task=2)
+    ada, bea = desk(database), hired(database, "Bea")
+    person = hired(database, "Ada")
+    assert do(ada, person).task.prompt_id == "p0"
+    order = [second[place] for place in (5, 1, 0, 4, 3)]  # p2 is gone
+    load(database, RANK, order, people_per_task=2)
+    assert [do(ada, bea).task.prompt_id for _ in range(5)] == ["p5", "p1", "p0", "p4", "p3"]
+    assert [do(ada, person).task.prompt_id for _ in range(4)] == ["p5", "p1", "p4", "p3"]
+    assert do(ada, person) is None
+
+
+def test_tasks_that_come_again_as_they_were_keep_their_places(database):
+    def positions():
+        return database.read(lambda session: list(session.scalars(select(Task.position).order_by(Task.id))))
+
+    load(database, RANK, [*prompts(3), *known_bad(prompts(3))], people_per_task=1)
+    before = positions()
+    load(database, RANK, [*prompts(4), *known_bad(prompts(3))], people_per_task=1)
+    assert positions()[: len(before)] == before
+
+
 def taken(database) -> list[int]:
     return database.read(lambda session: list(session.scalars(select(Task.taken).order_by(Task.position))))
 

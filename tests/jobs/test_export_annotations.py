@@ -1,4 +1,6 @@
-from annotation_site import make_candidates
+import itertools
+
+from annotation_site import make_candidates, make_chosen
 from work import hired
 
 from hive_ray.annotation.handing import Desk, Plan
@@ -54,6 +56,23 @@ def test_rounds_that_share_a_database_are_exported_apart(tmp_path, capsys):
         assert f"{found} rankings by 1 people, without {others} of other rounds" in capsys.readouterr().out
         candidates = list(read_rows(run.path("candidates"), CANDIDATES))
         assert len(People(said(path, candidates))(candidates)) == found
+
+
+def test_what_an_hour_gave_is_said(tmp_path, capsys):
+    settings = Annotation(gold="")
+    run = Run(str(tmp_path), shapes().model_copy(update={"annotation": settings}))
+    make_candidates(run.root, 8)
+    make_chosen(run.root, 3, 1, probability=0.25)
+    database, _ = prepare(run.root, settings)
+    clock = itertools.count(1000.0, 60.0)
+    desk, person = Desk(database, Plan(RANK, 600.0), lambda: next(clock)), hired(database, "Ada")
+    while (showing := desk.next(person)) is not None:
+        ranks = [2 if place else 1 for place in showing.shown]
+        desk.submit(person, showing.assignment_id, f"{showing.assignment_id}", {"ranks": ranks}, 36.0)
+    database.close()
+    export_annotations.build(run)
+    gave = "annotations: 6 preferences in 0.02 hours: 300 an hour; 50% of pairs are ties, an estimated 50% over all"
+    assert gave in capsys.readouterr().out
 
 
 def said(path, candidates):

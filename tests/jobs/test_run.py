@@ -25,6 +25,8 @@ def test_a_later_round_makes_its_own_and_finds_the_rest_in_the_first(first):
     assert (third.number, third.root) == (3, f"{first.root}/rounds/3")
     own = ("candidates", "rankings", "thumbs", "reward", "rewards", "scored_pairs", "editors/finetuned", "summary.json")
     own += (
+        "spreads",
+        "chosen",
         "evaluation/sft",
         "evaluation/current",
         "curves/current",
@@ -50,6 +52,7 @@ def test_whatever_is_drawn_from_the_same_prompts_has_another_seed_in_each_round(
     rounds = [first, first.after(), first.after().after()]
     for seed in (
         lambda one: one.candidates.seed,
+        lambda one: one.choosing.seed,
         lambda one: one.rankings.seed,
         lambda one: one.editor.finetune.seed,
         lambda one: one.editor.dpo.training.seed,

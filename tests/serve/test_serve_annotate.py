@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
-from annotation_site import app, make_candidates, make_evaluation, picture, served
+from annotation_site import app, make_candidates, make_chosen, make_evaluation, picture, served
 from local_server import free_port
 from ray import serve
 from sockets import listening, reachable
@@ -566,6 +566,77 @@ def test_a_gallery_looks_at_the_tables_again_for_what_it_does_not_know_but_not_a
     now[0] += LOOK_AGAIN_S
     assert gallery.edit("p3", "p3e1") == picture(302)
     assert len(gallery.prompts) == 4
+
+
+# --- Chosen prompts ---------------------------------------------------------------------------------------
+
+
+def all_of(client: httpx.Client) -> list[str]:
+    """The numbers of the prompts that a person gets, in their order."""
+    numbers = []
+    while (task := following(client)) is not None:
+        numbers.append(task["instruction"].removeprefix("make it number "))
+        assert hand_in(client, task).status_code == 200
+    return numbers
+
+
+def test_people_get_the_chosen_prompts_in_their_order_and_no_others(run, url):
+    make_candidates(run, 40)
+    make_chosen(run, 33, 5, 21)
+    with served(app(run, url)) as site:
+        client = site.signed_in("Ada")
+        task = following(client)
+        assert client.get(f"/{task['source']}").content == picture(3300)
+        assert all_of(client) == ["33", "5", "21"]
+
+
+def test_the_first_places_count_where_there_are_fewer_tasks(run):
+    make_candidates(run, 40)
+    make_chosen(run, 33, 5, 21)
+    gallery = Gallery(run, Annotation(num_tasks=2))
+    assert [prompt.prompt_id for prompt in gallery.prompts] == ["p33", "p5"]
+    assert gallery.edit("p39", "p39e2") == picture(3903)  # of another's task of known answer
+
+
+def test_a_choice_that_is_made_later_changes_what_people_get_and_keeps_what_they_said(run, url):
+    make_candidates(run, 6)
+    with served(app(run, url)) as site:
+        client = site.signed_in("Ada")
+        hand_in(client, following(client))
+    make_chosen(run, 4, 0, 2)
+    with served(app(run, url)) as site:
+        assert all_of(site.signed_in("Ada")) == ["4", "2"]
+        assert [one.prompt_id for one in answered(site.database)] == ["p4", "p0", "p2"]
+
+
+def test_a_choice_is_about_the_candidates_that_it_was_made_from(run):
+    make_candidates(run, 6)
+    make_chosen(run, 4, 0, 2)
+    Path(run, "candidates").rename(Path(run, "other"))
+    assert len(Gallery(run, Annotation(candidates="other")).prompts) == 6
+    make_candidates(run, 7)
+    with pytest.raises(ValueError, match="was chosen from other candidates"):
+        Gallery(run, Annotation())
+
+
+def test_a_gallery_that_runs_looks_at_a_choice_that_was_made_since(run):
+    make_candidates(run, 6)
+    gallery = Gallery(run, Annotation())
+    assert (gallery.catalogue.is_of_now, gallery.probabilities) == (True, {})
+    make_chosen(run, 4, 0, 2, probability=0.5)
+    assert not gallery.catalogue.is_of_now
+
+
+def test_the_overview_estimates_over_all_prompts_where_the_chosen_ones_stand_for_all(run, url):
+    make_candidates(run, 6)
+    make_chosen(run, 4, 0, 2, probability=0.5)
+    with served(app(run, url, people_per_task=1)) as site:
+        all_of(site.signed_in("Ada"))
+        page = site.signed_in("Boss", "administrator").get("/admin/overview").text
+        assert "0% of pairs are ties, an estimated 0% over all prompts" in page
+    shutil.rmtree(f"{run}/chosen")
+    make_chosen(run, 4, 0, 2)  # of the other three none could be chosen
+    assert Gallery(run, Annotation()).probabilities == {}
 
 
 def test_the_cache_keeps_to_its_bytes(tmp_path):

@@ -1,0 +1,42 @@
+"""How far the edits of a prompt differ, in the latents that the editor works in.
+
+B prompts, K edits of a prompt, C latent channels, h w latent height and width
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hive_ray.editor.loading import load_folder_vae
+from hive_ray.editor.model import posterior, read_card
+from hive_ray.images import to_batch
+from hive_ray.storage import fetch_model
+
+
+def latent_spread(latents: Tensor) -> float:
+    """Mean over all pairs of K >= 2 edits of the mean squared difference of their latents (K, C, h, w); 0 if all are
+    alike.
+
+    The mean squared difference over pairs is twice the unbiased variance.
+    """
+    return 2 * latents.var(0).mean().item()
+
+
+class SpreadMeasure:
+    """Measures edits by an editor's VAE, at the resolution of the editor's card."""
+
+    def __init__(self, editor: str, device: str = "cpu") -> None:
+        """editor: a finished editor folder or its s3:// address."""
+        folder = fetch_model(editor)
+        self.resolution = read_card(folder).resolution
+        self.vae = load_folder_vae(folder).to(device)
+
+    @torch.no_grad()
+    def __call__(self, edits: Sequence[Sequence[bytes]]) -> list[float]:
+        """The encoded pictures of B prompts' edits -> B spreads, of scaled posterior means; ImageError for a picture
+        that cannot be read."""
+        images = to_batch([image for pictures in edits for image in pictures], self.resolution)
+        mean, _ = posterior(self.vae, images)
+        latents = mean * self.vae.config.scaling_factor
+        return [latent_spread(part) for part in latents.split([len(pictures) for pictures in edits])]

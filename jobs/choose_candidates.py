@@ -1,0 +1,123 @@
+"""The prompts that people rank, chosen from the candidates: those whose edits can be told apart, and a random share.
+
+candidates, editors/current -> spreads (what is measured of each prompt's edits) -> chosen
+
+The cluster looks at the pictures; the driver sees numbers, ids and instructions. Runs that were ranked before there was
+this stage are left as they are.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from hive_ray import storage
+from hive_ray.distributed.mapping import MapTable, map_table
+from hive_ray.distributed.models import is_whole, model_digest
+from hive_ray.distributed.tables import Manifest, build_table, read_manifest, read_rows, table_digest, write_rows
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
+from hive_ray.reward.model import is_reward_model
+from hive_ray.reward.objective import is_held_out
+from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
+from jobs.candidate_measures import CandidateMeasurer
+from jobs.run import Run, fingerprint, main
+
+NEEDS_REWARD_MODEL = ("disagreement", "both")
+"""Values of `choosing.by` that ask a reward model."""
+
+
+def build(run: Run) -> Manifest | None:
+    """The table `chosen`; None for a run that was ranked without it."""
+    if _was_ranked_without(run):
+        print("chosen: not made, the rankings are there; --rebuild chooses and ranks again", flush=True)
+        return None
+    settings = run.config.choosing
+    inputs = {
+        "candidates": table_digest(run.path("candidates")),
+        "held_out_rate": f"{run.config.reward.held_out_rate:g}",
+    }
+    if settings.by != RANDOM:
+        measure(run)
+        inputs["spreads"] = table_digest(run.path("spreads"))
+    return write_rows(
+        run.path("chosen"), CHOSEN, _rows(run), fingerprint(settings, **inputs), on_mismatch=run.on_mismatch
+    )
+
+
+def measure(run: Run) -> Manifest:
+    """The table `spreads`, made by as many actors as sample the candidates."""
+    candidates, editor, reward = run.path("candidates"), run.path("editors/current"), _reward_model(run)
+    temperature = run.config.reward.temperature
+
+    def make() -> MapTable:
+        return map_table(
+            candidates, CANDIDATES, CandidateMeasurer, produces=SPREADS, resources=run.config.candidates.resources,
+            editor=editor, reward=reward, temperature=temperature,
+        )  # fmt: skip
+
+    asked = {"reward": model_digest(reward), "temperature": f"{temperature:g}"} if reward else {}
+    made_from = fingerprint_of(candidates=table_digest(candidates), editor=model_digest(editor), **asked)
+    return build_table(run.path("spreads"), SPREADS, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def _was_ranked_without(run: Run) -> bool:
+    """Whether the rankings are finished, nothing was chosen for them, and nobody wants them made again."""
+    finished = read_manifest(run.path("rankings")) is not None
+    return finished and read_manifest(run.path("chosen")) is None and run.on_mismatch == "refuse"
+
+
+def _reward_model(run: Run) -> str:
+    """The address of the reward model that this round starts with, or "" if it is not asked.
+
+    ValueError if it is asked and there is none.
+    """
+    by = run.config.choosing.by
+    if by not in NEEDS_REWARD_MODEL:
+        return ""
+    if run.before:
+        address = run.before.path("reward")
+        found = is_whole(address)
+    else:
+        address = run.config.reward.start
+        found = is_reward_model(storage.fetch_model(address))
+    if not found:
+        raise ValueError(
+            f"choosing.by is {by!r}, which asks a reward model, but {address!r} is none: set choosing.by to 'spread', "
+            "or reward.start to the folder of a reward model"
+        )
+    return address
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    """The rows of `chosen` in their order, and a drop for each prompt that was not chosen."""
+    held_out_rate = run.config.reward.held_out_rate
+    prompts = _measured_prompts(run)
+    chosen = choose_prompts(
+        prompts,
+        run.config.choosing,
+        held_out_rate=held_out_rate,
+        is_held_out=partial(is_held_out, rate=held_out_rate),
+    )
+    for place, choice in enumerate(chosen):
+        yield {
+            "prompt_id": choice.prompt.prompt_id,
+            "place": place,
+            "spread": choice.prompt.spread,
+            "disagreement": choice.prompt.disagreement,
+            "chosen_by": choice.chosen_by,
+            "probability": choice.probability,
+        }
+    for _ in range(len(prompts) - len(chosen)):
+        yield {"dropped": "not_chosen"}
+
+
+def _measured_prompts(run: Run) -> list[MeasuredPrompt]:
+    """The candidates' prompts with their measures; without those whose edits could not be measured."""
+    prompts = read_rows(run.path("candidates"), CANDIDATES, ["prompt_id", "instruction"])
+    if run.config.choosing.by == RANDOM:
+        return [MeasuredPrompt(**row) for row in prompts]
+    measures = {row["prompt_id"]: row for row in read_rows(run.path("spreads"), SPREADS)}
+    return [MeasuredPrompt(**row | measures[row["prompt_id"]]) for row in prompts if row["prompt_id"] in measures]
+
+
+if __name__ == "__main__":
+    main(build)
