@@ -1,17 +1,21 @@
 """What the workers of `score_pairs` import: its actors, and no more than these need."""
 
+from functools import partial
+
 from hive_ray.config import Scoring
 from hive_ray.distributed.tables import read_rows
 from hive_ray.reward.judges import judge_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback
 from hive_ray.schemas import REWARDS, Rows
+from jobs.judging import load_reward
 
 
 class PairScorer:
     """Pairs -> a judge's rewards alone: another beta or phrase shapes them again without scoring again."""
 
     def __init__(self, judge: str, settings: Scoring, reward: str, answers: str, device: str = "cpu") -> None:
-        self.judge = judge_of(judge, settings, reward=reward, answers=answers, device=device)
+        load = partial(load_reward, reward, device)
+        self.judge = judge_of(judge, settings, reward=load, answers=answers, device=device)
 
     def __call__(self, rows: Rows) -> Rows:
         return [
