@@ -236,3 +236,15 @@ def test_the_fingerprints_of_models_that_were_trained_before_are_as_they_were():
     changed = reward.model_copy(update={"denoising_error": DenoisingError(levels=(1,))})
     assert fingerprint(changed) == fingerprint(reward)
     assert fingerprint(reward.model_copy(update={"features": "both"})) != fingerprint(reward)
+
+
+def test_blip_is_trained_first_as_it_would_be_alone(errors, monkeypatch):
+    trained, fitted = [], []
+    monkeypatch.setattr(train_reward, "fit", lambda *_, **told: trained.append(told))
+    monkeypatch.setattr(train_reward.reward_head, "build", lambda run, *told: fitted.append(told))
+    alone = replace(errors, config=errors.config.changed({"reward": {"features": "blip"}}))
+    train_reward.build(alone, "reward_curve/0.5", 0.5)
+    train_reward.build(with_features(errors, "both", train_blip=True), "reward_curve/0.5", 0.5)
+    assert [told["name"] for told in trained] == ["reward_curve/0.5", "reward_curve/0.5_blip"]
+    assert trained[0]["fingerprint"] == trained[1]["fingerprint"]
+    assert fitted == [("reward_curve/0.5", 0.5, "reward_curve/0.5_blip")]
