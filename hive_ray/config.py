@@ -538,8 +538,9 @@ class DenoisingError(Section):
     """Timesteps at which edits are noised; Stable Diffusion has 0 to 999."""
     draws: int = Field(3, ge=1)
     """Draws of noise at each level, the same ones for every edit; an error is their mean."""
-    ridge: float = Field(1.0, gt=0)
-    """Precision of the normal prior of each weight, for features of spread 1 within prompts; more learns less."""
+    ridge: float = Field(1000.0, gt=0)
+    """How firmly the head holds to what it believes before any ranking (less error with the instruction is better, and
+    so is more of BLIP's reward): the precision of corrections to these weights, for features of spread 1."""
     train_blip: bool = True
     """For "both": whether BLIP is trained on the rankings first, or is `reward.start` as it is. The head learns from
     the same rankings, and trusts a BLIP too much that knows them by heart."""

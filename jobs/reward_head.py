@@ -42,7 +42,7 @@ OF_THE_HEAD = ("denoisingerror.ridge", "denoisingerror.train_blip")
 """Settings that change no error."""
 REMEDIES = Remedies(
     diverged="its features are not finite; look at the table denoising_errors",
-    nothing_learned="lower reward.denoising_error.ridge, or check that the rankings are not random",
+    nothing_learned="collect more rankings, or check that they are not random",
     by_heart="collect more rankings, or raise reward.denoising_error.ridge",
 )
 
@@ -229,14 +229,16 @@ def gathered(
 def fit(learned: Measured, names: Sequence[str], settings: config.Reward) -> LinearHead:
     """The head of the first features, which have these names."""
     features = learned.features[:, :, : len(names)]
-    return fit_head(features, learned.ranks, names, loss_of(settings), settings.denoising_error.ridge)
+    believed = beliefs(names)
+    return fit_head(features, learned.ranks, names, loss_of(settings), settings.denoising_error.ridge, believed)
 
 
 def worth(
     ours: Foretold, unseen: Measured, learned: Measured, linear: LinearHead, settings: config.Reward
 ) -> dict[str, Any]:
     """What the model is worth on rankings that it never saw, beside people, CLIP, BLIP, errors, and their sum."""
-    before = unseen.foretold(untaught(linear)(unseen.features))
+    untaught = replace(linear, weights=beliefs(linear.names)[0])
+    before = unseen.foretold(untaught(unseen.features))
     instructions = [row["instruction"] for row in unseen.rows]
     beside = judged_beside(ours, unseen, learned, linear, settings)
     return compared(ours, before, beside, {}, instructions, settings, REMEDIES)
@@ -263,10 +265,13 @@ def judged_beside(
     return beside
 
 
-def untaught(linear: LinearHead) -> LinearHead:
-    """What the editor says of edits without any ranking: minus the errors of which it was told the instruction."""
-    told = [name.endswith(f", {CONDITIONS[0]}") for name in linear.names]
-    return replace(linear, weights=-torch.tensor(told, dtype=torch.float64))
+def beliefs(names: Sequence[str]) -> Tensor:
+    """Weights (D, F) that need no ranking: minus the mean error with the instruction and, where it is a feature, BLIP's
+    reward."""
+    told = torch.tensor([name.endswith(f", {CONDITIONS[0]}") for name in names], dtype=torch.float64)
+    by_blip = torch.tensor([name == BLIP_FEATURE for name in names], dtype=torch.float64)
+    by_errors = -told / told.sum()
+    return torch.stack([by_errors, by_blip] if by_blip.any() else [by_errors])
 
 
 def summed(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:

@@ -49,11 +49,24 @@ class LinearHead:
         return cls(tuple(found["features"]), **numbers)
 
 
-def fit_head(features: Tensor, ranks: Tensor, names: Sequence[str], loss: Loss, ridge: float) -> LinearHead:
+def fit_head(
+    features: Tensor,
+    ranks: Tensor,
+    names: Sequence[str],
+    loss: Loss,
+    ridge: float,
+    directions: Tensor | None = None,
+) -> LinearHead:
     """The head of greatest posterior probability, by features (N, K, F) and ranks (N, K).
 
-    It minimises N loss(rewards, ranks) + ridge / 2 |weights|^2, where `loss` is a mean over rankings: each weight has a
-    normal prior of precision `ridge`. Convex, so the start does not matter; rescaling a feature changes no reward.
+    weights = coefficients @ directions + corrections. `directions` (D, F) are rewards that are believed in before any
+    ranking, such as minus an error, for standardised features; without any, all of the weights are corrections. With a
+    `loss` that is a mean over rankings it minimises
+
+        N loss(rewards, ranks) + 1 / 2 |coefficients|^2 + ridge / 2 |corrections|^2
+
+    that is, corrections have a normal prior of precision `ridge`, and few rankings hardly turn a direction. Convex, so
+    the start does not matter; rescaling a feature changes no reward.
     """
     if not len(ranks):
         raise ValueError("there is no ranking to learn a reward from: collect some, or lower reward.held_out_rate")
@@ -61,18 +74,22 @@ def fit_head(features: Tensor, ranks: Tensor, names: Sequence[str], loss: Loss, 
     means = features[there].mean(0)
     scales = spread_within(features, there)
     standardised = ((features - means) / scales).masked_fill(~there[:, :, None], 0.0)
+    corrections = torch.eye(len(means), dtype=torch.float64)
+    basis = corrections if directions is None else torch.cat([directions.double(), corrections])
+    precision = torch.full((len(basis),), ridge, dtype=torch.float64)
+    precision[: len(basis) - len(corrections)] = 1.0
 
-    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        point = torch.tensor(weights, requires_grad=True)
-        penalty = ridge / 2 * point.square().sum()
-        value = loss(standardised @ point, ranks) + penalty / len(ranks)
+    def objective(place: np.ndarray) -> tuple[float, np.ndarray]:
+        point = torch.tensor(place, requires_grad=True)
+        penalty = (precision * point.square()).sum() / 2
+        value = loss(standardised @ (point @ basis), ranks) + penalty / len(ranks)
         value.backward()
         return value.item(), point.grad.numpy()
 
-    start = np.zeros(len(means))
+    start = np.zeros(len(basis))
     precise = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 10_000, "maxfun": 20_000}
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options=precise)
-    return LinearHead(tuple(names), means, scales, torch.from_numpy(found.x))
+    return LinearHead(tuple(names), means, scales, torch.from_numpy(found.x) @ basis)
 
 
 def spread_within(features: Tensor, there: Tensor) -> Tensor:

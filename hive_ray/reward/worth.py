@@ -44,7 +44,7 @@ BESIDE = {
     "clip_direction": "CLIP direction",
     "clip_image": "CLIP image",
     "clip": "CLIP direction + image",
-    "blip_start": "BLIP, no rankings learned",
+    "blip_start": "BLIP before training",
     "blip": "BLIP alone",
     "denoising_error": "denoising errors alone",
     "sum": "BLIP + denoising errors + CLIP",

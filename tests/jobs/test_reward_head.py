@@ -173,7 +173,7 @@ def test_what_is_finished_is_kept_and_other_levels_are_refused(errors, capfd):
     with pytest.raises(FileExistsError, match=r"denoisingerror\.draws was 1, is 2"):
         train_reward.build(with_features(errors, "denoising_error", draws=2))
     other_ridge = with_features(errors, "denoising_error", ridge=3.0)
-    with pytest.raises(FileExistsError, match=r"reward was made otherwise: denoisingerror\.ridge was 1\.0, is 3\.0"):
+    with pytest.raises(FileExistsError, match=r"reward was made otherwise: denoisingerror\.ridge was 1000\.0, is 3\.0"):
         train_reward.build(other_ridge)
 
 

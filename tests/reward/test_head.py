@@ -140,3 +140,31 @@ def test_a_head_survives_being_written():
 def test_no_ranking_is_refused():
     with pytest.raises(ValueError, match="no ranking to learn a reward from"):
         fit_head(torch.empty(0, 2, 3), torch.empty(0, 2, dtype=torch.long), NAMES, LOSSES["bradley_terry"], 1.0)
+
+
+def test_a_direction_that_is_believed_in_is_scaled_freely_and_corrected_by_the_ridge():
+    features, ranks = drawn([-1.0, -1.0, 0.5], count=2000)
+    believed = torch.tensor([[-1.0, -1.0, 0.0]])
+    held = fit_head(features, ranks, NAMES, LOSSES["plackett_luce"], 1e9, believed)
+    assert held.weights[0].item() == pytest.approx(held.weights[1].item(), rel=1e-6) == pytest.approx(-0.9, abs=0.1)
+    assert held.weights[2].item() == pytest.approx(0, abs=1e-5)
+    corrected = fit_head(features, ranks, NAMES, LOSSES["plackett_luce"], 1.0, believed)
+    assert (corrected.weights / corrected.scales).tolist() == pytest.approx([-1, -1, 0.5], abs=0.06)
+
+
+def test_a_coefficient_has_a_prior_of_precision_one():
+    # A direction of one feature with an endless ridge: sqrt 2 (30 - 40 s(sqrt 2 w)) = w.
+    head = fit_head(*pairs(30, 10), ("x",), LOSSES["bradley_terry"], 1e12, torch.ones(1, 1))
+    weight = head.weights.item()
+    slope = math.sqrt(2) * (30 - 40 / (1 + math.exp(-math.sqrt(2) * weight)))
+    assert slope == pytest.approx(weight, abs=1e-5)
+
+
+def test_few_noisy_rankings_do_not_turn_what_is_believed():
+    features, _ = drawn([0.0], count=10)
+    features = features.repeat(1, 1, 3) + torch.randn(10, 4, 3, generator=generator(9)) / 10
+    ranks = features[:, :, 0].argsort(1, descending=True).argsort(1) + 1  # the first feature alone decides
+    wide = fit_head(features, ranks, NAMES, LOSSES["plackett_luce"], 1e-2, torch.tensor([[0.0, 1.0, 0.0]]))
+    held = fit_head(features, ranks, NAMES, LOSSES["plackett_luce"], 1e4, torch.tensor([[0.0, 1.0, 0.0]]))
+    assert wide.weights.argmax() == 0
+    assert held.weights.argmax() == 1
