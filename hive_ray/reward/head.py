@@ -73,7 +73,7 @@ def fit_head(
     features, there = features.double(), ranks > 0
     means = features[there].mean(0)
     scales = spread_within(features, there)
-    standardised = ((features - means) / scales).masked_fill(~there[:, :, None], 0.0)
+    standardised = (features - means) / scales
     corrections = torch.eye(len(means), dtype=torch.float64)
     basis = corrections if directions is None else torch.cat([directions.double(), corrections])
     precision = torch.full((len(basis),), ridge, dtype=torch.float64)

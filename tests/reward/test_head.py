@@ -112,6 +112,7 @@ def test_an_edit_that_is_not_there_says_nothing(loss):
     one, two = fit_head(features, ranks, NAMES, loss, 1.0), fit_head(*filled, NAMES, loss, 1.0)
     torch.testing.assert_close(two.weights, one.weights)
     torch.testing.assert_close(two.scales, one.scales)
+    torch.testing.assert_close(two.means, one.means)
 
 
 def test_the_spread_is_pooled_within_prompts():
