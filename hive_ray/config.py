@@ -618,8 +618,38 @@ class LearningCurve(Section):
         return shares
 
 
+class DenoisingError(Section):
+    """The editor's own denoising errors of an edit, for `reward.features`. The editor is that of `sft` in every round,
+    so that a reward means the same in all of them."""
+
+    levels: tuple[int, ...] = Field((250, 450, 650), min_length=1)
+    """Timesteps at which edits are noised; Stable Diffusion has 0 to 999."""
+    draws: int = Field(3, ge=1)
+    """Draws of noise at each level, the same ones for every edit; an error is their mean."""
+    ridge: float = Field(1000.0, gt=0)
+    """How firmly the head holds to what it believes before any ranking (less error with the instruction is better, and
+    so is more of BLIP's reward): the precision of corrections to these weights, for features of spread 1."""
+    train_blip: bool = True
+    """For "both": whether BLIP is trained on the rankings first, or is `reward.start` as it is. The head learns from
+    the same rankings, and trusts a BLIP too much that knows them by heart."""
+    precision: Precision = "auto"
+    """As `pairs.precision`."""
+
+    @field_validator("levels")
+    @classmethod
+    def _different(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(levels)) < len(levels) or min(levels) < 0:
+            raise ValueError(f"reward.denoising_error.levels is {levels}: give different timesteps from 0")
+        return levels
+
+
 class Reward(Section):
-    """Rankings -> a reward model on BLIP."""
+    """Rankings -> a reward model."""
+
+    features: Literal["blip", "denoising_error", "both"] = "blip"
+    """What the reward model sees of an edit: its picture, through BLIP; the editor's own denoising errors, through a
+    linear head; or both."""
+    denoising_error: DenoisingError = DenoisingError()
 
     start: str = "Salesforce/blip-itm-base-coco"
     """BLIP weights to start from (folder or hub name), or "shapes" for a small one from nothing."""

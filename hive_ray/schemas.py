@@ -7,6 +7,7 @@ features=...)`. It infers an `Image` from {bytes, path} alone, which is what `ex
 """
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -204,6 +205,23 @@ RANKINGS = _schema(
     ranks=pa.list_(pa.int8()),
 )
 
+DENOISING_ERRORS = _schema(
+    "denoising_errors",
+    "edit_id",
+    edit_id=_TEXT,
+    prompt_id=_TEXT,
+    features=pa.list_(_F32),  # their names: hive_ray/editor/denoising_errors.py
+)
+EDIT_MEASURES = _schema(
+    "edit_measures",
+    "edit_id",
+    edit_id=_TEXT,
+    prompt_id=_TEXT,
+    blip=_F32,  # NaN where there is no such model
+    clip_direction=_F32,
+    clip_image=_F32,
+)
+
 EVALUATION = _schema(
     "evaluation",
     "evaluation_id",
@@ -232,3 +250,14 @@ def prompt_row(instruction: Row, source_image: bytes) -> Row:
         **{name: instruction[name] for name in kept},
         "source_image": source_image,
     }
+
+
+def edits_as_pairs(rankings: Rows, edits_of: Mapping[str, Collection[str]]) -> Rows:
+    """The edits of RANKINGS rows as rows of pairs, with `edit_id`: of each ranking (by its id) those in `edits_of`."""
+    columns = ("prompt_id", "instruction", "source_caption", "edited_caption", "source_image")
+    return [
+        {column: ranking[column] for column in columns} | {"edit_id": edit["edit_id"], "edited_image": edit["image"]}
+        for ranking in rankings
+        for edit in ranking["edits"]
+        if edit["edit_id"] in edits_of[ranking["ranking_id"]]
+    ]

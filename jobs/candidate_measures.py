@@ -6,9 +6,9 @@ from itertools import accumulate
 import torch
 
 from hive_ray.editor.spread import SpreadMeasure
-from hive_ray.reward.model import RewardModel
 from hive_ray.reward.uncertainty import order_entropy
 from hive_ray.schemas import Rows
+from jobs.judging import load_reward
 
 
 class CandidateMeasurer:
@@ -17,7 +17,7 @@ class CandidateMeasurer:
     def __init__(self, editor: str, reward: str, temperature: float, device: str = "cpu") -> None:
         """editor: the folder whose VAE encodes; reward: the reward model's folder, or "" for none."""
         self.spread = SpreadMeasure(editor, device)
-        self.reward = RewardModel.load(reward).to(device) if reward else None
+        self.reward = load_reward(reward, device) if reward else None
         self.temperature = temperature
 
     def __call__(self, rows: Rows) -> Rows:

@@ -6,11 +6,11 @@ from hive_ray.config import Evaluation
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import Draws, draw_and_score
 from hive_ray.precision import sampling_dtype
-from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.shapes.judge import judge
 from hive_ray.similarity import Similarity
+from jobs.judging import load_reward
 
 
 class EditEvaluator:
@@ -31,7 +31,7 @@ class EditEvaluator:
         device: str = "cpu",
     ) -> None:
         self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
-        self.reward = RewardModel.load(reward).to(device) if reward else None
+        self.reward = load_reward(reward, device) if reward else None
         self.similarity = Similarity(settings.clip, device)
         self.name, self.scales, self.settings = name, scales, settings
         self.num_draws = best_of if reward else 1

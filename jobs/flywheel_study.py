@@ -19,10 +19,11 @@ from hive_ray import storage
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import count_rows, read_rows
 from hive_ray.evaluation.metrics import compare, win_rates
-from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import is_held_out, pairwise_accuracy, rewards_of
+from hive_ray.reward.objective import is_held_out, pairwise_accuracy
+from hive_ray.reward.worth import scored
 from hive_ray.schemas import RANKINGS, Rows
 from jobs import evaluate_editor, pipeline, score_pairs, train_editor
+from jobs.judging import load_reward
 from jobs.run import SHARED, Run, in_one_line
 from jobs.study import Study, configured, line, means, minutes_of
 from jobs.train_reward import COLUMNS
@@ -140,8 +141,9 @@ def reward_models(seeds: list[dict[str, Run]]) -> str:
     ]
     unseen = [_held_out(runs["round 2"]) for runs in seeds]
     for name in ("few", "round 1", "round 2"):
-        models = [RewardModel.load(runs[name].path("reward")) for runs in seeds]
-        right = [pairwise_accuracy(*rewards_of(model, rows)) for model, rows in zip(models, unseen, strict=True)]
+        models = [load_reward(runs[name].path("reward")) for runs in seeds]
+        found = [scored(model, rows) for model, rows in zip(models, unseen, strict=True)]
+        right = [pairwise_accuracy(one.rewards, one.ranks) for one in found]
         given = [sum(map(count_rows, runs[name].rankings_so_far())) for runs in seeds]
         lines.append(line([name, ", ".join(map(str, given)), ", ".join(f"{share:.3f}" for share in right)]))
     return "\n".join(lines)

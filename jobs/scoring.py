@@ -1,5 +1,7 @@
 """What the workers of `score_pairs` and `score_candidates` import: their actors, and no more than these need."""
 
+from functools import partial
+
 from hive_ray.config import Scoring
 from hive_ray.distributed.tables import read_rows
 from hive_ray.reward.judges import judge_of
@@ -7,13 +9,15 @@ from hive_ray.reward.model import RewardScorer
 from hive_ray.reward.optimality import compare_within_prompts
 from hive_ray.reward.shaping import SHAPINGS, Feedback
 from hive_ray.schemas import CANDIDATE_REWARDS, REWARDS, Row, Rows
+from jobs.judging import load_reward
 
 
 class PairScorer:
     """Pairs -> a judge's rewards alone: another beta or phrase shapes them again without scoring again."""
 
     def __init__(self, judge: str, settings: Scoring, reward: str, answers: str, device: str = "cpu") -> None:
-        self.judge = judge_of(judge, settings, reward=reward, answers=answers, device=device)
+        load = partial(load_reward, reward, device)
+        self.judge = judge_of(judge, settings, reward=load, answers=answers, device=device)
 
     def __call__(self, rows: Rows) -> Rows:
         return [
@@ -50,7 +54,7 @@ class CandidateScorer:
     """Candidates -> the reward of each edit by the reward model."""
 
     def __init__(self, reward: str, device: str = "cpu") -> None:
-        self.scorer = RewardScorer(reward, device)
+        self.scorer = RewardScorer(load_reward(reward, device))
 
     def __call__(self, rows: Rows) -> Rows:
         scored = self.scorer([edit for row in rows for edit in edits_of(row)])

@@ -1,9 +1,12 @@
 """A reward model that ranks edits as people did, in all rounds so far.
 
 rankings, thumbs -> reward
+
+On BLIP by default; by the editor's denoising errors where `reward.features` says so (`reward_head`).
 """
 
 import json
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,25 +14,23 @@ from pathlib import Path
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.distributed.models import Metrics, model_digest
+from hive_ray.distributed.models import Metrics, build_model, model_digest, store_model
 from hive_ray.distributed.tables import Selection, Where, read_rows, select, table_digest
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.training import fit
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
-from hive_ray.reward.worth import foretold, measured, worth
+from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, foretold, measured, worth
 from hive_ray.schemas import RANKINGS, Row, Rows
+from jobs import reward_head
 from jobs.run import Run, fingerprint, main
 
 COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
 
-HELD_OUT = "held_out.json"
-"""In the model's folder: how much is right of how much by accuracy and held-out prompt, so that models can be compared
-by what they do on the same prompts."""
 MOST_MEASURED = 1000
 """Rankings of each side that the card's figures are of, the first: their pictures are in memory at a time."""
-NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
 
 
 class RewardTraining(RewardObjective):
@@ -87,9 +88,24 @@ def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
     """The model <run>/<name>, trained on the rankings of this share of the prompts that are not held out."""
-    settings, rankings = run.config.reward, run.rankings_so_far()
-    start = settings.start if settings.start == "shapes" else model_digest(settings.start)
-    stage, of_share = settings.model_copy(update={"start": start}), {} if share == 1 else {"share": f"{share:g}"}
+    settings = run.config.reward
+    if settings.features == "blip":
+        return train_blip(run, name, share)
+    if settings.features == "denoising_error":
+        return reward_head.build(run, name, share)
+    blip = f"{name}_blip"
+    if settings.denoising_error.train_blip:
+        train_blip(run, blip, share)
+    else:
+        take_blip(run, blip)
+    return reward_head.build(run, name, share, blip)
+
+
+def train_blip(run: Run, name: str, share: float) -> Metrics:
+    """The BLIP model <run>/<name>."""
+    settings, rankings = run.config.reward.model_copy(update={"features": "blip"}), run.rankings_so_far()
+    stage = settings.model_copy(update={"start": start_of(settings)})
+    of_share = {} if share == 1 else {"share": f"{share:g}"}
 
     def those(held_out: bool, limit: int | None = None) -> Selection:
         return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out), limit=limit)
@@ -110,6 +126,26 @@ def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
         clip=run.config.evaluation.clip,
         share=share,
     )
+
+
+def take_blip(run: Run, name: str) -> Metrics:
+    """The model <run>/<name> is the BLIP that training would start from, as it is."""
+    settings, path = run.config.reward, run.path(name)
+    sizes = {"resolution": str(settings.resolution), "max_tokens": str(settings.max_tokens)}
+    made_from = fingerprint_of(start=start_of(settings), tokenizer=model_digest(settings.tokenizer), **sizes)
+
+    def make() -> None:
+        started = time.monotonic()
+        blip = RewardModel.build(settings.start, settings.tokenizer, settings)
+        card = {"warning": "taken as it is (reward.denoising_error.train_blip)"}
+        store_model(path, lambda folder: blip.save(folder, card), made_from, {}, time.monotonic() - started)
+
+    return build_model(name, path, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def start_of(settings: config.Reward) -> str:
+    """Names what training starts from by its content."""
+    return settings.start if settings.start == "shapes" else model_digest(settings.start)
 
 
 if __name__ == "__main__":

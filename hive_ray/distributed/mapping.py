@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -93,7 +93,7 @@ class MapTable:
 
 
 def map_table(
-    path: str,
+    path: str | Sequence[str],
     schema: pa.Schema,
     actor: Callable[..., Actor],
     *,
@@ -105,7 +105,8 @@ def map_table(
     dropped_per_shard: int = 0,
     **kwargs: Any,
 ) -> MapTable:
-    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` that `where` keeps.
+    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` (or of several of one schema) that
+    `where` keeps.
 
     A shard has `rows_per_shard` rows, fewer where pictures are large (`SHARD_BYTES`).
     """

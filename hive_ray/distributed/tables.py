@@ -28,7 +28,17 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from hive_ray import storage
-from hive_ray.config import Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching
+from hive_ray.config import (
+    DenoisingError,
+    Inspection,
+    LearningCurve,
+    Preview,
+    Recovery,
+    Resources,
+    Spending,
+    Training,
+    Watching,
+)
 from hive_ray.distributed.dropped import write_dropped
 from hive_ray.distributed.progress import Progress, duration, listed
 from hive_ray.owners import is_unfinished
@@ -105,8 +115,8 @@ class Plan(Protocol):
         ...
 
 
-UNCOUNTED = (Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching)
-"""Sections that a stage's fingerprint leaves out."""
+UNCOUNTED = (DenoisingError, Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching)
+"""Sections inside others that a stage's fingerprint leaves out."""
 UNCOUNTED_SETTINGS = {"least_kept", "send_seed"}
 """Settings of any section that it leaves out: they decide whether a table is finished, or how an endpoint is asked."""
 VALUES_BEFORE = {
@@ -120,6 +130,7 @@ VALUES_BEFORE = {
     "editor.dpo.shuffled": False,
     "editor.nft.beta": 1.0,
     "editor.arm": "scored",
+    "reward.features": "blip",
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""
@@ -129,7 +140,8 @@ def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
     UNCOUNTED sections change no rows and no weights, but speed, costs or what is looked at: they are left out; so is a
-    `Training` inside a stage's settings, since `fit` adds the one that it runs.
+    `Training` inside a stage's settings, since `fit` adds the one that it runs, and a `DenoisingError`, since the
+    stages that it decides add it.
     """
     flat: Fingerprint = {}
     for section in settings:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from hive_ray.intervals import Interval, interval, ratio, ratio_gap
@@ -64,6 +65,35 @@ def accuracies(foretold: Foretold) -> dict[str, Any]:
         RANKING_ACCURACY: ranking_accuracy(foretold.rewards, foretold.ranks),
         "intervals": intervals(foretold),
     }
+
+
+def across_prompts(foretold: Foretold) -> float:
+    """How often an edit ranked best has a greater reward than another prompt's edit ranked worst; equal rewards are
+    half.
+
+    Comparisons within prompts say nothing of a reward's level, which weights of pairs rely on; this does. 0.5 is
+    guessing, and what is returned without two prompts that have a preference.
+    """
+    worst_rank = foretold.ranks.max(1, keepdim=True).values
+    best, worst = foretold.ranks == 1, (foretold.ranks == worst_rank) & (worst_rank > 1)
+    groups: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for place, prompt in enumerate(foretold.prompts):
+        if worst[place].any():
+            groups[prompt][0].extend(foretold.rewards[place][best[place]].tolist())
+            groups[prompt][1].extend(foretold.rewards[place][worst[place]].tolist())
+    all_best = [reward for group, _ in groups.values() for reward in group]
+    all_worst = [reward for _, group in groups.values() for reward in group]
+    pairs = len(all_best) * len(all_worst) - sum(len(one) * len(other) for one, other in groups.values())
+    if not pairs:
+        return 0.5
+    return (_wins(all_best, all_worst) - sum(_wins(*group) for group in groups.values())) / pairs
+
+
+def _wins(rewards: list[float], others: list[float]) -> float:
+    """In how many pairs the first reward is greater, equal ones counting half (Mann and Whitney's U)."""
+    ordered = np.sort(others)
+    below, up_to = (np.searchsorted(ordered, rewards, side) for side in ("left", "right"))
+    return float((below + up_to).sum() / 2)
 
 
 def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:

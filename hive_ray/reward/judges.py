@@ -7,7 +7,7 @@ becomes {"dropped": reason}, what it used {"counted": ...}.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from hive_ray.config import Scoring
-from hive_ray.reward.model import RewardScorer
-from hive_ray.schemas import Rows
+from hive_ray.reward.model import RewardModel, RewardScorer, ScoringModel
+from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.similarity import Similarity
 
 Judge = Callable[[Rows], Rows]
@@ -47,6 +47,30 @@ class ClipScorer:
         return self.similarity.measure(*([row[name] for row in rows] for name in columns))
 
 
+class EditMeasurer:
+    """Rankings -> what BLIP's reward and CLIP's similarities are of their edits, a row each."""
+
+    def __init__(self, clip: str, edits_of: Mapping[str, Sequence[str]], blip: str = "", device: str = "cpu") -> None:
+        """`edits_of`: the ids of the edits that are measured, by ranking_id. Without a `blip` its reward is NaN."""
+        self.clip, self.edits_of = ClipScorer(clip, device=device), edits_of
+        self.blip = RewardModel.load(blip).to(device) if blip else None
+
+    def __call__(self, rows: Rows) -> Rows:
+        edits = edits_as_pairs(rows, self.edits_of)
+        measured = {name: values.tolist() for name, values in self.clip.measured(edits).items()}
+        rewards = [row["reward"] for row in RewardScorer(self.blip)(edits)] if self.blip else [math.nan] * len(edits)
+        return [
+            {
+                "edit_id": edit["edit_id"],
+                "prompt_id": edit["prompt_id"],
+                "blip": rewards[place],
+                "clip_direction": measured["clip_direction"][place],
+                "clip_image": measured["clip_image"][place],
+            }
+            for place, edit in enumerate(edits)
+        ]
+
+
 class CallableScorer:
     """Adds to each pair the reward of a callable, "module:function": rows of pairs -> a number for each."""
 
@@ -64,13 +88,15 @@ class CallableScorer:
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
 
-def judge_of(name: str, settings: Scoring, *, reward: str, answers: str, device: str = "cpu") -> Judge:
+def judge_of(
+    name: str, settings: Scoring, *, reward: Callable[[], ScoringModel], answers: str, device: str = "cpu"
+) -> Judge:
     """The judge of a name in `scoring.judges`.
 
-    reward: the reward model's folder; answers: the folder where a vision model's answers are kept.
+    reward: loads the reward model; answers: the folder where a vision model's answers are kept.
     """
     makers: dict[str, Callable[[], Judge]] = {
-        "model": partial(RewardScorer, reward, device),
+        "model": lambda: RewardScorer(reward()),
         **{measure: partial(ClipScorer, settings.clip, measure, device) for measure in CLIP_MEASURES},
         "openai": partial(_vision, settings, answers),
     }

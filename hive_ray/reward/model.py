@@ -14,7 +14,7 @@ would have to find out which of all tokens are to be compared.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -274,11 +274,19 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 
 
+class ScoringModel(Protocol):
+    """A reward model of any kind, ready to score."""
+
+    def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
+        """The reward of each edit."""
+        ...
+
+
 class RewardScorer:
     """Adds a reward to each pair."""
 
-    def __init__(self, reward: str, device: str = "cpu") -> None:
-        self.model = RewardModel.load(reward).to(device)
+    def __init__(self, model: ScoringModel) -> None:
+        self.model = model
 
     def __call__(self, rows: Rows) -> Rows:
         rewards = self.model.score(

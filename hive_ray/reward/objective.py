@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,20 +228,27 @@ def measure(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
     }
 
 
-def doubt(metrics: Metrics) -> str | None:
+class Remedies(NamedTuple):
+    """What a person can do about a reward model that should not be trusted."""
+
+    diverged: str = "training diverged; lower reward.training.learning_rate"
+    nothing_learned: str = "raise the learning rate, train longer, or check that the rankings are not random"
+    by_heart: str = "it learned the training rankings by heart: collect more, freeze more layers, or train less"
+
+
+def doubt(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None:  # noqa: B008 - immutable
     """In words, why a measured model should not be trusted; None if it has learned something."""
     loss, chance = metrics["reward/loss"], metrics["reward/chance_loss"]
     if not math.isfinite(loss):
-        return f"the reward model's loss is {loss}: training diverged; lower reward.training.learning_rate"
+        return f"the reward model's loss is {loss}: {remedies.diverged}"
     if np.isclose(loss, chance, rtol=0.02):
         return (
-            f"the reward model learned nothing: its loss is {loss:.4f}, that of guessing {chance:.4f}; raise "
-            "the learning rate, train longer, or check that the rankings are not random"
+            f"the reward model learned nothing: its loss is {loss:.4f}, that of guessing {chance:.4f}; "
+            f"{remedies.nothing_learned}"
         )
     if loss > chance:
         return (
             f"the reward model is surer than right on unseen rankings: its loss is {loss:.4f}, that "
-            f"of guessing {chance:.4f}, its accuracy {metrics['reward/accuracy']:.2f}; it learned the "
-            "training rankings by heart: collect more, freeze more layers, or train less"
+            f"of guessing {chance:.4f}, its accuracy {metrics['reward/accuracy']:.2f}; {remedies.by_heart}"
         )
     return None

@@ -21,10 +21,18 @@ from hive_ray import config
 from hive_ray.images import decode, encode, resize
 from hive_ray.intervals import Interval, interval
 from hive_ray.preferences import preference_loss
-from hive_ray.reward.accuracies import ACCURACY, Foretold, accuracies, differences, in_words, intervals
+from hive_ray.reward.accuracies import (
+    ACCURACY,
+    Foretold,
+    accuracies,
+    across_prompts,
+    differences,
+    in_words,
+    intervals,
+)
 from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
-from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import doubt, loss_of, measure, preferred, rewards_of
+from hive_ray.reward.model import RewardModel, ScoringModel
+from hive_ray.reward.objective import Remedies, doubt, loss_of, measure, preferred, rewards_of
 from hive_ray.schemas import Row, Rows
 
 NOTICED = 0.75
@@ -36,8 +44,17 @@ BESIDE = {
     "clip_direction": "CLIP direction",
     "clip_image": "CLIP image",
     "clip": "CLIP direction + image",
+    "blip_start": "BLIP before training",
+    "blip": "BLIP alone",
+    "denoising_error": "denoising errors alone",
+    "sum": "BLIP + denoising errors + CLIP",
 }
 """By names in the card: who else ranks the held-out rankings."""
+PEOPLE = ("another_person", "all_others")
+HELD_OUT = "held_out.json"
+"""In a reward model's folder: how much is right of how much by accuracy and held-out prompt, so that models can be
+compared by what they do on the same prompts."""
+NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
 AGREED = 0.6
 """People who foretell fewer of each other's preferences agree little."""
 CHANGED = 32
@@ -62,30 +79,52 @@ def worth(
     simple judges beside it.
     """
     before = foretold(start, rows)
-    simple = judged(ClipScorer(clip).measured, rows)
-    beside = people(rows) | {
-        name: Foretold(sum(simple[one] for one in summed), ours.ranks, ours.prompts).some(those)
+    beside = people(rows) | by_clip(judged(ClipScorer(clip).measured, rows), ours, rows)
+    noticed = probe(model, rows)
+    return compared(ours, before, beside, noticed, [row["instruction"] for row in rows], settings)
+
+
+def by_clip(similarities: Mapping[str, Tensor], ours: Foretold, rows: Rows) -> dict[str, Foretold]:
+    """What CLIP's similarities (N, K) by name foretell of those rankings of `ours` that it can measure."""
+    return {
+        name: Foretold(sum(similarities[one] for one in summed), ours.ranks, ours.prompts).some(those)
         for name, summed in CLIP_MEASURES.items()
         if (those := measurable(rows, summed))
     }
+
+
+def compared(
+    ours: Foretold,
+    before: Foretold,
+    beside: Mapping[str, Foretold],
+    noticed: Mapping[str, Interval],
+    instructions: list[str],
+    settings: config.Reward,
+    remedies: Remedies = Remedies(),  # noqa: B008 - immutable
+) -> dict[str, Any]:
+    """What a reward model foretells of N held-out rankings, as its card has it.
+
+    before: the same of what it started from. beside: of others, by their names in BESIDE. noticed: what `probe` found.
+    instructions: of the N rankings.
+    """
+    others = {"held_out_before_training": before} | dict(beside)
     said = {
         "held_out": measured(ours, settings),
         "held_out_before_training": measured(before, settings),
         "beside": {name: accuracies(theirs) for name, theirs in beside.items()},
-        "minus": {
-            name: differences(ours.counts(), theirs.counts())
-            for name, theirs in ({"held_out_before_training": before} | beside).items()
-        },
+        "minus": {name: differences(ours.counts(), theirs.counts()) for name, theirs in others.items()},
     }
-    noticed, bins = probe(model, rows), calibration(ours.rewards, ours.ranks, settings)
+    bins = calibration(ours.rewards, ours.ranks, settings)
+    levelled = {name: one for name, one in others.items() if name not in PEOPLE}
     return said | {
-        "held_out_rankings": len(rows),
+        "across_prompts": {name: across_prompts(one) for name, one in ({"held_out": ours} | levelled).items()},
+        "held_out_rankings": len(ours.prompts),
         "held_out_prompts": len(set(ours.prompts)),
-        "kinds": kinds(ours, [row["instruction"] for row in rows]),
+        "kinds": kinds(ours, instructions),
         "noticed": {name: asdict(rate) for name, rate in noticed.items()},
         "calibration": bins,
         "calibration_error": calibration_error(bins),
-        "warning": doubt(said["held_out"]) or "",
+        "warning": doubt(said["held_out"], remedies) or "",
         "remarks": remarks(said, noticed),
     }
 
@@ -139,6 +178,17 @@ def people(rows: Rows) -> dict[str, Foretold]:
 def _padded(lists: Sequence[list]) -> Tensor:
     """Lists of different lengths -> (N, K), filled up with 0."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True)
+
+
+def scored(model: ScoringModel, rows: Rows) -> Foretold:
+    """What the rewards of a model of any kind foretell of RANKINGS rows, scored one ranking at a time."""
+    rewards = judged(lambda pairs: {"reward": _scores(model, pairs)}, rows)["reward"]
+    return Foretold(rewards, _padded([row["ranks"] for row in rows]), [row["prompt_id"] for row in rows])
+
+
+def _scores(model: ScoringModel, pairs: Rows) -> list[float]:
+    columns = ("source_image", "edited_image", "instruction")
+    return model.score(*([pair[column] for pair in pairs] for column in columns))
 
 
 def judged(measured: Callable[[Rows], Mapping[str, Any]], rows: Rows) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, Foretold, accuracies, differences
+from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, Foretold, accuracies, across_prompts, differences
 
 RANKS = torch.tensor([[1, 2, 3], [2, 1, 0], [1, 1, 1], [3, 2, 1]])
 PROMPTS = ["a", "b", "c", "a"]  # two people ranked a, and disagree in everything
@@ -41,3 +41,15 @@ def test_a_difference_is_paired_by_the_prompts_that_both_foretold():
     assert found[RANKING_ACCURACY] == pytest.approx({"value": 0, "low": 0, "high": 0})
     assert found["prompts"] == 20
     assert differences(mine, Foretold(theirs[:1], ranks[:1], ["0"]).counts())["prompts"] == 1
+
+
+def test_across_prompts_the_best_of_one_is_compared_with_the_worst_of_another():
+    rewards = torch.tensor([[3.0, 2.0, 1.0], [0.5, 2.0, 9.0], [9.0, 9.0, 9.0]])
+    ranks = torch.tensor([[1, 2, 3], [1, 2, 0], [1, 1, 1]])  # who ties all has neither best nor worst
+    # Of two comparisons, 3 is above 2, and 0.5 below 1; within prompts nothing is counted.
+    assert across_prompts(Foretold(rewards, ranks, ["a", "b", "c"])) == 0.5
+    rewards[1, 0] = 1.0  # as good as a's worst
+    assert across_prompts(Foretold(rewards, ranks, ["a", "b", "c"])) == 0.75
+    level = rewards + torch.tensor([[10.0], [0.0], [0.0]])  # another level of one prompt, the same order in each
+    assert across_prompts(Foretold(level, ranks, ["a", "b", "c"])) == 0.5
+    assert across_prompts(Foretold(rewards, ranks, ["a", "a", "a"])) == 0.5

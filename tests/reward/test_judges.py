@@ -5,7 +5,6 @@ from tiny_models import tiny_clip
 
 from hive_ray.config import JUDGES, Scoring
 from hive_ray.images import encode
-from hive_ray.model_folders import ModelFolderError
 from hive_ray.reward.judges import CLIP_MEASURES, CallableScorer, ClipScorer, combine, judge_of, source_of
 from hive_ray.similarity import Similarity
 
@@ -64,14 +63,8 @@ def test_a_callable_is_found_by_its_name_and_its_rewards_are_checked():
 def test_every_name_in_the_settings_has_its_judge(clip, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     settings = Scoring(clip=str(clip))
-    made = {
-        name: type(judge_of(name, settings, reward="", answers=str(tmp_path))).__name__
-        for name in JUDGES
-        if name != "model"
-    }
-    assert made == dict.fromkeys(CLIP_MEASURES, "ClipScorer") | {"openai": "VisionScorer"}
-    with pytest.raises(ModelFolderError, match="no finished reward model"):
-        judge_of("model", settings, reward=str(tmp_path / "reward"), answers="")
+    made = {name: type(judge_of(name, settings, reward=object, answers=str(tmp_path))).__name__ for name in JUDGES}
+    assert made == dict.fromkeys(CLIP_MEASURES, "ClipScorer") | {"openai": "VisionScorer", "model": "RewardScorer"}
 
 
 def test_several_judges_are_standardised_then_averaged_or_the_least_counts():

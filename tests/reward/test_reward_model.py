@@ -264,13 +264,12 @@ def test_bert_tokenizers_work_too(tmp_path):
     assert load_tokenizer(tmp_path / "reward")("red").input_ids == [2, 7, 3]
 
 
-def test_the_scorer_adds_a_reward_to_each_row_and_keeps_the_rest(tmp_path):
+def test_the_scorer_adds_a_reward_to_each_row_and_keeps_the_rest():
     model, images = small_model(), pictures(4)
-    model.save(tmp_path, {})
     rows = [
         {"pair_id": "x", "source_image": images[0], "edited_image": images[1], "instruction": "a"},
         {"pair_id": "y", "source_image": images[2], "edited_image": images[3], "instruction": "b c"},
     ]
-    scored = RewardScorer(str(tmp_path))(rows)
+    scored = RewardScorer(model)(rows)
     rewards = model.score([images[0], images[2]], [images[1], images[3]], ["a", "b c"])
     assert scored == [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]

@@ -16,6 +16,7 @@ from hive_ray.reward.worth import (
     people,
     probe,
     remarks,
+    scored,
 )
 
 
@@ -107,6 +108,14 @@ def test_a_judge_of_pairs_scores_every_edit_of_a_ranking():
 
     rewards = judged(measured, [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])])["reward"]
     assert rewards.tolist() == [[33, 258, 23], [256, 31, 0]]
+
+
+def test_a_reward_model_of_any_kind_scores_every_edit_of_a_ranking():
+    rows = [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])]
+    found = scored(Model(lambda source, edited, words: edited[0, 0, 0] + len(words)), rows)
+    assert found.rewards.tolist() == [[33, 258, 23], [256, 31, 0]]
+    assert found.ranks.tolist() == [[2, 1, 3], [1, 2, 0]]
+    assert found.prompts == ["abc", "d"]
 
 
 def test_predicted_and_observed_preferences_are_compared_in_bins():

@@ -1,0 +1,157 @@
+"""How badly an editor predicts the noise in an edit: what it knows of edits without being taught.
+
+    rankings, editor -> ErrorMeasurer -> denoising_errors
+
+An edit that follows the instruction and keeps the picture is likely under the editor, and the mean squared error of its
+denoising is what bounds that likelihood (Ho et al. 2020, eq. 14). All edits meet the same noise, as in Li et al. 2023
+("Your Diffusion Model is Secretly a Zero-Shot Classifier"): two edits' errors then differ by the edits alone.
+
+B edits, S source pictures, C latent channels, h w latent height and width
+F features: errors at each noise level under each of CONDITIONS
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hive_ray.config import DenoisingError
+from hive_ray.editor.model import Editor, append_suffix
+from hive_ray.editor.objective import denoising_target, row_errors
+from hive_ray.images import to_batch
+from hive_ray.precision import sampling_dtype
+from hive_ray.schemas import Rows, edits_as_pairs
+from hive_ray.seeds import generator_for
+
+CONDITIONS = ("instruction", "source", "nothing")
+"""What the editor is given: source and instruction, the source alone, neither."""
+MICRO_BATCH = 64
+"""Edits that are predicted at the same time."""
+
+
+def feature_names(levels: Sequence[int]) -> tuple[str, ...]:
+    """Names of the F features in their order, such as "error@450, instruction"."""
+    return tuple(f"error@{level}, {condition}" for level in levels for condition in CONDITIONS)
+
+
+def evaluations_per_edit(settings: DenoisingError) -> int:
+    """Network evaluations that the features of one edit cost."""
+    return len(settings.levels) * settings.draws * len(CONDITIONS)
+
+
+def common_noise(shape: tuple[int, ...], level: int, draw: int) -> Tensor:
+    """Standard normal noise of this shape: the same for every edit, on every device."""
+    return torch.randn(shape, generator=generator_for("denoising_error", level, draw))
+
+
+@torch.inference_mode()
+def denoising_errors(
+    editor: Editor,
+    source_images: Tensor,
+    source_of: Sequence[int],
+    edited_images: Tensor,
+    instructions: Sequence[str],
+    settings: DenoisingError,
+) -> Tensor:
+    """Errors (B, F) in fp32 on the CPU, in the order of `feature_names`; means over C, h, w and the draws.
+
+    source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; `source_of` says which source each edit has.
+    The latent of an edit is the mean of its posterior, so that nothing is drawn but the common noise. The error is that
+    of what the editor was trained to predict: the noise, or the velocity.
+    """
+    count, device, dtype = len(edited_images), editor.unet.device, editor.unet.dtype
+    check_levels(editor, settings)
+    mean, std = editor.posterior(edited_images)
+    latents = editor.draw_target(mean, std, torch.zeros_like(std)).to(device)
+    sources = editor.encode_condition(source_images).to(device)[list(source_of)]
+    conditions = torch.cat([sources, sources, torch.zeros_like(sources)])
+    distinct = list(dict.fromkeys([*instructions, ""]))
+    text = [distinct.index(instruction) for instruction in instructions]
+    no_text = [distinct.index("")] * count
+    states = editor.text.encode(distinct).rows([*text, *no_text, *no_text])
+    text_inputs = states.unet_inputs(*edited_images.shape[-2:], dtype)
+    features = []
+    for level in settings.levels:
+        timesteps = torch.full((count,), level, device=device)
+        total = torch.zeros(len(CONDITIONS), count, device=device)
+        for draw in range(settings.draws):
+            noise = common_noise(latents.shape[1:], level, draw).to(device).expand_as(latents)
+            noisy = editor.scheduler.add_noise(latents, noise, timesteps)
+            target = denoising_target(editor.scheduler, latents, noise, timesteps)
+            inputs = torch.cat([noisy.repeat(len(CONDITIONS), 1, 1, 1), conditions], dim=1)
+            inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
+            predicted = editor.unet(inputs, timesteps[0], **text_inputs).sample
+            total += row_errors(predicted, target.repeat(len(CONDITIONS), 1, 1, 1)).view_as(total)
+        features.append(total.T / settings.draws)
+    return torch.cat(features, dim=1).cpu()
+
+
+def check_levels(editor: Editor, settings: DenoisingError) -> None:
+    """ValueError for noise levels that the editor does not have."""
+    most = editor.scheduler.config.num_train_timesteps - 1
+    beyond = [level for level in settings.levels if level > most]
+    if beyond:
+        raise ValueError(
+            f"reward.denoising_error.levels has {beyond}, the editor's timesteps end at {most}: give levels from 0 to "
+            f"{most}"
+        )
+
+
+def errors_of_edits(
+    editor: Editor,
+    source_images: Sequence[bytes],
+    edited_images: Sequence[bytes],
+    instructions: Sequence[str],
+    settings: DenoisingError,
+    *,
+    micro_batch: int = MICRO_BATCH,
+) -> Tensor:
+    """Errors (B, F) of encoded pictures, as `denoising_errors`; instructions get the suffix of the editor's card.
+
+    Each source is decoded and encoded once in a micro batch, however many of its edits are there.
+    """
+    side, suffix = editor.card.resolution, editor.card.instruction_suffix
+    features = [torch.empty(0, len(feature_names(settings.levels)))]
+    for start in range(0, len(edited_images), micro_batch):
+        part = slice(start, start + micro_batch)
+        distinct = list(dict.fromkeys(source_images[part]))
+        place_of = {source: place for place, source in enumerate(distinct)}
+        features.append(
+            denoising_errors(
+                editor,
+                to_batch(distinct, side),
+                [place_of[source] for source in source_images[part]],
+                to_batch(list(edited_images[part]), side),
+                [append_suffix(editor.tokenizer, instruction, suffix) for instruction in instructions[part]],
+                settings,
+            )
+        )
+    return torch.cat(features)
+
+
+class ErrorMeasurer:
+    """Rankings -> the features of their edits, a row each."""
+
+    def __init__(
+        self, editor: str, settings: DenoisingError, edits_of: Mapping[str, Sequence[str]], device: str = "cpu"
+    ) -> None:
+        """`edits_of`: the ids of the edits that are measured, by ranking_id."""
+        self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
+        check_levels(self.editor, settings)
+        self.settings, self.edits_of = settings, edits_of
+
+    def __call__(self, rows: Rows) -> Rows:
+        edits = edits_as_pairs(rows, self.edits_of)
+        features = errors_of_edits(
+            self.editor,
+            [edit["source_image"] for edit in edits],
+            [edit["edited_image"] for edit in edits],
+            [edit["instruction"] for edit in edits],
+            self.settings,
+        )
+        return [
+            {"edit_id": edit["edit_id"], "prompt_id": edit["prompt_id"], "features": numbers.tolist()}
+            if numbers.isfinite().all()
+            else {"dropped": "error_not_finite"}
+            for edit, numbers in zip(edits, features, strict=True)
+        ]

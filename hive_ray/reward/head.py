@@ -1,0 +1,106 @@
+"""A linear reward over features of edits, fitted to rankings: few numbers to learn, so few rankings suffice.
+
+    features of ranked edits, ranks -> fit_head -> LinearHead
+
+N rankings, K edits of each, F features; a rank of 0 marks an edit that is not there
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from hive_ray.reward.objective import Loss
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """reward = sum over features of weight (feature - mean) / scale, float64.
+
+    It is a function of an edit's own features alone, so rewards can be compared across prompts.
+    """
+
+    names: tuple[str, ...]
+    """Names of the F features in their order."""
+    means: Tensor
+    """(F,) over all edits that it learned from."""
+    scales: Tensor
+    """(F,) spread within prompts."""
+    weights: Tensor
+    """(F,) of standardised features."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (..., F) -> rewards (...)."""
+        return ((features.double() - self.means) / self.scales) @ self.weights
+
+    def as_json(self) -> dict[str, Any]:
+        """The head as plain lists."""
+        numbers = {name: getattr(self, name).tolist() for name in ("means", "scales", "weights")}
+        return {"features": list(self.names)} | numbers
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "LinearHead":
+        """The head of what `as_json` gave."""
+        numbers = {name: torch.tensor(found[name], dtype=torch.float64) for name in ("means", "scales", "weights")}
+        return cls(tuple(found["features"]), **numbers)
+
+
+def fit_head(
+    features: Tensor,
+    ranks: Tensor,
+    names: Sequence[str],
+    loss: Loss,
+    ridge: float,
+    directions: Tensor | None = None,
+) -> LinearHead:
+    """The head of greatest posterior probability, by features (N, K, F) and ranks (N, K).
+
+    weights = coefficients @ directions + corrections. `directions` (D, F) are rewards that are believed in before any
+    ranking, such as minus an error, for standardised features; without any, all of the weights are corrections. With a
+    `loss` that is a mean over rankings it minimises
+
+        N loss(rewards, ranks) + 1 / 2 |coefficients|^2 + ridge / 2 |corrections|^2
+
+    that is, corrections have a normal prior of precision `ridge`, and few rankings hardly turn a direction. Convex, so
+    the start does not matter; rescaling a feature changes no reward.
+    """
+    if not len(ranks):
+        raise ValueError("there is no ranking to learn a reward from: collect some, or lower reward.held_out_rate")
+    features, there = features.double(), ranks > 0
+    means = features[there].mean(0)
+    scales = spread_within(features, there)
+    standardised = (features - means) / scales
+    corrections = torch.eye(len(means), dtype=torch.float64)
+    basis = corrections if directions is None else torch.cat([directions.double(), corrections])
+    precision = torch.full((len(basis),), ridge, dtype=torch.float64)
+    precision[: len(basis) - len(corrections)] = 1.0
+
+    def objective(place: np.ndarray) -> tuple[float, np.ndarray]:
+        point = torch.tensor(place, requires_grad=True)
+        penalty = (precision * point.square()).sum() / 2
+        value = loss(standardised @ (point @ basis), ranks) + penalty / len(ranks)
+        value.backward()
+        return value.item(), point.grad.numpy()
+
+    start = np.zeros(len(basis))
+    precise = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 10_000, "maxfun": 20_000}
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=precise)
+    return LinearHead(tuple(names), means, scales, torch.from_numpy(found.x) @ basis)
+
+
+def spread_within(features: Tensor, there: Tensor) -> Tensor:
+    """Pooled standard deviation (F,) of features (N, K, F) among the edits of a prompt; `there` bool (N, K).
+
+    1 for a feature that never differs within a prompt, which no ranking says anything about.
+    """
+    features, there = features.double(), there[:, :, None]
+    counts = there.sum(1, keepdim=True)
+    means = features.where(there, 0.0).sum(1, keepdim=True) / counts
+    deviations = (features - means).where(there, 0.0)
+    freedom = (counts - 1).sum().clamp(min=1)
+    spread = (deviations.square().sum((0, 1)) / freedom).sqrt()
+    return spread.where(spread > 0, 1.0)

@@ -1,0 +1,305 @@
+"""A reward model on the editor's denoising errors, beside or without BLIP: a linear head that rankings fit.
+
+rankings, editors/sft -> denoising_errors
+rankings, reward_blip -> reward_measures
+both -> reward
+
+Pictures are seen on the cluster alone; numbers come back, and the head is fitted here. The editor is the first round's
+in every round, so that one reward means one thing, whichever editor made the edits.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hive_ray import config, storage
+from hive_ray.agreement import RankingError, check_ranks
+from hive_ray.distributed.mapping import map_table
+from hive_ray.distributed.models import Metrics, build_model, model_digest, store_model
+from hive_ray.distributed.tables import Fingerprint, build_table, read_edit_ids, read_rows, select, table_digest
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.editor.denoising_errors import CONDITIONS, ErrorMeasurer, evaluations_per_edit, feature_names
+from hive_ray.reward.accuracies import ACCURACY, Foretold
+from hive_ray.reward.head import LinearHead, fit_head, spread_within
+from hive_ray.reward.judges import CLIP_MEASURES, EditMeasurer
+from hive_ray.reward.model import is_reward_model
+from hive_ray.reward.objective import Remedies, is_held_out, is_learned, loss_of, measure
+from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, by_clip, compared, measurable, measured, people
+from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
+from jobs.judging import BLIP, BLIP_FEATURE, Head, relative_to
+from jobs.run import Run
+
+ERRORS = "denoising_errors"
+COLUMNS = ("ranking_id", "prompt_id", "instruction", "source_caption", "edited_caption", "ranks")
+OF_THE_HEAD = ("denoisingerror.ridge", "denoisingerror.train_blip")
+"""Settings that change no error."""
+REMEDIES = Remedies(
+    diverged="its features are not finite; look at the table denoising_errors",
+    nothing_learned="collect more rankings, or check that they are not random",
+    by_heart="collect more rankings, or raise reward.denoising_error.ridge",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rankings without pictures, and what was measured of their edits; 0 where an edit is not there.
+
+    N rankings, K edits of each, F features.
+    """
+
+    rows: Rows
+    """RANKINGS rows; of edits, the ids."""
+    ranks: Tensor
+    """(N, K)"""
+    features: Tensor
+    """(N, K, F), the errors and, where it is a feature, BLIP's reward."""
+    similarities: Mapping[str, Tensor]
+    """"blip", "clip_direction" and "clip_image", (N, K) each."""
+
+    def foretold(self, rewards: Tensor) -> Foretold:
+        """What rewards (N, K) foretell."""
+        return Foretold(rewards, self.ranks, [row["prompt_id"] for row in self.rows])
+
+
+def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
+    """The model <run>/<name>, by the rankings of this share of the prompts that are not held out.
+
+    blip: the name of the BLIP model in the run that is one more feature.
+    """
+    settings, rankings, editor = run.config.reward, run.rankings_so_far(), run.path("editors/sft")
+    measure_errors(run, editor)
+    beside = run.path(blip) if blip else blip_at_start(settings)
+    measures = measure_beside(run, f"{name}_measures", beside)
+    made_from = fingerprint_of(
+        settings.denoising_error, features=settings.features, loss=settings.loss,
+        tie_threshold=f"{settings.tie_threshold:g}", temperature=f"{settings.temperature:g}",
+        held_out_rate=f"{settings.held_out_rate:g}", share=f"{share:g}", rankings=table_digest(*rankings),
+        errors=table_digest(run.path(ERRORS)), measures=table_digest(measures),
+    )  # fmt: skip
+    out = run.path(name)
+
+    def make() -> None:
+        started = time.monotonic()
+        learned, unseen, bad = sides(run, measures, share, with_blip=bool(blip))
+        names = (*feature_names(settings.denoising_error.levels), *([BLIP_FEATURE] if blip else []))
+        linear = fit(learned, names, settings)
+        ours = unseen.foretold(linear(unseen.features))
+        card = {
+            "rankings": table_digest(*rankings),
+            "features": list(names),
+            "bad_rankings": bad,
+            "cost": cost(run.config),
+            "train": measured(learned.foretold(linear(learned.features)), settings),
+            "train_rankings": len(learned.rows),
+            "train_prompts": len({row["prompt_id"] for row in learned.rows}),
+            **(worth(ours, unseen, learned, linear, settings) if unseen.rows else NOTHING_HELD_OUT),
+        }
+        say(card)
+        root = run.so_far[0].root
+        head = Head(linear, settings.denoising_error, relative_to(out, editor, root), model_digest(editor))
+
+        def save(folder: Path) -> None:
+            head.save(folder)
+            if blip:
+                shutil.copytree(storage.fetch_folder(run.path(blip)), folder / BLIP)
+            if unseen.rows:
+                (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
+            (folder / "card.json").write_text(json.dumps(card, indent=2))
+
+        metrics = measure(linear(learned.features), learned.ranks, loss_of(settings))
+        store_model(out, save, made_from, metrics, time.monotonic() - started)
+
+    return build_model(name, out, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def measure_errors(run: Run, editor: str) -> None:
+    """The table of the denoising errors of all ranked edits, in all rounds so far."""
+    settings, rankings = run.config.reward, run.rankings_so_far()
+    made_from = fingerprint_of(
+        settings.denoising_error, rankings=table_digest(*rankings), editor=model_digest(editor)
+    )  # fmt: skip
+    made_from = {key: value for key, value in made_from.items() if key not in OF_THE_HEAD}
+
+    def plan():
+        edits_of = first_seen(rankings)
+        return map_table(
+            rankings, RANKINGS, ErrorMeasurer, produces=DENOISING_ERRORS, resources=settings.resources,
+            where={"ranking_id": edits_of.__contains__}, editor=editor, settings=settings.denoising_error,
+            edits_of=edits_of,
+        )  # fmt: skip
+
+    build_table(run.path(ERRORS), DENOISING_ERRORS, made_from, plan, on_mismatch=run.on_mismatch)
+
+
+def measure_beside(run: Run, name: str, blip: str) -> str:
+    """The table of BLIP's rewards and CLIP's similarities of all ranked edits; its address."""
+    settings, rankings, clip = run.config.reward, run.rankings_so_far(), run.config.evaluation.clip
+    made_from: Fingerprint = fingerprint_of(
+        rankings=table_digest(*rankings), clip=model_digest(clip), blip=model_digest(blip) if blip else ""
+    )
+
+    def plan():
+        edits_of = first_seen(rankings)
+        return map_table(
+            rankings, RANKINGS, EditMeasurer, produces=EDIT_MEASURES, resources=settings.resources,
+            where={"ranking_id": edits_of.__contains__}, clip=clip, edits_of=edits_of, blip=blip,
+        )  # fmt: skip
+
+    build_table(run.path(name), EDIT_MEASURES, made_from, plan, on_mismatch=run.on_mismatch)
+    return run.path(name)
+
+
+def blip_at_start(settings: config.Reward) -> str:
+    """The BLIP that is compared with errors alone: what training would start from, if it is a reward model already."""
+    return settings.start if is_reward_model(storage.fetch_model(settings.start)) else ""
+
+
+def first_seen(rankings: Sequence[str]) -> dict[str, list[str]]:
+    """By ranking_id, the ids of the edits that no ranking before it had: several people rank the same edits."""
+    known: set[str] = set()
+    edits_of: dict[str, list[str]] = {}
+    for file in select(rankings, RANKINGS).files:
+        for row in read_edit_ids(file, "ranking_id"):
+            new = [edit["edit_id"] for edit in row["edits"] if edit["edit_id"] not in known]
+            known.update(new)
+            if new:
+                edits_of[row["ranking_id"]] = new
+    return edits_of
+
+
+def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Measured, Measured, int]:
+    """The rankings that are learned from, those that are held out, and how many were left out: whose ranks are no order
+    of their edits, or with an edit of which nothing could be measured."""
+    errors = {row["edit_id"]: row["features"] for row in read_rows(run.path(ERRORS), DENOISING_ERRORS)}
+    beside = {row["edit_id"]: row for row in read_rows(measures, EDIT_MEASURES)}
+    rate, bad = run.config.reward.held_out_rate, 0
+    learned: Rows = []
+    unseen: Rows = []
+    for file in select(run.rankings_so_far(), RANKINGS).files:
+        for row in read_edit_ids(file, *COLUMNS):
+            held_out = is_held_out(row["prompt_id"], rate)
+            if not held_out and not is_learned(row["prompt_id"], rate, share):
+                continue
+            why = what_is_wrong(row["ranks"], [edit["edit_id"] for edit in row["edits"]], errors.keys() & beside.keys())
+            if why:
+                bad += 1
+                print(f"reward: not used: {row['ranking_id']}: {why}", flush=True)
+            else:
+                (unseen if held_out else learned).append(row)
+    return gathered(learned, errors, beside, with_blip), gathered(unseen, errors, beside, with_blip), bad
+
+
+def what_is_wrong(ranks: list[int], edit_ids: list[str], known: set[str]) -> str:
+    """Why a ranking cannot be used; "" if it can."""
+    try:
+        check_ranks(ranks, len(edit_ids))
+    except RankingError as error:
+        return str(error)
+    missing = [edit_id for edit_id in edit_ids if edit_id not in known]
+    return f"nothing was measured of {', '.join(missing)}" if missing else ""
+
+
+def gathered(
+    rows: Rows, errors: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Any]], with_blip: bool
+) -> Measured:
+    """Rankings with what was measured of their edits by edit_id."""
+    num_edits = max((len(row["edits"]) for row in rows), default=0)
+    num_errors = len(next(iter(errors.values())))
+    ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
+    features = torch.zeros(len(rows), num_edits, num_errors, dtype=torch.float64)
+    similarities = {name: torch.zeros(len(rows), num_edits) for name in ("blip", "clip_direction", "clip_image")}
+    for place, row in enumerate(rows):
+        for edit, (found, rank) in enumerate(zip(row["edits"], row["ranks"], strict=True)):
+            ranks[place, edit] = rank
+            features[place, edit] = torch.tensor(errors[found["edit_id"]])
+            for name, table in similarities.items():
+                table[place, edit] = beside[found["edit_id"]][name]
+    if with_blip:
+        features = torch.cat([features, similarities["blip"][:, :, None].double()], dim=2)
+    return Measured(rows, ranks, features, similarities)
+
+
+def fit(learned: Measured, names: Sequence[str], settings: config.Reward) -> LinearHead:
+    """The head of the first features, which have these names."""
+    features = learned.features[:, :, : len(names)]
+    believed = beliefs(names)
+    return fit_head(features, learned.ranks, names, loss_of(settings), settings.denoising_error.ridge, believed)
+
+
+def worth(
+    ours: Foretold, unseen: Measured, learned: Measured, linear: LinearHead, settings: config.Reward
+) -> dict[str, Any]:
+    """What the model is worth on rankings that it never saw, beside people, CLIP, BLIP, errors, and their sum."""
+    untaught = replace(linear, weights=beliefs(linear.names)[0])
+    before = unseen.foretold(untaught(unseen.features))
+    instructions = [row["instruction"] for row in unseen.rows]
+    beside = judged_beside(ours, unseen, learned, linear, settings)
+    return compared(ours, before, beside, {}, instructions, settings, REMEDIES)
+
+
+def judged_beside(
+    ours: Foretold, unseen: Measured, learned: Measured, linear: LinearHead, settings: config.Reward
+) -> dict[str, Foretold]:
+    """What others foretell of the same rankings, by their names in BESIDE."""
+    beside = people(unseen.rows) | by_clip(unseen.similarities, ours, unseen.rows)
+    error_names = feature_names(settings.denoising_error.levels)
+    errors_alone = linear.names == error_names
+    errors = linear if errors_alone else fit(learned, error_names, settings)
+    by_errors, blip = errors(unseen.features[:, :, : len(error_names)]), unseen.similarities["blip"]
+    if not errors_alone:
+        beside["denoising_error"] = unseen.foretold(by_errors)
+    if blip.isnan().any():
+        return beside
+    beside["blip_start" if errors_alone else "blip"] = unseen.foretold(blip)
+    if "clip" in beside:
+        clip = unseen.similarities["clip_direction"] + unseen.similarities["clip_image"]
+        those = measurable(unseen.rows, CLIP_MEASURES["clip"])
+        beside["sum"] = unseen.foretold(summed([by_errors, blip, clip], unseen.ranks)).some(those)
+    return beside
+
+
+def beliefs(names: Sequence[str]) -> Tensor:
+    """Weights (D, F) that need no ranking: minus the mean error with the instruction and, where it is a feature, BLIP's
+    reward."""
+    told = torch.tensor([name.endswith(f", {CONDITIONS[0]}") for name in names], dtype=torch.float64)
+    by_blip = torch.tensor([name == BLIP_FEATURE for name in names], dtype=torch.float64)
+    by_errors = -told / told.sum()
+    return torch.stack([by_errors, by_blip] if by_blip.any() else [by_errors])
+
+
+def summed(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:
+    """The sum of rewards (N, K) of several judges, each over its spread within prompts."""
+    table = torch.stack([one.double() for one in rewards], dim=2)
+    return (table / spread_within(table, ranks > 0)).sum(2)
+
+
+def cost(settings: config.Config) -> dict[str, int]:
+    """Network evaluations for one edit: to score it, and to sample it with guidance by text and image."""
+    sampling = settings.candidates.num_inference_steps * len(CONDITIONS)
+    scoring = evaluations_per_edit(settings.reward.denoising_error)
+    return {"network_evaluations": scoring, "network_evaluations_of_sampling": sampling}
+
+
+def say(card: Mapping[str, Any]) -> None:
+    """Print what a person should know of the model."""
+    for words in filter(None, (card["warning"], *card.get("remarks", []))):
+        print(f"reward: {words}", flush=True)
+    costs = card["cost"]
+    print(
+        f"reward: an edit takes {costs['network_evaluations']} network evaluations to score, "
+        f"{costs['network_evaluations_of_sampling']} to sample",
+        flush=True,
+    )
+    if "held_out" in card:
+        print(
+            f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
+            f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {card['train_rankings']} rankings",
+            flush=True,
+        )
