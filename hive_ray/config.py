@@ -376,7 +376,7 @@ class Dpo(Section):
     """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
     min_rank_gap: int = Field(1, ge=1)
     """Compare edits that are at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). A
-    ranking that has no such pair gives the pairs that are furthest apart in it."""
+    ranking that has no such pair is left out."""
     timesteps: tuple[float, float] = (0.0, 1.0)
     """Least and greatest share of the noise schedule that timesteps are drawn from: (0.3, 1) draws 300 to 999 of 1000.
     The other losses draw from all of it."""

@@ -25,7 +25,7 @@ from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective
-from hive_ray.editor.preference import PreferenceObjective
+from hive_ray.editor.preference import PreferenceObjective, has_comparison
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
@@ -151,7 +151,7 @@ def build(run: Run, name: str = "sft") -> Metrics:
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        return _sides(run, tables, arm.schema, told["settings"].validation_rows)
+        return _sides(run, tables, arm, told["settings"].validation_rows)
 
     return fit(
         **told,
@@ -183,10 +183,11 @@ def training(run: Run, name: str) -> dict[str, Any]:
     )
 
 
-def _sides(run: Run, tables: list[str], schema: pa.Schema, num_held_out: int) -> tuple[Selection, Selection]:
+def _sides(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tuple[Selection, Selection]:
     """The rows to train on, and those held out: whole prompts of rankings and of candidates, whole sources of pairs.
-    Pairs come with their latents where these are encoded once."""
-    rows = select(tables, schema)
+    Pairs come with their latents where these are encoded once. Rankings that say nothing are left out."""
+    schema = arm.schema
+    rows = _telling_rankings(tables, run.config.editor.dpo) if arm.ranked else select(tables, schema)
     if "prompt_id" in schema.names:
         return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
     columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
@@ -197,6 +198,17 @@ def _sides(run: Run, tables: list[str], schema: pa.Schema, num_held_out: int) ->
     latents = select(run.path("latents"), LATENTS)
     trained, held_out = (join(side, latents) if len(side) else side for side in sides)
     return trained, held_out
+
+
+def _telling_rankings(tables: list[str], settings: Dpo) -> Selection:
+    """The rankings with a comparison to learn from; ValueError if none has one."""
+    found = select(tables, RANKINGS, where={"ranks": lambda ranks: has_comparison(ranks, settings)})
+    if not len(found):
+        raise ValueError(
+            f"none of the rankings in {', '.join(tables)} has two edits that are {settings.min_rank_gap} ranks apart: "
+            "lower editor.dpo.min_rank_gap, or have people rank edits that differ more"
+        )
+    return found
 
 
 def _lacks_captions(tables: list[str], schema: pa.Schema) -> bool:

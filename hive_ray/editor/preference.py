@@ -63,16 +63,23 @@ def scale_rejected_gradient(errors: Tensor, scale: Tensor) -> Tensor:
     return torch.cat([chosen, fixed + scale * (rejected - fixed)])
 
 
+def has_comparison(ranks: list[int], settings: Dpo) -> bool:
+    """Whether a ranking says anything that training learns from: two edits at least `min_rank_gap` ranks apart, or a
+    tie where ties count."""
+    if settings.pairs == "any" and settings.tie_threshold > 1 and len(set(ranks)) < len(ranks):
+        return True
+    return max(_dense_ranks(ranks)) >= settings.min_rank_gap
+
+
 def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator) -> tuple[int, int, bool]:
     """Places of a chosen and a rejected edit, drawn uniformly from the comparisons of a ranking, and if they tie.
 
-    The two are `min_rank_gap` ranks apart or more, or as far as the ranking goes where that is less. Ties are among
-    them only where they say something, or where there is nothing else.
+    The two are `min_rank_gap` ranks apart or more. Ties are among them only where they say something. ValueError for a
+    ranking that has no such comparison.
     """
     dense = _dense_ranks(ranks)
-    most = max(dense)
-    least = most if settings.pairs == "best_worst" else min(settings.min_rank_gap, most)
-    has_ties = most == 0 or (settings.pairs == "any" and settings.tie_threshold > 1)
+    least = max(settings.min_rank_gap, max(dense)) if settings.pairs == "best_worst" else settings.min_rank_gap
+    has_ties = settings.pairs == "any" and settings.tie_threshold > 1
     comparisons = []
     for one, other in combinations(range(len(dense)), 2):
         chosen, rejected = (one, other) if dense[one] <= dense[other] else (other, one)
@@ -80,6 +87,10 @@ def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator)
         is_drawn = gap >= least if gap else has_ties
         if is_drawn:
             comparisons.append((chosen, rejected, gap == 0))
+    if not comparisons:
+        raise ValueError(
+            f"ranks {ranks} have no two edits {least} ranks apart: leave such rankings out (has_comparison)"
+        )
     return comparisons[int(torch.randint(len(comparisons), (), generator=generator))]
 
 

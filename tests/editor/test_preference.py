@@ -14,6 +14,7 @@ from hive_ray.editor.objective import row_errors
 from hive_ray.editor.preference import (
     PreferenceObjective,
     draw_comparison,
+    has_comparison,
     preference_margin,
     safe_scale,
     scale_rejected_gradient,
@@ -73,12 +74,10 @@ def test_the_margin_and_the_loss_by_hand():
         ([2, 1, 2], {"tie_threshold": 2.0}, {(1, 0, False), (1, 2, False), (0, 2, True)}),
         ([3, 1, 2, 1], {"pairs": "best_worst"}, {(1, 0, False), (3, 0, False)}),
         ([3, 1, 2, 1], {"pairs": "best_worst", "tie_threshold": 2.0}, {(1, 0, False), (3, 0, False)}),
-        ([1, 1, 1], {}, {(0, 1, True), (0, 2, True), (1, 2, True)}),
-        ([1, 1], {"pairs": "best_worst"}, {(0, 1, True)}),
+        ([1, 1, 1], {"tie_threshold": 2.0}, {(0, 1, True), (0, 2, True), (1, 2, True)}),
         ([1, 2, 3], {"min_rank_gap": 2}, {(0, 2, False)}),
         ([3, 9, 1], {"min_rank_gap": 2}, {(2, 1, False)}),  # ranks are counted, not subtracted
-        ([1, 2, 2], {"min_rank_gap": 2}, {(0, 1, False), (0, 2, False)}),  # the furthest that there are
-        ([1, 1], {"min_rank_gap": 2}, {(0, 1, True)}),
+        ([1, 2, 3, 4], {"min_rank_gap": 2, "pairs": "best_worst"}, {(0, 3, False)}),
         (
             [1, 1, 2, 3],
             {"min_rank_gap": 2, "tie_threshold": 2.0},
@@ -88,9 +87,26 @@ def test_the_margin_and_the_loss_by_hand():
 )
 def test_every_comparison_of_a_ranking_is_drawn_as_often(ranks, changed, wanted):
     draws = generator()
+    assert has_comparison(ranks, Dpo(**changed))
     drawn = Counter(draw_comparison(ranks, Dpo(**changed), draws) for _ in range(600))
     assert set(drawn) == wanted
     assert min(drawn.values()) > 0.8 * 600 / len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changed"),
+    [
+        ([1, 1, 1], {}),
+        ([1, 1], {"pairs": "best_worst", "tie_threshold": 2.0}),
+        ([1, 9, 9], {"min_rank_gap": 2}),
+        ([1, 2, 2], {"min_rank_gap": 2, "pairs": "best_worst"}),
+    ],
+)
+def test_a_ranking_without_a_comparison_is_known_and_refused(ranks, changed):
+    settings = Dpo(**changed)
+    assert not has_comparison(ranks, settings)
+    with pytest.raises(ValueError, match="ranks apart: leave such rankings out"):
+        draw_comparison(ranks, settings, generator())
 
 
 def test_the_safe_scale_by_hand():
@@ -250,12 +266,12 @@ def test_the_loss_is_the_written_out_one(editor):
     assert accuracy == (inside < 0).float().mean().item()
 
 
-def test_rankings_that_tie_everything_move_nothing(editor):
-    objective = PreferenceObjective(editor, settings())
+def test_rankings_that_tie_everything_move_nothing_from_the_start(editor):
+    objective = PreferenceObjective(editor, settings({"tie_threshold": 2.0}))
     tied = [ranking(0, [1, 1]), ranking(1, [1, 1, 1])]
     loss, measures = objective.loss(objective.model, objective.prepare(tied, generator()))
     loss.backward()
-    assert loss.item() == 0
+    assert loss.item() > 0
     assert all(not weight.grad.any() for weight in objective.model.denoiser.parameters())
     assert objective.summarise(measures, 2)["train/implicit_accuracy"] == 0.5
 
