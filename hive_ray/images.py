@@ -250,6 +250,13 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encode_small_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """Pixels -> JPEG bytes of a quality in 1..95, as small as they can be with each pixel's own colour."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
 def kind_of(data: bytes) -> str:
     """ "png" or "jpg" by the first bytes of an encoded picture, "" if it is neither."""
     return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")

@@ -12,6 +12,7 @@ from hive_ray.config import (
     CandidateScoring,
     Choosing,
     Config,
+    DenoisingError,
     Dpo,
     Editor,
     Evaluation,
@@ -42,8 +43,9 @@ def shapes() -> Config:
         warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, validation_rows=64, workers=workers,
     )  # fmt: skip
     return Config(
-        importing=Importing(clip=clip, resources=Resources(batch_size=32, **one_core)),
-        instructions=Instructions(num_captions=900, rank_rate=0.25, test_rate=0.25),
+        importing=Importing(rankings="shapes", clip=clip, resources=Resources(batch_size=32, **one_core)),
+        # 450 for training, 720 to edit for people, who rank a third, and 630 to tell editors apart.
+        instructions=Instructions(num_captions=1_800, rank_rate=0.4, test_rate=0.35, seed=23),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=4, keep_per_instruction=4,
             num_inference_steps=10, guidance_scale=(3.0, 4.0), shared_attention=(0.5, 1.0), sharing="cross_and_self",
@@ -59,12 +61,13 @@ def shapes() -> Config:
             # At sft's own rate training on alone costs twice as many right edits (docs/shapes.md).
             finetune=sft.model_copy(update={"learning_rate": 2e-5}), resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
-            # 2e-6 at the published beta changed nothing (docs/shapes.md).
+            arm="dpo",
+            # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
-                beta=1000.0,
+                beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),
                 training=Training(
-                    total_images=4_800, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
-                    warmup_images=480, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
+                    total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
+                    warmup_images=640, ema_decay=0.98, checkpoint_images=6_400, workers=workers,
                 ),
             ),
             nft=Nft(
@@ -75,22 +78,25 @@ def shapes() -> Config:
             ),
         ),
         candidates=Candidates(
-            num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 5.0), image_guidance_scale=(1.0, 2.0),
+            num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 2.0), image_guidance_scale=(1.4, 1.4),
             resources=Resources(batch_size=16, **one_core),
         ),
+        choosing=Choosing(num_ranked=240),
         candidate_scoring=CandidateScoring(resources=Resources(batch_size=16, **one_core)),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
-            start=reward, tokenizer=reward, resolution=64, max_tokens=32,
+            start=reward, tokenizer=reward, resolution=64, max_tokens=32, features="both",
+            denoising_error=DenoisingError(draws=1),
             training=Training(
-                total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=1e-5, schedule="cosine",
+                total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-5, schedule="cosine",
                 warmup_images=160, ema_decay=0.0, checkpoint_images=1_600, workers=workers,
             ),
             resources=Resources(batch_size=64, **one_core),
         ),
         scoring=Scoring(baseline="words", clip=clip, resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
-            num_prompts=200, num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
+            editors=("sft", "shuffled", "finetuned"), num_prompts=600, best_of=4, num_inference_steps=8,
+            guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),
         ),
     )  # fmt: skip

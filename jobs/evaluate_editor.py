@@ -19,7 +19,7 @@ from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from jobs.evaluating import EditEvaluator
 from jobs.report import gather, scored_card, won_by
 from jobs.run import Run, fingerprint, main
-from jobs.train_editor import ARMS, arm_of
+from jobs.train_editor import ARMS, CONTROLS, arm_of
 
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
 MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
@@ -31,8 +31,8 @@ TIE_WITHIN = 0.05
 def build(run: Run) -> dict:
     settings = run.config.evaluation
     for name in settings.editors:
-        scales = (settings.image_guidance_scale,)
-        measure(run, name, f"evaluation/{name}", scales, settings.num_prompts, settings.best_of)
+        best_of = 1 if name in CONTROLS else settings.best_of
+        measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts, best_of)
         if settings.curve_prompts:
             measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     summary = summarise(run)

@@ -4,7 +4,7 @@ instructions -> pairs (train split), prompts (held-out splits), pairs.html
 """
 
 from hive_ray.distributed.mapping import MapTable, map_table
-from hive_ray.distributed.tables import Manifest, build_table, table_digest
+from hive_ray.distributed.tables import Fingerprint, Manifest, build_table, table_digest
 from hive_ray.model_folders import check_parts
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
@@ -20,25 +20,35 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 
 
 def build(run: Run) -> Manifest:
-    settings, instructions = run.config.pairs, run.path("instructions")
+    settings = run.config.pairs
     check_parts(fetch_model(settings.base))
-    models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
-    made_from = fingerprint(settings, *models, instructions=table_digest(instructions))
-
-    def prompts():
-        return map_table(
-            instructions, INSTRUCTIONS, PROMPT_MAKERS[settings.prompts], produces=PROMPTS,
-            resources=settings.resources, where={"split": held_out}, settings=settings,
-        )  # fmt: skip
-
-    build_table(run.path("prompts"), PROMPTS, made_from, prompts, on_mismatch=run.on_mismatch)
+    make_prompts(run)
     made = build_table(
-        run.path("pairs"), PAIRS, made_from, lambda: pairs(run),
+        run.path("pairs"), PAIRS, _made_from(run), lambda: pairs(run),
         on_mismatch=run.on_mismatch, least_kept=settings.least_kept,
     )  # fmt: skip
     compare(run, made)
     inspect_pairs.build(run)
     return made
+
+
+def make_prompts(run: Run) -> Manifest:
+    """The table `prompts`, of the held-out instructions."""
+    settings = run.config.pairs
+
+    def make() -> MapTable:
+        return map_table(
+            run.path("instructions"), INSTRUCTIONS, PROMPT_MAKERS[settings.prompts], produces=PROMPTS,
+            resources=settings.resources, where={"split": held_out}, settings=settings,
+        )  # fmt: skip
+
+    return build_table(run.path("prompts"), PROMPTS, _made_from(run), make, on_mismatch=run.on_mismatch)
+
+
+def _made_from(run: Run) -> Fingerprint:
+    settings = run.config.pairs
+    models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
+    return fingerprint(settings, *models, instructions=table_digest(run.path("instructions")))
 
 
 def pairs(run: Run) -> MapTable:

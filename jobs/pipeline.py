@@ -81,7 +81,12 @@ def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
 
 def learning(run: Run) -> Sequence[Callable[[Run], object]]:
     """The stages that make an editor better by feedback: no more than its arm needs."""
-    return (*TO_FEEDBACK_TABLE[run.config.editor.arm], train_editor.finetune, evaluate_editor.build)
+    return (
+        *TO_FEEDBACK_TABLE[run.config.editor.arm],
+        train_editor.controls,
+        train_editor.finetune,
+        evaluate_editor.build,
+    )
 
 
 def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) -> None:

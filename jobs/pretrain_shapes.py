@@ -33,6 +33,9 @@ from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.pool import TwinPictures
 from hive_ray.shapes.scenes import draw
 
+GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE = (2.0, 5.0), (1.0, 2.0)
+"""Least and greatest scale of the edits from which the reward model learns to see: wild ones go wrong in more ways."""
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -125,8 +128,8 @@ def make_reward(settings: Pretraining) -> None:
     def edit(sources: list[np.ndarray], instructions: list[str], rng: np.random.Generator) -> list[np.ndarray]:
         edited = sample(
             editor, torch.stack([to_tensor(source) for source in sources]), instructions,
-            guidance_scale=rng.uniform(*preset.candidates.guidance_scale, len(sources)).tolist(),
-            image_guidance_scale=rng.uniform(*preset.candidates.image_guidance_scale, len(sources)).tolist(),
+            guidance_scale=rng.uniform(*GUIDANCE_SCALE, len(sources)).tolist(),
+            image_guidance_scale=rng.uniform(*IMAGE_GUIDANCE_SCALE, len(sources)).tolist(),
             num_inference_steps=preset.candidates.num_inference_steps,
             seeds=rng.integers(0, 2**31, len(sources)).tolist(),
         )  # fmt: skip

@@ -94,6 +94,11 @@ class Run:
         taken = [one.path("thumbs") for one in self.so_far if read_manifest(one.path("thumbs"))]
         return imported + [one.path("rankings") for one in self.so_far] + taken[-1:]
 
+    def rankings_of_own_edits(self) -> list[str]:
+        """The tables of rankings that an editor learns from directly: in a later round those of its own edits alone.
+        What people said of an earlier editor's edits has been learned, and tells little of the present one's."""
+        return [self.path("rankings")] if self.before else self.rankings_so_far()
+
     def after(self, editor: str = "finetuned") -> "Run":
         """The next round, which starts from this one's `editor`."""
         first, number = self.so_far[0], self.number + 1

@@ -43,7 +43,7 @@ class Study:
     start: Literal["editor", "base"] = "editor"
     """Where supervised fine-tuning starts; the base has never seen a source picture and needs many more images."""
     num_captions: int | None = None
-    """Of which half are for training and a quarter for rankings, as in the quickstart."""
+    """Without those of the held-out prompts; shared between training and rankings as in the quickstart."""
     num_prompts: int = 600
     """Held-out prompts of each seed that the arms are compared on: more than the quickstart has, to tell more apart."""
     sft_images: int | None = None

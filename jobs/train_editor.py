@@ -131,6 +131,8 @@ ARMS = {
     "nft": Arm("scored_candidates", CURRENT, objective=NegativeAwareTraining),
     "rejection": Arm("best_candidates", CURRENT),
 }
+CONTROLS = ("control", "shuffled")
+"""The arms that learn nothing from what people said."""
 COLUMNS = ["pair_id", "instruction", "weight"]
 PICTURES = ["source_image", "edited_image"]
 ENCODED = ["latents"]
@@ -187,7 +189,7 @@ def _sides(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tuple[Se
     """The rows to train on, and those held out: whole prompts of rankings and of candidates, whole sources of pairs.
     Pairs come with their latents where these are encoded once. Rankings that say nothing are left out."""
     schema = arm.schema
-    rows = _telling_rankings(tables, run.config.editor.dpo) if arm.ranked else select(tables, schema)
+    rows = telling_rankings(tables, run.config.editor.dpo) if arm.ranked else select(tables, schema)
     if "prompt_id" in schema.names:
         return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
     columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
@@ -200,7 +202,7 @@ def _sides(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tuple[Se
     return trained, held_out
 
 
-def _telling_rankings(tables: list[str], settings: Dpo) -> Selection:
+def telling_rankings(tables: list[str], settings: Dpo) -> Selection:
     """The rankings with a comparison to learn from; ValueError if none has one."""
     found = select(tables, RANKINGS, where={"ranks": lambda ranks: has_comparison(ranks, settings)})
     if not len(found):
@@ -223,7 +225,7 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     start = run.path(arm.start) if arm.start else run.config.editor.start
     shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
     suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
-    return run.rankings_so_far() if arm.ranked else [run.path(arm.table)], start, suffix
+    return run.rankings_of_own_edits() if arm.ranked else [run.path(arm.table)], start, suffix
 
 
 def _made_by(run: Run, name: str) -> str:
@@ -245,6 +247,13 @@ def _made_by(run: Run, name: str) -> str:
 def finetune(run: Run) -> Metrics:
     """The second fine-tuning, from feedback in the way that `editor.arm` names."""
     return build(run, "finetuned")
+
+
+def controls(run: Run) -> None:
+    """The editors without feedback that the evaluation names: what `finetuned` is to be held against."""
+    for name in run.config.evaluation.editors:
+        if name in CONTROLS:
+            build(run, name)
 
 
 if __name__ == "__main__":

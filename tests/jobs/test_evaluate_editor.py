@@ -8,6 +8,7 @@ from hive_ray import storage
 from hive_ray.config import Config
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
+from jobs import evaluate_editor
 from jobs.evaluate_editor import METRICS, TIE_WITHIN, metrics_of, own_judges, summarise
 from jobs.report import gather
 from jobs.run import Run
@@ -127,3 +128,15 @@ def test_without_a_reward_model_nothing_is_measured_by_one_and_that_is_said(meas
     assert bool(summary["win_rates"]) == (judge == "shapes")
     assert summary["warnings"] == [f"{run.path('reward')} is no finished reward model: nothing is measured by one."]
     assert not report.rewards
+
+
+def test_of_the_controls_no_best_of_several_is_drawn(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        evaluate_editor, "measure", lambda run, name, table, scales, limit, n=1: asked.append((name, n))
+    )
+    monkeypatch.setattr(evaluate_editor, "summarise", lambda run: asked.append("summarised") or {"warnings": []})
+    changed = {"editors": ("sft", "shuffled", "finetuned"), "best_of": 4, "curve_prompts": 0}
+    with pytest.raises(FileNotFoundError):
+        evaluate_editor.build(replace(run(**changed), root=str(tmp_path)))
+    assert asked == [("sft", 4), ("shuffled", 1), ("finetuned", 4), "summarised"]

@@ -32,7 +32,7 @@ def test_all_arms_are_compared():
 def test_more_held_out_prompts_leave_the_other_splits_as_large_as_the_quickstarts():
     quick, long = shapes().instructions, configured(Study(num_prompts=600), 0).instructions
     assert (
-        long.rank_rate * long.num_captions == pytest.approx(quick.rank_rate * quick.num_captions) == pytest.approx(225)
+        long.rank_rate * long.num_captions == pytest.approx(quick.rank_rate * quick.num_captions) == pytest.approx(720)
     )
     assert long.test_rate * long.num_captions == pytest.approx(660)
     trained = [one.num_captions * (1 - one.rank_rate - one.test_rate) for one in (quick, long)]

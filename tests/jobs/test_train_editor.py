@@ -25,7 +25,7 @@ from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, train_editor
 from jobs.run import Run
-from jobs.train_editor import ARMS
+from jobs.train_editor import ARMS, telling_rankings
 
 WORKERS = Resources(num_gpus=0, num_cpus=1, num_actors=2)
 
@@ -79,8 +79,8 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
 
     lines = [json.loads(line) for line in (folder / "metrics" / "editors" / "dpo.jsonl").read_text().splitlines()]
     assert len(lines) == 2
-    ties = 1 / 4  # one row in four says nothing, and an epoch is a batch
-    assert lines[0]["train/loss"] == pytest.approx((1 - ties) * math.log(2), abs=1e-4)  # the reference itself
+    # The reference itself; the ranking that says nothing takes no row's place.
+    assert lines[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[0]["train/error"] == pytest.approx(lines[0]["train/reference_error"], rel=1e-6)
     assert lines[-1]["train/error"] != lines[-1]["train/reference_error"]
     assert 0 <= metrics["train/implicit_accuracy"] <= 1
@@ -182,6 +182,21 @@ def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
     assert shuffled["editor"].dpo == dpo["editor"].dpo.model_copy(update={"shuffled": True})
     assert shuffled["fingerprint"] == dpo["fingerprint"] | {"editor.dpo.shuffled": True}
     assert all(shuffled[name] == dpo[name] for name in ("objective", "settings", "start", "table", "suffix"))
+
+
+def test_rankings_that_say_nothing_are_left_out_and_where_all_do_the_setting_is_named(start):
+    table = str(start[0] / "rankings")
+    assert len(telling_rankings([table], Dpo())) == 3
+    with pytest.raises(ValueError, match=r"none of the rankings in .* has two edits that are 2 ranks apart: lower "):
+        telling_rankings([table], Dpo(min_rank_gap=2))
+
+
+def test_the_controls_that_the_evaluation_names_are_trained(monkeypatch):
+    config = sd15().changed({"evaluation": {"editors": ("sft", "shuffled", "weighted", "control", "finetuned")}})
+    trained = []
+    monkeypatch.setattr(train_editor, "build", lambda run, name: trained.append(name))
+    train_editor.controls(Run("nowhere", config))
+    assert trained == ["shuffled", "control"]
 
 
 def test_imported_pairs_that_are_not_there_are_made_by_importing(tmp_path):
