@@ -16,7 +16,7 @@ from hive_ray.evaluation.report import write_report, write_sheet
 from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
-from jobs.evaluating import EditEvaluator
+from jobs.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather, scored_card, won_by
 from jobs.run import Run, fingerprint, main
 from jobs.train_editor import ARMS, CONTROLS, arm_of
@@ -76,7 +76,7 @@ def summarise(run: Run) -> dict:
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     scored = scored_card(run)
     return {
-        "warnings": own_judges(run, metrics) + unmeasured(run),
+        "warnings": own_judges(run, metrics) + chosen_by_reward(run, metrics) + unmeasured(run),
         "baseline": baseline,
         "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
         "differences": {
@@ -129,6 +129,18 @@ def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
     return warnings
 
 
+def chosen_by_reward(run: Run, metrics: Sequence[str]) -> list[str]:
+    """In words, that the best of several edits has a great reward because it was chosen by it."""
+    settings = run.config.evaluation
+    names = [best_of_name(name, settings.best_of) for name in settings.editors if name not in CONTROLS]
+    if settings.best_of == 1 or "reward" not in metrics or not names:
+        return []
+    others = [name for name in metrics if name != "reward"]
+    return [
+        f"{'; '.join(names)}: chosen by the reward. A gain there is the choice itself: look at {', '.join(others)}."
+    ]
+
+
 def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
     """The judges by whose rewards an editor of this run was trained; none of one that learned from people directly."""
     if name == "current" and run.before:
@@ -151,15 +163,19 @@ def without_pictures(table: str) -> Rows:
 def print_summary(run: Run, summary: dict) -> None:
     """The table of what was found, where the report is, and how to serve the editor."""
     metrics = list(summary["editors"][0]["metrics"])
-    print(f"\n{'editor':<12}" + "".join(f"{metric:>24}" for metric in metrics))
+    width = 2 + max(len("editor"), *(len(editor["editor"]) for editor in summary["editors"]))
+    print(f"\n{'editor':<{width}}" + "".join(f"{metric:>22}" for metric in metrics))
     for editor in summary["editors"]:
         cells = [f"{Interval(**measured):.3f}" for measured in editor["metrics"].values()]
-        print(f"{editor['editor']:<12}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{editor['editor']:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     for name, rate in summary["win_rates"].items():
-        shares = f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%}"
-        print(f"{name} against {summary['baseline']}: {shares} of {rate['num_prompts']} prompts")
+        gap = Interval(**summary["differences"][name][metrics[0]])
+        shares = (
+            f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%} of {rate['num_prompts']} prompts"
+        )
+        print(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
     last = run.config.evaluation.editors[-1]
     print(
         f"\nreport: {run.path('report.html')}\nserve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}",

@@ -9,7 +9,7 @@ from hive_ray.config import Config
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
 from jobs import evaluate_editor
-from jobs.evaluate_editor import METRICS, TIE_WITHIN, metrics_of, own_judges, summarise
+from jobs.evaluate_editor import METRICS, TIE_WITHIN, chosen_by_reward, metrics_of, own_judges, summarise
 from jobs.report import gather
 from jobs.run import Run
 
@@ -32,6 +32,15 @@ def test_a_measure_by_the_judge_that_was_trained_against_is_warned_of():
         "weighted, conditional: trained to please the judge behind clip_direction and clip_image and"
     )
     assert words.endswith("look at right, followed, preserved, what people say.")
+
+
+def test_that_the_best_of_several_was_chosen_by_its_reward_is_said():
+    several = run(editors=("sft", "shuffled", "finetuned"), judge="shapes", best_of=4)
+    (words,) = chosen_by_reward(several, METRICS)
+    assert words.startswith("sft, best of 4; finetuned, best of 4: chosen by the reward.")
+    assert words.endswith("look at right, followed, preserved, clip_image, clip_direction.")
+    assert chosen_by_reward(several, METRICS[:-1]) == []
+    assert chosen_by_reward(run(), METRICS) == []
 
 
 def test_nothing_is_warned_of_where_the_measures_are_by_others():
