@@ -31,13 +31,15 @@ class Example:
     shown: tuple[Shown, ...]
 
 
-def page(title: str, finding: str, sections: Iterable[tuple[str, str]]) -> str:
-    """A whole page: its title, what was found in a sentence, and sections (title, HTML); empty parts are left out.
+def page(title: str, finding: str, sections: Iterable[tuple[str, str]], further: Iterable[str] = ()) -> str:
+    """A whole page: its title, what was found in a sentence, `further` findings, and sections (title, HTML); empty
+    parts are left out.
 
-    Titles and the finding are text, sections are HTML already.
+    Titles and findings are text, sections are HTML already.
     """
     body = "".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
     headline = f'<p class="finding">{escape(finding)}</p>' if finding else ""
+    headline += "".join(f'<p class="further">{escape(words)}</p>' for words in further)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -95,7 +95,8 @@ def write_report(report: Report) -> str:
         ("What was dropped, and why", _stages(report.stages)),
         ("Settings and versions", _settings(report)),
     ]
-    return page(report.title, " ".join(map(headline, report.findings)), sections)
+    found = [headline(finding) for finding in report.findings]
+    return page(report.title, "".join(found[:1]), sections, found[1:])
 
 
 def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:

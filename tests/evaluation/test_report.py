@@ -146,10 +146,10 @@ def test_the_headline_says_how_many_prompts_were_won_and_lost_and_other_findings
     ]
     html = write_report(replace(full_report(), findings=findings))
     first = (
-        "finetuned is better than sft: +3.1 points on right edits (95 % interval +1.7 points to +4.4 points, "
-        "1200 prompts; win 15 %, loss 7 %). No difference was shown between shuffled and sft:"
+        '<p class="finding">finetuned is better than sft: +3.1 points on right edits (95 % interval +1.7 points to '
+        "+4.4 points, 1200 prompts; win 15 %, loss 7 %).</p>"
     )
-    assert first in html
+    assert first + '<p class="further">No difference was shown between shuffled and sft:' in html
 
 
 def test_a_difference_whose_interval_contains_zero_has_no_star():
