@@ -58,7 +58,9 @@ def test_an_estimate_says_what_the_stage_then_takes_and_pays_for_no_answer_twice
 def test_pairs_are_estimated_in_pictures_through_the_unet_and_gpu_hours(chat, tmp_path, cluster, capfd):
     preset = shapes()
     pairs = preset.pairs.model_copy(update={"num_inference_steps": 2, "resources": Resources(num_gpus=0, batch_size=8)})
-    instructions = preset.instructions.model_copy(update={"num_captions": 12, "rank_rate": 0.0, "test_rate": 0.0})
+    instructions = preset.instructions.model_copy(
+        update={"num_captions": 12, "rank_rate": 0.0, "test_rate": 0.0, "seed": 0}
+    )
     run = Run(str(tmp_path), preset.model_copy(update={"pairs": pairs, "instructions": instructions}))
     write_instructions.build(run)
     thought = make_pairs.estimate(run)

@@ -33,7 +33,8 @@ def test_fewer_rankings_start_where_round_one_did_and_are_its_first_ones(runs):
     assert few.config.candidates.seed == runs["round 1"].config.candidates.seed
     assert few.path("editors/current") == runs["round 1"].path("editors/sft")
     assert few.number == 1
-    assert few.config.choosing.num_ranked == 0  # all of them
+    everything = replace(runs["few"], config=runs["few"].config.changed({"choosing": {"num_ranked": 0}}))
+    assert with_fewer(everything, 225, 0.1).config.choosing.num_ranked == 0  # all of them
     chosen = with_fewer(replace(few, config=few.config.changed({"choosing": {"num_ranked": 75}})), 225, 0.1)
     assert (chosen.config.candidates.num_prompts, chosen.config.choosing.num_ranked) == (22, 8)
     assert with_fewer(runs["few"], 5, 0.1).config.candidates.num_prompts == 2

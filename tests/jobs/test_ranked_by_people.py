@@ -170,7 +170,7 @@ def test_a_run_with_imported_pairs_goes_on_from_them_where_no_dataset_is_named(f
     run = command(folder)
     pipeline.build(replace(run, config=run.config.changed({"importing": {"dataset": ""}})))
     printed = capfd.readouterr().out
-    assert "[1/8 train_editor.build" in printed
+    assert "[1/9 train_editor.build" in printed
     assert "editors/finetuned: kept" in printed
 
 

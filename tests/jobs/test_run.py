@@ -60,7 +60,7 @@ def test_whatever_is_drawn_from_the_same_prompts_has_another_seed_in_each_round(
     ):
         assert len({seed(one.config) for one in rounds}) == 3
     assert len({one.config.reward.training.seed for one in rounds}) == 1
-    assert rounds[1].config.evaluation.editors == ("current", "sft", "finetuned")
+    assert rounds[1].config.evaluation.editors == ("current", "sft", "shuffled", "finetuned")
 
 
 def test_a_command_finds_a_round_by_its_folder_and_has_the_settings_of_its_run(first):

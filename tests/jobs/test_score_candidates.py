@@ -101,12 +101,12 @@ def test_an_edit_without_a_reward_is_dropped_with_its_reason(rewards):
     ],
 )
 def test_the_pipeline_makes_what_its_arm_needs_and_no_more(tmp_path, arm, stages):
-    run = Run(str(tmp_path), shapes().changed({"editor": {"arm": arm}}))
+    run = Run(str(tmp_path), shapes().changed({"editor": {"arm": arm}, "importing": {"rankings": ""}}))
     named = [f"{stage.__module__.removeprefix('jobs.')}.{stage.__name__}" for stage in pipeline.stages_of(run)]
-    before, after = 6, ("train_editor.finetune", "evaluate_editor.build")
+    before, after = 7, ("train_editor.controls", "train_editor.finetune", "evaluate_editor.build")
     assert named[:before] == [
         "write_instructions.build", "make_pairs.build", "train_editor.build", "sample_candidates.build",
-        "collect_rankings.build", "train_reward.build",
+        "choose_candidates.build", "collect_rankings.build", "train_reward.build",
     ]  # fmt: skip
     assert tuple(named[before:]) == (*stages, *after)
 
