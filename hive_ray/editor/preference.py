@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hive_ray.agreement import dense_ranks
 from hive_ray.config import Dpo
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.lora import without_adapters
@@ -68,7 +69,7 @@ def has_comparison(ranks: list[int], settings: Dpo) -> bool:
     tie where ties count."""
     if settings.pairs == "any" and settings.tie_threshold > 1 and len(set(ranks)) < len(ranks):
         return True
-    return max(_dense_ranks(ranks)) >= settings.min_rank_gap
+    return max(dense_ranks(ranks)) > settings.min_rank_gap
 
 
 def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator) -> tuple[int, int, bool]:
@@ -77,8 +78,8 @@ def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator)
     The two are `min_rank_gap` ranks apart or more. Ties are among them only where they say something. ValueError for a
     ranking that has no such comparison.
     """
-    dense = _dense_ranks(ranks)
-    least = max(settings.min_rank_gap, max(dense)) if settings.pairs == "best_worst" else settings.min_rank_gap
+    dense = dense_ranks(ranks)
+    least = max(settings.min_rank_gap, max(dense) - 1) if settings.pairs == "best_worst" else settings.min_rank_gap
     has_ties = settings.pairs == "any" and settings.tie_threshold > 1
     comparisons = []
     for one, other in combinations(range(len(dense)), 2):
@@ -92,12 +93,6 @@ def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator)
             f"ranks {ranks} have no two edits {least} ranks apart: leave such rankings out (has_comparison)"
         )
     return comparisons[int(torch.randint(len(comparisons), (), generator=generator))]
-
-
-def _dense_ranks(ranks: list[int]) -> list[int]:
-    """The ranks counted from 0 without gaps: 2, 5, 5 become 0, 1, 1."""
-    order = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
-    return [order[rank] for rank in ranks]
 
 
 def shuffle_ranks(row: Row) -> Row:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hive_ray.agreement import dense_ranks
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -55,7 +57,6 @@ def mean_ranks(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -> dict[
     """
     ranks_of: dict[str, list[int]] = {}
     for edit_ids, ranks in rankings:
-        order = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
-        for edit_id, rank in zip(edit_ids, ranks, strict=True):
-            ranks_of.setdefault(edit_id, []).append(order[rank])
+        for edit_id, rank in zip(edit_ids, dense_ranks(list(ranks)), strict=True):
+            ranks_of.setdefault(edit_id, []).append(rank)
     return {edit_id: -float(np.mean(ranks)) for edit_id, ranks in ranks_of.items()}
