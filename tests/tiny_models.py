@@ -22,6 +22,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.shapes.pretraining.words import train_tokenizer
 
 MAX_TOKENS = 77
@@ -176,3 +177,12 @@ def _scheduler(prediction_type: str) -> PNDMScheduler | DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
+
+
+def tiny_editor(folder: Path, kind: str) -> Path:
+    """The folder of a saved editor on `tiny_base` whose U-Net does hear the image, unlike a fresh one."""
+    editor = Editor.build(tiny_base(folder / "base", kind))
+    with torch.no_grad():
+        torch.nn.init.normal_(editor.unet.conv_in.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    editor.save(folder / "editor", EditorCard(base_model="tiny", resolution=64))
+    return folder / "editor"

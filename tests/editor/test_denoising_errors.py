@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import tiny_base
+from tiny_models import tiny_editor
 
 from hive_ray.config import DenoisingError
 from hive_ray.editor.denoising_errors import (
@@ -10,7 +10,7 @@ from hive_ray.editor.denoising_errors import (
     evaluations_per_edit,
     feature_names,
 )
-from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.editor.model import Editor
 from hive_ray.images import encode, to_batch, to_pixels
 from hive_ray.schemas import DENOISING_ERRORS, to_table
 from hive_ray.seeds import generator_for
@@ -21,13 +21,7 @@ WORDS = ["make it red", "add a hat to the dog", "make it red"]
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction", "xl"])
 def folder(request, tmp_path_factory):
-    """A saved editor whose U-Net does hear the image, unlike a fresh one."""
-    folder = tmp_path_factory.mktemp(request.param)
-    editor = Editor.build(tiny_base(folder / "base", request.param))
-    with torch.no_grad():
-        torch.nn.init.normal_(editor.unet.conv_in.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    editor.save(folder / "editor", EditorCard(base_model="tiny", resolution=64))
-    return folder / "editor"
+    return tiny_editor(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
 )
-from tiny_models import tiny_base
+from tiny_models import tiny_editor
 
 from hive_ray.config import Candidates
 from hive_ray.distributed.mapping import map_rows
@@ -28,13 +28,7 @@ from hive_ray.schemas import CANDIDATES, to_table
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction", "xl"])
 def folder(request, tmp_path_factory):
-    """A saved editor whose U-Net does hear the image, unlike a fresh one."""
-    folder = tmp_path_factory.mktemp(request.param)
-    editor = Editor.build(tiny_base(folder / "base", request.param))
-    with torch.no_grad():
-        torch.nn.init.normal_(editor.unet.conv_in.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    editor.save(folder / "editor", EditorCard(base_model="tiny", resolution=64))
-    return folder / "editor"
+    return tiny_editor(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
