@@ -547,6 +547,9 @@ class Rankings(Section):
     annotator: Literal["shapes", "people"] = "people"
     """Who ranks: simulated annotators of the embedded domain, or people (a file of their rankings)."""
     annotators_per_prompt: int = Field(1, ge=1)
+    num_annotators: int = Field(0, ge=0)
+    """For "shapes": how many people there are, of whom each prompt has `annotators_per_prompt`, drawn at random. 0 is
+    as many as each prompt has."""
     annotations: str = ""
     """For "people": the JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
     `export_annotations` writes it."""
@@ -557,6 +560,15 @@ class Rankings(Section):
     """Database that takes the served page's thumbs (its `feedback`), as `annotation.database`: thumbs up and down for
     edits of one picture by one instruction become rankings. Each round takes those that there are; "" takes none."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _enough_people(self) -> "Rankings":
+        if 0 < self.num_annotators < self.annotators_per_prompt:
+            raise ValueError(
+                f"rankings.num_annotators is {self.num_annotators}, but each prompt wants {self.annotators_per_prompt} "
+                "different people: raise it, or lower rankings.annotators_per_prompt"
+            )
+        return self
 
 
 class Annotation(Section):

@@ -58,11 +58,12 @@ class Simulated:
     """Ranks by the judge, with a person's noise and ties."""
 
     def __init__(self, settings: Rankings, device: str = "cpu") -> None:
-        seats = range(settings.annotators_per_prompt)
+        self.per_prompt = settings.annotators_per_prompt
+        seats = range(settings.num_annotators or self.per_prompt)
         self.annotators = [SimulatedAnnotator(seat, seed=settings.seed) for seat in seats]
 
     def __call__(self, rows: Rows) -> Rows:
-        return rank_candidates(rows, self.annotators)
+        return rank_candidates(rows, self.annotators, self.per_prompt)
 
 
 ANNOTATORS = {"people": People, "shapes": Simulated}

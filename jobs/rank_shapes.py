@@ -26,10 +26,7 @@ from jobs import choose_candidates, collect_rankings, make_pairs, pipeline, samp
 from jobs.run import Run, in_one_line
 
 ROWS_PER_GROUP = 100
-"""Rankings in a row group. What two people said of one prompt lies side by side, so that its pictures compress to one
-copy."""
-
-
+"""Rankings in a row group."""
 ALMOST_ALL = 1 - 1e-9
 """`instructions.rank_rate` has to be less than 1."""
 
@@ -42,12 +39,12 @@ class ShippedRankings:
     """Where the tables on the way lie."""
     seed: int = 1009
     """Of captions, edits and people: none of the quickstart's or the study's prompts are among them."""
-    num_prompts: int = 3000
+    num_prompts: int = 6000
     """Prompts that are edited."""
-    num_ranked: int = 1000
+    num_ranked: int = 2000
     """Prompts that people rank: those whose edits differ most, and a share at random."""
-    people: int = 2
-    """Different people who rank each."""
+    people: int = 8
+    """How many people there are. One of them ranks each prompt: two prompts teach more than two people do."""
     jpeg_quality: int = 90
     """Of the pictures, whose colours are not sampled down."""
     out: Path = SHAPES_WEIGHTS.parent / "rankings"
@@ -61,7 +58,7 @@ def configured(settings: ShippedRankings) -> Config:
         "pairs": seed,
         "candidates": seed | {"num_prompts": settings.num_prompts},
         "choosing": seed | {"num_ranked": settings.num_ranked},
-        "rankings": seed | {"annotators_per_prompt": settings.people},
+        "rankings": seed | {"num_annotators": settings.people},
     })  # fmt: skip
 
 

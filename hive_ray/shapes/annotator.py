@@ -96,8 +96,9 @@ def ranks_of(percepts: list[float], just_noticeable: float) -> list[int]:
     return ranks
 
 
-def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator]) -> Rows:
-    """Rows of `candidates` -> rows of `rankings`, one for each annotator."""
+def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator], per_prompt: int = 0) -> Rows:
+    """Rows of `candidates` -> rows of `rankings`, one for each annotator, or for `per_prompt` of them drawn for each
+    prompt."""
     return [
         row
         | {
@@ -106,5 +107,12 @@ def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator]) -> Rows:
             "ranks": annotator(row),
         }
         for row in rows
-        for annotator in annotators
+        for annotator in drawn_annotators(annotators, row["prompt_id"], per_prompt or len(annotators))
     ]
+
+
+def drawn_annotators(annotators: list[SimulatedAnnotator], prompt_id: str, count: int) -> list[SimulatedAnnotator]:
+    """`count` different people for a prompt, always the same ones, in the order in which they were given."""
+    by_chance = sorted(annotators, key=lambda one: seed_for("annotator of", one.seed, prompt_id, one.name))
+    chosen = {one.name for one in by_chance[:count]}
+    return [one for one in annotators if one.name in chosen]

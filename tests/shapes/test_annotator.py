@@ -1,6 +1,7 @@
 """Simulated people: ties and agreement as the model has them in closed form, and the published ranges."""
 
 import json
+from collections import Counter
 from math import erf, sqrt
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 
 from hive_ray.agreement import PreferenceAgreement, preference_agreement
 from hive_ray.shapes import annotator
-from hive_ray.shapes.annotator import JUST_NOTICEABLE, NOISE, SimulatedAnnotator, preference, ranks_of
+from hive_ray.shapes.annotator import (
+    JUST_NOTICEABLE,
+    NOISE,
+    SimulatedAnnotator,
+    drawn_annotators,
+    preference,
+    rank_candidates,
+    ranks_of,
+)
 from hive_ray.shapes.judge import Verdict
 
 NUM_PROMPTS = 4000
@@ -167,3 +176,21 @@ def test_a_third_of_pairs_tie_where_edits_differ_most_and_a_person_agrees_best_w
     assert 0.60 <= between.ties_half <= 0.75
     assert between.in_order < alone.in_order <= 0.87
     assert between.ties_half < alone.ties_half <= 0.77
+
+
+def test_each_prompt_has_its_own_people_and_all_take_part_alike():
+    people = [SimulatedAnnotator(seat, seed=3) for seat in range(4)]
+    drawn = [drawn_annotators(people, f"prompt {number}", 2) for number in range(600)]
+    assert drawn == [drawn_annotators(people[::-1], f"prompt {number}", 2)[::-1] for number in range(600)]
+    assert all(len({one.name for one in two}) == 2 for two in drawn)
+    share = Counter(one.name for two in drawn for one in two)
+    assert all(abs(count - 300) < 4 * (600 * 0.5 * 0.5) ** 0.5 for count in share.values())
+
+
+def test_a_prompt_is_ranked_by_everybody_or_by_those_who_were_drawn(verdicts):
+    people = [SimulatedAnnotator(seat) for seat in range(3)]
+    row = candidates(Verdict(1.0, 1.0), Verdict(0.0, 0.0)) | {"editor": "sft"}
+    assert [one["annotator"] for one in rank_candidates([row], people)] == [one.name for one in people]
+    assert [one["annotator"] for one in rank_candidates([row], people, 2)] == [
+        one.name for one in drawn_annotators(people, row["prompt_id"], 2)
+    ]
