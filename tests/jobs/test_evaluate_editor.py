@@ -281,7 +281,7 @@ def test_the_actor_measures_every_draw_once_and_gives_the_best_row_all_of_them(m
     judged = []
 
     def by_content(source, edit, source_caption, edited_caption):
-        judged.append(edit)
+        judged.append(source)
         return Verdict(crc32(edit) % 1000 / 1000, 1.0)
 
     monkeypatch.setattr(evaluating, "judge", by_content)
@@ -291,7 +291,7 @@ def test_the_actor_measures_every_draw_once_and_gives_the_best_row_all_of_them(m
     folders = {"editor": str(models / "editor"), "name": "sft", "reward": str(models / "reward")}
     actor = EditEvaluator(**folders, scales=(1.5,), settings=settings, best_of=3)
     rows = actor(prompts)
-    assert len(judged) == 2 * 3
+    assert judged == [picture(0, 64)] * 3 + [picture(1, 64)] * 3
     to_table(rows, EVALUATION)
     measures = ("seed", "clip_image", "clip_direction", "reward", "followed", "preserved")
     for prompt, (first, best) in zip(prompts, (rows[:2], rows[2:]), strict=True):
