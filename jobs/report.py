@@ -122,6 +122,7 @@ def _worth(card: dict[str, Any]) -> dict[str, Any]:
         "reward model, training rankings": card.get("train"),
         "reward model, held-out rankings": card.get("held_out"),
     } | {f"{words}, held-out rankings": others.get(name) for name, words in BESIDE.items()}
+    measured["reward model, held-out preferences that people share"] = card.get("shared")
     for kind, one in card.get("kinds", {}).items():
         measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
     minus = {f"{BESIDE[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.get("minus", {}).items() if gap}

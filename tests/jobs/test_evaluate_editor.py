@@ -158,6 +158,14 @@ def test_without_a_reward_model_nothing_is_measured_by_one_and_that_is_said(meas
     assert not report.rewards
 
 
+@pytest.mark.parametrize("shared", [{}, {"reward/accuracy": 0.75, "reward/ranking_accuracy": 0.75, "preferences": 4}])
+def test_preferences_that_people_share_have_their_line_where_there_are_any(measured, shared):
+    run = measured("sft")
+    storage.write_text(run.path("reward/card.json"), json.dumps({"warning": "", "shared": shared}))
+    lines = {} if not shared else {"reward model, held-out preferences that people share": (0.75, 0.75)}
+    assert report_of(run).reward_accuracy == lines
+
+
 # --- All draws of a best of several -----------------------------------------------------------------------
 
 
