@@ -1,5 +1,9 @@
 """Measures that more than one part of the house needs."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 
 def effective_sample_size(mean: float, mean_square: float, num_rows: int) -> float:
     """(sum w)^2 / sum w^2 (Kish 1965) of weights with these means: how many equally weighted rows they are worth.
@@ -7,3 +11,17 @@ def effective_sample_size(mean: float, mean_square: float, num_rows: int) -> flo
     1..num_rows; 0 if no row has any weight.
     """
     return num_rows * mean**2 / mean_square if mean_square else 0.0
+
+
+def wins(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
+    """In how many pairs (value, other) the value is greater; equal ones count half (U of Mann and Whitney 1947)."""
+    ordered = np.sort(others)
+    below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return float((below + up_to).sum() / 2)
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+    """The values minus their mean, in standard deviations, in the same shape; zeros where all values are equal."""
+    if np.ptp(values) == 0:  # the mean of equal numbers may differ from them in the last bit
+        return np.zeros_like(values, dtype=np.float64)
+    return (values - values.mean()) / values.std()

@@ -73,6 +73,16 @@ _EDIT = pa.struct(
     ]
 )
 
+_DRAW = pa.struct(
+    [
+        pa.field("seed", _I64, nullable=False),
+        *(
+            pa.field(measure, _F32, nullable=False)
+            for measure in ("clip_image", "clip_direction", "reward", "followed", "preserved")
+        ),
+    ]
+)
+
 
 def _feature(kind: pa.DataType) -> Any:
     """The Hugging Face `datasets` feature of an Arrow type; pictures are the only large binaries."""
@@ -239,6 +249,7 @@ EVALUATION = _schema(
     reward=_F32,
     followed=_F32,
     preserved=_F32,
+    draws=pa.list_(_DRAW),  # every edit that a best of several was chosen from; empty in other rows
 )
 
 

@@ -4,20 +4,22 @@ prompts, editors, reward -> evaluation/<editor>, curves/<editor> -> summary.json
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from hive_ray import storage
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import is_whole, model_digest
 from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
+from hive_ray.evaluation.draws import DrawsSummary, judge_measures
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
 from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from jobs.evaluating import EditEvaluator, best_of_name
-from jobs.report import gather, scored_card, won_by
+from jobs.report import SHOWN_COLUMNS, gather, scored_card, won_by
 from jobs.run import Run, fingerprint, main
 from jobs.train_editor import ARMS, CONTROLS, arm_of
 
@@ -35,9 +37,10 @@ def build(run: Run) -> dict:
         measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts, best_of)
         if settings.curve_prompts:
             measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
-    summary = summarise(run)
+    draws = judged_draws(run)
+    summary = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
-    report = gather(run, metrics_of(run), TIE_WITHIN, summary["warnings"])
+    report = gather(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
     storage.write_text(run.path("report.html"), write_report(report))
     storage.write_bytes(run.path("edits.png"), write_sheet(report.edits))
     print_summary(run, summary)
@@ -64,6 +67,8 @@ def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: i
         stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor),
         reward=model_digest(reward) if reward else "none",
     )  # fmt: skip
+    if best_of > 1:
+        made_from["evaluation.draws"] = "kept"  # tables that were made before lack them
     return build_table(run.path(table), EVALUATION, made_from, make, on_mismatch=run.on_mismatch)
 
 
@@ -90,6 +95,21 @@ def summarise(run: Run) -> dict:
         },
         "rewards": scored[1] if scored else {},
     }
+
+
+def judged_draws(run: Run) -> dict[str, DrawsSummary]:
+    """How well the reward and CLIP tell good edits from bad ones, by editor of which several edits were drawn; empty
+    without a judge or a reward model."""
+    settings = run.config.evaluation
+    if settings.judge == "none" or settings.best_of == 1:
+        return {}
+    options = {"resamples": settings.bootstrap, "seed": settings.seed}
+    found = {}
+    for name in settings.editors:
+        if name not in CONTROLS:
+            rows = list(read_rows(run.path(f"evaluation/{name}"), EVALUATION, ["prompt_id", "draws"]))
+            found[name] = judge_measures(rows, **options)
+    return {name: summary for name, summary in found.items() if summary}
 
 
 def metrics_of(run: Run) -> tuple[str, ...]:
@@ -155,9 +175,24 @@ def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
 
 
 def without_pictures(table: str) -> Rows:
-    """What was measured of every edit of an evaluation table."""
-    columns = [name for name in EVALUATION.names if not name.endswith("_image") or name == "clip_image"]
+    """What was measured of every edit of an evaluation table that has a row."""
+    columns = [name for name in SHOWN_COLUMNS if not name.endswith("_image") or name == "clip_image"]
     return list(read_rows(table, EVALUATION, columns))
+
+
+def in_words(editor: str, draws: Mapping[str, Any]) -> str:
+    """One line of what `judged_draws` found of an editor, as `summary.json` has it."""
+    reward = draws["measures"]["reward"]
+
+    def number(measured: Mapping[str, float] | None) -> str:
+        return f"{Interval(**measured):.3f}" if measured else "not known"
+
+    return (
+        f"{editor}, {draws['num_draws']} edits of each of {draws['num_prompts']} prompts: AUC of the reward "
+        f"{number(reward['auc'])}; it orders {number(reward['clear'])} of {draws['num_clear']} clear preferences; "
+        f"right {draws['first']['value']:.3f} first, {reward['right']['value']:.3f} its choice, "
+        f"{draws['ceiling']['value']:.3f} at most"
+    )
 
 
 def print_summary(run: Run, summary: dict) -> None:
@@ -176,6 +211,8 @@ def print_summary(run: Run, summary: dict) -> None:
             f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%} of {rate['num_prompts']} prompts"
         )
         print(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
+    for name, draws in list(summary["reward_on_draws"].items())[:1]:
+        print(in_words(name, draws))
     last = run.config.evaluation.editors[-1]
     print(
         f"\nreport: {run.path('report.html')}\nserve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}",

@@ -17,7 +17,8 @@ class EditEvaluator:
     """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge.
 
     Where `best_of` is N > 1, a prompt has a second row, of the editor `best_of_name(name, N)`: of N edits, the first
-    among them, the one that the reward model likes best. Where `reward` is "", every reward is NaN, and N is 1.
+    among them, the one that the reward model likes best. That row's `draws` say what was measured of all N. Where
+    `reward` is "", every reward is NaN, and N is 1.
     """
 
     def __init__(
@@ -46,11 +47,15 @@ class EditEvaluator:
             guidance_scale=settings.guidance_scale, image_guidance_scale=image_guidance_scale,
             num_inference_steps=settings.num_inference_steps,
         )  # fmt: skip
-        measured = self._measured(self.name, rows, drawn, [0] * len(rows), image_guidance_scale)
-        if self.num_draws == 1:
-            return measured
-        best, name = [draws.best for draws in drawn], best_of_name(self.name, self.num_draws)
-        return measured + self._measured(name, rows, drawn, best, image_guidance_scale)
+        made: Rows = []
+        for row, draws, measures in zip(rows, drawn, self._measured(rows, drawn), strict=True):
+            first = self._row(self.name, row, draws.edits[0], measures[0], image_guidance_scale)
+            made.append(first | {"draws": []})
+            if self.num_draws > 1:
+                name, place = best_of_name(self.name, self.num_draws), draws.best
+                best = self._row(name, row, draws.edits[place], measures[place], image_guidance_scale)
+                made.append(best | {"draws": measures})
+        return made
 
     def _seeds(self, prompt_id: str) -> list[int]:
         """The seeds of a prompt's edits: the first is the same for any number of them."""
@@ -60,34 +65,41 @@ class EditEvaluator:
     def _score(self, sources: list[bytes], edits: list[bytes], instructions: list[str]) -> list[float]:
         return self.reward.score(sources, edits, instructions) if self.reward else [nan] * len(edits)
 
-    def _measured(
-        self, name: str, rows: Rows, drawn: list[Draws], places: list[int], image_guidance_scale: float
-    ) -> Rows:
-        """A row of `evaluation` of one of the edits of each prompt."""
-        chosen = list(zip(drawn, places, strict=True))
-        edits = [draws.edits[place] for draws, place in chosen]
+    def _measured(self, rows: Rows, drawn: list[Draws]) -> list[Rows]:
+        """Of each prompt, its `draws` in `evaluation`: what is measured of each of its edits."""
+        each = [row for row in rows for _ in range(self.num_draws)]
+        edits = [edit for draws in drawn for edit in draws.edits]
+        seeds = [seed for draws in drawn for seed in draws.seeds]
+        rewards = [reward for draws in drawn for reward in draws.rewards]
         clip = self.similarity.measure(
-            [row["source_image"] for row in rows], edits,
-            [row["source_caption"] for row in rows], [row["edited_caption"] for row in rows],
+            [row["source_image"] for row in each], edits,
+            [row["source_caption"] for row in each], [row["edited_caption"] for row in each],
         )  # fmt: skip
-        return [
+        measures = [
             {
-                "evaluation_id": id_for(row["prompt_id"], name, draws.seeds[place], str(image_guidance_scale)),
-                "prompt_id": row["prompt_id"],
-                "instruction": row["instruction"],
-                "editor": name,
-                "seed": draws.seeds[place],
-                "guidance_scale": self.settings.guidance_scale,
-                "image_guidance_scale": image_guidance_scale,
-                "source_image": row["source_image"],
-                "edited_image": edit,
-                "clip_image": float(clip["clip_image"][index]),
-                "clip_direction": float(clip["clip_direction"][index]),
-                "reward": draws.rewards[place],
-                **_judged(self.settings, row, edit),
+                "seed": seeds[place],
+                "clip_image": float(clip["clip_image"][place]),
+                "clip_direction": float(clip["clip_direction"][place]),
+                "reward": rewards[place],
+                **_judged(self.settings, row, edits[place]),
             }
-            for index, (row, (draws, place), edit) in enumerate(zip(rows, chosen, edits, strict=True))
+            for place, row in enumerate(each)
         ]
+        return [measures[start : start + self.num_draws] for start in range(0, len(measures), self.num_draws)]
+
+    def _row(self, name: str, row: Row, edit: bytes, measures: Row, image_guidance_scale: float) -> Row:
+        """A row of `evaluation` of one edit, but for its `draws`."""
+        return {
+            "evaluation_id": id_for(row["prompt_id"], name, measures["seed"], str(image_guidance_scale)),
+            "prompt_id": row["prompt_id"],
+            "instruction": row["instruction"],
+            "editor": name,
+            "guidance_scale": self.settings.guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
+            "source_image": row["source_image"],
+            "edited_image": edit,
+            **measures,
+        }
 
 
 def best_of_name(editor: str, num_draws: int) -> str:

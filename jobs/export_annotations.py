@@ -9,7 +9,7 @@ from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.quality import flagged, standings
 from hive_ray.annotation.yields import preference_yield
-from hive_ray.distributed.chosen import inclusion_probabilities
+from hive_ray.distributed.chosen import inclusion_probabilities, read_chosen
 from hive_ray.distributed.tables import read_manifest, select
 from hive_ray.schemas import CANDIDATES
 from jobs.run import Run, main
@@ -44,7 +44,8 @@ def _probabilities(run: Run) -> dict[str, float]:
     candidates = run.path(run.config.annotation.candidates)
     if read_manifest(candidates) is None or candidates != run.path("candidates"):
         return {}
-    return inclusion_probabilities(run.path("chosen"), candidates)
+    chosen = run.path("chosen")
+    return inclusion_probabilities(chosen, read_chosen(chosen, candidates))
 
 
 def _editors(candidates: str) -> set[str]:

@@ -8,12 +8,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from hive_ray import storage
 from hive_ray.distributed.tables import git_commit, read_manifest, read_rows, table_digest
+from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (
     CurvePoint,
     WinRate,
@@ -43,13 +45,22 @@ STAGES = (
 )  # fmt: skip
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
+SHOWN_COLUMNS = [name for name in EVALUATION.names if name != "draws"]
+"""Of an evaluation table: those that tables of every version have."""
 
 
-def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequence[str] = ()) -> Report:
-    """The report of everything that this run has finished."""
+def gather(
+    run: Run,
+    metrics: tuple[str, ...],
+    tie_within: float,
+    warnings: Sequence[str] = (),
+    draws: Mapping[str, DrawsSummary] = MappingProxyType({}),
+) -> Report:
+    """The report of everything that this run has finished; `draws` are by editor."""
     settings = run.config.evaluation
     judged = settings.judge != "none"
-    flat = [row for name in settings.editors for row in read_rows(run.path(f"evaluation/{name}"), EVALUATION)]
+    tables = [run.path(f"evaluation/{name}") for name in settings.editors]
+    flat = [row for table in tables for row in read_rows(table, EVALUATION, SHOWN_COLUMNS)]
     rows = by_editor(flat)
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
@@ -75,6 +86,7 @@ def gather(run: Run, metrics: tuple[str, ...], tie_within: float, warnings: Sequ
         **(_worth(json.loads(storage.read_text(run.path("reward/card.json")))) if rewarded else {}),
         rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items() if rewarded},
         reward_charts=_reward_charts(run),
+        draws=draws,
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
         stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
         settings=yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False),
@@ -110,6 +122,7 @@ def _worth(card: dict[str, Any]) -> dict[str, Any]:
         "reward model, training rankings": card.get("train"),
         "reward model, held-out rankings": card.get("held_out"),
     } | {f"{words}, held-out rankings": others.get(name) for name, words in BESIDE.items()}
+    measured["reward model, held-out preferences that people share"] = card.get("shared")
     for kind, one in card.get("kinds", {}).items():
         measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
     minus = {f"{BESIDE[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.get("minus", {}).items() if gap}

@@ -239,9 +239,8 @@ def worth(
     """What the model is worth on rankings that it never saw, beside people, CLIP, BLIP, errors, and their sum."""
     untaught = replace(linear, weights=beliefs(linear.names)[0])
     before = unseen.foretold(untaught(unseen.features))
-    instructions = [row["instruction"] for row in unseen.rows]
     beside = judged_beside(ours, unseen, learned, linear, settings)
-    return compared(ours, before, beside, {}, instructions, settings, REMEDIES)
+    return compared(ours, before, beside, {}, unseen.rows, settings, REMEDIES)
 
 
 def judged_beside(

@@ -122,7 +122,7 @@ class Catalogue:
         if names == CHOSEN_FROM:
             rows = read_chosen(chosen, paths[0])
             self.chosen = None if rows is None else [row["prompt_id"] for row in rows]
-            self.probabilities = inclusion_probabilities(chosen, paths[0])
+            self.probabilities = inclusion_probabilities(chosen, rows)
         limit = settings.num_tasks if self.chosen is None else None
         self.tables = [select(path, schema, limit=limit) for path in paths]
         self.cache = Cache(settings.cache_megabytes * 2**20)

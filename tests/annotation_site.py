@@ -72,7 +72,7 @@ def make_evaluation(run: str, editor: str, count: int) -> None:
             "evaluation_id": f"{editor}{number}", "prompt_id": f"p{number}", "instruction": f"make it number {number}",
             "editor": editor, "seed": 0, "guidance_scale": 7.5, "image_guidance_scale": 1.5,
             "source_image": picture(100 * number), "edited_image": picture(100 * number + shift),
-            **dict.fromkeys(("clip_image", "clip_direction", "reward", "followed", "preserved"), 0.0),
+            **dict.fromkeys(("clip_image", "clip_direction", "reward", "followed", "preserved"), 0.0), "draws": [],
         }
         for number in range(count)
     ]  # fmt: skip

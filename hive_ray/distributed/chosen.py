@@ -20,10 +20,9 @@ def read_chosen(chosen: str, candidates: str) -> Rows | None:
     return sorted(read_rows(chosen, CHOSEN), key=lambda row: row["place"])
 
 
-def inclusion_probabilities(chosen: str, candidates: str) -> dict[str, float]:
-    """Prompt id -> the probability with which it came to be chosen, as `read_chosen`; empty if there is no such table,
-    or if some prompts could not be chosen at all, so that nothing can be estimated of all."""
-    rows = read_chosen(chosen, candidates)
+def inclusion_probabilities(chosen: str, rows: Rows | None) -> dict[str, float]:
+    """Prompt id -> the probability with which it came to be chosen; `rows` are what `read_chosen` found. Empty if there
+    is no such table, or if some prompts could not be chosen at all, so that nothing can be estimated of all."""
     if rows is None:
         return {}
     prompts = read_manifest(chosen).rows_in

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from hive_ray.charts import histogram, line_chart, picture_grid
+from hive_ray.evaluation.draws import CLEAR, DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.images import decode
 from hive_ray.intervals import Interval
@@ -23,6 +24,7 @@ METRIC_WORDS = {
     "clip_image": "CLIP image",
     "clip_direction": "CLIP direction",
     "reward": "reward",
+    "sum": "sum of these, standardised",
 }
 SHARES = ("followed", "preserved", "right", "overall", "accuracy")  # shown in per cent
 BENEATH = "Beneath a share its 95 % bootstrap interval by prompt."
@@ -73,6 +75,8 @@ class Report:
     """Charts that other jobs left, as SVG, and words under each."""
     rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Group (an editor, the pairs, ...) -> rewards, for the distribution chart."""
+    draws: Mapping[str, DrawsSummary] = field(default_factory=dict)
+    """Editor -> how well the reward and CLIP tell good edits from bad ones."""
     losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """Training -> (images seen, loss)."""
     stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -91,6 +95,7 @@ def write_report(report: Report) -> str:
         ("Training pairs", contact_sheet(report.pairs)),
         ("Rankings", contact_sheet(report.rankings)),
         ("Reward model", _reward(report)),
+        ("Reward model on edits that no choice has seen", _draws(report.draws)),
         ("Training", _losses(report.losses)),
         ("What was dropped, and why", _stages(report.stages)),
         ("Settings and versions", _settings(report)),
@@ -151,6 +156,11 @@ def _bounds(bounds: Interval, metric: str) -> str:
     return f"{bounds.low * scale:.{digits}f} to {bounds.high * scale:.{digits}f}".replace("-", "\u2212")
 
 
+def _cell(measure: Interval, metric: str) -> str:
+    """A measure with its interval beneath."""
+    return f"{_number(measure.value, metric)}<small>{_bounds(measure, metric)}</small>"
+
+
 def _gap(gap: Interval, metric: str) -> str:
     """A paired difference beneath a measure, with a star where its interval excludes zero."""
     words = _signed(gap.value, metric)
@@ -168,7 +178,7 @@ def _table_of_editors(report: Report) -> str:
         gaps = report.differences.get(summary.editor, {})
         for metric in metrics:
             seen = summary.metrics[metric]
-            cell = f"{_number(seen.value, metric)}<small>{_bounds(seen, metric)}</small>"
+            cell = _cell(seen, metric)
             if metric in gaps:
                 cell += _gap(gaps[metric], metric)
             cells.append(cell)
@@ -262,7 +272,7 @@ def _share(share: Interval | float) -> str:
     """A share in per cent, with its interval beneath where it is known."""
     if not isinstance(share, Interval):
         return _number(share, "accuracy")
-    return f"{_number(share.value, 'accuracy')}<small>{_bounds(share, 'accuracy')}</small>"
+    return _cell(share, "accuracy")
 
 
 def _accuracies(report: Report) -> str:
@@ -277,3 +287,51 @@ def _accuracies(report: Report) -> str:
     if report.reward_minus:
         words += " Last line: the reward model minus this, paired by prompt; * its interval excludes zero."
     return table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows) + note(words)
+
+
+def _draws(draws: Mapping[str, DrawsSummary]) -> str:
+    return "".join(f"<h3>{escape(editor)}</h3>" + _draws_of(summary) for editor, summary in draws.items())
+
+
+def _draws_of(summary: DrawsSummary) -> str:
+    """How well each measure tells good edits of one editor from bad ones, beside the ceiling."""
+    rows = [
+        ["the first edit", "", "", _cell(summary.first, "right")],
+        ["a random edit", "", "", _cell(summary.mean, "right")],
+    ]
+    for name, score in summary.measures.items():
+        rows.append([METRIC_WORDS[name], *_scores(score, summary.reward_minus.get(name))])
+    rows.append(["the judge: the ceiling", "", "", _cell(summary.ceiling, "right")])
+    head = [
+        "who chooses",
+        "AUC, right against wrong (chance 0.5)",
+        "clear preferences in order (chance 50 %)",
+        f"right edits, best of {summary.num_draws}",
+    ]
+    return table(head, rows) + "".join(map(note, _about_draws(summary)))
+
+
+def _scores(score: MeasureScore, reward_minus: MeasureScore | None) -> list[str]:
+    """The cells of one measure, beneath them the reward's difference from it; empty where nothing was to be told."""
+    cells = []
+    for name, metric in (("auc", "auc"), ("clear", "accuracy"), ("right", "right")):
+        measure: Interval | None = getattr(score, name)
+        cell = _cell(measure, metric) if measure else ""
+        if measure and reward_minus:
+            cell += _gap(getattr(reward_minus, name), metric)
+        cells.append(cell)
+    return cells
+
+
+def _about_draws(summary: DrawsSummary) -> list[str]:
+    """What the table is of, what its ceiling is, and how to read it."""
+    return [
+        f"{summary.num_draws} edits of each of {summary.num_prompts} prompts, each judged. A preference is clear where "
+        f"the judge's scores of two edits of a prompt differ by more than {CLEAR:g}: {summary.num_clear} preferences "
+        f"of {summary.num_clear_prompts} prompts.",
+        f"The ceiling: {_number(summary.ceiling.value, 'right')} of the prompts have a right edit among the "
+        f"{summary.num_draws}, and no choice can find more. The judge itself orders all clear preferences, and its AUC "
+        "is 1. CLIP direction knows the captions of both pictures; the reward does not.",
+        "Beneath a number its 95 % bootstrap interval by prompt. Last line: the reward minus this, paired by prompt; "
+        "* its interval excludes zero.",
+    ]

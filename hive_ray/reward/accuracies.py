@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from hive_ray.intervals import Interval, interval, ratio, ratio_gap
+from hive_ray.measures import wins
 from hive_ray.reward.objective import pairwise_accuracy, ranking_accuracy, right_preferences, right_rankings
 
 ACCURACY, RANKING_ACCURACY = "reward/accuracy", "reward/ranking_accuracy"
@@ -86,14 +86,7 @@ def across_prompts(foretold: Foretold) -> float:
     pairs = len(all_best) * len(all_worst) - sum(len(one) * len(other) for one, other in groups.values())
     if not pairs:
         return 0.5
-    return (_wins(all_best, all_worst) - sum(_wins(*group) for group in groups.values())) / pairs
-
-
-def _wins(rewards: list[float], others: list[float]) -> float:
-    """In how many pairs the first reward is greater, equal ones counting half (Mann and Whitney's U)."""
-    ordered = np.sort(others)
-    below, up_to = (np.searchsorted(ordered, rewards, side) for side in ("left", "right"))
-    return float((below + up_to).sum() / 2)
+    return (wins(all_best, all_worst) - sum(wins(*group) for group in groups.values())) / pairs
 
 
 def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:

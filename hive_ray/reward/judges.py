@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from hive_ray.config import Scoring
+from hive_ray.measures import standardised
 from hive_ray.reward.model import RewardModel, RewardScorer, ScoringModel
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.similarity import Similarity
@@ -114,10 +115,8 @@ def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
 
     A judge who gives all pairs the same reward counts as 0 everywhere.
     """
-    centred = rewards - rewards.mean(1, keepdims=True)
-    differs = np.ptp(rewards, axis=1, keepdims=True) > 0  # a mean of equal numbers may miss them by a last bit
-    standardised = np.divide(centred, rewards.std(1, keepdims=True), out=np.zeros_like(centred), where=differs)
-    return {"mean": np.mean, "min": np.min}[how](standardised, axis=0)
+    each = np.stack([standardised(of_judge) for of_judge in rewards])
+    return {"mean": np.mean, "min": np.min}[how](each, axis=0)
 
 
 def _vision(settings: Scoring, answers: str) -> Judge:

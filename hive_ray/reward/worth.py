@@ -81,7 +81,7 @@ def worth(
     before = foretold(start, rows)
     beside = people(rows) | by_clip(judged(ClipScorer(clip).measured, rows), ours, rows)
     noticed = probe(model, rows)
-    return compared(ours, before, beside, noticed, [row["instruction"] for row in rows], settings)
+    return compared(ours, before, beside, noticed, rows, settings)
 
 
 def by_clip(similarities: Mapping[str, Tensor], ours: Foretold, rows: Rows) -> dict[str, Foretold]:
@@ -98,14 +98,14 @@ def compared(
     before: Foretold,
     beside: Mapping[str, Foretold],
     noticed: Mapping[str, Interval],
-    instructions: list[str],
+    rows: Rows,
     settings: config.Reward,
     remedies: Remedies = Remedies(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """What a reward model foretells of N held-out rankings, as its card has it.
 
     before: the same of what it started from. beside: of others, by their names in BESIDE. noticed: what `probe` found.
-    instructions: of the N rankings.
+    rows: the N rankings.
     """
     others = {"held_out_before_training": before} | dict(beside)
     said = {
@@ -116,11 +116,13 @@ def compared(
     }
     bins = calibration(ours.rewards, ours.ranks, settings)
     levelled = {name: one for name, one in others.items() if name not in PEOPLE}
+    clear = shared(ours, rows)
     return said | {
+        "shared": accuracies(clear) | {"preferences": len(clear.prompts)} if clear else {},
         "across_prompts": {name: across_prompts(one) for name, one in ({"held_out": ours} | levelled).items()},
         "held_out_rankings": len(ours.prompts),
         "held_out_prompts": len(set(ours.prompts)),
-        "kinds": kinds(ours, instructions),
+        "kinds": kinds(ours, [row["instruction"] for row in rows]),
         "noticed": {name: asdict(rate) for name, rate in noticed.items()},
         "calibration": bins,
         "calibration_error": calibration_error(bins),
@@ -158,11 +160,9 @@ def people(rows: Rows) -> dict[str, Foretold]:
     "another_person": every other person's ranks of the prompt in place of rewards. "all_others": the mean ranks of all
     others, which know more. Both over the preferences of all people; empty if nobody shared a prompt.
     """
-    orders_of: dict[tuple, list[list[int]]] = defaultdict(list)
-    for row in rows:
-        orders_of[row["prompt_id"], *(edit["edit_id"] for edit in row["edits"])].append(row["ranks"])
     found: dict[str, list[tuple[list[float], list[int], str]]] = {"another_person": [], "all_others": []}
-    for (prompt_id, *_), orders in orders_of.items():
+    for (prompt_id, *_), places in _rankings_of(rows).items():
+        orders = [rows[place]["ranks"] for place in places]
         for place, order in enumerate(orders):
             others = orders[:place] + orders[place + 1 :]
             found["another_person"] += [([-float(rank) for rank in other], order, prompt_id) for other in others]
@@ -173,6 +173,30 @@ def people(rows: Rows) -> dict[str, Foretold]:
     return {
         name: Foretold(_padded(rewards), _padded(ranks), prompts) for name, (rewards, ranks, prompts) in columns.items()
     }
+
+
+def shared(foretold: Foretold, rows: Rows) -> Foretold | None:
+    """The clear preferences among people, each as a ranking of its two edits: at least two people have it, and nobody
+    has the reverse. None where there is none, such as where one person ranked each prompt.
+
+    rows: the N rankings that are foretold.
+    """
+    rewards: list[list[float]] = []
+    prompts: list[str] = []
+    for (prompt_id, *_), places in _rankings_of(rows).items():
+        people = preferred(foretold.ranks[places]).sum(0)  # (K, K)
+        for better, worse in ((people >= 2) & (people.T == 0)).nonzero().tolist():
+            rewards.append(foretold.rewards[places[0], [better, worse]].tolist())
+            prompts.append(prompt_id)
+    return Foretold(torch.tensor(rewards), torch.tensor([[1, 2]] * len(rewards)), prompts) if rewards else None
+
+
+def _rankings_of(rows: Rows) -> dict[tuple[str, ...], list[int]]:
+    """By prompt and edits, the places of the rankings of them."""
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        places[row["prompt_id"], *(edit["edit_id"] for edit in row["edits"])].append(place)
+    return places
 
 
 def _padded(lists: Sequence[list]) -> Tensor:

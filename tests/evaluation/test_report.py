@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from hive_ray.evaluation.draws import DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.evaluation.report import (
     Finding,
@@ -58,10 +59,21 @@ def full_report():
         reward_noticed={"nothing <done>": Interval(0.875, 0.81, 0.93), "swapped, in an earlier card": 0.625},
         reward_calibration=[(0.6, 0.55), (0.9, 0.8)], reward_remarks=["it sees <nothing>"],
         rewards={"sft": [0.0, 1.0, 1.0], "finetuned": [1.0]},
+        draws={"sft": drawn()},
         losses={"sft": [(0, 1.0), (64, 0.5)]},
         stages={"pairs": {"rows_in": 10, "rows_out": 7, "dropped": {"clip_direction_below_0.2": 3}}},
         settings="resolution: 64", versions={"torch": "2.13"},
     )  # fmt: skip
+
+
+def drawn():
+    """No preference of it is clear."""
+    reward = MeasureScore(Interval(0.8123, 0.7, 0.9), None, Interval(0.75, 0.7, 0.8))
+    clip = MeasureScore(Interval(0.7, 0.6, 0.8), None, Interval(0.7, 0.6, 0.8))
+    gap = MeasureScore(Interval(0.1123, 0.02, 0.2), None, Interval(0.05, -0.1, 0.1))
+    right = {"first": Interval(0.6, 0.5, 0.7), "mean": Interval(0.61, 0.5, 0.7), "ceiling": Interval(0.828, 0.8, 0.85)}
+    measures = {"reward": reward, "clip_image": clip}
+    return DrawsSummary(4, 80, 0, 0, **right, measures=measures, reward_minus={"clip_image": gap})
 
 
 def parsed(html):
@@ -104,6 +116,22 @@ def test_what_the_reward_model_is_worth_is_said_in_words_and_numbers():
         "observed share right",
     ):
         assert said in section, said
+
+
+def test_what_the_reward_is_worth_on_edits_that_no_choice_has_seen_stands_beside_the_ceiling():
+    section = write_report(full_report()).partition("no choice has seen</h2>")[2].partition("</section>")[0]
+    _, *lines = section.split("<tr>")[1:]
+    said = [" ".join(re.sub(r"<[^>]+>", " ", line.partition("</tr>")[0]).split()) for line in lines]
+    assert said == [
+        "the first edit 60.0 % 50.0 to 70.0",
+        "a random edit 61.0 % 50.0 to 70.0",
+        "reward 0.812 0.700 to 0.900 75.0 % 70.0 to 80.0",
+        "CLIP image 0.700 0.600 to 0.800 +0.112* 70.0 % 60.0 to 80.0 +5.0 points",
+        "the judge: the ceiling 82.8 % 80.0 to 85.0",
+    ]
+    assert "right edits, best of 4" in section
+    assert "82.8 % of the prompts have a right edit among the 4, and no choice can find more" in section
+    assert "0 preferences of 0 prompts" in section
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it():

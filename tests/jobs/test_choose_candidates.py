@@ -119,7 +119,8 @@ def test_prompts_whose_edits_differ_are_chosen_and_the_held_out_ones_are_random(
     others = [name for name in spreads if not is_held_out(name, 0.25)]
     best = sorted(others, key=lambda name: -spreads[name]["spread"])[:6]
     assert by_spread(run) == set(best)
-    probabilities = inclusion_probabilities(run.path("chosen"), run.path("candidates"))
+    chosen = run.path("chosen")
+    probabilities = inclusion_probabilities(chosen, read_chosen(chosen, run.path("candidates")))
     assert sum(1 / probability for probability in probabilities.values()) == pytest.approx(NUM_PROMPTS, rel=1e-5)
 
 

@@ -1,15 +1,34 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from zlib import crc32
 
 import pytest
-from annotation_site import make_evaluation
+from annotation_site import make_evaluation, picture
+from tiny_models import tiny_clip, tiny_editor, tiny_tokenizer
 
+import jobs.run
 from hive_ray import storage
-from hive_ray.config import Config
+from hive_ray.config import Config, Evaluation
+from hive_ray.distributed.tables import write_rows
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
-from jobs import evaluate_editor
-from jobs.evaluate_editor import METRICS, TIE_WITHIN, chosen_by_reward, metrics_of, own_judges, summarise
+from hive_ray.reward.model import RewardModel
+from hive_ray.schemas import EVALUATION, to_table
+from hive_ray.shapes.judge import Verdict
+from jobs import evaluate_editor, evaluating
+from jobs.evaluate_editor import (
+    METRICS,
+    TIE_WITHIN,
+    chosen_by_reward,
+    in_words,
+    judged_draws,
+    metrics_of,
+    own_judges,
+    print_summary,
+    summarise,
+    without_pictures,
+)
+from jobs.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather
 from jobs.run import Run
 
@@ -137,6 +156,169 @@ def test_without_a_reward_model_nothing_is_measured_by_one_and_that_is_said(meas
     assert bool(summary["win_rates"]) == (judge == "shapes")
     assert summary["warnings"] == [f"{run.path('reward')} is no finished reward model: nothing is measured by one."]
     assert not report.rewards
+
+
+@pytest.mark.parametrize("shared", [{}, {"reward/accuracy": 0.75, "reward/ranking_accuracy": 0.75, "preferences": 4}])
+def test_preferences_that_people_share_have_their_line_where_there_are_any(measured, shared):
+    run = measured("sft")
+    storage.write_text(run.path("reward/card.json"), json.dumps({"warning": "", "shared": shared}))
+    lines = {} if not shared else {"reward model, held-out preferences that people share": (0.75, 0.75)}
+    assert report_of(run).reward_accuracy == lines
+
+
+# --- All draws of a best of several -----------------------------------------------------------------------
+
+
+def write_evaluation(run: Run, name: str, schema=EVALUATION, draws: bool = True) -> None:
+    """An evaluation of two prompts: of each, the second draw is right and has the greater reward."""
+    measures = {"clip_image": 0.0, "clip_direction": 0.0, "preserved": 1.0}
+    wrong = measures | {"seed": 0, "followed": 0.0, "reward": 0.0}
+    right = measures | {"seed": 1, "followed": 1.0, "reward": 1.0}
+    scales = {"guidance_scale": 7.5, "image_guidance_scale": 1.5}
+    pictures = {"source_image": picture(0), "edited_image": picture(1)}
+    rows = []
+    for prompt in ("p0", "p1"):
+        prompt_of = {"prompt_id": prompt, "instruction": "make it red"} | scales | pictures
+        best = best_of_name(name, 2)
+        rows.append(prompt_of | wrong | {"evaluation_id": prompt, "editor": name, "draws": []})
+        all_draws = [wrong, right] if draws else []
+        rows.append(prompt_of | right | {"evaluation_id": f"{prompt}, best", "editor": best, "draws": all_draws})
+    of_schema = [{column: row[column] for column in schema.names} for row in rows]
+    write_rows(run.path(f"evaluation/{name}"), schema, of_schema, {"editor": name})
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A run with the best of two of sft, and a control."""
+    storage.write_text(str(tmp_path / "reward" / "card.json"), json.dumps({"warning": ""}))
+    made = replace(run(editors=("sft", "control"), judge="shapes", best_of=2), root=str(tmp_path))
+    write_evaluation(made, "sft")
+    write_evaluation(made, "control", OLD)
+    return made
+
+
+OLD = EVALUATION.remove(EVALUATION.get_field_index("draws"))
+"""What tables of one edit a prompt had, before draws were kept."""
+
+
+def test_all_draws_of_an_editor_tell_what_the_reward_knows(drawn, capsys):
+    draws = judged_draws(drawn)
+    assert list(draws) == ["sft"]
+    assert (draws["sft"].first.value, draws["sft"].ceiling.value) == (0, 1)
+    assert draws["sft"].measures["reward"].clear.value == 1
+    assert gather(drawn, metrics_of(drawn), TIE_WITHIN, draws=draws).draws == draws
+    told = json.loads(json.dumps(asdict(draws["sft"])))  # as the summary has it
+    summary = summarise(drawn) | {"reward_on_draws": {"sft": told, "finetuned": {}}}
+    print_summary(drawn, summary)
+    assert (
+        "sft, 2 edits of each of 2 prompts: AUC of the reward 1.000 [1.000, 1.000]; it orders 1.000 [1.000, 1.000] of "
+        "2 clear preferences; right 0.000 first, 1.000 its choice, 1.000 at most\n"
+    ) in capsys.readouterr().out
+
+
+def test_what_no_edit_could_tell_is_said_to_be_unknown(drawn):
+    told = asdict(judged_draws(drawn)["sft"])
+    told["measures"]["reward"] |= {"auc": None, "clear": None}
+    assert "AUC of the reward not known; it orders not known of" in in_words("sft", told)
+
+
+@pytest.mark.parametrize("changed", [{"judge": "none"}, {"best_of": 1}, {"editors": ("control",)}])
+def test_without_a_judge_or_several_draws_nothing_is_told_of_them(drawn, changed, capsys):
+    other = replace(drawn, config=drawn.config.changed({"evaluation": changed}))
+    assert judged_draws(other) == {}
+    print_summary(other, summarise(other) | {"reward_on_draws": {}})
+    assert "edits of each" not in capsys.readouterr().out
+
+
+def test_an_editor_whose_table_has_no_draws_is_left_out(drawn):
+    storage.remove_tree(drawn.path("evaluation/sft"))
+    write_evaluation(drawn, "sft", draws=False)
+    assert judged_draws(drawn) == {}
+
+
+def test_tables_of_one_edit_a_prompt_are_read_as_they_were_made_before_draws_were_kept(drawn):
+    old = replace(drawn, config=drawn.config.changed({"evaluation": {"best_of": 1}}))
+    storage.remove_tree(drawn.path("evaluation/sft"))
+    write_evaluation(old, "sft", OLD)
+    assert {one["editor"] for one in summarise(old)["editors"]} >= {"sft", "control"}
+    assert "draws" not in without_pictures(old.path("evaluation/sft"))[0]
+    assert gather(old, metrics_of(old), TIE_WITHIN).draws == {}
+
+
+@pytest.fixture
+def made_before(monkeypatch, tmp_path):
+    """Makes the best of so many edits of sft as a table that was made before draws were kept, and measures it again."""
+    monkeypatch.setattr(evaluate_editor, "table_digest", lambda path: "prompts")
+    monkeypatch.setattr(evaluate_editor, "model_digest", lambda path: "editor")
+    monkeypatch.setattr(jobs.run, "model_digest", lambda path: "clip")
+    measured = replace(run(), root=str(tmp_path))
+
+    def again(best_of: int) -> None:
+        told = (measured, "sft", "evaluation/sft", (1.5,), 2, best_of)
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate_editor, "build_table", lambda path, schema, made_from, *_, **__: made_from)
+            made_from = evaluate_editor.measure(*told)
+        made_from.pop("evaluation.draws", None)
+        write_rows(measured.path("evaluation/sft"), OLD, [], made_from, may_be_empty=True)
+        evaluate_editor.measure(*told)
+
+    return again
+
+
+def test_one_edit_a_prompt_is_kept_as_it_was_made_before_draws_were_kept(made_before, capsys):
+    made_before(1)
+    assert "evaluation: kept" in capsys.readouterr().out
+
+
+def test_a_best_of_several_that_was_made_before_draws_were_kept_is_refused_by_name(made_before):
+    with pytest.raises(FileExistsError, match=r"evaluation\.draws was absent, is kept"):
+        made_before(2)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a tiny editor, CLIP and reward model."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_editor(folder, "epsilon")
+    tiny_clip(folder / "clip")
+    RewardModel.from_nothing(tiny_tokenizer(), resolution=16, max_tokens=12).save(folder / "reward", {"warning": ""})
+    return folder
+
+
+def test_the_actor_measures_every_draw_once_and_gives_the_best_row_all_of_them(models, monkeypatch):
+    judged = []
+
+    def by_content(source, edit, source_caption, edited_caption):
+        judged.append(source)
+        return Verdict(crc32(edit) % 1000 / 1000, 1.0)
+
+    monkeypatch.setattr(evaluating, "judge", by_content)
+    texts = {"instruction": "make it red", "source_caption": "a cat", "edited_caption": "a red cat"}
+    prompts = [{"prompt_id": f"p{number}", "source_image": picture(number, 64)} | texts for number in range(2)]
+    settings = Evaluation(clip=str(models / "clip"), num_inference_steps=2, judge="shapes", precision="fp32")
+    folders = {"editor": str(models / "editor"), "name": "sft", "reward": str(models / "reward")}
+    actor = EditEvaluator(**folders, scales=(1.5,), settings=settings, best_of=3)
+    rows = actor(prompts)
+    assert judged == [picture(0, 64)] * 3 + [picture(1, 64)] * 3
+    to_table(rows, EVALUATION)
+    measures = ("seed", "clip_image", "clip_direction", "reward", "followed", "preserved")
+    for prompt, (first, best) in zip(prompts, (rows[:2], rows[2:]), strict=True):
+        assert (first["editor"], best["editor"]) == ("sft", "sft, best of 3")
+        assert first["draws"] == []
+        assert len({draw["seed"] for draw in best["draws"]}) == 3
+        assert {name: first[name] for name in measures} == best["draws"][0]
+        assert {name: best[name] for name in measures} == max(best["draws"], key=lambda draw: draw["reward"])
+        for row in (first, best):
+            assert row["prompt_id"] == prompt["prompt_id"]
+            assert row["followed"] == crc32(row["edited_image"]) % 1000 / 1000
+            columns = ("source_image", "edited_image", *texts)
+            [source], [edit], [instruction], *captions = ([row.get(name, texts.get(name))] for name in columns)
+            assert row["reward"] == pytest.approx(actor.reward.score([source], [edit], [instruction])[0], abs=1e-5)
+            clip = actor.similarity.measure([source], [edit], *captions)
+            assert row["clip_image"] == pytest.approx(clip["clip_image"].item(), abs=1e-5)
+            assert row["clip_direction"] == pytest.approx(clip["clip_direction"].item(), abs=1e-5)
+    alone = [row["evaluation_id"] for prompt in prompts for row in actor([prompt])]
+    assert alone == [row["evaluation_id"] for row in rows]  # whatever the size of a batch
 
 
 def test_of_the_controls_no_best_of_several_is_drawn(monkeypatch, tmp_path):

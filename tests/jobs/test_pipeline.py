@@ -184,6 +184,11 @@ def test_the_best_of_several_edits_is_one_more_row_of_each_prompt(run):
         assert row["seed"] == single[prompt]["seed"]
         assert row["reward"] == pytest.approx(single[prompt]["reward"], abs=1e-3)
         assert best[prompt]["reward"] >= row["reward"]
+        rewards = {draw["seed"]: draw["reward"] for draw in best[prompt]["draws"]}
+        assert len(rewards) == 3
+        assert rewards[row["seed"]] == row["reward"]
+        assert max(rewards.values()) == rewards[best[prompt]["seed"]] == best[prompt]["reward"]
+        assert row["draws"] == single[prompt]["draws"] == []
     assert any(best[prompt]["seed"] != row["seed"] for prompt, row in first.items())
 
 

@@ -136,6 +136,7 @@ def test_the_card_compares_the_model_with_all_others_on_the_same_held_out_rankin
     assert said["bad_rankings"] == 2
     assert set(said["beside"]) >= {"clip_direction", "clip_image", "clip", "blip_start", "sum"}
     assert set(said["minus"]) == {"held_out_before_training", *said["beside"]}
+    assert said["shared"] == {}  # of the prompts that two people ranked none is held out
     assert said["cost"] == {"network_evaluations": 6, "network_evaluations_of_sampling": 6}
     assert "reward/accuracy" in said["train"]["intervals"]
     assert 0 <= said["across_prompts"]["held_out"] <= 1

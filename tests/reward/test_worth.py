@@ -10,6 +10,7 @@ from hive_ray.reward.worth import (
     PROBES,
     calibration,
     calibration_error,
+    compared,
     judged,
     kinds,
     measurable,
@@ -17,6 +18,7 @@ from hive_ray.reward.worth import (
     probe,
     remarks,
     scored,
+    shared,
 )
 
 
@@ -88,6 +90,24 @@ def test_all_others_together_know_more_than_one_of_them():
 
 def test_a_tie_foretells_half_of_a_preference():
     assert among_people([ranking("a", [1, 1]), ranking("a", [1, 2])])["all_others"]["reward/accuracy"] == 0.5
+
+
+def test_a_preference_is_shared_by_two_people_or_more_whom_nobody_contradicts():
+    orders = [("a", [1, 2, 3]), ("b", [1, 2]), ("a", [1, 3, 2]), ("a", [1, 1, 2]), ("b", [1, 1]), ("c", [1, 2])]
+    rows = [ranking(prompt, ranks) for prompt, ranks in [*orders, ("c", [1, 2])]]
+    rewards_of = {"a": [2.0, 1.0, 3.0], "b": [1.0, 0.0, 9.0], "c": [5.0, 4.0, 9.0]}
+    rewards = torch.tensor([rewards_of[row["prompt_id"]] for row in rows])
+    ranks = torch.tensor([[*row["ranks"], 0][:3] for row in rows])
+    ours = Foretold(rewards, ranks, [row["prompt_id"] for row in rows])
+    found = shared(ours, rows)
+    # Of a's edits the first is above both others, which people order both ways; b's preference is one person's.
+    assert found.prompts == ["a", "a", "c"]
+    assert found.rewards.tolist() == [[2.0, 1.0], [2.0, 3.0], [5.0, 4.0]]
+    said = compared(ours, ours, {}, {}, rows, settings())["shared"]
+    assert (said["reward/accuracy"], said["preferences"]) == (pytest.approx(2 / 3), 3)
+    alone = ours.some([0, 1])
+    assert shared(alone, rows[:2]) is None
+    assert compared(alone, alone, {}, {}, rows[:2], settings())["shared"] == {}
 
 
 def test_accuracy_by_kind_of_edit_goes_by_the_first_word():

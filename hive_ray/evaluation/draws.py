@@ -1,0 +1,188 @@
+"""How well a reward, or a similarity of CLIP, tells good edits from bad ones, on edits that no choice has seen.
+
+    rows of `evaluation` with `draws` -> judge_measures -> DrawsSummary
+
+Rankings that people give to chosen prompts say how well a reward orders edits that differ. These are the edits that it
+is used on: several draws of each test prompt, all of them judged.
+
+P prompts, N draws of each.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from hive_ray.evaluation.metrics import measured
+from hive_ray.intervals import Interval, interval, ratio, ratio_gap
+from hive_ray.measures import standardised, wins
+from hive_ray.schemas import Rows
+
+MEASURES = ("reward", "clip_image", "clip_direction")
+SUM = "sum"
+"""The sum of all MEASURES, each standardised over all draws."""
+
+CLEAR = 0.3
+"""Two edits of one prompt make a clear preference if their `overall` (0..1) differs by more than this.
+
+It is two standard deviations of a simulated person's noise (`shapes.annotator.NOISE`), so such a person seldom reverses
+a clear preference. Most other pairs of edits are about equally good, and their order says nothing of a measure."""
+
+Bounds = Callable[..., Interval]
+"""`interval` with its options."""
+
+
+@dataclass(frozen=True)
+class MeasureScore:
+    """How well one measure tells good edits from bad ones; or by how much one measure does it better than another."""
+
+    auc: Interval | None
+    """Probability that a right edit has a greater value than a wrong one, of any two prompts (chance is 0.5). None
+    where all edits are right, or all are wrong."""
+    clear: Interval | None
+    """Share of the clear preferences that are in order (chance is 0.5). None where there is no clear preference."""
+    right: Interval
+    """Share of the prompts for which the draw with the greatest value is right."""
+
+
+@dataclass(frozen=True)
+class DrawsSummary:
+    """What the judge says of all draws of an editor, and how well each measure foretells it."""
+
+    num_draws: int
+    num_prompts: int
+    num_clear: int
+    """Clear preferences."""
+    num_clear_prompts: int
+    """Prompts with at least one clear preference."""
+    first: Interval
+    """Share of the prompts whose first draw is right."""
+    mean: Interval
+    """Share of all draws that are right."""
+    ceiling: Interval
+    """Share of the prompts with a right draw: what a choice by the judge itself would reach."""
+    measures: dict[str, MeasureScore]
+    """By name: MEASURES and SUM."""
+    reward_minus: dict[str, MeasureScore]
+    """By the name of every other measure: the reward's scores minus its scores, paired by prompt."""
+
+
+@dataclass(frozen=True)
+class JudgedDraws:
+    """What the judge and the measures say of the draws: (P, N) each."""
+
+    right: np.ndarray
+    """1 or 0."""
+    overall: np.ndarray
+    """0..1"""
+    values: dict[str, np.ndarray]
+    """By name: MEASURES and SUM."""
+
+    @classmethod
+    def of(cls, draws: list[Rows]) -> "JudgedDraws":
+        """From P lists of N draws, as the column `draws` of `evaluation` has them."""
+
+        def table(metric: str) -> np.ndarray:
+            return np.array([[measured(draw, metric) for draw in of_prompt] for of_prompt in draws])
+
+        values = {name: table(name) for name in MEASURES}
+        total = sum(standardised(of_measure) for of_measure in values.values())
+        return cls(table("right"), table("overall"), values | {SUM: total})
+
+    @property
+    def clear(self) -> np.ndarray:
+        """(P, N, N): whether the first of two draws is clearly better than the second."""
+        return self.overall[:, :, None] - self.overall[:, None, :] > CLEAR
+
+    def clear_in_order(self, values: np.ndarray) -> np.ndarray:
+        """(P, 2): how many of a prompt's clear preferences the values (P, N) have in order, equal values counting half,
+        and how many it has."""
+        in_order = (np.sign(values[:, :, None] - values[:, None, :]) + 1) / 2
+        return np.stack([(in_order * self.clear).sum((1, 2)), self.clear.sum((1, 2))], axis=1)
+
+    def right_of_best(self, values: np.ndarray) -> np.ndarray:
+        """(P,): whether the draw with the greatest value is right; of equal values the first counts."""
+        return self.right[np.arange(len(values)), values.argmax(1)]
+
+
+def judge_measures(rows: Rows, *, resamples: int = 1000, seed: int = 0) -> DrawsSummary | None:
+    """How well the MEASURES and their SUM tell good edits from bad ones on the `draws` of these rows, one a prompt.
+
+    Rows without draws say nothing, and neither do those with a draw of which some measure is not a finite number. None
+    where no row is left. Intervals resample prompts.
+    """
+    draws_of = {row["prompt_id"]: row["draws"] for row in rows if row["draws"]}
+    prompts = [prompt for prompt in sorted(draws_of) if _is_whole(draws_of[prompt])]
+    if not prompts:
+        return None
+    draws = JudgedDraws.of([draws_of[prompt] for prompt in prompts])
+    bounds: Bounds = partial(interval, resamples=resamples, seed=seed)
+    reward = draws.values["reward"]
+    num_clear = draws.clear.sum((1, 2))
+    return DrawsSummary(
+        num_draws=draws.right.shape[1],
+        num_prompts=len(prompts),
+        num_clear=int(num_clear.sum()),
+        num_clear_prompts=int((num_clear > 0).sum()),
+        first=bounds(draws.right[:, 0]),
+        mean=bounds(draws.right.mean(1)),
+        ceiling=bounds(draws.right.max(1)),
+        measures={name: _score(draws, values, bounds) for name, values in draws.values.items()},
+        reward_minus={
+            name: _difference(draws, reward, values, bounds)
+            for name, values in draws.values.items()
+            if name != "reward"
+        },
+    )
+
+
+def _is_whole(draws: Rows) -> bool:
+    return all(math.isfinite(value) for draw in draws for value in draw.values())
+
+
+def _score(draws: JudgedDraws, values: np.ndarray, bounds: Bounds) -> MeasureScore:
+    return MeasureScore(
+        auc=_auc_bounds(draws.right, np.hstack([draws.right, values]), _auc, bounds),
+        clear=_clear_bounds(draws.clear_in_order(values), ratio, bounds),
+        right=bounds(draws.right_of_best(values)),
+    )
+
+
+def _difference(draws: JudgedDraws, ours: np.ndarray, theirs: np.ndarray, bounds: Bounds) -> MeasureScore:
+    clear = np.hstack([draws.clear_in_order(ours), draws.clear_in_order(theirs)])
+    return MeasureScore(
+        auc=_auc_bounds(draws.right, np.hstack([draws.right, ours, theirs]), _auc_gap, bounds),
+        clear=_clear_bounds(clear, ratio_gap, bounds),
+        right=bounds(draws.right_of_best(ours) - draws.right_of_best(theirs)),
+    )
+
+
+def _auc_bounds(right: np.ndarray, sample: np.ndarray, statistic: Callable, bounds: Bounds) -> Interval | None:
+    return bounds(sample, statistic) if right.min() < right.max() else None
+
+
+def _clear_bounds(counts: np.ndarray, statistic: Callable, bounds: Bounds) -> Interval | None:
+    has_any = counts[:, 1] > 0
+    return bounds(counts[has_any], statistic) if has_any.any() else None
+
+
+def _auc(sample: np.ndarray, axis: int) -> np.ndarray:
+    """Area under the ROC curve, U / (right x wrong) (Hanley and McNeil 1982); 0.5 in a resample without any of one
+    kind.
+
+    sample: (P, 2 N), what is right and the values of the draws, or (R, P, 2 N), R resamples of it. axis: that of P.
+    """
+    if axis == 1:
+        return np.array([_auc(resample, 0) for resample in sample])
+    right, values = np.split(sample, 2, axis=1)
+    of_right, of_wrong = values[right == 1], values[right == 0]
+    pairs = len(of_right) * len(of_wrong)
+    return np.float64(wins(of_right, of_wrong) / pairs if pairs else 0.5)
+
+
+def _auc_gap(sample: np.ndarray, axis: int) -> np.ndarray:
+    """The AUC of our values minus that of theirs. sample: as `_auc`, (P, 3 N), what is right, our values, theirs."""
+    right, ours, theirs = np.split(sample, 3, axis=-1)
+    return _auc(np.concatenate([right, ours], -1), axis) - _auc(np.concatenate([right, theirs], -1), axis)
