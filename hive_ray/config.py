@@ -509,7 +509,7 @@ class Candidates(Section):
 
 
 class CandidateScoring(Section):
-    """Candidates -> scored candidates, for the arms `nft` and `rejection`."""
+    """Candidates -> scored candidates for the arms `nft` and `rejection`, and the reward model's rankings for `dpo`."""
 
     judge: Literal["reward", "people"] = "reward"
     """Who says how good an edit is for `nft`: the run's reward model, or people's rankings of these edits (their mean
@@ -519,6 +519,9 @@ class CandidateScoring(Section):
     its prompt (DiffusionNFT's Z)."""
     least_advantage: float = 0.5
     """For `rejection`: by how many standard deviations the best edit must lie above the mean of its prompt."""
+    ranked_rate: float = Field(0.0, ge=0, le=1)
+    """For `dpo`: share of the prompts whose edits the reward model ranks beside people (AI feedback, Bai et al. 2022).
+    It is those on which its rewards differ most; 0 is none."""
     least_kept: float = Field(0.0, ge=0, le=1)
     """Share of the edits that must get a reward, as `pairs.least_kept`."""
     resources: Resources = Resources(batch_size=8)

@@ -40,6 +40,9 @@ SHARED = (
 """What is made once, and is the first round's in every round."""
 ANSWERS = ("answers", "judge_answers")
 """Folders of a file for each answer, too many to look through in every job: those that write there do."""
+RANKINGS_BY_REWARD = "rankings_by_reward"
+"""The table of the reward model's own rankings."""
+
 ROUND = re.compile(r"(?P<run>.+)/rounds/(?P<number>\d+)")
 """The folder of a later round."""
 IN_A_RAY_JOB = re.compile(r"/(runtime_resources|_ray_pkg_\w+)(/|$)")
@@ -96,8 +99,10 @@ class Run:
 
     def rankings_of_own_edits(self) -> list[str]:
         """The tables of rankings that an editor learns from directly: in a later round those of its own edits alone.
-        What people said of an earlier editor's edits has been learned, and tells little of the present one's."""
-        return [self.path("rankings")] if self.before else self.rankings_so_far()
+        What people said of an earlier editor's edits has been learned, and tells little of the present one's. The
+        reward model's own rankings are the last, where it makes some."""
+        by_people = [self.path("rankings")] if self.before else self.rankings_so_far()
+        return by_people + ([self.path(RANKINGS_BY_REWARD)] if self.config.candidate_scoring.ranked_rate else [])
 
     def after(self, editor: str = "finetuned") -> "Run":
         """The next round, which starts from this one's `editor`."""

@@ -2,6 +2,7 @@
 
 candidates, reward (or rankings) -> candidate_rewards -> scored_candidates, for the arm nft
 candidates_unguided, reward -> candidate_rewards_unguided -> best_candidates, for the arm rejection
+candidates, reward -> candidate_rewards -> rankings_by_reward, for the arm dpo (candidate_scoring.ranked_rate)
 
 python -m jobs.score_candidates shapes --run runs/one --arm nft
 """
@@ -23,19 +24,20 @@ from hive_ray.distributed.tables import (
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.reward.optimality import mean_ranks
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
-from jobs.run import Run, main
+from jobs.run import RANKINGS_BY_REWARD, Run, main
 from jobs.sample_candidates import UNGUIDED
-from jobs.scoring import CandidateScorer, CandidateShaper
+from jobs.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 
 
 def build(run: Run) -> Manifest:
     """Every edit that people may rank, weighted by its optimality."""
-    settings, rewards = run.config.candidate_scoring, run.path("candidate_rewards")
+    settings = run.config.candidate_scoring
     _require(run, "candidates", "sample_candidates")
-    judge = "people" if settings.judge == "people" else _reward_model(run)
-    if judge == "people":
+    if settings.judge == "people":
+        judge, rewards = "people", run.path("candidate_rewards_by_people")
         _rewards_by_people(run, rewards)
     else:
+        judge, rewards = _reward_model(run), run.path("candidate_rewards")
         _rewards_by_model(run, "candidates", rewards, judge)
     return _shape(run, "candidates", rewards, "scored_candidates", judge, {"clip": settings.clip})
 
@@ -50,13 +52,38 @@ def best(run: Run) -> Manifest:
     return _shape(run, UNGUIDED, rewards, "best_candidates", judge, kept)
 
 
-def for_arm(run: Run) -> Manifest:
+def rank(run: Run) -> Manifest | None:
+    """The reward model's own rankings of the candidates; None where none are wanted."""
+    rate, rewards = run.config.candidate_scoring.ranked_rate, run.path("candidate_rewards")
+    if not rate:
+        return None
+    candidates = run.path("candidates")
+    _require(run, "candidates", "sample_candidates")
+    judge = _reward_model(run)
+    _rewards_by_model(run, "candidates", rewards, judge)
+
+    def make() -> MapTable:
+        return map_table(
+            candidates, CANDIDATES, CandidateRanker, produces=RANKINGS, resources=Resources(num_gpus=0),
+            rewards=rewards, model=judge, rate=rate,
+        )  # fmt: skip
+
+    made_from = fingerprint_of(rewards=table_digest(rewards)) | {"candidate_scoring.ranked_rate": rate}
+    return build_table(run.path(RANKINGS_BY_REWARD), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def for_arm(run: Run) -> Manifest | None:
     """The table that the run's arm is trained on; where no arm was named, that of `nft`."""
+    if run.feedback_arm == "dpo" and run.config.candidate_scoring.ranked_rate:
+        return rank(run)
     if run.feedback_arm == "rejection":
         return best(run)
     if run.feedback_arm in ("nft", Run.arm):
         return build(run)
-    raise ValueError(f"arm {run.feedback_arm!r} has no scored candidates; choose one of nft, rejection")
+    raise ValueError(
+        f"arm {run.feedback_arm!r} has no scored candidates; choose one of nft, rejection, or dpo with a "
+        "candidate_scoring.ranked_rate above 0"
+    )
 
 
 def _require(run: Run, table: str, job: str, flags: str = "") -> None:

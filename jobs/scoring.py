@@ -6,10 +6,14 @@ from hive_ray.config import Scoring
 from hive_ray.distributed.tables import read_rows
 from hive_ray.reward.judges import judge_of
 from hive_ray.reward.model import RewardScorer
-from hive_ray.reward.optimality import compare_within_prompts
+from hive_ray.reward.optimality import best_and_worst_ranks, compare_within_prompts, widest_prompts
 from hive_ray.reward.shaping import SHAPINGS, Feedback
 from hive_ray.schemas import CANDIDATE_REWARDS, REWARDS, Row, Rows
+from hive_ray.seeds import id_for
 from jobs.judging import load_reward
+
+REWARD_MODEL = "reward model"
+"""The annotator of rankings by the reward model."""
 
 
 class PairScorer:
@@ -92,6 +96,33 @@ class CandidateShaper:
                 return {"dropped": "not_clearly_better"}
             weight = 1.0
         return edit | {"weight": weight, "reward": self.reward_of[edit["pair_id"]], "reward_model": self.model}
+
+
+class CandidateRanker:
+    """Candidates -> rankings by the reward model, of the prompts on which its rewards differ most."""
+
+    def __init__(self, rewards: str, model: str, rate: float, device: str = "cpu") -> None:
+        scored = list(read_rows(rewards, CANDIDATE_REWARDS))
+        of_prompt: dict[str, list[float]] = {}
+        for row in scored:
+            of_prompt.setdefault(row["prompt_id"], []).append(row["reward"])
+        self.reward_of = {row["edit_id"]: row["reward"] for row in scored}
+        self.ranked = widest_prompts(of_prompt, rate)
+        self.model = model
+
+    def __call__(self, rows: Rows) -> Rows:
+        return [self._ranked(row) for row in rows]
+
+    def _ranked(self, row: Row) -> Row:
+        if not all(edit["edit_id"] in self.reward_of for edit in row["edits"]):
+            return {"dropped": "no_reward"}
+        if row["prompt_id"] not in self.ranked:
+            return {"dropped": "alike"}
+        return row | {
+            "ranking_id": id_for("ranking by reward", row["prompt_id"], self.model),
+            "annotator": REWARD_MODEL,
+            "ranks": best_and_worst_ranks([self.reward_of[edit["edit_id"]] for edit in row["edits"]]),
+        }
 
 
 def edits_of(candidate: Row) -> Rows:

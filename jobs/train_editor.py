@@ -30,7 +30,7 @@ from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
 from jobs import encode_latents
-from jobs.run import Run, fingerprint, main
+from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint, main
 
 
 class _Carded:
@@ -169,8 +169,9 @@ def training(run: Run, name: str) -> dict[str, Any]:
     """What decides an arm's weights, and what its objective is made with: arguments of `fit`, and of `export`."""
     settings, (tables, start, suffix) = run.config.editor, _plan(run, name)
     arm = arm_of(run, name)
-    if read_manifest(run.path(arm.table)) is None:
-        raise FileNotFoundError(f"{run.path(arm.table)} is not finished; this makes it: {_made_by(run, name)}")
+    for table in tables:
+        if read_manifest(table) is None:
+            raise FileNotFoundError(f"{table} is not finished; this makes it: {_made_by(run, name, table)}")
     digest = table_digest(*tables)
     return dict(
         objective=arm.objective,
@@ -228,11 +229,13 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     return run.rankings_of_own_edits() if arm.ranked else [run.path(arm.table)], start, suffix
 
 
-def _made_by(run: Run, name: str) -> str:
-    """What to type to have the table made that an arm is trained on."""
+def _made_by(run: Run, name: str, table: str) -> str:
+    """What to type to have a table made that an arm is trained on."""
     arm = arm_of(run, name)
     if arm.shaping:
         return f"{run.command('score_pairs')} --arm {name}"
+    if table == run.path(RANKINGS_BY_REWARD):
+        return f"{run.command('score_candidates')} --arm dpo"
     if arm.ranked:
         return run.command("collect_rankings")
     if arm.schema is SCORED_CANDIDATES:

@@ -3,7 +3,8 @@
 rewards of candidates -> optimality in 0..1, and the best edit of each prompt
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,3 +61,20 @@ def mean_ranks(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -> dict[
         for edit_id, rank in zip(edit_ids, dense_ranks(list(ranks)), strict=True):
             ranks_of.setdefault(edit_id, []).append(rank)
     return {edit_id: -float(np.mean(ranks)) for edit_id, ranks in ranks_of.items()}
+
+
+def widest_prompts(rewards: Mapping[str, Sequence[float]], rate: float) -> set[str]:
+    """The share `rate` of prompts, rounded up, whose best and worst reward lie farthest apart.
+
+    rewards: those of a prompt's edits, by prompt. Of equal distances the prompt whose name comes first counts as wider;
+    prompts whose rewards are all equal are left out.
+    """
+    distances = {prompt: max(each) - min(each) for prompt, each in rewards.items()}
+    widest = sorted((prompt for prompt in distances if distances[prompt] > 0), key=lambda one: (-distances[one], one))
+    return set(widest[: math.ceil(rate * len(rewards))])
+
+
+def best_and_worst_ranks(rewards: Sequence[float]) -> list[int]:
+    """1 for the greatest reward, 3 for the least, 2 for all between: a reward model is trusted with its extremes."""
+    greatest, least = max(rewards), min(rewards)
+    return [1 if reward == greatest else 3 if reward == least else 2 for reward in rewards]

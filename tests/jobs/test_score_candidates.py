@@ -10,18 +10,18 @@ import torch
 from tiny_models import tiny_stable_diffusion
 from tiny_settings import ONE, TWO, tiny_config
 
-from hive_ray.config import CandidateScoring, Nft, Training
+from hive_ray.config import CandidateScoring, Dpo, Nft, Training
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import read_manifest, read_rows, write_rows
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
-from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, PROMPTS, RANKINGS, SCORED_CANDIDATES
+from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, PROMPTS, RANKINGS, SCORED_CANDIDATES, to_table
 from hive_ray.seeds import seed_for
 from jobs import pipeline, sample_candidates, score_candidates, score_pairs, train_editor
 from jobs.run import Run
-from jobs.scoring import CandidateShaper, edits_of
+from jobs.scoring import CandidateRanker, CandidateShaper, edits_of
 
 TRAINING = Training(
     total_images=8, batch_size=4, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=8, workers=TWO,
@@ -95,7 +95,7 @@ def test_an_edit_without_a_reward_is_dropped_with_its_reason(rewards):
     [
         ("scored", ("score_pairs.build",)),
         ("weighted", ("score_pairs.build",)),
-        ("dpo", ()),
+        ("dpo", ("score_candidates.rank",)),
         ("nft", ("score_candidates.build",)),
         ("rejection", ("sample_candidates.unguided", "score_candidates.best")),
     ],
@@ -141,8 +141,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
     write_rows(run.path("candidates"), CANDIDATES, [candidate(0)], {})
     with pytest.raises(FileNotFoundError, match=r"/reward is not finished.*jobs\.train_reward"):
         score_candidates.for_arm(replace(run, arm="nft"))
-    with pytest.raises(ValueError, match="arm 'dpo' has no scored candidates; choose one of nft, rejection"):
-        score_candidates.for_arm(replace(run, arm="dpo"))
+    without = replace(run, config=run.config.changed({"candidate_scoring": {"ranked_rate": 0.0}}), arm="dpo")
+    with pytest.raises(ValueError, match=r"arm 'dpo' has no scored.* or dpo with .*ranked_rate above 0"):
+        score_candidates.for_arm(without)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,23 @@ def test_an_editor_learns_from_its_own_edits_as_people_ranked_them(run, capfd):
 
 
 @pytest.mark.ray
+def test_dpo_learns_from_people_and_from_the_reward_model_s_own_rankings(run, capfd):
+    changed = {"candidate_scoring": {"ranked_rate": 0.5, "judge": "reward"}, "editor": {"dpo": Dpo(training=TRAINING)}}
+    both = replace(run, config=run.config.changed(changed), arm="dpo")
+    with pytest.raises(FileNotFoundError, match=r"rankings_by_reward is not finished.*score_candidates .* --arm dpo"):
+        train_editor.build(both, "dpo")
+    assert score_candidates.for_arm(both).rows_out == 2
+    ranked = list(read_rows(both.path("rankings_by_reward"), RANKINGS))
+    rewards = {row["edit_id"]: row["reward"] for row in read_rows(both.path("candidate_rewards"), CANDIDATE_REWARDS)}
+    for row in ranked:
+        given = [rewards[edit["edit_id"]] for edit in row["edits"]]
+        assert row["ranks"][given.index(max(given))] == 1
+        assert row["ranks"][given.index(min(given))] == 3
+    train_editor.build(both, "dpo")
+    assert moved(both, "dpo")
+    assert len(train_editor.telling_rankings(both.rankings_of_own_edits(), both.config.editor.dpo)) == 5
+
+
 def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_guidance(run):
     rejection = replace(run, arm="rejection")
     sample_candidates.for_arm(rejection)
@@ -222,3 +240,18 @@ def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_g
 
     train_editor.build(run, "rejection")
     assert moved(run, "rejection")
+
+
+def test_the_reward_model_ranks_the_prompts_on_which_it_sees_the_greatest_difference(rewards):
+    rows = [candidate(0), candidate(1), candidate(2)]
+    ranked = CandidateRanker(rewards, "judge", rate=0.5)(rows)
+    assert ranked[1:] == [{"dropped": "alike"}, {"dropped": "no_reward"}]
+    assert ranked[0]["ranks"] == [3, 1, 2]
+    assert ranked[0]["annotator"] == "reward model"
+    assert to_table(ranked[:1], RANKINGS).num_rows == 1
+    assert [row.get("ranks") for row in CandidateRanker(rewards, "judge", rate=1.0)(rows)] == [
+        [3, 1, 2],
+        [3, 1, 2],
+        None,
+    ]
+    assert CandidateRanker(rewards, "other", rate=0.5)(rows)[0]["ranking_id"] != ranked[0]["ranking_id"]

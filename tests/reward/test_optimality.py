@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from hive_ray.reward.optimality import compare_within_prompts, mean_ranks
+from hive_ray.reward.optimality import (
+    best_and_worst_ranks,
+    compare_within_prompts,
+    mean_ranks,
+    widest_prompts,
+)
 
 
 def test_the_optimality_by_hand():
@@ -45,3 +50,17 @@ def test_rewards_that_are_not_finite_are_refused():
 def test_mean_ranks_are_over_people_and_without_gaps():
     found = mean_ranks([(["x", "y", "z"], [1, 4, 4]), (["x", "y", "z"], [2, 1, 3])])
     assert found == {"x": -1.5, "y": -1.5, "z": -2.5}
+
+
+def test_the_widest_prompts_are_those_whose_rewards_lie_farthest_apart():
+    rewards = {"a": (0.0, 1.0), "b": (5.0, 2.0, 4.0), "c": (1.0, 1.0), "d": (0.0, 1.0), "e": (0.0, 0.5)}
+    assert widest_prompts(rewards, 0.2) == {"b"}
+    assert widest_prompts(rewards, 0.4) == {"b", "a"}
+    assert widest_prompts(rewards, 0.41) == {"b", "a", "d"}
+    assert widest_prompts(rewards, 1.0) == {"a", "b", "d", "e"}
+    assert widest_prompts(rewards, 0.0) == widest_prompts({}, 0.5) == set()
+
+
+def test_a_reward_model_ranks_the_best_and_the_worst_and_no_order_between():
+    assert best_and_worst_ranks([0.2, -1.0, 3.0, 2.9]) == [2, 3, 1, 2]
+    assert best_and_worst_ranks([1.0, 1.0, 0.0]) == [1, 1, 3]
