@@ -644,6 +644,9 @@ class DenoisingError(Section):
     ridge: float = Field(1000.0, gt=0)
     """How firmly the head holds to what it believes before any ranking (less error with the instruction is better, and
     so is more of BLIP's reward): the precision of corrections to these weights, for features of spread 1."""
+    learned_rate: float = Field(1.0, gt=0, le=1)
+    """Share of the prompts that are not held out to whose rankings the head is fitted. It has few numbers to learn, and
+    edits of the other prompts are not measured."""
     train_blip: bool = True
     """For "both": whether BLIP is trained on the rankings first, or is `reward.start` as it is. The head learns from
     the same rankings, and trusts a BLIP too much that knows them by heart."""

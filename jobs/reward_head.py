@@ -123,12 +123,13 @@ def measure_errors(run: Run, editor: str) -> None:
     """The table of the denoising errors of all ranked edits, in all rounds so far."""
     settings, rankings = run.config.reward, run.rankings_so_far()
     made_from = fingerprint_of(
-        settings.denoising_error, rankings=table_digest(*rankings), editor=model_digest(editor)
+        settings.denoising_error, rankings=table_digest(*rankings), editor=model_digest(editor),
+        **_held_out_rate(settings),
     )  # fmt: skip
     made_from = {key: value for key, value in made_from.items() if key not in OF_THE_HEAD}
 
     def plan():
-        edits_of = first_seen(rankings)
+        edits_of = first_seen(rankings, settings)
         return map_table(
             rankings, RANKINGS, ErrorMeasurer, produces=DENOISING_ERRORS, resources=settings.resources,
             where={"ranking_id": edits_of.__contains__}, editor=editor, settings=settings.denoising_error,
@@ -142,11 +143,14 @@ def measure_beside(run: Run, name: str, blip: str) -> str:
     """The table of BLIP's rewards and CLIP's similarities of all ranked edits; its address."""
     settings, rankings, clip = run.config.reward, run.rankings_so_far(), run.config.evaluation.clip
     made_from: Fingerprint = fingerprint_of(
-        rankings=table_digest(*rankings), clip=model_digest(clip), blip=model_digest(blip) if blip else ""
-    )
+        rankings=table_digest(*rankings), clip=model_digest(clip), blip=model_digest(blip) if blip else "",
+        **_held_out_rate(settings),
+    )  # fmt: skip
+    if settings.denoising_error.learned_rate < 1:
+        made_from["denoisingerror.learned_rate"] = settings.denoising_error.learned_rate
 
     def plan():
-        edits_of = first_seen(rankings)
+        edits_of = first_seen(rankings, settings)
         return map_table(
             rankings, RANKINGS, EditMeasurer, produces=EDIT_MEASURES, resources=settings.resources,
             where={"ranking_id": edits_of.__contains__}, clip=clip, edits_of=edits_of, blip=blip,
@@ -161,12 +165,27 @@ def blip_at_start(settings: config.Reward) -> str:
     return settings.start if is_reward_model(storage.fetch_model(settings.start)) else ""
 
 
-def first_seen(rankings: Sequence[str]) -> dict[str, list[str]]:
-    """By ranking_id, the ids of the edits that no ranking before it had: several people rank the same edits."""
+def _held_out_rate(settings: config.Reward) -> dict[str, str]:
+    """What decides which prompts are measured, where not all are."""
+    is_part = settings.denoising_error.learned_rate < 1
+    return {"held_out_rate": f"{settings.held_out_rate:g}"} if is_part else {}
+
+
+def is_measured(prompt_id: str, settings: config.Reward) -> bool:
+    """Whether the head is fitted to, or measured on, the rankings of this prompt."""
+    rate = settings.held_out_rate
+    return is_held_out(prompt_id, rate) or is_learned(prompt_id, rate, settings.denoising_error.learned_rate)
+
+
+def first_seen(rankings: Sequence[str], settings: config.Reward) -> dict[str, list[str]]:
+    """By ranking_id, the ids of the edits that no ranking before it had: several people rank the same edits. Rankings
+    that the head never reads are left out."""
     known: set[str] = set()
     edits_of: dict[str, list[str]] = {}
     for file in select(rankings, RANKINGS).files:
-        for row in read_edit_ids(file, "ranking_id"):
+        for row in read_edit_ids(file, "ranking_id", "prompt_id"):
+            if not is_measured(row["prompt_id"], settings):
+                continue
             new = [edit["edit_id"] for edit in row["edits"] if edit["edit_id"] not in known]
             known.update(new)
             if new:
@@ -179,7 +198,8 @@ def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Me
     of their edits, or with an edit of which nothing could be measured."""
     errors = {row["edit_id"]: row["features"] for row in read_rows(run.path(ERRORS), DENOISING_ERRORS)}
     beside = {row["edit_id"]: row for row in read_rows(measures, EDIT_MEASURES)}
-    rate, bad = run.config.reward.held_out_rate, 0
+    settings, bad = run.config.reward, 0
+    rate, share = settings.held_out_rate, min(share, settings.denoising_error.learned_rate)
     learned: Rows = []
     unseen: Rows = []
     for file in select(run.rankings_so_far(), RANKINGS).files:

@@ -132,6 +132,7 @@ VALUES_BEFORE = {
     "editor.arm": "scored",
     "reward.features": "blip",
     "rankings.num_annotators": 0,
+    "denoisingerror.learned_rate": 1.0,
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""

@@ -19,7 +19,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import is_held_out
+from hive_ray.reward.objective import is_held_out, is_learned
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, EVALUATION, PAIRS, PROMPTS, RANKINGS
 from jobs import evaluate_editor, reward_curve, score_pairs, train_reward
 from jobs.evaluate_editor import TIE_WITHIN, metrics_of
@@ -218,9 +218,23 @@ def test_without_a_held_out_ranking_nobody_knows_what_it_is_worth(errors, capfd)
 
 
 def test_rankings_share_edits_and_each_is_measured_in_the_first(errors):
-    edits_of = first_seen([errors.path("rankings")])
+    edits_of = first_seen([errors.path("rankings")], errors.config.reward)
     assert edits_of["0-one"] == ["0-0", "0-1", "0-2"]
     assert "0-two" not in edits_of
+
+
+def test_a_head_that_learns_from_a_share_measures_no_other_edits(errors):
+    run = with_features(errors, "denoising_error", "few", learned_rate=0.5)
+    run.elsewhere.pop("denoising_errors")
+    train_reward.build(run)
+    rate = run.config.reward.held_out_rate
+    prompts = {row["prompt_id"] for row in read_rows(errors.path("rankings"), RANKINGS, ["prompt_id"])}
+    learned = {prompt for prompt in prompts if is_learned(prompt, rate, 0.5)}
+    held_out = {prompt for prompt in prompts if is_held_out(prompt, rate)}
+    measured = {row["prompt_id"] for row in read_rows(run.path("denoising_errors"), DENOISING_ERRORS)}
+    broken = {f"p{BROKEN}"}
+    assert measured == (learned | held_out) - broken < prompts - broken
+    assert card(run)["train_prompts"] == len(learned - broken)
 
 
 def test_what_is_wrong_with_a_ranking_is_said():
