@@ -463,10 +463,10 @@ class Editor(Section):
     finetune: Training
     dpo: Dpo = Dpo()
     nft: Nft = Nft()
-    arm: Literal["scored", "conditional", "weighted", "dpo", "nft", "rejection"] = "scored"
-    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says, "conditional"
-    and "weighted" on pairs in one of its two ways, "dpo" on rankings, "nft" on the editor's own scored edits,
-    "rejection" on the best of them."""
+    arm: Literal["scored", "conditional", "weighted", "level", "dpo", "nft", "rejection"] = "scored"
+    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says,
+    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "nft" on the editor's own
+    scored edits, "rejection" on the best of them."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 
@@ -716,8 +716,9 @@ class Scoring(Section):
     """CLIP of the clip judges: a transformers folder or a hub name."""
     vision: VisionJudge = VisionJudge()
     """For the "openai" judge."""
-    shaping: Literal["conditional", "weighted"] = "conditional"
-    """HIVE's two ways: the quality phrase in the instruction, or exp(reward / beta) as the loss weight."""
+    shaping: Literal["conditional", "weighted", "level"] = "conditional"
+    """HIVE's two ways, the quality phrase in the instruction or exp(reward / beta) as the loss weight; or "level", a
+    learned embedding of the quality level beside the instruction (Multi-Reward, Gu et al. 2024)."""
     beta: float = Field(1.0, gt=0)
     normalize: Literal["none", "mean1", "clip"] = "mean1"
     """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""
