@@ -448,6 +448,9 @@ class Editor(Section):
     """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
+    level_rate_factor: float = Field(100.0, gt=0)
+    """For the arm `level`: learning rate of the embedding of levels over that of the other weights. The embedding
+    starts at zero, and at the others' rate it stays near it."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True

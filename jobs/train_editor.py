@@ -113,8 +113,9 @@ class Arm:
         """Those of its settings that decide its weights: the sections of other losses are as if nobody had set them."""
         others = {} if self.ranked else {"dpo": Dpo()}
         others |= {} if self.negative_aware else {"nft": Nft()}
-        named = type(settings).model_fields["arm"].default
-        return self.settings(settings).model_copy(update={"start": "", "arm": named} | others)
+        unread = ("arm",) if self.objective is LevelTraining else ("arm", "level_rate_factor")
+        others |= {name: type(settings).model_fields[name].default for name in unread}
+        return self.settings(settings).model_copy(update={"start": ""} | others)
 
 
 SCHEMAS = {

@@ -130,6 +130,7 @@ VALUES_BEFORE = {
     "editor.dpo.shuffled": False,
     "editor.nft.beta": 1.0,
     "editor.arm": "scored",
+    "editor.level_rate_factor": 100.0,
     "reward.features": "blip",
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that

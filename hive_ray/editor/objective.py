@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import PairLatents, Views, draw_views
-from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels
+from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels, train_levels
 from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard, bring
 from hive_ray.editor.preview import draw_preview
@@ -253,11 +253,15 @@ class EditorObjective:
         return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config.prediction_type)
 
 
+_LEVELS = "unet.class_embedding.weight"
+
+
 class LevelObjective(EditorObjective):
     """The denoising loss of rows of `scored_pairs`, each told its own `quality_level`; gives the editor levels."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         add_levels(editor.unet)
+        train_levels(editor.unet, settings.level_rate_factor)
         super().__init__(editor, settings)
         editor.unet.class_embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
 
@@ -275,6 +279,11 @@ class LevelObjective(EditorObjective):
     def levels(self, rows: Rows) -> list[int]:
         """(B,)"""
         return [row["quality_level"] for row in rows]
+
+    def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
+        """As `EditorObjective.save`; the embedding becomes one of diffusers'."""
+        rows = self.settings.level_rate_factor * state[_LEVELS]
+        super().save(folder, state | {_LEVELS: rows}, card)
 
 
 def check_weights(rows: Rows) -> None:

@@ -12,7 +12,7 @@ from hive_ray.config import DenoisingError, Dpo
 from hive_ray.editor.averaging import average_editors
 from hive_ray.editor.denoising_errors import denoising_errors
 from hive_ray.editor.latents import PICTURES
-from hive_ray.editor.levels import BEST_LEVEL, add_levels, class_labels, has_levels
+from hive_ray.editor.levels import BEST_LEVEL, FastEmbedding, add_levels, class_labels, has_levels
 from hive_ray.editor.model import Editor
 from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective, LevelObjective
@@ -205,8 +205,27 @@ def test_levels_are_trained_beside_adapters_too_and_saved_with_them(folder, rows
     live = edits(objective.editor)
     objective.save(tmp_path / "saved", objective.model.state_dict(), objective.editor.card)
     saved = Editor.load(tmp_path / "saved")
-    assert saved.unet.class_embedding.weight[[1, 2, 3, 5]].any(1).all()
+    rows_of = objective.editor.unet.class_embedding(torch.arange(6))
+    torch.testing.assert_close(saved.unet.class_embedding.weight, rows_of)
+    # Two steps of Adam at 0.01, times the factor.
+    factor = objective.settings.level_rate_factor
+    assert (saved.unet.class_embedding.weight[[1, 2, 3, 5]].abs().amax(1) > 0.009 * factor).all()
     torch.testing.assert_close(edits(saved), live, rtol=0, atol=1e-4)
+
+
+def test_a_fast_embedding_moves_its_rows_so_many_times_as_far_by_the_same_gradient():
+    rows = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
+    plain, fast = torch.nn.Embedding.from_pretrained(rows.clone(), freeze=False), FastEmbedding(rows.clone(), 8.0)
+    labels, target = torch.tensor([1, 0, 1]), torch.tensor([3.0, 1.0])
+    assert torch.equal(fast(labels), rows[labels])
+    for embedding, rate in ((plain, 0.08), (fast, 0.01)):
+        optimizer = torch.optim.AdamW(embedding.parameters(), lr=rate, weight_decay=0.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (embedding(labels) - target).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(fast(torch.arange(2)), plain.weight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=1e-6, atol=1e-6)
 
 
 def test_adapters_of_another_loss_leave_the_levels_as_they_are(leveled):
@@ -270,13 +289,15 @@ def test_trained_on_a_good_and_a_bad_kind_of_edits_an_editor_makes_the_kind_of_t
 ):
     editor = Editor.load(tiny_editor(tmp_path, "v_prediction"))
     add_levels(editor.unet)
-    training = objective(editor, editor_settings(latents="fp32", condition_dropout=0.0))
+    training = objective(editor, editor_settings(latents="fp32", condition_dropout=0.0, level_rate_factor=4.0))
     optimizer = torch.optim.AdamW(training.model.parameters(), lr=5e-3)
     rows = two_kinds(16)
     for step in range(60):
         optimizer.zero_grad()
         training.loss(training.model, training.prepare(rows, generator(step)))[0].backward()
         optimizer.step()
+    training.save(tmp_path / "trained", training.model.state_dict(), editor.card)
+    editor = Editor.load(tmp_path / "trained")
     monkeypatch.setattr(editor, "decode", lambda latents: latents)
     good = made(editor)
     with torch.no_grad():

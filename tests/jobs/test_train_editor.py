@@ -226,10 +226,12 @@ def test_what_finetuned_is_trained_on_is_what_its_arm_is(tmp_path, chosen, makes
 
 
 def test_an_arm_is_decided_by_its_own_settings_alone():
-    before, settings = editor_settings(), editor_settings(arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0))
+    before = editor_settings()
+    settings = editor_settings(arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0), level_rate_factor=7.0)
     for name in ("sft", "control", "conditional", "rejection"):
         assert fingerprint(ARMS[name].deciding(settings)) == fingerprint(ARMS[name].deciding(before))
-    for name, setting in (("dpo", "editor.dpo.beta"), ("nft", "editor.nft.beta")):
+    own = {"dpo": "editor.dpo.beta", "nft": "editor.nft.beta", "level": "editor.level_rate_factor"}
+    for name, setting in own.items():
         ours, theirs = (fingerprint(ARMS[name].deciding(one)) for one in (settings, before))
         assert {key for key in ours if ours[key] != theirs.get(key)} == {setting}
 
