@@ -4,8 +4,8 @@
 
 The embedding is diffusers' own: `UNet2DConditionModel(num_class_embeds=...)` adds a row of it to the time embedding. It
 is part of the U-Net's config and weights, so a folder needs nothing more to say that an editor has levels. Multi-Reward
-(Gu et al. 2024) conditions an editor in such a way, because CLIP's text encoder hardly tells a number in words from
-another.
+(Gu et al. 2024) conditions an editor by embeddings, too, and reports that CLIP's text encoder is hardly sensitive to
+scores.
 
 diffusers' InstructPix2Pix pipelines pass no class labels, and refuse a U-Net that wants them: an editor with levels is
 sampled by hive_ray. An editor without levels is as compatible as any.

@@ -2,8 +2,9 @@
 
     pairs, Editor -> how far its prediction moves from the worst quality to the best, beside the instruction's effect
 
-HIVE says the quality in words at the end of the instruction, and a text encoder may hardly tell "one" from "five". Then
-the prediction is the same for both, and no training on such phrases can do anything at sampling.
+HIVE says the quality in words at the end of the instruction. A text encoder may hardly tell "one" from "five": then the
+prediction is the same for both, and the phrase can do nothing at sampling. Measure the start, too. A large effect
+there, before any phrase was learned, is what strange words do to an editor, and training has to unlearn it first.
 
 N rows, C latent channels, h w latent height and width
 """
