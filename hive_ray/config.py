@@ -448,6 +448,9 @@ class Editor(Section):
     """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
+    level_rate_factor: float = Field(100.0, gt=0)
+    """For the arm `level`: learning rate of the embedding of levels over that of the other weights. The embedding
+    starts at zero, and at the others' rate it stays near it."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True
@@ -463,10 +466,10 @@ class Editor(Section):
     finetune: Training
     dpo: Dpo = Dpo()
     nft: Nft = Nft()
-    arm: Literal["scored", "conditional", "weighted", "dpo", "nft", "rejection"] = "scored"
-    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says, "conditional"
-    and "weighted" on pairs in one of its two ways, "dpo" on rankings, "nft" on the editor's own scored edits,
-    "rejection" on the best of them."""
+    arm: Literal["scored", "conditional", "weighted", "level", "dpo", "nft", "rejection"] = "scored"
+    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says,
+    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "nft" on the editor's own
+    scored edits, "rejection" on the best of them."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 
@@ -734,8 +737,9 @@ class Scoring(Section):
     """CLIP of the clip judges: a transformers folder or a hub name."""
     vision: VisionJudge = VisionJudge()
     """For the "openai" judge."""
-    shaping: Literal["conditional", "weighted"] = "conditional"
-    """HIVE's two ways: the quality phrase in the instruction, or exp(reward / beta) as the loss weight."""
+    shaping: Literal["conditional", "weighted", "level"] = "conditional"
+    """HIVE's two ways, the quality phrase in the instruction or exp(reward / beta) as the loss weight; or "level", a
+    learned embedding of the quality level beside the instruction (Multi-Reward, Gu et al. 2024)."""
     beta: float = Field(1.0, gt=0)
     normalize: Literal["none", "mean1", "clip"] = "mean1"
     """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""

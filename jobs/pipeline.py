@@ -42,6 +42,7 @@ TO_FEEDBACK_TABLE = {
     "scored": (score_pairs.build,),
     "conditional": (score_pairs.build,),
     "weighted": (score_pairs.build,),
+    "level": (score_pairs.build,),
     "dpo": (score_candidates.rank,),  # people's rankings are there
     "nft": (score_candidates.build,),
     "rejection": (sample_candidates.unguided, score_candidates.best),

@@ -7,7 +7,7 @@ python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hive_ray.distributed.training import fit
 from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.negative_aware import NegativeAwareObjective
-from hive_ray.editor.objective import EditorObjective
+from hive_ray.editor.objective import EditorObjective, LevelObjective
 from hive_ray.editor.preference import PreferenceObjective, has_comparison
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
@@ -49,6 +49,10 @@ class _Carded:
 
 class EditorTraining(_Carded, EditorObjective):
     """Training on pairs."""
+
+
+class LevelTraining(_Carded, LevelObjective):
+    """Training on pairs with a learned embedding of their quality levels."""
 
 
 class PreferenceTraining(_Carded, PreferenceObjective):
@@ -90,7 +94,8 @@ class Arm:
         if self.ranked:
             return RANKED
         is_encoded = settings.latents != "none" and self.schema is not SCORED_CANDIDATES
-        return COLUMNS + (ENCODED if is_encoded else PICTURES)
+        levels = LEVELS if self.objective is LevelTraining else []
+        return COLUMNS + levels + (ENCODED if is_encoded else PICTURES)
 
     def training(self, settings: config.Editor) -> Training:
         """How it is fitted."""
@@ -108,8 +113,9 @@ class Arm:
         """Those of its settings that decide its weights: the sections of other losses are as if nobody had set them."""
         others = {} if self.ranked else {"dpo": Dpo()}
         others |= {} if self.negative_aware else {"nft": Nft()}
-        named = type(settings).model_fields["arm"].default
-        return self.settings(settings).model_copy(update={"start": "", "arm": named} | others)
+        unread = ("arm",) if self.objective is LevelTraining else ("arm", "level_rate_factor")
+        others |= {name: type(settings).model_fields[name].default for name in unread}
+        return self.settings(settings).model_copy(update={"start": ""} | others)
 
 
 SCHEMAS = {
@@ -126,6 +132,7 @@ ARMS = {
     "finetuned": Arm("scored_pairs", CURRENT, "configured"),  # or another one, see `arm_of`
     "conditional": Arm("scored_pairs_conditional", CURRENT, "conditional"),
     "weighted": Arm("scored_pairs_weighted", CURRENT, "weighted"),
+    "level": Arm("scored_pairs_level", CURRENT, "level", objective=LevelTraining),
     "dpo": Arm("rankings", CURRENT, objective=PreferenceTraining),  # no reward model between
     "shuffled": Arm("rankings", CURRENT, objective=PreferenceTraining, dpo={"shuffled": True}),  # dpo's control
     "nft": Arm("scored_candidates", CURRENT, objective=NegativeAwareTraining),
@@ -134,6 +141,7 @@ ARMS = {
 CONTROLS = ("control", "shuffled")
 """The arms that learn nothing from what people said."""
 COLUMNS = ["pair_id", "instruction", "weight"]
+LEVELS = ["quality_level"]
 PICTURES = ["source_image", "edited_image"]
 ENCODED = ["latents"]
 SOURCES = ["origin", "source_caption", "edited_caption"]
@@ -144,8 +152,13 @@ def arm_of(run: Run, name: str) -> Arm:
     """The arm of an editor's name; `finetuned` is the one that `editor.arm` names."""
     if name not in ARMS:
         raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
-    chosen = run.config.editor.arm
-    return ARMS[chosen] if name == "finetuned" and chosen != "scored" else ARMS[name]
+    chosen, arm = run.config.editor.arm, ARMS[name]
+    if name == "finetuned" and chosen != "scored":
+        arm = ARMS[chosen]
+    if arm.shaping == "configured":
+        shaping = run.config.scoring.shaping
+        arm = replace(arm, shaping=shaping, objective=ARMS[shaping].objective)
+    return arm
 
 
 def build(run: Run, name: str = "sft") -> Metrics:
@@ -224,8 +237,7 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     """Addresses of the tables, of the start, and the instruction suffix of the editor to come."""
     arm = arm_of(run, name)
     start = run.path(arm.start) if arm.start else run.config.editor.start
-    shaping = run.config.scoring.shaping if arm.shaping == "configured" else arm.shaping
-    suffix = instruction_suffix(run.config.scoring.phrase) if shaping == "conditional" else ""
+    suffix = instruction_suffix(run.config.scoring.phrase) if arm.shaping == "conditional" else ""
     return run.rankings_of_own_edits() if arm.ranked else [run.path(arm.table)], start, suffix
 
 

@@ -130,6 +130,7 @@ VALUES_BEFORE = {
     "editor.dpo.shuffled": False,
     "editor.nft.beta": 1.0,
     "editor.arm": "scored",
+    "editor.level_rate_factor": 100.0,
     "reward.features": "blip",
     "rankings.num_annotators": 0,
     "denoisingerror.learned_rate": 1.0,

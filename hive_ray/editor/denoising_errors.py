@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hive_ray.config import DenoisingError
+from hive_ray.editor.levels import class_labels
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.objective import denoising_target, row_errors
 from hive_ray.images import to_batch
@@ -65,11 +66,11 @@ def denoising_errors(
     latents = editor.draw_target(mean, std, torch.zeros_like(std)).to(device)
     sources = editor.encode_condition(source_images).to(device)[list(source_of)]
     conditions = torch.cat([sources, sources, torch.zeros_like(sources)])
-    distinct = list(dict.fromkeys([*instructions, ""]))
-    text = [distinct.index(instruction) for instruction in instructions]
-    no_text = [distinct.index("")] * count
-    states = editor.text.encode(distinct).rows([*text, *no_text, *no_text])
+    texts = [*instructions, *[""] * 2 * count]
+    distinct = list(dict.fromkeys(texts))
+    states = editor.text.encode(distinct).rows([distinct.index(text) for text in texts])
     text_inputs = states.unet_inputs(*edited_images.shape[-2:], dtype)
+    labels = class_labels(editor.unet, texts, device=device)
     features = []
     for level in settings.levels:
         timesteps = torch.full((count,), level, device=device)
@@ -80,7 +81,7 @@ def denoising_errors(
             target = denoising_target(editor.scheduler, latents, noise, timesteps)
             inputs = torch.cat([noisy.repeat(len(CONDITIONS), 1, 1, 1), conditions], dim=1)
             inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
-            predicted = editor.unet(inputs, timesteps[0], **text_inputs).sample
+            predicted = editor.unet(inputs, timesteps[0], class_labels=labels, **text_inputs).sample
             total += row_errors(predicted, target.repeat(len(CONDITIONS), 1, 1, 1)).view_as(total)
         features.append(total.T / settings.draws)
     return torch.cat(features, dim=1).cpu()

@@ -55,7 +55,8 @@ class Adapters:
         """Write what was learned as an adapter for diffusers' `load_lora_weights`, scale included.
 
         It says all, for the editor that training started from: `Editor.build(start)` saved. What a trained first
-        convolution learned is an adapter of full rank.
+        convolution learned is an adapter of full rank. An embedding of levels is in the folder's U-Net alone: diffusers
+        has no adapters of it.
         """
         found = {}
         for layer, down, up in _products(state):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import PairLatents, Views, draw_views
+from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels, train_levels
 from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard, bring
 from hive_ray.editor.preview import draw_preview
@@ -79,15 +80,19 @@ class Denoiser(nn.Module):
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
                 layer.register_forward_pre_hook(_as_channels_last)
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor | TextStates) -> Tensor:
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor | TextStates, labels: Tensor | None = None
+    ) -> Tensor:
         """Prediction (B, C, h, w) from [noisy latent, image latent] (B, 2 C, h, w) and timesteps (B,).
 
-        text: token ids (B, E, T) where the text encoder is trained too, else its states.
+        text: token ids (B, E, T) where the text encoder is trained too, else its states. labels: the class labels (B,)
+        of an editor with levels.
         """
         states = text if self.text_encoder is None else self.text_encoder(text)
         height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
-        return self.unet(noisy, timesteps, **states.unet_inputs(height, width, self.unet.dtype)).sample
+        text_inputs = states.unet_inputs(height, width, self.unet.dtype)
+        return self.unet(noisy, timesteps, class_labels=labels, **text_inputs).sample
 
 
 def _as_channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -102,7 +107,8 @@ class Noised:
     """What the network is given of some rows, and what it has to say."""
 
     inputs: tuple
-    """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text: the arguments of `Denoiser`."""
+    """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text, class labels (B,) or None: the arguments of
+    `Denoiser`."""
     target: Tensor
     """(B, C, h, w)"""
 
@@ -147,6 +153,10 @@ class EditorObjective:
         loss = weighted_denoising_loss(model(*noised.inputs), noised.target, weight, snr_weight)
         return loss, {"train/weight": weight.mean().double(), "train/weight_squared": weight.square().mean().double()}
 
+    def levels(self, rows: Rows) -> list[int] | None:
+        """The quality levels that an editor with levels is told of rows; None is the best of each."""
+        return None
+
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
         """What to log of so many rows whose measures have these means: how many their weights make of them, too."""
         squared = means.pop("train/weight_squared")
@@ -162,7 +172,8 @@ class EditorObjective:
         """What rows of `pairs` carry, and all that is drawn for them, on the CPU.
 
         "latents" or "pixels" (PairLatents.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
-        "no_image" (B,), "tokens" (B, E, T) of the instructions or of nothing.
+        "no_image" (B,), "tokens" (B, E, T) of the instructions or of nothing, and "labels" (B,) of an editor with
+        levels.
         `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
         `timesteps`: the least and the greatest share of the schedule that timesteps are drawn from.
         Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter (not shared), noise,
@@ -177,7 +188,11 @@ class EditorObjective:
         no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
         shared = {"timesteps": drawn_timesteps, "noise": noise, "no_image": no_image}
         given = zip(rows, no_text.tolist() * copies, strict=True)
-        batch["tokens"] = self.editor.text.tokenize(["" if dropped else row["instruction"] for row, dropped in given])
+        texts = ["" if dropped else row["instruction"] for row, dropped in given]
+        batch["tokens"] = self.editor.text.tokenize(texts)
+        labels = class_labels(self.editor.unet, texts, self.levels(rows))
+        if labels is not None:
+            batch["labels"] = labels
         return batch | {name: torch.cat([each] * copies) for name, each in shared.items()}
 
     def _draw_timesteps(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -195,7 +210,8 @@ class EditorObjective:
         noisy = editor.scheduler.add_noise(latents, noise, timesteps)
         condition = editor.scale_condition(source).masked_fill(batch["no_image"].view(-1, 1, 1, 1), 0.0)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
-        return Noised((torch.cat([noisy, condition], dim=1), timesteps, self._text(batch["tokens"])), target)
+        seen, text = torch.cat([noisy, condition], dim=1), self._text(batch["tokens"])
+        return Noised((seen, timesteps, text, batch.get("labels")), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
@@ -235,6 +251,39 @@ class EditorObjective:
         scheduler = self.editor.scheduler
         alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config.prediction_type)
+
+
+_LEVELS = "unet.class_embedding.weight"
+
+
+class LevelObjective(EditorObjective):
+    """The denoising loss of rows of `scored_pairs`, each told its own `quality_level`; gives the editor levels."""
+
+    def __init__(self, editor: Editor, settings: Settings) -> None:
+        add_levels(editor.unet)
+        train_levels(editor.unet, settings.level_rate_factor)
+        super().__init__(editor, settings)
+        editor.unet.class_embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
+
+    def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
+        """As `EditorObjective.prepare`. BadRows names rows, too, whose level is not one of 1 to 5."""
+        reasons = {
+            place: f"its quality_level is {row['quality_level']}, not {WORST_LEVEL} to {BEST_LEVEL}"
+            for place, row in enumerate(rows)
+            if not WORST_LEVEL <= row["quality_level"] <= BEST_LEVEL
+        }
+        if reasons:
+            raise BadRows(reasons)
+        return super().prepare(rows, generator)
+
+    def levels(self, rows: Rows) -> list[int]:
+        """(B,)"""
+        return [row["quality_level"] for row in rows]
+
+    def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
+        """As `EditorObjective.save`; the embedding becomes one of diffusers'."""
+        rows = self.settings.level_rate_factor * state[_LEVELS]
+        super().save(folder, state | {_LEVELS: rows}, card)
 
 
 def check_weights(rows: Rows) -> None:

@@ -17,6 +17,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from hive_ray.config import Candidates
+from hive_ray.editor.levels import class_labels
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.images import encode, to_batch, to_pixels
 from hive_ray.precision import sampling_dtype
@@ -101,7 +102,8 @@ class _Denoising:
     """The guided prediction of a batch; what does not change from step to step is computed once.
 
     The passes stand in diffusers' order, [text and image, image, none], and those that cancel are left out:
-    with s_I = 1 the unconditional one, with s_T = s_I the image-only one.
+    with s_I = 1 the unconditional one, with s_T = s_I the image-only one. An editor with levels is told the best one
+    beside the text, and none without: guidance strengthens the level, too.
     """
 
     def __init__(
@@ -116,24 +118,27 @@ class _Denoising:
         self.needs_image_only = bool((text_scale != image_scale).any())
         self.needs_unconditional = bool((image_scale != 1).any())
         latents = editor.encode_condition(source_images).to(self.unet.device, self.unet.dtype)
-        distinct = list(dict.fromkeys([*instructions, ""]))
-        text = [distinct.index(instruction) for instruction in instructions]
-        no_text = [distinct.index("")] * len(instructions)
-        passes = [(latents, text)]
+        no_text = [""] * len(instructions)
+        image_latents, texts = [latents], [*instructions]
         if self.needs_image_only:
-            passes.append((latents, no_text))
+            image_latents.append(latents)
+            texts += no_text
         if self.needs_unconditional:
-            passes.append((torch.zeros_like(latents), no_text))  # no image is a zero latent, not a black image's
-        self.image_latents = torch.cat([one[0] for one in passes])
-        states = editor.text.encode(distinct).rows([place for one in passes for place in one[1]])
+            image_latents.append(torch.zeros_like(latents))  # no image is a zero latent, not a black image's
+            texts += no_text
+        self.image_latents = torch.cat(image_latents)
+        distinct = list(dict.fromkeys([*texts, ""]))
+        states = editor.text.encode(distinct).rows([distinct.index(text) for text in texts])
         self.text_inputs = states.unet_inputs(*source_images.shape[-2:], self.unet.dtype)
+        self.class_labels = class_labels(self.unet, texts, device=self.unet.device)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled for the U-Net -> guided prediction (B, C, h, w) in fp32."""
         passes = len(self.image_latents) // len(latents)
         inputs = torch.cat([latents.repeat(passes, 1, 1, 1), self.image_latents], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        conditional, *others = self.unet(inputs, timestep, **self.text_inputs).sample.float().chunk(passes)
+        predicted = self.unet(inputs, timestep, class_labels=self.class_labels, **self.text_inputs).sample
+        conditional, *others = predicted.float().chunk(passes)
         # A prediction that was left out cancels, whatever stands in for it.
         image_only = others[0] if others else conditional
         unconditional = others[-1] if others else conditional

@@ -2,7 +2,8 @@
 
     pairs + reward -> scored_pairs
 
-HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`.
+HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`. A learned embedding is told the
+row's `quality_level` as it is.
 Both may go by how much an edit is better than its instruction leads to expect (`WordBaseline`), not by the reward.
 """
 
@@ -202,9 +203,15 @@ def fill_instruction(row: Row, feedback: Feedback) -> Row:
     return row | {"instruction": feedback.append(row["instruction"], phrase)}
 
 
+def keep_level(row: Row, feedback: Feedback) -> Row:
+    """The row, which has a `quality_level`, as it is: the editor is told the level beside the instruction."""
+    return row
+
+
 SHAPINGS: dict[str, Callable[[Row, Feedback], Row]] = {
     "weighted": fill_weight,
     "conditional": fill_instruction,
+    "level": keep_level,
 }
 """By the setting `scoring.shaping`; a row is pairs' columns, `reward` and `quality_level`."""
 

@@ -95,6 +95,7 @@ def test_an_edit_without_a_reward_is_dropped_with_its_reason(rewards):
     [
         ("scored", ("score_pairs.build",)),
         ("weighted", ("score_pairs.build",)),
+        ("level", ("score_pairs.build",)),
         ("dpo", ("score_candidates.rank",)),
         ("nft", ("score_candidates.build",)),
         ("rejection", ("sample_candidates.unguided", "score_candidates.best")),
@@ -116,7 +117,12 @@ class Shaped(Exception):
 
 
 @pytest.mark.parametrize(
-    ("arm", "shaped"), [("scored", "conditional scored_pairs"), ("weighted", "weighted scored_pairs_weighted")]
+    ("arm", "shaped"),
+    [
+        ("scored", "conditional scored_pairs"),
+        ("weighted", "weighted scored_pairs_weighted"),
+        ("level", "level scored_pairs_level"),
+    ],
 )
 def test_score_pairs_makes_the_table_of_the_arm_that_finetuned_is(tmp_path, monkeypatch, arm, shaped):
     def build_table(path, schema, made_from, *_, **__):

@@ -13,14 +13,14 @@ from tiny_settings import editor_settings, tiny_config
 
 from bench.training import write_pairs
 from hive_ray import storage
-from hive_ray.config import Dpo, Nft, Resources, SingleFile, Training
+from hive_ray.config import Dpo, Nft, Preview, Resources, SingleFile, Training
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import fingerprint, write_rows
+from hive_ray.distributed.tables import fingerprint, read_rows, write_rows
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import sd15
-from hive_ray.schemas import RANKINGS
+from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS
 from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, train_editor
@@ -102,6 +102,63 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("lora_rank", "stage"), [(0, 2), (2, 3)])
+def test_an_editor_learns_levels_is_looked_at_and_exported_and_is_the_start_of_another_loss(
+    start, lora_rank, stage, tmp_path, monkeypatch
+):
+    folder, _ = start
+    write_pairs(str(tmp_path), count=24)
+    scored = [
+        row | {"reward": 0.0, "reward_model": "judge", "quality_level": 5 if place % 2 else 2}
+        for place, row in enumerate(read_rows(str(tmp_path / "pairs"), PAIRS))
+    ]
+    write_rows(str(tmp_path / "scored_pairs_level"), SCORED_PAIRS, scored, {})
+    training = Training(
+        total_images=8, batch_size=4, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4, workers=WORKERS,
+        zero_stage=stage, ema_decay=0.5, validation_rows=2,
+    )  # fmt: skip
+    preset, preview = sd15(), Preview(num_inference_steps=1)
+    changed = {"resolution": 64, "lora_rank": lora_rank, "latents": "none", "preview": preview}
+    changed |= {"finetune": training, "dpo": Dpo(training=training)}
+    elsewhere = {"editors/current": str(folder / "editors" / "sft"), "rankings": str(folder / "rankings")}
+    run = Run(str(tmp_path), preset.changed({"editor": changed}), arm="level", elsewhere=elsewhere)
+    remove = storage.remove_tree  # what is exported is the last checkpoint
+    monkeypatch.setattr(storage, "remove_tree", lambda path: None if "/checkpoints/" in path else remove(path))
+    metrics = train_editor.build(run, "level")
+
+    assert math.isfinite(metrics["validation/loss"])
+    levels = Editor.load(tmp_path / "editors" / "level").unet.class_embedding.weight
+    assert levels[[2, 5]].any(1).all()
+    assert not levels[[1, 3, 4]].any()  # no row has these
+    exported = Editor.load(export_editor.build(run))
+    assert torch.equal(exported.unet.class_embedding.weight, levels)
+
+    again = Run(str(tmp_path), run.config, elsewhere=elsewhere | {"editors/current": str(tmp_path / "editors/level")})
+    train_editor.build(again, "dpo")
+    lines = [json.loads(line) for line in (tmp_path / "metrics" / "editors" / "dpo.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if "train/error" in line)
+    assert first["train/error"] == pytest.approx(first["train/reference_error"], rel=1e-6)
+    moved = Editor.load(tmp_path / "editors" / "dpo").unet.class_embedding.weight
+    assert torch.equal(moved, levels) == bool(lora_rank)
+
+
+def test_the_table_of_levels_is_read_with_them_and_no_phrase_is_asked_for(tmp_path):
+    for name, changed in (
+        ("level", {}),
+        ("finetuned", {"editor": {"arm": "level"}}),
+        ("finetuned", {"scoring": {"shaping": "level"}}),
+    ):
+        run = Run(str(tmp_path), sd15().changed(changed))
+        arm = train_editor.arm_of(run, name)
+        assert arm.objective is train_editor.LevelTraining
+        assert "quality_level" in arm.columns(run.config.editor)
+        assert train_editor._plan(run, name)[2] == ""
+    plain = train_editor.arm_of(Run(str(tmp_path), sd15()), "finetuned")
+    assert plain.objective is train_editor.EditorTraining
+    assert "quality_level" not in plain.columns(sd15().editor)
+
+
+@pytest.mark.ray
 def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
     tokenizer = train_tokenizer([WORDS, QUALITY], MAX_TOKENS)
     tokenizer.save_pretrained(tmp_path / "vocabulary" / "tokenizer")
@@ -142,6 +199,7 @@ def test_an_unknown_arm_is_refused_by_name(tmp_path):
         ("sft", "make_pairs"),
         ("finetuned", "score_pairs .* --arm finetuned"),
         ("weighted", "score_pairs .* --arm weighted"),
+        ("level", "score_pairs .* --arm level"),
         ("dpo", "collect_rankings"),
         ("shuffled", "collect_rankings"),
         ("nft", "score_candidates .* --arm nft"),
@@ -168,10 +226,12 @@ def test_what_finetuned_is_trained_on_is_what_its_arm_is(tmp_path, chosen, makes
 
 
 def test_an_arm_is_decided_by_its_own_settings_alone():
-    before, settings = editor_settings(), editor_settings(arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0))
+    before = editor_settings()
+    settings = editor_settings(arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0), level_rate_factor=7.0)
     for name in ("sft", "control", "conditional", "rejection"):
         assert fingerprint(ARMS[name].deciding(settings)) == fingerprint(ARMS[name].deciding(before))
-    for name, setting in (("dpo", "editor.dpo.beta"), ("nft", "editor.nft.beta")):
+    own = {"dpo": "editor.dpo.beta", "nft": "editor.nft.beta", "level": "editor.level_rate_factor"}
+    for name, setting in own.items():
         ours, theirs = (fingerprint(ARMS[name].deciding(one)) for one in (settings, before))
         assert {key for key in ours if ours[key] != theirs.get(key)} == {setting}
 

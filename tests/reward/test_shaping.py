@@ -120,6 +120,12 @@ def test_conditional_shaping_rewrites_only_the_instruction():
     assert SHAPINGS["conditional"](row, shape) == wanted
 
 
+def test_a_level_that_an_embedding_is_told_changes_nothing_of_a_row():
+    shape = feedback(ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring())
+    row = {"instruction": "make it red", "weight": 1.0, "reward": 0.3, "quality_level": 1}
+    assert SHAPINGS["level"](row, shape) == row
+
+
 def test_the_phrase_finds_room_as_the_text_encoder_wants():
     shape = feedback(
         ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring(), lambda instruction, phrase: instruction[:7] + phrase

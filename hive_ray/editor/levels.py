@@ -1,0 +1,91 @@
+"""Quality levels: a learned embedding that says beside the instruction how good the edit shall be.
+
+    U-Net, the texts that it is given, the rows' quality levels -> class labels
+
+The embedding is diffusers' own: `UNet2DConditionModel(num_class_embeds=...)` adds a row of it to the time embedding. It
+is part of the U-Net's config and weights, so a folder needs nothing more to say that an editor has levels. Multi-Reward
+(Gu et al. 2024) conditions an editor by embeddings, too, and reports that CLIP's text encoder is hardly sensitive to
+scores.
+
+diffusers' InstructPix2Pix pipelines pass no class labels, and refuse a U-Net that wants them: an editor with levels is
+sampled by hive_ray. An editor without levels is as compatible as any.
+
+B rows
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from hive_ray.model_folders import ModelFolderError
+
+WORST_LEVEL, BEST_LEVEL = 1, 5
+NO_LEVEL = 0
+"""The label of a row that is told nothing of quality."""
+
+
+def has_levels(unet: UNet2DConditionModel) -> bool:
+    """Whether a U-Net has an embedding of levels; ModelFolderError for one of other classes."""
+    count = unet.config.num_class_embeds
+    if count not in (None, BEST_LEVEL + 1):
+        raise ModelFolderError(
+            f"the U-Net has {count} class embeddings, an editor's quality levels are {BEST_LEVEL + 1}; give a U-Net "
+            "without classes, or an editor that the arm level made"
+        )
+    return count is not None
+
+
+def add_levels(unet: UNet2DConditionModel) -> None:
+    """Give a U-Net an embedding of levels, at first zero: no prediction changes. One that has levels keeps them."""
+    if has_levels(unet):
+        return
+    zeros = torch.zeros(BEST_LEVEL + 1, unet.time_embedding.linear_2.out_features, device=unet.device, dtype=unet.dtype)
+    unet.class_embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
+    unet.register_to_config(num_class_embeds=BEST_LEVEL + 1)
+
+
+class FastEmbedding(nn.Embedding):
+    """An embedding whose rows are `factor` times its weight, so that a step of Adam moves them `factor` times as far.
+
+    A learning rate of its own, as StyleGAN's mapping network has one (Karras et al. 2019, appendix C), without a second
+    group in the optimiser. The weight's gradient is that of the rows, not multiplied, so that it counts in the norm of
+    the whole gradient as any other.
+    """
+
+    def __init__(self, rows: Tensor, factor: float) -> None:
+        """rows: what it starts as."""
+        super().__init__(*rows.shape, _weight=rows / factor)
+        self.factor = factor
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Labels (B,) -> rows (B, D)."""
+        weight = super().forward(labels)
+        return weight + ((self.factor - 1) * weight).detach()
+
+
+def train_levels(unet: UNet2DConditionModel, factor: float) -> None:
+    """Have the levels of a U-Net trained at `factor` times the others' rate; its state dict then holds their rows
+    divided by it."""
+    unet.class_embedding = FastEmbedding(unet.class_embedding.weight.detach(), factor)
+
+
+def class_labels(
+    unet: UNet2DConditionModel,
+    texts: Sequence[str],
+    levels: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor | None:
+    """The U-Net's `class_labels` (B,) for rows with these texts; None for a U-Net without levels.
+
+    levels: the rows' quality levels, 1..5. Without them each row is told the best level, which is what an edit is asked
+    for: other losses then train the editor as it will be sampled. A row without a text is told no level, so that
+    dropping the text drops the level as well, and guidance strengthens both.
+    """
+    if not has_levels(unet):
+        return None
+    if levels is None:
+        levels = [BEST_LEVEL] * len(texts)
+    labels = [level if text else NO_LEVEL for text, level in zip(texts, levels, strict=True)]
+    return torch.tensor(labels, device=device)

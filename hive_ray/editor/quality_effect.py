@@ -1,0 +1,95 @@
+"""How much an editor hears of the quality that it is asked for.
+
+    pairs, Editor -> how far its prediction moves from the worst quality to the best, beside the instruction's effect
+
+HIVE says the quality in words at the end of the instruction. A text encoder may hardly tell "one" from "five": then the
+prediction is the same for both, and the phrase can do nothing at sampling. Measure the start, too. A large effect
+there, before any phrase was learned, is what strange words do to an editor, and training has to unlearn it first.
+
+N rows, C latent channels, h w latent height and width
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hive_ray.editor.denoising_errors import common_noise
+from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, class_labels
+from hive_ray.editor.model import Editor, append_suffix
+from hive_ray.images import to_batch
+from hive_ray.schemas import Rows
+
+TIMESTEPS = (250, 450, 650)
+MICRO_BATCH = 64
+"""Rows that are predicted at the same time, three times each."""
+
+
+@dataclass(frozen=True)
+class QualityEffect:
+    """Root mean squares over rows, timesteps, C, h and w, in units of the predicted noise."""
+
+    quality: float
+    """Of the difference between the predictions for the best and the worst quality."""
+    instruction: float
+    """Of the difference between the predictions for the best quality and without any instruction."""
+
+    @property
+    def share(self) -> float:
+        """The effect of the quality by that of the instruction; 0 says that the editor does not hear the quality."""
+        return self.quality / self.instruction if self.instruction else 0.0
+
+
+@torch.inference_mode()
+def quality_effect(
+    editor: Editor,
+    rows: Rows,
+    *,
+    suffixes: tuple[str, str] = ("", ""),
+    levels: tuple[int, int] = (WORST_LEVEL, BEST_LEVEL),
+    timesteps: Sequence[int] = TIMESTEPS,
+    micro_batch: int = MICRO_BATCH,
+) -> QualityEffect:
+    """The effect on N rows of pairs (`instruction`, `source_image`, `edited_image`), their edited pictures noised.
+
+    suffixes: the phrases of the worst and the best quality, of an editor that is told it in words. levels: the labels
+    of both, which an editor without levels does not hear. All rows meet the same noise (`common_noise`). ValueError
+    without rows.
+    """
+    if not rows:
+        raise ValueError("no rows to measure the effect of the quality on: give some pairs")
+    squares, count = torch.zeros(2, dtype=torch.float64), 0
+    for start in range(0, len(rows), micro_batch):
+        part = rows[start : start + micro_batch]
+        for worst, best, without in _predictions(editor, part, suffixes, levels, timesteps):
+            squares += torch.stack([(best - worst).square().sum(), (best - without).square().sum()]).cpu()
+            count += best.numel()
+    quality, instruction = (squares / count).sqrt().tolist()
+    return QualityEffect(quality, instruction)
+
+
+def _predictions(
+    editor: Editor, rows: Rows, suffixes: tuple[str, str], levels: tuple[int, int], timesteps: Sequence[int]
+) -> list[Tensor]:
+    """At each timestep the predictions (3, N, C, h, w) for the worst quality, the best, and without an instruction."""
+    count, device, dtype = len(rows), editor.unet.device, editor.unet.dtype
+    side = editor.card.resolution
+    sources = to_batch([row["source_image"] for row in rows], side)
+    mean, std = editor.posterior(to_batch([row["edited_image"] for row in rows], side))
+    latents = editor.draw_target(mean, std, torch.zeros_like(std)).to(device)
+    conditions = editor.encode_condition(sources).to(device).repeat(3, 1, 1, 1)
+    texts = [append_suffix(editor.tokenizer, row["instruction"], suffix) for suffix in suffixes for row in rows]
+    texts += [""] * count
+    text_inputs = editor.text.encode(texts).unet_inputs(*sources.shape[-2:], dtype)
+    row_levels = [level for level in (*levels, BEST_LEVEL) for _ in rows]
+    labels = class_labels(editor.unet, texts, row_levels, device=device)
+    predictions = []
+    for timestep in torch.tensor(timesteps, device=device):
+        noise = common_noise(latents.shape[1:], int(timestep), 0).to(device).expand_as(latents)
+        noisy = editor.scheduler.add_noise(latents, noise, timestep.expand(count))
+        inputs = torch.cat([noisy.repeat(3, 1, 1, 1), conditions], dim=1)
+        inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
+        predicted = editor.unet(inputs, timestep, class_labels=labels, **text_inputs).sample
+        predictions.append(predicted.float().unflatten(0, (3, count)))
+    return predictions
