@@ -636,6 +636,9 @@ class LearningCurve(Section):
         return shares
 
 
+ErrorCondition = Literal["instruction", "source", "nothing"]
+
+
 class DenoisingError(Section):
     """The editor's own denoising errors of an edit, for `reward.features`. The editor is that of `sft` in every round,
     so that a reward means the same in all of them."""
@@ -643,7 +646,13 @@ class DenoisingError(Section):
     levels: tuple[int, ...] = Field((250, 450, 650), min_length=1)
     """Timesteps at which edits are noised; Stable Diffusion has 0 to 999."""
     draws: int = Field(3, ge=1)
-    """Draws of noise at each level, the same ones for every edit; an error is their mean."""
+    """Draws of noise at each level, the same ones for every edit; an error is their mean. Another level tells as much
+    as another draw, and costs as much."""
+    conditions: tuple[ErrorCondition, ...] = ("instruction", "source", "nothing")
+    """What the editor is given, a feature each: source and instruction, the source alone, neither. The first tells most
+    of which edit of a prompt is better; the others help to tell an edit of one prompt from that of another."""
+    log: bool = False
+    """Whether a feature is the logarithm of the error: then a small error that doubles says as much as a great one."""
     ridge: float = Field(1000.0, gt=0)
     """How firmly the head holds to what it believes before any ranking (less error with the instruction is better, and
     so is more of BLIP's reward): the precision of corrections to these weights, for features of spread 1."""
@@ -662,6 +671,15 @@ class DenoisingError(Section):
         if len(set(levels)) < len(levels) or min(levels) < 0:
             raise ValueError(f"reward.denoising_error.levels is {levels}: give different timesteps from 0")
         return levels
+
+    @field_validator("conditions")
+    @classmethod
+    def _with_instruction(cls, conditions: tuple[ErrorCondition, ...]) -> tuple[ErrorCondition, ...]:
+        if len(set(conditions)) < len(conditions) or "instruction" not in conditions:
+            raise ValueError(
+                f"reward.denoising_error.conditions is {conditions}: give different ones, 'instruction' among them"
+            )
+        return conditions
 
 
 class Reward(Section):

@@ -65,9 +65,10 @@ def shapes() -> Config:
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),
+                # One noisy batch of 32 says little: in steps of 64 the same rate drifts less (docs/results.md).
                 training=Training(
-                    total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
-                    warmup_images=640, ema_decay=0.98, checkpoint_images=6_400, workers=workers,
+                    total_images=12_800, batch_size=64, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
+                    warmup_images=1_280, ema_decay=0.98, checkpoint_images=6_400, workers=workers,
                 ),
             ),
             nft=Nft(
@@ -82,11 +83,14 @@ def shapes() -> Config:
             resources=Resources(batch_size=16, **one_core),
         ),
         choosing=Choosing(num_ranked=240),
-        candidate_scoring=CandidateScoring(resources=Resources(batch_size=16, **one_core)),
+        candidate_scoring=CandidateScoring(ranked_rate=1 / 3, resources=Resources(batch_size=16, **one_core)),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start=reward, tokenizer=reward, resolution=64, max_tokens=32, features="both",
-            denoising_error=DenoisingError(draws=1),
+            # Ten draws of noise, one a level, tell edits of a prompt apart as well as more of them (docs/shapes.md).
+            denoising_error=DenoisingError(
+                levels=tuple(range(120, 841, 80)), draws=1, conditions=("instruction",), log=True, learned_rate=0.25
+            ),
             training=Training(
                 total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-5, schedule="cosine",
                 warmup_images=160, ema_decay=0.0, checkpoint_images=1_600, workers=workers,
@@ -97,7 +101,7 @@ def shapes() -> Config:
         evaluation=Evaluation(
             editors=("sft", "shuffled", "finetuned"), num_prompts=600, best_of=4, num_inference_steps=8,
             guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
-            judge="shapes", curve_prompts=20, resources=Resources(batch_size=32, **one_core),
+            judge="shapes", curve_prompts=20, resources=Resources(batch_size=16, **one_core),
         ),
     )  # fmt: skip
 

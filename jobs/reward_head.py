@@ -25,7 +25,7 @@ from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import Metrics, build_model, model_digest, store_model
 from hive_ray.distributed.tables import Fingerprint, build_table, read_edit_ids, read_rows, select, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.editor.denoising_errors import CONDITIONS, ErrorMeasurer, evaluations_per_edit, feature_names
+from hive_ray.editor.denoising_errors import ErrorMeasurer, evaluations_per_edit, feature_names
 from hive_ray.reward.accuracies import ACCURACY, Foretold
 from hive_ray.reward.head import LinearHead, fit_head, spread_within
 from hive_ray.reward.judges import CLIP_MEASURES, EditMeasurer
@@ -40,6 +40,8 @@ ERRORS = "denoising_errors"
 COLUMNS = ("ranking_id", "prompt_id", "instruction", "source_caption", "edited_caption", "ranks")
 OF_THE_HEAD = ("denoisingerror.ridge", "denoisingerror.train_blip")
 """Settings that change no error."""
+GUIDED_PASSES = 3
+"""Network evaluations of a step of sampling: with instruction and source, with the source, with neither."""
 REMEDIES = Remedies(
     diverged="its features are not finite; look at the table denoising_errors",
     nothing_learned="collect more rankings, or check that they are not random",
@@ -88,7 +90,7 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
     def make() -> None:
         started = time.monotonic()
         learned, unseen, bad = sides(run, measures, share, with_blip=bool(blip))
-        names = (*feature_names(settings.denoising_error.levels), *([BLIP_FEATURE] if blip else []))
+        names = (*feature_names(settings.denoising_error), *([BLIP_FEATURE] if blip else []))
         linear = fit(learned, names, settings)
         ours = unseen.foretold(linear(unseen.features))
         card = {
@@ -268,7 +270,7 @@ def judged_beside(
 ) -> dict[str, Foretold]:
     """What others foretell of the same rankings, by their names in BESIDE."""
     beside = people(unseen.rows) | by_clip(unseen.similarities, ours, unseen.rows)
-    error_names = feature_names(settings.denoising_error.levels)
+    error_names = feature_names(settings.denoising_error)
     errors_alone = linear.names == error_names
     errors = linear if errors_alone else fit(learned, error_names, settings)
     by_errors, blip = errors(unseen.features[:, :, : len(error_names)]), unseen.similarities["blip"]
@@ -287,7 +289,7 @@ def judged_beside(
 def beliefs(names: Sequence[str]) -> Tensor:
     """Weights (D, F) that need no ranking: minus the mean error with the instruction and, where it is a feature, BLIP's
     reward."""
-    told = torch.tensor([name.endswith(f", {CONDITIONS[0]}") for name in names], dtype=torch.float64)
+    told = torch.tensor([name.endswith(", instruction") for name in names], dtype=torch.float64)
     by_blip = torch.tensor([name == BLIP_FEATURE for name in names], dtype=torch.float64)
     by_errors = -told / told.sum()
     return torch.stack([by_errors, by_blip] if by_blip.any() else [by_errors])
@@ -301,7 +303,7 @@ def summed(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:
 
 def cost(settings: config.Config) -> dict[str, int]:
     """Network evaluations for one edit: to score it, and to sample it with guidance by text and image."""
-    sampling = settings.candidates.num_inference_steps * len(CONDITIONS)
+    sampling = settings.candidates.num_inference_steps * GUIDED_PASSES
     scoring = evaluations_per_edit(settings.reward.denoising_error)
     return {"network_evaluations": scoring, "network_evaluations_of_sampling": sampling}
 

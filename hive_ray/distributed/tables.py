@@ -134,6 +134,8 @@ VALUES_BEFORE = {
     "reward.features": "blip",
     "rankings.num_annotators": 0,
     "denoisingerror.learned_rate": 1.0,
+    "denoisingerror.log": False,
+    "denoisingerror.conditions": ("instruction", "source", "nothing"),
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that
 tables made before are kept."""

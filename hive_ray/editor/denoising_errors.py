@@ -7,7 +7,7 @@ denoising is what bounds that likelihood (Ho et al. 2020, eq. 14). All edits mee
 ("Your Diffusion Model is Secretly a Zero-Shot Classifier"): two edits' errors then differ by the edits alone.
 
 B edits, S source pictures, C latent channels, h w latent height and width
-F features: errors at each noise level under each of CONDITIONS
+F features: errors at each noise level under each condition
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,19 @@ from hive_ray.precision import sampling_dtype
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.seeds import generator_for
 
-CONDITIONS = ("instruction", "source", "nothing")
-"""What the editor is given: source and instruction, the source alone, neither."""
 MICRO_BATCH = 64
 """Edits that are predicted at the same time."""
 
 
-def feature_names(levels: Sequence[int]) -> tuple[str, ...]:
-    """Names of the F features in their order, such as "error@450, instruction"."""
-    return tuple(f"error@{level}, {condition}" for level in levels for condition in CONDITIONS)
+def feature_names(settings: DenoisingError) -> tuple[str, ...]:
+    """Names of the F features in their order, such as "error@450, instruction" or "log error@450, instruction"."""
+    what = "log error" if settings.log else "error"
+    return tuple(f"{what}@{level}, {condition}" for level in settings.levels for condition in settings.conditions)
 
 
 def evaluations_per_edit(settings: DenoisingError) -> int:
     """Network evaluations that the features of one edit cost."""
-    return len(settings.levels) * settings.draws * len(CONDITIONS)
+    return len(feature_names(settings)) * settings.draws
 
 
 def common_noise(shape: tuple[int, ...], level: int, draw: int) -> Tensor:
@@ -54,7 +53,8 @@ def denoising_errors(
     instructions: Sequence[str],
     settings: DenoisingError,
 ) -> Tensor:
-    """Errors (B, F) in fp32 on the CPU, in the order of `feature_names`; means over C, h, w and the draws.
+    """Errors (B, F), or their logarithms, in fp32 on the CPU, in the order of `feature_names`; means over C, h, w and
+    the draws.
 
     source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; `source_of` says which source each edit has.
     The latent of an edit is the mean of its posterior, so that nothing is drawn but the common noise. The error is that
@@ -65,8 +65,11 @@ def denoising_errors(
     mean, std = editor.posterior(edited_images)
     latents = editor.draw_target(mean, std, torch.zeros_like(std)).to(device)
     sources = editor.encode_condition(source_images).to(device)[list(source_of)]
-    conditions = torch.cat([sources, sources, torch.zeros_like(sources)])
-    texts = [*instructions, *[""] * 2 * count]
+    pictures = {"instruction": sources, "source": sources, "nothing": torch.zeros_like(sources)}
+    texts_of = {"instruction": list(instructions), "source": [""] * count, "nothing": [""] * count}
+    given = torch.cat([pictures[condition] for condition in settings.conditions])
+    texts = [text for condition in settings.conditions for text in texts_of[condition]]
+    num_conditions = len(settings.conditions)
     distinct = list(dict.fromkeys(texts))
     states = editor.text.encode(distinct).rows([distinct.index(text) for text in texts])
     text_inputs = states.unet_inputs(*edited_images.shape[-2:], dtype)
@@ -74,17 +77,18 @@ def denoising_errors(
     features = []
     for level in settings.levels:
         timesteps = torch.full((count,), level, device=device)
-        total = torch.zeros(len(CONDITIONS), count, device=device)
+        total = torch.zeros(num_conditions, count, device=device)
         for draw in range(settings.draws):
             noise = common_noise(latents.shape[1:], level, draw).to(device).expand_as(latents)
             noisy = editor.scheduler.add_noise(latents, noise, timesteps)
             target = denoising_target(editor.scheduler, latents, noise, timesteps)
-            inputs = torch.cat([noisy.repeat(len(CONDITIONS), 1, 1, 1), conditions], dim=1)
+            inputs = torch.cat([noisy.repeat(num_conditions, 1, 1, 1), given], dim=1)
             inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
             predicted = editor.unet(inputs, timesteps[0], class_labels=labels, **text_inputs).sample
-            total += row_errors(predicted, target.repeat(len(CONDITIONS), 1, 1, 1)).view_as(total)
+            total += row_errors(predicted, target.repeat(num_conditions, 1, 1, 1)).view_as(total)
         features.append(total.T / settings.draws)
-    return torch.cat(features, dim=1).cpu()
+    errors = torch.cat(features, dim=1).cpu()
+    return errors.log() if settings.log else errors
 
 
 def check_levels(editor: Editor, settings: DenoisingError) -> None:
@@ -112,7 +116,7 @@ def errors_of_edits(
     Each source is decoded and encoded once in a micro batch, however many of its edits are there.
     """
     side, suffix = editor.card.resolution, editor.card.instruction_suffix
-    features = [torch.empty(0, len(feature_names(settings.levels)))]
+    features = [torch.empty(0, len(feature_names(settings)))]
     for start in range(0, len(edited_images), micro_batch):
         part = slice(start, start + micro_batch)
         distinct = list(dict.fromkeys(source_images[part]))

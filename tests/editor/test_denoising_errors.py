@@ -70,8 +70,33 @@ def test_errors_are_those_of_the_editors_own_network(editor, pictures):
     assert len({f"{error:.6f}" for error in expected}) == 6  # each condition and level is heard
 
 
+def test_conditions_that_are_left_out_change_no_other_feature(editor, pictures):
+    told = ("source", "instruction")
+    some = SETTINGS.model_copy(update={"conditions": told})
+    [features] = errors_of_edits(editor, pictures[:1], pictures[1:2], WORDS[:1], some)
+    [everything] = errors_of_edits(editor, pictures[:1], pictures[1:2], WORDS[:1], SETTINGS)
+    expected = dict(zip(feature_names(SETTINGS), everything.tolist(), strict=True))
+    assert feature_names(some) == tuple(f"error@{level}, {one}" for level in (100, 700) for one in told)
+    assert features.tolist() == pytest.approx([expected[name] for name in feature_names(some)], rel=1e-5)
+    assert evaluations_per_edit(some) == 8
+
+
+def test_a_feature_is_the_logarithm_of_the_mean_error_where_that_is_asked_for(editor, pictures):
+    [errors] = errors_of_edits(editor, pictures[:1], pictures[1:2], WORDS[:1], SETTINGS)
+    logarithms = SETTINGS.model_copy(update={"log": True})
+    [features] = errors_of_edits(editor, pictures[:1], pictures[1:2], WORDS[:1], logarithms)
+    assert features.exp().tolist() == pytest.approx(errors.tolist(), rel=1e-5)
+    assert feature_names(logarithms)[0] == "log error@100, instruction"
+
+
+@pytest.mark.parametrize("conditions", [(), ("source",), ("instruction", "instruction")])
+def test_the_instruction_is_always_among_the_conditions(conditions):
+    with pytest.raises(ValueError, match="give different ones, 'instruction' among them"):
+        DenoisingError(conditions=conditions)
+
+
 def test_features_are_named_in_their_order_and_their_cost_is_counted():
-    assert feature_names((450, 650)) == (
+    assert feature_names(DenoisingError(levels=(450, 650))) == (
         "error@450, instruction", "error@450, source", "error@450, nothing",
         "error@650, instruction", "error@650, source", "error@650, nothing",
     )  # fmt: skip

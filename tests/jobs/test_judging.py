@@ -50,7 +50,7 @@ def made(original, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(original / "editors", run / "editors")
     digest = model_digest(str(run / "editors" / "sft"))
-    names = feature_names(SETTINGS.levels)
+    names = feature_names(SETTINGS)
     for name, features, editor in (
         ("reward", names, "../editors/sft"),
         ("rounds/2/reward", (*names, BLIP_FEATURE), "../../../editors/sft"),
@@ -66,7 +66,7 @@ def made(original, tmp_path):
 def test_a_model_of_errors_scores_by_its_head(made, pictures):
     given = (pictures[:2], pictures[2:], WORDS)
     errors = errors_of_edits(Editor.load(made / "editors/sft"), *given, SETTINGS)
-    names = feature_names(SETTINGS.levels)
+    names = feature_names(SETTINGS)
     by_hand = [
         sum(-(place / 7) * (error - place / 10) / place for place, error in enumerate(row, 1))
         for row in errors.tolist()
