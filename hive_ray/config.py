@@ -451,6 +451,10 @@ class Editor(Section):
     level_rate_factor: float = Field(100.0, gt=0)
     """For the arm `level`: learning rate of the embedding of levels over that of the other weights. The embedding
     starts at zero, and at the others' rate it stays near it."""
+    level_guidance_scale: float = Field(0.0, ge=0)
+    """For the arm `level`: how far each step of sampling is pushed from what the editor predicts at the worst level to
+    what it predicts at the best one. Its card keeps the scale. 0 is not at all; more costs one more evaluation a
+    step."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
     flip: bool = True

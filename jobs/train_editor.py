@@ -54,6 +54,10 @@ class EditorTraining(_Carded, EditorObjective):
 class LevelTraining(_Carded, LevelObjective):
     """Training on pairs with a learned embedding of their quality levels."""
 
+    def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
+        super().__init__(start, editor, suffix, table)
+        self.card = self.card.model_copy(update={"level_guidance_scale": editor.level_guidance_scale})
+
 
 class PreferenceTraining(_Carded, PreferenceObjective):
     """Training on rankings."""
@@ -113,7 +117,7 @@ class Arm:
         """Those of its settings that decide its weights: the sections of other losses are as if nobody had set them."""
         others = {} if self.ranked else {"dpo": Dpo()}
         others |= {} if self.negative_aware else {"nft": Nft()}
-        unread = ("arm",) if self.objective is LevelTraining else ("arm", "level_rate_factor")
+        unread = ("arm",) if self.objective is LevelTraining else ("arm", "level_rate_factor", "level_guidance_scale")
         others |= {name: type(settings).model_fields[name].default for name in unread}
         return self.settings(settings).model_copy(update={"start": ""} | others)
 

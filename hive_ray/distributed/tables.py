@@ -131,6 +131,7 @@ VALUES_BEFORE = {
     "editor.nft.beta": 1.0,
     "editor.arm": "scored",
     "editor.level_rate_factor": 100.0,
+    "editor.level_guidance_scale": 0.0,
     "reward.features": "blip",
     "rankings.num_annotators": 0,
     "denoisingerror.learned_rate": 1.0,

@@ -50,6 +50,8 @@ class EditorCard(Section):
     """Width and height of the images it was trained on."""
     instruction_suffix: str = ""
     """What must be appended to every instruction when editing (HIVE's conditional reward)."""
+    level_guidance_scale: float = 0.0
+    """For an editor with quality levels, as `editor.level_guidance_scale`."""
     training_table: str = ""
     """Digest of the table it was trained on; "" for a model that was not trained here."""
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -17,7 +17,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from hive_ray.config import Candidates
-from hive_ray.editor.levels import class_labels
+from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, class_labels, has_levels
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.images import encode, to_batch, to_pixels
 from hive_ray.precision import sampling_dtype
@@ -103,7 +103,10 @@ class _Denoising:
 
     The passes stand in diffusers' order, [text and image, image, none], and those that cancel are left out:
     with s_I = 1 the unconditional one, with s_T = s_I the image-only one. An editor with levels is told the best one
-    beside the text, and none without: guidance strengthens the level, too.
+    beside the text, and none without: guidance strengthens the level, too. Where its card has a `level_guidance_scale`
+    s_L, one pass more is told the worst level w, and s_L (eps(z_t, source, text, best) - eps(z_t, source, text, w)) is
+    added: classifier-free guidance (Ho and Salimans 2022) between two conditions, which is a step of policy improvement
+    (Frans et al. 2025).
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class _Denoising:
         self.needs_unconditional = bool((image_scale != 1).any())
         latents = editor.encode_condition(source_images).to(self.unet.device, self.unet.dtype)
         no_text = [""] * len(instructions)
+        self.level_scale = editor.card.level_guidance_scale if has_levels(self.unet) else 0.0
         image_latents, texts = [latents], [*instructions]
         if self.needs_image_only:
             image_latents.append(latents)
@@ -126,11 +130,16 @@ class _Denoising:
         if self.needs_unconditional:
             image_latents.append(torch.zeros_like(latents))  # no image is a zero latent, not a black image's
             texts += no_text
+        levels = [BEST_LEVEL] * len(texts)
+        if self.level_scale:
+            image_latents.append(latents)
+            texts += instructions
+            levels += [WORST_LEVEL] * len(instructions)
         self.image_latents = torch.cat(image_latents)
         distinct = list(dict.fromkeys([*texts, ""]))
         states = editor.text.encode(distinct).rows([distinct.index(text) for text in texts])
         self.text_inputs = states.unet_inputs(*source_images.shape[-2:], self.unet.dtype)
-        self.class_labels = class_labels(self.unet, texts, device=self.unet.device)
+        self.class_labels = class_labels(self.unet, texts, levels, device=self.unet.device)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled for the U-Net -> guided prediction (B, C, h, w) in fp32."""
@@ -139,16 +148,18 @@ class _Denoising:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         predicted = self.unet(inputs, timestep, class_labels=self.class_labels, **self.text_inputs).sample
         conditional, *others = predicted.float().chunk(passes)
+        worst = others.pop() if self.level_scale else None
         # A prediction that was left out cancels, whatever stands in for it.
         image_only = others[0] if others else conditional
         unconditional = others[-1] if others else conditional
-        return guided_noise(
+        guided = guided_noise(
             unconditional,
             image_only,
             conditional,
             guidance_scale=self.text_scale,
             image_guidance_scale=self.image_scale,
         )
+        return guided if worst is None else guided + self.level_scale * (conditional - worst)
 
 
 def edit_rows(

@@ -17,7 +17,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective, LevelObjective
 from hive_ray.editor.preference import PreferenceObjective
-from hive_ray.editor.sampling import sample
+from hive_ray.editor.sampling import _Denoising, sample
 from hive_ray.images import encode
 from hive_ray.model_folders import ModelFolderError
 from hive_ray.reward.shaping import LEVEL_WORDS
@@ -136,6 +136,26 @@ def test_the_level_moves_an_edit(leveled):
     with torch.no_grad():
         leveled.unet.class_embedding.weight[5] += 1.0
     assert not torch.allclose(edits(leveled), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("scales", [(2.0, 1.5), (1.0, 1.0), (1.5, 1.5), (2.0, 1.0)])
+def test_each_step_is_pushed_from_the_worst_level_to_the_best_as_the_card_says(leveled, scales):
+    latents, timestep = torch.randn(2, 4, 8, 8, generator=generator(3)), torch.tensor(500)
+    text_scale, image_scale = (torch.full((2, 1, 1, 1), scale) for scale in scales)
+
+    def guided(level_guidance_scale):
+        leveled.card = leveled.card.model_copy(update={"level_guidance_scale": level_guidance_scale})
+        return _Denoising(leveled, images(), WORDS[:2], text_scale, image_scale)(latents, timestep)
+
+    sources = leveled.encode_condition(images())
+    states = leveled.text.encode(WORDS[:2]).sequence
+    with torch.inference_mode():
+        best, worst = (
+            leveled.unet(torch.cat([latents, sources], 1), 500, states, class_labels=torch.tensor([level] * 2)).sample
+            for level in (5, 1)
+        )
+        assert torch.allclose(guided(2.0), guided(0.0) + 2.0 * (best - worst), atol=1e-5)
+    assert not torch.allclose(best, worst, atol=1e-3)
 
 
 @pytest.mark.parametrize("train_text_encoder", [False, True])

@@ -119,6 +119,7 @@ def test_an_editor_learns_levels_is_looked_at_and_exported_and_is_the_start_of_a
     )  # fmt: skip
     preset, preview = sd15(), Preview(num_inference_steps=1)
     changed = {"resolution": 64, "lora_rank": lora_rank, "latents": "none", "preview": preview}
+    changed |= {"level_guidance_scale": 2.0}
     changed |= {"finetune": training, "dpo": Dpo(training=training)}
     elsewhere = {"editors/current": str(folder / "editors" / "sft"), "rankings": str(folder / "rankings")}
     run = Run(str(tmp_path), preset.changed({"editor": changed}), arm="level", elsewhere=elsewhere)
@@ -127,7 +128,9 @@ def test_an_editor_learns_levels_is_looked_at_and_exported_and_is_the_start_of_a
     metrics = train_editor.build(run, "level")
 
     assert math.isfinite(metrics["validation/loss"])
-    levels = Editor.load(tmp_path / "editors" / "level").unet.class_embedding.weight
+    trained = Editor.load(tmp_path / "editors" / "level")
+    assert trained.card.level_guidance_scale == 2.0
+    levels = trained.unet.class_embedding.weight
     assert levels[[2, 5]].any(1).all()
     assert not levels[[1, 3, 4]].any()  # no row has these
     exported = Editor.load(export_editor.build(run))
@@ -227,13 +230,19 @@ def test_what_finetuned_is_trained_on_is_what_its_arm_is(tmp_path, chosen, makes
 
 def test_an_arm_is_decided_by_its_own_settings_alone():
     before = editor_settings()
-    settings = editor_settings(arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0), level_rate_factor=7.0)
+    settings = editor_settings(
+        arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0), level_rate_factor=7.0, level_guidance_scale=2.0
+    )
     for name in ("sft", "control", "conditional", "rejection"):
         assert fingerprint(ARMS[name].deciding(settings)) == fingerprint(ARMS[name].deciding(before))
-    own = {"dpo": "editor.dpo.beta", "nft": "editor.nft.beta", "level": "editor.level_rate_factor"}
-    for name, setting in own.items():
+    own = {
+        "dpo": {"editor.dpo.beta"},
+        "nft": {"editor.nft.beta"},
+        "level": {"editor.level_rate_factor", "editor.level_guidance_scale"},
+    }
+    for name, of_arm in own.items():
         ours, theirs = (fingerprint(ARMS[name].deciding(one)) for one in (settings, before))
-        assert {key for key in ours if ours[key] != theirs.get(key)} == {setting}
+        assert {key for key in ours if ours[key] != theirs.get(key)} == of_arm
 
 
 def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
