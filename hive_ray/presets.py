@@ -61,7 +61,7 @@ def shapes() -> Config:
             # At sft's own rate training on alone costs twice as many right edits (docs/shapes.md).
             finetune=sft.model_copy(update={"learning_rate": 2e-5}), resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
-            arm="dpo",
+            level_rate_factor=300.0, level_guidance_scale=2.0, arm="dpo",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),
