@@ -662,10 +662,11 @@ class DenoisingError(Section):
     so is more of BLIP's reward): the precision of corrections to these weights, for features of spread 1."""
     learned_rate: float = Field(1.0, gt=0, le=1)
     """Share of the prompts that are not held out to whose rankings the head is fitted. It has few numbers to learn, and
-    edits of the other prompts are not measured."""
+    edits of the other prompts are not measured. Where it is less than 1, BLIP is trained on the other prompts, so that
+    the head sees how far BLIP can be trusted on what it does not know."""
     train_blip: bool = True
-    """For "both": whether BLIP is trained on the rankings first, or is `reward.start` as it is. The head learns from
-    the same rankings, and trusts a BLIP too much that knows them by heart."""
+    """For "both": whether BLIP is trained on the rankings first, or is `reward.start` as it is. Where `learned_rate` is
+    1 the head learns from the same rankings, and trusts a BLIP too much that knows them by heart."""
     precision: Precision = "auto"
     """As `pairs.precision`."""
 

@@ -173,6 +173,13 @@ def _held_out_rate(settings: config.Reward) -> dict[str, str]:
     return {"held_out_rate": f"{settings.held_out_rate:g}"} if is_part else {}
 
 
+def share_of_head(settings: config.Reward, share: float) -> float:
+    """The share of the prompts that BLIP leaves to the head, of the share that both learn from. A head that is fitted
+    to rankings that BLIP knows trusts it too much (stacked generalisation, Wolpert 1992). 0 where the head has all."""
+    rate = settings.denoising_error.learned_rate
+    return share * rate if rate < 1 else 0.0
+
+
 def is_measured(prompt_id: str, settings: config.Reward) -> bool:
     """Whether the head is fitted to, or measured on, the rankings of this prompt."""
     rate = settings.held_out_rate
@@ -201,7 +208,7 @@ def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Me
     errors = {row["edit_id"]: row["features"] for row in read_rows(run.path(ERRORS), DENOISING_ERRORS)}
     beside = {row["edit_id"]: row for row in read_rows(measures, EDIT_MEASURES)}
     settings, bad = run.config.reward, 0
-    rate, share = settings.held_out_rate, min(share, settings.denoising_error.learned_rate)
+    rate, share = settings.held_out_rate, share * settings.denoising_error.learned_rate
     learned: Rows = []
     unseen: Rows = []
     for file in select(run.rankings_so_far(), RANKINGS).files:

@@ -36,9 +36,11 @@ MOST_MEASURED = 1000
 class RewardTraining(RewardObjective):
     """The reward model's objective, with what it is worth on rankings it never saw in its card."""
 
-    def __init__(self, start: str, reward: config.Reward, rankings: list[str], clip: str, share: float = 1.0) -> None:
+    def __init__(
+        self, start: str, reward: config.Reward, rankings: list[str], clip: str, share: float = 1.0, beyond: float = 0.0
+    ) -> None:
         super().__init__(RewardModel.build(start, reward.tokenizer, reward), reward)
-        self.start, self.rankings, self.clip, self.share = start, rankings, clip, share
+        self.start, self.rankings, self.clip, self.share, self.beyond = start, rankings, clip, share, beyond
         self.bad: dict[str, str] = {}
         """Rankings that it cannot be measured on, by ranking_id, with the reason."""
 
@@ -77,13 +79,13 @@ class RewardTraining(RewardObjective):
         return good
 
     def _read(self, columns: list[str], held_out: bool) -> Iterator[Row]:
-        where = side(self.settings.held_out_rate, self.share, held_out)
+        where = side(self.settings.held_out_rate, self.share, held_out, self.beyond)
         return read_rows(self.rankings, RANKINGS, columns, where=where)
 
 
-def side(rate: float, share: float = 1.0, held_out: bool = False) -> Where:
+def side(rate: float, share: float = 1.0, held_out: bool = False, beyond: float = 0.0) -> Where:
     """The rankings that are held out, or those of a share of the other prompts, which are learned from."""
-    return {"prompt_id": lambda name: is_held_out(name, rate) if held_out else is_learned(name, rate, share)}
+    return {"prompt_id": lambda name: is_held_out(name, rate) if held_out else is_learned(name, rate, share, beyond)}
 
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
@@ -95,20 +97,22 @@ def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
         return reward_head.build(run, name, share)
     blip = f"{name}_blip"
     if settings.denoising_error.train_blip:
-        train_blip(run, blip, share)
+        train_blip(run, blip, share, beyond=reward_head.share_of_head(settings, share))
     else:
         take_blip(run, blip)
     return reward_head.build(run, name, share, blip)
 
 
-def train_blip(run: Run, name: str, share: float) -> Metrics:
-    """The BLIP model <run>/<name>."""
+def train_blip(run: Run, name: str, share: float, beyond: float = 0.0) -> Metrics:
+    """The BLIP model <run>/<name>, trained on the rankings of this share of the prompts, but for those of the share
+    `beyond`."""
     settings, rankings = run.config.reward.model_copy(update={"features": "blip"}), run.rankings_so_far()
     stage = settings.model_copy(update={"start": start_of(settings)})
     of_share = {} if share == 1 else {"share": f"{share:g}"}
+    of_share |= {"beyond": f"{beyond:g}"} if beyond else {}
 
     def those(held_out: bool, limit: int | None = None) -> Selection:
-        return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out), limit=limit)
+        return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out, beyond), limit=limit)
 
     return fit(
         RewardTraining,
@@ -125,6 +129,7 @@ def train_blip(run: Run, name: str, share: float) -> Metrics:
         rankings=rankings,
         clip=run.config.evaluation.clip,
         share=share,
+        beyond=beyond,
     )
 
 

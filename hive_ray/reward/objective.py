@@ -115,12 +115,12 @@ def is_held_out(prompt_id: str, rate: float) -> bool:
     return uniform_for("reward", prompt_id) < rate
 
 
-def is_learned(prompt_id: str, rate: float, share: float = 1.0) -> bool:
+def is_learned(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 0.0) -> bool:
     """Whether the model learns from the rankings of this prompt: of those that are not held out, a share.
 
-    The prompts of a smaller share are among those of a larger one.
+    The prompts of a smaller share are among those of a larger one. Those of the share `beyond` are left out.
     """
-    return not is_held_out(prompt_id, rate) and uniform_for("reward_share", prompt_id) < share
+    return not is_held_out(prompt_id, rate) and beyond <= uniform_for("reward_share", prompt_id) < share
 
 
 def batch_of(model: RewardModel, rows: Rows) -> Batch:

@@ -25,7 +25,7 @@ from jobs import evaluate_editor, reward_curve, score_pairs, train_reward
 from jobs.evaluate_editor import TIE_WITHIN, metrics_of
 from jobs.judging import Head, load_reward
 from jobs.report import gather
-from jobs.reward_head import first_seen, what_is_wrong
+from jobs.reward_head import first_seen, share_of_head, what_is_wrong
 from jobs.run import Run
 from jobs.scoring import rewards_of
 
@@ -235,6 +235,29 @@ def test_a_head_that_learns_from_a_share_measures_no_other_edits(errors):
     broken = {f"p{BROKEN}"}
     assert measured == (learned | held_out) - broken < prompts - broken
     assert card(run)["train_prompts"] == len(learned - broken)
+
+
+class Told(Exception):
+    """What BLIP's training was told."""
+
+
+def test_blip_learns_from_the_prompts_that_it_leaves_to_no_head(errors, monkeypatch):
+    def fit(*_, **told):
+        raise Told(told)
+
+    monkeypatch.setattr(train_reward, "fit", fit)
+    run = with_features(errors, "both", "apart", learned_rate=0.5, train_blip=True)
+    rate = run.config.reward.held_out_rate
+    rows = list(read_rows(errors.path("rankings"), RANKINGS, ["prompt_id"]))
+    prompts = {row["prompt_id"] for row in rows if not is_held_out(row["prompt_id"], rate)}
+    for share in (1.0, 0.8):
+        with pytest.raises(Told) as caught:
+            train_reward.build(run, share=share)
+        by_head = {prompt for prompt in prompts if is_learned(prompt, rate, 0.5 * share)}
+        by_blip = {prompt for prompt in prompts if is_learned(prompt, rate, share)} - by_head
+        assert by_head
+        assert len(caught.value.args[0]["rows"]()) == sum(row["prompt_id"] in by_blip for row in rows) > 0
+    assert share_of_head(errors.config.reward, 1.0) == 0  # at a rate of 1 both learn from all
 
 
 def test_what_is_wrong_with_a_ranking_is_said():

@@ -215,6 +215,7 @@ def test_prompts_are_held_out_at_the_rate_and_always_the_same():
 def test_a_smaller_share_of_the_prompts_is_inside_a_larger_and_none_of_it_is_held_out():
     prompts = [f"prompt{index}" for index in range(5000)]
     tenth, half, rest = ({one for one in prompts if is_learned(one, 0.2, share)} for share in (0.1, 0.5, 1.0))
+    assert {one for one in prompts if is_learned(one, 0.2, 0.5, beyond=0.1)} == half - tenth
     assert tenth < half < rest == {one for one in prompts if not is_held_out(one, 0.2)}
     assert [len(tenth), len(half)] == pytest.approx([400, 2000], rel=0.1)
 
