@@ -15,6 +15,7 @@ their names. All parts of a seed are measured on the same prompts.
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -539,9 +540,10 @@ def minutes_of(run: Run) -> float:
 def build(study: Study, preset: Config) -> str:
     """Make the parts that are asked for, and write the document after each of them; its text."""
     text = ""
+    began = time.monotonic()
     for part in study.parts:
         for seed in seeds_of(study, part):
-            print(f"[{part}, seed {seed}]", flush=True)
+            print(f"[{part}, seed {seed}, {time.monotonic() - began:.0f} s]", flush=True)
             make(study, part, first_run(study, seed, preset))
         text = write(study, preset)
     return text

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 from pydantic import BaseModel
 
+from hive_ray.distributed.tables import write_rows
 from hive_ray.presets import shapes
+from hive_ray.schemas import RANKINGS
 from jobs import train_editor
 from jobs.study import (
     ABLATIONS,
@@ -158,7 +160,9 @@ def test_every_ablation_changes_one_setting_whose_tables_are_known_and_one_that_
 def test_what_is_trained_on_differs_from_the_second_round_by_its_rankings_alone(first):
     second, on = first.after("dpo"), trained_on(first)
     assert on.path("editors/current") == second.path("editors/current") == first.path("editors/dpo")
-    assert on.rankings_of_own_edits()[0] == first.path("rankings")
+    write_rows(first.path("imported_rankings"), RANKINGS, [], {}, may_be_empty=True)
+    theirs = [first.path(name) for name in ("imported_rankings", "rankings", "rankings_by_reward")]
+    assert on.rankings_of_own_edits() == first.rankings_of_own_edits() == theirs
     assert second.rankings_of_own_edits()[0] == f"{first.root}/rounds/2/rankings"
     assert on.path("editors/dpo") == f"{first.root}/ablations/trained-on/editors/dpo"
 

@@ -143,6 +143,8 @@ def test_an_arm_on_scored_pairs_may_be_above_its_control_in_either():
     assert shaped_arm(both, "weighted").endswith("**shown** in right and preserved.")
     worse = {"weighted": of_seeds(10, 10, 10), "control": control}
     assert shaped_arm(worse, "weighted").endswith("**not shown**, since neither interval is above 0.")
+    by_chance = {"weighted": of_seeds(60, 30, 10), "control": control}
+    assert shaped_arm(by_chance, "weighted").endswith("**not shown**, since neither interval is above 0.")
     assert "not measured" in shaped_arm(both, "level")
 
 
