@@ -97,6 +97,25 @@ def bar_chart(bars: Mapping[str, int], across: str, apart: str) -> str:
     return _chart(draw, said, across, "", height=0.8 + 0.38 * len(bars), legend=False)
 
 
+def interval_chart(intervals: Mapping[str, tuple[float, float, float]], across: str) -> str:
+    """A dot for each name at its value with a line from low to high, the first on top; zero is dashed.
+
+    intervals: name -> (value, low, high)."""
+    places = range(len(intervals))
+    values, lows, highs = zip(*intervals.values(), strict=True)
+
+    def draw(axes: Axes) -> None:
+        axes.hlines(places, lows, highs, color=_TEAL, linewidth=2)
+        axes.plot(values, places, "o", color=_TEAL)
+        axes.axvline(0, color="#6b6b6b", linestyle="--", linewidth=1.2)
+        axes.set_yticks(places, list(intervals))
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+
+    return _chart(draw, intervals, across, "", height=0.8 + 0.32 * len(intervals), legend=False)
+
+
 def picture_grid(
     examples: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], across: int = 3, side: float = 1.15
 ) -> bytes:

@@ -1,90 +1,171 @@
-"""What feedback adds: every arm, three seeds, written to docs/study.md with a figure.
+"""What feedback adds on the embedded domain: every arm, on fresh prompts and several seeds, told in docs/study.md.
 
-sft       fine-tuned on pairs, from the shipped editor or (`--start base`) from the text-to-image base alone
-control   sft, trained on the same pairs for as many images as the two arms with rewards see
-conditional, weighted    sft, trained on as many scored pairs (HIVE's two ways)
-dpo       sft, trained on the rankings themselves, with no reward model between (Diffusion-DPO)
+feedback     every arm from the preset's start, the best of several edits, and a second round of dpo
+weak         a start that learned from pairs without CLIP's filters, and the arms that score such pairs (first in HIVE)
+curve        dpo on fewer and on more of the shipped rankings; the first seed alone
+ablations    dpo with one setting changed at a time; the first seed alone
+
+python -m jobs.study                                  # everything
+python -m jobs.study --parts feedback --seeds 101     # some of it; what is finished is kept, and told together
+
+The feedback part of seed 101 lies in <run>/seed101, the second round in its rounds/2, the other parts in folders by
+their names. All parts of a seed are measured on the same prompts.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from hive_ray import storage
-from hive_ray.charts import line_chart
 from hive_ray.config import Config, Instructions
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_rows
-from hive_ray.evaluation.metrics import compare, summarize, trade_off_curve, win_rates
-from hive_ray.presets import SHAPES_WEIGHTS, shapes
-from hive_ray.schemas import EVALUATION, Rows
-from jobs import evaluate_editor, pipeline, score_pairs, train_editor
-from jobs.evaluate_editor import METRICS
-from jobs.run import Run, in_one_line
+from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.evaluation.metrics import values_by_prompt
+from hive_ray.presets import shapes
+from hive_ray.reward.accuracies import ACCURACY
+from hive_ray.reward.shaping import SHAPINGS
+from hive_ray.schemas import CANDIDATES, EVALUATION, RANKINGS, Rows
+from hive_ray.seeds import seed_for
+from jobs import (
+    choose_candidates,
+    collect_rankings,
+    evaluate_editor,
+    import_rankings,
+    make_pairs,
+    pipeline,
+    sample_candidates,
+    score_pairs,
+    study_document,
+    train_editor,
+)
+from jobs.evaluating import best_of_name
+from jobs.run import RANKINGS_BY_REWARD, SHARED, Run, in_one_line, write_settings
+from jobs.study_document import METRICS, Scores
+
+Part = Literal["feedback", "weak", "curve", "ablations"]
+PARTS: tuple[Part, ...] = ("feedback", "weak", "curve", "ablations")
+EVERY_SEED: tuple[Part, ...] = ("feedback", "weak")
+"""Parts that every seed has; the others are of the first seed alone."""
 
 SPARE = 1.1
 """Captions of the test split for each prompt that is wanted: how many fall into a split is a matter of chance."""
-ARMS = ("sft", "control", "conditional", "weighted", "dpo")
+DRAWING = (
+    "instructions", "pairs", "editor.sft", "editor.finetune", "editor.dpo.training", "editor.nft.training",
+    "candidates", "choosing", "rankings", "reward.training", "evaluation",
+)  # fmt: skip
+"""Sections whose seed is the study's."""
+NO_FILTER = {
+    "pairs.least_clip_image": -1.0, "pairs.least_clip_direction": -1.0, "pairs.least_clip_source_text": -1.0,
+    "pairs.least_clip_edited_text": -1.0, "pairs.least_contrast": 0.0, "pairs.least_difference": 0.0,
+}  # fmt: skip
+"""Settings by which every drawn pair passes."""
+WEAK_SFT_RATE, WEAK_RATE = 3e-4, 1e-4
+"""Learning rates of the weak start, which has to forget what the shipped editor knew, and of its arms."""
+OF_FEEDBACK = (
+    "candidates", "spreads", "chosen", "rankings", "reward", "candidate_rewards", RANKINGS_BY_REWARD,
+)  # fmt: skip
+"""What lies between the editor `sft` and dpo's training."""
+ABLATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("any gap of ranks", {"editor.dpo.min_rank_gap": 1}),
+    ("all timesteps", {"editor.dpo.timesteps": (0.0, 1.0)}),
+    ("beta 1000", {"editor.dpo.beta": 1000.0}),
+    ("people's rankings alone", {"candidate_scoring.ranked_rate": 0.0}),
+    ("own prompts at random", {"choosing.by": "random"}),
+)
+"""A name -> the settings that differ from dpo's. A row that changes nothing in the preset is left out. The reward model
+stays as it is."""
+MADE_ANEW: dict[str, tuple[str, ...]] = {
+    "editor": (),
+    "candidate_scoring": (RANKINGS_BY_REWARD,),
+    "choosing": ("chosen", "rankings"),
+    "rankings": ("rankings",),
+}
+"""Sections that ABLATIONS may change -> the tables of OF_FEEDBACK that they decide."""
+DIFFERENCES: dict[Part, tuple[tuple[str, str], ...]] = {
+    "feedback": (("control", "sft"), ("dpo", "sft"), ("dpo", "shuffled"), ("second round", "dpo")),
+    "weak": (("control", "sft"), ("conditional", "weighted"), ("level", "conditional")),
+    "curve": (),
+    "ablations": (),
+}
+"""Beside the differences from the part's baseline: (editor, what it is compared with)."""
+BASELINES: dict[Part, str] = {"feedback": "control", "weak": "control", "curve": "sft", "ablations": "dpo"}
 
 
 @dataclass(frozen=True)
 class Study:
-    """How long the study is; what is not given is the quickstart's."""
+    """How long the study is; all else is the shapes preset's."""
 
     run: str = "runs/study"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    start: Literal["editor", "base"] = "editor"
-    """Where supervised fine-tuning starts; the base has never seen a source picture and needs many more images."""
-    num_captions: int | None = None
-    """Without those of the held-out prompts; shared between training and rankings as in the quickstart."""
-    num_prompts: int = 600
-    """Held-out prompts of each seed that the arms are compared on: more than the quickstart has, to tell more apart."""
-    sft_images: int | None = None
-    sft_learning_rate: float | None = None
-    """From the base, more than the preset's, which is for an editor that is good already."""
-    finetune_images: int | None = None
-    """Rows that the control and the two arms with rewards see; `dpo` has its own number, of rankings."""
+    seeds: tuple[int, ...] = (101, 102, 103)
+    """Of every stage that draws, and so of the prompts. Nothing was ever chosen on the prompts of these."""
+    parts: tuple[Part, ...] = PARTS
+    """What is made. The document tells of all that is finished."""
+    num_prompts: int = 400
+    """Held-out prompts of each seed that all editors are compared on."""
+    best_of: int = 4
+    """Edits of each prompt of which `sft` and `dpo` give the one that the reward model likes best; 1 gives none."""
+    arms: tuple[str, ...] = ("control", "shuffled", "dpo", "weighted", "nft", "rejection")
+    """What is trained from `sft` in the feedback part; the second round needs dpo."""
+    weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "dpo")
+    """What is trained from the weak start."""
+    weak_sft_images: int = 6_400
+    """Rows that the weak start sees."""
+    weak_images: int = 4_800
+    """Rows that each arm from the weak start sees."""
+    weak_reward: Literal["reward_blip", "reward"] = "reward_blip"
+    """Which model of the feedback part scores the raw pairs. `reward_blip` learned from rankings alone. `reward` also
+    has the denoising errors of an editor that learned from filtered pairs, so that a gain is in part that editor's."""
+    curve: tuple[int, ...] = (100, 300, 1_000)
+    """Numbers of shipped rankings of the learning curve, before all of them."""
+    rebuild: bool = False
+    """Delete and make again what other settings made, instead of refusing."""
     out: Path = Path("docs/study.md")
+    """Its charts lie beside it."""
 
 
-def configured(study: Study, seed: int) -> Config:
-    """The shapes preset with the study's sizes, and another seed in every stage that draws."""
-    preset = shapes()
-    instructions = with_test_captions(
-        preset.instructions.model_copy(
-            update={"seed": seed, "num_captions": study.num_captions or preset.instructions.num_captions}
-        ),
-        math.ceil(study.num_prompts * SPARE),
-    )
-    sft, finetune = (
-        training.model_copy(update={"seed": seed, "total_images": images or training.total_images})
-        for training, images in ((preset.editor.sft, study.sft_images), (preset.editor.finetune, study.finetune_images))
-    )
-    if study.sft_learning_rate:
-        sft = sft.model_copy(update={"learning_rate": study.sft_learning_rate})
-    dpo, nft = (
-        section.model_copy(update={"training": section.training.model_copy(update={"seed": seed})})
-        for section in (preset.editor.dpo, preset.editor.nft)
-    )
-    return preset.changed({
-        "instructions": dict(instructions),
-        "pairs": {"seed": seed},
-        "editor": {
-            "start": str(SHAPES_WEIGHTS / study.start), "sft": sft, "finetune": finetune, "dpo": dpo, "nft": nft
+@dataclass(frozen=True)
+class Entry:
+    """An editor that is compared: the run that has it, and its arm there."""
+
+    name: str
+    run: Run
+    arm: str
+    best_of: int = 1
+    prepare: Callable[[Run], object] | None = None
+    """Makes what the run's arms learn from, where the seed's first run did not."""
+    is_baseline: bool = False
+    """Whether another part made it: the best of several of its edits is told there."""
+    num_rankings: int = 0
+    """For the learning curve."""
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def configured(study: Study, seed: int, preset: Config) -> Config:
+    """The preset with the study's sizes, and this seed in every stage that draws. The control and the arms on pairs see
+    as many rows as dpo."""
+    instructions = with_test_captions(preset.instructions, math.ceil(study.num_prompts * SPARE))
+    return with_settings(
+        preset.changed({"instructions": dict(instructions)}),
+        {
+            **{f"{section}.seed": seed for section in DRAWING},
+            "editor.arm": "dpo",
+            "editor.finetune.total_images": preset.editor.dpo.training.total_images,
+            "evaluation.num_prompts": study.num_prompts,
+            "evaluation.best_of": study.best_of,
+            "evaluation.curve_prompts": 0,
         },
-        "candidates": {"seed": seed},
-        "choosing": {"seed": seed},
-        "rankings": {"seed": seed},
-        "reward": {"training": preset.reward.training.model_copy(update={"seed": seed})},
-        "evaluation": {"seed": seed, "editors": ARMS, "num_prompts": study.num_prompts},
-    })  # fmt: skip
+    )
 
 
 def with_test_captions(settings: Instructions, count: int) -> Instructions:
@@ -97,98 +178,381 @@ def with_test_captions(settings: Instructions, count: int) -> Instructions:
     return settings.model_copy(update={"num_captions": captions, **rates})
 
 
-def run_seed(run: Run) -> None:
-    """Every arm of one seed, evaluated."""
-    for stage in pipeline.TO_REWARD:
-        stage(run)
-    for shaping in ("conditional", "weighted"):
-        score_pairs.build(run, shaping)
-    for arm in ARMS[1:]:
-        train_editor.build(run, arm)
-    evaluate_editor.build(run)
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """These settings in place of some, by their full names: {"editor.dpo.beta": 1000.0}.
+
+    AttributeError for a name that there is not.
+    """
+    for name, value in settings.items():
+        config = _with_setting(config, name, value)
+    return config
 
 
-def findings(runs: list[Run]) -> str:
-    """Markdown: every arm over all seeds' prompts with intervals, each seed alone; differences and win rates against
-    the control and against `sft`."""
-    seeds = [
-        [row for name in ARMS for row in evaluate_editor.without_pictures(run.path(f"evaluation/{name}"))]
-        for run in runs
-    ]
-    rows = list(chain.from_iterable(seeds))
-    lines = means(seeds, METRICS)
-    for other in ("control", "sft"):
-        lines += ["", line([f"minus {other}", *METRICS]), line(["---"] * (len(METRICS) + 1))]
-        for name, gaps in compare(rows, other, METRICS).items():
-            lines.append(line([name, *(f"{gap:+.3f}" for gap in gaps.values())]))
-        lines += ["", line([f"against {other}", "win", "tie", "loss"]), line(["---"] * 4)]
-        for name, rate in win_rates(rows, other, "overall", evaluate_editor.TIE_WITHIN).items():
-            lines.append(line([name, *(f"{share:.1%}" for share in (rate.win, rate.tie, rate.loss))]))
-    cards = [json.loads(storage.read_text(run.path("reward/card.json"))) for run in runs]
-    after, before = (
-        ", ".join(f"{card[name]['reward/accuracy']:.3f}" for card in cards)
-        for name in ("held_out", "held_out_before_training")
+def _with_setting(section: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    inner = getattr(section, first)
+    return section.model_copy(update={first: _with_setting(inner, rest, value) if rest else value})
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def first_run(study: Study, seed: int, preset: Config) -> Run:
+    """The run of a seed on which all its parts stand."""
+    root = storage.join(storage.absolute(study.run), f"seed{seed}")
+    return Run(root, configured(study, seed, preset), "rebuild" if study.rebuild else "refuse")
+
+
+def feedback(study: Study, first: Run) -> list[Entry]:
+    """Every arm from the preset's start, and dpo of the second round."""
+    entries = [Entry("sft", first, "sft", study.best_of)]
+    entries += [Entry(arm, first, arm, study.best_of if arm == "dpo" else 1) for arm in study.arms]
+    if "dpo" in study.arms:
+        entries.append(Entry("second round", first.after("dpo"), "dpo", prepare=collect_feedback))
+    return entries
+
+
+def weak(study: Study, first: Run) -> list[Entry]:
+    """The start that learned from raw pairs, and its arms."""
+    run = weak_run(study, first)
+    return [Entry(arm, run, arm, prepare=start_from_raw_pairs) for arm in ("sft", *study.weak_arms)]
+
+
+def weak_run(study: Study, first: Run) -> Run:
+    """A run on the same instructions, whose pairs nothing filters. Its dpo learns from people's rankings of its own
+    edits alone."""
+    preset = first.config
+    settings = {
+        **NO_FILTER,
+        "pairs.keep_per_instruction": preset.pairs.samples_per_instruction,
+        "editor.sft.total_images": study.weak_sft_images,
+        "editor.sft.learning_rate": WEAK_SFT_RATE,
+        "editor.finetune.total_images": study.weak_images,
+        "editor.finetune.learning_rate": WEAK_RATE,
+        "editor.dpo.training.total_images": study.weak_images,
+        "candidate_scoring.ranked_rate": 0.0,
+    }
+    reward = study.weak_reward if preset.reward.features == "both" else "reward"
+    elsewhere = {name: first.path(name) for name in ("captions", "instructions")}
+    return replace(
+        first,
+        root=storage.join(first.root, "weak"),
+        config=with_settings(preset, settings),
+        elsewhere=elsewhere | {"reward": first.path(reward)},
     )
-    lines += [
-        "",
-        "Preferences of held-out rankings that the reward model orders as the annotator did, seed by seed: "
-        f"{after}; before it saw any ranking: {before}.",
+
+
+def curve(study: Study, first: Run) -> list[Entry]:
+    """dpo on the first of the shipped rankings, on all of them, and on those of one more person who ranks the same
+    pictures; none before they are imported."""
+    shipped = read_manifest(first.path(import_rankings.TABLE))
+    if shipped is None:
+        return []
+    counts = [*(count for count in study.curve if count < shipped.rows_out), shipped.rows_out]
+    entries = [
+        Entry(
+            f"{count:,} rankings",
+            curve_run(first, str(count)),
+            "dpo",
+            prepare=partial(take_rankings, first=first, count=count),
+            num_rankings=count,
+        )
+        for count in counts
     ]
-    return "\n".join(lines)
+    prompts = len({row["prompt_id"] for row in read_rows(first.path(import_rankings.TABLE), RANKINGS, ["prompt_id"])})
+    more = curve_run(first, "one-more-person", import_rankings.TABLE)
+    total = shipped.rows_out + prompts
+    again = Entry(f"{total:,} rankings", more, "dpo", prepare=partial(rank_again, first=first), num_rankings=total)
+    return [Entry("sft", first, "sft", study.best_of, is_baseline=True), *entries, again]
 
 
-def means(seeds: Sequence[Rows], metrics: Sequence[str]) -> list[str]:
-    """A Markdown table of every editor over all seeds' prompts, with intervals, and its right edits seed by seed."""
-    right = [{one.editor: one.metrics["right"].value for one in summarize(each, ("right",))} for each in seeds]
-    lines = [line(["editor", *metrics, "right, seed by seed"]), line(["---"] * (len(metrics) + 2))]
-    for one in summarize(list(chain.from_iterable(seeds)), metrics):
-        by_seed = ", ".join(f"{each[one.editor]:.3f}" for each in right)
-        lines.append(line([one.editor, *(f"{seen:.3f}" for seen in one.metrics.values()), by_seed]))
-    return lines
+def curve_run(first: Run, name: str, *shared: str) -> Run:
+    """A run of the learning curve, which finds in the first run what all rounds share, but for the shipped rankings,
+    the reward model, and what else is `shared`. It learns from no rankings of its own edits."""
+    names = [*(name for name in SHARED if name != import_rankings.TABLE), "reward", *shared]
+    return replace(
+        first,
+        root=storage.join(first.root, "curve", name),
+        config=with_settings(first.config, {"candidate_scoring.ranked_rate": 0.0}),
+        elsewhere={name: first.path(name) for name in names},
+    )
+
+
+def ablations(study: Study, first: Run) -> list[Entry]:
+    """dpo with other settings, and dpo trained on as long as a second round is, by the same rankings."""
+    changed = [
+        Entry(name, ablated_run(first, name, settings), "dpo", prepare=choose_again)
+        for name, settings in ABLATIONS
+        if with_settings(first.config, settings) != first.config
+    ]
+    again = Entry("a second round of the same rankings", trained_on(first), "dpo")
+    return [Entry("dpo", first, "dpo", study.best_of, is_baseline=True), *changed, again]
+
+
+def ablated_run(first: Run, name: str, settings: Mapping[str, Any]) -> Run:
+    """A run with other settings, which makes the tables that they decide, and finds the others in the first run."""
+    anew = {table for setting in settings for table in MADE_ANEW[setting.partition(".")[0]]}
+    return replace(
+        first,
+        root=storage.join(first.root, "ablations", name.replace(" ", "-")),
+        config=with_settings(first.config, settings),
+        elsewhere={table: first.path(table) for table in (*SHARED, *OF_FEEDBACK) if table not in anew},
+    )
+
+
+def trained_on(first: Run) -> Run:
+    """A run that goes on from dpo as the second round does, but by the first round's rankings: what it adds is not due
+    to new feedback."""
+    second = first.after("dpo")
+    return replace(
+        second,
+        root=storage.join(first.root, "ablations", "trained-on"),
+        before=None,
+        elsewhere={table: first.path(table) for table in OF_FEEDBACK} | dict(second.elsewhere),
+    )
+
+
+ENTRIES: dict[Part, Callable[[Study, Run], list[Entry]]] = {
+    "feedback": feedback,
+    "weak": weak,
+    "curve": curve,
+    "ablations": ablations,
+}
+
+
+# --- Work -------------------------------------------------------------------------------------------------------------
+
+
+def make(study: Study, part: Part, first: Run) -> None:
+    """Make and measure all editors of one part; what is finished is kept."""
+    write_settings(first.root, first.config)
+    start(first)
+    ready = {first.root}
+    for entry in ENTRIES[part](study, first):
+        if entry.prepare and entry.run.root not in ready:
+            entry.prepare(entry.run)
+            ready.add(entry.run.root)
+        train(entry.run, entry.arm)
+        measure(entry)
+
+
+def start(first: Run) -> None:
+    """Everything up to the reward model, on which all parts stand."""
+    if first.config.importing.rankings:
+        import_rankings.build(first)
+    for stage in pipeline.TO_REWARD:
+        stage(first)
+
+
+def train(run: Run, arm: str) -> None:
+    """One editor, and the table that it learns from."""
+    if arm in SHAPINGS:
+        score_pairs.build(run, arm)
+    for stage in stages_of(arm):
+        stage(run)
+    train_editor.build(run, arm)
+
+
+def stages_of(arm: str) -> Sequence[Callable[[Run], object]]:
+    """The stages between the reward model and an arm that learns from edits."""
+    learning = "dpo" if arm == "shuffled" else arm
+    return () if arm in SHAPINGS else pipeline.TO_FEEDBACK_TABLE.get(learning, ())
+
+
+def measure(entry: Entry) -> None:
+    """The table of an entry's edits of the held-out prompts."""
+    settings = entry.run.config.evaluation
+    scales = (settings.image_guidance_scale,)
+    table = f"evaluation/{entry.arm}"
+    evaluate_editor.measure(entry.run, entry.arm, table, scales, settings.num_prompts, entry.best_of)
+
+
+def collect_feedback(run: Run) -> None:
+    """A later round's candidates, rankings and reward model."""
+    for stage in pipeline.FEEDBACK:
+        stage(run)
+
+
+def start_from_raw_pairs(run: Run) -> None:
+    """Raw pairs, the editor that learned from them, and rankings of its edits."""
+    stages = (
+        make_pairs.build, train_editor.build, sample_candidates.build, choose_candidates.build, collect_rankings.build,
+    )  # fmt: skip
+    for stage in stages:
+        stage(run)
+
+
+def choose_again(run: Run) -> None:
+    """The rankings of an ablation's run, which are the first run's unless its settings decide others."""
+    choose_candidates.build(run)
+    collect_rankings.build(run)
+
+
+def take_rankings(run: Run, *, first: Run, count: int) -> None:
+    """The table `rankings`: so many of the shipped ones. Fewer are among more."""
+    shipped, seed = first.path(import_rankings.TABLE), first.config.rankings.seed
+    ids = [row["ranking_id"] for row in read_rows(shipped, RANKINGS, ["ranking_id"])]
+    taken = set(sorted(ids, key=lambda name: seed_for("learning curve", seed, name))[:count])
+    write_rows(
+        run.path("rankings"),
+        RANKINGS,
+        read_rows(shipped, RANKINGS, where={"ranking_id": taken.__contains__}),
+        fingerprint_of(shipped=table_digest(shipped), count=str(count), seed=str(seed)),
+        on_mismatch=run.on_mismatch,
+        rows_per_file=import_rankings.ROWS_PER_FILE,
+    )
+
+
+def rank_again(run: Run, *, first: Run) -> None:
+    """The table `rankings`: what one more person says of the shipped pictures."""
+    shipped = first.path(import_rankings.TABLE)
+    write_rows(
+        run.path("candidates"),
+        CANDIDATES,
+        _shipped_candidates(shipped),
+        fingerprint_of(shipped=table_digest(shipped)),
+        on_mismatch=run.on_mismatch,
+        rows_per_file=import_rankings.ROWS_PER_FILE,
+    )
+    collect_rankings.build(run)
+
+
+def _shipped_candidates(shipped: str) -> Iterator[dict[str, Any]]:
+    """The edits of each prompt once, however many people ranked them."""
+    seen: set[str] = set()
+    for row in read_rows(shipped, RANKINGS, CANDIDATES.names):
+        if row["prompt_id"] not in seen:
+            seen.add(row["prompt_id"])
+            yield row
+
+
+# --- The document -----------------------------------------------------------------------------------------------------
+
+
+def scores_of(entries: Mapping[int, Sequence[Entry]]) -> Scores:
+    """What was measured of the entries of each seed, of those that are finished."""
+    scores: dict[str, dict[int, Any]] = {}
+    for seed, of_seed in entries.items():
+        for entry in of_seed:
+            for name, rows in measured_rows(entry).items():
+                values = {metric: values_by_prompt(rows, metric) for metric in METRICS}
+                scores.setdefault(name, {})[seed] = values
+    return scores
+
+
+def measured_rows(entry: Entry) -> dict[str, Rows]:
+    """The rows of an entry, and of the best of several of its edits, by their names in the document."""
+    table = entry.run.path(f"evaluation/{entry.arm}")
+    if read_manifest(table) is None:
+        return {}
+    rows = list(read_rows(table, EVALUATION, ["prompt_id", "editor", "followed", "preserved"]))
+    names = {entry.arm: entry.name}
+    if entry.best_of > 1 and not entry.is_baseline:
+        names[best_of_name(entry.arm, entry.best_of)] = best_of_name(entry.name, entry.best_of)
+    return {name: [row for row in rows if row["editor"] == editor] for editor, name in names.items()}
+
+
+def seeds_of(study: Study, part: Part) -> tuple[int, ...]:
+    """The seeds that a part has."""
+    return study.seeds if part in EVERY_SEED else study.seeds[:1]
+
+
+def write(study: Study, preset: Config) -> str:
+    """Write the document and its charts from what is finished; its text."""
+    firsts = {seed: first_run(study, seed, preset) for seed in study.seeds}
+    entries = {part: {seed: ENTRIES[part](study, firsts[seed]) for seed in seeds_of(study, part)} for part in PARTS}
+    scores = {part: scores_of(entries[part]) for part in PARTS}
+    num_rankings = {entry.name: entry.num_rankings for entry in entries["curve"][study.seeds[0]]}
+    study.out.parent.mkdir(parents=True, exist_ok=True)
+    sections = [
+        "# Study",
+        study_document.findings(**scores),
+        how_it_was_made(study, preset, firsts, scores),
+        *(section(study, part, scores[part], num_rankings) for part in PARTS),
+        f"Settings: `{json.dumps(asdict(study) | {'out': str(study.out)})}`",
+    ]
+    text = "\n\n".join(filter(None, sections)) + "\n"
+    study.out.write_text(text)
+    return text
+
+
+def section(study: Study, part: Part, scores: Scores, num_rankings: Mapping[str, int]) -> str:
+    """One part's table and chart; "" where its baseline and another editor are not measured yet."""
+    baseline = BASELINES[part]
+    if not study_document.against(scores, baseline):
+        return ""
+    picture = study.out.with_name(f"{study.out.stem}-{part}.svg")
+    if part == "curve":
+        picture.write_text(study_document.curve_chart(scores, num_rankings))
+    else:
+        picture.write_text(study_document.gap_chart(scores, baseline))
+    blocks = [
+        f"## {study_document.TITLES[part]}",
+        study_document.WORDS[part].format(reward=study_document.REWARDS[study.weak_reward]),
+        study_document.table(scores, baseline),
+        study_document.further_table(scores, DIFFERENCES[part]),
+        f"![]({picture.name})",
+    ]
+    return "\n\n".join(filter(None, blocks))
+
+
+def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], scores: Mapping[Part, Scores]) -> str:
+    """How many prompts, which seeds, how long, and what the intervals mean."""
+    measured = [seeds for of_part in scores.values() for seeds in of_part.values()]
+    sizes = {len(values["right"]) for seeds in measured for values in seeds.values()}
+    editor = configured(study, study.seeds[0], preset).editor
+    of_one_seed = " Of one seed: how trainings differ is not in the intervals." if len(study.seeds) == 1 else ""
+    rate = preset.candidate_scoring.ranked_rate
+    by_reward = (
+        f" `dpo` also learned from the reward model's own rankings of {rate:.0%} of the prompts." if rate else ""
+    )
+    minutes = sum(minutes_of(run) for run in firsts.values())
+    return (
+        f"Made by `python -m jobs.study`: seeds {study_document.in_words([str(seed) for seed in study.seeds])}, "
+        f"{' or '.join(map(str, sorted(sizes))) or 'no'} held-out prompts of each, {minutes:.0f} minutes of work on "
+        f"{os.cpu_count()} cores. No setting was chosen on these prompts; that an arm is the best one is said of the "
+        "same prompts that chose it. Numbers are shares of prompts in percent and differences in points, paired by "
+        "prompt, means over seeds, with 95 % bootstrap intervals over seeds and prompts; bold where the interval "
+        f"excludes 0.{of_one_seed}\n\nIn the first part `sft` saw {editor.sft.total_images:,} images, arms on pairs "
+        f"and on the best edits {editor.finetune.total_images:,} more, `dpo` and `shuffled` "
+        f"{editor.dpo.training.total_images:,}, `nft` {editor.nft.training.total_images:,}.{by_reward}"
+        f"{reward_models(list(firsts.values()))}"
+    )
+
+
+def reward_models(runs: Sequence[Run]) -> str:
+    """In words, how the reward models of both rounds order held-out rankings, seed by seed; "" where none is there."""
+    words = []
+    for name, rounds in (("first", runs), ("second", [run.after("dpo") for run in runs])):
+        cards = [storage.read_json(run.path("reward/card.json")) for run in rounds]
+        found = [f"{card['held_out'][ACCURACY]:.3f}" for card in cards if card and "held_out" in card]
+        if found:
+            words.append(f"{', '.join(found)} in the {name} round")
+    return f" Held-out preferences that the reward model orders, seed by seed: {'; '.join(words)}." if words else ""
 
 
 def minutes_of(run: Run) -> float:
-    """The time that the run's tables and models took, whenever they were made; later rounds have their own."""
+    """The time that the tables and models of a seed took, of all parts, whenever they were made."""
     made = [name for name in storage.list_files(run.root) if name.endswith(("manifest.json", "made.json"))]
-    own = [storage.join(run.root, name) for name in made if not name.startswith("rounds/")]
-    return sum(json.loads(storage.read_text(address))["seconds"] for address in own) / 60
+    return sum(json.loads(storage.read_text(storage.join(run.root, name)))["seconds"] for name in made) / 60
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def curve(runs: list[Run]) -> str:
-    """The trade-off of every arm over all seeds, as SVG."""
-    columns = ["editor", "image_guidance_scale", "clip_direction", "clip_image"]
-    tables = [run.path(f"curves/{name}") for run in runs for name in ARMS]
-    points = trade_off_curve([row for table in tables for row in read_rows(table, EVALUATION, columns)])
-    lines = {name: [(one.clip_direction, one.clip_image) for one in points if one.editor == name] for name in ARMS}
-    return line_chart(lines, across="CLIP direction", upwards="CLIP image", dots=True)
+def build(study: Study, preset: Config) -> str:
+    """Make the parts that are asked for, and write the document after each of them; its text."""
+    text = ""
+    began = time.monotonic()
+    for part in study.parts:
+        for seed in seeds_of(study, part):
+            print(f"[{part}, seed {seed}, {time.monotonic() - began:.0f} s]", flush=True)
+            make(study, part, first_run(study, seed, preset))
+        text = write(study, preset)
+    return text
 
 
 def main(study: Study) -> None:
-    """Run every seed (finished parts are kept), and write the tables and the figure."""
+    """The study on the shapes preset."""
     start_ray(workers_import=pipeline.WORKERS_IMPORT)
-    runs = [
-        Run(storage.join(storage.absolute(study.run), f"seed{seed}"), configured(study, seed), "rebuild")
-        for seed in study.seeds
-    ]
-    for run in runs:
-        run_seed(run)
-    picture = study.out.with_suffix(".svg")
-    text = (
-        f"# Study\n\nMade by `jobs/study.py` (settings below) from the shipped {study.start}: "
-        f"seeds {', '.join(map(str, study.seeds))}, {sum(map(minutes_of, runs)):.0f} minutes of work on "
-        f"{os.cpu_count()} cores. Means over the prompts of all seeds, with 95 % bootstrap intervals by prompt.\n\n"
-        f"{findings(runs)}\n\n"
-        f"CLIP image against CLIP direction at image guidance scales 1.0 to 2.2:\n\n![]({picture.name})\n\n"
-        f"Settings: `{json.dumps({key: value for key, value in vars(study).items() if key != 'out'})}`\n"
-    )
-    study.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_text(curve(runs))
-    study.out.write_text(text)
-    print(text)
+    print(build(study, shapes()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 import re
 
-from hive_ray.charts import bar_chart, histogram, line_chart
+from hive_ray.charts import bar_chart, histogram, interval_chart, line_chart
 
 RISING = {"sft": [(0, 1), (1, 2)]}
 
@@ -37,6 +37,18 @@ def test_bars_have_their_counts_and_shares_and_say_them():
     assert ">1,234 (99.8 %)<" in drawn
     assert "legend" not in drawn
     assert "<svg" in bar_chart({"kept": 0}, "pairs", apart="kept")
+
+
+def test_intervals_lie_below_each_other_at_their_values():
+    one, two = (
+        interval_chart({"dpo": (1, 0.5, 2)}, "points"),
+        interval_chart({"dpo": (1, 0.5, 2), "nft": (0, -1, 1)}, "points"),
+    )
+    assert 'aria-label="points: dpo, nft"' in two
+    assert two.index(">dpo<") < two.index(">nft<")
+    assert "legend" not in two
+    assert [drawn.count("stroke: #0b6e77; stroke-width: 2") for drawn in (one, two)] == [1, 2]  # from low to high
+    assert two.count("stroke-dasharray") == 1  # zero
 
 
 def test_several_marks_of_a_name_are_lines_with_one_word_in_the_legend():

@@ -1,36 +1,101 @@
-"""The study: what its seeds change."""
+"""The study: its settings, what its parts share, and all of it once with tiny models."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from pydantic import BaseModel
 
+from hive_ray.distributed.tables import write_rows
 from hive_ray.presets import shapes
-from jobs.study import ARMS, Study, configured
+from hive_ray.schemas import RANKINGS
+from jobs import train_editor
+from jobs.study import (
+    ABLATIONS,
+    MADE_ANEW,
+    PARTS,
+    Study,
+    ablated_run,
+    ablations,
+    configured,
+    curve_run,
+    feedback,
+    first_run,
+    seeds_of,
+    stages_of,
+    trained_on,
+    weak_run,
+    with_settings,
+)
 
 
-def seeds_of(settings: BaseModel, where: str = "") -> Iterator[tuple[str, int]]:
+def seeds_in(settings: BaseModel, where: str = "") -> Iterator[tuple[str, int]]:
     """Every seed in the settings, by the section that it is in."""
     for name, value in settings:
         if name == "seed":
             yield where, value
         if isinstance(value, BaseModel):
-            yield from seeds_of(value, f"{where}.{name}".lstrip("."))
+            yield from seeds_in(value, f"{where}.{name}".lstrip("."))
 
 
-def test_another_seed_is_another_seed_in_every_stage_of_the_domain_that_draws():
+@pytest.fixture
+def first(tmp_path):
+    preset = with_settings(shapes(), {"candidate_scoring.ranked_rate": 0.5})
+    return first_run(Study(run=str(tmp_path)), 101, preset)
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_part_has_the_seed_in_every_stage_of_the_domain_that_draws(first):
     of_a_language_model = {"writer", "scoring.vision"}
-    seeds = {where: seed for where, seed in seeds_of(configured(Study(), 3)) if where not in of_a_language_model}
-    assert "editor.dpo.training" in seeds
-    assert set(seeds.values()) == {3}
+    runs = [
+        first, weak_run(Study(), first), curve_run(first, "100"), ablated_run(first, "all", {"editor.dpo.beta": 1.0}),
+    ]  # fmt: skip
+    for run in runs:
+        seeds = {where: seed for where, seed in seeds_in(run.config) if where not in of_a_language_model}
+        assert "editor.dpo.training" in seeds
+        assert set(seeds.values()) == {101}
 
 
-def test_all_arms_are_compared():
-    assert configured(Study(), 0).evaluation.editors == ARMS == ("sft", "control", "conditional", "weighted", "dpo")
+def test_no_prompt_of_the_study_was_chosen_on():
+    assert Study().seeds == (101, 102, 103)
+    assert not {*Study().seeds} & {shapes().instructions.seed, 1009, 71001, 71002, 71003}
+
+
+def test_a_second_round_and_its_control_draw_anew_and_alike(first):
+    second, on = feedback(Study(), first)[-1].run, trained_on(first)
+    assert second.config.editor.dpo.training.seed != 101
+    assert on.config == second.config
+    assert second.config.evaluation.seed == 101  # the same noise on the same prompts
+
+
+def test_the_control_and_the_arms_on_pairs_see_as_many_rows_as_dpo(tmp_path):
+    preset = with_settings(shapes(), {"editor.dpo.training.total_images": 9_600})
+    first = first_run(Study(run=str(tmp_path)), 101, preset)
+    editor = first.config.editor
+    for arm in ("control", "weighted", "rejection", "dpo", "shuffled"):
+        assert train_editor.ARMS[arm].training(editor).total_images == 9_600
+    assert editor.sft == preset.editor.sft.model_copy(update={"seed": 101})
+    weak_editor = weak_run(Study(weak_images=480), first).config.editor
+    assert weak_editor.finetune.total_images == weak_editor.dpo.training.total_images == 480
+
+
+def test_the_weak_start_is_the_only_one_whose_pairs_nothing_filters(first):
+    run = weak_run(Study(), first)
+    pairs, editor = run.config.pairs, run.config.editor
+    limits = {name: value for name, value in pairs if name.startswith("least_") and name != "least_kept"}
+    assert len(limits) == 6
+    assert all(value == (-1 if "clip" in name else 0) for name, value in limits.items())
+    assert pairs.keep_per_instruction == pairs.samples_per_instruction
+    assert (editor.sft.total_images, editor.sft.learning_rate) == (6_400, 3e-4)
+    assert editor.start == shapes().editor.start
+    assert first.config.pairs.least_clip_image == shapes().pairs.least_clip_image
+    assert run.config.candidate_scoring.ranked_rate == 0
 
 
 def test_more_held_out_prompts_leave_the_other_splits_as_large_as_the_quickstarts():
-    quick, long = shapes().instructions, configured(Study(num_prompts=600), 0).instructions
+    quick, long = shapes().instructions, configured(Study(num_prompts=600), 0, shapes()).instructions
     assert (
         long.rank_rate * long.num_captions == pytest.approx(quick.rank_rate * quick.num_captions) == pytest.approx(720)
     )
@@ -39,8 +104,87 @@ def test_more_held_out_prompts_leave_the_other_splits_as_large_as_the_quickstart
     assert trained[0] == pytest.approx(trained[1]) == pytest.approx(450)
 
 
-def test_from_the_base_the_first_training_alone_is_longer_and_faster():
-    config = configured(Study(start="base", sft_images=64_000, sft_learning_rate=3e-4), 0)
-    assert config.editor.start.endswith("base")
-    assert (config.editor.sft.total_images, config.editor.sft.learning_rate) == (64_000, 3e-4)
-    assert config.editor.finetune == configured(Study(), 0).editor.finetune
+def test_a_setting_that_there_is_not_is_refused():
+    assert with_settings(shapes(), {"editor.dpo.beta": 7.0}).editor.dpo.beta == 7
+    with pytest.raises(AttributeError, match="betta"):
+        with_settings(shapes(), {"editor.dpo.betta": 7.0})
+
+
+# --- What runs share --------------------------------------------------------------------------------------------------
+
+
+def test_the_weak_run_shares_instructions_and_a_reward_model_that_no_editor_is_part_of(first):
+    run = weak_run(Study(), first)
+    for name in ("captions", "instructions"):
+        assert run.path(name) == first.path(name)
+    for name in ("pairs", "latents", "editors/sft", "candidates", "rankings", "imported_rankings", "rewards"):
+        assert run.path(name) == f"{first.root}/weak/{name}"
+    assert run.path("reward") == f"{first.root}/reward_blip"
+    assert weak_run(Study(weak_reward="reward"), first).path("reward") == f"{first.root}/reward"
+    alone = replace(first, config=with_settings(first.config, {"reward.features": "blip"}))
+    assert weak_run(Study(), alone).path("reward") == f"{first.root}/reward"
+    assert run.rankings_of_own_edits() == [f"{first.root}/weak/rankings"]
+
+
+def test_runs_of_the_curve_share_the_start_and_learn_from_no_rankings_of_its_edits(first):
+    run = curve_run(first, "100")
+    for name in ("pairs", "prompts", "editors/sft", "editors/current", "reward"):
+        assert run.path(name) == first.path(name)
+    assert run.path("imported_rankings") == f"{first.root}/curve/100/imported_rankings"
+    assert run.rankings_of_own_edits() == [f"{first.root}/curve/100/rankings"]
+    assert curve_run(first, "more", "imported_rankings").path("imported_rankings") == first.path("imported_rankings")
+
+
+def test_an_ablation_shares_all_that_its_settings_do_not_decide(first):
+    tables = ("editors/current", "candidates", "chosen", "rankings", "reward", "rankings_by_reward", "pairs")
+    for name, settings in ABLATIONS:
+        run = ablated_run(first, name, settings)
+        own = {table for table in tables if run.path(table) != first.path(table)}
+        assert own == {
+            "own prompts at random": {"chosen", "rankings"},
+            "people's rankings alone": {"rankings_by_reward"},
+        }.get(name, set())
+        assert run.path("editors/dpo").startswith(f"{first.root}/ablations/")
+
+
+def test_every_ablation_changes_one_setting_whose_tables_are_known_and_one_that_changes_nothing_is_left_out(first):
+    for _, settings in ABLATIONS:
+        [name] = settings
+        assert name.partition(".")[0] in MADE_ANEW
+    names = [entry.name for entry in ablations(Study(), first)]
+    assert names == ["dpo", *(name for name, _ in ABLATIONS), "a second round of the same rankings"]
+    unranked = replace(first, config=with_settings(first.config, {"candidate_scoring.ranked_rate": 0.0}))
+    assert "people's rankings alone" not in [entry.name for entry in ablations(Study(), unranked)]
+
+
+def test_what_is_trained_on_differs_from_the_second_round_by_its_rankings_alone(first):
+    second, on = first.after("dpo"), trained_on(first)
+    assert on.path("editors/current") == second.path("editors/current") == first.path("editors/dpo")
+    write_rows(first.path("imported_rankings"), RANKINGS, [], {}, may_be_empty=True)
+    theirs = [first.path(name) for name in ("imported_rankings", "rankings", "rankings_by_reward")]
+    assert on.rankings_of_own_edits() == first.rankings_of_own_edits() == theirs
+    assert second.rankings_of_own_edits()[0] == f"{first.root}/rounds/2/rankings"
+    assert on.path("editors/dpo") == f"{first.root}/ablations/trained-on/editors/dpo"
+
+
+def test_without_dpo_there_is_no_second_round(first):
+    names = [entry.name for entry in feedback(Study(arms=("control", "weighted")), first)]
+    assert names == ["sft", "control", "weighted"]
+
+
+def test_the_curve_and_the_ablations_are_of_the_first_seed():
+    assert {part: seeds_of(Study(), part) for part in PARTS} == {
+        "feedback": (101, 102, 103), "weak": (101, 102, 103), "curve": (101,), "ablations": (101,),
+    }  # fmt: skip
+
+
+def test_each_arm_is_preceded_by_the_stages_that_make_its_table():
+    names = {
+        arm: [f"{stage.__module__}.{stage.__name__}" for stage in stages_of(arm)]
+        for arm in (*Study().arms, *Study().weak_arms)
+    }
+    assert names["control"] == names["weighted"] == names["conditional"] == names["level"] == []
+    assert names["dpo"] == names["shuffled"] == ["jobs.score_candidates.rank"]
+    assert names["nft"] == ["jobs.score_candidates.build"]
+    assert names["rejection"] == ["jobs.sample_candidates.unguided", "jobs.score_candidates.best"]
+    assert {*Study().arms, *Study().weak_arms} <= {*train_editor.ARMS}
