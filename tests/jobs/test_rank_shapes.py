@@ -1,11 +1,11 @@
 """The rankings that come with the embedded domain: how they are made, and what is shipped."""
 
 from collections import Counter
+from itertools import combinations
 
 import pytest
 import ray
 
-from hive_ray.agreement import preference_agreement
 from hive_ray.config import Importing
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.images import decode, kind_of
@@ -30,9 +30,9 @@ def test_a_few_are_made_by_one_command_and_read_as_a_users_would_be(tmp_path):
     finally:
         ray.shutdown()
     rows = read(str(tmp_path / "rankings"))
-    assert to_table(rows, RANKINGS).num_rows == 12
-    assert set(Counter(row["prompt_id"] for row in rows).values()) == {2}
-    assert {row["annotator"] for row in rows} == {"simulated-0", "simulated-1"}
+    assert to_table(rows, RANKINGS).num_rows == 6
+    assert set(Counter(row["prompt_id"] for row in rows).values()) == {1}
+    assert 1 < len({row["annotator"] for row in rows}) <= 6
     pictures = [picture for row in rows for picture in (row["source_image"], *(edit["image"] for edit in row["edits"]))]
     assert {kind_of(picture) for picture in pictures} == {"jpg"}
     assert {decode(picture).shape for picture in pictures} == {(64, 64, 3)}
@@ -48,8 +48,7 @@ def test_what_is_shipped_is_small_and_whole():
     folder = SHAPES_WEIGHTS.parent / "rankings"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12 * 2**20
     rows = read("shapes")
-    assert 1000 <= len(rows) <= 2000
-    assert not [row for row in rows if "dropped" in row]
-    agreed = preference_agreement(rows)
-    assert 0.25 <= agreed.ties <= 0.35
-    assert 0.7 <= agreed.in_order <= 0.9
+    assert 1000 <= len(rows) == len({row.get("prompt_id") for row in rows}) <= 2000
+    assert len({row["annotator"] for row in rows}) == ShippedRankings().people
+    pairs = [pair for row in rows for pair in combinations(row["ranks"], 2)]
+    assert 0.25 <= sum(one == other for one, other in pairs) / len(pairs) <= 0.35  # as people tie (shapes/annotator.py)
