@@ -470,10 +470,10 @@ class Editor(Section):
     finetune: Training
     dpo: Dpo = Dpo()
     nft: Nft = Nft()
-    arm: Literal["scored", "conditional", "weighted", "level", "dpo", "nft", "rejection"] = "scored"
+    arm: Literal["scored", "conditional", "weighted", "level", "dpo", "weighted_dpo", "nft", "rejection"] = "scored"
     """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says,
-    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "nft" on the editor's own
-    scored edits, "rejection" on the best of them."""
+    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "weighted_dpo" on weighted
+    pairs and then on rankings, "nft" on the editor's own scored edits, "rejection" on the best of them."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 

@@ -59,9 +59,12 @@ def shapes() -> Config:
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
             # At sft's own rate training on alone costs twice as many right edits (docs/shapes.md).
-            finetune=sft.model_copy(update={"learning_rate": 2e-5}), resources=Resources(batch_size=16, **one_core),
+            finetune=sft.model_copy(update={"learning_rate": 2e-5, "total_images": 12_800}),
+            resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
-            level_rate_factor=300.0, level_guidance_scale=2.0, arm="dpo",
+            level_rate_factor=300.0, level_guidance_scale=2.0,
+            # Rewards as weights and people's rankings teach different things: their gains add up (docs/results.md).
+            arm="weighted_dpo",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),

@@ -170,6 +170,9 @@ def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
     arm = arm_of(run, name)
     if arm.shaping:
         return run.config.scoring.judges
+    start = (arm.start or "").removeprefix("editors/")
+    if start in ARMS:
+        return judges_pleased(run, start)
     by_people = arm.negative_aware and run.config.candidate_scoring.judge == "people"
     return ("model",) if arm.schema is SCORED_CANDIDATES and not by_people else ()
 

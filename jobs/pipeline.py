@@ -44,6 +44,7 @@ TO_FEEDBACK_TABLE = {
     "weighted": (score_pairs.build,),
     "level": (score_pairs.build,),
     "dpo": (score_candidates.rank,),  # people's rankings are there
+    "weighted_dpo": (score_pairs.weighted, train_editor.weighted, score_candidates.rank),
     "nft": (score_candidates.build,),
     "rejection": (sample_candidates.unguided, score_candidates.best),
 }

@@ -63,6 +63,11 @@ def build(run: Run, shaping: str | None = None) -> Manifest:
     return manifest
 
 
+def weighted(run: Run) -> Manifest:
+    """The scored pairs of the arm `weighted`."""
+    return build(run, "weighted")
+
+
 def for_arm(run: Run) -> Manifest:
     """The scored pairs that the run's arm is trained on; where no arm was named, those of `finetuned`."""
     if run.arm in SHAPINGS:

@@ -138,6 +138,7 @@ ARMS = {
     "weighted": Arm("scored_pairs_weighted", CURRENT, "weighted"),
     "level": Arm("scored_pairs_level", CURRENT, "level", objective=LevelTraining),
     "dpo": Arm("rankings", CURRENT, objective=PreferenceTraining),  # no reward model between
+    "weighted_dpo": Arm("rankings", "editors/weighted", objective=PreferenceTraining),  # both, one after the other
     "shuffled": Arm("rankings", CURRENT, objective=PreferenceTraining, dpo={"shuffled": True}),  # dpo's control
     "nft": Arm("scored_candidates", CURRENT, objective=NegativeAwareTraining),
     "rejection": Arm("best_candidates", CURRENT),
@@ -266,6 +267,11 @@ def _made_by(run: Run, name: str, table: str) -> str:
 def finetune(run: Run) -> Metrics:
     """The second fine-tuning, from feedback in the way that `editor.arm` names."""
     return build(run, "finetuned")
+
+
+def weighted(run: Run) -> Metrics:
+    """What the arm `weighted_dpo` starts from."""
+    return build(run, "weighted")
 
 
 def controls(run: Run) -> None:

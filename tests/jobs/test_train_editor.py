@@ -24,6 +24,7 @@ from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS
 from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, train_editor
+from jobs.evaluate_editor import judges_pleased
 from jobs.run import Run
 from jobs.train_editor import ARMS, telling_rankings
 
@@ -243,6 +244,15 @@ def test_an_arm_is_decided_by_its_own_settings_alone():
     for name, of_arm in own.items():
         ours, theirs = (fingerprint(ARMS[name].deciding(one)) for one in (settings, before))
         assert {key for key in ours if ours[key] != theirs.get(key)} == of_arm
+
+
+def test_weighted_dpo_learns_what_dpo_does_and_goes_on_from_the_weighted_editor(tmp_path):
+    run = Run(str(tmp_path), sd15())
+    (tables, start, suffix), dpo = (train_editor._plan(run, name) for name in ("weighted_dpo", "dpo"))
+    assert (tables, suffix) == (dpo[0], "")
+    assert start == run.path("editors/weighted") != dpo[1]
+    assert judges_pleased(run, "weighted_dpo") == judges_pleased(run, "weighted") == ("model",)
+    assert judges_pleased(run, "dpo") == ()
 
 
 def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
