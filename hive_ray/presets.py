@@ -63,7 +63,7 @@ def shapes() -> Config:
             resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
-            # Rewards as weights and people's rankings teach different things: their gains add up (docs/results.md).
+            # Rewards as weights and people's rankings teach different things (docs/results.md).
             arm="weighted_dpo",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
@@ -90,7 +90,7 @@ def shapes() -> Config:
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start=reward, tokenizer=reward, resolution=64, max_tokens=32, features="both",
-            # Ten draws of noise, one a level, tell edits of a prompt apart as well as more of them (docs/shapes.md).
+            # Ten draws of noise, one a level, tell edits of a prompt apart as well as more of them (docs/results.md).
             denoising_error=DenoisingError(
                 levels=tuple(range(120, 841, 80)), draws=1, conditions=("instruction",), log=True, learned_rate=0.25
             ),

@@ -175,11 +175,15 @@ def _missing(found: Comparison) -> list[str]:
     missing = []
     if found.right_gap.value < LEAST_GAIN - 1e-9:
         missing.append(f"the gain is less than {100 * LEAST_GAIN:.0f} points")
-    if found.right_gap.low <= 0:
-        missing.append("the interval is not above 0")
+    missing += _missing_evidence(found)
     if found.win == 0 or found.win < LEAST_WINS_PER_LOSS * found.loss - 1e-9:
         missing.append(f"it wins less than {LEAST_WINS_PER_LOSS} times as often as it loses")
     return missing
+
+
+def _missing_evidence(found: Comparison) -> list[str]:
+    """What a comparison lacks of any gain in right edits."""
+    return [] if found.right_gap.low > 0 else ["the interval is not above 0"]
 
 
 def second_round(feedback: Scores) -> str:
@@ -187,10 +191,9 @@ def second_round(feedback: Scores) -> str:
     found = compare(feedback, "second round", "dpo")
     if found is None:
         return "What a second round adds to dpo: not measured."
-    missing = [] if found.right_gap.low > 0 else ["the interval is not above 0"]
     return (
         f"The second round makes {points(found.right_gap)} points more edits right than dpo. That it adds: "
-        f"{verdict(missing)}."
+        f"{verdict(_missing_evidence(found))}."
     )
 
 
@@ -218,10 +221,9 @@ def more_rankings(curve: Scores) -> str:
     found = compare(curve, names[-1], names[0]) if len(names) > 1 else None
     if found is None:
         return "What more rankings add: not measured."
-    missing = [] if found.right_gap.low > 0 else ["the interval is not above 0"]
     return (
         f"dpo on {found.editor} makes {points(found.right_gap)} points more edits right than on {found.baseline}. "
-        f"That more rankings add: {verdict(missing)}."
+        f"That more rankings add: {verdict(_missing_evidence(found))}."
     )
 
 
