@@ -70,9 +70,7 @@ def denoising_errors(
     given = torch.cat([pictures[condition] for condition in settings.conditions])
     texts = [text for condition in settings.conditions for text in texts_of[condition]]
     num_conditions = len(settings.conditions)
-    distinct = list(dict.fromkeys(texts))
-    states = editor.text.encode(distinct).rows([distinct.index(text) for text in texts])
-    text_inputs = states.unet_inputs(*edited_images.shape[-2:], dtype)
+    text_inputs = editor.text.encode_rows(texts).unet_inputs(*edited_images.shape[-2:], dtype)
     labels = class_labels(editor.unet, texts, device=device)
     features = []
     for level in settings.levels:

@@ -81,7 +81,7 @@ def _predictions(
     conditions = editor.encode_condition(sources).to(device).repeat(3, 1, 1, 1)
     texts = [append_suffix(editor.tokenizer, row["instruction"], suffix) for suffix in suffixes for row in rows]
     texts += [""] * count
-    text_inputs = editor.text.encode(texts).unet_inputs(*sources.shape[-2:], dtype)
+    text_inputs = editor.text.encode_rows(texts).unet_inputs(*sources.shape[-2:], dtype)
     row_levels = [level for level in (*levels, BEST_LEVEL) for _ in rows]
     labels = class_labels(editor.unet, texts, row_levels, device=device)
     predictions = []

@@ -136,9 +136,7 @@ class _Denoising:
             texts += instructions
             levels += [WORST_LEVEL] * len(instructions)
         self.image_latents = torch.cat(image_latents)
-        distinct = list(dict.fromkeys([*texts, ""]))
-        states = editor.text.encode(distinct).rows([distinct.index(text) for text in texts])
-        self.text_inputs = states.unet_inputs(*source_images.shape[-2:], self.unet.dtype)
+        self.text_inputs = editor.text.encode_rows(texts).unet_inputs(*source_images.shape[-2:], self.unet.dtype)
         self.class_labels = class_labels(self.unet, texts, levels, device=self.unet.device)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:

@@ -101,6 +101,12 @@ class TextEncoder(nn.Module):
         """Texts -> their states."""
         return self(self.tokenize(texts).to(self.device))
 
+    def encode_rows(self, texts: Sequence[str]) -> TextStates:
+        """The states of texts, a row each; equal texts are encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        place_of = {text: place for place, text in enumerate(distinct)}
+        return self.encode(distinct).rows([place_of[text] for text in texts])
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
