@@ -173,6 +173,9 @@ def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
     start = (arm.start or "").removeprefix("editors/")
     if start in ARMS:
         return judges_pleased(run, start)
+    if arm.ranked:
+        learns_from_model = run.config.candidate_scoring.ranked_rate and name not in CONTROLS
+        return ("model",) if learns_from_model else ()
     by_people = arm.negative_aware and run.config.candidate_scoring.judge == "people"
     return ("model",) if arm.schema is SCORED_CANDIDATES and not by_people else ()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,9 @@ def test_weighted_dpo_learns_what_dpo_does_and_goes_on_from_the_weighted_editor(
     assert start == run.path("editors/weighted") != dpo[1]
     assert judges_pleased(run, "weighted_dpo") == judges_pleased(run, "weighted") == ("model",)
     assert judges_pleased(run, "dpo") == ()
+    ranked = replace(run, config=run.config.changed({"candidate_scoring": {"ranked_rate": 0.5}}))
+    assert judges_pleased(ranked, "dpo") == ("model",)
+    assert judges_pleased(ranked, "shuffled") == ()
 
 
 def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
