@@ -85,10 +85,11 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Prediction (B, C, h, w) from [noisy latent, image latent] (B, 2 C, h, w) and timesteps (B,).
 
-        text: token ids (B, E, T) where the text encoder is trained too, else its states. labels: the class labels (B,)
-        of an editor with levels.
+        text: token ids (B, E, T) where the text encoder is trained too, else its states; B / n of them where the rows
+        are n stretches with the same texts. labels: the class labels (B,) of an editor with levels.
         """
         states = text if self.text_encoder is None else self.text_encoder(text)
+        states = states.repeated(len(noisy) // len(states.sequence))
         height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
         text_inputs = states.unet_inputs(height, width, self.unet.dtype)
@@ -172,9 +173,10 @@ class EditorObjective:
         """What rows of `pairs` carry, and all that is drawn for them, on the CPU.
 
         "latents" or "pixels" (PairLatents.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
-        "no_image" (B,), "tokens" (B, E, T) of the instructions or of nothing, and "labels" (B,) of an editor with
-        levels.
-        `rows` may be `copies` stretches of equal length, whose rows at the same place share what is drawn.
+        "no_image" (B,), "tokens" (B / copies, E, T) of the instructions or of nothing, and "labels" (B,) of an editor
+        with levels.
+        `rows` may be `copies` stretches of equal length. Their rows at the same place have the same instruction, and
+        share what is drawn.
         `timesteps`: the least and the greatest share of the schedule that timesteps are drawn from.
         Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter (not shared), noise,
         drops. BadRows names rows without a usable picture.
@@ -187,10 +189,10 @@ class EditorObjective:
         noise = torch.randn((count, *shape), generator=generator)
         no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
         shared = {"timesteps": drawn_timesteps, "noise": noise, "no_image": no_image}
-        given = zip(rows, no_text.tolist() * copies, strict=True)
+        given = zip(rows[:count], no_text.tolist(), strict=True)
         texts = ["" if dropped else row["instruction"] for row, dropped in given]
         batch["tokens"] = self.editor.text.tokenize(texts)
-        labels = class_labels(self.editor.unet, texts, self.levels(rows))
+        labels = class_labels(self.editor.unet, texts * copies, self.levels(rows))
         if labels is not None:
             batch["labels"] = labels
         return batch | {name: torch.cat([each] * copies) for name, each in shared.items()}

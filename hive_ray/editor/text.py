@@ -27,6 +27,10 @@ class TextStates(NamedTuple):
         picked = torch.tensor(places, device=self.sequence.device)
         return TextStates(*(None if states is None else states[picked] for states in self))
 
+    def repeated(self, copies: int) -> "TextStates":
+        """All texts, so many times one after the other."""
+        return TextStates(*(None if states is None else torch.cat([states] * copies) for states in self))
+
     def unet_inputs(self, height: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
         """The U-Net's keyword arguments for images of height x width pixels: states, and what XL wants besides."""
         inputs: dict[str, Any] = {"encoder_hidden_states": self.sequence.to(dtype)}
