@@ -165,6 +165,7 @@ LATENTS = _schema(
     pair_id=_TEXT,
     latents=pa.binary(),  # how they lie: hive_ray/editor/latents.py
 )
+RANKING_LATENTS = _schema("ranking_latents", "ranking_id", ranking_id=_TEXT, latents=pa.binary())
 
 _PROMPT_COLUMNS = dict(
     prompt_id=_TEXT,

@@ -1,16 +1,22 @@
-"""Latents of all pairs, encoded once for every epoch and every arm: `train_editor` reads them in place of pictures.
+"""Latents of all pairs and rankings, encoded once for every epoch and every arm: `train_editor` reads them in place of
+pictures.
 
 pairs -> latents
+rankings of several tables -> ranking_latents
 
 Scored pairs are the same pictures under the same ids, so that training looks a row's latents up by its pair_id.
 """
 
-from hive_ray.distributed.mapping import MapTable, map_table
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from hive_ray.distributed.mapping import Actor, MapTable, map_table
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.editor.latents import LatentEncoder
-from hive_ray.schemas import LATENTS, PAIRS
+from hive_ray.editor.latents import LatentEncoder, RankingLatentEncoder
+from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, table_name
 from jobs.run import Run, main
 
 DECIDING = ("resolution", "crop", "flip", "latents")
@@ -18,19 +24,30 @@ DECIDING = ("resolution", "crop", "flip", "latents")
 
 
 def build(run: Run) -> Manifest:
-    settings, pairs = run.config.editor, run.path("pairs")
+    return _encoded(run, "latents", [run.path("pairs")], PAIRS, LatentEncoder, LATENTS)
+
+
+def of_rankings(run: Run, tables: Sequence[str]) -> Manifest:
+    """The latents of all rankings in `tables`."""
+    return _encoded(run, "ranking_latents", tables, RANKINGS, RankingLatentEncoder, RANKING_LATENTS)
+
+
+def _encoded(
+    run: Run, name: str, tables: Sequence[str], schema: pa.Schema, encoder: Callable[..., Actor], produces: pa.Schema
+) -> Manifest:
+    settings = run.config.editor
     if settings.latents == "none":
         raise ValueError("editor.latents is 'none': set it to 'fp32' or 'fp16' to encode latents once")
 
     def make() -> MapTable:
         return map_table(
-            pairs, PAIRS, LatentEncoder, produces=LATENTS, resources=settings.resources, rows_per_shard=256,
+            tables, schema, encoder, produces=produces, resources=settings.resources, rows_per_shard=256,
             start=settings.start, settings=settings,
         )  # fmt: skip
 
-    made_from = fingerprint_of(pairs=table_digest(pairs), start=model_digest(settings.start))
-    made_from |= {f"editor.{name}": getattr(settings, name) for name in DECIDING}
-    return build_table(run.path("latents"), LATENTS, made_from, make, on_mismatch=run.on_mismatch)
+    made_from = fingerprint_of(**{table_name(schema): table_digest(*tables)}, start=model_digest(settings.start))
+    made_from |= {f"editor.{setting}": getattr(settings, setting) for setting in DECIDING}
+    return build_table(run.path(name), produces, made_from, make, on_mismatch=run.on_mismatch)
 
 
 if __name__ == "__main__":

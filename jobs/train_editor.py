@@ -6,7 +6,7 @@ pairs or scored_pairs, or one of them beside `latents`, or rankings, or scored c
 python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from hive_ray.editor.objective import EditorObjective, LevelObjective
 from hive_ray.editor.preference import PreferenceObjective, has_comparison
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
-from hive_ray.schemas import LATENTS, PAIRS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
+from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
 from jobs import encode_latents
 from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint, main
 
@@ -96,7 +96,7 @@ class Arm:
     def columns(self, settings: config.Editor) -> list[str]:
         """What its training reads of a row."""
         if self.ranked:
-            return RANKED
+            return RANKED + (RANKED_PICTURES if settings.latents == "none" else ENCODED)
         is_encoded = settings.latents != "none" and self.schema is not SCORED_CANDIDATES
         levels = LEVELS if self.objective is LevelTraining else []
         return COLUMNS + levels + (ENCODED if is_encoded else PICTURES)
@@ -150,7 +150,8 @@ LEVELS = ["quality_level"]
 PICTURES = ["source_image", "edited_image"]
 ENCODED = ["latents"]
 SOURCES = ["origin", "source_caption", "edited_caption"]
-RANKED = ["ranking_id", "instruction", "source_image", "edits", "ranks"]
+RANKED = ["ranking_id", "instruction", "ranks"]
+RANKED_PICTURES = ["source_image", "edits"]
 
 
 def arm_of(run: Run, name: str) -> Arm:
@@ -210,13 +211,24 @@ def _sides(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tuple[Se
     schema = arm.schema
     rows = telling_rankings(tables, run.config.editor.dpo) if arm.ranked else select(tables, schema)
     if "prompt_id" in schema.names:
-        return hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
+        sides = hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
+        return _with_latents(run, sides, tables) if arm.ranked else sides
     columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
-    sides = hold_out(rows, columns, sources_of, num_held_out)
+    return _with_latents(run, hold_out(rows, columns, sources_of, num_held_out))
+
+
+def _with_latents(
+    run: Run, sides: tuple[Selection, Selection], rankings: Sequence[str] = ()
+) -> tuple[Selection, Selection]:
+    """Rows of pairs, or of these tables of rankings, with their latents where these are encoded once."""
     if run.config.editor.latents == "none":
         return sides
-    encode_latents.build(run)
-    latents = select(run.path("latents"), LATENTS)
+    if rankings:
+        encode_latents.of_rankings(run, rankings)
+        latents = select(run.path("ranking_latents"), RANKING_LATENTS)
+    else:
+        encode_latents.build(run)
+        latents = select(run.path("latents"), LATENTS)
     trained, held_out = (join(side, latents) if len(side) else side for side in sides)
     return trained, held_out
 

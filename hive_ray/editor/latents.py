@@ -1,14 +1,16 @@
 """From pairs to the latents that training reads: encoded as the rows come, or once for all epochs and arms.
 
     pairs -> LatentEncoder -> latents
+    rankings -> RankingLatentEncoder -> ranking_latents
     rows of pairs, or of a table beside its latents -> PairLatents -> the objective
 
-A row's `latents` are V x 3 x C x h x w numbers in the precision of `editor.latents`, unscaled: V views of the pair
-(as it is, and mirrored where `editor.flip`), and of each the source's mode, the edited picture's mean, and its standard
-deviation, so that the target is still sampled. Every pair has the mirrored view: whether an instruction allows it is
-said in one place, when a row is trained on.
+A row's `latents` are V x (1 + 2 N) x C x h x w numbers in the precision of `editor.latents`, unscaled: V views of the
+row (as it is, and mirrored where `editor.flip`), and of each the source's mode, the N edited pictures' means, and their
+standard deviations, so that the target is still sampled. A pair has one edited picture. Every row has the mirrored
+view: whether an instruction allows it is said in one place, when a row is trained on.
 
-B rows, K pictures a row, R `editor.resolution`, C latent channels, h w latent height and width
+B rows, K pictures a row, N edited pictures among them, R `editor.resolution`, C latent channels, h w latent height and
+width
 """
 
 import math
@@ -91,12 +93,18 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
 
 
 @torch.no_grad()
-def encode_pairs(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Numbers 0..255 (2, B, 3, R, R) of sources and edited pictures -> their latents (B, 3, C, h, w), as a row holds a
-    view."""
+def encode_edits(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Numbers 0..255 (1 + N, B, 3, R, R) of sources and of N edited pictures of each -> their latents
+    (B, 1 + 2 N, C, h, w), as a row holds a view."""
     mean, std = posterior(vae, scaled(pixels.flatten(0, 1).to(vae.device)))
-    source, edited = mean.chunk(2)
-    return torch.stack([source, edited, std.chunk(2)[1]], dim=1)
+    means, deviations = (part.unflatten(0, pixels.shape[:2]) for part in (mean, std))
+    return torch.cat([means, deviations[1:]]).transpose(0, 1)
+
+
+def latents_of_edit(stored: bytes, place: int, num_edits: int, num_views: int) -> bytes:
+    """What a pair's row would hold of one edited picture, from the latents of a row with several."""
+    by_part = np.frombuffer(stored, np.uint8).reshape(num_views, 1 + 2 * num_edits, -1)
+    return by_part[:, [0, 1 + place, 1 + num_edits + place]].tobytes()
 
 
 class LatentEncoder:
@@ -106,21 +114,41 @@ class LatentEncoder:
         self.vae, self.settings = load_vae(start, settings.single_file).to(device), settings
 
     def __call__(self, rows: Rows) -> Rows:
+        return self.encoded(rows, "pair_id", PICTURES)
+
+    def encoded(self, rows: Rows, key: str, columns: tuple[str, ...]) -> Rows:
+        """The latents of the pictures in these columns, the source's first, under the rows' `key`."""
         try:
-            pixels = read_pictures(rows, self.settings, straight(rows))
+            pixels = read_pictures(rows, self.settings, straight(rows), columns)
         except BadRows as bad:
             good = [row for place, row in enumerate(rows) if place not in bad.reasons]
-            broken = [_dropped(rows[place], "unreadable_picture") for place in bad.reasons]
-            return broken + (self(good) if good else [])
+            broken = [_dropped(rows[place], key, "unreadable_picture") for place in bad.reasons]
+            return broken + (self.encoded(good, key, columns) if good else [])
         views = [pixels, pixels.flip(-1)] if self.settings.flip else [pixels]
-        latents = torch.stack([encode_pairs(self.vae, view) for view in views], dim=1)
+        latents = torch.stack([encode_edits(self.vae, view) for view in views], dim=1)
         stored = latents.to("cpu", STORED[self.settings.latents]).numpy()
         return [
-            {"pair_id": row["pair_id"], "latents": numbers.tobytes()}
+            {key: row[key], "latents": numbers.tobytes()}
             if np.isfinite(numbers).all()
-            else _dropped(row, "latents_not_finite")
+            else _dropped(row, key, "latents_not_finite")
             for row, numbers in zip(rows, stored, strict=True)
         ]
+
+
+class RankingLatentEncoder(LatentEncoder):
+    """Rankings -> the latents of their sources and of all their edits."""
+
+    def __call__(self, rows: Rows) -> Rows:
+        of_length: dict[int, Rows] = {}
+        for row in rows:
+            edits = {f"edit {place}": edit["image"] for place, edit in enumerate(row["edits"])}
+            pictures = {"ranking_id": row["ranking_id"], "source_image": row["source_image"]} | edits
+            of_length.setdefault(len(edits), []).append(pictures)
+        encoded: Rows = []
+        for length, group in of_length.items():
+            columns = ("source_image", *(f"edit {place}" for place in range(length)))
+            encoded += self.encoded(group, "ranking_id", columns)
+        return encoded
 
 
 class PairLatents:
@@ -150,7 +178,7 @@ class PairLatents:
         if latents is None:
             pixels = batch["pixels"]
             bring(self.editor.vae, pixels.device)
-            latents = encode_pairs(self.editor.vae, pixels)
+            latents = encode_edits(self.editor.vae, pixels)
         return PairPosteriors(*latents.unbind(1))
 
     def _stored(self, rows: Rows, views: Views) -> Tensor:
@@ -183,6 +211,6 @@ def _decoded(row: Row, column: str) -> np.ndarray:
         raise ImageError(f"{column}: {error}") from error
 
 
-def _dropped(row: Row, reason: str) -> Row:
+def _dropped(row: Row, key: str, reason: str) -> Row:
     """A drop that names its row beside the table."""
-    return {"dropped": reason, "row": {"pair_id": row["pair_id"], "latents": b""}}
+    return {"dropped": reason, "row": {key: row[key], "latents": b""}}

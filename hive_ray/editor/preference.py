@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hive_ray.agreement import dense_ranks
 from hive_ray.config import Dpo
 from hive_ray.config import Editor as Settings
+from hive_ray.editor.latents import latents_of_edit
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Metrics, row_errors, under
@@ -147,8 +148,8 @@ class PreferenceObjective(ReferencedObjective):
         if dpo.shuffled:
             rows = [shuffle_ranks(row) for row in rows]
         drawn = [draw_comparison(row["ranks"], dpo, generator) for row in rows]
-        chosen = [_pair(row, place) for row, (place, _, _) in zip(rows, drawn, strict=True)]
-        rejected = [_pair(row, place) for row, (_, place, _) in zip(rows, drawn, strict=True)]
+        chosen = [self._pair(row, place) for row, (place, _, _) in zip(rows, drawn, strict=True)]
+        rejected = [self._pair(row, place) for row, (_, place, _) in zip(rows, drawn, strict=True)]
         try:
             batch = self.drawn(chosen + rejected, generator, copies=2, timesteps=dpo.timesteps)
         except BadRows as bad:
@@ -181,8 +182,11 @@ class PreferenceObjective(ReferencedObjective):
         apart, better = means.pop("train/apart"), means.pop("train/better")
         return means | {"train/implicit_accuracy": better / apart if apart else 0.5}
 
-
-def _pair(row: Row, place: int) -> Row:
-    """A ranking's edit as a row of `pairs`."""
-    edit, kept = row["edits"][place], ("instruction", "source_image")
-    return {name: row[name] for name in kept} | {"pair_id": edit["edit_id"], "edited_image": edit["image"]}
+    def _pair(self, row: Row, place: int) -> Row:
+        """A ranking's edit as a row of `pairs`, or of its latents where the ranking carries them."""
+        if "latents" in row:
+            num_views = self.latents.stored_shape[0]
+            latents = latents_of_edit(row["latents"], place, len(row["ranks"]), num_views)
+            return {"instruction": row["instruction"], "latents": latents}
+        picture = row["edits"][place]["image"]
+        return {"instruction": row["instruction"], "source_image": row["source_image"], "edited_image": picture}

@@ -8,7 +8,7 @@ from tiny_models import tiny_stable_diffusion
 from tiny_settings import editor_settings, generator
 
 from hive_ray.config import Dpo
-from hive_ray.editor.latents import encode_pairs, read_pictures, straight
+from hive_ray.editor.latents import RankingLatentEncoder, encode_edits, read_pictures, straight
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import row_errors
 from hive_ray.editor.preference import (
@@ -254,7 +254,7 @@ def test_the_loss_is_the_written_out_one(editor):
             {"source_image": row["source_image"], "edited_image": row["edits"][one[side]]["image"]}
             for row, one in zip(ROWS, drawn, strict=True)
         ]
-        latents = encode_pairs(editor.vae, read_pictures(pairs, editor_settings(), straight(pairs)))
+        latents = encode_edits(editor.vae, read_pictures(pairs, editor_settings(), straight(pairs)))
         target = editor.draw_target(latents[:, 1], latents[:, 2], jitter[4 * side : 4 * side + 4])
         source = torch.where(((place >= 0.2) & (place < 0.6)).view(-1, 1, 1, 1), 0.0, latents[:, 0])
         noisy = torch.cat([editor.scheduler.add_noise(target, noise, timesteps), source], 1)
@@ -268,6 +268,39 @@ def test_the_loss_is_the_written_out_one(editor):
     torch.testing.assert_close(loss, -torch.sigmoid(-15.0 * inside).log().mean(), rtol=1e-4, atol=1e-6)
     accuracy = objective.summarise(measures, 4)["train/implicit_accuracy"]
     assert accuracy == (inside < 0).float().mean().item()
+
+
+def test_rankings_with_latents_teach_what_their_pictures_do(start, editor, tmp_path):
+    given = settings({}, train_text_encoder=True, latents="fp32")
+    start.save(tmp_path / "encoder", start.card)
+    rows = [row | {"ranking_id": f"ranking-{place}"} for place, row in enumerate(ROWS)]
+    encoder = RankingLatentEncoder(str(tmp_path / "encoder"), given, device="cpu")
+    encoded = {row["ranking_id"]: row["latents"] for row in encoder(rows)}
+    assert sorted(encoded) == [row["ranking_id"] for row in rows]
+    beside = [
+        {"instruction": row["instruction"], "ranks": row["ranks"], "latents": encoded[row["ranking_id"]]}
+        for row in rows
+    ]
+    objective = PreferenceObjective(editor, given)
+    with torch.no_grad():
+        for weight in objective.model.denoiser.parameters():
+            weight.mul_(1.1)
+    for seed in range(4):  # mirrored and not
+        of_pictures, _ = objective.loss(objective.model, objective.prepare(rows, generator(seed)))
+        of_latents, _ = objective.loss(objective.model, objective.prepare(beside, generator(seed)))
+        torch.testing.assert_close(of_latents, of_pictures, rtol=1e-4, atol=0)
+
+
+def test_a_ranking_with_an_edit_that_cannot_be_read_has_no_latents(start, tmp_path):
+    start.save(tmp_path / "encoder", start.card)
+    rows = [row | {"ranking_id": f"ranking-{place}"} for place, row in enumerate(ROWS)]
+    broken = rows[1]["edits"][2] | {"image": b"no picture"}
+    rows[1] = rows[1] | {"edits": [*rows[1]["edits"][:2], broken]}
+    encoded = RankingLatentEncoder(str(tmp_path / "encoder"), settings(latents="fp32"), device="cpu")(rows)
+    dropped = [row for row in encoded if "dropped" in row]
+    assert [row["row"]["ranking_id"] for row in dropped] == ["ranking-1"]
+    assert dropped[0]["dropped"] == "unreadable_picture"
+    assert len(encoded) == len(rows)
 
 
 def test_rankings_that_tie_everything_move_nothing_from_the_start(editor):

@@ -16,7 +16,7 @@ from bench.training import write_pairs
 from hive_ray import storage
 from hive_ray.config import Dpo, Nft, Preview, Resources, SingleFile, Training
 from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import fingerprint, read_rows, write_rows
+from hive_ray.distributed.tables import fingerprint, read_manifest, read_rows, write_rows
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
@@ -62,9 +62,11 @@ def start(tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("lora_rank", "stage", "precision", "micro"), [(0, 2, "bf16", 1), (2, 3, "fp32", 2)])
+@pytest.mark.parametrize(
+    ("lora_rank", "stage", "precision", "micro", "latents"), [(0, 2, "bf16", 1, "none"), (2, 3, "fp32", 2, "fp32")]
+)
 def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
-    start, lora_rank, stage, precision, micro, monkeypatch
+    start, lora_rank, stage, precision, micro, latents, monkeypatch
 ):
     folder, before = start
     training = Training(
@@ -72,6 +74,7 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
         zero_stage=stage, precision=precision, ema_decay=0.5,
     )  # fmt: skip
     changed = {"resolution": 64, "lora_rank": lora_rank, "gradient_checkpointing": True, "dpo": Dpo(training=training)}
+    changed |= {"start": str(folder / "editors" / "sft"), "latents": latents, "resources": WORKERS}
     preset = sd15()
     config = preset.model_copy(update={"editor": preset.editor.model_copy(update=changed)})
     run = Run(str(folder), config, "rebuild", arm="dpo")
@@ -97,6 +100,8 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
     else:
         assert len(moved) > 0.9 * len(after.unet.state_dict())
     assert (folder / "editors" / "dpo" / FILE).is_file() == bool(lora_rank)
+    encoded = read_manifest(str(folder / "ranking_latents"))
+    assert (encoded.rows_out if encoded else 0) == (0 if latents == "none" else 4)
 
     exported = Editor.load(export_editor.build(run))
     for name, value in exported.unet.state_dict().items():
