@@ -429,6 +429,11 @@ class Preview(Section):
     image_guidance_scale: float = 1.5
 
 
+ADDED_ARMS = ("weighted", "dpo", "nft", "rejection")
+"""Arms whose editors hear and see the same as their start, so that what they changed of it can be added up."""
+FEEDBACK_ARMS = ("scored", "conditional", "level", *ADDED_ARMS)
+
+
 class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
@@ -470,12 +475,27 @@ class Editor(Section):
     finetune: Training
     dpo: Dpo = Dpo()
     nft: Nft = Nft()
-    arm: Literal["scored", "conditional", "weighted", "level", "dpo", "weighted_dpo", "nft", "rejection"] = "scored"
+    arm: str = "scored"
     """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says,
-    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "weighted_dpo" on weighted
-    pairs and then on rankings, "nft" on the editor's own scored edits, "rejection" on the best of them."""
+    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "nft" on the editor's own
+    scored edits, "rejection" on the best of them. Several of weighted, dpo, nft and rejection, joined by +, are each
+    trained from the same start, and all that they changed is added up: "weighted+dpo"."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
+
+    @field_validator("arm")
+    @classmethod
+    def _known_arm(cls, arm: str) -> str:
+        parts = arm.split("+")
+        unknown = [part for part in parts if part not in (FEEDBACK_ARMS if len(parts) == 1 else ADDED_ARMS)]
+        if unknown:
+            raise ValueError(
+                f"editor.arm {arm!r}: {unknown[0]!r} is unknown there; choose one of {', '.join(FEEDBACK_ARMS)}, or "
+                f"several of {', '.join(ADDED_ARMS)}, joined by +"
+            )
+        if len({*parts}) < len(parts):
+            raise ValueError(f"editor.arm {arm!r} names an arm twice: name each once")
+        return arm
 
     @model_validator(mode="after")
     def _encoded_once(self) -> "Editor":

@@ -64,7 +64,7 @@ def shapes() -> Config:
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
             # Rewards as weights and people's rankings teach different things (docs/results.md).
-            arm="weighted_dpo",
+            arm="weighted+dpo",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),

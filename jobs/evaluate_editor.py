@@ -21,7 +21,7 @@ from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from jobs.evaluating import EditEvaluator, best_of_name
 from jobs.report import SHOWN_COLUMNS, gather, scored_card, won_by
 from jobs.run import Run, fingerprint, main
-from jobs.train_editor import ARMS, CONTROLS, arm_of
+from jobs.train_editor import ARMS, CONTROLS, arm_of, parts_of
 
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
 MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
@@ -165,14 +165,14 @@ def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
     """The judges by whose rewards an editor of this run was trained; none of one that learned from people directly."""
     if name == "current" and run.before:
         name = "finetuned"
+    parts = parts_of(run, name)
+    if parts != [name]:
+        return tuple(dict.fromkeys(judge for part in parts for judge in judges_pleased(run, part)))
     if name not in ARMS:
         return ()
     arm = arm_of(run, name)
     if arm.shaping:
         return run.config.scoring.judges
-    start = (arm.start or "").removeprefix("editors/")
-    if start in ARMS:
-        return judges_pleased(run, start)
     if arm.ranked:
         learns_from_model = run.config.candidate_scoring.ranked_rate and name not in CONTROLS
         return ("model",) if learns_from_model else ()

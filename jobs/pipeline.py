@@ -2,7 +2,7 @@
 
 captions -> instructions -> pairs -> editor -> candidates -> rankings -> reward -> scored pairs -> better editor
 
-`--editor.arm` names the way in which feedback makes the editor better; others than "scored" need no scored pairs.
+`--editor.arm` names the way in which feedback makes the editor better, or several of them: "weighted+dpo".
 
 Imported pairs take the place of the first three: those of --importing.dataset, or what `import_pairs` left in the run.
 Imported rankings (--importing.rankings) are learned from beside the run's own.
@@ -41,14 +41,13 @@ TO_REWARD = (*TO_EDITOR, *FEEDBACK)
 TO_FEEDBACK_TABLE = {
     "scored": (score_pairs.build,),
     "conditional": (score_pairs.build,),
-    "weighted": (score_pairs.build,),
+    "weighted": (score_pairs.weighted,),
     "level": (score_pairs.build,),
     "dpo": (score_candidates.rank,),  # people's rankings are there
-    "weighted_dpo": (score_pairs.weighted, train_editor.weighted, score_candidates.rank),
     "nft": (score_candidates.build,),
     "rejection": (sample_candidates.unguided, score_candidates.best),
 }
-"""By `editor.arm`, the stages that make what `finetuned` is trained on."""
+"""By arm, the stages that make what it is trained on."""
 WORKERS_IMPORT = (
     "deepspeed", "matplotlib.figure", "pandas", "pyarrow.dataset",
     "scipy.ndimage", "scipy.optimize", "scipy.sparse.linalg",
@@ -84,7 +83,7 @@ def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
 def learning(run: Run) -> Sequence[Callable[[Run], object]]:
     """The stages that make an editor better by feedback: no more than its arm needs."""
     return (
-        *TO_FEEDBACK_TABLE[run.config.editor.arm],
+        *(stage for arm in run.config.editor.arm.split("+") for stage in TO_FEEDBACK_TABLE[arm]),
         train_editor.controls,
         train_editor.finetune,
         evaluate_editor.build,

@@ -74,7 +74,7 @@ def rank(run: Run) -> Manifest | None:
 
 def for_arm(run: Run) -> Manifest | None:
     """The table that the run's arm is trained on; where no arm was named, that of `nft`."""
-    if run.feedback_arm in ("dpo", "weighted_dpo") and run.config.candidate_scoring.ranked_rate:
+    if run.feedback_arm == "dpo" and run.config.candidate_scoring.ranked_rate:
         return rank(run)
     if run.feedback_arm == "rejection":
         return best(run)

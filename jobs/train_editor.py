@@ -16,7 +16,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.config import Dpo, Nft, Training
+from hive_ray.config import ADDED_ARMS, Dpo, Nft, Training
 from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, read_manifest, select, table_digest
@@ -29,7 +29,7 @@ from hive_ray.editor.preference import PreferenceObjective, has_comparison
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
-from jobs import encode_latents
+from jobs import average_editors, encode_latents
 from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint, main
 
 
@@ -138,7 +138,6 @@ ARMS = {
     "weighted": Arm("scored_pairs_weighted", CURRENT, "weighted"),
     "level": Arm("scored_pairs_level", CURRENT, "level", objective=LevelTraining),
     "dpo": Arm("rankings", CURRENT, objective=PreferenceTraining),  # no reward model between
-    "weighted_dpo": Arm("rankings", "editors/weighted", objective=PreferenceTraining),  # both, one after the other
     "shuffled": Arm("rankings", CURRENT, objective=PreferenceTraining, dpo={"shuffled": True}),  # dpo's control
     "nft": Arm("scored_candidates", CURRENT, objective=NegativeAwareTraining),
     "rejection": Arm("best_candidates", CURRENT),
@@ -157,8 +156,13 @@ RANKED_PICTURES = ["source_image", "edits"]
 def arm_of(run: Run, name: str) -> Arm:
     """The arm of an editor's name; `finetuned` is the one that `editor.arm` names."""
     if name not in ARMS:
-        raise ValueError(f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}")
+        raise ValueError(
+            f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}, or several of {', '.join(ADDED_ARMS)}, joined "
+            "by +"
+        )
     chosen, arm = run.config.editor.arm, ARMS[name]
+    if len(parts_of(run, name)) > 1:
+        raise ValueError(f"{name} is {chosen}, which is added up, not trained: name one of its parts")
     if name == "finetuned" and chosen != "scored":
         arm = ARMS[chosen]
     if arm.shaping == "configured":
@@ -167,7 +171,24 @@ def arm_of(run: Run, name: str) -> Arm:
     return arm
 
 
+def parts_of(run: Run, name: str) -> list[str]:
+    """The arms whose changes an editor of this name adds up; the name itself of one that is trained."""
+    added = run.config.editor.arm if name == "finetuned" else name
+    parts = added.split("+")
+    return parts if len(parts) > 1 and {*parts} <= {*ADDED_ARMS} else [name]
+
+
 def build(run: Run, name: str = "sft") -> Metrics:
+    """The editor <run>/editors/<name>, trained, or added up from its parts, which are trained first."""
+    parts = parts_of(run, name)
+    if parts == [name]:
+        return _trained(run, name)
+    for part in parts:
+        _trained(run, part)
+    return average_editors.add_up(run, name, run.path(CURRENT), parts)
+
+
+def _trained(run: Run, name: str) -> Metrics:
     told, tables, arm = training(run, name), _plan(run, name)[0], arm_of(run, name)
 
     @cache
@@ -279,11 +300,6 @@ def _made_by(run: Run, name: str, table: str) -> str:
 def finetune(run: Run) -> Metrics:
     """The second fine-tuning, from feedback in the way that `editor.arm` names."""
     return build(run, "finetuned")
-
-
-def weighted(run: Run) -> Metrics:
-    """What the arm `weighted_dpo` starts from."""
-    return build(run, "weighted")
 
 
 def controls(run: Run) -> None:

@@ -1,9 +1,9 @@
-"""The mean of several editors' weights (model soups, Wortsman et al. 2022): one editor, as fast as each of them.
+"""One editor of several that were trained from one start, as fast as each of them.
 
-editors/<a>, editors/<b>, ... -> an editor folder
+editors/<a>, editors/<b>, ... -> the mean of their weights, or the start and all that they changed -> an editor folder
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ State = dict[str, Tensor]
 
 
 def mean_state(states: Iterable[State]) -> State:
-    """The mean of state dicts with the same names and shapes, summed in fp32 and returned in the first one's dtypes.
+    """The mean of state dicts with the same names and shapes (model soups, Wortsman et al. 2022), summed in fp32 and
+    returned in the first one's dtypes.
 
     What is no floating-point number is the first one's. Of a stream of states, two are held at a time besides the sum.
     ValueError names a weight that differs in shape, or that not all of them have.
@@ -35,6 +36,22 @@ def mean_state(states: Iterable[State]) -> State:
     return {name: (total[name] / count).to(value.dtype) if name in total else value for name, value in first.items()}
 
 
+def changed_state(states: Iterable[State]) -> State:
+    """The first state dict plus what each of the others differs from it (task arithmetic, Ilharco et al. 2023, with a
+    scale of 1): start + sum of (state - start), summed in fp32 and returned in the first one's dtypes.
+
+    What is no floating-point number is the first one's. ValueError as `mean_state`.
+    """
+    stream = iter(states)
+    first = next(stream)
+    total = {name: value.float().clone() for name, value in first.items() if value.is_floating_point()}
+    for state in stream:
+        _require_same_shapes(first, state)
+        for name, value in total.items():
+            value += state[name].float() - first[name].float()
+    return {name: total[name].to(value.dtype) if name in total else value for name, value in first.items()}
+
+
 def average_editors(folders: Sequence[str | Path]) -> Editor:
     """An editor with the mean of the U-Nets and text encoders of editor folders, or s3:// addresses; all else is the
     first one's.
@@ -42,6 +59,20 @@ def average_editors(folders: Sequence[str | Path]) -> Editor:
     Its card has no metrics, and a training table that stands for all of theirs. ModelFolderError names what differs
     where the folders are not one model that was trained in different ways.
     """
+    return _merged(folders, mean_state)
+
+
+def add_changes(start: str | Path, folders: Sequence[str | Path]) -> Editor:
+    """The editor in the folder `start`, or at an s3:// address, with all that the others changed of its U-Net and text
+    encoders.
+
+    They were trained from `start`. Card and errors as `average_editors`.
+    """
+    return _merged([start, *folders], changed_state)
+
+
+def _merged(folders: Sequence[str | Path], merge: Callable[[Iterable[State]], State]) -> Editor:
+    """The first editor with what `merge` makes of the weights of all."""
     first = Editor.load(folders[0])
     tables = [first.card.training_table]
 
@@ -54,12 +85,12 @@ def average_editors(folders: Sequence[str | Path]) -> Editor:
             yield _weights(other)
 
     try:
-        mean = mean_state(states())
+        merged = merge(states())
     except ModelFolderError:
         raise
     except ValueError as error:
-        raise ModelFolderError(f"{', '.join(map(str, folders))} cannot be averaged: {error}") from error
-    editor = first.with_weights(under("unet.", mean), under("text.", mean))
+        raise ModelFolderError(f"{', '.join(map(str, folders))} cannot be merged: {error}") from error
+    editor = first.with_weights(under("unet.", merged), under("text.", merged))
     editor.card = first.card.model_copy(update={"training_table": id_for(*tables), "metrics": {}})
     return editor
 
@@ -82,15 +113,15 @@ def _require_same_shapes(first: State, other: State) -> None:
 
 
 def _require_same_model(first: Editor, other: Editor, named: str) -> None:
-    """ModelFolderError where two editors differ in what averaging does not touch."""
+    """ModelFolderError where two editors differ in what merging does not touch."""
     for trait in ("instruction_suffix", "resolution", "prediction_type"):
         values = [getattr(editor.card, trait) for editor in (first, other)]
         if values[0] != values[1]:
-            raise ModelFolderError(f"{named} cannot be averaged: their {trait} is {values[0]!r} and {values[1]!r}")
+            raise ModelFolderError(f"{named} cannot be merged: their {trait} is {values[0]!r} and {values[1]!r}")
     if first.scaled_condition != other.scaled_condition:
-        raise ModelFolderError(f"{named} cannot be averaged: one of them scales the source's latent, the other not")
+        raise ModelFolderError(f"{named} cannot be merged: one of them scales the source's latent, the other not")
     if first.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise ModelFolderError(f"{named} cannot be averaged: their tokenizers differ")
+        raise ModelFolderError(f"{named} cannot be merged: their tokenizers differ")
     vaes = [editor.vae.state_dict() for editor in (first, other)]
     if vaes[0].keys() != vaes[1].keys() or not all(torch.equal(vaes[0][name], vaes[1][name]) for name in vaes[0]):
-        raise ModelFolderError(f"{named} cannot be averaged: their VAEs differ, and with them their latents")
+        raise ModelFolderError(f"{named} cannot be merged: their VAEs differ, and with them their latents")

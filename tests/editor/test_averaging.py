@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import tiny_stable_diffusion
 
-from hive_ray.editor.averaging import average_editors, mean_state
+from hive_ray.editor.averaging import add_changes, average_editors, changed_state, mean_state
 from hive_ray.editor.model import Editor
 from hive_ray.model_folders import ModelFolderError
 
@@ -28,6 +28,15 @@ def test_the_mean_by_hand():
     mean = mean_state(iter(states))
     assert mean["a"].tolist() == [3.0, 3.0]
     assert mean["n"].item() == 7
+    assert states[0]["a"].tolist() == [1.0, 2.0]
+
+
+def test_the_sum_of_changes_by_hand():
+    rows, counts = [[1.0, 2.0], [3.0, 8.0], [5.0, -1.0]], [7, 9, 9]
+    states = [{"a": torch.tensor(row), "n": torch.tensor(count)} for row, count in zip(rows, counts, strict=True)]
+    changed = changed_state(iter(states))
+    assert changed["a"].tolist() == [1.0 + 2.0 + 4.0, 2.0 + 6.0 - 3.0]
+    assert changed["n"].item() == 7
     assert states[0]["a"].tolist() == [1.0, 2.0]
 
 
@@ -64,6 +73,19 @@ def test_an_average_lies_between_its_editors_and_has_a_card_of_its_own(editor, t
     average.save(tmp_path / "average", average.card)
     again = Editor.load(tmp_path / "average").unet.conv_out.weight
     assert torch.equal(again, average.unet.conv_out.weight)
+
+
+def test_what_two_editors_changed_is_added_to_their_start(editor, tmp_path):
+    start = saved(editor, tmp_path / "start", training_table="0")
+    one = saved(editor, tmp_path / "one", 0.5, training_table="1", metrics={"train/loss": 1.0})
+    other = saved(editor, tmp_path / "other", -0.25, training_table="2")
+    added = add_changes(start, [one, other])
+    for part in ("unet", "text"):
+        before = getattr(editor, part).state_dict()
+        for name, value in getattr(added, part).state_dict().items():
+            torch.testing.assert_close(value, before[name] + 0.25, msg=name)
+    assert added.card.metrics == {}
+    assert added.card.training_table not in ("", "0", "1", "2")
 
 
 def test_editors_that_are_asked_otherwise_or_see_other_latents_are_refused(editor, tmp_path):

@@ -94,10 +94,10 @@ def test_an_edit_without_a_reward_is_dropped_with_its_reason(rewards):
     ("arm", "stages"),
     [
         ("scored", ("score_pairs.build",)),
-        ("weighted", ("score_pairs.build",)),
+        ("weighted", ("score_pairs.weighted",)),
         ("level", ("score_pairs.build",)),
         ("dpo", ("score_candidates.rank",)),
-        ("weighted_dpo", ("score_pairs.weighted", "train_editor.weighted", "score_candidates.rank")),
+        ("weighted+dpo", ("score_pairs.weighted", "score_candidates.rank")),
         ("nft", ("score_candidates.build",)),
         ("rejection", ("sample_candidates.unguided", "score_candidates.best")),
     ],

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from compvis import SD15, checkpoint, tiny
+from pydantic import ValidationError
 from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
 from tiny_settings import editor_settings, tiny_config
 
@@ -199,7 +200,7 @@ def test_settings_that_came_later_leave_the_fingerprint_of_a_training_as_it_was(
 
 
 def test_an_unknown_arm_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"arm 'dop' is unknown; choose one of sft, .*dpo"):
+    with pytest.raises(ValueError, match=r"arm 'dop' is unknown; choose one of sft, .*dpo.* joined by \+"):
         train_editor.build(Run(str(tmp_path), sd15()), "dop")
 
 
@@ -252,16 +253,49 @@ def test_an_arm_is_decided_by_its_own_settings_alone():
         assert {key for key in ours if ours[key] != theirs.get(key)} == of_arm
 
 
-def test_weighted_dpo_learns_what_dpo_does_and_goes_on_from_the_weighted_editor(tmp_path):
-    run = Run(str(tmp_path), sd15())
-    (tables, start, suffix), dpo = (train_editor._plan(run, name) for name in ("weighted_dpo", "dpo"))
-    assert (tables, suffix) == (dpo[0], "")
-    assert start == run.path("editors/weighted") != dpo[1]
-    assert judges_pleased(run, "weighted_dpo") == judges_pleased(run, "weighted") == ("model",)
-    assert judges_pleased(run, "dpo") == ()
+def test_what_a_reward_model_pleases_is_said_of_arms_and_of_their_sums(tmp_path):
+    run = Run(str(tmp_path), sd15().changed({"editor": {"arm": "weighted+dpo"}}))
+    assert judges_pleased(run, "finetuned") == judges_pleased(run, "weighted") == ("model",)
+    assert judges_pleased(run, "dpo") == judges_pleased(run, "dpo+nft")[:0] == ()
     ranked = replace(run, config=run.config.changed({"candidate_scoring": {"ranked_rate": 0.5}}))
     assert judges_pleased(ranked, "dpo") == ("model",)
     assert judges_pleased(ranked, "shuffled") == ()
+
+
+def test_arms_joined_by_a_plus_are_trained_each_and_all_that_they_changed_is_added_up(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+    _, editor = start
+    shifts, trained = {"sft": 0.0, "weighted": 1.0, "dpo": -0.25}, []
+
+    def train(run: Run, name: str) -> dict:
+        moved = {key: value + shifts[name] for key, value in editor.unet.state_dict().items()}
+        editor.with_weights(moved).save(tmp_path / "editors" / name, editor.card)
+        trained.append(name)
+        return {}
+
+    monkeypatch.setattr(train_editor, "_trained", train)
+    run = Run(str(tmp_path), sd15().changed({"editor": {"arm": "weighted+dpo"}}))
+    train_editor.build(run)
+    for name in ("finetuned", "weighted+dpo"):
+        train_editor.build(run, name)
+        added = Editor.load(tmp_path / "editors" / name).unet.conv_out.weight
+        torch.testing.assert_close(added, editor.unet.conv_out.weight + 0.75)
+    assert trained == ["sft", "weighted", "dpo", "weighted", "dpo"]
+    with pytest.raises(ValueError, match=r"finetuned is weighted\+dpo, which is added up, not trained"):
+        train_editor.arm_of(run, "finetuned")
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("dop", "'dop' is unknown there; choose one of scored, conditional, level, weighted, dpo, nft, rejection, or"),
+        ("dpo+conditional", "'conditional' is unknown there; .*several of weighted, dpo, nft, rejection, joined by"),
+        ("dpo+dpo", "names an arm twice"),
+    ],
+)
+def test_an_arm_that_nothing_trains_or_adds_up_is_refused_at_once(arm, words):
+    with pytest.raises(ValidationError, match=words):
+        editor_settings(arm=arm)
 
 
 def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
