@@ -835,8 +835,8 @@ class Evaluation(Section):
     image_guidance_scale: float = 1.5
     """The scales at which editors are compared."""
     best_of: int = Field(1, ge=1)
-    """Edits drawn of each prompt for one more row of each editor but the controls: the one of them that the reward
-    model likes best. At 1 there is no such row."""
+    """Edits drawn of each prompt, all of which count in every measure. Above 1, each editor but the controls has one
+    more row: the edit that the reward model likes best."""
     precision: Precision = "auto"
     """As `pairs.precision`, of the edits; what measures them calculates in fp32."""
     curve: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)

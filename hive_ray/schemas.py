@@ -250,7 +250,7 @@ EVALUATION = _schema(
     reward=_F32,
     followed=_F32,
     preserved=_F32,
-    draws=pa.list_(_DRAW),  # every edit that a best of several was chosen from; empty in other rows
+    draws=pa.list_(_DRAW),  # of all edits of the prompt that the row stands for; empty if it stands for its own alone
 )
 
 

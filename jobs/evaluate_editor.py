@@ -11,7 +11,7 @@ from typing import Any
 from hive_ray import storage
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import is_whole, model_digest
-from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest
+from hive_ray.distributed.tables import Manifest, build_table, read_manifest, read_rows, table_digest
 from hive_ray.evaluation.draws import DrawsSummary, judge_measures
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
@@ -19,7 +19,7 @@ from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from jobs.evaluating import EditEvaluator, best_of_name
-from jobs.report import SHOWN_COLUMNS, gather, scored_card, won_by
+from jobs.report import gather, scored_card, shown_columns, won_by
 from jobs.run import Run, fingerprint, main
 from jobs.train_editor import ARMS, CONTROLS, arm_of, parts_of
 
@@ -28,13 +28,15 @@ MEASURES_OF = {"model": ("reward",)} | CLIP_MEASURES
 """By judges of `scoring.judges`: what the evaluation measures by the same judge."""
 TIE_WITHIN = 0.05
 """Judge's points (0..1) within which two edits count as equal: about an annotator's noise."""
+DRAWS_MARK, DRAWS_IN_FIRST_ROW = "evaluation.draws", "in the row of the first edit"
+"""Part of the fingerprint of tables of several edits a prompt. In earlier ones the row of the best edit has `draws`."""
 
 
 def build(run: Run) -> dict:
     settings = run.config.evaluation
     for name in settings.editors:
-        best_of = 1 if name in CONTROLS else settings.best_of
-        measure(run, name, f"evaluation/{name}", (settings.image_guidance_scale,), settings.num_prompts, best_of)
+        scales = (settings.image_guidance_scale,)
+        measure(run, name, f"evaluation/{name}", scales, settings.num_prompts, settings.best_of)
         if settings.curve_prompts:
             measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
     draws = judged_draws(run)
@@ -47,9 +49,9 @@ def build(run: Run) -> dict:
     return summary
 
 
-def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int, best_of: int = 1) -> Manifest:
-    """The table of one editor's edits of the first `limit` test prompts, at each of these image guidance scales, and of
-    the best of so many edits of each."""
+def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int, num_draws: int = 1) -> Manifest:
+    """The table of `num_draws` edits by one editor of each of the first `limit` test prompts, at each of these image
+    guidance scales. It has the best of several edits, too, unless the editor is a control."""
     settings, prompts, reward = run.config.evaluation, run.path("prompts"), reward_of(run)
     editor = run.path(f"editors/{name}")
 
@@ -57,26 +59,36 @@ def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: i
         return map_table(
             prompts, PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
             where={"split": "test"}, limit=limit, editor=editor, name=name, reward=reward, scales=scales,
-            settings=settings, best_of=best_of,
+            settings=settings, num_draws=num_draws, with_best=name not in CONTROLS,
         )  # fmt: skip
 
     stage = settings.model_copy(
-        update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0, "best_of": best_of}
+        update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0, "best_of": num_draws}
     )
     made_from = fingerprint(
         stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor),
         reward=model_digest(reward) if reward else "none",
     )  # fmt: skip
-    if best_of > 1:
-        made_from["evaluation.draws"] = "kept"  # tables that were made before lack them
+    if num_draws > 1:
+        made_from[DRAWS_MARK] = DRAWS_IN_FIRST_ROW
     return build_table(run.path(table), EVALUATION, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def is_measured(table: str, num_draws: int) -> bool:
+    """Whether a table is finished and has so many edits of each prompt where they are looked for."""
+    manifest = read_manifest(table)
+    if manifest is None:
+        return False
+    made_from = manifest.fingerprint
+    mark = DRAWS_IN_FIRST_ROW if num_draws > 1 else None
+    return made_from.get("evaluation.best_of", 1) == num_draws and made_from.get(DRAWS_MARK) == mark
 
 
 def summarise(run: Run) -> dict:
     """Warnings, means with bootstrap intervals by editor, and win rates against the baseline, as plain numbers."""
     settings = run.config.evaluation
     metrics = metrics_of(run)
-    rows = [row for name in settings.editors for row in without_pictures(run.path(f"evaluation/{name}"))]
+    rows = [row for name in settings.editors for row in without_pictures(run, name)]
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     scored = scored_card(run)
@@ -98,7 +110,7 @@ def summarise(run: Run) -> dict:
 
 
 def judged_draws(run: Run) -> dict[str, DrawsSummary]:
-    """How well the reward and CLIP tell good edits from bad ones, by editor of which several edits were drawn; empty
+    """How well the reward and CLIP tell good edits from bad ones, by editor that has a best of several edits; empty
     without a judge or a reward model."""
     settings = run.config.evaluation
     if settings.judge == "none" or settings.best_of == 1:
@@ -180,10 +192,14 @@ def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
     return ("model",) if arm.schema is SCORED_CANDIDATES and not by_people else ()
 
 
-def without_pictures(table: str) -> Rows:
-    """What was measured of every edit of an evaluation table that has a row."""
-    columns = [name for name in SHOWN_COLUMNS if not name.endswith("_image") or name == "clip_image"]
-    return list(read_rows(table, EVALUATION, columns))
+def without_pictures(run: Run, name: str) -> Rows:
+    """What was measured of every edit of an editor, and of the best of several."""
+    columns = [
+        column
+        for column in shown_columns(run.config.evaluation.best_of)
+        if column not in ("source_image", "edited_image")
+    ]
+    return list(read_rows(run.path(f"evaluation/{name}"), EVALUATION, columns))
 
 
 def in_words(editor: str, draws: Mapping[str, Any]) -> str:
@@ -205,16 +221,18 @@ def print_summary(run: Run, summary: dict) -> None:
     """The table of what was found, where the report is, and how to serve the editor."""
     metrics = list(summary["editors"][0]["metrics"])
     width = 2 + max(len("editor"), *(len(editor["editor"]) for editor in summary["editors"]))
-    print(f"\n{'editor':<{width}}" + "".join(f"{metric:>22}" for metric in metrics))
+    print(f"\n{'editor':<{width}}{'edits of prompts':>16}" + "".join(f"{metric:>22}" for metric in metrics))
     for editor in summary["editors"]:
         cells = [f"{Interval(**measured):.3f}" for measured in editor["metrics"].values()]
-        print(f"{editor['editor']:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
+        counts = f"{editor['num_edits']} of {editor['num_prompts']}"
+        print(f"{editor['editor']:<{width}}{counts:>16}" + "".join(f"{cell:>22}" for cell in cells))
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     for name, rate in summary["win_rates"].items():
         gap = Interval(**summary["differences"][name][metrics[0]])
         shares = (
-            f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%} of {rate['num_prompts']} prompts"
+            f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%} of {rate['num_pairs']} pairs of "
+            f"edits of {rate['num_prompts']} prompts"
         )
         print(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
     for name, draws in list(summary["reward_on_draws"].items())[:1]:

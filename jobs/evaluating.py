@@ -14,11 +14,12 @@ from jobs.judging import load_reward
 
 
 class EditEvaluator:
-    """Prompts -> one edit each by one editor at given scales, measured by CLIP, the reward model and the judge.
+    """Prompts -> edits by one editor at given scales, measured by CLIP, the reward model and the judge.
 
-    Where `best_of` is N > 1, a prompt has a second row, of the editor `best_of_name(name, N)`: of N edits, the first
-    among them, the one that the reward model likes best. That row's `draws` say what was measured of all N. Where
-    `reward` is "", every reward is NaN, and N is 1.
+    A prompt has a row with the picture of its first edit. Where `num_draws` is N > 1, that row's `draws` say what was
+    measured of all N edits, the first among them. Where `with_best` is set, too, and there is a reward model, a prompt
+    has a second row, of the editor `best_of_name(name, N)`: the edit that the reward model likes best. Where `reward`
+    is "", every reward is NaN.
     """
 
     def __init__(
@@ -28,14 +29,16 @@ class EditEvaluator:
         reward: str,
         scales: tuple[float, ...],
         settings: Evaluation,
-        best_of: int = 1,
+        num_draws: int = 1,
+        with_best: bool = False,
         device: str = "cpu",
     ) -> None:
         self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
         self.reward = load_reward(reward, device) if reward else None
         self.similarity = Similarity(settings.clip, device)
         self.name, self.scales, self.settings = name, scales, settings
-        self.num_draws = best_of if reward else 1
+        self.num_draws = num_draws
+        self.with_best = with_best and num_draws > 1 and self.reward is not None
 
     def __call__(self, rows: Rows) -> Rows:
         return [measured for scale in self.scales for measured in self._at(rows, scale)]
@@ -50,11 +53,11 @@ class EditEvaluator:
         made: Rows = []
         for row, draws, measures in zip(rows, drawn, self._measured(rows, drawn), strict=True):
             first = self._row(self.name, row, draws.edits[0], measures[0], image_guidance_scale)
-            made.append(first | {"draws": []})
-            if self.num_draws > 1:
+            made.append(first | {"draws": measures if self.num_draws > 1 else []})
+            if self.with_best:
                 name, place = best_of_name(self.name, self.num_draws), draws.best
                 best = self._row(name, row, draws.edits[place], measures[place], image_guidance_scale)
-                made.append(best | {"draws": measures})
+                made.append(best | {"draws": []})
         return made
 
     def _seeds(self, prompt_id: str) -> list[int]:

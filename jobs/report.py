@@ -22,6 +22,7 @@ from hive_ray.evaluation.metrics import (
     baseline_of,
     by_editor,
     compare,
+    edits_of,
     measured,
     summarize,
     trade_off_curve,
@@ -45,8 +46,6 @@ STAGES = (
 )  # fmt: skip
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
-SHOWN_COLUMNS = [name for name in EVALUATION.names if name != "draws"]
-"""Of an evaluation table: those that tables of every version have."""
 
 
 def gather(
@@ -60,21 +59,29 @@ def gather(
     settings = run.config.evaluation
     judged = settings.judge != "none"
     tables = [run.path(f"evaluation/{name}") for name in settings.editors]
-    flat = [row for table in tables for row in read_rows(table, EVALUATION, SHOWN_COLUMNS)]
+    columns = shown_columns(settings.best_of)
+    flat = [row for table in tables for row in read_rows(table, EVALUATION, columns)]
     rows = by_editor(flat)
     baseline = baseline_of(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
+    summaries = {summary.editor: summary for summary in summarize(flat, metrics, **options)}
     differences = compare(flat, baseline, metrics, **options)
     wins = {metric: win_rates(flat, baseline, metric, tie_within) for metric in won_by(metrics)}
     rewarded = "reward" in metrics
     return Report(
         findings=[
             Finding(
-                name, baseline, metrics[0], differences[name][metrics[0]], len(rows[name]), _most_telling(wins, name)
+                editor=name,
+                baseline=baseline,
+                metric=metrics[0],
+                difference=differences[name][metrics[0]],
+                num_prompts=summaries[name].num_prompts,
+                num_edits=summaries[name].num_edits,
+                win_rate=_most_telling(wins, name),
             )
             for name in _leading(settings.editors, list(differences))
         ],
-        summaries=summarize(flat, metrics, **options),
+        summaries=list(summaries.values()),
         differences=differences,
         warnings=warnings,
         baseline=baseline if differences else "",
@@ -84,7 +91,7 @@ def gather(
         pairs=_pairs(run),
         rankings=_rankings(run),
         **(_worth(json.loads(storage.read_text(run.path("reward/card.json")))) if rewarded else {}),
-        rewards=_rewards(run) | {name: [row["reward"] for row in group] for name, group in rows.items() if rewarded},
+        rewards=_rewards(run) | (_rewards_of_edits(rows) if rewarded else {}),
         reward_charts=_reward_charts(run),
         draws=draws,
         losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
@@ -93,6 +100,12 @@ def gather(
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+def shown_columns(num_draws: int) -> list[str]:
+    """The columns of an evaluation table that the report reads. Tables of one edit a prompt may be of a version that
+    has no `draws`."""
+    return [name for name in EVALUATION.names if name != "draws" or num_draws > 1]
 
 
 def _leading(editors: Sequence[str], compared: Sequence[str]) -> list[str]:
@@ -155,6 +168,11 @@ def _rewards(run: Run) -> dict[str, list[float]]:
     table = run.path("rewards")
     found = [row["reward"] for row in read_rows(table, REWARDS)] if read_manifest(table) else []
     return {"training pairs": found} if found else {}
+
+
+def _rewards_of_edits(rows: Mapping[str, Rows]) -> dict[str, list[float]]:
+    """By editor, the rewards of all its edits."""
+    return {editor: [edit["reward"] for row in group for edit in edits_of(row)] for editor, group in rows.items()}
 
 
 def scored_card(run: Run) -> tuple[str, dict[str, Any]] | None:

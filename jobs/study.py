@@ -29,7 +29,7 @@ from hive_ray.config import Config, Instructions
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, write_rows
-from hive_ray.evaluation.metrics import values_by_prompt
+from hive_ray.evaluation.metrics import draws_by_prompt
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.shaping import SHAPINGS
@@ -112,7 +112,8 @@ class Study:
     num_prompts: int = 400
     """Held-out prompts of each seed that all editors are compared on."""
     best_of: int = 4
-    """Edits of each prompt of which `sft` and `dpo` give the one that the reward model likes best; 1 gives none."""
+    """Edits of each prompt, all of which count. Above 1, the one of them that the reward model likes best is told of
+    `sft` and `dpo`, too."""
     arms: tuple[str, ...] = ("control", "shuffled", "dpo", "weighted", "nft", "rejection")
     """What is trained from `sft` in the feedback part; the second round needs dpo."""
     weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "dpo")
@@ -139,11 +140,10 @@ class Entry:
     name: str
     run: Run
     arm: str
-    best_of: int = 1
+    tells_best: bool = False
+    """Whether the best of several edits is told, too, where several are drawn."""
     prepare: Callable[[Run], object] | None = None
     """Makes what the run's arms learn from, where the seed's first run did not."""
-    is_baseline: bool = False
-    """Whether another part made it: the best of several of its edits is told there."""
     num_rankings: int = 0
     """For the learning curve."""
 
@@ -205,8 +205,7 @@ def first_run(study: Study, seed: int, preset: Config) -> Run:
 
 def feedback(study: Study, first: Run) -> list[Entry]:
     """Every arm from the preset's start, and dpo of the second round."""
-    entries = [Entry("sft", first, "sft", study.best_of)]
-    entries += [Entry(arm, first, arm, study.best_of if arm == "dpo" else 1) for arm in study.arms]
+    entries = [Entry(arm, first, arm, tells_best=arm in ("sft", "dpo")) for arm in ("sft", *study.arms)]
     if "dpo" in study.arms:
         entries.append(Entry("second round", first.after("dpo"), "dpo", prepare=collect_feedback))
     return entries
@@ -263,7 +262,7 @@ def curve(study: Study, first: Run) -> list[Entry]:
     more = curve_run(first, "one-more-person", import_rankings.TABLE)
     total = shipped.rows_out + prompts
     again = Entry(f"{total:,} rankings", more, "dpo", prepare=partial(rank_again, first=first), num_rankings=total)
-    return [Entry("sft", first, "sft", study.best_of, is_baseline=True), *entries, again]
+    return [Entry("sft", first, "sft"), *entries, again]
 
 
 def curve_run(first: Run, name: str, *shared: str) -> Run:
@@ -286,7 +285,7 @@ def ablations(study: Study, first: Run) -> list[Entry]:
         if with_settings(first.config, settings) != first.config
     ]
     again = Entry("a second round of the same rankings", trained_on(first), "dpo")
-    return [Entry("dpo", first, "dpo", study.best_of, is_baseline=True), *changed, again]
+    return [Entry("dpo", first, "dpo"), *changed, again]
 
 
 def ablated_run(first: Run, name: str, settings: Mapping[str, Any]) -> Run:
@@ -364,7 +363,7 @@ def measure(entry: Entry) -> None:
     settings = entry.run.config.evaluation
     scales = (settings.image_guidance_scale,)
     table = f"evaluation/{entry.arm}"
-    evaluate_editor.measure(entry.run, entry.arm, table, scales, settings.num_prompts, entry.best_of)
+    evaluate_editor.measure(entry.run, entry.arm, table, scales, settings.num_prompts, settings.best_of)
 
 
 def collect_feedback(run: Run) -> None:
@@ -435,20 +434,21 @@ def scores_of(entries: Mapping[int, Sequence[Entry]]) -> Scores:
     for seed, of_seed in entries.items():
         for entry in of_seed:
             for name, rows in measured_rows(entry).items():
-                values = {metric: values_by_prompt(rows, metric) for metric in METRICS}
+                values = {metric: draws_by_prompt(rows, metric) for metric in METRICS}
                 scores.setdefault(name, {})[seed] = values
     return scores
 
 
 def measured_rows(entry: Entry) -> dict[str, Rows]:
     """The rows of an entry, and of the best of several of its edits, by their names in the document."""
-    table = entry.run.path(f"evaluation/{entry.arm}")
-    if read_manifest(table) is None:
+    table, num_draws = entry.run.path(f"evaluation/{entry.arm}"), entry.run.config.evaluation.best_of
+    if not evaluate_editor.is_measured(table, num_draws):
         return {}
-    rows = list(read_rows(table, EVALUATION, ["prompt_id", "editor", "followed", "preserved"]))
+    several = ["draws"] if num_draws > 1 else []
+    rows = list(read_rows(table, EVALUATION, ["prompt_id", "editor", "followed", "preserved", *several]))
     names = {entry.arm: entry.name}
-    if entry.best_of > 1 and not entry.is_baseline:
-        names[best_of_name(entry.arm, entry.best_of)] = best_of_name(entry.name, entry.best_of)
+    if several and entry.tells_best:
+        names[best_of_name(entry.arm, num_draws)] = best_of_name(entry.name, num_draws)
     return {name: [row for row in rows if row["editor"] == editor] for editor, name in names.items()}
 
 
@@ -509,12 +509,15 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
     minutes = sum(minutes_of(run) for run in firsts.values())
     return (
         f"Made by `python -m jobs.study`: seeds {study_document.in_words([str(seed) for seed in study.seeds])}, "
-        f"{' or '.join(map(str, sorted(sizes))) or 'no'} held-out prompts of each, {minutes:.0f} minutes of work on "
+        f"{' or '.join(map(str, sorted(sizes))) or 'no'} held-out prompts of each, "
+        f"{study.best_of} {'edits' if study.best_of > 1 else 'edit'} of a prompt, {minutes:.0f} minutes of work on "
         f"{os.cpu_count()} cores. No setting was chosen on these prompts; that an arm is the best one is said of the "
-        "same prompts that chose it. Numbers are shares of prompts in percent and differences in points, paired by "
-        "prompt, means over seeds, with 95 % bootstrap intervals over seeds and prompts; bold where the interval "
-        f"excludes 0.{of_one_seed}\n\nIn the first part `sft` saw {editor.sft.total_images:,} images, arms on pairs "
-        f"and on the best edits {editor.finetune.total_images:,} more, `dpo` and `shuffled` "
+        "same prompts that chose it. Numbers are shares of edits in percent and differences in points, paired by "
+        "prompt, means over prompts and seeds, with 95 % bootstrap intervals over seeds and prompts; bold where the "
+        "interval excludes 0. Wins, ties and losses are those of pairs of edits of the same seed; the best of several "
+        f"edits is held against each edit of the other editor.{of_one_seed}\n\n"
+        f"In the first part `sft` saw {editor.sft.total_images:,} images, arms on pairs and on the best edits "
+        f"{editor.finetune.total_images:,} more, `dpo` and `shuffled` "
         f"{editor.dpo.training.total_images:,}, `nft` {editor.nft.training.total_images:,}.{by_reward}"
         f"{reward_models(list(firsts.values()))}"
     )

@@ -7,10 +7,12 @@ Nothing here reads a run: tests give it scores that they made by hand.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
 from hive_ray.charts import interval_chart, line_chart
+from hive_ray.evaluation.metrics import gaps_by_prompt, means, outcomes_by_prompt, win_rate
 from hive_ray.intervals import Interval, grouped_interval
 from jobs.evaluate_editor import TIE_WITHIN
 
@@ -21,7 +23,7 @@ LEAST_GAIN = 0.04
 LEAST_WINS_PER_LOSS = 2
 """How many times as often as it loses the best arm was asked to win."""
 LEARNING_ARMS = ("dpo", "weighted", "nft", "rejection")
-"""Arms that learn from feedback in one round, each with one edit of a prompt."""
+"""Arms that learn from feedback in one round, without a choice among their edits."""
 SHAPED_ARMS = ("conditional", "weighted", "level")
 """Arms that learn from scored pairs."""
 
@@ -63,8 +65,10 @@ WORDS = {
 }
 """What a section says of its editors, by part."""
 
-Scores = Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]]
-"""Editor -> seed -> metric -> prompt id -> value (0..1)."""
+OfSeed = Mapping[str, Mapping[str, np.ndarray]]
+"""Metric -> prompt id -> values (N,) of its edits (0..1), as `draws_by_prompt` gives them."""
+Scores = Mapping[str, Mapping[int, OfSeed]]
+"""Editor -> seed -> what was measured."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Comparison:
     decided_gap: Interval
     """Win minus loss."""
     win: float
+    """Share of pairs of edits (`win_rate`), as the next two: means over seeds of means over prompts."""
     tie: float
     loss: float
     num_seeds: int
@@ -94,40 +99,30 @@ def compare(scores: Scores, editor: str, baseline: str) -> Comparison | None:
     seeds = _common_seeds(scores, editor, baseline)
     if not seeds:
         return None
-    gaps = {metric: [_gaps(scores, editor, baseline, seed, metric) for seed in seeds] for metric in METRICS}
-    outcomes = [{prompt: outcome(gap) for prompt, gap in of_seed.items()} for of_seed in gaps["overall"]]
-    win, loss = (_share_of(outcomes, sign) for sign in (1, -1))
+    ours, theirs = ([scores[name][seed] for seed in seeds] for name in (editor, baseline))
+    decided = [(our["overall"], their["overall"], TIE_WITHIN) for our, their in zip(ours, theirs, strict=True)]
+    rates = [win_rate(*of_seed) for of_seed in decided]
     return Comparison(
         editor=editor,
         baseline=baseline,
-        right=grouped_interval([scores[editor][seed]["right"] for seed in seeds]),
-        right_gap=grouped_interval(gaps["right"]),
-        preserved_gap=grouped_interval(gaps["preserved"]),
-        decided_gap=grouped_interval(outcomes),
-        win=win,
-        tie=1 - win - loss,
-        loss=loss,
+        right=grouped_interval([means(of_seed["right"]) for of_seed in ours]),
+        right_gap=grouped_interval(_gaps(ours, theirs, "right")),
+        preserved_gap=grouped_interval(_gaps(ours, theirs, "preserved")),
+        decided_gap=grouped_interval([means(outcomes_by_prompt(*of_seed)) for of_seed in decided]),
+        win=fmean([rate.win for rate in rates]),
+        tie=fmean([rate.tie for rate in rates]),
+        loss=fmean([rate.loss for rate in rates]),
         num_seeds=len(seeds),
     )
-
-
-def outcome(gap: float) -> float:
-    """1 for a win, -1 for a loss, 0 for a tie, by the difference of two edits in `overall`."""
-    return float(np.sign(gap)) if abs(gap) > TIE_WITHIN else 0.0
 
 
 def _common_seeds(scores: Scores, *editors: str) -> list[int]:
     return sorted(set.intersection(*(set(scores.get(editor, {})) for editor in editors)))
 
 
-def _gaps(scores: Scores, editor: str, baseline: str, seed: int, metric: str) -> dict[str, float]:
-    ours, theirs = (scores[name][seed][metric] for name in (editor, baseline))
-    return {prompt: ours[prompt] - theirs[prompt] for prompt in ours.keys() & theirs.keys()}
-
-
-def _share_of(outcomes: Sequence[Mapping[str, float]], sign: int) -> float:
-    """The mean over seeds of the share of prompts with this outcome."""
-    return float(np.mean([np.mean([one == sign for one in of_seed.values()]) for of_seed in outcomes]))
+def _gaps(ours: Sequence[OfSeed], theirs: Sequence[OfSeed], metric: str) -> list[dict[str, float]]:
+    """Seed by seed, each prompt's mean over our edits minus that over theirs."""
+    return [gaps_by_prompt(means(our[metric]), means(their[metric])) for our, their in zip(ours, theirs, strict=True)]
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------
@@ -165,8 +160,9 @@ def gain(feedback: Scores, editor: str) -> str:
 def _gain_in_words(found: Comparison) -> str:
     return (
         f"{found.editor} makes {points(found.right_gap)} points more edits right than the control, wins "
-        f"{percent(found.win)} of the prompts and loses {percent(found.loss)}. At least {100 * LEAST_GAIN:.0f} points, "
-        f"an interval above 0 and {LEAST_WINS_PER_LOSS} wins for each loss: {verdict(_missing(found))}."
+        f"{percent(found.win)} of the pairs of edits and loses {percent(found.loss)}. At least "
+        f"{100 * LEAST_GAIN:.0f} points, an interval above 0 and {LEAST_WINS_PER_LOSS} wins for each loss: "
+        f"{verdict(_missing(found))}."
     )
 
 

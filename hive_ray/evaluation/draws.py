@@ -108,10 +108,11 @@ class JudgedDraws:
 
 
 def judge_measures(rows: Rows, *, resamples: int = 1000, seed: int = 0) -> DrawsSummary | None:
-    """How well the MEASURES and their SUM tell good edits from bad ones on the `draws` of these rows, one a prompt.
+    """How well the MEASURES and their SUM tell good edits from bad ones on the `draws` of an editor's own rows, one a
+    prompt.
 
-    Rows without draws say nothing, and neither do those with a draw of which some measure is not a finite number. None
-    where no row is left. Intervals resample prompts.
+    Rows without draws, such as those of the best of several, say nothing. Neither do those with a draw of which some
+    measure is not a finite number. None where no row is left. Intervals resample prompts.
     """
     draws_of = {row["prompt_id"]: row["draws"] for row in rows if row["draws"]}
     prompts = [prompt for prompt in sorted(draws_of) if _is_whole(draws_of[prompt])]

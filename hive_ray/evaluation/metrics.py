@@ -4,6 +4,11 @@
 
 Prompts are the unit of chance: intervals resample prompts, never single edits, because edits of one prompt
 are alike.
+
+Several edits of each prompt make every figure less noisy and leave its expectation as it is with one edit. A mean of N
+equally distributed edits has the expectation of one of them. A win, tie or loss is counted for each pair of edits and
+then averaged within the prompt, so its expectation is that of one pair; means of N edits are never held against each
+other, since that would turn ties into wins and losses.
 """
 
 from collections.abc import Mapping
@@ -23,17 +28,19 @@ RIGHT = 0.5
 
 @dataclass(frozen=True)
 class WinRate:
-    """Shares of prompts won, tied and lost against the baseline; they add up to 1."""
+    """Shares of pairs of edits won, tied and lost against the baseline, means over prompts; they add up to 1."""
 
     win: float
     tie: float
     loss: float
     num_prompts: int
+    num_pairs: int
+    """Pairs of edits, of all these prompts."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One editor's means over prompts, by metric, each with its interval."""
+    """One editor's means over prompts, by metric, each with its interval. A prompt's value is the mean of its edits."""
 
     editor: str
     num_prompts: int
@@ -61,12 +68,33 @@ def measured(row: Row, metric: str) -> float:
     return float(row[metric])
 
 
-def values_by_prompt(rows: Rows, metric: str) -> dict[str, float]:
-    """Each prompt's mean over its edits (one editor, one setting of the scales)."""
+def edits_of(row: Row) -> Rows:
+    """What was measured of the edits that a row of `evaluation` stands for: all its `draws`, or its own edit where it
+    has none."""
+    return row.get("draws") or [row]
+
+
+def draws_by_prompt(rows: Rows, metric: str) -> dict[str, np.ndarray]:
+    """The values (N,) of each prompt's edits, in the order of their draws (one editor, one setting of the scales)."""
     gathered: dict[str, list[float]] = {}
     for row in rows:
-        gathered.setdefault(row["prompt_id"], []).append(measured(row, metric))
-    return {prompt: float(np.mean(values)) for prompt, values in gathered.items()}
+        gathered.setdefault(row["prompt_id"], []).extend(measured(edit, metric) for edit in edits_of(row))
+    return {prompt: np.array(values) for prompt, values in gathered.items()}
+
+
+def means(draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Each prompt's mean over its edits."""
+    return {prompt: float(values.mean()) for prompt, values in draws.items()}
+
+
+def values_by_prompt(rows: Rows, metric: str) -> dict[str, float]:
+    """Each prompt's mean over its edits (one editor, one setting of the scales)."""
+    return means(draws_by_prompt(rows, metric))
+
+
+def gaps_by_prompt(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
+    """Ours - baseline of each prompt that both have. ValueError where there is none."""
+    return {prompt: ours[prompt] - baseline[prompt] for prompt in _shared(ours, baseline)}
 
 
 def difference(
@@ -78,20 +106,41 @@ def difference(
     level: float = 0.95,
 ) -> Interval:
     """The mean of ours - baseline over the prompts that both have, paired by prompt, with its interval."""
-    paired = {prompt: ours[prompt] - baseline[prompt] for prompt in _shared(ours, baseline)}
-    return interval(paired, resamples=resamples, seed=seed, level=level)
+    return interval(gaps_by_prompt(ours, baseline), resamples=resamples, seed=seed, level=level)
 
 
-def win_rate(ours: Mapping[str, float], baseline: Mapping[str, float], tie_within: float = 0.0) -> WinRate:
-    """Prompts where ours is above, within `tie_within` of, or below the baseline."""
-    shared = _shared(ours, baseline)
-    gaps = np.array([ours[prompt] - baseline[prompt] for prompt in shared])
-    win, loss = float((gaps > tie_within).mean()), float((gaps < -tie_within).mean())
-    ties = int((np.abs(gaps) <= tie_within).sum())
-    return WinRate(win, ties / len(shared), loss, len(shared))
+def outcomes_by_prompt(
+    ours: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], tie_within: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Of each prompt that both have, one outcome for each pair of edits: 1 (win), 0 (tie) or -1 (loss).
+
+    Edits are paired draw by draw, since draws in the same place have the same seed. Where one side has a single edit
+    of a prompt, such as the best of several, it is held against each edit of the other side. Values that differ by
+    `tie_within` or less are a tie.
+
+    ValueError where the two have no prompt in common, or numbers of edits that cannot be paired.
+    """
+    return {prompt: _outcomes(prompt, ours[prompt], baseline[prompt], tie_within) for prompt in _shared(ours, baseline)}
 
 
-def _shared(ours: Mapping[str, float], baseline: Mapping[str, float]) -> list[str]:
+def _outcomes(prompt: str, ours: np.ndarray, baseline: np.ndarray, tie_within: float) -> np.ndarray:
+    if len(ours) != len(baseline) and 1 not in (len(ours), len(baseline)):
+        raise ValueError(
+            f"{len(ours)} and {len(baseline)} edits of the prompt {prompt} cannot be paired; wanted as many of both "
+            "editors, or one of either: evaluate both with the same evaluation.best_of"
+        )
+    gaps = ours - baseline
+    return np.where(np.abs(gaps) > tie_within, np.sign(gaps), 0.0)
+
+
+def win_rate(ours: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], tie_within: float = 0.0) -> WinRate:
+    """Shares of the pairs of `outcomes_by_prompt` that win, tie and lose. Each prompt counts alike."""
+    outcomes = list(outcomes_by_prompt(ours, baseline, tie_within).values())
+    win, tie, loss = (float(np.mean([(pairs == sign).mean() for pairs in outcomes])) for sign in (1, 0, -1))
+    return WinRate(win, tie, loss, len(outcomes), sum(map(len, outcomes)))
+
+
+def _shared(ours: Mapping[str, object], baseline: Mapping[str, object]) -> list[str]:
     shared = sorted(ours.keys() & baseline.keys())
     if not shared:
         raise ValueError(
@@ -129,7 +178,7 @@ def summarize(rows: Rows, metrics: tuple[str, ...] = METRICS, *, resamples: int 
         Summary(
             editor,
             len({row["prompt_id"] for row in group}),
-            len(group),
+            sum(len(edits_of(row)) for row in group),
             {metric: interval(values_by_prompt(group, metric), resamples=resamples, seed=seed) for metric in metrics},
         )
         for editor, group in by_editor(rows).items()
@@ -163,9 +212,9 @@ def win_rates(rows: Rows, baseline: str, metric: str, tie_within: float = 0.0) -
     groups = by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
-    reference = values_by_prompt(groups[baseline], metric)
+    reference = draws_by_prompt(groups[baseline], metric)
     return {
-        editor: win_rate(values_by_prompt(group, metric), reference, tie_within)
+        editor: win_rate(draws_by_prompt(group, metric), reference, tie_within)
         for editor, group in groups.items()
         if editor != baseline
     }

@@ -39,6 +39,8 @@ class Finding:
     metric: str
     difference: Interval
     num_prompts: int
+    num_edits: int
+    """Edits of `editor`, of all these prompts."""
     win_rate: WinRate | None = None
 
 
@@ -129,7 +131,7 @@ def headline(finding: Finding) -> str:
     measured = (
         f"{_signed(gap.value, finding.metric)} on {word} "
         f"(95 % interval {_signed(gap.low, finding.metric)} to {_signed(gap.high, finding.metric)}, "
-        f"{finding.num_prompts} prompts{_wins(finding.win_rate)})"
+        f"{finding.num_edits} edits of {finding.num_prompts} prompts{_wins(finding.win_rate)})"
     )
     if not gap.excludes_zero:
         return f"No difference was shown between {finding.editor} and {finding.baseline}: {measured}."
@@ -174,7 +176,7 @@ def _table_of_editors(report: Report) -> str:
     rows = []
     for summary in report.summaries:
         cells = [escape(summary.editor) + (" <small>baseline</small>" if summary.editor == report.baseline else "")]
-        cells.append(str(summary.num_prompts))
+        cells += [str(summary.num_prompts), str(summary.num_edits)]
         gaps = report.differences.get(summary.editor, {})
         for metric in metrics:
             seen = summary.metrics[metric]
@@ -183,10 +185,13 @@ def _table_of_editors(report: Report) -> str:
                 cell += _gap(gaps[metric], metric)
             cells.append(cell)
         rows.append(cells)
-    words = "Means over prompts, with 95 % bootstrap intervals by prompt beneath."
+    words = (
+        "Means over prompts, of each the mean of all its edits, with 95 % bootstrap intervals by prompt beneath. The "
+        "best of several edits is one edit of each prompt."
+    )
     if report.differences:
         words += f" Last line: paired difference from {report.baseline}; * its interval excludes zero."
-    return table(["editor", "prompts", *(METRIC_WORDS[m] for m in metrics)], rows) + "".join(
+    return table(["editor", "prompts", "edits", *(METRIC_WORDS[m] for m in metrics)], rows) + "".join(
         map(note, (words, *report.warnings))
     )
 
@@ -206,7 +211,7 @@ def _win_rates(report: Report) -> str:
             parts.append(
                 f'<p class="bars-name">{escape(editor)} against {escape(report.baseline)}, '
                 f"{METRIC_WORDS[metric]} "
-                f"<small>{rate.num_prompts} prompts: {said}</small></p>"
+                f"<small>{rate.num_pairs} pairs of edits of {rate.num_prompts} prompts: {said}</small></p>"
                 f'<div class="bars" role="img" aria-label="{said}">{bars}</div>'
             )
     return "".join(parts)

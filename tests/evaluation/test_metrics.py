@@ -6,6 +6,8 @@ from hive_ray.evaluation.metrics import (
     at_scales,
     compare,
     difference,
+    draws_by_prompt,
+    outcomes_by_prompt,
     summarize,
     trade_off_curve,
     values_by_prompt,
@@ -23,17 +25,63 @@ def edit(prompt, editor, *, scale=1.4, followed=1.0, preserved=1.0, reward=0.0, 
     }  # fmt: skip
 
 
+def with_draws(row, *rewards):
+    """A row that stands for edits with these rewards; its own measures are those of the first."""
+    own = {name: row[name] for name in ("followed", "preserved", "clip_image", "clip_direction")}
+    draws = [own | {"seed": seed, "reward": reward} for seed, reward in enumerate(rewards)]
+    return row | draws[0] | {"draws": draws}
+
+
+def values(**of_prompts):
+    """The values of each prompt's edits."""
+    return {prompt: np.array(numbers, dtype=float) for prompt, numbers in of_prompts.items()}
+
+
 def test_wins_ties_and_losses_are_counted_over_shared_prompts():
-    ours, baseline = (
-        {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.9, "x": 9.0},
-        {"a": 0.0, "b": 0.55, "c": 1.0, "d": 0.0},
-    )
-    assert win_rate(ours, baseline, tie_within=0.1) == WinRate(0.5, 0.25, 0.25, 4)
+    ours = values(a=[1.0], b=[0.5], c=[0.0], d=[0.9], x=[9.0])
+    baseline = values(a=[0.0], b=[0.55], c=[1.0], d=[0.0])
+    assert win_rate(ours, baseline, tie_within=0.1) == WinRate(0.5, 0.25, 0.25, 4, 4)
+
+
+def test_edits_are_held_against_each_other_draw_by_draw_and_each_prompt_counts_alike():
+    """Of a, one pair of four is won, two are tied, one is lost; by means a would be won. Of b, both are won."""
+    ours = values(a=[1.0, 0.5, 0.5, 0.0], b=[1.0, 1.0])
+    baseline = values(a=[0.0, 0.5, 0.45, 0.1], b=[0.0, 0.5])
+    found = outcomes_by_prompt(ours, baseline, tie_within=0.05 + 1e-9)
+    assert {prompt: list(pairs) for prompt, pairs in found.items()} == {"a": [1, 0, 0, -1], "b": [1, 1]}
+    assert win_rate(ours, baseline, tie_within=0.05 + 1e-9) == WinRate(0.625, 0.25, 0.125, 2, 6)
+
+
+def test_a_single_edit_is_held_against_each_of_the_others():
+    several, best = values(a=[0.0, 0.5, 1.0, 1.0]), values(a=[0.5])
+    assert win_rate(best, several) == WinRate(0.25, 0.25, 0.5, 1, 4)
+    assert win_rate(several, best) == WinRate(0.5, 0.25, 0.25, 1, 4)
+
+
+def test_the_expected_shares_are_those_of_one_edit_and_the_noise_is_less():
+    rng = np.random.default_rng(0)
+    ours, baseline = rng.normal(0.5, 1, (4000, 4)), rng.normal(0, 1, (4000, 4))
+
+    def wins(num_draws):
+        of_prompts = [(one[:num_draws], other[:num_draws]) for one, other in zip(ours, baseline, strict=True)]
+        pairs = [win_rate({"p": one}, {"p": other}, tie_within=0.5) for one, other in of_prompts]
+        return np.array([(rate.win, rate.tie, rate.loss) for rate in pairs])
+
+    one, four = wins(1), wins(4)
+    # The gap is normal with mean 0.5 and variance 2: P(gap > 0.5) = 0.5, P(gap < -0.5) = 0.2398.
+    for found in (one, four):
+        assert found.mean(0) == pytest.approx([0.5, 0.2602, 0.2398], abs=0.025)
+    assert four.std(0) == pytest.approx(one.std(0) / 2, rel=0.05)
 
 
 def test_editors_without_a_common_prompt_cannot_be_compared():
     with pytest.raises(ValueError, match="same prompts"):
-        win_rate({"a": 1.0}, {"b": 1.0})
+        win_rate(values(a=[1.0]), values(b=[1.0]))
+
+
+def test_numbers_of_edits_that_cannot_be_paired_are_refused():
+    with pytest.raises(ValueError, match=r"4 and 2 edits of the prompt a .* the same evaluation\.best_of"):
+        win_rate(values(a=[1.0] * 4), values(a=[1.0] * 2))
 
 
 def test_an_interval_of_equal_values_is_the_value():
@@ -123,6 +171,13 @@ def test_values_are_means_over_the_edits_of_a_prompt():
     assert values_by_prompt(rows, "reward") == {"a": 2.0, "b": 5.0}
 
 
+def test_a_row_with_draws_stands_for_all_of_them_in_their_order():
+    rows = [with_draws(edit("a", "sft"), 3.0, 1.0, 8.0), edit("b", "sft", reward=5.0) | {"draws": []}]
+    found = draws_by_prompt(rows, "reward")
+    assert {prompt: list(numbers) for prompt, numbers in found.items()} == {"a": [3, 1, 8], "b": [5]}
+    assert values_by_prompt(rows, "reward") == {"a": 4.0, "b": 5.0}
+
+
 def test_an_edit_is_right_when_both_scores_reach_one_half():
     rows = [edit("a", "sft", followed=0.5, preserved=0.5), edit("b", "sft", followed=1, preserved=0.49)]
     assert values_by_prompt(rows, "right") == {"a": 1.0, "b": 0.0}
@@ -140,6 +195,8 @@ def test_a_summary_counts_prompts_and_edits_and_has_every_metric():
     assert first.metrics["followed"].value == pytest.approx(0.5)
     assert first.metrics["right"].value == pytest.approx(0.5)
     assert second.editor == "finetuned"
+    [several] = summarize([with_draws(edit("a", "sft"), 1.0, 2.0), with_draws(edit("b", "sft"), 3.0, 6.0)])
+    assert (several.num_prompts, several.num_edits, several.metrics["reward"].value) == (2, 4, 3.0)
 
 
 def test_editors_are_compared_with_the_baseline_only():
@@ -147,9 +204,23 @@ def test_editors_are_compared_with_the_baseline_only():
     found = compare(rows, "sft", ("reward",))
     assert list(found) == ["finetuned"]
     assert found["finetuned"]["reward"] == Interval(0.5, 0.5, 0.5)
-    assert win_rates(rows, "sft", "reward") == {"finetuned": WinRate(1.0, 0.0, 0.0, 3)}
+    assert win_rates(rows, "sft", "reward") == {"finetuned": WinRate(1.0, 0.0, 0.0, 3, 3)}
     with pytest.raises(ValueError, match="'control'"):
         compare(rows, "control")
+
+
+def test_all_edits_of_both_editors_and_the_best_of_several_are_compared():
+    """Two edits of sft and of finetuned, and the better of finetuned's."""
+    rows = [
+        with_draws(edit("a", "sft"), 0.0, 1.0),
+        with_draws(edit("a", "finetuned"), 1.0, 0.5),
+        edit("a", "finetuned, best of 2", reward=1.0) | {"draws": []},
+    ]
+    gaps = {editor: found["reward"].value for editor, found in compare(rows, "sft", ("reward",)).items()}
+    assert gaps == {"finetuned": 0.25, "finetuned, best of 2": 0.5}
+    assert win_rates(rows, "sft", "reward") == {
+        "finetuned": WinRate(0.5, 0.0, 0.5, 1, 2), "finetuned, best of 2": WinRate(0.5, 0.5, 0.0, 1, 2),
+    }  # fmt: skip
 
 
 def test_rows_are_found_at_their_float32_scales():

@@ -47,11 +47,11 @@ def full_report():
     metrics = {"right": Interval(0.5, 0.4, 0.6), "reward": Interval(-0.1, -0.2, 0.1)}
     example = Example('make it <b>"red"</b>', (Shown(PICTURE, "source"), Shown(PICTURE, "sft\nfollowed 0.10", False)))
     return Report(
-        findings=[Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80)],
-        summaries=[Summary("sft", 80, 80, metrics), Summary("finetuned", 80, 80, metrics)],
+        findings=[Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80, 320)],
+        summaries=[Summary("sft", 80, 320, metrics), Summary("finetuned", 80, 320, metrics)],
         differences={"finetuned": {"right": Interval(0.1, 0.05, 0.15), "reward": Interval(0.1, -0.1, 0.2)}},
         baseline="sft", warnings=["finetuned: trained to please <it>"],
-        win_rates={"reward": {"finetuned": WinRate(0.5, 0.2, 0.3, 80)}},
+        win_rates={"reward": {"finetuned": WinRate(0.5, 0.2, 0.3, 80, 320)}},
         curve=[CurvePoint("sft", 1.0, 0.2, 0.9, 80), CurvePoint("sft", 1.4, 0.15, 0.93, 80)],
         edits=[example], pairs=[example], rankings=[example],
         reward_accuracy={"held out": (0.75, 0.31), "clip": (Interval(0.6, 0.5, 0.7), Interval(0.2, 0.1, 0.25))},
@@ -99,6 +99,15 @@ def test_a_full_report_loads_nothing_from_anywhere():
 def test_a_warning_stands_beneath_the_measures():
     html = write_report(full_report())
     assert "trained to please &lt;it&gt;" in html.partition("Against the baseline")[0]
+
+
+def test_how_many_edits_of_how_many_prompts_a_figure_is_of_is_said():
+    html = write_report(full_report())
+    editors = html.partition("Editors</h2>")[2].partition("</section>")[0]
+    cells = re.sub(r"<[^>]+>", " ", editors).split()
+    assert cells[:3] == ["editor", "prompts", "edits"]
+    assert cells[cells.index("sft") :][:4] == ["sft", "baseline", "80", "320"]
+    assert "320 pairs of edits of 80 prompts: win 50 %" in html
 
 
 def test_what_the_reward_model_is_worth_is_said_in_words_and_numbers():
@@ -163,19 +172,19 @@ def test_every_part_that_is_given_has_its_section():
     ],
 )
 def test_the_headline_claims_a_difference_only_where_the_interval_excludes_zero(bounds, words):
-    assert headline(Finding("finetuned", "sft", "right", bounds, 80)).startswith(words)
+    assert headline(Finding("finetuned", "sft", "right", bounds, 80, 80)).startswith(words)
 
 
 def test_the_headline_says_how_many_prompts_were_won_and_lost_and_other_findings_follow():
     gap = Interval(0.031, 0.017, 0.044)
     findings = [
-        Finding("finetuned", "sft", "right", gap, 1200, WinRate(0.154, 0.772, 0.074, 1200)),
-        Finding("shuffled", "sft", "right", Interval(-0.01, -0.03, 0.01), 1200),
+        Finding("finetuned", "sft", "right", gap, 1200, 4800, WinRate(0.154, 0.772, 0.074, 1200, 4800)),
+        Finding("shuffled", "sft", "right", Interval(-0.01, -0.03, 0.01), 1200, 4800),
     ]
     html = write_report(replace(full_report(), findings=findings))
     first = (
         '<p class="finding">finetuned is better than sft: +3.1 points on right edits (95 % interval +1.7 points to '
-        "+4.4 points, 1200 prompts; win 15 %, loss 7 %).</p>"
+        "+4.4 points, 4800 edits of 1200 prompts; win 15 %, loss 7 %).</p>"
     )
     assert first + '<p class="further">No difference was shown between shuffled and sft:' in html
 

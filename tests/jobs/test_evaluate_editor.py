@@ -1,5 +1,7 @@
 import json
+import re
 from dataclasses import asdict, replace
+from math import isfinite
 from zlib import crc32
 
 import pytest
@@ -21,6 +23,7 @@ from jobs.evaluate_editor import (
     TIE_WITHIN,
     chosen_by_reward,
     in_words,
+    is_measured,
     judged_draws,
     metrics_of,
     own_judges,
@@ -31,6 +34,7 @@ from jobs.evaluate_editor import (
 from jobs.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather
 from jobs.run import Run
+from jobs.train_editor import CONTROLS
 
 
 def run(judges=("model",), editors=("sft", "finetuned"), **evaluation) -> Run:
@@ -166,11 +170,12 @@ def test_preferences_that_people_share_have_their_line_where_there_are_any(measu
     assert report_of(run).reward_accuracy == lines
 
 
-# --- All draws of a best of several -----------------------------------------------------------------------
+# --- All draws of each prompt -------------------------------------------------------------------------------
 
 
 def write_evaluation(run: Run, name: str, schema=EVALUATION, draws: bool = True) -> None:
-    """An evaluation of two prompts: of each, the second draw is right and has the greater reward."""
+    """An evaluation of two prompts: of each, the second draw is right and has the greater reward. A control has no
+    best of two."""
     measures = {"clip_image": 0.0, "clip_direction": 0.0, "preserved": 1.0}
     wrong = measures | {"seed": 0, "followed": 0.0, "reward": 0.0}
     right = measures | {"seed": 1, "followed": 1.0, "reward": 1.0}
@@ -180,9 +185,10 @@ def write_evaluation(run: Run, name: str, schema=EVALUATION, draws: bool = True)
     for prompt in ("p0", "p1"):
         prompt_of = {"prompt_id": prompt, "instruction": "make it red"} | scales | pictures
         best = best_of_name(name, 2)
-        rows.append(prompt_of | wrong | {"evaluation_id": prompt, "editor": name, "draws": []})
         all_draws = [wrong, right] if draws else []
-        rows.append(prompt_of | right | {"evaluation_id": f"{prompt}, best", "editor": best, "draws": all_draws})
+        rows.append(prompt_of | wrong | {"evaluation_id": prompt, "editor": name, "draws": all_draws})
+        if name not in CONTROLS:
+            rows.append(prompt_of | right | {"evaluation_id": f"{prompt}, best", "editor": best, "draws": []})
     of_schema = [{column: row[column] for column in schema.names} for row in rows]
     write_rows(run.path(f"evaluation/{name}"), schema, of_schema, {"editor": name})
 
@@ -193,7 +199,7 @@ def drawn(tmp_path):
     storage.write_text(str(tmp_path / "reward" / "card.json"), json.dumps({"warning": ""}))
     made = replace(run(editors=("sft", "control"), judge="shapes", best_of=2), root=str(tmp_path))
     write_evaluation(made, "sft")
-    write_evaluation(made, "control", OLD)
+    write_evaluation(made, "control")
     return made
 
 
@@ -214,6 +220,39 @@ def test_all_draws_of_an_editor_tell_what_the_reward_knows(drawn, capsys):
         "sft, 2 edits of each of 2 prompts: AUC of the reward 1.000 [1.000, 1.000]; it orders 1.000 [1.000, 1.000] of "
         "2 clear preferences; right 0.000 first, 1.000 its choice, 1.000 at most\n"
     ) in capsys.readouterr().out
+
+
+def test_every_figure_is_of_all_edits_and_says_of_how_many(drawn, capsys):
+    """Of sft and of the control one edit of two is right, while the first is wrong; the best of sft's always is."""
+    summary = summarise(drawn) | {"reward_on_draws": {}}
+    counts = {one["editor"]: (one["num_edits"], one["num_prompts"]) for one in summary["editors"]}
+    assert counts == {"sft": (4, 2), "sft, best of 2": (2, 2), "control": (4, 2)}
+    means = {one["editor"]: one["metrics"]["right"]["value"] for one in summary["editors"]}
+    assert means == {"sft": 0.5, "sft, best of 2": 1, "control": 0.5}
+    assert summary["differences"]["sft, best of 2"]["right"]["value"] == 0.5
+    assert summary["win_rates"] == {
+        "sft": {"win": 0, "tie": 1, "loss": 0, "num_prompts": 2, "num_pairs": 4},
+        "sft, best of 2": {"win": 0.5, "tie": 0.5, "loss": 0, "num_prompts": 2, "num_pairs": 4},
+    }
+    report = report_of(drawn)
+    assert [(one.editor, one.num_edits, one.num_prompts) for one in report.findings] == [
+        ("sft", 4, 2), ("sft, best of 2", 2, 2),
+    ]  # fmt: skip
+    assert report.rewards == {"sft": [0, 1, 0, 1], "sft, best of 2": [1, 1], "control": [0, 1, 0, 1]}
+    print_summary(drawn, summary)
+    said = capsys.readouterr().out
+    assert re.search(r"^sft +4 of 2 +0\.500", said, re.MULTILINE)
+    assert "win 50.0%, tie 50.0%, loss 0.0% of 4 pairs of edits of 2 prompts" in said
+
+
+def test_of_each_prompt_the_first_edit_is_shown(drawn):
+    example = report_of(drawn).edits[0]
+    assert [shown.right for shown in example.shown] == [None, False, True, False]
+
+
+def test_what_is_measured_is_read_without_pictures(drawn):
+    columns = {*without_pictures(drawn, "sft")[0]}
+    assert {*EVALUATION.names} - columns == {"source_image", "edited_image"}
 
 
 def test_what_no_edit_could_tell_is_said_to_be_unknown(drawn):
@@ -241,25 +280,26 @@ def test_tables_of_one_edit_a_prompt_are_read_as_they_were_made_before_draws_wer
     storage.remove_tree(drawn.path("evaluation/sft"))
     write_evaluation(old, "sft", OLD)
     assert {one["editor"] for one in summarise(old)["editors"]} >= {"sft", "control"}
-    assert "draws" not in without_pictures(old.path("evaluation/sft"))[0]
+    assert "draws" not in without_pictures(old, "sft")[0]
     assert gather(old, metrics_of(old), TIE_WITHIN).draws == {}
 
 
 @pytest.fixture
 def made_before(monkeypatch, tmp_path):
-    """Makes the best of so many edits of sft as a table that was made before draws were kept, and measures it again."""
+    """Makes a table of so many edits of sft as an earlier version did, and measures it again."""
     monkeypatch.setattr(evaluate_editor, "table_digest", lambda path: "prompts")
     monkeypatch.setattr(evaluate_editor, "model_digest", lambda path: "editor")
     monkeypatch.setattr(jobs.run, "model_digest", lambda path: "clip")
     measured = replace(run(), root=str(tmp_path))
 
-    def again(best_of: int) -> None:
-        told = (measured, "sft", "evaluation/sft", (1.5,), 2, best_of)
+    def again(num_draws: int, **mark: str) -> None:
+        told = (measured, "sft", "evaluation/sft", (1.5,), 2, num_draws)
         with monkeypatch.context() as patch:
             patch.setattr(evaluate_editor, "build_table", lambda path, schema, made_from, *_, **__: made_from)
             made_from = evaluate_editor.measure(*told)
         made_from.pop("evaluation.draws", None)
-        write_rows(measured.path("evaluation/sft"), OLD, [], made_from, may_be_empty=True)
+        write_rows(measured.path("evaluation/sft"), OLD, [], made_from | mark, may_be_empty=True)
+        assert is_measured(measured.path("evaluation/sft"), num_draws) == (num_draws == 1)
         evaluate_editor.measure(*told)
 
     return again
@@ -270,9 +310,25 @@ def test_one_edit_a_prompt_is_kept_as_it_was_made_before_draws_were_kept(made_be
     assert "evaluation: kept" in capsys.readouterr().out
 
 
-def test_a_best_of_several_that_was_made_before_draws_were_kept_is_refused_by_name(made_before):
-    with pytest.raises(FileExistsError, match=r"evaluation\.draws was absent, is kept"):
-        made_before(2)
+@pytest.mark.parametrize(("mark", "was"), [({}, "absent"), ({"evaluation.draws": "kept"}, "kept")])
+def test_several_edits_whose_draws_were_not_kept_or_lie_in_another_row_are_refused_by_name(made_before, mark, was):
+    with pytest.raises(FileExistsError, match=rf"evaluation\.draws was {was}, is in the row of the first edit"):
+        made_before(2, **mark)
+
+
+@pytest.mark.parametrize(
+    ("made_from", "num_draws"),
+    [
+        ({}, 1),
+        ({"evaluation.best_of": 2, "evaluation.draws": "in the row of the first edit"}, 2),
+        ({"evaluation.best_of": 4, "evaluation.draws": "in the row of the first edit"}, 4),
+    ],
+)
+def test_a_table_is_measured_for_its_own_number_of_edits_alone(tmp_path, made_from, num_draws):
+    table = str(tmp_path / "table")
+    assert not is_measured(table, num_draws)
+    write_rows(table, EVALUATION, [], made_from, may_be_empty=True)
+    assert [number for number in (1, 2, 4) if is_measured(table, number)] == [num_draws]
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +341,17 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_the_actor_measures_every_draw_once_and_gives_the_best_row_all_of_them(models, monkeypatch):
+TEXTS = {"instruction": "make it red", "source_caption": "a cat", "edited_caption": "a red cat"}
+PROMPTS_OF_TWO = [{"prompt_id": f"p{number}", "source_image": picture(number, 64)} | TEXTS for number in range(2)]
+
+
+def actor_of(models, reward: str, judge: str = "none", **options) -> EditEvaluator:
+    """The actor that measures the tiny editor."""
+    settings = Evaluation(clip=str(models / "clip"), num_inference_steps=2, judge=judge, precision="fp32")
+    return EditEvaluator(str(models / "editor"), "sft", reward, (1.5,), settings, **options)
+
+
+def test_the_actor_measures_every_draw_once_and_gives_the_first_row_all_of_them(models, monkeypatch):
     judged = []
 
     def by_content(source, edit, source_caption, edited_caption):
@@ -293,21 +359,18 @@ def test_the_actor_measures_every_draw_once_and_gives_the_best_row_all_of_them(m
         return Verdict(crc32(edit) % 1000 / 1000, 1.0)
 
     monkeypatch.setattr(evaluating, "judge", by_content)
-    texts = {"instruction": "make it red", "source_caption": "a cat", "edited_caption": "a red cat"}
-    prompts = [{"prompt_id": f"p{number}", "source_image": picture(number, 64)} | texts for number in range(2)]
-    settings = Evaluation(clip=str(models / "clip"), num_inference_steps=2, judge="shapes", precision="fp32")
-    folders = {"editor": str(models / "editor"), "name": "sft", "reward": str(models / "reward")}
-    actor = EditEvaluator(**folders, scales=(1.5,), settings=settings, best_of=3)
+    actor = actor_of(models, str(models / "reward"), "shapes", num_draws=3, with_best=True)
+    prompts, texts = PROMPTS_OF_TWO, TEXTS
     rows = actor(prompts)
     assert judged == [picture(0, 64)] * 3 + [picture(1, 64)] * 3
     to_table(rows, EVALUATION)
     measures = ("seed", "clip_image", "clip_direction", "reward", "followed", "preserved")
     for prompt, (first, best) in zip(prompts, (rows[:2], rows[2:]), strict=True):
         assert (first["editor"], best["editor"]) == ("sft", "sft, best of 3")
-        assert first["draws"] == []
-        assert len({draw["seed"] for draw in best["draws"]}) == 3
-        assert {name: first[name] for name in measures} == best["draws"][0]
-        assert {name: best[name] for name in measures} == max(best["draws"], key=lambda draw: draw["reward"])
+        assert best["draws"] == []
+        assert len({draw["seed"] for draw in first["draws"]}) == 3
+        assert {name: first[name] for name in measures} == first["draws"][0]
+        assert {name: best[name] for name in measures} == max(first["draws"], key=lambda draw: draw["reward"])
         for row in (first, best):
             assert row["prompt_id"] == prompt["prompt_id"]
             assert row["followed"] == crc32(row["edited_image"]) % 1000 / 1000
@@ -321,13 +384,45 @@ def test_the_actor_measures_every_draw_once_and_gives_the_best_row_all_of_them(m
     assert alone == [row["evaluation_id"] for row in rows]  # whatever the size of a batch
 
 
-def test_of_the_controls_no_best_of_several_is_drawn(monkeypatch, tmp_path):
+@pytest.mark.parametrize("has_reward", [True, False])
+def test_a_control_and_an_editor_without_a_reward_model_have_all_draws_and_no_best(models, has_reward):
+    reward = str(models / "reward") if has_reward else ""
+    rows = actor_of(models, reward, num_draws=2, with_best=not has_reward)(PROMPTS_OF_TWO)
+    to_table(rows, EVALUATION)
+    assert [(row["editor"], len(row["draws"])) for row in rows] == [("sft", 2), ("sft", 2)]
+    rewards = [draw["reward"] for row in rows for draw in row["draws"]]
+    assert [isfinite(reward) for reward in rewards] == [has_reward] * 4
+
+
+def test_one_edit_of_a_prompt_is_its_row(models):
+    [row] = actor_of(models, str(models / "reward"), with_best=True)(PROMPTS_OF_TWO[:1])
+    assert (row["editor"], row["draws"]) == ("sft", [])
+
+
+def test_every_editor_draws_as_many_edits_and_its_curve_one(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
-        evaluate_editor, "measure", lambda run, name, table, scales, limit, n=1: asked.append((name, n))
+        evaluate_editor, "measure", lambda run, name, table, scales, limit, n=1: asked.append((table, n))
     )
     monkeypatch.setattr(evaluate_editor, "summarise", lambda run: asked.append("summarised") or {"warnings": []})
-    changed = {"editors": ("sft", "shuffled", "finetuned"), "best_of": 4, "curve_prompts": 0}
+    changed = {"editors": ("sft", "shuffled"), "best_of": 4, "curve_prompts": 2}
     with pytest.raises(FileNotFoundError):
         evaluate_editor.build(replace(run(**changed), root=str(tmp_path)))
-    assert asked == [("sft", 4), ("shuffled", 1), ("finetuned", 4), "summarised"]
+    assert asked == [
+        ("evaluation/sft", 4), ("curves/sft", 1), ("evaluation/shuffled", 4), ("curves/shuffled", 1), "summarised",
+    ]  # fmt: skip
+
+
+def test_the_controls_have_no_best_of_several(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(evaluate_editor, "table_digest", lambda path: "prompts")
+    monkeypatch.setattr(evaluate_editor, "fingerprint", lambda *settings, **inputs: {})
+    monkeypatch.setattr(evaluate_editor, "model_digest", lambda path: "editor")
+    monkeypatch.setattr(evaluate_editor, "build_table", lambda path, schema, made_from, make, **options: make())
+    monkeypatch.setattr(
+        evaluate_editor, "map_table",
+        lambda *inputs, name, num_draws, with_best, **options: asked.update({name: (num_draws, with_best)}),
+    )  # fmt: skip
+    for name in ("sft", "control", "shuffled"):
+        evaluate_editor.measure(replace(run(), root=str(tmp_path)), name, "evaluation", (1.5,), 2, 4)
+    assert asked == {"sft": (4, True), "control": (4, False), "shuffled": (4, False)}

@@ -171,7 +171,7 @@ def test_the_learning_curve_trains_on_nested_shares_and_keeps_what_is_done(run, 
     assert "reward_curve/0.6: kept" in capfd.readouterr().out
 
 
-def test_the_best_of_several_edits_is_one_more_row_of_each_prompt(run):
+def test_all_edits_of_a_prompt_are_in_its_row_and_the_best_of_them_is_one_more(run):
     settings = run.config.evaluation
     evaluate_editor.measure(run, "sft", "best_of_3", (settings.image_guidance_scale,), settings.num_prompts, 3)
     single = {row["prompt_id"]: row for row in read_rows(run.path("evaluation/sft"), EVALUATION)}
@@ -184,11 +184,11 @@ def test_the_best_of_several_edits_is_one_more_row_of_each_prompt(run):
         assert row["seed"] == single[prompt]["seed"]
         assert row["reward"] == pytest.approx(single[prompt]["reward"], abs=1e-3)
         assert best[prompt]["reward"] >= row["reward"]
-        rewards = {draw["seed"]: draw["reward"] for draw in best[prompt]["draws"]}
+        rewards = {draw["seed"]: draw["reward"] for draw in row["draws"]}
         assert len(rewards) == 3
         assert rewards[row["seed"]] == row["reward"]
         assert max(rewards.values()) == rewards[best[prompt]["seed"]] == best[prompt]["reward"]
-        assert row["draws"] == single[prompt]["draws"] == []
+        assert best[prompt]["draws"] == single[prompt]["draws"] == []
     assert any(best[prompt]["seed"] != row["seed"] for prompt, row in first.items())
 
 

@@ -4,16 +4,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from annotation_site import picture
 from pydantic import BaseModel
 
 from hive_ray.distributed.tables import write_rows
 from hive_ray.presets import shapes
-from hive_ray.schemas import RANKINGS
+from hive_ray.schemas import EVALUATION, RANKINGS
 from jobs import train_editor
+from jobs.evaluate_editor import DRAWS_IN_FIRST_ROW
 from jobs.study import (
     ABLATIONS,
     MADE_ANEW,
     PARTS,
+    Entry,
     Study,
     ablated_run,
     ablations,
@@ -21,6 +24,7 @@ from jobs.study import (
     curve_run,
     feedback,
     first_run,
+    scores_of,
     seeds_of,
     stages_of,
     trained_on,
@@ -188,3 +192,39 @@ def test_each_arm_is_preceded_by_the_stages_that_make_its_table():
     assert names["nft"] == ["jobs.score_candidates.build"]
     assert names["rejection"] == ["jobs.sample_candidates.unguided", "jobs.score_candidates.best"]
     assert {*Study().arms, *Study().weak_arms} <= {*train_editor.ARMS}
+
+
+# --- Scores -----------------------------------------------------------------------------------------------------------
+
+
+def write_edits(run, mark):
+    """A table of four edits of one prompt by dpo, of which the second and the third are right, and of the best."""
+    wrong = dict.fromkeys(("clip_image", "clip_direction", "reward", "followed", "preserved"), 0.0)
+    right = wrong | {"reward": 1.0, "followed": 1.0, "preserved": 1.0}
+    draws = [one | {"seed": seed} for seed, one in enumerate((wrong, right, right, wrong))]
+    both = {"prompt_id": "p", "instruction": "make it red", "guidance_scale": 7.5, "image_guidance_scale": 1.5}
+    both |= {"source_image": picture(0), "edited_image": picture(1)}
+    rows = [
+        both | draws[0] | {"evaluation_id": "first", "editor": "dpo", "draws": draws},
+        both | draws[1] | {"evaluation_id": "best", "editor": "dpo, best of 4", "draws": []},
+    ]
+    made_from = {"evaluation.best_of": 4, "evaluation.draws": mark}
+    write_rows(run.path("evaluation/dpo"), EVALUATION, rows, made_from)
+
+
+def test_all_edits_of_an_entry_are_its_scores_and_the_best_is_told_where_it_is_asked_for(first):
+    write_edits(first, DRAWS_IN_FIRST_ROW)
+    told = scores_of({101: [Entry("ours", first, "dpo", tells_best=True)]})
+    right = {name: list(of_seeds[101]["right"]["p"]) for name, of_seeds in told.items()}
+    assert right == {"ours": [0, 1, 1, 0], "ours, best of 4": [1]}
+    assert list(scores_of({101: [Entry("ours", first, "dpo")]})) == ["ours"]
+
+
+def test_a_table_whose_draws_lie_elsewhere_is_not_told_of(first):
+    write_edits(first, "kept")
+    assert scores_of({101: [Entry("ours", first, "dpo", tells_best=True)]}) == {}
+
+
+def test_the_best_of_several_is_told_of_sft_and_dpo_in_the_first_part_alone(first):
+    assert [entry.name for entry in feedback(Study(), first) if entry.tells_best] == ["sft", "dpo"]
+    assert not any(entry.tells_best for entry in ablations(Study(), first))

@@ -1,5 +1,6 @@
 """What the study says of scores that are made by hand."""
 
+import numpy as np
 import pytest
 
 from hive_ray.intervals import Interval
@@ -15,7 +16,6 @@ from jobs.study_document import (
     gap_chart,
     in_words,
     more_rankings,
-    outcome,
     points,
     second_round,
     shaped_arm,
@@ -25,10 +25,12 @@ from jobs.study_document import (
 SEEDS = (1, 2, 3)
 
 
-def scored(num_right: int, num_preserved: int | None = None, of: int = 100) -> dict[str, dict[str, float]]:
-    """Of so many prompts, the first are right (and win), and the first are preserved."""
+def scored(num_right: int, num_preserved: int | None = None, of: int = 100) -> dict[str, dict[str, np.ndarray]]:
+    """Of so many prompts with one edit each, the first are right (and win), and the first are preserved."""
     kept = num_right if num_preserved is None else num_preserved
-    right, preserved = ({f"p{place}": float(place < count) for place in range(of)} for count in (num_right, kept))
+    right, preserved = (
+        {f"p{place}": np.array([float(place < count)]) for place in range(of)} for count in (num_right, kept)
+    )
     return {"right": right, "preserved": preserved, "overall": right}
 
 
@@ -71,13 +73,36 @@ def test_editors_without_a_common_seed_are_not_compared():
 
 
 def test_a_small_difference_is_a_tie():
-    assert [outcome(gap) for gap in (0.2, 0.04, 0.0, -0.04, -0.2)] == [1, 0, 0, 0, -1]
+    ours, theirs = (scored(0, of=5) for _ in range(2))
+    ours["overall"] = {f"p{place}": np.array([gap]) for place, gap in enumerate((0.2, 0.04, 0.0, -0.04, -0.2))}
+    found = compare({"a": {1: ours}, "b": {1: theirs}}, "a", "b")
+    assert (found.win, found.tie, found.loss) == pytest.approx((0.2, 0.6, 0.2))
+
+
+def test_all_edits_of_a_prompt_count_and_wins_are_counted_draw_by_draw():
+    """a wins one pair of p and ties three, loses two pairs of q and ties two: 1/8, 5/8 and 2/8."""
+    ours, theirs = {"p": np.array([1.0, 0, 0, 0]), "q": np.zeros(4)}, {"p": np.zeros(4), "q": np.array([0, 1.0, 1, 0])}
+    scores = {
+        name: {1: dict.fromkeys(("right", "preserved", "overall"), of)} for name, of in (("a", ours), ("b", theirs))
+    }
+    found = compare(scores, "a", "b")
+    assert (found.win, found.tie, found.loss) == (0.125, 0.625, 0.25)
+    assert found.right.value == 0.125
+    assert found.right_gap == found.decided_gap == Interval(-0.125, -0.5, 0.25)  # the interval is of the two prompts
+
+
+def test_the_best_of_several_is_held_against_each_edit_of_the_baseline():
+    best, several = {"p": np.array([1.0])}, {"p": np.array([1.0, 0.0, 0.0, 0.0])}
+    scores = {"best": {1: dict.fromkeys(("right", "preserved", "overall"), best)}}
+    scores["sft"] = {1: dict.fromkeys(("right", "preserved", "overall"), several)}
+    found = compare(scores, "best", "sft")
+    assert (found.win, found.tie, found.loss, found.right_gap.value) == (0.75, 0.25, 0, 0.75)
 
 
 def test_wins_and_losses_are_counted_both_ways():
     """p0..p29 are won, p30..p39 are lost."""
     ours, theirs = scored(30), scored(0)
-    theirs["overall"] = {name: float(30 <= int(name[1:]) < 40) for name in theirs["overall"]}
+    theirs["overall"] = {name: np.array([float(30 <= int(name[1:]) < 40)]) for name in theirs["overall"]}
     found = compare({"a": {1: ours}, "b": {1: theirs}}, "a", "b")
     assert (found.win, found.tie, found.loss) == pytest.approx((0.3, 0.6, 0.1))
     assert found.decided_gap.value == pytest.approx(0.2)
@@ -89,7 +114,7 @@ def test_wins_and_losses_are_counted_both_ways():
 def test_the_best_arm_is_the_one_that_gains_most_and_no_control_or_later_round():
     words = best_arm(editors(control=30, dpo=50, weighted=40, shuffled=90, second_round=90))
     assert words.startswith("Best of dpo and weighted: dpo makes +20.0 [")
-    assert "wins 20.0 % of the prompts and loses 0.0 %" in words
+    assert "wins 20.0 % of the pairs of edits and loses 0.0 %" in words
     assert words.endswith("**shown**.")
     assert best_arm(editors(dpo=50)) == "The best arm over the control: not measured."
 
@@ -113,7 +138,7 @@ def test_a_gain_with_too_many_losses_is_not_shown():
         (16, "**not shown**, since it wins less than 2 times as often as it loses."),
         (15, "**shown**."),
     ):
-        theirs["overall"] = {name: float(30 <= int(name[1:]) < 30 + losses) for name in theirs["overall"]}
+        theirs["overall"] = {name: np.array([float(30 <= int(name[1:]) < 30 + losses)]) for name in theirs["overall"]}
         assert best_arm({"dpo": {1: ours}, "control": {1: theirs}}).endswith(ending)
 
 

@@ -80,7 +80,7 @@ def test_every_editor_of_every_part_is_in_the_document(studied):
         for entry in study.ENTRIES[part](settings, first_run(settings, 101, preset)):
             assert f"| {entry.name} |" in text
     assert "sft, best of 2" in text
-    assert f"{NUM_PROMPTS} held-out prompts" in text
+    assert f"{NUM_PROMPTS} held-out prompts of each, 2 edits of a prompt" in text
 
 
 def test_all_editors_edit_the_same_prompts(studied):
@@ -156,7 +156,11 @@ def test_the_same_study_again_makes_nothing_and_a_part_alone_tells_all_that_is_f
 def test_an_unfinished_editor_is_left_out_of_the_scores(studied):
     settings, preset = studied
     first = first_run(settings, 101, preset)
-    entries = [Entry("dpo", first, "dpo", 2), Entry("later", replace(first, root=f"{first.root}/none"), "dpo")]
+    entries = [
+        Entry("dpo", first, "dpo", tells_best=True),
+        Entry("later", replace(first, root=f"{first.root}/none"), "dpo"),
+    ]
     scores = scores_of({101: entries})
     assert list(scores) == ["dpo", "dpo, best of 2"]
-    assert len(scores["dpo"][101]["right"]) == NUM_PROMPTS
+    sizes = {name: [len(edits) for edits in scores[name][101]["right"].values()] for name in scores}
+    assert sizes == {"dpo": [2] * NUM_PROMPTS, "dpo, best of 2": [1] * NUM_PROMPTS}
