@@ -49,10 +49,13 @@ def build(run: Run) -> dict:
     return summary
 
 
-def measure(run: Run, name: str, table: str, scales: tuple[float, ...], limit: int, num_draws: int = 1) -> Manifest:
+def measure(
+    run: Run, name: str, table: str, scales: tuple[float, ...], limit: int, num_draws: int = 1, *,
+    with_reward: bool = True,
+) -> Manifest:  # fmt: skip
     """The table of `num_draws` edits by one editor of each of the first `limit` test prompts, at each of these image
-    guidance scales. It has the best of several edits, too, unless the editor is a control."""
-    settings, prompts, reward = run.config.evaluation, run.path("prompts"), reward_of(run)
+    guidance scales. It has the best of several edits, too, unless the editor is a control or no reward is measured."""
+    settings, prompts, reward = run.config.evaluation, run.path("prompts"), reward_of(run) if with_reward else ""
     editor = run.path(f"editors/{name}")
 
     def make():

@@ -164,9 +164,10 @@ class Command(Config):
     `make_pairs`)."""
     arm: str = "sft"
     """Which editor `train_editor` trains: sft, control, finetuned (as `editor.arm` says), conditional, weighted,
-    level, dpo, shuffled, nft or rejection, or adds up: weighted+dpo. `score_pairs` makes what finetuned, conditional,
-    weighted and level are trained on; where none is named, finetuned's. `score_candidates` does so for nft (where none
-    is named) and rejection, and `sample_candidates` draws rejection's edits."""
+    level, conditional_sft (conditional from the first start), dpo, shuffled, nft or rejection, or adds up:
+    weighted+dpo. `score_pairs` makes what finetuned, conditional, weighted and level are trained on; where none is
+    named, finetuned's. `score_candidates` does so for nft (where none is named) and rejection, and `sample_candidates`
+    draws rejection's edits."""
     rounds: int = Field(1, ge=1)
     """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
 

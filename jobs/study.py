@@ -1,6 +1,6 @@
 """What feedback adds on the embedded domain: every arm, on fresh prompts and several seeds, told in docs/study.md.
 
-feedback     every arm from the preset's start, the best of several edits, and a second round of dpo
+feedback     every arm from the preset's start, sums of arms, the best of several edits, and a second round
 weak         a start that learned from pairs without CLIP's filters, and the arms that score such pairs (first in HIVE)
 curve        dpo on fewer and on more of the shipped rankings; the first seed alone
 ablations    dpo with one setting changed at a time; the first seed alone
@@ -42,14 +42,13 @@ from jobs import (
     import_rankings,
     make_pairs,
     pipeline,
-    sample_candidates,
     score_pairs,
     study_document,
     train_editor,
 )
 from jobs.evaluating import best_of_name
 from jobs.run import RANKINGS_BY_REWARD, SHARED, Run, in_one_line, write_settings
-from jobs.study_document import METRICS, Scores
+from jobs.study_document import METRICS, SECOND_ROUND_OF, Scores
 
 Part = Literal["feedback", "weak", "curve", "ablations"]
 PARTS: tuple[Part, ...] = ("feedback", "weak", "curve", "ablations")
@@ -72,6 +71,7 @@ WEAK_SFT_RATE, WEAK_RATE = 3e-4, 1e-4
 """Learning rates of the weak start, which has to forget what the shipped editor knew, and of its arms."""
 OF_FEEDBACK = (
     "candidates", "spreads", "chosen", "rankings", "reward", "candidate_rewards", RANKINGS_BY_REWARD,
+    "ranking_latents",
 )  # fmt: skip
 """What lies between the editor `sft` and dpo's training."""
 ABLATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -85,14 +85,28 @@ ABLATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 stays as it is."""
 MADE_ANEW: dict[str, tuple[str, ...]] = {
     "editor": (),
-    "candidate_scoring": (RANKINGS_BY_REWARD,),
-    "choosing": ("chosen", "rankings"),
-    "rankings": ("rankings",),
+    "candidate_scoring": (RANKINGS_BY_REWARD, "ranking_latents"),
+    "choosing": ("chosen", "rankings", "ranking_latents"),
+    "rankings": ("rankings", "ranking_latents"),
 }
 """Sections that ABLATIONS may change -> the tables of OF_FEEDBACK that they decide."""
 DIFFERENCES: dict[Part, tuple[tuple[str, str], ...]] = {
-    "feedback": (("control", "sft"), ("dpo", "sft"), ("dpo", "shuffled"), ("second round", "dpo")),
-    "weak": (("control", "sft"), ("conditional", "weighted"), ("level", "conditional")),
+    "feedback": (
+        ("control", "sft"),
+        ("dpo", "sft"),
+        ("dpo", "shuffled"),
+        ("weighted+dpo", "sft"),
+        ("weighted+dpo", "weighted"),
+        ("weighted+dpo", "dpo"),
+        ("weighted+dpo, best of 4", "sft, best of 4"),
+        ("second round", SECOND_ROUND_OF),
+    ),
+    "weak": (
+        ("control", "sft"),
+        ("conditional", "weighted"),
+        ("level", "conditional"),
+        ("conditional_sft", "sft"),
+    ),
     "curve": (),
     "ablations": (),
 }
@@ -109,23 +123,27 @@ class Study:
     """Of every stage that draws, and so of the prompts. Nothing was ever chosen on the prompts of these."""
     parts: tuple[Part, ...] = PARTS
     """What is made. The document tells of all that is finished."""
-    num_prompts: int = 400
+    num_prompts: int = 200
     """Held-out prompts of each seed that all editors are compared on."""
     best_of: int = 4
     """Edits of each prompt, all of which count. Above 1, the one of them that the reward model likes best is told of
-    `sft` and `dpo`, too."""
-    arms: tuple[str, ...] = ("control", "shuffled", "dpo", "weighted", "nft", "rejection")
-    """What is trained from `sft` in the feedback part; the second round needs dpo."""
-    weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "dpo")
-    """What is trained from the weak start."""
+    `sft`, `dpo` and `weighted+dpo`, too."""
+    arms: tuple[str, ...] = (
+        "control", "shuffled", "dpo", "weighted", "nft", "rejection", "weighted+dpo", "weighted+dpo+rejection",
+    )  # fmt: skip
+    """What is trained from `sft` in the feedback part, or added up. The second round needs weighted+dpo."""
+    weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "conditional_sft")
+    """What is trained from the weak start, and `conditional_sft`, which takes its place: it hears the phrase from the
+    beginning."""
     weak_sft_images: int = 6_400
     """Rows that the weak start sees."""
     weak_images: int = 4_800
     """Rows that each arm from the weak start sees."""
-    weak_reward: Literal["reward_blip", "reward"] = "reward_blip"
-    """Which model of the feedback part scores the raw pairs. `reward_blip` learned from rankings alone. `reward` also
-    has the denoising errors of an editor that learned from filtered pairs, so that a gain is in part that editor's."""
-    curve: tuple[int, ...] = (100, 300, 1_000)
+    weak_reward: Literal["reward_blip", "reward"] = "reward"
+    """Which model of the feedback part scores the raw pairs. `reward_blip` learned from rankings alone, and sees little
+    (docs/results.md). `reward` also has the denoising errors of an editor that learned from filtered pairs, so that a
+    gain is in part that editor's."""
+    curve: tuple[int, ...] = (100, 500)
     """Numbers of shipped rankings of the learning curve, before all of them."""
     rebuild: bool = False
     """Delete and make again what other settings made, instead of refusing."""
@@ -140,8 +158,10 @@ class Entry:
     name: str
     run: Run
     arm: str
+    scored: bool = False
+    """Whether the reward model scores its edits, so that the best of several can be told."""
     tells_best: bool = False
-    """Whether the best of several edits is told, too, where several are drawn."""
+    """Whether that best one is told, too."""
     prepare: Callable[[Run], object] | None = None
     """Makes what the run's arms learn from, where the seed's first run did not."""
     num_rankings: int = 0
@@ -204,10 +224,14 @@ def first_run(study: Study, seed: int, preset: Config) -> Run:
 
 
 def feedback(study: Study, first: Run) -> list[Entry]:
-    """Every arm from the preset's start, and dpo of the second round."""
-    entries = [Entry(arm, first, arm, tells_best=arm in ("sft", "dpo")) for arm in ("sft", *study.arms)]
-    if "dpo" in study.arms:
-        entries.append(Entry("second round", first.after("dpo"), "dpo", prepare=collect_feedback))
+    """Every arm from the preset's start, and the second round."""
+    chosen_from = ("sft", "dpo", SECOND_ROUND_OF)
+    entries = [
+        Entry(arm, first, arm, scored=arm in chosen_from, tells_best=arm in chosen_from) for arm in ("sft", *study.arms)
+    ]
+    if SECOND_ROUND_OF in study.arms:
+        second = first.after(SECOND_ROUND_OF)
+        entries.append(Entry("second round", second, SECOND_ROUND_OF, prepare=collect_feedback))
     return entries
 
 
@@ -218,8 +242,7 @@ def weak(study: Study, first: Run) -> list[Entry]:
 
 
 def weak_run(study: Study, first: Run) -> Run:
-    """A run on the same instructions, whose pairs nothing filters. Its dpo learns from people's rankings of its own
-    edits alone."""
+    """A run on the same instructions, whose pairs nothing filters."""
     preset = first.config
     settings = {
         **NO_FILTER,
@@ -228,8 +251,6 @@ def weak_run(study: Study, first: Run) -> Run:
         "editor.sft.learning_rate": WEAK_SFT_RATE,
         "editor.finetune.total_images": study.weak_images,
         "editor.finetune.learning_rate": WEAK_RATE,
-        "editor.dpo.training.total_images": study.weak_images,
-        "candidate_scoring.ranked_rate": 0.0,
     }
     reward = study.weak_reward if preset.reward.features == "both" else "reward"
     elsewhere = {name: first.path(name) for name in ("captions", "instructions")}
@@ -262,7 +283,7 @@ def curve(study: Study, first: Run) -> list[Entry]:
     more = curve_run(first, "one-more-person", import_rankings.TABLE)
     total = shipped.rows_out + prompts
     again = Entry(f"{total:,} rankings", more, "dpo", prepare=partial(rank_again, first=first), num_rankings=total)
-    return [Entry("sft", first, "sft"), *entries, again]
+    return [Entry("sft", first, "sft", scored=True), *entries, again]
 
 
 def curve_run(first: Run, name: str, *shared: str) -> Run:
@@ -278,14 +299,14 @@ def curve_run(first: Run, name: str, *shared: str) -> Run:
 
 
 def ablations(study: Study, first: Run) -> list[Entry]:
-    """dpo with other settings, and dpo trained on as long as a second round is, by the same rankings."""
+    """dpo with other settings, and dpo trained for twice as long."""
     changed = [
         Entry(name, ablated_run(first, name, settings), "dpo", prepare=choose_again)
         for name, settings in ABLATIONS
         if with_settings(first.config, settings) != first.config
     ]
-    again = Entry("a second round of the same rankings", trained_on(first), "dpo")
-    return [Entry("dpo", first, "dpo"), *changed, again]
+    again = Entry("trained on, by the same rankings", trained_on(first), "dpo")
+    return [Entry("dpo", first, "dpo", scored=True), *changed, again]
 
 
 def ablated_run(first: Run, name: str, settings: Mapping[str, Any]) -> Run:
@@ -300,8 +321,7 @@ def ablated_run(first: Run, name: str, settings: Mapping[str, Any]) -> Run:
 
 
 def trained_on(first: Run) -> Run:
-    """A run that goes on from dpo as the second round does, but by the first round's rankings: what it adds is not due
-    to new feedback."""
+    """A run in which dpo goes on from dpo, by the same rankings."""
     second = first.after("dpo")
     return replace(
         second,
@@ -344,18 +364,19 @@ def start(first: Run) -> None:
 
 
 def train(run: Run, arm: str) -> None:
-    """One editor, and the table that it learns from."""
-    if arm in SHAPINGS:
-        score_pairs.build(run, arm)
-    for stage in stages_of(arm):
-        stage(run)
+    """One editor, or the parts of one that is added up, and the tables that they learn from."""
+    for part in arm.split("+"):
+        for stage in stages_of(run, part):
+            stage(run)
     train_editor.build(run, arm)
 
 
-def stages_of(arm: str) -> Sequence[Callable[[Run], object]]:
-    """The stages between the reward model and an arm that learns from edits."""
-    learning = "dpo" if arm == "shuffled" else arm
-    return () if arm in SHAPINGS else pipeline.TO_FEEDBACK_TABLE.get(learning, ())
+def stages_of(run: Run, arm: str) -> Sequence[Callable[[Run], object]]:
+    """The stages between the reward model and an arm."""
+    shaping = train_editor.arm_of(run, arm).shaping
+    if shaping:
+        return (partial(score_pairs.build, shaping=shaping),)
+    return pipeline.TO_FEEDBACK_TABLE.get("dpo" if arm == "shuffled" else arm, ())
 
 
 def measure(entry: Entry) -> None:
@@ -363,7 +384,9 @@ def measure(entry: Entry) -> None:
     settings = entry.run.config.evaluation
     scales = (settings.image_guidance_scale,)
     table = f"evaluation/{entry.arm}"
-    evaluate_editor.measure(entry.run, entry.arm, table, scales, settings.num_prompts, settings.best_of)
+    evaluate_editor.measure(
+        entry.run, entry.arm, table, scales, settings.num_prompts, settings.best_of, with_reward=entry.scored
+    )
 
 
 def collect_feedback(run: Run) -> None:
@@ -373,12 +396,9 @@ def collect_feedback(run: Run) -> None:
 
 
 def start_from_raw_pairs(run: Run) -> None:
-    """Raw pairs, the editor that learned from them, and rankings of its edits."""
-    stages = (
-        make_pairs.build, train_editor.build, sample_candidates.build, choose_candidates.build, collect_rankings.build,
-    )  # fmt: skip
-    for stage in stages:
-        stage(run)
+    """Raw pairs, and the editor that learned from them."""
+    make_pairs.build(run)
+    train_editor.build(run)
 
 
 def choose_again(run: Run) -> None:
@@ -526,7 +546,7 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
 def reward_models(runs: Sequence[Run]) -> str:
     """In words, how the reward models of both rounds order held-out rankings, seed by seed; "" where none is there."""
     words = []
-    for name, rounds in (("first", runs), ("second", [run.after("dpo") for run in runs])):
+    for name, rounds in (("first", runs), ("second", [run.after() for run in runs])):
         cards = [storage.read_json(run.path("reward/card.json")) for run in rounds]
         found = [f"{card['held_out'][ACCURACY]:.3f}" for card in cards if card and "held_out" in card]
         if found:

@@ -22,8 +22,10 @@ LEAST_GAIN = 0.04
 """Gain in right edits over the control that the study was asked to show."""
 LEAST_WINS_PER_LOSS = 2
 """How many times as often as it loses the best arm was asked to win."""
-LEARNING_ARMS = ("dpo", "weighted", "nft", "rejection")
+LEARNING_ARMS = ("dpo", "weighted", "nft", "rejection", "weighted+dpo", "weighted+dpo+rejection")
 """Arms that learn from feedback in one round, without a choice among their edits."""
+SECOND_ROUND_OF = "weighted+dpo"
+"""The arm that goes round twice."""
 SHAPED_ARMS = ("conditional", "weighted", "level")
 """Arms that learn from scored pairs."""
 
@@ -44,13 +46,14 @@ WORDS = {
     "feedback": (
         "All are trained from `sft`: `control` on the pairs again, without feedback, `weighted` on the same pairs by "
         "rewards, `dpo` on the shipped rankings and those of its own edits, `shuffled` on the same with ranks at "
-        "random, `nft` and `rejection` on its own edits by the reward model. `second round` goes on from `dpo` with "
-        "new rankings of `dpo`'s edits, and has seen twice as many images as `control`."
+        "random, `nft` and `rejection` on its own edits by the reward model. An editor with a + in its name is `sft` "
+        "with all that the arms of its name changed of it. `second round` goes on from `weighted+dpo`, and as it did, "
+        "with new rankings of that editor's edits."
     ),
     "weak": (
         "`sft` is the shipped editor trained on generated pairs that nothing filtered, as in the paper. All others go "
-        "on from it: `control`, `weighted`, `conditional` and `level` on the same pairs, scored by {reward}; `dpo` on "
-        "people's rankings of its own edits alone."
+        "on from it, on the same pairs, scored by {reward}; but `conditional_sft` takes its place: it heard the phrase "
+        "of each pair from the beginning."
     ),
     "curve": (
         "`dpo` from `sft` on shipped rankings alone, always with the same number of images. Fewer rankings are among "
@@ -58,9 +61,8 @@ WORDS = {
         "not in the intervals."
     ),
     "ablations": (
-        "`dpo` with one setting changed; the reward model stays. `a second round of the same rankings` goes on from "
-        "`dpo` as the second round does, without new feedback. Of one seed: how trainings differ is not in the "
-        "intervals."
+        "`dpo` with one setting changed; the reward model stays. `trained on, by the same rankings` goes on from `dpo` "
+        "for as many images again. Of one seed: how trainings differ is not in the intervals."
     ),
 }
 """What a section says of its editors, by part."""
@@ -184,12 +186,12 @@ def _missing_evidence(found: Comparison) -> list[str]:
 
 def second_round(feedback: Scores) -> str:
     """Whether the second round adds to the first."""
-    found = compare(feedback, "second round", "dpo")
+    found = compare(feedback, "second round", SECOND_ROUND_OF)
     if found is None:
-        return "What a second round adds to dpo: not measured."
+        return f"What a second round adds to {SECOND_ROUND_OF}: not measured."
     return (
-        f"The second round makes {points(found.right_gap)} points more edits right than dpo. That it adds: "
-        f"{verdict(_missing_evidence(found))}."
+        f"The second round makes {points(found.right_gap)} points more edits right than {SECOND_ROUND_OF}. That it "
+        f"adds: {verdict(_missing_evidence(found))}."
     )
 
 

@@ -135,6 +135,7 @@ ARMS = {
     "control": Arm("pairs", CURRENT),  # trained on as long as the arms below, without feedback
     "finetuned": Arm("scored_pairs", CURRENT, "configured"),  # or another one, see `arm_of`
     "conditional": Arm("scored_pairs_conditional", CURRENT, "conditional"),
+    "conditional_sft": Arm("scored_pairs_conditional", None, "conditional"),  # hears the phrase from the beginning
     "weighted": Arm("scored_pairs_weighted", CURRENT, "weighted"),
     "level": Arm("scored_pairs_level", CURRENT, "level", objective=LevelTraining),
     "dpo": Arm("rankings", CURRENT, objective=PreferenceTraining),  # no reward model between

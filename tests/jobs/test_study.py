@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from hive_ray.distributed.tables import write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import EVALUATION, RANKINGS
-from jobs import train_editor
+from jobs import score_pairs, study, train_editor
 from jobs.evaluate_editor import DRAWS_IN_FIRST_ROW
 from jobs.study import (
     ABLATIONS,
@@ -27,6 +27,7 @@ from jobs.study import (
     scores_of,
     seeds_of,
     stages_of,
+    train,
     trained_on,
     weak_run,
     with_settings,
@@ -82,7 +83,7 @@ def test_the_control_and_the_arms_on_pairs_see_as_many_rows_as_dpo(tmp_path):
         assert train_editor.ARMS[arm].training(editor).total_images == 9_600
     assert editor.sft == preset.editor.sft.model_copy(update={"seed": 101})
     weak_editor = weak_run(Study(weak_images=480), first).config.editor
-    assert weak_editor.finetune.total_images == weak_editor.dpo.training.total_images == 480
+    assert weak_editor.finetune.total_images == 480
 
 
 def test_the_weak_start_is_the_only_one_whose_pairs_nothing_filters(first):
@@ -95,7 +96,6 @@ def test_the_weak_start_is_the_only_one_whose_pairs_nothing_filters(first):
     assert (editor.sft.total_images, editor.sft.learning_rate) == (6_400, 3e-4)
     assert editor.start == shapes().editor.start
     assert first.config.pairs.least_clip_image == shapes().pairs.least_clip_image
-    assert run.config.candidate_scoring.ranked_rate == 0
 
 
 def test_more_held_out_prompts_leave_the_other_splits_as_large_as_the_quickstarts():
@@ -123,11 +123,11 @@ def test_the_weak_run_shares_instructions_and_a_reward_model_that_no_editor_is_p
         assert run.path(name) == first.path(name)
     for name in ("pairs", "latents", "editors/sft", "candidates", "rankings", "imported_rankings", "rewards"):
         assert run.path(name) == f"{first.root}/weak/{name}"
-    assert run.path("reward") == f"{first.root}/reward_blip"
-    assert weak_run(Study(weak_reward="reward"), first).path("reward") == f"{first.root}/reward"
+    assert run.path("reward") == f"{first.root}/reward"
+    of_rankings_alone = Study(weak_reward="reward_blip")
+    assert weak_run(of_rankings_alone, first).path("reward") == f"{first.root}/reward_blip"
     alone = replace(first, config=with_settings(first.config, {"reward.features": "blip"}))
-    assert weak_run(Study(), alone).path("reward") == f"{first.root}/reward"
-    assert run.rankings_of_own_edits() == [f"{first.root}/weak/rankings"]
+    assert weak_run(of_rankings_alone, alone).path("reward") == f"{first.root}/reward"
 
 
 def test_runs_of_the_curve_share_the_start_and_learn_from_no_rankings_of_its_edits(first):
@@ -141,12 +141,13 @@ def test_runs_of_the_curve_share_the_start_and_learn_from_no_rankings_of_its_edi
 
 def test_an_ablation_shares_all_that_its_settings_do_not_decide(first):
     tables = ("editors/current", "candidates", "chosen", "rankings", "reward", "rankings_by_reward", "pairs")
+    tables += ("ranking_latents",)
     for name, settings in ABLATIONS:
         run = ablated_run(first, name, settings)
         own = {table for table in tables if run.path(table) != first.path(table)}
         assert own == {
-            "own prompts at random": {"chosen", "rankings"},
-            "people's rankings alone": {"rankings_by_reward"},
+            "own prompts at random": {"chosen", "rankings", "ranking_latents"},
+            "people's rankings alone": {"rankings_by_reward", "ranking_latents"},
         }.get(name, set())
         assert run.path("editors/dpo").startswith(f"{first.root}/ablations/")
 
@@ -156,7 +157,7 @@ def test_every_ablation_changes_one_setting_whose_tables_are_known_and_one_that_
         [name] = settings
         assert name.partition(".")[0] in MADE_ANEW
     names = [entry.name for entry in ablations(Study(), first)]
-    assert names == ["dpo", *(name for name, _ in ABLATIONS), "a second round of the same rankings"]
+    assert names == ["dpo", *(name for name, _ in ABLATIONS), "trained on, by the same rankings"]
     unranked = replace(first, config=with_settings(first.config, {"candidate_scoring.ranked_rate": 0.0}))
     assert "people's rankings alone" not in [entry.name for entry in ablations(Study(), unranked)]
 
@@ -171,7 +172,10 @@ def test_what_is_trained_on_differs_from_the_second_round_by_its_rankings_alone(
     assert on.path("editors/dpo") == f"{first.root}/ablations/trained-on/editors/dpo"
 
 
-def test_without_dpo_there_is_no_second_round(first):
+def test_the_second_round_goes_on_from_the_sum_of_two_arms_and_with_it(first):
+    last = feedback(Study(), first)[-1]
+    assert (last.name, last.arm) == ("second round", "weighted+dpo")
+    assert last.run.path("editors/current") == first.path("editors/weighted+dpo")
     names = [entry.name for entry in feedback(Study(arms=("control", "weighted")), first)]
     assert names == ["sft", "control", "weighted"]
 
@@ -182,16 +186,30 @@ def test_the_curve_and_the_ablations_are_of_the_first_seed():
     }  # fmt: skip
 
 
-def test_each_arm_is_preceded_by_the_stages_that_make_its_table():
+def test_each_arm_is_preceded_by_the_stages_that_make_its_table(first):
+    arms = [arm for arm in (*Study().arms, *Study().weak_arms) if "+" not in arm]
+    scored = {"weighted": "weighted", "conditional": "conditional", "level": "level", "conditional_sft": "conditional"}
+    for arm, shaping in scored.items():
+        [stage] = stages_of(first, arm)
+        assert (stage.func, stage.keywords) == (score_pairs.build, {"shaping": shaping})
     names = {
-        arm: [f"{stage.__module__}.{stage.__name__}" for stage in stages_of(arm)]
-        for arm in (*Study().arms, *Study().weak_arms)
+        arm: [f"{stage.__module__}.{stage.__name__}" for stage in stages_of(first, arm)]
+        for arm in arms
+        if arm not in scored
     }
-    assert names["control"] == names["weighted"] == names["conditional"] == names["level"] == []
+    assert names["control"] == []
     assert names["dpo"] == names["shuffled"] == ["jobs.score_candidates.rank"]
     assert names["nft"] == ["jobs.score_candidates.build"]
     assert names["rejection"] == ["jobs.sample_candidates.unguided", "jobs.score_candidates.best"]
-    assert {*Study().arms, *Study().weak_arms} <= {*train_editor.ARMS}
+    assert {*arms} <= {*train_editor.ARMS}
+
+
+def test_a_sum_of_arms_is_preceded_by_the_stages_of_its_parts(first, monkeypatch):
+    done = []
+    monkeypatch.setattr(study, "stages_of", lambda run, arm: [lambda run: done.append(arm)])
+    monkeypatch.setattr(train_editor, "build", lambda run, arm: done.append(arm))
+    train(first, "weighted+dpo")
+    assert done == ["weighted", "dpo", "weighted+dpo"]
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
@@ -225,6 +243,10 @@ def test_a_table_whose_draws_lie_elsewhere_is_not_told_of(first):
     assert scores_of({101: [Entry("ours", first, "dpo", tells_best=True)]}) == {}
 
 
-def test_the_best_of_several_is_told_of_sft_and_dpo_in_the_first_part_alone(first):
-    assert [entry.name for entry in feedback(Study(), first) if entry.tells_best] == ["sft", "dpo"]
-    assert not any(entry.tells_best for entry in ablations(Study(), first))
+def test_the_best_of_several_is_told_of_three_editors_in_the_first_part_alone(first):
+    told = [entry for entry in feedback(Study(), first) if entry.tells_best]
+    assert [entry.name for entry in told] == ["sft", "dpo", "weighted+dpo"]
+    assert all(entry.scored for entry in told)
+    others = ablations(Study(), first)
+    assert not any(entry.tells_best for entry in others)
+    assert [entry.name for entry in others if entry.scored] == ["dpo"]  # measured by the first part

@@ -60,7 +60,8 @@ def studied(tmp_path_factory):
     preset = tiny_preset(folder)
     settings = Study(
         run=str(folder / "runs"), seeds=(101,), num_prompts=NUM_PROMPTS, best_of=2,
-        arms=("control", "dpo", "rejection"), weak_arms=("control", "level", "dpo"), weak_sft_images=4, weak_images=4,
+        arms=("control", "dpo", "weighted", "weighted+dpo"), weak_arms=("control", "level", "conditional_sft"),
+        weak_sft_images=4, weak_images=4,
         curve=(5, 1000), out=folder / "docs" / "study.md",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -157,7 +158,7 @@ def test_an_unfinished_editor_is_left_out_of_the_scores(studied):
     settings, preset = studied
     first = first_run(settings, 101, preset)
     entries = [
-        Entry("dpo", first, "dpo", tells_best=True),
+        Entry("dpo", first, "dpo", scored=True, tells_best=True),
         Entry("later", replace(first, root=f"{first.root}/none"), "dpo"),
     ]
     scores = scores_of({101: entries})
