@@ -677,9 +677,13 @@ class DenoisingError(Section):
     of which edit of a prompt is better; the others help to tell an edit of one prompt from that of another."""
     log: bool = False
     """Whether a feature is the logarithm of the error: then a small error that doubles says as much as a great one."""
+    clip_image: bool = False
+    """Whether the similarity of an edit to its source by the CLIP of `evaluation.clip` is one more feature. It needs no
+    caption, and says what was kept."""
     ridge: float = Field(1000.0, gt=0)
-    """How firmly the head holds to what it believes before any ranking (less error with the instruction is better, and
-    so is more of BLIP's reward): the precision of corrections to these weights, for features of spread 1."""
+    """How firmly the head holds to the form of what it believes before any ranking: one weight for the mean error under
+    each condition, one for CLIP's similarity, one for BLIP's reward. It is the precision of corrections to these, for
+    features of spread 1."""
     learned_rate: float = Field(1.0, gt=0, le=1)
     """Share of the prompts that are not held out to whose rankings the head is fitted. It has few numbers to learn, and
     edits of the other prompts are not measured. Where it is less than 1, BLIP is trained on the other prompts, so that

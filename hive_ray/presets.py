@@ -44,8 +44,8 @@ def shapes() -> Config:
     )  # fmt: skip
     return Config(
         importing=Importing(rankings="shapes", clip=clip, resources=Resources(batch_size=32, **one_core)),
-        # 450 for training, 720 to edit for people, who rank a third, and 630 to tell editors apart.
-        instructions=Instructions(num_captions=1_800, rank_rate=0.4, test_rate=0.35, seed=23),
+        # 450 for training, 720 to edit for people, who rank a third, and 430 to tell editors apart.
+        instructions=Instructions(num_captions=1_600, rank_rate=0.45, test_rate=0.27, seed=29),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=4, keep_per_instruction=4,
             num_inference_steps=10, guidance_scale=(3.0, 4.0), shared_attention=(0.5, 1.0), sharing="cross_and_self",
@@ -59,19 +59,19 @@ def shapes() -> Config:
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
             # At sft's own rate training on alone costs twice as many right edits (docs/shapes.md).
-            finetune=sft.model_copy(update={"learning_rate": 2e-5, "total_images": 12_800}),
+            finetune=sft.model_copy(update={"learning_rate": 2e-5, "total_images": 9_600}),
             resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
-            # Rewards as weights and people's rankings teach different things (docs/results.md).
+            # Rewards as weights and people's rankings teach different things, which add up (docs/results.md).
             arm="weighted+dpo",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),
                 # One noisy batch of 32 says little: in steps of 64 the same rate drifts less (docs/results.md).
                 training=Training(
-                    total_images=12_800, batch_size=64, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
-                    warmup_images=1_280, ema_decay=0.98, checkpoint_images=6_400, workers=workers,
+                    total_images=9_600, batch_size=64, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
+                    warmup_images=960, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
                 ),
             ),
             nft=Nft(
@@ -90,9 +90,10 @@ def shapes() -> Config:
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start=reward, tokenizer=reward, resolution=64, max_tokens=32, features="both",
-            # Ten draws of noise, one a level, tell edits of a prompt apart as well as more of them (docs/results.md).
+            # As many network evaluations as ten levels with the instruction alone, and it sees more (docs/results.md).
             denoising_error=DenoisingError(
-                levels=tuple(range(120, 841, 80)), draws=1, conditions=("instruction",), log=True, learned_rate=0.25
+                levels=(200, 360, 520, 680, 840), draws=1, conditions=("instruction", "source"), log=True,
+                clip_image=True, learned_rate=0.25,
             ),
             training=Training(
                 total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-5, schedule="cosine",
@@ -102,7 +103,7 @@ def shapes() -> Config:
         ),
         scoring=Scoring(baseline="words", clip=clip, resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
-            editors=("sft", "shuffled", "finetuned"), num_prompts=600, best_of=4, num_inference_steps=8,
+            editors=("sft", "shuffled", "finetuned"), num_prompts=400, best_of=4, num_inference_steps=8,
             guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=16, **one_core),
         ),

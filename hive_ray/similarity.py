@@ -87,6 +87,10 @@ class Similarity:
         features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return F.normalize(features.pooler_output, dim=-1)
 
+    def to_source(self, source_images: list[Picture], edited_images: list[Picture]) -> Tensor:
+        """`image_similarity` of edits to their sources, (B,)."""
+        return image_similarity(self.images(source_images), self.images(edited_images))
+
     def measure(
         self,
         source_images: list[Picture],

@@ -151,7 +151,7 @@ def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
         pleased.setdefault(judges_pleased(run, name), []).append(name)
     warnings = []
     for judges, names in pleased.items():
-        measures = {measure for judge in judges for measure in MEASURES_OF.get(judge, ())} & set(metrics)
+        measures = {measure for judge in judges for measure in measures_of(run, judge)} & set(metrics)
         if model_digest(run.config.scoring.clip) != model_digest(run.config.evaluation.clip):
             measures -= {"clip_image", "clip_direction"}
         if measures:
@@ -162,6 +162,13 @@ def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
                 f"{', '.join([*others, 'what people say'])}."
             )
     return warnings
+
+
+def measures_of(run: Run, judge: str) -> tuple[str, ...]:
+    """The measures that a judge decides, or is made of."""
+    reward = run.config.reward
+    sees_clip = judge == "model" and reward.features != "blip" and reward.denoising_error.clip_image
+    return (*MEASURES_OF.get(judge, ()), *(("clip_image",) if sees_clip else ()))
 
 
 def chosen_by_reward(run: Run, metrics: Sequence[str]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Reward models of every kind behind one loader: BLIP, the editor's own denoising errors, or both.
+"""Reward models of every kind behind one loader: BLIP, the editor's own denoising errors, or both, and CLIP with them.
 
     a reward model's folder -> load_reward -> a model that scores edits
 
 A folder of errors holds head.json and, where BLIP's reward is one of the features, the folder blip/. The editor whose
-errors they are lies elsewhere: `Head` says where.
+errors they are, and CLIP, lie elsewhere: `Head` says where.
 """
 
 import json
@@ -22,8 +22,11 @@ from hive_ray.model_folders import ModelFolderError
 from hive_ray.precision import sampling_dtype
 from hive_ray.reward.head import LinearHead
 from hive_ray.reward.model import RewardModel, ScoringModel
+from hive_ray.similarity import Similarity
 
 HEAD, BLIP = "head.json", "blip"
+CLIP_FEATURE = "CLIP's similarity to the source"
+"""The first feature after the errors where CLIP is one."""
 BLIP_FEATURE = "BLIP's reward"
 """The last feature where BLIP is one."""
 
@@ -37,6 +40,9 @@ class Head:
     editor: str
     """The editor's address; one that does not begin with / or s3:// is seen from the model's folder."""
     editor_digest: str
+    clip: str = ""
+    """CLIP's folder or hub name; "" where it is no feature."""
+    clip_digest: str = ""
 
     def save(self, folder: Path) -> None:
         """Write head.json."""
@@ -44,6 +50,8 @@ class Head:
             "denoising_error": self.settings.model_dump(),
             "editor": self.editor,
             "editor_digest": self.editor_digest,
+            "clip": self.clip,
+            "clip_digest": self.clip_digest,
         }
         (folder / HEAD).write_text(json.dumps(found, indent=2))
 
@@ -52,23 +60,25 @@ class Head:
         """The head of a model's folder, or of its s3:// address."""
         found = json.loads(storage.read_text(storage.join(folder, HEAD)))
         settings = DenoisingError.model_validate(found["denoising_error"])
-        return cls(LinearHead.from_json(found), settings, found["editor"], found["editor_digest"])
+        elsewhere = {name: found.get(name, "") for name in ("editor", "editor_digest", "clip", "clip_digest")}
+        return cls(LinearHead.from_json(found), settings, **elsewhere)
 
 
 class DenoisingErrorModel:
     """(source picture, edited picture, instruction) -> a reward, by an editor's denoising errors of the edit."""
 
-    def __init__(self, head: Head, editor: Editor, blip: RewardModel | None) -> None:
-        """`blip`: where its reward is the last feature."""
-        self.head, self.editor, self.blip = head, editor, blip
+    def __init__(self, head: Head, editor: Editor, clip: Similarity | None, blip: RewardModel | None) -> None:
+        """`clip`: where its similarity is the first feature after the errors. `blip`: where its reward is the last."""
+        self.head, self.editor, self.clip, self.blip = head, editor, clip, blip
 
     def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
         """The reward of each edit."""
-        features = errors_of_edits(self.editor, source_images, edited_images, instructions, self.head.settings)
-        if self.blip:
-            rewards = torch.tensor(self.blip.score(source_images, edited_images, instructions))
-            features = torch.cat([features, rewards[:, None]], dim=1)
-        return self.head.linear(features).tolist()
+        features = [errors_of_edits(self.editor, source_images, edited_images, instructions, self.head.settings)]
+        if self.clip and edited_images:
+            features.append(self.clip.to_source(source_images, edited_images).cpu()[:, None])
+        if self.blip and edited_images:
+            features.append(torch.tensor(self.blip.score(source_images, edited_images, instructions))[:, None])
+        return self.head.linear(torch.cat(features, dim=1)).tolist() if edited_images else []
 
 
 def load_reward(folder: str | Path, device: str = "cpu") -> ScoringModel:
@@ -80,9 +90,9 @@ def load_reward(folder: str | Path, device: str = "cpu") -> ScoringModel:
         raise ModelFolderError(f"{folder} lacks card.json: no finished reward model; train one first")
     head = Head.load(folder)
     editor = Editor.load(editor_of(folder, head)).to(device, sampling_dtype(device, head.settings.precision))
-    has_blip = head.linear.names[-1] == BLIP_FEATURE
-    blip = RewardModel.load(storage.join(folder, BLIP)).to(device) if has_blip else None
-    return DenoisingErrorModel(head, editor, blip)
+    clip = Similarity(clip_of(folder, head), device) if CLIP_FEATURE in head.linear.names else None
+    blip = RewardModel.load(storage.join(folder, BLIP)).to(device) if BLIP_FEATURE in head.linear.names else None
+    return DenoisingErrorModel(head, editor, clip, blip)
 
 
 def editor_of(folder: str, head: Head) -> str:
@@ -96,6 +106,20 @@ def editor_of(folder: str, head: Head) -> str:
     if digest != head.editor_digest:
         raise ModelFolderError(f"{needs}, which is another one now ({digest}, not {head.editor_digest}). {remedy}")
     return address
+
+
+def clip_of(folder: str, head: Head) -> str:
+    """The CLIP that a reward model needs; ModelFolderError where it is gone, or another one."""
+    remedy = "Put that CLIP back, or train the reward model again"
+    if Path(head.clip).is_absolute() and not Path(head.clip).is_dir():
+        raise ModelFolderError(f"the reward model {folder} needs the CLIP {head.clip}, which is not there. {remedy}")
+    digest = model_digest(head.clip)
+    if digest != head.clip_digest:
+        raise ModelFolderError(
+            f"the reward model {folder} needs the CLIP {head.clip}, which is another one now ({digest}, not "
+            f"{head.clip_digest}). {remedy}"
+        )
+    return head.clip
 
 
 def seen_from(folder: str, address: str) -> str:

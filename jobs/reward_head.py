@@ -33,12 +33,12 @@ from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import Remedies, is_held_out, is_learned, loss_of, measure
 from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, by_clip, compared, measurable, measured, people
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
-from jobs.judging import BLIP, BLIP_FEATURE, Head, relative_to
+from jobs.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, relative_to
 from jobs.run import Run
 
 ERRORS = "denoising_errors"
 COLUMNS = ("ranking_id", "prompt_id", "instruction", "source_caption", "edited_caption", "ranks")
-OF_THE_HEAD = ("denoisingerror.ridge", "denoisingerror.train_blip")
+OF_THE_HEAD = ("denoisingerror.ridge", "denoisingerror.train_blip", "denoisingerror.clip_image")
 """Settings that change no error."""
 GUIDED_PASSES = 3
 """Network evaluations of a step of sampling: with instruction and source, with the source, with neither."""
@@ -61,7 +61,7 @@ class Measured:
     ranks: Tensor
     """(N, K)"""
     features: Tensor
-    """(N, K, F), the errors and, where it is a feature, BLIP's reward."""
+    """(N, K, F), the errors and, where they are features, CLIP's similarity and BLIP's reward."""
     similarities: Mapping[str, Tensor]
     """"blip", "clip_direction" and "clip_image", (N, K) each."""
 
@@ -90,7 +90,8 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
     def make() -> None:
         started = time.monotonic()
         learned, unseen, bad = sides(run, measures, share, with_blip=bool(blip))
-        names = (*feature_names(settings.denoising_error), *([BLIP_FEATURE] if blip else []))
+        beside = further(settings, with_blip=bool(blip))
+        names = (*feature_names(settings.denoising_error), *beside.values())
         linear = fit(learned, names, settings)
         ours = unseen.foretold(linear(unseen.features))
         card = {
@@ -105,7 +106,11 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
         }
         say(card)
         root = run.so_far[0].root
-        head = Head(linear, settings.denoising_error, relative_to(out, editor, root), model_digest(editor))
+        clip = run.config.evaluation.clip if settings.denoising_error.clip_image else ""
+        head = Head(
+            linear, settings.denoising_error, relative_to(out, editor, root), model_digest(editor), clip,
+            model_digest(clip) if clip else "",
+        )  # fmt: skip
 
         def save(folder: Path) -> None:
             head.save(folder)
@@ -119,6 +124,13 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
         store_model(out, save, made_from, metrics, time.monotonic() - started)
 
     return build_model(name, out, made_from, make, on_mismatch=run.on_mismatch)
+
+
+def further(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
+    """The features after the errors: their columns in EDIT_MEASURES and their names, in their order."""
+    is_one = {"clip_image": settings.denoising_error.clip_image, "blip": with_blip}
+    names = {"clip_image": CLIP_FEATURE, "blip": BLIP_FEATURE}
+    return {column: name for column, name in names.items() if is_one[column]}
 
 
 def measure_errors(run: Run, editor: str) -> None:
@@ -222,7 +234,8 @@ def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Me
                 print(f"reward: not used: {row['ranking_id']}: {why}", flush=True)
             else:
                 (unseen if held_out else learned).append(row)
-    return gathered(learned, errors, beside, with_blip), gathered(unseen, errors, beside, with_blip), bad
+    columns = [*further(settings, with_blip=with_blip)]
+    return gathered(learned, errors, beside, columns), gathered(unseen, errors, beside, columns), bad
 
 
 def what_is_wrong(ranks: list[int], edit_ids: list[str], known: set[str]) -> str:
@@ -236,9 +249,10 @@ def what_is_wrong(ranks: list[int], edit_ids: list[str], known: set[str]) -> str
 
 
 def gathered(
-    rows: Rows, errors: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Any]], with_blip: bool
+    rows: Rows, errors: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
 ) -> Measured:
-    """Rankings with what was measured of their edits by edit_id."""
+    """Rankings with what was measured of their edits by edit_id. `columns`: those of `beside` that are features
+    after the errors."""
     num_edits = max((len(row["edits"]) for row in rows), default=0)
     num_errors = len(next(iter(errors.values())))
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
@@ -250,8 +264,7 @@ def gathered(
             features[place, edit] = torch.tensor(errors[found["edit_id"]])
             for name, table in similarities.items():
                 table[place, edit] = beside[found["edit_id"]][name]
-    if with_blip:
-        features = torch.cat([features, similarities["blip"][:, :, None].double()], dim=2)
+    features = torch.cat([features, *(similarities[name][:, :, None].double() for name in columns)], dim=2)
     return Measured(rows, ranks, features, similarities)
 
 
@@ -278,14 +291,14 @@ def judged_beside(
     """What others foretell of the same rankings, by their names in BESIDE."""
     beside = people(unseen.rows) | by_clip(unseen.similarities, ours, unseen.rows)
     error_names = feature_names(settings.denoising_error)
-    errors_alone = linear.names == error_names
+    has_blip, errors_alone = BLIP_FEATURE in linear.names, linear.names == error_names
     errors = linear if errors_alone else fit(learned, error_names, settings)
     by_errors, blip = errors(unseen.features[:, :, : len(error_names)]), unseen.similarities["blip"]
     if not errors_alone:
         beside["denoising_error"] = unseen.foretold(by_errors)
     if blip.isnan().any():
         return beside
-    beside["blip_start" if errors_alone else "blip"] = unseen.foretold(blip)
+    beside["blip" if has_blip else "blip_start"] = unseen.foretold(blip)
     if "clip" in beside:
         clip = unseen.similarities["clip_direction"] + unseen.similarities["clip_image"]
         those = measurable(unseen.rows, CLIP_MEASURES["clip"])
@@ -294,12 +307,16 @@ def judged_beside(
 
 
 def beliefs(names: Sequence[str]) -> Tensor:
-    """Weights (D, F) that need no ranking: minus the mean error with the instruction and, where it is a feature, BLIP's
-    reward."""
-    told = torch.tensor([name.endswith(", instruction") for name in names], dtype=torch.float64)
-    by_blip = torch.tensor([name == BLIP_FEATURE for name in names], dtype=torch.float64)
-    by_errors = -told / told.sum()
-    return torch.stack([by_errors, by_blip] if by_blip.any() else [by_errors])
+    """Rewards (D, F) that the head is made of before any ranking corrects it, the first of them alone until one says
+    more: minus the mean error with the instruction; the mean error under each other condition, which says how hard a
+    picture is; CLIP's similarity; BLIP's reward."""
+    told = [name.endswith(", instruction") for name in names]
+    others = [[name.endswith(f", {condition}") for name in names] for condition in ("source", "nothing")]
+    beside = [[name == feature for name in names] for feature in (CLIP_FEATURE, BLIP_FEATURE)]
+    features = torch.tensor([told, *(of_one for of_one in (*others, *beside) if any(of_one))], dtype=torch.float64)
+    means = features / features.sum(1, keepdim=True)
+    means[0] *= -1
+    return means
 
 
 def summed(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:

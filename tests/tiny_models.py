@@ -91,7 +91,7 @@ def tiny_base(folder: Path, kind: Literal["epsilon", "v_prediction", "xl"]) -> P
     return tiny_stable_diffusion_xl(folder) if kind == "xl" else tiny_stable_diffusion(folder, kind)
 
 
-def tiny_clip(folder: Path) -> Path:
+def tiny_clip(folder: Path, seed: int = 0) -> Path:
     """A random CLIP of 16x16 pictures and 8 tokens, stored in fp16 as the shipped weights are."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -105,7 +105,7 @@ def tiny_clip(folder: Path) -> Path:
         projection_dim=12,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = CLIPModel(config)
     model.half().save_pretrained(folder)
     return Path(folder)

@@ -136,6 +136,7 @@ VALUES_BEFORE = {
     "rankings.num_annotators": 0,
     "denoisingerror.learned_rate": 1.0,
     "denoisingerror.log": False,
+    "denoisingerror.clip_image": False,
     "denoisingerror.conditions": ("instruction", "source", "nothing"),
 }
 """Settings that were added later -> what stood in their place before; with that value they are left out, so that

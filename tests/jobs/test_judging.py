@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_stable_diffusion, tiny_tokenizer
+from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 
 from hive_ray.config import DenoisingError
 from hive_ray.distributed.models import model_digest
@@ -16,7 +16,8 @@ from hive_ray.images import encode
 from hive_ray.model_folders import ModelFolderError
 from hive_ray.reward.head import LinearHead
 from hive_ray.reward.model import RewardModel
-from jobs.judging import BLIP_FEATURE, Head, load_reward, relative_to, seen_from
+from hive_ray.similarity import Similarity
+from jobs.judging import BLIP_FEATURE, CLIP_FEATURE, Head, load_reward, relative_to, seen_from
 
 SETTINGS = DenoisingError(levels=(100, 700), draws=1)
 WORDS = ["make it red", "add a hat"]
@@ -76,6 +77,28 @@ def test_a_model_of_errors_scores_by_its_head(made, pictures):
     more = len(names) + 1
     with_blip = [reward - (said - more / 10) / 7 for reward, said in zip(by_hand, blip, strict=True)]
     assert load_reward(made / "rounds/2/reward").score(*given) == pytest.approx(with_blip, rel=1e-5)
+
+
+def test_clip_and_blip_are_the_features_after_the_errors(made, pictures, tmp_path):
+    clip, given, names = str(tiny_clip(tmp_path / "clip")), (pictures[:2], pictures[2:], WORDS), feature_names(SETTINGS)
+    folder = made / "rounds/2/reward"
+    known = Head.load(str(folder))
+    head = head_of((*names, CLIP_FEATURE, BLIP_FEATURE))
+    Head(head, SETTINGS, known.editor, known.editor_digest, clip, model_digest(clip)).save(folder)
+    kept = Similarity(clip).to_source(*given[:2])
+    blip = torch.tensor(RewardModel.load(made / "of_blip").score(*given))
+    errors = errors_of_edits(Editor.load(made / "editors/sft"), *given, SETTINGS)
+    by_hand = head(torch.cat([errors, kept[:, None], blip[:, None]], dim=1)).tolist()
+    assert load_reward(folder).score(*given) == pytest.approx(by_hand, rel=1e-5)
+    assert load_reward(folder).score([], [], []) == []
+
+    tiny_clip(tmp_path / "other", seed=1)
+    shutil.rmtree(clip)
+    with pytest.raises(ModelFolderError, match=r"needs the CLIP .*/clip, which is not there\. Put that CLIP back"):
+        load_reward(folder)
+    (tmp_path / "other").rename(clip)
+    with pytest.raises(ModelFolderError, match=r"needs the CLIP .*/clip, which is another one now"):
+        load_reward(folder)
 
 
 def test_a_score_depends_neither_on_the_batch_nor_on_the_order(made, pictures):

@@ -22,10 +22,10 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out, is_learned
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, EVALUATION, PAIRS, PROMPTS, RANKINGS
 from jobs import evaluate_editor, reward_curve, score_pairs, train_reward
-from jobs.evaluate_editor import TIE_WITHIN, metrics_of
+from jobs.evaluate_editor import TIE_WITHIN, measures_of, metrics_of
 from jobs.judging import Head, load_reward
 from jobs.report import gather
-from jobs.reward_head import first_seen, share_of_head, what_is_wrong
+from jobs.reward_head import beliefs, first_seen, share_of_head, what_is_wrong
 from jobs.run import Run
 from jobs.scoring import rewards_of
 
@@ -192,6 +192,35 @@ def test_blip_as_it_is_becomes_one_more_feature(errors):
     rows = {row["edit_id"]: row["features"] for row in read_rows(both.path("denoising_errors"), DENOISING_ERRORS)}
     [reward] = load_reward(both.path("reward")).score(*given)
     assert reward == pytest.approx(head.linear(torch.tensor([*rows["5-1"], measured["5-1"]])).item(), abs=1e-3)
+
+
+def test_clips_similarity_to_the_source_becomes_one_more_feature(errors):
+    seen = with_features(errors, "both", "seen", clip_image=True)
+    train_reward.build(seen)
+    assert card(seen)["features"][-2:] == ["CLIP's similarity to the source", "BLIP's reward"]
+    given = ([picture(1005)], [picture(51)], ["make it red"])
+    [measured] = [row for row in read_rows(seen.path("reward_measures"), EDIT_MEASURES) if row["edit_id"] == "5-1"]
+    head = Head.load(seen.path("reward"))
+    assert head.clip == seen.config.evaluation.clip
+    rows = {row["edit_id"]: row["features"] for row in read_rows(seen.path("denoising_errors"), DENOISING_ERRORS)}
+    [reward] = load_reward(seen.path("reward")).score(*given)
+    features = torch.tensor([*rows["5-1"], measured["clip_image"], measured["blip"]])
+    assert reward == pytest.approx(head.linear(features).item(), abs=1e-3)
+    assert measures_of(seen, "model") == ("reward", "clip_image")
+    assert measures_of(errors, "model") == ("reward",)
+    assert measures_of(seen, "clip_image") == ("clip_image",)
+
+
+def test_the_head_begins_as_minus_the_error_and_may_weigh_each_other_kind_of_feature_as_one():
+    names = [f"error@{level}, {condition}" for level in (250, 650) for condition in ("instruction", "source")]
+    found = beliefs([*names, "CLIP's similarity to the source", "BLIP's reward"])
+    assert found.tolist() == [
+        [-0.5, 0, -0.5, 0, 0, 0],
+        [0, 0.5, 0, 0.5, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    assert beliefs(names[:1]).tolist() == [[-1]]
 
 
 def test_a_later_round_learns_from_all_rankings_by_the_first_rounds_editor(errors):
