@@ -1,10 +1,10 @@
 """How hive_ray/shapes/weights came to be, again from nothing and with fixed seeds.
 
-    scenes -> autoencoder, draft (a first base) -> base and editor; clip, blip -> reward
+    scenes -> autoencoder, draft (a first base) -> base and editor; clip; blip -> reward
 
 All of it learns from drawn scenes and their words. The editor stands for published InstructPix2Pix weights, and the
-reward model for a published judge of edits (ImageReward, EditReward): it has seen drawn edits and the editor's own,
-each with what it should have been, and nobody's ranking. The judge only measures the result.
+reward model for BLIP's image-text matching weights, from which HIVE's starts: it has seen pictures beside captions, no
+edit and no ranking. The judge only measures the result.
 Started again, it keeps the parts that are whole.
 """
 
@@ -28,13 +28,10 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
 from hive_ray.shapes.actors import edit_that_fits, random_captions
-from hive_ray.shapes.pretraining import answers, autoencoder, diffusion, editing, matching
+from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.pool import TwinPictures
 from hive_ray.shapes.scenes import draw
-
-GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE = (2.0, 5.0), (1.0, 2.0)
-"""Least and greatest scale of the edits from which the reward model learns to see: wild ones go wrong in more ways."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,6 @@ class Pretraining:
     matching_pool: int = 8000
     clip_steps: int = 3000
     blip_steps: int = 1500
-    reward_prompts: int = 3200
-    reward_steps: int = 2000
     threads: int = 2
     rebuild: bool = False
     """Make again what is there already."""
@@ -121,26 +116,12 @@ def make_blip(settings: Pretraining) -> None:
 
 
 def make_reward(settings: Pretraining) -> None:
-    """The BLIP, trained to give edits whose answer is known the logit of their quality; in half precision."""
-    blip, vae, preset = settings.work / "blip", settings.out / "base" / "vae", shapes()
-    editor, model = Editor.load(settings.out / "editor"), RewardModel.build(blip, blip, preset.reward)
-
-    def edit(sources: list[np.ndarray], instructions: list[str], rng: np.random.Generator) -> list[np.ndarray]:
-        edited = sample(
-            editor, torch.stack([to_tensor(source) for source in sources]), instructions,
-            guidance_scale=rng.uniform(*GUIDANCE_SCALE, len(sources)).tolist(),
-            image_guidance_scale=rng.uniform(*IMAGE_GUIDANCE_SCALE, len(sources)).tolist(),
-            num_inference_steps=preset.candidates.num_inference_steps,
-            seeds=rng.integers(0, 2**31, len(sources)).tolist(),
-        )  # fmt: skip
-        return [to_pixels(picture) for picture in edited]
-
-    prompts = answers.answered_prompts(vae, edit, settings.reward_prompts, seed=6, say=say)
-    unseen = answers.answered_prompts(vae, edit, 192, seed=106, say=say)
-    answers.train_to_judge(model, prompts, num_steps=settings.reward_steps, seed=6, say=say)
-    in_order = answers.measure_order(model.eval(), unseen)
-    say(f"reward: share of unseen edits put in order: {in_order}")
-    model.half().save(settings.out / "reward", {"unseen_edits_in_order": in_order})
+    """The BLIP as a reward model, in half precision: what it knows is which pictures and texts fit each other."""
+    blip = settings.work / "blip"
+    model = RewardModel.build(blip, blip, shapes().reward)
+    share = matching.share_told_apart(model, count=500, seed=105)
+    say(f"reward: share of unseen pictures that fit their caption better than their edited twin's: {share:.3f}")
+    model.half().save(settings.out / "reward", {"unseen_captions_told_apart": share})
 
 
 def measure_adherence(base: Path, count: int = 500) -> float:

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -5,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import BlipForImageTextRetrieval, CLIPModel, CLIPTokenizer
 
 from hive_ray.editor.model import Editor
 from hive_ray.reward.model import RewardModel
 from hive_ray.shapes.language import all_words
-from hive_ray.shapes.pretraining import answers, autoencoder, diffusion, editing, matching
+from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, emphasis, is_thing, with_next_words
 from hive_ray.shapes.pretraining.pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.pool import NAMES, PatchNaming, TwinPictures, patch_names
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
 from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, Place, Scene, Thing
+from jobs import pretrain_shapes
 
 
 def quiet(line: str) -> None:
@@ -190,52 +192,27 @@ def test_patch_naming_learns_from_tokens_that_tell():
     assert naming.loss(tokens, names).item() < 0.05 < 1.5 < before
 
 
-def test_quality_halves_with_the_pixels_of_a_small_thing():
-    answer = np.full((64, 64, 3), 100, np.uint8)
-    edited = answer.copy()
-    edited[10:24, 10:20] = 255  # 14 x 10 = HALF_LIFE pixels, and a rim that the blur makes differ, too
-    assert answers.quality(answer, answer) == 1
-    assert 0.3 < answers.quality(edited, answer) < 0.5
-    assert answers.quality(np.full_like(answer, 255), answer) < 1e-6
+class Length:
+    """Likes long captions, whatever the picture shows."""
+
+    def score(self, source_images, edited_images, instructions):
+        assert source_images == edited_images
+        return [len(instruction) for instruction in instructions]
 
 
-def nothing_done(sources, instructions, rng):
-    assert len(sources) == len(instructions)
-    return sources
+def test_captions_are_told_apart_from_their_twins_by_the_score_of_pictures_that_stay():
+    rng = np.random.default_rng(0)
+    twins = [scene_and_twin(rng) for _ in range(60)]
+    expected = np.mean([len(twin.texts[0]) > len(twin.texts[1]) for twin in twins])
+    assert 0.2 < expected < 0.8
+    assert matching.share_told_apart(Length(), count=60, seed=0) == expected
 
 
-def test_edits_with_a_known_answer_are_better_the_nearer_they_come(models):
-    prompts = answers.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
-    again = answers.answered_prompts(models / "vae", nothing_done, 12, seed=0, say=quiet)
-    assert len(prompts) == 12
-    for prompt, same in zip(prompts, again, strict=True):
-        made = len(prompt.edits) - prompt.num_drawn
-        assert made in (0, answers.MADE)
-        assert len(prompt.qualities) == len(prompt.edits) > 3
-        assert prompt.qualities == same.qualities
-        assert all(0 <= one <= 1 for one in prompt.qualities)
-    assert {len(prompt.edits) > prompt.num_drawn for prompt in prompts} == {True, False}  # a thing added, or not
-
-
-def test_a_reward_model_is_trained_and_measured_on_known_answers(models):
-    torch.manual_seed(0)
-    model = RewardModel.from_nothing(shapes_tokenizer(), resolution=64, max_tokens=MAX_TOKENS)
-    prompts = answers.answered_prompts(models / "vae", nothing_done, 8, seed=0, say=quiet)
-    before = model.head.weight.clone()
-    answers.train_to_judge(model, prompts, num_steps=2, seed=0, say=quiet)
-    assert not torch.equal(before, model.head.weight)
-    assert 0 <= answers.measure_order(model.eval(), prompts)["all"] <= 1
-
-
-def test_order_is_measured_where_qualities_differ_clearly():
-    class Brightness(torch.nn.Module):
-        def forward(self, source, edited, tokens, mask):
-            return edited.mean((2, 3, 4))
-
-        def encode_text(self, instructions):
-            return torch.zeros(1, 1), torch.ones(1, 1)
-
-    shades = [np.full((64, 64, 3), level, np.uint8) for level in (0, 50, 100)]
-    # Of (0, 0.5), (0, 0.95) and (0.5, 0.95) brightness has the first two right.
-    prompt = answers.Answered("", shades[0], shades, num_drawn=1, qualities=[0.0, 0.95, 0.5])
-    assert answers.measure_order(Brightness(), [prompt]) == {"all": pytest.approx(2 / 3), "made": 0.0}
+def test_the_reward_model_starts_as_the_blip_that_matches(models):
+    out = models / "shipped"
+    pretrain_shapes.make_reward(pretrain_shapes.Pretraining(out=out, work=models))
+    blip, reward = BlipForImageTextRetrieval.from_pretrained(models / "blip"), RewardModel.load(out / "reward")
+    assert torch.equal(
+        reward.vision.embeddings.patch_embedding.weight, blip.vision_model.embeddings.patch_embedding.weight
+    )
+    assert 0 <= json.loads((out / "reward" / "card.json").read_text())["unseen_captions_told_apart"] <= 1

@@ -27,13 +27,18 @@ def train_steps(
     num_steps: int,
     lr: float,
     say: Say,
+    bf16: bool = False,
 ) -> None:
-    """AdamW on `loss_of(step)` with a cosine rate; a line of progress every 50 steps."""
+    """AdamW on `loss_of(step)` with a cosine rate; a line of progress every 50 steps.
+
+    `bf16`: losses are computed under autocast, weights stay in float32.
+    """
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_rate(step, num_steps))
     start, recent = time.monotonic(), []
     for step in range(num_steps):
-        loss = loss_of(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

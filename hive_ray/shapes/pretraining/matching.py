@@ -5,6 +5,7 @@ both learn to name what each patch shows on the way.
 """
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, CLIPTokenizer
 
+from hive_ray.images import encode
 from hive_ray.shapes.pretraining.loop import Say, train_steps
+from hive_ray.shapes.pretraining.pictures import scene_and_twin
 from hive_ray.shapes.pretraining.pool import PATCH, PatchNaming, TwinPictures
 from hive_ray.shapes.pretraining.words import MAX_TOKENS
-from hive_ray.shapes.scenes import RESOLUTION
+from hive_ray.shapes.scenes import RESOLUTION, draw
 from hive_ray.similarity import normalize
 
 BLIP_TEMPERATURE = 0.07
@@ -27,6 +30,14 @@ TWINS = 32
 WIDTH = 128
 NAMING = 2.0
 """Weight of the naming of patches beside the loss of matching."""
+
+
+class Scorer(Protocol):
+    """A reward model."""
+
+    def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
+        """The reward of each edit."""
+        ...
 
 
 def train_clip(
@@ -97,9 +108,21 @@ def train_blip(
         return contrast + F.cross_entropy(model.itm_head(read), fits) + NAMING * naming.loss(seen, names)
 
     parameters = [*model.parameters(), *naming.parameters()]
-    train_steps("blip", parameters, loss_of, num_steps=num_steps, lr=5e-4, say=say)
+    train_steps("blip", parameters, loss_of, num_steps=num_steps, lr=5e-4, say=say, bf16=True)
     model.half().save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def share_told_apart(scorer: Scorer, count: int, seed: int) -> float:
+    """The share of `count` pictures of unseen scenes that fit their own caption better than their edited twin's.
+
+    A picture stands as its own edit, and a caption as the instruction. 0.5 is guessing.
+    """
+    rng = np.random.default_rng(seed)
+    twins = [scene_and_twin(rng) for _ in range(count)]
+    pictures = [encode(draw(twin.scenes[0])) for twin in twins]
+    own, other = (scorer.score(pictures, pictures, [twin.texts[side] for twin in twins]) for side in (0, 1))
+    return float(np.mean(np.array(own) > np.array(other)))
 
 
 def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
