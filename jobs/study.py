@@ -123,15 +123,17 @@ class Study:
     """Of every stage that draws, and so of the prompts. Nothing was ever chosen on the prompts of these."""
     parts: tuple[Part, ...] = PARTS
     """What is made. The document tells of all that is finished."""
-    num_prompts: int = 200
+    num_prompts: int = 150
     """Held-out prompts of each seed that all editors are compared on."""
     best_of: int = 4
     """Edits of each prompt, all of which count. Above 1, the one of them that the reward model likes best is told of
     `sft`, `dpo` and `weighted+dpo`, too."""
     arms: tuple[str, ...] = (
-        "control", "shuffled", "dpo", "weighted", "nft", "rejection", "weighted+dpo", "weighted+dpo+rejection",
+        "control", "dpo", "weighted", "rejection", "weighted+dpo", "weighted+dpo+rejection",
     )  # fmt: skip
     """What is trained from `sft` in the feedback part, or added up. The second round needs weighted+dpo."""
+    first_seed_arms: tuple[str, ...] = ("shuffled", "nft")
+    """What the first seed alone has besides."""
     weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "conditional_sft")
     """What is trained from the weak start, and `conditional_sft`, which takes its place: it hears the phrase from the
     beginning."""
@@ -139,10 +141,6 @@ class Study:
     """Rows that the weak start sees."""
     weak_images: int = 4_800
     """Rows that each arm from the weak start sees."""
-    weak_reward: Literal["reward_blip", "reward"] = "reward"
-    """Which model of the feedback part scores the raw pairs. `reward_blip` learned from rankings alone, and sees little
-    (docs/results.md). `reward` also has the denoising errors of an editor that learned from filtered pairs, so that a
-    gain is in part that editor's."""
     curve: tuple[int, ...] = (100, 500)
     """Numbers of shipped rankings of the learning curve, before all of them."""
     rebuild: bool = False
@@ -226,8 +224,10 @@ def first_run(study: Study, seed: int, preset: Config) -> Run:
 def feedback(study: Study, first: Run) -> list[Entry]:
     """Every arm from the preset's start, and the second round."""
     chosen_from = ("sft", "dpo", SECOND_ROUND_OF)
+    besides = study.first_seed_arms if first.config.evaluation.seed == study.seeds[0] else ()
     entries = [
-        Entry(arm, first, arm, scored=arm in chosen_from, tells_best=arm in chosen_from) for arm in ("sft", *study.arms)
+        Entry(arm, first, arm, scored=arm in chosen_from, tells_best=arm in chosen_from)
+        for arm in ("sft", *study.arms, *besides)
     ]
     if SECOND_ROUND_OF in study.arms:
         second = first.after(SECOND_ROUND_OF)
@@ -242,7 +242,7 @@ def weak(study: Study, first: Run) -> list[Entry]:
 
 
 def weak_run(study: Study, first: Run) -> Run:
-    """A run on the same instructions, whose pairs nothing filters."""
+    """A run on the same instructions, whose pairs nothing filters, scored by the first run's reward model."""
     preset = first.config
     settings = {
         **NO_FILTER,
@@ -252,13 +252,12 @@ def weak_run(study: Study, first: Run) -> Run:
         "editor.finetune.total_images": study.weak_images,
         "editor.finetune.learning_rate": WEAK_RATE,
     }
-    reward = study.weak_reward if preset.reward.features == "both" else "reward"
-    elsewhere = {name: first.path(name) for name in ("captions", "instructions")}
+    elsewhere = {name: first.path(name) for name in ("captions", "instructions", "reward")}
     return replace(
         first,
         root=storage.join(first.root, "weak"),
         config=with_settings(preset, settings),
-        elsewhere=elsewhere | {"reward": first.path(reward)},
+        elsewhere=elsewhere,
     )
 
 
@@ -508,7 +507,7 @@ def section(study: Study, part: Part, scores: Scores, num_rankings: Mapping[str,
         picture.write_text(study_document.gap_chart(scores, baseline))
     blocks = [
         f"## {study_document.TITLES[part]}",
-        study_document.WORDS[part].format(reward=study_document.REWARDS[study.weak_reward]),
+        study_document.WORDS[part],
         study_document.table(scores, baseline),
         study_document.further_table(scores, DIFFERENCES[part]),
         f"![]({picture.name})",

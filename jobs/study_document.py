@@ -36,12 +36,6 @@ TITLES = {
     "ablations": "One thing changed",
 }
 """Of the document's sections, by part."""
-REWARDS = {
-    "reward_blip": "the BLIP half of the first part's reward model, which learned from rankings alone",
-    "reward": "the whole of the first part's reward model, which has the denoising errors of an editor that learned "
-    "from filtered pairs, so that a gain is in part that editor's",
-}
-"""What scored the raw pairs, by `Study.weak_reward`."""
 WORDS = {
     "feedback": (
         "All are trained from `sft`: `control` on the pairs again, without feedback, `weighted` on the same pairs by "
@@ -52,8 +46,9 @@ WORDS = {
     ),
     "weak": (
         "`sft` is the shipped editor trained on generated pairs that nothing filtered, as in the paper. All others go "
-        "on from it, on the same pairs, scored by {reward}; but `conditional_sft` takes its place: it heard the phrase "
-        "of each pair from the beginning."
+        "on from it, on the same pairs, scored by the first part's reward model, which has the denoising errors of an "
+        "editor that learned from filtered pairs: a gain is in part that editor's. `conditional_sft` takes the place "
+        "of `sft`: it heard the phrase of each pair from the beginning."
     ),
     "curve": (
         "`dpo` from `sft` on shipped rankings alone, always with the same number of images. Fewer rankings are among "
