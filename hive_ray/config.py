@@ -479,7 +479,7 @@ class Editor(Section):
     """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says,
     "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "nft" on the editor's own
     scored edits, "rejection" on the best of them. Several of weighted, dpo, nft and rejection, joined by +, are each
-    trained from the same start, and all that they changed is added up: "weighted+dpo"."""
+    trained from the same start, and all that they changed is added up: "dpo+rejection"."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 

@@ -63,8 +63,8 @@ def shapes() -> Config:
             resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
-            # Rewards as weights and people's rankings teach different things, which add up (docs/results.md).
-            arm="weighted+dpo",
+            # Rankings and the best of its own edits teach an editor different things, which add up (docs/results.md).
+            arm="dpo+rejection",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),

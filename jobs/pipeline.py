@@ -2,7 +2,7 @@
 
 captions -> instructions -> pairs -> editor -> candidates -> rankings -> reward -> scored pairs -> better editor
 
-`--editor.arm` names the way in which feedback makes the editor better, or several of them: "weighted+dpo".
+`--editor.arm` names the way in which feedback makes the editor better, or several of them: "dpo+rejection".
 
 Imported pairs take the place of the first three: those of --importing.dataset, or what `import_pairs` left in the run.
 Imported rankings (--importing.rankings) are learned from beside the run's own.

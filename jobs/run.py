@@ -165,7 +165,7 @@ class Command(Config):
     arm: str = "sft"
     """Which editor `train_editor` trains: sft, control, finetuned (as `editor.arm` says), conditional, weighted,
     level, conditional_sft (conditional from the first start), dpo, shuffled, nft or rejection, or adds up:
-    weighted+dpo. `score_pairs` makes what finetuned, conditional, weighted and level are trained on; where none is
+    dpo+rejection. `score_pairs` makes what finetuned, conditional, weighted and level are trained on; where none is
     named, finetuned's. `score_candidates` does so for nft (where none is named) and rejection, and `sample_candidates`
     draws rejection's edits."""
     rounds: int = Field(1, ge=1)

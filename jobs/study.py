@@ -95,10 +95,10 @@ DIFFERENCES: dict[Part, tuple[tuple[str, str], ...]] = {
         ("control", "sft"),
         ("dpo", "sft"),
         ("dpo", "shuffled"),
-        ("weighted+dpo", "sft"),
-        ("weighted+dpo", "weighted"),
-        ("weighted+dpo", "dpo"),
-        ("weighted+dpo, best of 4", "sft, best of 4"),
+        ("dpo+rejection", "sft"),
+        ("dpo+rejection", "rejection"),
+        ("dpo+rejection", "dpo"),
+        ("dpo+rejection, best of 4", "sft, best of 4"),
         ("second round", SECOND_ROUND_OF),
     ),
     "weak": (
@@ -127,11 +127,11 @@ class Study:
     """Held-out prompts of each seed that all editors are compared on."""
     best_of: int = 4
     """Edits of each prompt, all of which count. Above 1, the one of them that the reward model likes best is told of
-    `sft`, `dpo` and `weighted+dpo`, too."""
+    `sft`, `dpo` and `dpo+rejection`, too."""
     arms: tuple[str, ...] = (
-        "control", "dpo", "weighted", "rejection", "weighted+dpo", "weighted+dpo+rejection",
+        "control", "dpo", "weighted", "rejection", "dpo+rejection", "weighted+dpo+rejection",
     )  # fmt: skip
-    """What is trained from `sft` in the feedback part, or added up. The second round needs weighted+dpo."""
+    """What is trained from `sft` in the feedback part, or added up. The second round needs dpo+rejection."""
     first_seed_arms: tuple[str, ...] = ("shuffled", "nft")
     """What the first seed alone has besides."""
     weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "conditional_sft")

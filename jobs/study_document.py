@@ -22,9 +22,9 @@ LEAST_GAIN = 0.04
 """Gain in right edits over the control that the study was asked to show."""
 LEAST_WINS_PER_LOSS = 2
 """How many times as often as it loses the best arm was asked to win."""
-LEARNING_ARMS = ("dpo", "weighted", "nft", "rejection", "weighted+dpo", "weighted+dpo+rejection")
+LEARNING_ARMS = ("dpo", "weighted", "nft", "rejection", "dpo+rejection", "weighted+dpo+rejection")
 """Arms that learn from feedback in one round, without a choice among their edits."""
-SECOND_ROUND_OF = "weighted+dpo"
+SECOND_ROUND_OF = "dpo+rejection"
 """The arm that goes round twice."""
 SHAPED_ARMS = ("conditional", "weighted", "level")
 """Arms that learn from scored pairs."""
@@ -41,7 +41,7 @@ WORDS = {
         "All are trained from `sft`: `control` on the pairs again, without feedback, `weighted` on the same pairs by "
         "rewards, `dpo` on the shipped rankings and those of its own edits, `shuffled` on the same with ranks at "
         "random, `nft` and `rejection` on its own edits by the reward model. An editor with a + in its name is `sft` "
-        "with all that the arms of its name changed of it. `second round` goes on from `weighted+dpo`, and as it did, "
+        "with all that the arms of its name changed of it. `second round` goes on from `dpo+rejection`, and as it did, "
         "with new rankings of that editor's edits."
     ),
     "weak": (

@@ -98,6 +98,7 @@ def test_an_edit_without_a_reward_is_dropped_with_its_reason(rewards):
         ("level", ("score_pairs.build",)),
         ("dpo", ("score_candidates.rank",)),
         ("weighted+dpo", ("score_pairs.weighted", "score_candidates.rank")),
+        ("dpo+rejection", ("score_candidates.rank", "sample_candidates.unguided", "score_candidates.best")),
         ("nft", ("score_candidates.build",)),
         ("rejection", ("sample_candidates.unguided", "score_candidates.best")),
     ],

@@ -176,8 +176,8 @@ def test_some_arms_are_of_the_first_seed_alone(tmp_path):
 
 def test_the_second_round_goes_on_from_the_sum_of_two_arms_and_with_it(first):
     last = feedback(Study(), first)[-1]
-    assert (last.name, last.arm) == ("second round", "weighted+dpo")
-    assert last.run.path("editors/current") == first.path("editors/weighted+dpo")
+    assert (last.name, last.arm) == ("second round", "dpo+rejection")
+    assert last.run.path("editors/current") == first.path("editors/dpo+rejection")
     without = Study(arms=("control", "weighted"), first_seed_arms=())
     assert [entry.name for entry in feedback(without, first)] == ["sft", "control", "weighted"]
 
@@ -210,8 +210,8 @@ def test_a_sum_of_arms_is_preceded_by_the_stages_of_its_parts(first, monkeypatch
     done = []
     monkeypatch.setattr(study, "stages_of", lambda run, arm: [lambda run: done.append(arm)])
     monkeypatch.setattr(train_editor, "build", lambda run, arm: done.append(arm))
-    train(first, "weighted+dpo")
-    assert done == ["weighted", "dpo", "weighted+dpo"]
+    train(first, "dpo+rejection")
+    assert done == ["dpo", "rejection", "dpo+rejection"]
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_table_whose_draws_lie_elsewhere_is_not_told_of(first):
 
 def test_the_best_of_several_is_told_of_three_editors_in_the_first_part_alone(first):
     told = [entry for entry in feedback(Study(), first) if entry.tells_best]
-    assert [entry.name for entry in told] == ["sft", "dpo", "weighted+dpo"]
+    assert [entry.name for entry in told] == ["sft", "dpo", "dpo+rejection"]
     assert all(entry.scored for entry in told)
     others = ablations(Study(), first)
     assert not any(entry.tells_best for entry in others)

@@ -153,7 +153,7 @@ def test_an_editor_like_the_control_lacks_all_three():
 
 
 def test_a_second_round_is_shown_to_add_by_its_interval():
-    first, more, less = {"weighted+dpo": of_seeds(30, 30, 30)}, editors(second_round=40), editors(second_round=20)
+    first, more, less = {"dpo+rejection": of_seeds(30, 30, 30)}, editors(second_round=40), editors(second_round=20)
     assert second_round(first | more).endswith("That it adds: **shown**.")
     assert second_round(first | less).endswith("That it adds: **not shown**, since the interval is not above 0.")
     assert "not measured" in second_round(first)
@@ -194,10 +194,10 @@ def test_only_settings_that_change_something_are_named():
 
 def test_the_first_paragraph_has_a_sentence_for_each_question():
     feedback = editors(sft=30, control=30, dpo=50, second_round=60) | {"dpo, best of 4": of_seeds(70, 70, 70)}
-    feedback |= {"weighted+dpo": of_seeds(40, 40, 40)}
+    feedback |= {"dpo+rejection": of_seeds(40, 40, 40)}
     words = findings(feedback, editors(control=30, weighted=50), {}, {}).splitlines()
     assert [line[2:].partition(" makes")[0] for line in words[:4]] == [
-        "Best of dpo and weighted+dpo: dpo", "second round", "dpo, best of 4", "The second round",
+        "Best of dpo and dpo+rejection: dpo", "second round", "dpo, best of 4", "The second round",
     ]  # fmt: skip
     assert len(words) == 9
     assert "conditional over its control: not measured" in words[4]
