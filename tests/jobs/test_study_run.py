@@ -89,7 +89,7 @@ def test_all_editors_edit_the_same_prompts(studied):
     first = first_run(settings, 101, preset)
     entries = [entry for part in PARTS for entry in study.ENTRIES[part](settings, first)]
     tables = {entry.run.path(f"evaluation/{entry.arm}") for entry in entries}
-    assert len(tables) == 14
+    assert len(tables) == 15
     prompts = [
         {(row["prompt_id"], row["source_image"]) for row in read_rows(table, EVALUATION, ["prompt_id", "source_image"])}
         for table in tables
