@@ -15,6 +15,7 @@ width
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -172,6 +173,17 @@ class PairLatents:
             return {"latents": self._stored(rows, views)}
         return {"pixels": read_pictures(rows, self.settings, views)}
 
+    def of_another_size(self, rows: Rows, num_edits: Sequence[int]) -> dict[int, str]:
+        """The rows whose `latents` are not those of so many edits, by place, with the reason."""
+        num_views, _, *shape = self.stored_shape
+        each = num_views * math.prod(shape) * STORED[self.settings.latents].itemsize
+        wanted = [(1 + 2 * count) * each for count in num_edits]
+        return {
+            place: f"its latents have {len(row['latents'])} bytes, {wanted[place]} are wanted"
+            for place, row in enumerate(rows)
+            if len(row["latents"]) != wanted[place]
+        }
+
     def posteriors(self, batch: dict[str, Tensor]) -> PairPosteriors:
         """The latents of what `read` read, on the device on which it is now."""
         latents = batch.get("latents")
@@ -183,11 +195,9 @@ class PairLatents:
 
     def _stored(self, rows: Rows, views: Views) -> Tensor:
         """Stored latents (B, 3, C, h, w) in fp32."""
-        kind, found, reasons = STORED[self.settings.latents], [], {}
-        wanted = math.prod(self.stored_shape) * kind.itemsize
+        kind, found, reasons = STORED[self.settings.latents], [], self.of_another_size(rows, [1] * len(rows))
         for index, row in enumerate(rows):
-            if len(row["latents"]) != wanted:
-                reasons[index] = f"its latents have {len(row['latents'])} bytes, {wanted} are wanted"
+            if index in reasons:
                 continue
             numbers = torch.frombuffer(bytearray(row["latents"]), dtype=kind).view(self.stored_shape)
             found.append(numbers[int(views.mirrored[index])].float())

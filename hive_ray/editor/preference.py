@@ -142,9 +142,13 @@ class PreferenceObjective(ReferencedObjective):
         they are "tied" (B,).
 
         Draws from the CPU `generator`: a comparison a row, then as `drawn`, the same for both edits. BadRows names rows
-        with a picture that cannot be read.
+        with a picture that cannot be read, or with broken latents.
         """
         dpo = self.settings.dpo
+        if "latents" in rows[0]:
+            reasons = self.latents.of_another_size(rows, [len(row["ranks"]) for row in rows])
+            if reasons:
+                raise BadRows(reasons)
         if dpo.shuffled:
             rows = [shuffle_ranks(row) for row in rows]
         drawn = [draw_comparison(row["ranks"], dpo, generator) for row in rows]

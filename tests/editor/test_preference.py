@@ -291,6 +291,15 @@ def test_rankings_with_latents_teach_what_their_pictures_do(start, editor, tmp_p
         torch.testing.assert_close(of_latents, of_pictures, rtol=1e-4, atol=0)
 
 
+def test_latents_of_another_number_of_edits_are_refused_by_the_row(editor):
+    objective = PreferenceObjective(editor, settings(latents="fp32"))
+    row = {"instruction": "make it red", "ranks": [1, 2]}
+    each = 4 * 8 * 8 * 4  # channels, height, width, bytes
+    with pytest.raises(BadRows) as found:
+        objective.prepare([row | {"latents": bytes(5 * each)}, row | {"latents": bytes(7 * each)}], generator())
+    assert found.value.reasons == {1: f"its latents have {7 * each} bytes, {5 * each} are wanted"}
+
+
 def test_a_ranking_with_an_edit_that_cannot_be_read_has_no_latents(start, tmp_path):
     start.save(tmp_path / "encoder", start.card)
     rows = [row | {"ranking_id": f"ranking-{place}"} for place, row in enumerate(ROWS)]
