@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+import hive_ray
 from hive_ray import storage
 from hive_ray.config import DenoisingError
 from hive_ray.distributed.models import is_whole, model_digest
@@ -27,6 +28,8 @@ from hive_ray.similarity import Similarity
 HEAD, BLIP = "head.json", "blip"
 CLIP_FEATURE = "CLIP's similarity to the source"
 """The first feature after the errors where CLIP is one."""
+PACKAGE, SHIPPED = Path(hive_ray.__file__).parent, "hive_ray:"
+"""Where the package lies, and what an address below it begins with."""
 BLIP_FEATURE = "BLIP's reward"
 """The last feature where BLIP is one."""
 
@@ -41,7 +44,7 @@ class Head:
     """The editor's address; one that does not begin with / or s3:// is seen from the model's folder."""
     editor_digest: str
     clip: str = ""
-    """CLIP's folder or hub name; "" where it is no feature."""
+    """CLIP's address (`portable`); "" where it is no feature."""
     clip_digest: str = ""
 
     def save(self, folder: Path) -> None:
@@ -109,17 +112,27 @@ def editor_of(folder: str, head: Head) -> str:
 
 
 def clip_of(folder: str, head: Head) -> str:
-    """The CLIP that a reward model needs; ModelFolderError where it is gone, or another one."""
+    """The CLIP that a reward model needs, a folder or a hub name; ModelFolderError where it is gone, or another one."""
+    address = str(PACKAGE / head.clip.removeprefix(SHIPPED)) if head.clip.startswith(SHIPPED) else head.clip
     remedy = "Put that CLIP back, or train the reward model again"
-    if Path(head.clip).is_absolute() and not Path(head.clip).is_dir():
-        raise ModelFolderError(f"the reward model {folder} needs the CLIP {head.clip}, which is not there. {remedy}")
-    digest = model_digest(head.clip)
+    if Path(address).is_absolute() and not Path(address).is_dir():
+        raise ModelFolderError(f"the reward model {folder} needs the CLIP {address}, which is not there. {remedy}")
+    digest = model_digest(address)
     if digest != head.clip_digest:
         raise ModelFolderError(
-            f"the reward model {folder} needs the CLIP {head.clip}, which is another one now ({digest}, not "
+            f"the reward model {folder} needs the CLIP {address}, which is another one now ({digest}, not "
             f"{head.clip_digest}). {remedy}"
         )
-    return head.clip
+    return address
+
+
+def portable(clip: str) -> str:
+    """CLIP's address as a reward model keeps it: what this package ships is found wherever the package lies, another
+    local folder by its whole path."""
+    folder = Path(storage.absolute(clip))
+    if clip.startswith(storage.S3) or not folder.is_dir():
+        return clip
+    return SHIPPED + str(folder.relative_to(PACKAGE)) if folder.is_relative_to(PACKAGE) else str(folder)
 
 
 def seen_from(folder: str, address: str) -> str:

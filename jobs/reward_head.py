@@ -33,7 +33,7 @@ from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import Remedies, is_held_out, is_learned, loss_of, measure
 from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, by_clip, compared, measurable, measured, people
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
-from jobs.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, relative_to
+from jobs.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to
 from jobs.run import Run
 
 ERRORS = "denoising_errors"
@@ -85,6 +85,8 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
         held_out_rate=f"{settings.held_out_rate:g}", share=f"{share:g}", rankings=table_digest(*rankings),
         errors=table_digest(run.path(ERRORS)), measures=table_digest(measures),
     )  # fmt: skip
+    if len(settings.denoising_error.conditions) > 1:
+        made_from["head"] = "a weight for each condition"  # heads that were made before had one for the instruction's
     out = run.path(name)
 
     def make() -> None:
@@ -108,8 +110,8 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
         root = run.so_far[0].root
         clip = run.config.evaluation.clip if settings.denoising_error.clip_image else ""
         head = Head(
-            linear, settings.denoising_error, relative_to(out, editor, root), model_digest(editor), clip,
-            model_digest(clip) if clip else "",
+            linear, settings.denoising_error, relative_to(out, editor, root), model_digest(editor),
+            portable(clip) if clip else "", model_digest(clip) if clip else "",
         )  # fmt: skip
 
         def save(folder: Path) -> None:

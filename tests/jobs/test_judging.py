@@ -17,7 +17,17 @@ from hive_ray.model_folders import ModelFolderError
 from hive_ray.reward.head import LinearHead
 from hive_ray.reward.model import RewardModel
 from hive_ray.similarity import Similarity
-from jobs.judging import BLIP_FEATURE, CLIP_FEATURE, Head, load_reward, relative_to, seen_from
+from jobs.judging import (
+    BLIP_FEATURE,
+    CLIP_FEATURE,
+    PACKAGE,
+    Head,
+    clip_of,
+    load_reward,
+    portable,
+    relative_to,
+    seen_from,
+)
 
 SETTINGS = DenoisingError(levels=(100, 700), draws=1)
 WORDS = ["make it red", "add a hat"]
@@ -99,6 +109,17 @@ def test_clip_and_blip_are_the_features_after_the_errors(made, pictures, tmp_pat
     (tmp_path / "other").rename(clip)
     with pytest.raises(ModelFolderError, match=r"needs the CLIP .*/clip, which is another one now"):
         load_reward(folder)
+
+
+def test_a_clip_that_the_package_ships_is_found_wherever_the_package_lies(tmp_path, monkeypatch):
+    shipped = str(PACKAGE / "shapes/weights/clip")
+    assert portable(shipped) == "hive_ray:shapes/weights/clip"
+    assert portable("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
+    monkeypatch.chdir(tmp_path)
+    tiny_clip(tmp_path / "clip")
+    assert portable("clip") == str(tmp_path / "clip")
+    head = Head(head_of([CLIP_FEATURE]), SETTINGS, "", "", portable(shipped), model_digest(shipped))
+    assert clip_of("reward", head) == shipped
 
 
 def test_a_score_depends_neither_on_the_batch_nor_on_the_order(made, pictures):
