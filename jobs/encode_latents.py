@@ -28,12 +28,19 @@ def build(run: Run) -> Manifest:
 
 
 def of_rankings(run: Run, tables: Sequence[str]) -> Manifest:
-    """The latents of all rankings in `tables`."""
-    return _encoded(run, "ranking_latents", tables, RANKINGS, RankingLatentEncoder, RANKING_LATENTS)
+    """The latents of all rankings in `tables`; it fails where more are broken than a training would bear."""
+    least_kept = 1 - run.config.editor.dpo.training.recovery.most_bad_rows
+    return _encoded(run, "ranking_latents", tables, RANKINGS, RankingLatentEncoder, RANKING_LATENTS, least_kept)
 
 
 def _encoded(
-    run: Run, name: str, tables: Sequence[str], schema: pa.Schema, encoder: Callable[..., Actor], produces: pa.Schema
+    run: Run,
+    name: str,
+    tables: Sequence[str],
+    schema: pa.Schema,
+    encoder: Callable[..., Actor],
+    produces: pa.Schema,
+    least_kept: float = 0.0,
 ) -> Manifest:
     settings = run.config.editor
     if settings.latents == "none":
@@ -47,7 +54,7 @@ def _encoded(
 
     made_from = fingerprint_of(**{table_name(schema): table_digest(*tables)}, start=model_digest(settings.start))
     made_from |= {f"editor.{setting}": getattr(settings, setting) for setting in DECIDING}
-    return build_table(run.path(name), produces, made_from, make, on_mismatch=run.on_mismatch)
+    return build_table(run.path(name), produces, made_from, make, on_mismatch=run.on_mismatch, least_kept=least_kept)
 
 
 if __name__ == "__main__":
