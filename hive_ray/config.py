@@ -488,6 +488,8 @@ class Editor(Section):
     def _known_arm(cls, arm: str) -> str:
         parts = arm.split("+")
         unknown = [part for part in parts if part not in (FEEDBACK_ARMS if len(parts) == 1 else ADDED_ARMS)]
+        if arm == "weighted_dpo":
+            raise ValueError("editor.arm 'weighted_dpo' is gone: 'weighted+dpo' adds up what both change")
         if unknown:
             raise ValueError(
                 f"editor.arm {arm!r}: {unknown[0]!r} is unknown there; choose one of {', '.join(FEEDBACK_ARMS)}, or "

@@ -77,8 +77,12 @@ class Run:
 
     @property
     def feedback_arm(self) -> str:
-        """The arm that `--arm` names; `finetuned` is what `editor.arm` says."""
-        return self.config.editor.arm if self.arm == "finetuned" else self.arm
+        """The arm that `--arm` names; `finetuned` is what `editor.arm` says. ValueError for several that are added
+        up: each has a table of its own."""
+        arm = self.config.editor.arm if self.arm == "finetuned" else self.arm
+        if "+" in arm:
+            raise ValueError(f"{arm} is several arms, each trained on its own: name one, --arm {arm.partition('+')[0]}")
+        return arm
 
     @property
     def number(self) -> int:

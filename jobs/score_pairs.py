@@ -70,8 +70,9 @@ def weighted(run: Run) -> Manifest:
 
 def for_arm(run: Run) -> Manifest:
     """The scored pairs that the run's arm is trained on; where no arm was named, those of `finetuned`."""
-    if run.arm in SHAPINGS:
-        return build(run, run.arm)
+    arm = run.feedback_arm
+    if arm in SHAPINGS:
+        return build(run, arm)
     if run.arm not in ("finetuned", Run.arm):
         raise ValueError(f"arm {run.arm!r} has no scored pairs; choose one of finetuned, {', '.join(SHAPINGS)}")
     return build(run)

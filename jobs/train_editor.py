@@ -156,14 +156,15 @@ RANKED_PICTURES = ["source_image", "edits"]
 
 def arm_of(run: Run, name: str) -> Arm:
     """The arm of an editor's name; `finetuned` is the one that `editor.arm` names."""
+    parts = parts_of(run, name)
+    if len(parts) > 1:
+        raise ValueError(f"{name} is added up, not trained: name one of its parts, {' or '.join(parts)}")
     if name not in ARMS:
         raise ValueError(
             f"arm {name!r} is unknown; choose one of {', '.join(ARMS)}, or several of {', '.join(ADDED_ARMS)}, joined "
             "by +"
         )
     chosen, arm = run.config.editor.arm, ARMS[name]
-    if len(parts_of(run, name)) > 1:
-        raise ValueError(f"{name} is {chosen}, which is added up, not trained: name one of its parts")
     if name == "finetuned" and chosen != "scored":
         arm = ARMS[chosen]
     if arm.shaping == "configured":
@@ -176,7 +177,8 @@ def parts_of(run: Run, name: str) -> list[str]:
     """The arms whose changes an editor of this name adds up; the name itself of one that is trained."""
     added = run.config.editor.arm if name == "finetuned" else name
     parts = added.split("+")
-    return parts if len(parts) > 1 and {*parts} <= {*ADDED_ARMS} else [name]
+    is_sum = 1 < len(parts) == len({*parts}) and {*parts} <= {*ADDED_ARMS}
+    return parts if is_sum else [name]
 
 
 def build(run: Run, name: str = "sft") -> Metrics:
@@ -217,7 +219,7 @@ def training(run: Run, name: str) -> dict[str, Any]:
     return dict(
         objective=arm.objective,
         name=f"editors/{name}",
-        run=(run if arm.start else run.so_far[0]).root,
+        run=(run.so_far[0] if name == "sft" else run).root,
         settings=arm.training(settings),
         fingerprint=fingerprint(arm.deciding(settings), table=digest, start=model_digest(start)),
         start=start,
@@ -284,7 +286,7 @@ def _made_by(run: Run, name: str, table: str) -> str:
     """What to type to have a table made that an arm is trained on."""
     arm = arm_of(run, name)
     if arm.shaping:
-        return f"{run.command('score_pairs')} --arm {name}"
+        return f"{run.command('score_pairs')} --arm {name if name == 'finetuned' else arm.shaping}"
     if table == run.path(RANKINGS_BY_REWARD):
         return f"{run.command('score_candidates')} --arm dpo"
     if arm.ranked:

@@ -22,10 +22,10 @@ from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import sd15
-from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS
+from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
-from jobs import encode_latents, export_editor, train_editor
+from jobs import encode_latents, export_editor, sample_candidates, score_candidates, score_pairs, train_editor
 from jobs.evaluate_editor import judges_pleased
 from jobs.run import Run
 from jobs.train_editor import ARMS, telling_rankings
@@ -256,7 +256,8 @@ def test_an_arm_is_decided_by_its_own_settings_alone():
 def test_what_a_reward_model_pleases_is_said_of_arms_and_of_their_sums(tmp_path):
     run = Run(str(tmp_path), sd15().changed({"editor": {"arm": "weighted+dpo"}}))
     assert judges_pleased(run, "finetuned") == judges_pleased(run, "weighted") == ("model",)
-    assert judges_pleased(run, "dpo") == judges_pleased(run, "dpo+nft")[:0] == ()
+    assert judges_pleased(run, "dpo") == ()
+    assert judges_pleased(run, "dpo+nft") == ("model",)
     ranked = replace(run, config=run.config.changed({"candidate_scoring": {"ranked_rate": 0.5}}))
     assert judges_pleased(ranked, "dpo") == ("model",)
     assert judges_pleased(ranked, "shuffled") == ()
@@ -281,8 +282,52 @@ def test_arms_joined_by_a_plus_are_trained_each_and_all_that_they_changed_is_add
         added = Editor.load(tmp_path / "editors" / name).unet.conv_out.weight
         torch.testing.assert_close(added, editor.unet.conv_out.weight + 0.75)
     assert trained == ["sft", "weighted", "dpo", "weighted", "dpo"]
-    with pytest.raises(ValueError, match=r"finetuned is weighted\+dpo, which is added up, not trained"):
+    with pytest.raises(ValueError, match=r"finetuned is added up, not trained: name one of its parts, weighted or dpo"):
         train_editor.arm_of(run, "finetuned")
+
+
+@pytest.mark.ray
+def test_rankings_of_which_too_many_are_broken_end_the_training_with_the_reason(start, tmp_path):
+    folder, _ = start
+    rows = [ranking(index) for index in range(4)]
+    rows[2]["edits"][1]["image"] = b"no picture"
+    write_rows(str(tmp_path / "rankings"), RANKINGS, rows, {})
+    editor = {"start": str(folder / "editors" / "sft"), "resolution": 64, "resources": WORKERS}
+    run = Run(str(tmp_path), sd15().changed({"editor": editor}))
+    with pytest.raises(Stopped, match="unreadable_picture"):
+        encode_latents.of_rankings(run, [run.path("rankings")])
+
+
+def test_an_arm_is_added_once(tmp_path):
+    run = Run(str(tmp_path), sd15())
+    assert train_editor.parts_of(run, "dpo+nft") == ["dpo", "nft"]
+    assert train_editor.parts_of(run, "dpo+dpo") == ["dpo+dpo"]
+    with pytest.raises(ValueError, match=r"arm 'dpo\+dpo' is unknown"):
+        train_editor.arm_of(run, "dpo+dpo")
+
+
+def test_a_sum_of_arms_has_no_table_of_its_own(tmp_path):
+    config = sd15().changed({"editor": {"arm": "weighted+dpo"}})
+    run = Run(str(tmp_path), config, arm="finetuned")
+    for job in (score_pairs.for_arm, score_candidates.for_arm, sample_candidates.for_arm):
+        with pytest.raises(ValueError, match=r"weighted\+dpo is several arms, .*name one, --arm weighted"):
+            job(run)
+
+
+def test_what_hears_the_phrase_from_the_beginning_is_trained_in_its_own_round_by_a_table_that_score_pairs_makes(
+    tmp_path,
+):
+    first = Run(str(tmp_path), sd15())
+    with pytest.raises(FileNotFoundError, match=r"jobs\.score_pairs .*--arm conditional$"):
+        train_editor.training(first, "conditional_sft")
+    second = first.after()
+    write_rows(second.path("scored_pairs_conditional"), SCORED_PAIRS, [], {}, may_be_empty=True)
+    editor = Editor.build(tiny_stable_diffusion(tmp_path / "base"))
+    editor.save(tmp_path / "start", editor.card)
+    config = second.config.changed({"editor": {"start": str(tmp_path / "start")}})
+    told = train_editor.training(replace(second, config=config), "conditional_sft")
+    assert told["run"] == second.root
+    assert told["start"] == str(tmp_path / "start")
 
 
 @pytest.mark.parametrize(
@@ -291,6 +336,7 @@ def test_arms_joined_by_a_plus_are_trained_each_and_all_that_they_changed_is_add
         ("dop", "'dop' is unknown there; choose one of scored, conditional, level, weighted, dpo, nft, rejection, or"),
         ("dpo+conditional", "'conditional' is unknown there; .*several of weighted, dpo, nft, rejection, joined by"),
         ("dpo+dpo", "names an arm twice"),
+        ("weighted_dpo", r"'weighted_dpo' is gone: 'weighted\+dpo' adds up"),
     ],
 )
 def test_an_arm_that_nothing_trains_or_adds_up_is_refused_at_once(arm, words):
