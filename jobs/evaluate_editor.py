@@ -151,9 +151,9 @@ def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
         pleased.setdefault(judges_pleased(run, name), []).append(name)
     warnings = []
     for judges, names in pleased.items():
-        measures = {measure for judge in judges for measure in measures_of(run, judge)} & set(metrics)
-        if model_digest(run.config.scoring.clip) != model_digest(run.config.evaluation.clip):
-            measures -= {"clip_image", "clip_direction"}
+        same_clip = model_digest(run.config.scoring.clip) == model_digest(run.config.evaluation.clip)
+        seen = [judge for judge in judges if judge not in CLIP_MEASURES or same_clip]
+        measures = {measure for judge in seen for measure in measures_of(run, judge)} & set(metrics)
         if measures:
             others = [name for name in metrics if name not in measures]
             warnings.append(
@@ -177,7 +177,7 @@ def chosen_by_reward(run: Run, metrics: Sequence[str]) -> list[str]:
     names = [best_of_name(name, settings.best_of) for name in settings.editors if name not in CONTROLS]
     if settings.best_of == 1 or "reward" not in metrics or not names:
         return []
-    others = [name for name in metrics if name != "reward"]
+    others = [name for name in metrics if name not in measures_of(run, "model")]
     return [
         f"{'; '.join(names)}: chosen by the reward. A gain there is the choice itself: look at {', '.join(others)}."
     ]

@@ -40,6 +40,7 @@ from hive_ray.text_files import TextError, read_objects
 from jobs import reward_curve, score_pairs
 from jobs.run import Run
 from jobs.score_pairs import rewards_name
+from jobs.train_editor import parts_of
 
 STAGES = (
     "captions", "instructions", "imported", "prompts", "pairs", "candidates", "spreads", "chosen", "rankings", "thumbs",
@@ -94,12 +95,18 @@ def gather(
         rewards=_rewards(run) | (_rewards_of_edits(rows) if rewarded else {}),
         reward_charts=_reward_charts(run),
         draws=draws,
-        losses={name: _losses(run, name) for name in (*(f"editors/{one}" for one in settings.editors), "reward")},
+        losses={name: _losses(run, name) for name in (*_trained(run), "reward")},
         stages={name: _stage(run, name) for name in _tables(run) if read_manifest(run.path(name))},
         settings=yaml.safe_dump(json.loads(run.config.model_dump_json()), sort_keys=False),
         versions={name: version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": git_commit()},
     )
+
+
+def _trained(run: Run) -> list[str]:
+    """The editors whose training is told of: those that are compared, and the parts of those that are added up."""
+    parts = (f"editors/{part}" for name in run.config.evaluation.editors for part in parts_of(run, name))
+    return list(dict.fromkeys(parts))
 
 
 def shown_columns(num_draws: int) -> list[str]:

@@ -10,7 +10,7 @@ from tiny_models import tiny_clip, tiny_editor, tiny_tokenizer
 
 import jobs.run
 from hive_ray import storage
-from hive_ray.config import Config, Evaluation
+from hive_ray.config import Config, DenoisingError, Evaluation
 from hive_ray.distributed.tables import write_rows
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
@@ -66,6 +66,18 @@ def test_that_the_best_of_several_was_chosen_by_its_reward_is_said():
     assert chosen_by_reward(run(), METRICS) == []
 
 
+def test_a_reward_that_sees_clip_is_warned_of_by_both_its_measures():
+    seeing = {"reward": {"features": "denoising_error", "denoising_error": DenoisingError(clip_image=True)}}
+    by_model = run(editors=("sft", "finetuned"), judge="shapes", best_of=4, clip="another/clip")
+    several = replace(by_model, config=by_model.config.changed(seeing))
+    assert chosen_by_reward(several, METRICS)[0].endswith("look at right, followed, preserved, clip_direction.")
+    [words] = own_judges(several, METRICS)
+    assert words.startswith("finetuned: trained to please the judge behind clip_image and reward.")
+    # scoring's own CLIP is another one than the evaluation's, and decides none of its measures
+    by_clip = run(("clip",), clip="another/clip")
+    assert own_judges(replace(by_clip, config=by_clip.config.changed(seeing)), METRICS) == []
+
+
 def test_nothing_is_warned_of_where_the_measures_are_by_others():
     assert own_judges(run(editors=("sft", "control")), METRICS) == []  # no feedback at all
     assert own_judges(run(("openai",)), METRICS) == []
@@ -113,6 +125,16 @@ def report_of(run: Run) -> Report:
 
 def test_an_editor_that_was_trained_elsewhere_has_no_curve_of_its_training(measured):
     assert report_of(measured("sft", "released")).losses == {"editors/sft": [], "editors/released": [], "reward": []}
+
+
+def test_a_sum_of_arms_shows_the_curves_of_its_parts(measured):
+    run = measured("sft", "finetuned")
+    run = replace(run, config=run.config.changed({"editor": {"arm": "dpo+rejection"}}))
+    log = json.dumps({"images": 1, "train/loss": 0.5})
+    for name in ("dpo", "finetuned"):  # the latter by an arm of an earlier time
+        storage.write_text(run.path(f"metrics/editors/{name}.jsonl"), log)
+    losses = report_of(run).losses
+    assert losses == {"editors/sft": [], "editors/dpo": [(1, 0.5)], "editors/rejection": [], "reward": []}
 
 
 def test_a_damaged_log_costs_its_bad_lines_and_not_the_report(measured, capsys):
