@@ -69,6 +69,8 @@ NO_FILTER = {
 """Settings by which every drawn pair passes."""
 WEAK_SFT_RATE, WEAK_RATE = 3e-4, 1e-4
 """Learning rates of the weak start, which has to forget what the shipped editor knew, and of its arms."""
+SEEN_SEEDS = (101,)
+"""Seeds on whose prompts something was seen while it was chosen what the study compares."""
 OF_FEEDBACK = (
     "candidates", "spreads", "chosen", "rankings", "reward", "candidate_rewards", RANKINGS_BY_REWARD,
     "ranking_latents",
@@ -119,7 +121,7 @@ class Study:
     """How long the study is; all else is the shapes preset's."""
 
     run: str = "runs/study"
-    seeds: tuple[int, ...] = (101, 102, 103)
+    seeds: tuple[int, ...] = (102, 103, 104)
     """Of every stage that draws, and so of the prompts. Nothing was ever chosen on the prompts of these."""
     parts: tuple[Part, ...] = PARTS
     """What is made. The document tells of all that is finished."""
@@ -530,8 +532,8 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
         f"Made by `python -m jobs.study`: seeds {study_document.in_words([str(seed) for seed in study.seeds])}, "
         f"{' or '.join(map(str, sorted(sizes))) or 'no'} held-out prompts of each, "
         f"{study.best_of} {'edits' if study.best_of > 1 else 'edit'} of a prompt, {minutes:.0f} minutes of work on "
-        f"{os.cpu_count()} cores. No setting was chosen on these prompts; that an arm is the best one is said of the "
-        "same prompts that chose it. Numbers are shares of edits in percent and differences in points, paired by "
+        f"{os.cpu_count()} cores. {chosen_on(study.seeds)} That an arm is the best one is said of the same prompts "
+        "that chose it. Numbers are shares of edits in percent and differences in points, paired by "
         "prompt, means over prompts and seeds, with 95 % bootstrap intervals over seeds and prompts; bold where the "
         "interval excludes 0. Wins, ties and losses are those of pairs of edits of the same seed; the best of several "
         f"edits is held against each edit of the other editor.{of_one_seed}\n\n"
@@ -539,6 +541,17 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
         f"{editor.finetune.total_images:,} more, `dpo` and `shuffled` "
         f"{editor.dpo.training.total_images:,}, `nft` {editor.nft.training.total_images:,}.{by_reward}"
         f"{reward_models(list(firsts.values()))}"
+    )
+
+
+def chosen_on(seeds: Sequence[int]) -> str:
+    """In words, of which seeds something was seen before the study's settings were made."""
+    seen = [str(seed) for seed in seeds if seed in SEEN_SEEDS]
+    if not seen:
+        return "No setting was chosen on these prompts."
+    return (
+        f"Arms were added up after a look at prompts of seed {study_document.in_words(seen)}; else no setting was "
+        "chosen on these prompts."
     )
 
 

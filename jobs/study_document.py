@@ -22,8 +22,8 @@ LEAST_GAIN = 0.04
 """Gain in right edits over the control that the study was asked to show."""
 LEAST_WINS_PER_LOSS = 2
 """How many times as often as it loses the best arm was asked to win."""
-LEARNING_ARMS = ("dpo", "weighted", "nft", "rejection", "dpo+rejection", "weighted+dpo+rejection")
-"""Arms that learn from feedback in one round, without a choice among their edits."""
+NO_ARMS = ("sft", "control", "shuffled", "second round")
+"""What learns from no feedback, or from that of two rounds; the best of several edits is no arm either."""
 SECOND_ROUND_OF = "dpo+rejection"
 """The arm that goes round twice."""
 SHAPED_ARMS = ("conditional", "weighted", "level")
@@ -139,9 +139,10 @@ def findings(feedback: Scores, weak: Scores, curve: Scores, ablations: Scores) -
 
 
 def best_arm(feedback: Scores) -> str:
-    """Which arm gains most over the control, and whether that is what was asked for."""
-    found = [compare(feedback, name, "control") for name in LEARNING_ARMS]
-    arms = [one for one in found if one is not None]
+    """Which of the arms that every seed has gains most over the control, and whether that is what was asked for."""
+    names = [name for name in feedback if name not in NO_ARMS and "best of" not in name]
+    found = [compare(feedback, name, "control") for name in names]
+    arms = [one for one in found if one is not None and one.num_seeds == len(feedback["control"])]
     if not arms:
         return "The best arm over the control: not measured."
     best = max(arms, key=lambda one: one.right_gap.value)
@@ -254,15 +255,22 @@ def table(scores: Scores, baseline: str) -> str:
         return ""
     rows = [[baseline, share(itself.right), "", "", "", ""]]
     for one in against(scores, baseline):
-        name = one.editor if one.num_seeds == itself.num_seeds else f"{one.editor} ({one.num_seeds} of the seeds)"
-        rows.append([name, share(one.right), *_cells(one)])
+        rows.append([_with_seeds(one.editor, one, itself.num_seeds), share(one.right), *_cells(one)])
     return _markdown(header, rows)
+
+
+def _with_seeds(name: str, one: Comparison, num_seeds: int) -> str:
+    """A row's name, with how many of the seeds it is of, where that is not all."""
+    return name if one.num_seeds == num_seeds else f"{name} ({one.num_seeds} of the seeds)"
 
 
 def further_table(scores: Scores, pairs: Sequence[tuple[str, str]]) -> str:
     """Markdown: the differences of these (editor, baseline); "" where none is measured."""
     found = [compare(scores, *pair) for pair in pairs]
-    rows = [[f"{one.editor} minus {one.baseline}", *_cells(one)] for one in found if one is not None]
+    most = max((len(seeds) for seeds in scores.values()), default=0)
+    rows = [
+        [_with_seeds(f"{one.editor} minus {one.baseline}", one, most), *_cells(one)] for one in found if one is not None
+    ]
     return _markdown(["difference", "right", "preserved", "win / tie / loss", "win - loss"], rows) if rows else ""
 
 

@@ -16,10 +16,12 @@ from jobs.study import (
     ABLATIONS,
     MADE_ANEW,
     PARTS,
+    SEEN_SEEDS,
     Entry,
     Study,
     ablated_run,
     ablations,
+    chosen_on,
     configured,
     curve_run,
     feedback,
@@ -64,8 +66,14 @@ def test_every_part_has_the_seed_in_every_stage_of_the_domain_that_draws(first):
 
 
 def test_no_prompt_of_the_study_was_chosen_on():
-    assert Study().seeds == (101, 102, 103)
+    assert Study().seeds == (102, 103, 104)
+    assert not {*Study().seeds} & {*SEEN_SEEDS}
     assert not {*Study().seeds} & {shapes().instructions.seed, 1009, 71001, 71002, 71003}
+
+
+def test_a_seed_whose_prompts_were_seen_is_named():
+    assert chosen_on((102, 103)) == "No setting was chosen on these prompts."
+    assert "prompts of seed 101;" in chosen_on((101, 102))
 
 
 def test_a_second_round_and_its_control_draw_anew_and_alike(first):
@@ -170,7 +178,7 @@ def test_what_is_trained_on_differs_from_the_second_round_by_its_rankings_alone(
 
 def test_some_arms_are_of_the_first_seed_alone(tmp_path):
     study = Study(run=str(tmp_path), arms=("control",))
-    names = [[entry.name for entry in feedback(study, first_run(study, seed, shapes()))] for seed in (101, 102)]
+    names = [[entry.name for entry in feedback(study, first_run(study, seed, shapes()))] for seed in (102, 103)]
     assert names == [["sft", "control", "shuffled", "nft"], ["sft", "control"]]
 
 
@@ -184,7 +192,7 @@ def test_the_second_round_goes_on_from_the_sum_of_two_arms_and_with_it(first):
 
 def test_the_curve_and_the_ablations_are_of_the_first_seed():
     assert {part: seeds_of(Study(), part) for part in PARTS} == {
-        "feedback": (101, 102, 103), "weak": (101, 102, 103), "curve": (101,), "ablations": (101,),
+        "feedback": (102, 103, 104), "weak": (102, 103, 104), "curve": (102,), "ablations": (102,),
     }  # fmt: skip
 
 

@@ -204,6 +204,15 @@ def test_the_first_paragraph_has_a_sentence_for_each_question():
     assert words[5].endswith("**shown** in right and preserved.")
 
 
+def test_an_arm_of_some_seeds_alone_is_not_the_best_and_its_rows_say_so():
+    scores = {"control": of_seeds(30, 30, 30), "dpo": of_seeds(38, 38, 38), "nft": of_seeds(60)}
+    assert best_arm(scores).startswith("Best of dpo: dpo makes +8.0")
+    [row] = [line for line in table(scores, "control").splitlines() if "nft" in line]
+    assert row.startswith("| nft (1 of the seeds) |")
+    assert "| dpo minus nft (1 of the seeds) |" in further_table(scores, [("dpo", "nft")])
+    assert "| dpo minus control |" in further_table(scores, [("dpo", "control")])
+
+
 def test_names_are_joined_as_people_do():
     assert [in_words(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
