@@ -90,7 +90,7 @@ def shapes() -> Config:
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start=reward, tokenizer=reward, resolution=64, max_tokens=32,
-            # BLIP, which begins with captions, learns nothing from so few rankings (docs/results.md).
+            # BLIP, which begins with captions, learns nothing from so few rankings (docs/shapes.md).
             features="denoising_error",
             denoising_error=DenoisingError(
                 levels=(200, 360, 520, 680, 840), draws=1, conditions=("instruction", "source"), log=True,

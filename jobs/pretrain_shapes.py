@@ -119,7 +119,7 @@ def make_reward(settings: Pretraining) -> None:
     """The BLIP as a reward model, in half precision: what it knows is which pictures and texts fit each other."""
     blip = settings.work / "blip"
     model = RewardModel.build(blip, blip, shapes().reward)
-    share = matching.share_told_apart(model, count=500, seed=105)
+    share = matching.share_told_apart(model.score, count=500, seed=105)
     say(f"reward: share of unseen pictures that fit their caption better than their edited twin's: {share:.3f}")
     model.half().save(settings.out / "reward", {"unseen_captions_told_apart": share})
 

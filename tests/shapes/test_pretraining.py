@@ -205,7 +205,7 @@ def test_captions_are_told_apart_from_their_twins_by_the_score_of_pictures_that_
     twins = [scene_and_twin(rng) for _ in range(60)]
     expected = np.mean([len(twin.texts[0]) > len(twin.texts[1]) for twin in twins])
     assert 0.2 < expected < 0.8
-    assert matching.share_told_apart(Length(), count=60, seed=0) == expected
+    assert matching.share_told_apart(Length().score, count=60, seed=0) == expected
 
 
 def test_the_reward_model_starts_as_the_blip_that_matches(models):

@@ -75,4 +75,4 @@ def test_the_editor_edits(kind, share):
 
 
 def test_the_reward_model_tells_captions_of_a_picture_from_those_of_its_edited_twin():
-    assert share_told_apart(RewardModel.load(SHAPES_WEIGHTS / "reward"), count=128, seed=10) > 0.8
+    assert share_told_apart(RewardModel.load(SHAPES_WEIGHTS / "reward").score, count=128, seed=10) > 0.8

@@ -4,8 +4,8 @@ Both learn from the same twins: a batch holds scenes beside their edited twins, 
 both learn to name what each patch shows on the way.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,12 +32,8 @@ NAMING = 2.0
 """Weight of the naming of patches beside the loss of matching."""
 
 
-class Scorer(Protocol):
-    """A reward model."""
-
-    def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
-        """The reward of each edit."""
-        ...
+Score = Callable[[list[bytes], list[bytes], list[str]], list[float]]
+"""Source pictures, edited pictures, instructions -> the reward of each edit."""
 
 
 def train_clip(
@@ -113,7 +109,7 @@ def train_blip(
     tokenizer.save_pretrained(folder)
 
 
-def share_told_apart(scorer: Scorer, count: int, seed: int) -> float:
+def share_told_apart(score: Score, count: int, seed: int) -> float:
     """The share of `count` pictures of unseen scenes that fit their own caption better than their edited twin's.
 
     A picture stands as its own edit, and a caption as the instruction. 0.5 is guessing.
@@ -121,7 +117,7 @@ def share_told_apart(scorer: Scorer, count: int, seed: int) -> float:
     rng = np.random.default_rng(seed)
     twins = [scene_and_twin(rng) for _ in range(count)]
     pictures = [encode(draw(twin.scenes[0])) for twin in twins]
-    own, other = (scorer.score(pictures, pictures, [twin.texts[side] for twin in twins]) for side in (0, 1))
+    own, other = (score(pictures, pictures, [twin.texts[side] for twin in twins]) for side in (0, 1))
     return float(np.mean(np.array(own) > np.array(other)))
 
 
