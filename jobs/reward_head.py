@@ -85,8 +85,9 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
         held_out_rate=f"{settings.held_out_rate:g}", share=f"{share:g}", rankings=table_digest(*rankings),
         errors=table_digest(run.path(ERRORS)), measures=table_digest(measures),
     )  # fmt: skip
-    if len(settings.denoising_error.conditions) > 1:
-        made_from["head"] = "a weight for each condition"  # heads that were made before had one for the instruction's
+    if len(settings.denoising_error.conditions) > 1 and not settings.denoising_error.clip_image:
+        # Heads that were made before had a weight for the instruction's errors alone. None of them saw CLIP.
+        made_from["head"] = "a weight for each condition"
     out = run.path(name)
 
     def make() -> None:
