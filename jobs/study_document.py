@@ -26,7 +26,7 @@ NO_ARMS = ("sft", "control", "shuffled", "second round")
 """What learns from no feedback, or from that of two rounds; the best of several edits is no arm either."""
 SECOND_ROUND_OF = "dpo+rejection"
 """The arm that goes round twice."""
-SHAPED_ARMS = ("conditional", "weighted", "level")
+SHAPED_ARMS = ("conditional", "weighted", "level", "conditional_sft")
 """Arms that learn from scored pairs."""
 
 TITLES = {
@@ -192,10 +192,12 @@ def second_round(feedback: Scores) -> str:
 
 
 def shaped_arm(weak: Scores, arm: str) -> str:
-    """Whether an arm on scored pairs is above its control in right or in preserved."""
-    found = compare(weak, arm, "control")
+    """Whether an arm on scored pairs is above its control in right or in preserved; the control of what takes the place
+    of supervised fine-tuning is that."""
+    control = "sft" if arm == "conditional_sft" else "control"
+    found = compare(weak, arm, control)
     if found is None:
-        return f"From the weak start, {arm} over its control: not measured."
+        return f"From the weak start, {arm} over {control}: not measured."
     above = [
         name
         for name, gap in (("right", found.right_gap), ("preserved", found.preserved_gap))
@@ -204,7 +206,7 @@ def shaped_arm(weak: Scores, arm: str) -> str:
     missing = [] if above else ["neither interval is above 0"]
     where = f" in {in_words(above)}" if above else ""
     return (
-        f"From the weak start, {arm} differs from its control by {points(found.right_gap)} points in right and "
+        f"From the weak start, {arm} differs from {control} by {points(found.right_gap)} points in right and "
         f"{points(found.preserved_gap)} in preserved. That it is above it in one of them: {verdict(missing)}{where}."
     )
 

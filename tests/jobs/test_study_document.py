@@ -170,6 +170,8 @@ def test_an_arm_on_scored_pairs_may_be_above_its_control_in_either():
     by_chance = {"weighted": of_seeds(60, 30, 10), "control": control}
     assert shaped_arm(by_chance, "weighted").endswith("**not shown**, since neither interval is above 0.")
     assert "not measured" in shaped_arm(both, "level")
+    from_the_beginning = {"conditional_sft": of_seeds(60, 60, 60), "sft": control, "control": of_seeds(70, 70, 70)}
+    assert "differs from sft by +30.0" in shaped_arm(from_the_beginning, "conditional_sft")
 
 
 def test_more_rankings_are_the_last_against_the_first():
@@ -199,8 +201,9 @@ def test_the_first_paragraph_has_a_sentence_for_each_question():
     assert [line[2:].partition(" makes")[0] for line in words[:4]] == [
         "Best of dpo and dpo+rejection: dpo", "second round", "dpo, best of 4", "The second round",
     ]  # fmt: skip
-    assert len(words) == 9
-    assert "conditional over its control: not measured" in words[4]
+    assert len(words) == 10
+    assert "conditional over control: not measured" in words[4]
+    assert "conditional_sft over sft: not measured" in words[7]
     assert words[5].endswith("**shown** in right and preserved.")
 
 
