@@ -24,16 +24,8 @@ def mean_state(states: Iterable[State]) -> State:
     What is no floating-point number is the first one's. Of a stream of states, two are held at a time besides the sum.
     ValueError names a weight that differs in shape, or that not all of them have.
     """
-    stream = iter(states)
-    first = next(stream)
-    total = {name: value.float().clone() for name, value in first.items() if value.is_floating_point()}
-    count = 1
-    for state in stream:
-        _require_same_shapes(first, state)
-        for name, value in total.items():
-            value += state[name].float()
-        count += 1
-    return {name: (total[name] / count).to(value.dtype) if name in total else value for name, value in first.items()}
+    first, total, count = _summed(states, lambda value, of_first: value.float())
+    return first | {name: (value / count).to(first[name].dtype) for name, value in total.items()}
 
 
 def changed_state(states: Iterable[State]) -> State:
@@ -42,14 +34,23 @@ def changed_state(states: Iterable[State]) -> State:
 
     What is no floating-point number is the first one's. ValueError as `mean_state`.
     """
+    first, total, _ = _summed(states, lambda value, of_first: value.float() - of_first.float())
+    return first | {name: value.to(first[name].dtype) for name, value in total.items()}
+
+
+def _summed(states: Iterable[State], term: Callable[[Tensor, Tensor], Tensor]) -> tuple[State, State, int]:
+    """The first state, its floating-point weights plus `term` of each other state's and its own, in fp32, and how many
+    states there are."""
     stream = iter(states)
     first = next(stream)
     total = {name: value.float().clone() for name, value in first.items() if value.is_floating_point()}
+    count = 1
     for state in stream:
         _require_same_shapes(first, state)
         for name, value in total.items():
-            value += state[name].float() - first[name].float()
-    return {name: total[name].to(value.dtype) if name in total else value for name, value in first.items()}
+            value += term(state[name], first[name])
+        count += 1
+    return first, total, count
 
 
 def average_editors(folders: Sequence[str | Path]) -> Editor:
