@@ -486,10 +486,11 @@ class Editor(Section):
     @field_validator("arm")
     @classmethod
     def _known_arm(cls, arm: str) -> str:
-        parts = arm.split("+")
-        unknown = [part for part in parts if part not in (FEEDBACK_ARMS if len(parts) == 1 else ADDED_ARMS)]
         if arm == "weighted_dpo":
             raise ValueError("editor.arm 'weighted_dpo' is gone: 'weighted+dpo' adds up what both change")
+        parts = arm.split("+")
+        known = FEEDBACK_ARMS if len(parts) == 1 else ADDED_ARMS
+        unknown = [part for part in parts if part not in known]
         if unknown:
             raise ValueError(
                 f"editor.arm {arm!r}: {unknown[0]!r} is unknown there; choose one of {', '.join(FEEDBACK_ARMS)}, or "

@@ -366,7 +366,7 @@ def start(first: Run) -> None:
 
 def train(run: Run, arm: str) -> None:
     """One editor, or the parts of one that is added up, and the tables that they learn from."""
-    for part in arm.split("+"):
+    for part in train_editor.parts_of(run, arm):
         for stage in stages_of(run, part):
             stage(run)
     train_editor.build(run, arm)
