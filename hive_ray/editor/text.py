@@ -28,7 +28,9 @@ class TextStates(NamedTuple):
         return TextStates(*(None if states is None else states[picked] for states in self))
 
     def repeated(self, copies: int) -> "TextStates":
-        """All texts, so many times one after the other."""
+        """All texts, so many times one after the other; the same tensors for once."""
+        if copies == 1:
+            return self
         return TextStates(*(None if states is None else torch.cat([states] * copies) for states in self))
 
     def unet_inputs(self, height: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
