@@ -76,12 +76,14 @@ class DenoisingErrorModel:
 
     def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
         """The reward of each edit."""
+        if not edited_images:
+            return []
         features = [errors_of_edits(self.editor, source_images, edited_images, instructions, self.head.settings)]
-        if self.clip and edited_images:
+        if self.clip:
             features.append(self.clip.to_source(source_images, edited_images).cpu()[:, None])
-        if self.blip and edited_images:
+        if self.blip:
             features.append(torch.tensor(self.blip.score(source_images, edited_images, instructions))[:, None])
-        return self.head.linear(torch.cat(features, dim=1)).tolist() if edited_images else []
+        return self.head.linear(torch.cat(features, dim=1)).tolist()
 
 
 def load_reward(folder: str | Path, device: str = "cpu") -> ScoringModel:

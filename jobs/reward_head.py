@@ -131,9 +131,12 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
 
 def further(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
     """The features after the errors: their columns in EDIT_MEASURES and their names, in their order."""
-    is_one = {"clip_image": settings.denoising_error.clip_image, "blip": with_blip}
-    names = {"clip_image": CLIP_FEATURE, "blip": BLIP_FEATURE}
-    return {column: name for column, name in names.items() if is_one[column]}
+    names = {}
+    if settings.denoising_error.clip_image:
+        names["clip_image"] = CLIP_FEATURE
+    if with_blip:
+        names["blip"] = BLIP_FEATURE
+    return names
 
 
 def measure_errors(run: Run, editor: str) -> None:
