@@ -386,6 +386,10 @@ class Dpo(Section):
     safeguard_margin: float = Field(0.0, ge=0, le=1)
     """Share of the fall of the chosen edit's error that the safeguard keeps: mu in Diffusion-SDPO, whose Stable
     Diffusion 1.5 has 0.9. At 0 the error only does not rise."""
+    imported_rankings: bool = True
+    """Whether the first round's editor learns from imported rankings and thumbs, too, which are of other editors'
+    edits. Those of its own edits teach it several times as much (docs/results.md); without them there may be nothing
+    else."""
     shuffled: bool = False
     """Whether the ranks of each ranking change places at random: a control that learns nothing from what people said.
     It is what the arm `shuffled` sets."""

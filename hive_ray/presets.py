@@ -44,8 +44,8 @@ def shapes() -> Config:
     )  # fmt: skip
     return Config(
         importing=Importing(rankings="shapes", clip=clip, resources=Resources(batch_size=32, **one_core)),
-        # 450 for training, 720 to edit for people, who rank a third, and 430 to tell editors apart.
-        instructions=Instructions(num_captions=1_600, rank_rate=0.45, test_rate=0.27, seed=29),
+        # 450 for training, 720 to edit for people, who rank two thirds, and 260 to tell editors apart.
+        instructions=Instructions(num_captions=1_430, rank_rate=0.503, test_rate=0.182, seed=29),
         pairs=Pairs(
             base=base, clip=clip, resolution=64, samples_per_instruction=4, keep_per_instruction=4,
             num_inference_steps=10, guidance_scale=(3.0, 4.0), shared_attention=(0.5, 1.0), sharing="cross_and_self",
@@ -59,7 +59,7 @@ def shapes() -> Config:
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
             # At sft's own rate training on alone costs twice as many right edits (docs/shapes.md).
-            finetune=sft.model_copy(update={"learning_rate": 2e-5, "total_images": 9_600}),
+            finetune=sft.model_copy(update={"learning_rate": 2e-5, "total_images": 4_800}),
             resources=Resources(batch_size=16, **one_core),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
@@ -68,10 +68,12 @@ def shapes() -> Config:
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),
+                # Five times as many rankings of the shipped editor's edits add nothing to those of its own.
+                imported_rankings=False,
                 # One noisy batch of 32 says little: in steps of 64 the same rate drifts less (docs/results.md).
                 training=Training(
-                    total_images=9_600, batch_size=64, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
-                    warmup_images=960, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
+                    total_images=4_800, batch_size=64, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
+                    warmup_images=480, ema_decay=0.98, checkpoint_images=4_800, workers=workers,
                 ),
             ),
             nft=Nft(
@@ -85,7 +87,7 @@ def shapes() -> Config:
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 2.0), image_guidance_scale=(1.4, 1.4),
             resources=Resources(batch_size=16, **one_core),
         ),
-        choosing=Choosing(num_ranked=240),
+        choosing=Choosing(num_ranked=480),
         candidate_scoring=CandidateScoring(ranked_rate=1 / 3, resources=Resources(batch_size=16, **one_core)),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
@@ -104,7 +106,7 @@ def shapes() -> Config:
         ),
         scoring=Scoring(baseline="words", clip=clip, resources=Resources(batch_size=64, **one_core)),
         evaluation=Evaluation(
-            editors=("sft", "shuffled", "finetuned"), num_prompts=400, best_of=4, num_inference_steps=8,
+            editors=("sft", "shuffled", "finetuned"), num_prompts=250, best_of=4, num_inference_steps=8,
             guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
             judge="shapes", curve_prompts=20, resources=Resources(batch_size=16, **one_core),
         ),

@@ -101,11 +101,12 @@ class Run:
         taken = [one.path("thumbs") for one in self.so_far if read_manifest(one.path("thumbs"))]
         return imported + [one.path("rankings") for one in self.so_far] + taken[-1:]
 
-    def rankings_of_own_edits(self) -> list[str]:
-        """The tables of rankings that an editor learns from directly: in a later round those of its own edits alone.
-        What people said of an earlier editor's edits has been learned, and tells little of the present one's. The
-        reward model's own rankings are the last, where it makes some."""
-        by_people = [self.path("rankings")] if self.before else self.rankings_so_far()
+    def rankings_for_dpo(self) -> list[str]:
+        """The tables of rankings that an editor learns from directly: in a later round, and without
+        `editor.dpo.imported_rankings`, those of its own edits alone. What people said of another editor's edits tells
+        little of the present one's. The reward model's own rankings are the last, where it makes some."""
+        only_own = self.before or not self.config.editor.dpo.imported_rankings
+        by_people = [self.path("rankings")] if only_own else self.rankings_so_far()
         return by_people + ([self.path(RANKINGS_BY_REWARD)] if self.config.candidate_scoring.ranked_rate else [])
 
     def after(self, editor: str = "finetuned") -> "Run":

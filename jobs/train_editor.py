@@ -279,7 +279,7 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     arm = arm_of(run, name)
     start = run.path(arm.start) if arm.start else run.config.editor.start
     suffix = instruction_suffix(run.config.scoring.phrase) if arm.shaping == "conditional" else ""
-    return run.rankings_of_own_edits() if arm.ranked else [run.path(arm.table)], start, suffix
+    return run.rankings_for_dpo() if arm.ranked else [run.path(arm.table)], start, suffix
 
 
 def _made_by(run: Run, name: str, table: str) -> str:

@@ -128,6 +128,7 @@ VALUES_BEFORE = {
     "editor.dpo.safeguard": 0.0,
     "editor.dpo.safeguard_margin": 0.0,
     "editor.dpo.shuffled": False,
+    "editor.dpo.imported_rankings": True,
     "editor.nft.beta": 1.0,
     "editor.arm": "scored",
     "editor.level_rate_factor": 100.0,

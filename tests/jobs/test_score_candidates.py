@@ -224,7 +224,7 @@ def test_dpo_learns_from_people_and_from_the_reward_model_s_own_rankings(run, ca
         assert row["ranks"][given.index(min(given))] == 3
     train_editor.build(both, "dpo")
     assert moved(both, "dpo")
-    assert len(train_editor.telling_rankings(both.rankings_of_own_edits(), both.config.editor.dpo)) == 5
+    assert len(train_editor.telling_rankings(both.rankings_for_dpo(), both.config.editor.dpo)) == 5
 
 
 def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_guidance(run):

@@ -139,7 +139,7 @@ def test_runs_of_the_curve_share_the_start_and_learn_from_no_rankings_of_its_edi
     for name in ("pairs", "prompts", "editors/sft", "editors/current", "reward"):
         assert run.path(name) == first.path(name)
     assert run.path("imported_rankings") == f"{first.root}/curve/100/imported_rankings"
-    assert run.rankings_of_own_edits() == [f"{first.root}/curve/100/rankings"]
+    assert run.rankings_for_dpo() == [f"{first.root}/curve/100/rankings"]
     assert curve_run(first, "more", "imported_rankings").path("imported_rankings") == first.path("imported_rankings")
 
 
@@ -171,8 +171,8 @@ def test_what_is_trained_on_differs_from_the_second_round_by_its_rankings_alone(
     assert on.path("editors/current") == second.path("editors/current") == first.path("editors/dpo")
     write_rows(first.path("imported_rankings"), RANKINGS, [], {}, may_be_empty=True)
     theirs = [first.path(name) for name in ("imported_rankings", "rankings", "rankings_by_reward")]
-    assert on.rankings_of_own_edits() == first.rankings_of_own_edits() == theirs
-    assert second.rankings_of_own_edits()[0] == f"{first.root}/rounds/2/rankings"
+    assert on.rankings_for_dpo() == first.rankings_for_dpo() == theirs
+    assert second.rankings_for_dpo()[0] == f"{first.root}/rounds/2/rankings"
     assert on.path("editors/dpo") == f"{first.root}/ablations/trained-on/editors/dpo"
 
 
