@@ -2,8 +2,10 @@
 
 feedback     every arm from the preset's start, sums of arms, the best of several edits, and a second round
 weak         a start that learned from pairs without CLIP's filters, and the arms that score such pairs (first in HIVE)
-curve        dpo on fewer and on more of the shipped rankings; the first seed alone
-ablations    dpo with one setting changed at a time; the first seed alone
+curve        dpo on fewer and on more of the shipped rankings
+ablations    dpo with one setting changed at a time
+
+The first part is made of every seed, the others of the first one alone.
 
 python -m jobs.study                                  # everything
 python -m jobs.study --parts feedback --seeds 101     # some of it; what is finished is kept, and told together
@@ -52,7 +54,7 @@ from jobs.study_document import METRICS, SECOND_ROUND_OF, Scores
 
 Part = Literal["feedback", "weak", "curve", "ablations"]
 PARTS: tuple[Part, ...] = ("feedback", "weak", "curve", "ablations")
-EVERY_SEED: tuple[Part, ...] = ("feedback", "weak")
+EVERY_SEED: tuple[Part, ...] = ("feedback",)
 """Parts that every seed has; the others are of the first seed alone."""
 
 SPARE = 1.1
@@ -80,6 +82,7 @@ ABLATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("any gap of ranks", {"editor.dpo.min_rank_gap": 1}),
     ("all timesteps", {"editor.dpo.timesteps": (0.0, 1.0)}),
     ("beta 1000", {"editor.dpo.beta": 1000.0}),
+    ("the shipped rankings, too", {"editor.dpo.imported_rankings": True}),
     ("people's rankings alone", {"candidate_scoring.ranked_rate": 0.0}),
     ("own prompts at random", {"choosing.by": "random"}),
 )
@@ -87,11 +90,12 @@ ABLATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 stays as it is."""
 MADE_ANEW: dict[str, tuple[str, ...]] = {
     "editor": (),
+    "editor.dpo.imported_rankings": ("ranking_latents",),
     "candidate_scoring": (RANKINGS_BY_REWARD, "ranking_latents"),
     "choosing": ("chosen", "rankings", "ranking_latents"),
     "rankings": ("rankings", "ranking_latents"),
 }
-"""Sections that ABLATIONS may change -> the tables of OF_FEEDBACK that they decide."""
+"""Sections or settings that ABLATIONS may change -> the tables of OF_FEEDBACK that they decide."""
 DIFFERENCES: dict[Part, tuple[tuple[str, str], ...]] = {
     "feedback": (
         ("control", "sft"),
@@ -130,12 +134,14 @@ class Study:
     best_of: int = 4
     """Edits of each prompt, all of which count. Above 1, the one of them that the reward model likes best is told of
     `sft`, `dpo` and `dpo+rejection`, too."""
-    arms: tuple[str, ...] = (
-        "control", "dpo", "weighted", "rejection", "dpo+rejection", "weighted+dpo+rejection",
-    )  # fmt: skip
+    arms: tuple[str, ...] = ("control", "dpo", "rejection", "dpo+rejection")
     """What is trained from `sft` in the feedback part, or added up. The second round needs dpo+rejection."""
-    first_seed_arms: tuple[str, ...] = ("shuffled", "nft")
+    first_seed_arms: tuple[str, ...] = ("weighted", "shuffled", "nft")
     """What the first seed alone has besides."""
+    second_round_prompts: int = 1_600
+    """Prompts that the second round's editor edits; the first round's are as many as the preset's, and among them."""
+    second_round_ranked: int = 540
+    """Prompts of these that people rank."""
     weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "conditional_sft")
     """What is trained from the weak start, and `conditional_sft`, which takes its place: it hears the phrase from the
     beginning."""
@@ -174,11 +180,17 @@ class Entry:
 def configured(study: Study, seed: int, preset: Config) -> Config:
     """The preset with the study's sizes, and this seed in every stage that draws. The control and the arms on pairs see
     as many rows as dpo."""
-    instructions = with_test_captions(preset.instructions, math.ceil(study.num_prompts * SPARE))
+    num_edited = round(preset.instructions.num_captions * preset.instructions.rank_rate)
+    instructions = with_captions(
+        preset.instructions,
+        to_rank=max(num_edited, study.second_round_prompts),
+        to_test=math.ceil(study.num_prompts * SPARE),
+    )
     return with_settings(
         preset.changed({"instructions": dict(instructions)}),
         {
             **{f"{section}.seed": seed for section in DRAWING},
+            "candidates.num_prompts": num_edited,
             "editor.arm": "dpo",
             "editor.finetune.total_images": preset.editor.dpo.training.total_images,
             "evaluation.num_prompts": study.num_prompts,
@@ -188,13 +200,11 @@ def configured(study: Study, seed: int, preset: Config) -> Config:
     )
 
 
-def with_test_captions(settings: Instructions, count: int) -> Instructions:
-    """About `count` captions in the test split, and the others' splits as large as they were."""
-    captions = round(settings.num_captions * (1 - settings.test_rate)) + count
-    rates = {
-        "rank_rate": settings.rank_rate * settings.num_captions / captions,
-        "test_rate": count / captions,
-    }
+def with_captions(settings: Instructions, *, to_rank: int, to_test: int) -> Instructions:
+    """About so many captions in the splits to rank and to test on, and the one to train on as large as it was."""
+    to_train = round(settings.num_captions * (1 - settings.rank_rate - settings.test_rate))
+    captions = to_train + to_rank + to_test
+    rates = {"rank_rate": to_rank / captions, "test_rate": to_test / captions}
     return settings.model_copy(update={"num_captions": captions, **rates})
 
 
@@ -232,9 +242,16 @@ def feedback(study: Study, first: Run) -> list[Entry]:
         for arm in ("sft", *study.arms, *besides)
     ]
     if SECOND_ROUND_OF in study.arms:
-        second = first.after(SECOND_ROUND_OF)
-        entries.append(Entry("second round", second, SECOND_ROUND_OF, prepare=collect_feedback))
+        entries.append(Entry("second round", second_round(study, first), "dpo", prepare=collect_feedback))
     return entries
+
+
+def second_round(study: Study, first: Run) -> Run:
+    """The round that starts from the first one's best editor. What is left to learn shows in fewer prompts, so that it
+    edits more of them."""
+    run = first.after(SECOND_ROUND_OF)
+    sizes = {"candidates.num_prompts": study.second_round_prompts, "choosing.num_ranked": study.second_round_ranked}
+    return replace(run, config=with_settings(run.config, sizes))
 
 
 def weak(study: Study, first: Run) -> list[Entry]:
@@ -312,13 +329,18 @@ def ablations(study: Study, first: Run) -> list[Entry]:
 
 def ablated_run(first: Run, name: str, settings: Mapping[str, Any]) -> Run:
     """A run with other settings, which makes the tables that they decide, and finds the others in the first run."""
-    anew = {table for setting in settings for table in MADE_ANEW[setting.partition(".")[0]]}
+    anew = {table for setting in settings for table in decided_by(setting)}
     return replace(
         first,
         root=storage.join(first.root, "ablations", name.replace(" ", "-")),
         config=with_settings(first.config, settings),
         elsewhere={table: first.path(table) for table in (*SHARED, *OF_FEEDBACK) if table not in anew},
     )
+
+
+def decided_by(setting: str) -> tuple[str, ...]:
+    """The tables of OF_FEEDBACK that a setting of ABLATIONS decides, by its full name."""
+    return MADE_ANEW[setting] if setting in MADE_ANEW else MADE_ANEW[setting.partition(".")[0]]
 
 
 def trained_on(first: Run) -> Run:

@@ -25,7 +25,7 @@ LEAST_WINS_PER_LOSS = 2
 NO_ARMS = ("sft", "control", "shuffled", "second round")
 """What learns from no feedback, or from that of two rounds; the best of several edits is no arm either."""
 SECOND_ROUND_OF = "dpo+rejection"
-"""The arm that goes round twice."""
+"""The arm that the second round starts from."""
 SHAPED_ARMS = ("conditional", "weighted", "level", "conditional_sft")
 """Arms that learn from scored pairs."""
 
@@ -39,10 +39,10 @@ TITLES = {
 WORDS = {
     "feedback": (
         "All are trained from `sft`: `control` on the pairs again, without feedback, `weighted` on the same pairs by "
-        "rewards, `dpo` on the shipped rankings and those of its own edits, `shuffled` on the same with ranks at "
-        "random, `nft` and `rejection` on its own edits by the reward model. An editor with a + in its name is `sft` "
-        "with all that the arms of its name changed of it. `second round` goes on from `dpo+rejection`, and as it did, "
-        "with new rankings of that editor's edits."
+        "rewards, `dpo` on people's and the reward model's rankings of its own edits, `shuffled` on the same with "
+        "ranks at random, `nft` and `rejection` on its own edits by the reward model. An editor with a + in its name "
+        "is `sft` with all that the arms of its name changed of it. `second round` goes on from `dpo+rejection` as "
+        "`dpo`, with new rankings of that editor's edits."
     ),
     "weak": (
         "`sft` is the shipped editor trained on generated pairs that nothing filtered, as in the paper. All others go "

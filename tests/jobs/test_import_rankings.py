@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import foreign
@@ -357,6 +358,17 @@ def test_every_round_learns_from_imported_rankings_first(tmp_path):
     assert run.rankings_so_far() == [run.path("imported_rankings"), run.path("rankings")]
     expected = [run.path("imported_rankings"), run.path("rankings"), second.path("rankings")]
     assert second.rankings_so_far() == expected
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_dpo_may_leave_out_what_people_said_of_other_editors_edits(tmp_path, taken):
+    write_rows(str(tmp_path / "theirs"), RANKINGS, [ours(0, [1, 2])], fingerprint_of(made="by them"))
+    run = run_with(str(tmp_path), str(tmp_path / "theirs"))
+    dpo = run.config.editor.dpo.model_copy(update={"imported_rankings": taken})
+    run = replace(run, config=run.config.changed({"editor": {"dpo": dpo}, "candidate_scoring": {"ranked_rate": 0.0}}))
+    import_rankings.build(run)
+    assert run.rankings_for_dpo() == [run.path("imported_rankings")] * taken + [run.path("rankings")]
+    assert run.rankings_so_far() == [run.path("imported_rankings"), run.path("rankings")]  # for the reward model
 
 
 def test_the_pipeline_imports_rankings_once_before_it_learns_from_them(tmp_path):
