@@ -17,6 +17,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Descriptions without the line breaks of the source, for the command line's help."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())
+
 
 class Resources(Section):
     """What one stage may take of the cluster. Changes speed, never the rows."""
@@ -315,10 +322,10 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, ge=0)
     """The greatest norm of a gradient, a longer one is shortened to it; 0 is any (InstructPix2Pix)."""
     ema_decay: float = Field(0.9999, ge=0, lt=1)
-    """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 keeps no average."""
+    """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 disables them."""
     ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
-    """What n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
-    (InstructPix2Pix); or optimiser steps but the first, which sets the average to the weights (diffusers)."""
+    """What the decay's n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
+    (InstructPix2Pix); or steps after the first, which copies the weights (diffusers)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What DeepSpeed parts among workers: nothing, the optimiser's state (1), gradients too (2), weights too (3)."""
@@ -378,8 +385,7 @@ class Dpo(Section):
     """Compare edits that are at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). A
     ranking that has no such pair is left out."""
     timesteps: tuple[float, float] = (0.0, 1.0)
-    """Least and greatest share of the noise schedule that timesteps are drawn from: (0.3, 1) draws 300 to 999 of 1000.
-    The other losses draw from all of it."""
+    """Least and greatest share of the noise schedule to draw timesteps from: (0.3, 1) draws 300 to 999 of 1000."""
     safeguard: float = Field(0.0, ge=0, le=1)
     """How far the gradient of the rejected edit's error is scaled down so that the chosen edit's error does not rise
     (Diffusion-SDPO, Fu et al. 2025): 0 is not at all, 1 as published, between them a mean of both."""
@@ -387,15 +393,13 @@ class Dpo(Section):
     """Share of the fall of the chosen edit's error that the safeguard keeps: mu in Diffusion-SDPO, whose Stable
     Diffusion 1.5 has 0.9. At 0 the error only does not rise."""
     imported_rankings: bool = True
-    """Whether the first round's editor learns from imported rankings and thumbs, too, which are of other editors'
-    edits. Those of its own edits teach it several times as much (docs/results.md); without them there may be nothing
-    else."""
+    """Also learn from imported rankings and thumbs in the first round. They are of other editors' edits, and teach an
+    editor less than those of its own (docs/results.md)."""
     shuffled: bool = False
-    """Whether the ranks of each ranking change places at random: a control that learns nothing from what people said.
-    It is what the arm `shuffled` sets."""
+    """Shuffle the ranks of each ranking: a control that learns nothing from people. The arm `shuffled` sets it."""
     tie_threshold: float = Field(1.0, ge=1)
-    """How near two edits seem equal (Rao and Kupper 1967): 1 is never, so that only strict preferences count, as
-    published; at 3 half of equally good edits tie (Chen et al. 2024), and ties hold the editor to its start."""
+    """How near two edits seem equal (Rao and Kupper 1967): 1 is never, as published; at 3 half of equally good edits
+    tie (Chen et al. 2024), and ties hold the editor to its start."""
     training: Training = Training(
         total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=2.56e-6, warmup_images=256 * 62,
         ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
@@ -447,7 +451,7 @@ class Editor(Section):
     single_file: SingleFile = SingleFile()
     resolution: int = Field(256, ge=8)
     condition_dropout: float = Field(0.05, ge=0, le=1 / 3)
-    """Rate of dropping the text alone, the image alone, and both (method.md 5.1: one uniform draw a row)."""
+    """Rate of dropping the text alone, the image alone, and both (one uniform draw a row)."""
     min_snr_gamma: float = Field(0.0, ge=0)
     """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
     train_text_encoder: bool = False
@@ -458,14 +462,12 @@ class Editor(Section):
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
     level_rate_factor: float = Field(100.0, gt=0)
-    """For the arm `level`: learning rate of the embedding of levels over that of the other weights. The embedding
-    starts at zero, and at the others' rate it stays near it."""
+    """For the arm `level`: times the learning rate for the level embedding, which starts at zero."""
     level_guidance_scale: float = Field(0.0, ge=0)
-    """For the arm `level`: how far each step of sampling is pushed from what the editor predicts at the worst level to
-    what it predicts at the best one. Its card keeps the scale. 0 is not at all; more costs one more evaluation a
-    step."""
+    """For the arm `level`: guidance from the worst level to the best when editing, kept in the card. It costs one more
+    evaluation a step; 0 disables it."""
     gradient_checkpointing: bool = False
-    """Compute activations again on the way back in place of keeping them: less memory, about a third more time."""
+    """Compute activations again in the backward pass: less memory, about a third more time."""
     flip: bool = True
     """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
     crop: Literal["none", "center", "random"] = "none"
@@ -480,10 +482,9 @@ class Editor(Section):
     dpo: Dpo = Dpo()
     nft: Nft = Nft()
     arm: str = "scored"
-    """Which arm the pipeline's editor `finetuned` is: "scored" trains on pairs as `scoring.shaping` says,
-    "conditional", "weighted" and "level" on pairs in one of its ways, "dpo" on rankings, "nft" on the editor's own
-    scored edits, "rejection" on the best of them. Several of weighted, dpo, nft and rejection, joined by +, are each
-    trained from the same start, and all that they changed is added up: "dpo+rejection"."""
+    """What the pipeline's editor `finetuned` learns from: pairs as `scoring.shaping` says ("scored"), in one of its
+    ways ("conditional", "weighted", "level"), rankings ("dpo"), its own scored edits ("nft"), or the best of them
+    ("rejection"). "dpo+rejection" adds up what each changed of the same start; weighted and nft can be added, too."""
     resources: Resources = Resources()
     """What encoding latents may take; training has its own."""
 
