@@ -1,5 +1,1 @@
 """One verb per arrow of the pipeline; the only place where the cluster and the algorithm meet."""
-
-from hive_ray.distributed.cluster import quiet
-
-quiet()

@@ -5,6 +5,11 @@ editors/<a>, editors/<b>, ... -> editors/<averaging.name>
 python -m jobs.average_editors shapes --run runs/one --averaging.editors dpo nft --averaging.name average
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("average_editors")
+
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,7 +17,7 @@ from hive_ray.distributed.models import Metrics, build_model, is_whole, model_di
 from hive_ray.distributed.tables import fingerprint
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
-from jobs.run import Run, main
+from jobs.run import Run
 
 
 def build(run: Run) -> Metrics:
@@ -51,7 +56,3 @@ def _merged(
         print(f"editors/{name}: {words}, saved to {path}", flush=True)
 
     return build_model(f"editors/{name}", path, made_from, make, on_mismatch=run.on_mismatch)
-
-
-if __name__ == "__main__":
-    main(build)

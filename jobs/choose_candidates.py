@@ -6,6 +6,11 @@ The cluster looks at the pictures; the driver sees numbers, ids and instructions
 this stage are left as they are.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("choose_candidates")
+
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,7 +24,7 @@ from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
 from jobs.candidate_measures import CandidateMeasurer
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 NEEDS_REWARD_MODEL = ("disagreement", "both")
 """Values of `choosing.by` that ask a reward model."""
@@ -117,7 +122,3 @@ def _measured_prompts(run: Run) -> list[MeasuredPrompt]:
         return [MeasuredPrompt(**row) for row in prompts]
     measures = {row["prompt_id"]: row for row in read_rows(run.path("spreads"), SPREADS)}
     return [MeasuredPrompt(**row | measures[row["prompt_id"]]) for row in prompts if row["prompt_id"] in measures]
-
-
-if __name__ == "__main__":
-    main(build)

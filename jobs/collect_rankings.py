@@ -10,6 +10,11 @@ Simulated annotators rank the prompts of the table `chosen`, all candidates wher
 candidate counts.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("collect_rankings")
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +39,7 @@ from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
 from hive_ray.text_files import parse_json_lines
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 
 class People:
@@ -171,7 +176,3 @@ def take_thumbs(run: Run) -> None:
         database.close()
     alone = sum(made.dropped.values())
     print(f"thumbs: {len(found)} make {made.rows_out} rankings; {alone} could not be compared", flush=True)
-
-
-if __name__ == "__main__":
-    main(build)

@@ -6,22 +6,15 @@ python -m jobs.convert_editor --checkpoint hive_rw_condition.ckpt --folder runs/
     --instruction-suffix ", image quality is five out of five"
 """
 
-import sys
+from jobs.command import run_job
 
-import tyro
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("convert_editor")
 
 from hive_ray import scratch, storage
 from hive_ray.config import SingleFile
 from hive_ray.editor.model import Editor, EditorCard
-
-
-class Conversion(SingleFile):
-    """What is converted, and where to."""
-
-    checkpoint: str
-    """The file, on disk or s3://; or a folder or hub name in the diffusers layout, which gets a card."""
-    folder: str
-    """The editor folder to write, on disk or s3://; what was there is replaced."""
+from jobs.own_settings import Conversion
 
 
 def build(settings: Conversion) -> EditorCard:
@@ -34,10 +27,3 @@ def build(settings: Conversion) -> EditorCard:
         storage.store_folder(folder, storage.absolute(settings.folder))
     print(f"{settings.folder}: {editor.card.base_model}, {editor.card.prediction_type}", flush=True)
     return editor.card
-
-
-if __name__ == "__main__":
-    try:
-        build(tyro.cli(Conversion, prog="python -m jobs.convert_editor"))
-    except (ValueError, OSError) as error:  # what a person can mend; bugs keep their traceback
-        sys.exit(f"{type(error).__name__}: {error}")

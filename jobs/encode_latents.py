@@ -7,6 +7,11 @@ rankings of several tables -> ranking_latents
 Scored pairs are the same pictures under the same ids, so that training looks a row's latents up by its pair_id.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("encode_latents")
+
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -17,7 +22,7 @@ from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.latents import LatentEncoder, RankingLatentEncoder
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, table_name
-from jobs.run import Run, main
+from jobs.run import Run
 
 DECIDING = ("resolution", "crop", "flip", "latents")
 """Of the editor's settings, those that change the latents."""
@@ -55,7 +60,3 @@ def _encoded(
     made_from = fingerprint_of(**{table_name(schema): table_digest(*tables)}, start=model_digest(settings.start))
     made_from |= {f"editor.{setting}": getattr(settings, setting) for setting in DECIDING}
     return build_table(run.path(name), produces, made_from, make, on_mismatch=run.on_mismatch, least_kept=least_kept)
-
-
-if __name__ == "__main__":
-    main(build)

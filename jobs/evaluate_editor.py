@@ -3,6 +3,11 @@
 prompts, editors, reward -> evaluation/<editor>, curves/<editor> -> summary.json, report.html, edits.png
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("evaluate_editor")
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +25,7 @@ from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from jobs.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather, scored_card, shown_columns, won_by
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 from jobs.train_editor import ARMS, CONTROLS, arm_of, parts_of
 
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
@@ -252,7 +257,3 @@ def print_summary(run: Run, summary: dict) -> None:
         f"\nreport: {run.path('report.html')}\nserve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}",
         flush=True,
     )
-
-
-if __name__ == "__main__":
-    main(build)

@@ -3,6 +3,11 @@
 annotation database -> annotations.jsonl, annotations.csv
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("export_annotations")
+
 from hive_ray import storage
 from hive_ray.annotation.database import database_of
 from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
@@ -12,7 +17,7 @@ from hive_ray.annotation.yields import preference_yield
 from hive_ray.distributed.chosen import inclusion_probabilities, read_chosen
 from hive_ray.distributed.tables import read_manifest, select
 from hive_ray.schemas import CANDIDATES
-from jobs.run import Run, main
+from jobs.run import Run
 
 
 def build(run: Run) -> str:
@@ -55,7 +60,3 @@ def _editors(candidates: str) -> set[str]:
         return set()
     table = select(candidates, CANDIDATES)
     return set(table.read(0, len(table), ["editor"])["editor"].to_pylist())
-
-
-if __name__ == "__main__":
-    main(build)

@@ -6,13 +6,18 @@ The folder is whole once it has card.json, which is written last. exporting.json
 written or removed until after the last one is, so that a run that was killed anywhere is known and gone on with.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("export_pairs")
+
 import json
 
 from hive_ray import storage
 from hive_ray.distributed.tables import Fingerprint, OnMismatch, mismatch, read_rows, table_digest
 from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 CARD, BEGUN = "card.json", "exporting.json"
 TABLES = {"pairs": PAIRS, "scored_pairs": SCORED_PAIRS}
@@ -60,7 +65,3 @@ def kept(folder: str, card: str, begun: str, made_from: Fingerprint, on_mismatch
 def unfinished_writes(folder: str) -> list[str]:
     """exporting.json, and what is left of writes of it that were killed."""
     return [name for name in storage.list_files(folder) if name == BEGUN or name.startswith(f".{BEGUN}.")]
-
-
-if __name__ == "__main__":
-    main(build)

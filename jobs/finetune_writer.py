@@ -3,6 +3,11 @@
 triplets -> writer (the name of a model; `--instructions.llm finetuned` uses it)
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("finetune_writer")
+
 import json
 import time
 
@@ -11,7 +16,7 @@ from hive_ray.openai_client import check_endpoint
 from hive_ray.pairs.finetuning import finetune
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.seeds import id_for
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 
 def build(run: Run) -> Metrics:
@@ -32,7 +37,3 @@ def build(run: Run) -> Metrics:
         print(f"writer: {job.fine_tuned_model}; use it with --instructions.llm finetuned", flush=True)
 
     return build_model("writer", path, made_from, make, on_mismatch=run.on_mismatch)
-
-
-if __name__ == "__main__":
-    main(build)

@@ -3,6 +3,11 @@
 a dataset -> imported -> pairs (train split), prompts (held-out splits, and HIVE's test.jsonl)
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("import_pairs")
+
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
@@ -30,7 +35,7 @@ from hive_ray.pairs.formats.reading import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row, to_table
 from jobs.make_pairs import held_out
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 BARE = "without_captions"
 CONTENT = "input.content"
@@ -171,7 +176,3 @@ def counting_bare(rows: Iterable[Row]) -> Iterator[Row]:
 def only(settings: Importing, *names: str) -> Importing:
     """The settings that decide one table, so that the others do not make it again."""
     return Importing(**{name: getattr(settings, name) for name in names})
-
-
-if __name__ == "__main__":
-    main(build)

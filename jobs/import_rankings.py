@@ -3,6 +3,11 @@
 a dataset -> imported_rankings
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("import_rankings")
+
 from collections.abc import Iterator
 
 from hive_ray import storage
@@ -12,7 +17,7 @@ from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_ran
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import RANKINGS, Row
 from jobs.import_pairs import as_kept_before, only, unless_unfinished
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 TABLE = "imported_rankings"
 SHIPPED = {"shapes": SHAPES_WEIGHTS.parent / "rankings"}
@@ -53,7 +58,3 @@ def dataset_of(rankings: str) -> str:
             f"whole package, or name a folder or file (./{rankings} for a folder of this name)"
         )
     return str(folder)
-
-
-if __name__ == "__main__":
-    main(build)

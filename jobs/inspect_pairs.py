@@ -3,6 +3,11 @@
 pairs -> pairs.html
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("inspect_pairs")
+
 import numpy as np
 
 from hive_ray import storage
@@ -11,7 +16,7 @@ from hive_ray.distributed.dropped import read_examples, read_measured
 from hive_ray.distributed.tables import ERROR, Fingerprint, Selection, read_manifest, select
 from hive_ray.pairs.inspection import SIMILARITIES, Inspected, write_page
 from hive_ray.schemas import PAIRS, Rows
-from jobs.run import Run, main
+from jobs.run import Run
 
 
 def build(run: Run) -> str:
@@ -62,7 +67,3 @@ def _kept(rows: Selection, most: int, keep_per_instruction: int) -> Rows:
         block = rows.read(start, start + keep_per_instruction + 1).to_pylist()
         found |= {row["pair_id"]: row for row in [row for row in block if row["origin"] != "cycle"][:1]}
     return list(found.values())[:most]
-
-
-if __name__ == "__main__":
-    main(build)

@@ -3,6 +3,11 @@
 instructions -> pairs (train split), prompts (held-out splits), pairs.html
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("make_pairs")
+
 from hive_ray.distributed.mapping import MapTable, map_table
 from hive_ray.distributed.tables import Fingerprint, Manifest, build_table, table_digest
 from hive_ray.model_folders import check_parts
@@ -12,7 +17,7 @@ from hive_ray.shapes.actors import ScenePainter
 from hive_ray.storage import fetch_model
 from jobs import inspect_pairs
 from jobs.estimate import Estimate, compare, measure
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 ROWS_PER_PAIR = 4
 """Of the U-Net's batch: source and edited picture, with and without the caption."""
@@ -78,7 +83,3 @@ def held_out(split: str) -> bool:
 def _rows_at_a_time(settings) -> int:
     """Instructions whose samples fill one batch."""
     return max(1, settings.resources.batch_size // settings.samples_per_instruction)
-
-
-if __name__ == "__main__":
-    main(build, estimate)

@@ -11,6 +11,11 @@ Imported rankings (--importing.rankings) are learned from beside the run's own.
 rankings so far -> the same pairs scored again -> a better editor yet.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("pipeline")
+
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +37,7 @@ from jobs import (
     train_reward,
     write_instructions,
 )
-from jobs.run import Run, again, main, write_settings
+from jobs.run import Run, again, write_settings
 
 TO_PAIRS = (write_instructions.build, make_pairs.build)
 TO_EDITOR = (*TO_PAIRS, train_editor.build)
@@ -111,7 +116,3 @@ def told(run: Run) -> str:
     if metric == "reward":
         lines.append("(each round's reward is by its own reward model: compare within a round)")
     return "\n".join([*lines, f"serve:  make serve EDITOR_FOLDER={run.path('editors/finetuned')}"])
-
-
-if __name__ == "__main__":
-    main(build, workers_import=WORKERS_IMPORT)

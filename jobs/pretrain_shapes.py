@@ -8,22 +8,25 @@ edit and no ranking. The judge only measures the result.
 Started again, it keeps the parts that are whole.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("pretrain_shapes")
+
 import json
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import to_pixels, to_tensor
 from hive_ray.pairs.text_to_image import TextToImage
-from hive_ray.presets import SHAPES_WEIGHTS, shapes
+from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
@@ -32,27 +35,7 @@ from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matchin
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.pool import TwinPictures
 from hive_ray.shapes.scenes import draw
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Sizes of each part's training; the defaults made what is shipped."""
-
-    out: Path = SHAPES_WEIGHTS
-    work: Path = Path("runs/pretrain_shapes")
-    autoencoder_steps: int = 4000
-    draft_steps: tuple[int, ...] = (4500, 2000)
-    draft_pool: int = 6000
-    editing_steps: int = 6500
-    editing_pool: int = 12_000
-    phrase_steps: int = 800
-    phrase_pool: int = 6000
-    matching_pool: int = 8000
-    clip_steps: int = 3000
-    blip_steps: int = 1500
-    threads: int = 2
-    rebuild: bool = False
-    """Make again what is there already."""
+from jobs.own_settings import Pretraining
 
 
 def make_autoencoder(settings: Pretraining) -> None:
@@ -184,7 +167,3 @@ def main(settings: Pretraining) -> None:
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Pretraining))

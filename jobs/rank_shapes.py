@@ -7,13 +7,15 @@ python -m jobs.rank_shapes            # writes hive_ray/shapes/rankings, by way 
 It stands for the published rankings that a real user starts from. `--importing.rankings shapes` reads it.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("rank_shapes")
+
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
 
 from hive_ray import storage
 from hive_ray.config import Config
@@ -23,31 +25,13 @@ from hive_ray.images import decode, encode_small_jpeg
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import RANKINGS, Row, to_table
 from jobs import choose_candidates, collect_rankings, make_pairs, pipeline, sample_candidates, write_instructions
-from jobs.run import Run, in_one_line
+from jobs.own_settings import ShippedRankings
+from jobs.run import Run
 
 ROWS_PER_GROUP = 100
 """Rankings in a row group."""
 ALMOST_ALL = 1 - 1e-9
 """`instructions.rank_rate` has to be less than 1."""
-
-
-@dataclass(frozen=True)
-class ShippedRankings:
-    """How many rankings there are, and of what."""
-
-    run: str = "runs/shapes-rankings"
-    """Where the tables on the way lie."""
-    seed: int = 1009
-    """Of captions, edits and people: none of the quickstart's or the study's prompts are among them."""
-    num_prompts: int = 6000
-    """Prompts that are edited."""
-    num_ranked: int = 2000
-    """Prompts that people rank: those whose edits differ most, and a share at random."""
-    people: int = 8
-    """How many people there are. One of them ranks each prompt: two prompts teach more than two people do."""
-    jpeg_quality: int = 90
-    """Of the pictures, whose colours are not sampled down."""
-    out: Path = SHAPES_WEIGHTS.parent / "rankings"
 
 
 def configured(settings: ShippedRankings) -> Config:
@@ -93,7 +77,3 @@ def _smaller(row: Row, quality: int) -> Row:
     """The ranking with its pictures as JPEG."""
     edits = [edit | {"image": encode_small_jpeg(decode(edit["image"]), quality)} for edit in row["edits"]]
     return row | {"source_image": encode_small_jpeg(decode(row["source_image"]), quality), "edits": edits}
-
-
-if __name__ == "__main__":
-    in_one_line(lambda: main(tyro.cli(ShippedRankings)))

@@ -3,6 +3,11 @@
 rankings -> reward_curve/<share>, reward -> reward_curve.json, reward_curve.svg
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("reward_curve")
+
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +20,7 @@ from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, differences, 
 from hive_ray.reward.worth import BESIDE
 from hive_ray.schemas import RANKINGS
 from jobs import train_reward
-from jobs.run import Run, main
+from jobs.run import Run
 
 CURVE, CHART = "reward_curve.json", "reward_curve.svg"
 BAND = "The band is the 95 % bootstrap interval by held-out prompt; every point was trained on as many images."
@@ -127,7 +132,3 @@ def _counts(run: Run, name: str) -> dict[str, Any]:
             f"{run.path(name)} has no {train_reward.HELD_OUT}: an earlier version trained it; delete it and train again"
         )
     return _read(run, name, train_reward.HELD_OUT)
-
-
-if __name__ == "__main__":
-    main(build)

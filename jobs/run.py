@@ -1,8 +1,4 @@
-"""A run: its folder, its settings, and the command line that every job shares.
-
-python -m jobs.make_pairs shapes --run runs/one --pairs.samples-per-instruction 8
-python -m jobs.make_pairs --config runs/one/config.yaml --run runs/one
-python -m jobs.export_annotations --run runs/one/rounds/2                 # a later round, with the run's settings
+"""A run: its folder, its settings, and how a job works in it.
 
 A later round is a run of its own in <run>/rounds/<n>. It starts from the editor of the round before, and finds there or
 in the run what all rounds share (SHARED); what it makes lies in its own folder.
@@ -14,24 +10,25 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import tyro
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from hive_ray import storage
-from hive_ray.config import Annotation, Config, Section
+from hive_ray.config import Config, Section
 from hive_ray.distributed.cluster import nodes_without, num_nodes, start_ray
-from hive_ray.distributed.lost import ending_in_words, in_words, starting_in_words
+from hive_ray.distributed.lost import GOES_ON, ending_in_words, in_words, starting_in_words
 from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.noise import without_known_noise
 from hive_ray.distributed.tables import OnMismatch, read_manifest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.owners import unfinished
-from hive_ray.presets import PRESETS
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
-from hive_ray.settings_file import load_settings, wrong_settings
+from hive_ray.settings_file import wrong_settings
+from jobs.command import ROUND, Command, again, config_of
 
 SHARED = (
     "captions", "imported", "writer", "answers", "instructions", "pairs", "prompts", "latents", "judge_answers",
@@ -43,8 +40,8 @@ ANSWERS = ("answers", "judge_answers")
 RANKINGS_BY_REWARD = "rankings_by_reward"
 """The table of the reward model's own rankings."""
 
-ROUND = re.compile(r"(?P<run>.+)/rounds/(?P<number>\d+)")
-"""The folder of a later round."""
+INTERRUPTED = 130
+"""Exit status of a job that was stopped by Ctrl-C, as of a shell."""
 IN_A_RAY_JOB = re.compile(r"/(runtime_resources|_ray_pkg_\w+)(/|$)")
 """Folders in which Ray unpacks what `ray job submit --working-dir` sent; it removes them once they take much room."""
 
@@ -125,12 +122,6 @@ class Run:
         )
 
 
-def again(config: Config) -> Config:
-    """A run's settings without what they say of the first round's own edits: who said what of them."""
-    gold = config.annotation.gold and Annotation().gold
-    return config.changed({"rankings": {"annotations": ""}, "annotation": {"gold": gold}})
-
-
 def drawn_anew(config: Config, number: int) -> Config:
     """What a round's stages are told: other seeds for whatever is drawn again from the same prompts or pairs, and the
     editor that it starts from among those that are compared."""
@@ -157,47 +148,29 @@ def drawn_anew(config: Config, number: int) -> Config:
     })  # fmt: skip
 
 
-class Command(Config):
-    """Settings of one run; every section may be overridden by its flags."""
-
-    run: str = "runs/quickstart"
-    """Run folder: a local path or an s3:// address."""
-    rebuild: bool = False
-    """Delete and make again what other settings made, instead of refusing."""
-    estimate: bool = False
-    """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
-    `make_pairs`)."""
-    arm: str = "sft"
-    """Which editor `train_editor` trains: sft, control, finetuned (as `editor.arm` says), conditional, weighted,
-    level, conditional_sft (conditional from the first start), dpo, shuffled, nft or rejection, or adds up:
-    dpo+rejection. `score_pairs` makes what finetuned, conditional, weighted and level are trained on; where none is
-    named, finetuned's. `score_candidates` does so for nft (where none is named) and rejection, and `sample_candidates`
-    draws rejection's edits."""
-    rounds: int = Field(1, ge=1)
-    """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
-
-
 def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
     """The fingerprint of a stage whose `addresses` (settings that name models) count by their content."""
     models = {name: model_digest(getattr(section, name)) for name in addresses}
     return fingerprint_of(section.model_copy(update=dict.fromkeys(addresses, "")), **models, **inputs)
 
 
-def main(
-    build: Callable[[Run], object],
-    estimate: Callable[[Run], object] | None = None,
-    *,
-    workers_import: tuple[str, ...] = (),
-) -> None:
-    """Read the command line, write the resolved settings into the run folder, start Ray and build, or estimate.
+def work(act: Callable[[Any], object], settings: Any, module: ModuleType | None = None) -> None:
+    """Do a job, for a command line. `settings`: those of a run (`Command`), or of a job that belongs to none.
 
-    workers_import: what the workers of many stages are forked with, see `start_ray`.
+    module: the job's, where an `estimate` and `WORKERS_IMPORT` (what its workers are forked with, see `start_ray`) are
+    looked for.
     """
-    in_one_line(lambda: _start(build, estimate, workers_import))
+    if not isinstance(settings, Command):
+        in_one_line(lambda: act(settings))
+        return
+    estimate = getattr(module, "estimate", None)
+    workers_import = getattr(module, "WORKERS_IMPORT", ())
+    in_one_line(lambda: _start(act, settings, estimate, workers_import))
 
 
 def in_one_line(act: Callable[[], object]) -> None:
-    """Act, for a command line: what a person can mend ends the process with one sentence; bugs keep their traceback."""
+    """Act, for a command line: what a person can mend ends the process with one sentence and status 1, Ctrl-C with 130;
+    bugs keep their traceback."""
     with without_known_noise():
         try:
             act()
@@ -209,15 +182,30 @@ def in_one_line(act: Callable[[], object]) -> None:
             ended = in_words(error)
             if ended is None:
                 raise
+        except KeyboardInterrupt:
+            print(f"\nStopped by Ctrl-C. {GOES_ON}", file=sys.stderr, flush=True)
+            ended = INTERRUPTED
         else:
             return
+    if ended == INTERRUPTED:
+        _hush()
     sys.exit(ended)
 
 
+def _hush() -> None:
+    """Leave out what Ray's processes, which Ctrl-C reaches too, say as they end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, sys.stderr.fileno())
+
+
 def _start(
-    build: Callable[[Run], object], estimate: Callable[[Run], object] | None, workers_import: tuple[str, ...]
+    build: Callable[[Run], object],
+    command: Command,
+    estimate: Callable[[Run], object] | None,
+    workers_import: tuple[str, ...],
 ) -> None:
-    run, settings = parse_command(sys.argv[1:])
+    run = run_of(command)
     if run.estimate and estimate is None:
         raise ValueError("only write_instructions and make_pairs can estimate what they will take")
     check_run_folder(run.root)
@@ -227,7 +215,7 @@ def _start(
         start_ray(workers_import=workers_import)
     check_nodes_see(run.root)
     try:
-        write_settings(run.root, settings)
+        write_settings(run.root, config_of(command))
     except OSError as error:
         raise OSError(f"the run folder {run.root} cannot be written: {error}") from error
     with ending_in_words():
@@ -279,34 +267,21 @@ def _nearest(path: str) -> Path:
     return found
 
 
-def read_command(arguments: list[str]) -> Run:
-    """The run, or later round of one, that a command line asks for; its settings are written to <run>/config.yaml."""
-    run, settings = parse_command(arguments)
-    write_settings(run.root, settings)
-    return run
-
-
-def parse_command(arguments: list[str]) -> tuple[Run, Config]:
-    """The run, or later round of one, that a command line asks for, and what its config.yaml is to say."""
-    default, flags = _starting_point(arguments)
-    command = _parsed(flags, default)
-    root = storage.absolute(command.run)
-    later = ROUND.fullmatch(root)
-    if later:  # it has its run's settings, unless others are named
-        default = default if flags != arguments else load_settings(storage.join(later["run"], "config.yaml"), Command)
-        command = _parsed(flags, _command(again(_config(default))))
+def run_of(command: Command) -> Run:
+    """The run, or later round of one, that a command line asks for."""
+    later, config = ROUND.fullmatch(command.run), config_of(command)
     run = Run(
-        later["run"] if later else root,
-        _config(command),
+        later["run"] if later else command.run,
+        config,
         "rebuild" if command.rebuild else "refuse",
         command.estimate,
         command.arm,
         command.rounds,
     )
-    if later:
-        run = round_of(run, int(later["number"]))
-        run = replace(run, config=drawn_anew(_config(command), run.number))
-    return run, _config(command)
+    if not later:
+        return run
+    run = round_of(run, int(later["number"]))
+    return replace(run, config=drawn_anew(config, run.number))
 
 
 def round_of(run: Run, number: int) -> Run:
@@ -322,38 +297,6 @@ def write_settings(root: str, config: Config) -> None:
     """Write what a run, or a round of one, was told to <run>/config.yaml; a round's seeds follow from it."""
     text = yaml.safe_dump(_plain(config.model_dump()), sort_keys=False)
     storage.write_text(storage.join(root, "config.yaml"), text)
-
-
-def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
-    """The preset or the settings file that the flags are applied to, and the flags."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            path, others = argument.removeprefix("--config="), arguments[place + 1 :]
-        elif argument == "--config":
-            path, others = "".join(arguments[place + 1 : place + 2]), arguments[place + 2 :]
-        else:
-            continue
-        if not path or path.startswith("--"):
-            raise ValueError("--config wants a settings file after it, such as runs/one/config.yaml")
-        return load_settings(path, Command), arguments[:place] + others
-    if arguments and not arguments[0].startswith("-"):
-        if arguments[0] not in PRESETS:
-            raise ValueError(f"preset {arguments[0]!r} is unknown; choose one of {', '.join(PRESETS)}")
-        return _command(PRESETS[arguments[0]]()), arguments[1:]
-    return _command(PRESETS["shapes"]()), arguments
-
-
-def _parsed(flags: list[str], default: Command) -> Command:
-    program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else None
-    return tyro.cli(Command, args=flags, default=default, prog=program)
-
-
-def _command(config: Config) -> Command:
-    return Command(**config.model_dump())
-
-
-def _config(command: Command) -> Config:
-    return Config(**command.model_dump(include=set(Config.model_fields)))
 
 
 def _plain(value: object) -> object:

@@ -5,6 +5,11 @@ prompts, editors/current (sft, or what the round before made) -> candidates, or 
 python -m jobs.sample_candidates shapes --run runs/one --arm rejection
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("sample_candidates")
+
 from hive_ray.config import Candidates
 from hive_ray.distributed.mapping import map_table
 from hive_ray.distributed.models import model_digest
@@ -12,7 +17,7 @@ from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.editor.sampling import EditSampler
 from hive_ray.schemas import CANDIDATES, PROMPTS
 from hive_ray.seeds import seed_for
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 UNGUIDED = "candidates_unguided"
 
@@ -49,7 +54,3 @@ def _sample(run: Run, table: str, settings: Candidates) -> Manifest:
         run.path(table), CANDIDATES, made_from, make,
         on_mismatch=run.on_mismatch, least_kept=settings.least_kept,
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main(for_arm)

@@ -7,6 +7,11 @@ candidates, reward -> candidate_rewards -> rankings_by_reward, for the arm dpo (
 python -m jobs.score_candidates shapes --run runs/one --arm nft
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("score_candidates")
+
 from typing import Any
 
 from hive_ray.config import Resources
@@ -24,7 +29,7 @@ from hive_ray.distributed.tables import (
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.reward.optimality import mean_ranks
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
-from jobs.run import RANKINGS_BY_REWARD, Run, main
+from jobs.run import RANKINGS_BY_REWARD, Run
 from jobs.sample_candidates import UNGUIDED
 from jobs.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 
@@ -145,7 +150,3 @@ def _shape(run: Run, table: str, rewards: str, name: str, judge: str, shaping: d
     made_from = fingerprint_of(rewards=table_digest(rewards))
     made_from |= {f"candidate_scoring.{setting}": value for setting, value in shaping.items()}
     return build_table(run.path(name), SCORED_CANDIDATES, made_from, shape, on_mismatch=run.on_mismatch)
-
-
-if __name__ == "__main__":
-    main(for_arm)

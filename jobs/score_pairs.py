@@ -5,6 +5,11 @@ pairs, reward -> rewards (of each judge) -> scored_pairs, or scored_pairs_<arm>,
 python -m jobs.score_pairs shapes --run runs/one --arm weighted
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("score_pairs")
+
 import json
 import re
 from functools import partial
@@ -25,7 +30,7 @@ from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from hive_ray.seeds import id_for
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 from jobs.scoring import PairScorer, PairShaper, rewards_of
 
 CARD, CHART = "card.json", "rewards.svg"
@@ -177,7 +182,3 @@ def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> tu
     said = distribution.described(values, advantages, shaped)
     print(f"rewards: {distribution.in_words(said)}", flush=True)
     return shaped, said, distribution.draw(advantages, [row["origin"] for row in rows], shaped)
-
-
-if __name__ == "__main__":
-    main(for_arm)

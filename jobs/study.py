@@ -14,6 +14,11 @@ The feedback part of seed 101 lies in <run>/seed101, the second round in its rou
 their names. All parts of a seed are measured on the same prompts.
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("study")
+
 import json
 import math
 import os
@@ -21,10 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Any
 
 from hive_ray import storage
 from hive_ray.config import Config, Instructions
@@ -34,7 +36,6 @@ from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, 
 from hive_ray.evaluation.metrics import draws_by_prompt
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY
-from hive_ray.reward.shaping import SHAPINGS
 from hive_ray.schemas import CANDIDATES, EVALUATION, RANKINGS, Rows
 from hive_ray.seeds import seed_for
 from jobs import (
@@ -49,11 +50,10 @@ from jobs import (
     train_editor,
 )
 from jobs.evaluating import best_of_name
-from jobs.run import RANKINGS_BY_REWARD, SHARED, Run, in_one_line, write_settings
+from jobs.own_settings import PARTS, Part, Study
+from jobs.run import RANKINGS_BY_REWARD, SHARED, Run, write_settings
 from jobs.study_document import METRICS, SECOND_ROUND_OF, Scores
 
-Part = Literal["feedback", "weak", "curve", "ablations"]
-PARTS: tuple[Part, ...] = ("feedback", "weak", "curve", "ablations")
 EVERY_SEED: tuple[Part, ...] = ("feedback",)
 """Parts that every seed has; the others are of the first seed alone."""
 
@@ -118,43 +118,6 @@ DIFFERENCES: dict[Part, tuple[tuple[str, str], ...]] = {
 }
 """Beside the differences from the part's baseline: (editor, what it is compared with)."""
 BASELINES: dict[Part, str] = {"feedback": "control", "weak": "control", "curve": "sft", "ablations": "dpo"}
-
-
-@dataclass(frozen=True)
-class Study:
-    """How long the study is; all else is the shapes preset's."""
-
-    run: str = "runs/study"
-    seeds: tuple[int, ...] = (102, 103, 104)
-    """Of every stage that draws, and so of the prompts. Nothing was ever chosen on the prompts of these."""
-    parts: tuple[Part, ...] = PARTS
-    """What is made. The document tells of all that is finished."""
-    num_prompts: int = 150
-    """Held-out prompts of each seed that all editors are compared on."""
-    best_of: int = 4
-    """Edits of each prompt, all of which count. Above 1, the one of them that the reward model likes best is told of
-    `sft`, `dpo` and `dpo+rejection`, too."""
-    arms: tuple[str, ...] = ("control", "dpo", "rejection", "dpo+rejection")
-    """What is trained from `sft` in the feedback part, or added up. The second round needs dpo+rejection."""
-    first_seed_arms: tuple[str, ...] = ("weighted", "shuffled", "nft")
-    """What the first seed alone has besides."""
-    second_round_prompts: int = 1_600
-    """Prompts that the second round's editor edits; the first round's are as many as the preset's, and among them."""
-    second_round_ranked: int = 540
-    """Prompts of these that people rank."""
-    weak_arms: tuple[str, ...] = ("control", *SHAPINGS, "conditional_sft")
-    """What is trained from the weak start, and `conditional_sft`, which takes its place: it hears the phrase from the
-    beginning."""
-    weak_sft_images: int = 6_400
-    """Rows that the weak start sees."""
-    weak_images: int = 4_800
-    """Rows that each arm from the weak start sees."""
-    curve: tuple[int, ...] = (100, 500)
-    """Numbers of shipped rankings of the learning curve, before all of them."""
-    rebuild: bool = False
-    """Delete and make again what other settings made, instead of refusing."""
-    out: Path = Path("docs/study.md")
-    """Its charts lie beside it."""
 
 
 @dataclass(frozen=True)
@@ -610,7 +573,3 @@ def main(study: Study) -> None:
     """The study on the shapes preset."""
     start_ray(workers_import=pipeline.WORKERS_IMPORT)
     print(build(study, shapes()))
-
-
-if __name__ == "__main__":
-    in_one_line(lambda: main(tyro.cli(Study)))

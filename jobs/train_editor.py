@@ -6,6 +6,11 @@ pairs or scored_pairs, or one of them beside `latents`, or rankings, or scored c
 python -m jobs.train_editor shapes --run runs/one --arm dpo
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("train_editor")
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -30,7 +35,7 @@ from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
 from jobs import average_editors, encode_latents
-from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint, main
+from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint
 
 
 class _Carded:
@@ -312,5 +317,6 @@ def controls(run: Run) -> None:
             build(run, name)
 
 
-if __name__ == "__main__":
-    main(lambda run: build(run, run.arm))
+def for_arm(run: Run) -> Metrics:
+    """The editor that the command line names."""
+    return build(run, run.arm)

@@ -5,6 +5,11 @@ rankings, thumbs -> reward
 On BLIP by default; by the editor's denoising errors where `reward.features` says so (`reward_head`).
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("train_reward")
+
 import json
 import time
 from collections.abc import Iterator
@@ -24,7 +29,7 @@ from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_ou
 from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, foretold, measured, worth
 from hive_ray.schemas import RANKINGS, Row, Rows
 from jobs import reward_head
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
@@ -151,7 +156,3 @@ def take_blip(run: Run, name: str) -> Metrics:
 def start_of(settings: config.Reward) -> str:
     """Names what training starts from by its content."""
     return settings.start if settings.start == "shapes" else model_digest(settings.start)
-
-
-if __name__ == "__main__":
-    main(build)

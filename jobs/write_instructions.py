@@ -3,6 +3,11 @@
 captions -> instructions
 """
 
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("write_instructions")
+
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -21,7 +26,7 @@ from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from jobs.estimate import Estimate, compare, measure
-from jobs.run import Run, fingerprint, main
+from jobs.run import Run, fingerprint
 
 FINETUNED = "finetuned"
 
@@ -150,7 +155,3 @@ def settings_of_captions(settings: Instructions) -> Instructions:
     """Only what decides the captions, so that another writer does not draw them again."""
     names = ("captions", "caption_column", "num_captions", "seed")
     return Instructions(**{name: getattr(settings, name) for name in names})
-
-
-if __name__ == "__main__":
-    main(build, estimate)

@@ -1,6 +1,7 @@
 """A job whose cluster is lost ends soon, with 1, and says that the same command goes on."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def started(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "jobs.write_instructions", "shapes", "--run", str(folder / "run")]
     command += ["--instructions.num-captions", "100000"]
     with (folder / "log").open("w") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ""}, stdout=log, stderr=log)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ""}, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def wait_for(found: Callable[[], list], job: subprocess.Popen, folder: Path) -> list:
@@ -121,3 +124,16 @@ def last_words(log: Path) -> str:
     while not (said := log.read_text().rstrip()).endswith("goes on from there") and time.monotonic() < until:
         time.sleep(0.1)
     return said
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_a_stage_with_one_sentence_and_the_same_command_goes_on(tmp_path):
+    job = started(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("run/instructions/data/*")), job, tmp_path)
+    kept = {file.name for file in tmp_path.glob("run/instructions/data/*")}
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does: Ray's processes, too
+    assert job.wait(60) == 130
+    *before, last = last_words(tmp_path / "log").splitlines()
+    assert last == "Stopped by Ctrl-C. What is finished stays: the same command goes on from there"
+    assert not [line for line in before if line and not line.startswith(("captions: ", "instructions: "))]
+    assert kept <= {file.name for file in tmp_path.glob("run/instructions/data/*")}

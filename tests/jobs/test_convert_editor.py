@@ -9,7 +9,8 @@ from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
 from hive_ray.images import decode, encode
 from hive_ray.shapes.pretraining.words import train_tokenizer
-from jobs.convert_editor import Conversion, build
+from jobs.convert_editor import build
+from jobs.own_settings import Conversion
 
 
 def test_a_released_checkpoint_becomes_an_editor_that_edits_with_its_phrase(root, tmp_path):

@@ -9,8 +9,8 @@ from hive_ray.config import Resources, Spending
 from hive_ray.distributed.cluster import start_ray
 from hive_ray.presets import shapes
 from jobs import evaluate_editor, make_pairs, write_instructions
-from jobs import run as jobs_run
-from jobs.run import Run
+from jobs.command import read_command
+from jobs.run import Run, work
 
 pytestmark = pytest.mark.ray
 
@@ -73,7 +73,7 @@ def test_pairs_are_estimated_in_pictures_through_the_unet_and_gpu_hours(chat, tm
     assert kept["rows_out"] == thought.rows_out
 
 
-def test_a_stage_that_cannot_estimate_says_so_before_anything_starts(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["job", "shapes", "--run", str(tmp_path), "--estimate"])
+def test_a_stage_that_cannot_estimate_says_so_before_anything_starts(tmp_path):
+    command = read_command(["shapes", "--run", str(tmp_path), "--estimate"])
     with pytest.raises(SystemExit, match="only write_instructions and make_pairs can estimate"):
-        jobs_run.main(evaluate_editor.build)
+        work(evaluate_editor.build, command, evaluate_editor)

@@ -49,7 +49,8 @@ from jobs import (
     train_editor,
     write_instructions,
 )
-from jobs.run import Run, read_command
+from jobs.command import read_command
+from jobs.run import Run, run_of
 from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
@@ -323,7 +324,7 @@ def test_a_later_round_takes_preferences_of_its_own_edits_alone(run):
 
 
 def drive(settings: Path, run: str) -> None:
-    pipeline.build(read_command(["--config", str(settings), "--run", run]))
+    pipeline.build(run_of(read_command(["--config", str(settings), "--run", run])))
 
 
 def written(words: str, log: Path) -> bool:

@@ -13,7 +13,8 @@ from hive_ray.pairs.formats.ranked import ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import RANKINGS, to_table
 from jobs.import_rankings import dataset_of
-from jobs.rank_shapes import ShippedRankings, configured, main
+from jobs.own_settings import ShippedRankings
+from jobs.rank_shapes import configured, main
 
 
 def read(folder: str) -> list[dict]:

@@ -27,7 +27,9 @@ from hive_ray.distributed.tables import count_rows, read_manifest, read_rows
 from hive_ray.presets import sd15
 from hive_ray.schemas import RANKINGS, SCORED_PAIRS, Stopped
 from jobs import collect_rankings, convert_editor, evaluate_editor, export_annotations, pipeline, train_editor
-from jobs.run import Run, read_command
+from jobs.command import read_command
+from jobs.own_settings import Conversion
+from jobs.run import Run, run_of
 from serve.annotate import prepare
 
 pytestmark = pytest.mark.ray
@@ -74,7 +76,7 @@ def stopped(folder) -> str:
 
 
 def command(folder: Path) -> Run:
-    return read_command(["--config", str(folder / "settings.yaml"), "--run", str(folder / "run")])
+    return run_of(read_command(["--config", str(folder / "settings.yaml"), "--run", str(folder / "run")]))
 
 
 def people_rank(run: Run) -> None:
@@ -181,7 +183,9 @@ def test_the_command_that_is_named_for_a_missing_table_makes_it(folder, stopped,
     _, _, said = str(missing.value).partition("python -m ")
     module, *flags = shlex.split(said)
     monkeypatch.setattr("sys.argv", [module, *flags])
-    runpy.run_module(module, run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert not ended.value.code
     train_editor.training(command(folder), "weighted")
     weights = [row["weight"] for row in read_rows(command(folder).path("scored_pairs_weighted"), SCORED_PAIRS)]
     assert len(set(weights)) > 1
@@ -192,7 +196,7 @@ def test_a_released_editor_is_measured_alone_where_nothing_was_trained(folder, s
     config = run.config.changed({"evaluation": {"editors": ("released",)}})
     alone = Run(str(tmp_path / "run"), config, elsewhere={"prompts": run.path("prompts")})
     released = tiny_stable_diffusion(tmp_path / "released", in_channels=8)
-    convert_editor.build(convert_editor.Conversion(checkpoint=str(released), folder=alone.path("editors/released")))
+    convert_editor.build(Conversion(checkpoint=str(released), folder=alone.path("editors/released")))
     summary = evaluate_editor.build(alone)
     assert [one["editor"] for one in summary["editors"]] == ["released"]
     assert list(summary["editors"][0]["metrics"]) == ["clip_image", "clip_direction"]

@@ -12,7 +12,16 @@ from ray.cluster_utils import Cluster
 
 from hive_ray.distributed.cluster import num_nodes, start_ray
 from hive_ray.presets import shapes
-from jobs.run import Run, check_nodes_see, check_run_folder, main, read_command
+from jobs.command import config_of, read_command
+from jobs.run import Run, check_nodes_see, check_run_folder, run_of, work, write_settings
+
+
+def started(arguments: list[str]) -> Run:
+    """The run of a command line, with its settings in its folder."""
+    command = read_command(arguments)
+    run = run_of(command)
+    write_settings(run.root, config_of(command))
+    return run
 
 
 @pytest.fixture
@@ -65,8 +74,8 @@ def test_whatever_is_drawn_from_the_same_prompts_has_another_seed_in_each_round(
 
 def test_a_command_finds_a_round_by_its_folder_and_has_the_settings_of_its_run(first):
     flags = ["--candidates.num-edits", "3", "--rankings.annotator", "people", "--rankings.annotations", "first.jsonl"]
-    run = read_command(["--run", first.root, *flags])
-    second = read_command(["--run", f"{first.root}/rounds/2"])
+    run = started(["--run", first.root, *flags])
+    second = started(["--run", f"{first.root}/rounds/2"])
     assert (second.config, second.root, second.number) == (run.after().config, run.after().root, 2)
     assert second.config.candidates.num_edits == 3
     assert second.config.rankings.annotations == ""  # the first round's speak of other edits
@@ -74,27 +83,26 @@ def test_a_command_finds_a_round_by_its_folder_and_has_the_settings_of_its_run(f
 
 
 def test_a_rounds_own_settings_file_gives_the_same_round_back(first):
-    read_command(["--run", first.root, "--candidates.seed", "5"])
+    started(["--run", first.root, "--candidates.seed", "5"])
     folder = f"{first.root}/rounds/3"
-    told = read_command(["--run", folder, "--rankings.annotations", "third.jsonl"])
+    told = started(["--run", folder, "--rankings.annotations", "third.jsonl"])
     assert told.config.rankings.annotations == "third.jsonl"
-    again = read_command(["--run", folder, "--config", f"{folder}/config.yaml"])
+    again = started(["--run", folder, "--config", f"{folder}/config.yaml"])
     assert again.config.candidates.seed == told.config.candidates.seed
     with open(f"{folder}/config.yaml") as file:
         assert yaml.safe_load(file)["candidates"]["seed"] == 5
 
 
 def test_there_is_no_folder_of_the_first_round(first):
-    read_command(["--run", first.root])
+    started(["--run", first.root])
     with pytest.raises(ValueError, match="round 1 is the run folder"):
-        read_command(["--run", f"{first.root}/rounds/1"])
+        started(["--run", f"{first.root}/rounds/1"])
 
 
-def ended(monkeypatch, *arguments: str) -> str:
+def ended(*arguments: str) -> str:
     """What a job says as it ends before it has begun."""
-    monkeypatch.setattr("sys.argv", ["job", *arguments])
     with pytest.raises(SystemExit) as caught:
-        main(lambda run: pytest.fail("it was built"))
+        work(lambda run: pytest.fail("it was built"), read_command([*arguments]))
     assert not ray.is_initialized()
     return caught.value.code
 
@@ -103,7 +111,7 @@ def test_a_run_folder_among_a_ray_jobs_files_is_refused_before_anything_is_made(
     folder = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_a1b2"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    said = ended(monkeypatch, "shapes", "--run", "runs/one")
+    said = ended("shapes", "--run", "runs/one")
     assert said.startswith(f"ValueError: the run folder {folder}/runs/one lies among the files that Ray keeps of a job")
     assert "s3://" in said
     assert list(folder.iterdir()) == []
@@ -138,23 +146,9 @@ def test_a_read_only_disk_is_told_before_ray_is_started(tmp_path):
     assert done.stderr == f"OSError: {words}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--config"], ["--config", "--run", "x"], ["--config="]])
-def test_a_settings_file_that_is_not_named_is_asked_for(monkeypatch, arguments):
-    assert ended(monkeypatch, *arguments).startswith("ValueError: --config wants a settings file after it")
-
-
-def test_a_wrong_settings_file_is_told_in_one_line_and_nothing_is_made(tmp_path, monkeypatch):
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("pairs:\n  resolutoin: 64\n")
-    said = ended(monkeypatch, f"--config={settings}", "--run", str(tmp_path / "run"))
-    assert f"SettingsError: {settings}, line 2: there is no setting pairs.resolutoin" in said
-    assert "\n" not in said
-    assert list(tmp_path.iterdir()) == [settings]
-
-
 def test_a_cluster_that_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    said = ended(monkeypatch, "shapes", "--run", str(tmp_path / "run"))
+    said = ended("shapes", "--run", str(tmp_path / "run"))
     assert said.startswith("Stopped: the cluster at RAY_ADDRESS=nonsense cannot be joined: ")
     assert "without RAY_ADDRESS the job starts a cluster on this machine" in said
     assert list(tmp_path.iterdir()) == []

@@ -12,13 +12,12 @@ from hive_ray.presets import shapes
 from hive_ray.schemas import EVALUATION, RANKINGS
 from jobs import score_pairs, study, train_editor
 from jobs.evaluate_editor import DRAWS_IN_FIRST_ROW
+from jobs.own_settings import PARTS, Study
 from jobs.study import (
     ABLATIONS,
     OF_FEEDBACK,
-    PARTS,
     SEEN_SEEDS,
     Entry,
-    Study,
     ablated_run,
     ablations,
     chosen_on,

@@ -14,7 +14,8 @@ from hive_ray.distributed.tables import read_manifest, read_rows, table_digest
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import CANDIDATES, EVALUATION, PAIRS, PROMPTS, RANKINGS
 from jobs import study
-from jobs.study import ABLATIONS, PARTS, Entry, Study, ablated_run, build, first_run, scores_of, weak_run, with_settings
+from jobs.own_settings import PARTS, Study
+from jobs.study import ABLATIONS, Entry, ablated_run, build, first_run, scores_of, weak_run, with_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

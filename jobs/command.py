@@ -1,0 +1,362 @@
+"""The command line of every job. Nothing here imports what a job works with, so that help and refusals come at once.
+
+python -m jobs                                      # all jobs, in the order of the pipeline
+python -m jobs.make_pairs --help                    # the settings of that job; --help-all shows those of all jobs
+python -m jobs.make_pairs shapes --run runs/one --pairs.samples-per-instruction 8
+python -m jobs.make_pairs --config runs/one/config.yaml --run runs/one
+python -m jobs.export_annotations --run runs/one/rounds/2                 # a later round, with the run's settings
+"""
+
+import atexit
+import importlib
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from hive_ray import storage
+from hive_ray.choices import choose_one_of
+from hive_ray.config import (
+    ADDED_ARMS,
+    Annotation,
+    Config,
+    Dpo,
+    Nft,
+    Preview,
+    Recovery,
+    Resources,
+    Section,
+    SingleFile,
+    Training,
+    Watching,
+)
+from hive_ray.presets import PRESETS
+from hive_ray.settings_file import load_settings, wrong_settings
+
+WRONG_USAGE = 2
+"""Exit status of a command line that cannot be understood, as of argparse."""
+ROUND = re.compile(r"(?P<run>.+)/rounds/(?P<number>\d+)")
+"""The folder of a later round."""
+TRAINED_ARMS = (
+    "sft", "control", "finetuned", "conditional", "conditional_sft", "weighted", "level", "dpo", "shuffled", "nft",
+    "rejection",
+)  # fmt: skip
+"""Names of editors that `train_editor` knows, beside sums of them."""
+SELDOM_SET = (Preview, Recovery, SingleFile, Watching)
+INNER_SECTIONS = (Dpo, Nft, Resources, Training)
+"""Sections within others that help leaves out: of every job, and of those that do not train."""
+
+
+# --- What every job is asked ------------------------------------------------------------------------------------------
+
+
+class RunOptions(Section):
+    """What every job of a run is asked."""
+
+    run: str = "runs/quickstart"
+    """Run folder: a local path or an s3:// address."""
+    rebuild: bool = False
+    """Delete and make again what other settings made, instead of refusing."""
+
+
+class EstimateOption(Section):
+    """What jobs with a long or costly stage are asked."""
+
+    estimate: bool = False
+    """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
+    `make_pairs`)."""
+
+
+class ArmOption(Section):
+    """What jobs for several editors are asked."""
+
+    arm: str = "sft"
+    """Which editor is made, or gets what it is trained on: sft, control, finetuned (as `editor.arm` says), conditional,
+    weighted, level, conditional_sft (conditional from the first start), dpo, shuffled, nft, rejection, or a sum:
+    dpo+rejection. Where none is named, `train_editor` makes sft, `score_pairs` scores for finetuned, `score_candidates`
+    for nft, and `sample_candidates` draws the edits that people rank."""
+
+
+class RoundsOption(Section):
+    """What the pipeline is asked."""
+
+    rounds: int = Field(1, ge=1)
+    """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
+
+
+class Command(RunOptions, EstimateOption, ArmOption, RoundsOption, Config):
+    """Settings of one run; every section may be overridden by its flags."""
+
+
+# --- The jobs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A module of this package that is a command."""
+
+    summary: str
+    """One line."""
+    sections: tuple[str, ...] = ()
+    """Sections of `Config` that its help shows: those that decide what it makes, and how."""
+    options: tuple[type[Section], ...] = ()
+    """What it is asked beside `RunOptions`."""
+    example: str = "shapes --run runs/one"
+    """What may stand behind its name."""
+    hides: tuple[type[Section], ...] = ()
+    """Kinds of sections within its sections that its help leaves out."""
+    settings: str = ""
+    """For a job that belongs to no run: the name of its settings in `jobs.own_settings`."""
+    function: str = "build"
+    """What its module is to call."""
+
+
+JOBS = {
+    "finetune_writer": Job("have a language model fine-tuned on triplets that people wrote", ("writer",)),
+    "write_instructions": Job(
+        "captions -> edit instructions, by a language model", ("instructions", "writer"), (EstimateOption,)
+    ),
+    "make_pairs": Job(
+        "instructions -> pairs of pictures, by Prompt-to-Prompt", ("pairs",), (EstimateOption,),
+        "shapes --run runs/one --pairs.samples-per-instruction 8",
+    ),
+    "import_pairs": Job(
+        "somebody else's dataset -> pairs, in place of the two jobs above", ("importing",),
+        example="sd15 --run runs/one --importing.dataset /data/MagicBrush",
+    ),
+    "inspect_pairs": Job("pairs -> a page that shows what was kept and dropped", ("pairs",)),
+    "export_pairs": Job("pairs -> a dataset that others open", ("exporting",)),
+    "encode_latents": Job("pairs -> their latents, encoded once", ("editor",), hides=INNER_SECTIONS),
+    "train_editor": Job(
+        "pairs, rankings or scored candidates -> an editor", ("editor",), (ArmOption,),
+        "shapes --run runs/one --arm dpo --editor.dpo.beta 1000", function="for_arm", hides=(Nft, Resources),
+    ),
+    "export_editor": Job(
+        "a training's newest checkpoint -> an editor", ("editor",), (ArmOption,), "shapes --run runs/one --arm sft",
+        hides=INNER_SECTIONS,
+    ),
+    "convert_editor": Job(
+        "a released checkpoint -> an editor", example="--checkpoint editor.ckpt --folder runs/one/editors/released",
+        settings="Conversion",
+    ),
+    "sample_candidates": Job(
+        "prompts -> several edits each, for people to rank", ("candidates",), (ArmOption,),
+        "shapes --run runs/one --candidates.num-edits 4", function="for_arm",
+    ),
+    "choose_candidates": Job("candidates -> which prompts people rank, and in which order", ("choosing",)),
+    "export_annotations": Job("the annotation app's answers -> a file of rankings", ("annotation",)),
+    "collect_rankings": Job("candidates and people's answers -> rankings", ("rankings",)),
+    "import_rankings": Job(
+        "somebody else's rankings -> rankings to learn from", ("importing",),
+        example="shapes --run runs/one --importing.rankings theirs.csv",
+    ),
+    "train_reward": Job("rankings -> a reward model", ("reward",), hides=(Resources,)),
+    "reward_curve": Job("whether more rankings would make a better reward model", ("reward",), hides=(Resources,)),
+    "score_pairs": Job(
+        "pairs -> pairs with weights, phrases or levels by their rewards", ("scoring",), (ArmOption,),
+        "shapes --run runs/one --arm weighted", function="for_arm",
+    ),
+    "score_candidates": Job(
+        "candidates -> candidates with their rewards", ("candidate_scoring",), (ArmOption,),
+        "shapes --run runs/one --arm rejection", function="for_arm",
+    ),
+    "average_editors": Job(
+        "editors -> one with the mean of their weights", ("averaging",),
+        example="shapes --run runs/one --averaging.editors dpo weighted",
+    ),
+    "evaluate_editor": Job("editors -> how good their edits of held-out prompts are", ("evaluation",)),
+    "pipeline": Job(
+        "all of the above that the settings ask for, in order", tuple(Config.model_fields), (RoundsOption,),
+        "shapes --run runs/one --rounds 2",
+    ),
+    "study": Job(
+        "compare all ways to learn from feedback on shapes", example="--seeds 102 --parts feedback", settings="Study",
+        function="main",
+    ),
+    "rank_shapes": Job(
+        "make the rankings that come with shapes", example="", settings="ShippedRankings", function="main"
+    ),
+    "pretrain_shapes": Job(
+        "make the models that come with shapes", example="", settings="Pretraining", function="main"
+    ),
+}  # fmt: skip
+"""By the names of their modules, in the order of the pipeline."""
+
+
+def list_jobs(program: str) -> str:
+    """All jobs with a line each."""
+    width = max(len(name) for name in JOBS)
+    return "\n".join([
+        f"usage: {program} JOB [PRESET] [--run RUN] [flags]      one job; {program} JOB --help tells its flags",
+        "",
+        *(f"  {name.replace('_', '-'):<{width}}  {job.summary}" for name, job in JOBS.items()),
+        "",
+        f"presets: {', '.join(PRESETS)}",
+    ])  # fmt: skip
+
+
+def run_job(name: str, arguments: Sequence[str] | None = None, program: str = "") -> NoReturn:
+    """Do what a command line asks of one job, and end the process. `arguments` are sys.argv's where none are given."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    job, program = JOBS[name], program or f"python -m jobs.{name}"
+    settings = read_arguments(job, list(arguments), program)
+    from hive_ray.distributed.cluster import quiet  # and with it all that a job works with, which takes seconds
+
+    quiet()  # before libraries are imported that read their environment then
+    from jobs.run import work
+
+    # Once Ray ends its processes, another Ctrl-C would leave some of them.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    module = importlib.import_module(f"jobs.{name}")
+    work(getattr(module, job.function), settings, module)
+    raise SystemExit
+
+
+# --- Reading a command line -------------------------------------------------------------------------------------------
+
+
+def read_arguments(job: Job, arguments: list[str], program: str) -> Any:
+    """The settings that a command line names: a `Command`, or the job's own.
+
+    Raises SystemExit: 0 after help, 2 with a message where it cannot be understood.
+    """
+    try:
+        if job.settings:
+            return _own_settings(job, arguments, program)
+        help_asked = {"-h", "--help", "--help-all"} & {*arguments}
+        return _show_help(job, arguments, program) if help_asked else read_command(arguments, program)
+    except ValidationError as error:
+        message = wrong_settings(error)
+    except (ValueError, OSError) as error:
+        message = str(error)
+    print(f"{program}: {message}\n{program} --help tells what there is", file=sys.stderr)
+    raise SystemExit(WRONG_USAGE)
+
+
+def read_command(arguments: list[str], program: str = "job") -> Command:
+    """The settings of a run, or of a later round of one, whose `run` is its whole address.
+
+    Raises ValueError, OSError and pydantic's ValidationError for what cannot be understood, or read.
+    """
+    default, flags = _starting_point(arguments)
+    command = _parsed(flags, default, program)
+    root = storage.absolute(command.run)
+    later = ROUND.fullmatch(root)
+    if later:  # it has its run's settings, unless others are named
+        names_settings = flags != arguments
+        settings = default if names_settings else load_settings(storage.join(later["run"], "config.yaml"), Command)
+        command = _parsed(flags, _command(again(config_of(settings))), program)
+    _check_arm(command.arm)
+    return command.model_copy(update={"run": root})
+
+
+def again(config: Config) -> Config:
+    """A run's settings without what they say of the first round's own edits: who said what of them."""
+    gold = config.annotation.gold and Annotation().gold
+    return config.changed({"rankings": {"annotations": ""}, "annotation": {"gold": gold}})
+
+
+def config_of(command: Command) -> Config:
+    """The settings of a run, without what else a job is asked."""
+    return Config(**command.model_dump(include=set(Config.model_fields)))
+
+
+def _command(config: Config) -> Command:
+    return Command(**config.model_dump())
+
+
+def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
+    """The preset or the settings file that the flags are applied to, and the flags."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            path, others = argument.removeprefix("--config="), arguments[place + 1 :]
+        elif argument == "--config":
+            path, others = "".join(arguments[place + 1 : place + 2]), arguments[place + 2 :]
+        else:
+            continue
+        if not path or path.startswith("--"):
+            raise ValueError("--config wants a settings file after it, such as runs/one/config.yaml")
+        return load_settings(path, Command), arguments[:place] + others
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in PRESETS:
+            raise ValueError(f"preset {arguments[0]!r} is unknown; {choose_one_of(PRESETS, arguments[0])}")
+        return _command(PRESETS[arguments[0]]()), arguments[1:]
+    return _command(PRESETS["shapes"]()), arguments
+
+
+def _parsed(flags: list[str], default: Command, program: str) -> Command:
+    return tyro.cli(Command, args=flags, default=default, prog=program)
+
+
+def _check_arm(name: str) -> None:
+    """ValueError for the name of an editor that no job makes."""
+    parts = name.split("+")
+    known = TRAINED_ARMS if len(parts) == 1 else ADDED_ARMS
+    for part in parts:
+        if part not in known:
+            raise ValueError(
+                f"arm {part!r} is unknown; {choose_one_of(known, part)}, or several of {', '.join(ADDED_ARMS)}, joined "
+                "by +"
+            )
+
+
+def _own_settings(job: Job, arguments: list[str], program: str) -> Any:
+    kind = getattr(importlib.import_module("jobs.own_settings"), job.settings)
+    return tyro.cli(kind, args=arguments, prog=program, description=_description(job, program))
+
+
+# --- Help -------------------------------------------------------------------------------------------------------------
+
+
+def _show_help(job: Job, arguments: list[str], program: str) -> None:
+    """Print the settings of a job, or of all, with the defaults of the preset that is named. Raises SystemExit."""
+    asked = [argument for argument in arguments if argument not in ("-h", "--help", "--help-all")]
+    default, _ = _starting_point(asked)
+    everything = "--help-all" in arguments
+    kind = Command if everything else _settings_of(job, default)
+    defaults = default if everything else kind(**default.model_dump(include={*kind.model_fields}))
+    tyro.cli(kind, args=["--help"], default=defaults, prog=program, description=_description(job, program))
+
+
+def _description(job: Job, program: str) -> str:
+    lines = [f"{job.summary[0].upper()}{job.summary[1:]}.", "", f"  {program} {job.example}".rstrip()]
+    if not job.settings:
+        lines += [
+            "",
+            f"Settings are a preset's ({', '.join(PRESETS)}; shapes where none is named first), or those of --config "
+            "FILE, and what flags say.",
+            "--help-all shows the flags of all jobs, and those that are left out here.",
+        ]
+    return "\n".join(lines)
+
+
+def _settings_of(job: Job, default: Command) -> type[BaseModel]:
+    """A model of what one job is asked, in which settings that came before are not shown again."""
+    seen: set[type] = {*SELDOM_SET, *job.hides}
+    fields = {name: _shown(getattr(default, name), seen) for name in job.sections}
+    return create_model("Settings", __base__=(RunOptions, *job.options), **fields)
+
+
+def _shown(section: Section, seen: set[type]) -> tuple[Any, Section]:
+    """A section as a field of a model: what its kind has in common with one before it is hidden from help."""
+    fields: dict[str, Any] = {}
+    for name, inner in _inner_sections(section):
+        if type(inner) in seen:
+            fields[name] = (Annotated[type(inner), tyro.conf.Suppress], inner)
+        else:
+            seen.add(type(inner))
+            fields[name] = _shown(inner, seen)
+    kind = create_model(type(section).__name__, __base__=type(section), **fields)
+    kind.__doc__ = type(section).__doc__
+    return kind, kind(**section.model_dump())
+
+
+def _inner_sections(section: Section) -> Iterator[tuple[str, Section]]:
+    for name, value in section:
+        if isinstance(value, Section):
+            yield name, value
