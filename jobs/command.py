@@ -114,6 +114,8 @@ class Job:
     """For a job that belongs to no run: the name of its settings in `jobs.own_settings`."""
     function: str = "build"
     """What its module is to call."""
+    reads: tuple[str, ...] = ()
+    """Tables and editors of its run that have to be finished, whatever its settings are."""
 
 
 JOBS = {
@@ -123,15 +125,15 @@ JOBS = {
     ),
     "make_pairs": Job(
         "instructions -> pairs of pictures, by Prompt-to-Prompt", ("pairs",), (EstimateOption,),
-        "shapes --run runs/one --pairs.samples-per-instruction 8",
+        "shapes --run runs/one --pairs.samples-per-instruction 8", reads=("instructions",),
     ),
     "import_pairs": Job(
         "somebody else's dataset -> pairs, in place of the two jobs above", ("importing",),
         example="sd15 --run runs/one --importing.dataset /data/MagicBrush",
     ),
-    "inspect_pairs": Job("pairs -> a page that shows what was kept and dropped", ("pairs",)),
+    "inspect_pairs": Job("pairs -> a page that shows what was kept and dropped", ("pairs",), reads=("pairs",)),
     "export_pairs": Job("pairs -> a dataset that others open", ("exporting",)),
-    "encode_latents": Job("pairs -> their latents, encoded once", ("editor",), hides=INNER_SECTIONS),
+    "encode_latents": Job("pairs -> their latents, encoded once", ("editor",), hides=INNER_SECTIONS, reads=("pairs",)),
     "train_editor": Job(
         "pairs, rankings or scored candidates -> an editor", ("editor",), (ArmOption,),
         "shapes --run runs/one --arm dpo --editor.dpo.beta 1000", function="for_arm", hides=(Nft, Resources),
@@ -146,20 +148,24 @@ JOBS = {
     ),
     "sample_candidates": Job(
         "prompts -> several edits each, for people to rank", ("candidates",), (ArmOption,),
-        "shapes --run runs/one --candidates.num-edits 4", function="for_arm",
+        "shapes --run runs/one --candidates.num-edits 4", function="for_arm", reads=("prompts", "editors/current"),
     ),
-    "choose_candidates": Job("candidates -> which prompts people rank, and in which order", ("choosing",)),
+    "choose_candidates": Job(
+        "candidates -> which prompts people rank, and in which order", ("choosing",), reads=("candidates",)
+    ),
     "export_annotations": Job("the annotation app's answers -> a file of rankings", ("annotation",)),
-    "collect_rankings": Job("candidates and people's answers -> rankings", ("rankings",)),
+    "collect_rankings": Job("candidates and people's answers -> rankings", ("rankings",), reads=("candidates",)),
     "import_rankings": Job(
         "somebody else's rankings -> rankings to learn from", ("importing",),
         example="shapes --run runs/one --importing.rankings theirs.csv",
     ),
-    "train_reward": Job("rankings -> a reward model", ("reward",), hides=(Resources,)),
-    "reward_curve": Job("whether more rankings would make a better reward model", ("reward",), hides=(Resources,)),
+    "train_reward": Job("rankings -> a reward model", ("reward",), hides=(Resources,), reads=("rankings",)),
+    "reward_curve": Job(
+        "whether more rankings would make a better reward model", ("reward",), hides=(Resources,), reads=("rankings",)
+    ),
     "score_pairs": Job(
         "pairs -> pairs with weights, phrases or levels by their rewards", ("scoring",), (ArmOption,),
-        "shapes --run runs/one --arm weighted", function="for_arm",
+        "shapes --run runs/one --arm weighted", function="for_arm", reads=("pairs",),
     ),
     "score_candidates": Job(
         "candidates -> candidates with their rewards", ("candidate_scoring",), (ArmOption,),
@@ -169,7 +175,9 @@ JOBS = {
         "editors -> one with the mean of their weights", ("averaging",),
         example="shapes --run runs/one --averaging.editors dpo weighted",
     ),
-    "evaluate_editor": Job("editors -> how good their edits of held-out prompts are", ("evaluation",)),
+    "evaluate_editor": Job(
+        "editors -> how good their edits of held-out prompts are", ("evaluation",), reads=("prompts",)
+    ),
     "pipeline": Job(
         "all of the above that the settings ask for, in order", tuple(Config.model_fields), (RoundsOption,),
         "shapes --run runs/one --rounds 2",
@@ -213,7 +221,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     module = importlib.import_module(f"jobs.{name}")
-    work(getattr(module, job.function), settings, module)
+    work(getattr(module, job.function), settings, module, job.reads)
     raise SystemExit
 
 

@@ -7,7 +7,7 @@ in the run what all rounds share (SHARED); what it makes lies in its own folder.
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from hive_ray import storage
 from hive_ray.config import Config, Section
 from hive_ray.distributed.cluster import nodes_without, num_nodes, start_ray
 from hive_ray.distributed.lost import GOES_ON, ending_in_words, in_words, starting_in_words
-from hive_ray.distributed.models import model_digest
+from hive_ray.distributed.models import is_whole, model_digest
 from hive_ray.distributed.noise import without_known_noise
 from hive_ray.distributed.tables import OnMismatch, read_manifest
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
@@ -40,6 +40,15 @@ ANSWERS = ("answers", "judge_answers")
 RANKINGS_BY_REWARD = "rankings_by_reward"
 """The table of the reward model's own rankings."""
 
+MADE_BY = {
+    "instructions": "write_instructions",
+    "pairs": "make_pairs",
+    "prompts": "make_pairs",
+    "editors/current": "train_editor",
+    "candidates": "sample_candidates",
+    "rankings": "collect_rankings",
+}
+"""What jobs read -> the job that makes it, where it is not imported."""
 INTERRUPTED = 130
 """Exit status of a job that was stopped by Ctrl-C, as of a shell."""
 IN_A_RAY_JOB = re.compile(r"/(runtime_resources|_ray_pkg_\w+)(/|$)")
@@ -71,6 +80,16 @@ class Run:
     def command(self, job: str) -> str:
         """What to type to have a job work in this run, or round, with its settings."""
         return f"python -m jobs.{job} --config {self.path('config.yaml')} --run {self.root}"
+
+    def command_for(self, name: str) -> str:
+        """What to type to have a table, or the editor that this round starts from, made (MADE_BY)."""
+        if name == "editors/current" and self.before:
+            return f"{self.before.command('train_editor')} --arm finetuned"
+        if name in ("pairs", "prompts") and self.config.importing.dataset:
+            return self.command("import_pairs")
+        if name in ("pairs", "prompts") and read_manifest(self.path("imported")):
+            return f"{self.command('import_pairs')} --importing.dataset <the dataset that was imported>"
+        return self.command(MADE_BY[name])
 
     @property
     def feedback_arm(self) -> str:
@@ -154,18 +173,20 @@ def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
     return fingerprint_of(section.model_copy(update=dict.fromkeys(addresses, "")), **models, **inputs)
 
 
-def work(act: Callable[[Any], object], settings: Any, module: ModuleType | None = None) -> None:
+def work(
+    act: Callable[[Any], object], settings: Any, module: ModuleType | None = None, reads: Sequence[str] = ()
+) -> None:
     """Do a job, for a command line. `settings`: those of a run (`Command`), or of a job that belongs to none.
 
     module: the job's, where an `estimate` and `WORKERS_IMPORT` (what its workers are forked with, see `start_ray`) are
-    looked for.
+    looked for. reads: what has to be finished before (`check_inputs`).
     """
     if not isinstance(settings, Command):
         in_one_line(lambda: act(settings))
         return
     estimate = getattr(module, "estimate", None)
     workers_import = getattr(module, "WORKERS_IMPORT", ())
-    in_one_line(lambda: _start(act, settings, estimate, workers_import))
+    in_one_line(lambda: _start(act, settings, estimate, workers_import, reads))
 
 
 def in_one_line(act: Callable[[], object]) -> None:
@@ -204,6 +225,7 @@ def _start(
     command: Command,
     estimate: Callable[[Run], object] | None,
     workers_import: tuple[str, ...],
+    reads: Sequence[str],
 ) -> None:
     run = run_of(command)
     if run.estimate and estimate is None:
@@ -211,6 +233,11 @@ def _start(
     check_run_folder(run.root)
     if run.root.startswith(storage.S3):
         storage.check_storage(run.root)
+    try:
+        check_inputs(run, reads)
+    except FileNotFoundError:  # it names a command with these settings
+        write_settings(run.root, config_of(command))
+        raise
     with starting_in_words():
         start_ray(workers_import=workers_import)
     check_nodes_see(run.root)
@@ -238,6 +265,14 @@ def check_run_folder(root: str) -> None:
             f"the run folder {root} cannot be written: {folder} is "
             f"{'read-only for you' if folder.is_dir() else 'no folder'}; give another --run"
         )
+
+
+def check_inputs(run: Run, names: Sequence[str]) -> None:
+    """FileNotFoundError, with the command that makes it, where one of these tables or editors is not finished."""
+    for name in names:
+        address = run.path(name)
+        if read_manifest(address) is None and not is_whole(address):
+            raise FileNotFoundError(f"{address} is not finished; this makes it: {run.command_for(name)}")
 
 
 def check_nodes_see(root: str) -> None:

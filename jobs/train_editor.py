@@ -298,11 +298,7 @@ def _made_by(run: Run, name: str, table: str) -> str:
         return run.command("collect_rankings")
     if arm.schema is SCORED_CANDIDATES:
         return f"{run.command('score_candidates')} --arm {name}"
-    if run.config.importing.dataset:
-        return run.command("import_pairs")
-    if read_manifest(run.path("imported")):
-        return f"{run.command('import_pairs')} --importing.dataset <the dataset that was imported>"
-    return run.command("make_pairs")
+    return run.command_for("pairs")
 
 
 def finetune(run: Run) -> Metrics:

@@ -11,9 +11,11 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from hive_ray.distributed.cluster import num_nodes, start_ray
+from hive_ray.distributed.tables import write_rows
 from hive_ray.presets import shapes
-from jobs.command import config_of, read_command
-from jobs.run import Run, check_nodes_see, check_run_folder, run_of, work, write_settings
+from hive_ray.schemas import PROMPTS
+from jobs.command import JOBS, config_of, read_command
+from jobs.run import MADE_BY, Run, check_inputs, check_nodes_see, check_run_folder, run_of, work, write_settings
 
 
 def started(arguments: list[str]) -> Run:
@@ -144,6 +146,40 @@ def test_a_read_only_disk_is_told_before_ray_is_started(tmp_path):
     assert done.returncode == 1
     words = f"the run folder {tmp_path}/runs/one cannot be written: {tmp_path} is read-only for you; give another --run"
     assert done.stderr == f"OSError: {words}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "makes"),
+    [
+        ("make_pairs", "instructions", "write_instructions"),
+        ("sample_candidates", "prompts", "make_pairs"),
+        ("choose_candidates", "candidates", "sample_candidates"),
+        ("train_reward", "rankings", "collect_rankings"),
+    ],
+)
+def test_a_job_that_lacks_a_table_names_the_command_that_makes_it_before_ray_is_started(tmp_path, name, missing, makes):
+    command = read_command(["shapes", "--run", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as caught:
+        work(lambda run: pytest.fail("it was built"), command, reads=JOBS[name].reads)
+    assert not ray.is_initialized()
+    root = tmp_path / "run"
+    makes = f"python -m jobs.{makes} --config {root}/config.yaml --run {root}"
+    assert (root / "config.yaml").exists()
+    assert caught.value.code == f"FileNotFoundError: {root}/{missing} is not finished; this makes it: {makes}"
+
+
+def test_a_later_round_that_lacks_its_editor_names_the_training_of_the_round_before(first):
+    write_rows(first.path("prompts"), PROMPTS, [], {}, may_be_empty=True)
+    reads = JOBS["sample_candidates"].reads
+    with pytest.raises(FileNotFoundError, match=rf"editors/sft is not finished; .*train_editor .*--run {first.root}$"):
+        check_inputs(first, reads)
+    with pytest.raises(FileNotFoundError, match=rf"/finetuned is not .*train_editor .*{first.root} --arm finetuned$"):
+        check_inputs(first.after(), reads)
+
+
+def test_what_jobs_read_is_made_by_a_job():
+    assert {name for job in JOBS.values() for name in job.reads} == {*MADE_BY}
+    assert {*MADE_BY.values()} <= {*JOBS}
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):
