@@ -2,9 +2,9 @@
 
 Leaves, which import only each other:
 
-    config, schemas, images, image_files, seeds, storage, s3, owners, scratch, text_files, settings_file, similarity,
-    model_folders, agreement, intervals, measures, precision, preferences, openai_client, endpoint, answers,
-    answer_json, charts, pages
+    config, choices, schemas, images, image_files, seeds, storage, s3, owners, scratch, text_files, settings_file,
+    similarity, model_folders, agreement, intervals, measures, precision, preferences, openai_client, endpoint,
+    answers, answer_json, charts, pages
 
 The algorithm, which knows no cluster; siblings never import each other:
 

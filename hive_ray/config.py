@@ -4,10 +4,12 @@ Functions take their own section, never the whole `Config`. Horizons are counted
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hive_ray.choices import choose_one_of
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -442,6 +444,24 @@ ADDED_ARMS = ("weighted", "dpo", "nft", "rejection")
 FEEDBACK_ARMS = ("scored", "conditional", "level", *ADDED_ARMS)
 
 
+def parts_of_arm(name: str, alone: Sequence[str]) -> list[str]:
+    """The arms that a name such as dpo+rejection adds up, or the one that it names.
+
+    alone: the arms that may stand alone; ADDED_ARMS may be added up. ValueError for any other, and for one twice.
+    """
+    parts = name.split("+")
+    known = alone if len(parts) == 1 else ADDED_ARMS
+    for part in parts:
+        if part not in known:
+            raise ValueError(
+                f"arm {part!r} is unknown; {choose_one_of(known, part)}, or several of {', '.join(ADDED_ARMS)}, joined "
+                "by +"
+            )
+    if len({*parts}) < len(parts):
+        raise ValueError(f"arm {name!r} names an arm twice: name each once")
+    return parts
+
+
 class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
@@ -493,16 +513,7 @@ class Editor(Section):
     def _known_arm(cls, arm: str) -> str:
         if arm == "weighted_dpo":
             raise ValueError("editor.arm 'weighted_dpo' is gone: 'weighted+dpo' adds up what both change")
-        parts = arm.split("+")
-        known = FEEDBACK_ARMS if len(parts) == 1 else ADDED_ARMS
-        unknown = [part for part in parts if part not in known]
-        if unknown:
-            raise ValueError(
-                f"editor.arm {arm!r}: {unknown[0]!r} is unknown there; choose one of {', '.join(FEEDBACK_ARMS)}, or "
-                f"several of {', '.join(ADDED_ARMS)}, joined by +"
-            )
-        if len({*parts}) < len(parts):
-            raise ValueError(f"editor.arm {arm!r} names an arm twice: name each once")
+        parts_of_arm(arm, FEEDBACK_ARMS)
         return arm
 
     @model_validator(mode="after")

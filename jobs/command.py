@@ -22,7 +22,6 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from hive_ray import storage
 from hive_ray.choices import choose_one_of
 from hive_ray.config import (
-    ADDED_ARMS,
     Annotation,
     Config,
     Dpo,
@@ -34,6 +33,7 @@ from hive_ray.config import (
     SingleFile,
     Training,
     Watching,
+    parts_of_arm,
 )
 from hive_ray.presets import PRESETS
 from hive_ray.settings_file import load_settings, wrong_settings
@@ -259,7 +259,7 @@ def read_command(arguments: list[str], program: str = "job") -> Command:
         names_settings = flags != arguments
         settings = default if names_settings else load_settings(storage.join(later["run"], "config.yaml"), Command)
         command = _parsed(flags, _command(again(config_of(settings))), program)
-    _check_arm(command.arm)
+    parts_of_arm(command.arm, TRAINED_ARMS)
     return command.model_copy(update={"run": root})
 
 
@@ -299,18 +299,6 @@ def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
 
 def _parsed(flags: list[str], default: Command, program: str) -> Command:
     return tyro.cli(Command, args=flags, default=default, prog=program)
-
-
-def _check_arm(name: str) -> None:
-    """ValueError for the name of an editor that no job makes."""
-    parts = name.split("+")
-    known = TRAINED_ARMS if len(parts) == 1 else ADDED_ARMS
-    for part in parts:
-        if part not in known:
-            raise ValueError(
-                f"arm {part!r} is unknown; {choose_one_of(known, part)}, or several of {', '.join(ADDED_ARMS)}, joined "
-                "by +"
-            )
 
 
 def _own_settings(job: Job, arguments: list[str], program: str) -> Any:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hive_ray import storage
+from hive_ray.config import FEEDBACK_ARMS, parts_of_arm
 from hive_ray.distributed.tables import read_manifest
 from hive_ray.intervals import Interval
 from jobs import (
@@ -88,7 +89,7 @@ def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
 def learning(run: Run) -> Sequence[Callable[[Run], object]]:
     """The stages that make an editor better by feedback: no more than its arm needs."""
     return (
-        *(stage for arm in run.config.editor.arm.split("+") for stage in TO_FEEDBACK_TABLE[arm]),
+        *(stage for arm in parts_of_arm(run.config.editor.arm, FEEDBACK_ARMS) for stage in TO_FEEDBACK_TABLE[arm]),
         train_editor.controls,
         train_editor.finetune,
         evaluate_editor.build,
