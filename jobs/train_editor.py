@@ -21,7 +21,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.config import FEEDBACK_ARMS, Dpo, Nft, Training, parts_of_arm
+from hive_ray.config import ADDED_ARMS, Dpo, Nft, Training, parts_of_arm
 from hive_ray.distributed.joined import join
 from hive_ray.distributed.models import Metrics, model_digest
 from hive_ray.distributed.tables import Selection, read_manifest, select, table_digest
@@ -164,6 +164,7 @@ def arm_of(run: Run, name: str) -> Arm:
     parts = parts_of(run, name)
     if len(parts) > 1:
         raise ValueError(f"{name} is added up, not trained: name one of its parts, {' or '.join(parts)}")
+    parts_of_arm(name, tuple(ARMS))  # refuses what is none
     chosen, arm = run.config.editor.arm, ARMS[name]
     if name == "finetuned" and chosen != "scored":
         arm = ARMS[chosen]
@@ -175,11 +176,10 @@ def arm_of(run: Run, name: str) -> Arm:
 
 def parts_of(run: Run, name: str) -> list[str]:
     """The arms whose changes an editor of this name adds up; the name itself of one that is trained."""
-    if name == "finetuned":
-        parts = parts_of_arm(run.config.editor.arm, FEEDBACK_ARMS)
-    else:
-        parts = parts_of_arm(name, tuple(ARMS))
-    return parts if len(parts) > 1 else [name]
+    added = run.config.editor.arm if name == "finetuned" else name
+    parts = added.split("+")
+    is_sum = 1 < len(parts) == len({*parts}) and {*parts} <= {*ADDED_ARMS}
+    return parts if is_sum else [name]
 
 
 def build(run: Run, name: str = "sft") -> Metrics:

@@ -50,7 +50,7 @@ from jobs import (
     write_instructions,
 )
 from jobs.command import read_command
-from jobs.run import Run, run_of
+from jobs.run import Run, run_of, write_settings
 from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
@@ -324,7 +324,9 @@ def test_a_later_round_takes_preferences_of_its_own_edits_alone(run):
 
 
 def drive(settings: Path, run: str) -> None:
-    pipeline.build(run_of(read_command(["--config", str(settings), "--run", run])))
+    started = run_of(read_command(["--config", str(settings), "--run", run]))
+    write_settings(started.root, started.config)
+    pipeline.build(started)
 
 
 def written(words: str, log: Path) -> bool:

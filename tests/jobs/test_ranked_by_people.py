@@ -29,7 +29,7 @@ from hive_ray.schemas import RANKINGS, SCORED_PAIRS, Stopped
 from jobs import collect_rankings, convert_editor, evaluate_editor, export_annotations, pipeline, train_editor
 from jobs.command import read_command
 from jobs.own_settings import Conversion
-from jobs.run import Run, run_of
+from jobs.run import Run, run_of, write_settings
 from serve.annotate import prepare
 
 pytestmark = pytest.mark.ray
@@ -76,7 +76,9 @@ def stopped(folder) -> str:
 
 
 def command(folder: Path) -> Run:
-    return run_of(read_command(["--config", str(folder / "settings.yaml"), "--run", str(folder / "run")]))
+    run = run_of(read_command(["--config", str(folder / "settings.yaml"), "--run", str(folder / "run")]))
+    write_settings(run.root, run.config)
+    return run
 
 
 def people_rank(run: Run) -> None:

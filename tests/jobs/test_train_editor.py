@@ -301,6 +301,7 @@ def test_rankings_of_which_too_many_are_broken_end_the_training_with_the_reason(
 def test_an_arm_is_added_once(tmp_path):
     run = Run(str(tmp_path), sd15())
     assert train_editor.parts_of(run, "dpo+nft") == ["dpo", "nft"]
+    assert train_editor.parts_of(run, "released+by-others") == ["released+by-others"]
     with pytest.raises(ValueError, match=r"arm 'dpo\+dpo' names an arm twice"):
         train_editor.arm_of(run, "dpo+dpo")
 
