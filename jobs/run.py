@@ -46,9 +46,12 @@ MADE_BY = {
     "prompts": "make_pairs",
     "editors/current": "train_editor",
     "candidates": "sample_candidates",
+    "candidates_unguided": "sample_candidates --arm rejection",
     "rankings": "collect_rankings",
+    "reward": "train_reward",
+    RANKINGS_BY_REWARD: "score_candidates --arm dpo",
 }
-"""What jobs read -> the job that makes it, where it is not imported."""
+"""What jobs read -> the job that makes it, and its flags, where it is not imported."""
 INTERRUPTED = 130
 """Exit status of a job that was stopped by Ctrl-C, as of a shell."""
 IN_A_RAY_JOB = re.compile(r"/(runtime_resources|_ray_pkg_\w+)(/|$)")
@@ -89,7 +92,8 @@ class Run:
             return self.command("import_pairs")
         if name in ("pairs", "prompts") and read_manifest(self.path("imported")):
             return f"{self.command('import_pairs')} --importing.dataset <the dataset that was imported>"
-        return self.command(MADE_BY[name])
+        job, _, flags = MADE_BY[name].partition(" ")
+        return f"{self.command(job)} {flags}".rstrip()
 
     @property
     def feedback_arm(self) -> str:

@@ -16,12 +16,11 @@ from typing import Any
 
 from hive_ray.config import Resources
 from hive_ray.distributed.mapping import MapTable, map_table
-from hive_ray.distributed.models import is_whole, model_digest
+from hive_ray.distributed.models import model_digest
 from hive_ray.distributed.tables import (
     Manifest,
     build_table,
     read_edit_ids,
-    read_manifest,
     select,
     table_digest,
     write_rows,
@@ -29,7 +28,7 @@ from hive_ray.distributed.tables import (
 from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.reward.optimality import mean_ranks
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
-from jobs.run import RANKINGS_BY_REWARD, Run
+from jobs.run import RANKINGS_BY_REWARD, Run, check_inputs
 from jobs.sample_candidates import UNGUIDED
 from jobs.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 
@@ -37,12 +36,13 @@ from jobs.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 def build(run: Run) -> Manifest:
     """Every edit that people may rank, weighted by its optimality."""
     settings = run.config.candidate_scoring
-    _require(run, "candidates", "sample_candidates")
+    check_inputs(run, ["candidates"])
     if settings.judge == "people":
         judge, rewards = "people", run.path("candidate_rewards_by_people")
         _rewards_by_people(run, rewards)
     else:
-        judge, rewards = _reward_model(run), run.path("candidate_rewards")
+        check_inputs(run, ["reward"])
+        judge, rewards = model_digest(run.path("reward")), run.path("candidate_rewards")
         _rewards_by_model(run, "candidates", rewards, judge)
     return _shape(run, "candidates", rewards, "scored_candidates", judge, {"clip": settings.clip})
 
@@ -50,8 +50,8 @@ def build(run: Run) -> Manifest:
 def best(run: Run) -> Manifest:
     """The best unguided edit of each prompt by the reward model, where it is clearly better than the prompt's mean."""
     settings, rewards = run.config.candidate_scoring, run.path("candidate_rewards_unguided")
-    _require(run, UNGUIDED, "sample_candidates", " --arm rejection")
-    judge = _reward_model(run)
+    check_inputs(run, [UNGUIDED, "reward"])
+    judge = model_digest(run.path("reward"))
     _rewards_by_model(run, UNGUIDED, rewards, judge)
     kept = {"least_advantage": settings.least_advantage}
     return _shape(run, UNGUIDED, rewards, "best_candidates", judge, kept)
@@ -63,8 +63,8 @@ def rank(run: Run) -> Manifest | None:
     if not rate:
         return None
     candidates = run.path("candidates")
-    _require(run, "candidates", "sample_candidates")
-    judge = _reward_model(run)
+    check_inputs(run, ["candidates", "reward"])
+    judge = model_digest(run.path("reward"))
     _rewards_by_model(run, "candidates", rewards, judge)
 
     def make() -> MapTable:
@@ -91,19 +91,6 @@ def for_arm(run: Run) -> Manifest | None:
     )
 
 
-def _require(run: Run, table: str, job: str, flags: str = "") -> None:
-    if read_manifest(run.path(table)) is None:
-        raise FileNotFoundError(f"{run.path(table)} is not finished; this makes it: {run.command(job)}{flags}")
-
-
-def _reward_model(run: Run) -> str:
-    """The digest of the run's reward model; FileNotFoundError where it is not finished."""
-    address = run.path("reward")
-    if not is_whole(address):
-        raise FileNotFoundError(f"{address} is not finished; this makes it: {run.command('train_reward')}")
-    return model_digest(address)
-
-
 def _rewards_by_model(run: Run, table: str, rewards: str, judge: str) -> Manifest:
     candidates, settings = run.path(table), run.config.candidate_scoring
 
@@ -122,7 +109,7 @@ def _rewards_by_model(run: Run, table: str, rewards: str, judge: str) -> Manifes
 def _rewards_by_people(run: Run, rewards: str) -> Manifest:
     """Minus the mean rank of each edit that somebody ranked."""
     rankings = run.path("rankings")
-    _require(run, "rankings", "collect_rankings")
+    check_inputs(run, ["rankings"])
     made_from = fingerprint_of(candidates=table_digest(run.path("candidates")), rankings=table_digest(rankings))
     return write_rows(rewards, CANDIDATE_REWARDS, _ranked(rankings), made_from, on_mismatch=run.on_mismatch)
 

@@ -289,9 +289,9 @@ def _made_by(run: Run, name: str, table: str) -> str:
     if arm.shaping:
         return f"{run.command('score_pairs')} --arm {name if name == 'finetuned' else arm.shaping}"
     if table == run.path(RANKINGS_BY_REWARD):
-        return f"{run.command('score_candidates')} --arm dpo"
+        return run.command_for(RANKINGS_BY_REWARD)
     if arm.ranked:
-        return run.command("collect_rankings")
+        return run.command_for("rankings")
     if arm.schema is SCORED_CANDIDATES:
         return f"{run.command('score_candidates')} --arm {name}"
     return run.command_for("pairs")
