@@ -12,21 +12,24 @@ CHANGES = {"PUT", "POST", "DELETE"}
 
 
 class KillingHandler(Handler):
+    due = False
+    """Whether the request at hand is the one to kill at."""
+
     def _pass_on(self) -> None:
         server: KillingS3 = self.server
         address = urlparse(self.path)
         if address.path == "/kill":
             return self._answer(200, {}, str(server.told(parse_qs(address.query))).encode())
-        due = self.command in CHANGES and server.counts()
-        if due and server.at % 2:
+        self.due = self.command in CHANGES and server.counts()
+        if self.due and server.at % 2:
             return server.kill()
         super()._pass_on()
-        if due:
-            server.kill()
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
 
     def _answer(self, status: int, headers: dict, data: bytes) -> None:
+        if self.due:  # it is done: killed before the answer comes, since whoever has the last answer may end first
+            return self.server.kill()
         with suppress(BrokenPipeError, ConnectionResetError):  # of one that was killed
             super()._answer(status, headers, data)
 
