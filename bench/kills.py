@@ -26,7 +26,7 @@ from moto.server import ThreadedMotoServer
 
 from hive_ray import storage
 from hive_ray.config import Config, Recovery
-from hive_ray.owners import is_unfinished
+from hive_ray.files.owners import is_unfinished
 from jobs.run import write_settings
 
 ROOT = Path(__file__).parents[1]

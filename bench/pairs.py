@@ -27,10 +27,10 @@ from diffusers import StableDiffusionPipeline
 from bench.ratios import say
 from bench.stand_in import Sleeper
 from hive_ray import storage
+from hive_ray.artifacts.tables import build_table, read_rows, table_digest, write_rows
+from hive_ray.cluster.mapping import map_table
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Pairs, Resources
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import build_table, read_rows, table_digest, write_rows
 from hive_ray.images import decode
 from hive_ray.pairs.controls import instruct_pix2pix
 from hive_ray.pairs.generation import PairGenerator

@@ -26,9 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from bench.ratios import rate_of, say
+from hive_ray.artifacts.tables import build_table, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import build_table, write_rows
 from hive_ray.images import encode, resize, to_batch
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
@@ -36,8 +36,8 @@ from hive_ray.schemas import PAIRS, REWARDS, Row
 from hive_ray.shapes.pretraining.pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
 from jobs import score_pairs
+from jobs.actors.scoring import rewards_of
 from jobs.run import Run
-from jobs.scoring import rewards_of
 
 ROUNDS = 3
 CORES = 2

@@ -11,9 +11,9 @@ import ray
 from bench.pairs import instructions, timed
 from bench.ratios import say
 from hive_ray import storage
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import build_table, table_digest, write_rows
+from hive_ray.artifacts.tables import build_table, table_digest, write_rows
+from hive_ray.cluster.mapping import map_table
+from hive_ray.cluster.starting import start_ray
 from hive_ray.pairs.generation import PairGenerator
 from hive_ray.presets import shapes
 from hive_ray.schemas import INSTRUCTIONS, PAIRS

@@ -32,13 +32,10 @@ from diffusers.training_utils import EMAModel
 
 from bench.ratios import say
 from bench.slices import in_slices
+from hive_ray.artifacts.tables import read_rows, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
-from hive_ray.distributed.ahead import on
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.engine import AUTOCAST, BUCKET, FP32, autocast, memory_estimate, start_engine
-from hive_ray.distributed.tables import read_rows, write_rows
-from hive_ray.distributed.weights import Average
 from hive_ray.editor.latents import PICTURES, LatentEncoder
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
@@ -48,6 +45,9 @@ from hive_ray.schemas import PAIRS, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.shapes.pretraining.pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
+from hive_ray.training.ahead import on
+from hive_ray.training.engine import AUTOCAST, BUCKET, FP32, autocast, memory_estimate, start_engine
+from hive_ray.training.weights import Average
 from jobs import encode_latents, train_editor
 from jobs.run import Run
 from tests.gloo import in_workers

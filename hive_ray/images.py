@@ -24,7 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from hive_ray.image_files import BITS_PER_SAMPLE, PHOTOMETRIC, PictureFile, is_heic, orientation_of, read_file
+from hive_ray.files.image_files import BITS_PER_SAMPLE, PHOTOMETRIC, PictureFile, is_heic, orientation_of, read_file
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 """How the kinds of pictures that tables hold begin."""

@@ -205,7 +205,7 @@ CHOSEN = _schema(
     spread=_F32,  # NaN, as disagreement, where it was not measured
     disagreement=_F32,
     chosen_by=_TEXT,  # "random", or the measure
-    probability=_F32,  # inclusion probability: hive_ray/prompt_choice.py
+    probability=_F32,  # inclusion probability: hive_ray/statistics/prompt_choice.py
 )
 RANKINGS = _schema(
     "rankings",

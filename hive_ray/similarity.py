@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import decode
-from hive_ray.model_folders import ModelFolderError
 from hive_ray.storage import fetch_model
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from hive_ray import s3, scratch
-from hive_ray.owners import is_gone, is_left_behind, owner, unfinished
-from hive_ray.scratch import cache_folder
+from hive_ray.files import s3, scratch
+from hive_ray.files.owners import is_gone, is_left_behind, owner, unfinished
+from hive_ray.files.scratch import cache_folder
 
 S3 = s3.PREFIX
 S3_PATIENCE_S = 120.0

@@ -13,8 +13,8 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import time
 from collections.abc import Callable, Sequence
 
-from hive_ray.distributed.models import Metrics, build_model, is_whole, model_digest, store_model
-from hive_ray.distributed.tables import fingerprint
+from hive_ray.artifacts.model_store import Metrics, build_model, is_whole, model_digest, store_model
+from hive_ray.artifacts.tables import fingerprint
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
 from jobs.run import Run

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from functools import partial
 
 from hive_ray import storage
-from hive_ray.distributed.mapping import MapTable, map_table
-from hive_ray.distributed.models import is_whole, model_digest
-from hive_ray.distributed.tables import Manifest, build_table, read_manifest, read_rows, table_digest, write_rows
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
+from hive_ray.artifacts.model_store import is_whole, model_digest
+from hive_ray.artifacts.tables import Manifest, build_table, read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
-from jobs.candidate_measures import CandidateMeasurer
+from hive_ray.statistics.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
+from jobs.actors.candidate_measures import CandidateMeasurer
 from jobs.run import Run, fingerprint
 
 NEEDS_REWARD_MODEL = ("disagreement", "both")

@@ -21,10 +21,8 @@ from typing import Any
 from hive_ray import storage
 from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import rankings_of, thumbs
-from hive_ray.config import Rankings, Resources
-from hive_ray.distributed.chosen import read_chosen
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import (
+from hive_ray.artifacts.chosen import read_chosen
+from hive_ray.artifacts.tables import (
     Manifest,
     build_table,
     read_edit_ids,
@@ -33,12 +31,14 @@ from hive_ray.distributed.tables import (
     table_digest,
     write_rows,
 )
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.mapping import map_table
+from hive_ray.config import Rankings, Resources
+from hive_ray.files.text_files import parse_json_lines
 from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
 from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
-from hive_ray.text_files import parse_json_lines
 from jobs.run import Run, fingerprint
 
 

@@ -35,8 +35,8 @@ from hive_ray.config import (
     Watching,
     parts_of_arm,
 )
+from hive_ray.files.settings_file import load_settings, wrong_settings
 from hive_ray.presets import PRESETS
-from hive_ray.settings_file import load_settings, wrong_settings
 
 WRONG_USAGE = 2
 """Exit status of a command line that cannot be understood, as of argparse."""
@@ -213,7 +213,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     arguments = sys.argv[1:] if arguments is None else arguments
     job, program = JOBS[name], program or f"python -m jobs.{name}"
     settings = read_arguments(job, list(arguments), program)
-    from hive_ray.distributed.cluster import quiet  # and with it all that a job works with, which takes seconds
+    from hive_ray.cluster.starting import quiet  # and with it all that a job works with, which takes seconds
 
     quiet()  # before libraries are imported that read their environment then
     from jobs.run import work

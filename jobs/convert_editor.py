@@ -11,9 +11,10 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("convert_editor")
 
-from hive_ray import scratch, storage
+from hive_ray import storage
 from hive_ray.config import SingleFile
 from hive_ray.editor.model import Editor, EditorCard
+from hive_ray.files import scratch
 from jobs.own_settings import Conversion
 
 

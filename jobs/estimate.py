@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 
 from hive_ray import storage
-from hive_ray.distributed.mapping import MapTable
-from hive_ray.distributed.progress import duration, listed
-from hive_ray.distributed.rates import measure_rate
-from hive_ray.distributed.tables import Manifest
+from hive_ray.artifacts.progress import duration, listed
+from hive_ray.artifacts.tables import Manifest
+from hive_ray.cluster.mapping import MapTable
+from hive_ray.cluster.rates import measure_rate
 from hive_ray.schemas import table_name
 from jobs.run import Run
 

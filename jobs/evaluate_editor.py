@@ -14,16 +14,16 @@ from dataclasses import asdict
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.models import is_whole, model_digest
-from hive_ray.distributed.tables import Manifest, build_table, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.model_store import is_whole, model_digest
+from hive_ray.artifacts.tables import Manifest, build_table, read_manifest, read_rows, table_digest
+from hive_ray.cluster.mapping import map_table
 from hive_ray.evaluation.draws import DrawsSummary, judge_measures
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
-from hive_ray.intervals import Interval
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
-from jobs.evaluating import EditEvaluator, best_of_name
+from hive_ray.statistics.intervals import Interval
+from jobs.actors.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather, scored_card, shown_columns, won_by
 from jobs.run import Run, fingerprint
 from jobs.train_editor import ARMS, CONTROLS, arm_of, parts_of

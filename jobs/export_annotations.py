@@ -14,8 +14,8 @@ from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.quality import flagged, standings
 from hive_ray.annotation.yields import preference_yield
-from hive_ray.distributed.chosen import inclusion_probabilities, read_chosen
-from hive_ray.distributed.tables import read_manifest, select
+from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
+from hive_ray.artifacts.tables import read_manifest, select
 from hive_ray.schemas import CANDIDATES
 from jobs.run import Run
 

@@ -10,7 +10,7 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("export_editor")
 
-from hive_ray.distributed.training import export
+from hive_ray.cluster.fitting import export
 from jobs.run import Run
 from jobs.train_editor import training
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import json
 
 from hive_ray import storage
-from hive_ray.distributed.tables import Fingerprint, OnMismatch, mismatch, read_rows, table_digest
+from hive_ray.artifacts.tables import Fingerprint, OnMismatch, mismatch, read_rows, table_digest
 from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs.run import Run, fingerprint

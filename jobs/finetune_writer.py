@@ -11,9 +11,9 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import json
 import time
 
-from hive_ray.distributed.models import Metrics, build_model, store_model
-from hive_ray.openai_client import check_endpoint
-from hive_ray.pairs.finetuning import finetune
+from hive_ray.artifacts.model_store import Metrics, build_model, store_model
+from hive_ray.language.finetuning import finetune
+from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.seeds import id_for
 from jobs.run import Run, fingerprint

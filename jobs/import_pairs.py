@@ -15,9 +15,7 @@ from itertools import zip_longest
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.config import Importing
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.tables import (
+from hive_ray.artifacts.tables import (
     Fingerprint,
     Manifest,
     OnMismatch,
@@ -28,6 +26,8 @@ from hive_ray.distributed.tables import (
     table_digest,
     write_rows,
 )
+from hive_ray.cluster.mapping import map_table
+from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest, first_digest
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer

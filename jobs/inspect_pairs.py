@@ -11,9 +11,9 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import numpy as np
 
 from hive_ray import storage
+from hive_ray.artifacts.dropped import read_examples, read_measured
+from hive_ray.artifacts.tables import ERROR, Fingerprint, Selection, read_manifest, select
 from hive_ray.config import Pairs
-from hive_ray.distributed.dropped import read_examples, read_measured
-from hive_ray.distributed.tables import ERROR, Fingerprint, Selection, read_manifest, select
 from hive_ray.pairs.inspection import SIMILARITIES, Inspected, write_page
 from hive_ray.schemas import PAIRS, Rows
 from jobs.run import Run

@@ -8,9 +8,9 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("make_pairs")
 
-from hive_ray.distributed.mapping import MapTable, map_table
-from hive_ray.distributed.tables import Fingerprint, Manifest, build_table, table_digest
-from hive_ray.model_folders import check_parts
+from hive_ray.artifacts.tables import Fingerprint, Manifest, build_table, table_digest
+from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.files.model_folders import check_parts
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter

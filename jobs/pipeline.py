@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from hive_ray import storage
+from hive_ray.artifacts.tables import read_manifest
 from hive_ray.config import FEEDBACK_ARMS, parts_of_arm
-from hive_ray.distributed.tables import read_manifest
-from hive_ray.intervals import Interval
+from hive_ray.statistics.intervals import Interval
 from jobs import (
     choose_candidates,
     collect_rankings,

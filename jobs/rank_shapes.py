@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hive_ray import storage
+from hive_ray.artifacts.tables import read_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_rows
 from hive_ray.images import decode, encode_small_jpeg
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import RANKINGS, Row, to_table

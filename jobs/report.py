@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hive_ray import storage
-from hive_ray.distributed.tables import git_commit, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.tables import git_commit, read_manifest, read_rows, table_digest
 from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (
     CurvePoint,
@@ -29,14 +29,14 @@ from hive_ray.evaluation.metrics import (
     win_rates,
 )
 from hive_ray.evaluation.report import Finding, Report
-from hive_ray.intervals import Interval
-from hive_ray.pages import Example, Shown
+from hive_ray.files.text_files import TextError, read_objects
+from hive_ray.pages.html import Example, Shown
 from hive_ray.reward import distribution
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from hive_ray.reward.shaping import SHAPINGS
 from hive_ray.reward.worth import BESIDE, PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
-from hive_ray.text_files import TextError, read_objects
+from hive_ray.statistics.intervals import Interval
 from jobs import reward_curve, score_pairs
 from jobs.run import Run
 from jobs.score_pairs import rewards_name

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.charts import line_chart
-from hive_ray.distributed.tables import select, table_digest
-from hive_ray.intervals import Interval
+from hive_ray.artifacts.tables import select, table_digest
+from hive_ray.pages.charts import line_chart
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, differences, in_words
 from hive_ray.reward.worth import BESIDE
 from hive_ray.schemas import RANKINGS
+from hive_ray.statistics.intervals import Interval
 from jobs import train_reward
 from jobs.run import Run
 

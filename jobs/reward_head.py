@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from hive_ray import config, storage
-from hive_ray.agreement import RankingError, check_ranks
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.models import Metrics, build_model, model_digest, store_model
-from hive_ray.distributed.tables import Fingerprint, build_table, read_edit_ids, read_rows, select, table_digest
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.model_store import Metrics, build_model, model_digest, store_model
+from hive_ray.artifacts.tables import Fingerprint, build_table, read_edit_ids, read_rows, select, table_digest
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.mapping import map_table
 from hive_ray.editor.denoising_errors import ErrorMeasurer, evaluations_per_edit, feature_names
 from hive_ray.reward.accuracies import ACCURACY, Foretold
 from hive_ray.reward.head import LinearHead, fit_head, spread_within
@@ -33,7 +32,8 @@ from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import Remedies, is_held_out, is_learned, loss_of, measure
 from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, by_clip, compared, measurable, measured, people
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
-from jobs.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to
+from hive_ray.statistics.agreement import RankingError, check_ranks
+from jobs.actors.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to
 from jobs.run import Run
 
 ERRORS = "denoising_errors"

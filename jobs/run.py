@@ -17,17 +17,17 @@ import yaml
 from pydantic import ValidationError
 
 from hive_ray import storage
+from hive_ray.artifacts.model_store import is_whole, model_digest
+from hive_ray.artifacts.tables import OnMismatch, read_manifest
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.lost import GOES_ON, ending_in_words, in_words, starting_in_words
+from hive_ray.cluster.noise import without_known_noise
+from hive_ray.cluster.starting import nodes_without, num_nodes, start_ray
 from hive_ray.config import Config, Section
-from hive_ray.distributed.cluster import nodes_without, num_nodes, start_ray
-from hive_ray.distributed.lost import GOES_ON, ending_in_words, in_words, starting_in_words
-from hive_ray.distributed.models import is_whole, model_digest
-from hive_ray.distributed.noise import without_known_noise
-from hive_ray.distributed.tables import OnMismatch, read_manifest
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.owners import unfinished
+from hive_ray.files.owners import unfinished
+from hive_ray.files.settings_file import wrong_settings
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
-from hive_ray.settings_file import wrong_settings
 from jobs.command import ROUND, Command, again, config_of
 
 SHARED = (

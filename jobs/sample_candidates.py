@@ -10,10 +10,10 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("sample_candidates")
 
+from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.tables import Manifest, build_table, table_digest
+from hive_ray.cluster.mapping import map_table
 from hive_ray.config import Candidates
-from hive_ray.distributed.mapping import map_table
-from hive_ray.distributed.models import model_digest
-from hive_ray.distributed.tables import Manifest, build_table, table_digest
 from hive_ray.editor.sampling import EditSampler
 from hive_ray.schemas import CANDIDATES, PROMPTS
 from hive_ray.seeds import seed_for

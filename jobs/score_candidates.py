@@ -14,10 +14,8 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 from typing import Any
 
-from hive_ray.config import Resources
-from hive_ray.distributed.mapping import MapTable, map_table
-from hive_ray.distributed.models import model_digest
-from hive_ray.distributed.tables import (
+from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.tables import (
     Manifest,
     build_table,
     read_edit_ids,
@@ -25,12 +23,14 @@ from hive_ray.distributed.tables import (
     table_digest,
     write_rows,
 )
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.config import Resources
 from hive_ray.reward.optimality import mean_ranks
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
+from jobs.actors.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 from jobs.run import RANKINGS_BY_REWARD, Run, check_inputs
 from jobs.sample_candidates import UNGUIDED
-from jobs.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 
 
 def build(run: Run) -> Manifest:

@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 
 from hive_ray import storage
+from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.tables import Manifest, build_table, read_rows, table_digest, write_rows
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Editor, Resources, Scoring, VisionJudge
-from hive_ray.distributed.mapping import MapTable, map_rows, map_table
-from hive_ray.distributed.models import model_digest
-from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from hive_ray.seeds import id_for
+from jobs.actors.scoring import PairScorer, PairShaper, rewards_of
 from jobs.run import Run, fingerprint
-from jobs.scoring import PairScorer, PairShaper, rewards_of
 
 CARD, CHART = "card.json", "rewards.svg"
 """Beside the scored pairs: what their rewards look like, in numbers and as a chart."""
@@ -135,8 +135,8 @@ def ask_first(run: Run) -> None:
     EndpointError or `Stopped` says why nothing comes, or nothing that can be used. Where all of the first answers are
     kept already, the endpoint is not looked for.
     """
-    from hive_ray.endpoint import FIRST, stop_if_unusable  # here: the openai client takes long to import
-    from hive_ray.openai_client import check_endpoint
+    from hive_ray.language.endpoint import FIRST, stop_if_unusable  # here: the openai client takes long to import
+    from hive_ray.language.openai_client import check_endpoint
     from hive_ray.reward.vision import VisionScorer
 
     settings, answers = run.config.scoring.vision, run.path("judge_answers")

@@ -29,10 +29,10 @@ from functools import partial
 from typing import Any
 
 from hive_ray import storage
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Instructions
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, write_rows
 from hive_ray.evaluation.metrics import draws_by_prompt
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY
@@ -49,7 +49,7 @@ from jobs import (
     study_document,
     train_editor,
 )
-from jobs.evaluating import best_of_name
+from jobs.actors.evaluating import best_of_name
 from jobs.own_settings import PARTS, Part, Study
 from jobs.run import RANKINGS_BY_REWARD, SHARED, Run, write_settings
 from jobs.study_document import METRICS, SECOND_ROUND_OF, Scores

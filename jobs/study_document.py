@@ -11,9 +11,9 @@ from statistics import fmean
 
 import numpy as np
 
-from hive_ray.charts import interval_chart, line_chart
 from hive_ray.evaluation.metrics import gaps_by_prompt, means, outcomes_by_prompt, win_rate
-from hive_ray.intervals import Interval, grouped_interval
+from hive_ray.pages.charts import interval_chart, line_chart
+from hive_ray.statistics.intervals import Interval, grouped_interval
 from jobs.evaluate_editor import TIE_WITHIN
 
 METRICS = ("right", "preserved", "overall")

@@ -21,12 +21,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
+from hive_ray.artifacts.joined import join
+from hive_ray.artifacts.model_store import Metrics, model_digest
+from hive_ray.artifacts.tables import Selection, read_manifest, select, table_digest
+from hive_ray.cluster.fitting import fit
 from hive_ray.config import ADDED_ARMS, Dpo, Nft, Training, parts_of_arm
-from hive_ray.distributed.joined import join
-from hive_ray.distributed.models import Metrics, model_digest
-from hive_ray.distributed.tables import Selection, read_manifest, select, table_digest
-from hive_ray.distributed.training import fit
-from hive_ray.distributed.validation import hold_out
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective, LevelObjective
@@ -34,6 +33,7 @@ from hive_ray.editor.preference import PreferenceObjective, has_comparison
 from hive_ray.pairs.cycle import sources_of
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
+from hive_ray.training.validation import hold_out
 from jobs import average_editors, encode_latents
 from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint
 

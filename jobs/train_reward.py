@@ -19,10 +19,10 @@ from pathlib import Path
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.distributed.models import Metrics, build_model, model_digest, store_model
-from hive_ray.distributed.tables import Selection, Where, read_rows, select, table_digest
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.distributed.training import fit
+from hive_ray.artifacts.model_store import Metrics, build_model, model_digest, store_model
+from hive_ray.artifacts.tables import Selection, Where, read_rows, select, table_digest
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.fitting import fit
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned

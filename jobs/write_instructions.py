@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from itertools import islice
 
 from hive_ray import storage
+from hive_ray.artifacts.tables import Manifest, build_table, read_rows, table_digest, write_rows
+from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Instructions
-from hive_ray.distributed.mapping import MapTable, map_rows, map_table
-from hive_ray.distributed.tables import Manifest, build_table, read_rows, table_digest, write_rows
-from hive_ray.endpoint import FIRST, Endpoint, stop_if_unusable
-from hive_ray.openai_client import check_endpoint
-from hive_ray.pairs.batches import answer_in_batches
+from hive_ray.language.batches import answer_in_batches
+from hive_ray.language.endpoint import FIRST, Endpoint, stop_if_unusable
+from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.captions import caption_rows, read_captions
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets

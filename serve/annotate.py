@@ -37,11 +37,11 @@ from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
+from hive_ray.cluster.one_machine.loopback import keep_replica_here
 from hive_ray.config import Annotation
-from hive_ray.distributed.one_machine import keep_replica_here
+from hive_ray.files.settings_file import read_settings
+from hive_ray.files.text_files import read_json_lines
 from hive_ray.images import ImageError
-from hive_ray.settings_file import read_settings
-from hive_ray.text_files import read_json_lines
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_failure, answer_invalid, answer_refused, refusal

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
+from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
+from hive_ray.artifacts.tables import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
 from hive_ray.config import Annotation
-from hive_ray.distributed.chosen import inclusion_probabilities, read_chosen
-from hive_ray.distributed.tables import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
 from hive_ray.images import ImageError, as_plain, decode, media_type
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 

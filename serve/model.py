@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from ray import serve
 
+from hive_ray.cluster.one_machine.loopback import keep_replica_here
 from hive_ray.config import Section
-from hive_ray.distributed.one_machine import keep_replica_here
+from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.sampling import SamplingStopped, sample
 from hive_ray.images import decode, encode, size_of, to_pixels, to_tensor
-from hive_ray.precision import sampling_dtype
 from hive_ray.storage import fetch_folder
 
 BATCH_ROWS = 8

@@ -16,7 +16,7 @@ from pydantic import Field
 from ray import serve
 
 from hive_ray.annotation.database import DatabaseAway
-from hive_ray.distributed.cluster import start_ray
+from hive_ray.cluster.starting import start_ray
 from hive_ray.schemas import Stopped
 from serve.editor import Serving, app
 from serve.listening import warning_for

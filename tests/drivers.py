@@ -39,7 +39,7 @@ def kill_when(condition: Callable[[], Any], driver: multiprocessing.Process, *, 
 
 
 def _drive(act: Callable[..., Any], arguments: tuple, environment: dict[str, str], log: Path | None) -> None:
-    from hive_ray.distributed.cluster import start_ray
+    from hive_ray.cluster.starting import start_ray
 
     os.environ.clear()  # the server's is that of whoever asked it first
     os.environ.update(environment)

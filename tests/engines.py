@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from hive_ray.config import Editor, Preview, Resources, Training, Watching
-from hive_ray.distributed import collectives
-from hive_ray.distributed.checkpoints import Checkpoints, Stand
-from hive_ray.distributed.engine import loss_scaler, start_engine, take_step
-from hive_ray.distributed.validation import Validation, at_rest
-from hive_ray.distributed.weights import Average, consolidated_state
 from hive_ray.editor.model import Editor as EditorModel
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode
+from hive_ray.training import collectives
+from hive_ray.training.checkpoints import Checkpoints, Stand
+from hive_ray.training.engine import loss_scaler, start_engine, take_step
+from hive_ray.training.validation import Validation, at_rest
+from hive_ray.training.weights import Average, consolidated_state
 
 BATCH = 8
 Result = tuple[list[float], dict[str, list]]

@@ -14,7 +14,7 @@ assert "ray" not in sys.modules
 actor = importlib.import_module("ray.actor")
 kind = actor.ActorClassID
 actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
-for name in ("ray.data", "ray.train.torch", "ray.util.state", "hive_ray.distributed.engine", "jobs.pipeline"):
+for name in ("ray.data", "ray.train.torch", "ray.util.state", "hive_ray.training.engine", "jobs.pipeline"):
     importlib.import_module(name)
 actor.ActorClassID = kind
 

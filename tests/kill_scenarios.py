@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.answers import Answers, request_id
-from hive_ray.distributed.checkpoints import Checkpoints, Stand
-from hive_ray.distributed.models import build_model, store_model
-from hive_ray.distributed.tables import Shard, build_table, write_rows, write_shard
+from hive_ray.artifacts.model_store import build_model, store_model
+from hive_ray.artifacts.tables import Shard, build_table, write_rows, write_shard
 from hive_ray.images import encode
+from hive_ray.language.kept_answers import Answers, request_id
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS
+from hive_ray.training.checkpoints import Checkpoints, Stand
 from jobs import export_pairs
 from jobs.run import Run
 

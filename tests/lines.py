@@ -16,11 +16,12 @@ from local_server import free_port
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
+from hive_ray.artifacts import tables
+from hive_ray.cluster.fitting import fit
 from hive_ray.config import Recovery, Resources, Training
-from hive_ray.distributed import loop, tables
-from hive_ray.distributed.training import fit
 from hive_ray.images import encode
 from hive_ray.schemas import BadRows, Rows
+from hive_ray.training import loop
 
 FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]
 POINTS = pa.schema(FIELDS, metadata={"table": "points", "id": "point_id"})

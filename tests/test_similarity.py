@@ -6,8 +6,8 @@ import torch
 from tiny_models import tiny_clip
 from transformers import CLIPModel
 
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import encode
-from hive_ray.model_folders import ModelFolderError
 from hive_ray.similarity import (
     CLIP_MEAN,
     CLIP_STD,

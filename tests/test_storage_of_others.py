@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_server import free_port
 
-from hive_ray import s3, storage
+from hive_ray import storage
+from hive_ray.files import s3
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import select
 import socket
 import sys
 
-from hive_ray.distributed.forks import LARGEST, become, import_all, run
+from hive_ray.cluster.one_machine.forks import LARGEST, become, import_all, run
 
 IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.linalg", "matplotlib.figure", "boto3",
             "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message", "openai", "tyro", "sqlalchemy.orm",

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from hive_ray.distributed.forked_worker import stand_for_a_fork
+from hive_ray.cluster.one_machine.forked_worker import stand_for_a_fork
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import warm_python
 import warm_worker
 from ray._private import ray_constants
 
-from hive_ray.distributed.cluster import QUIET, allocator
+from hive_ray.cluster.starting import QUIET, allocator
 
 
 @contextmanager

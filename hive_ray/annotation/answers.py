@@ -10,9 +10,9 @@ skip    {"skipped": "the instruction makes no sense"}
 from collections.abc import Sequence
 from typing import Any
 
-from hive_ray.agreement import RankingError, check_ranks, dense_ranks
 from hive_ray.annotation.models import RANK, STUDY
-from hive_ray.text_files import repaired
+from hive_ray.files.text_files import repaired
+from hive_ray.statistics.agreement import RankingError, check_ranks, dense_ranks
 
 QUESTIONS = ("follows", "preserves")
 """Of the user study: which edit follows the instruction better, and which keeps the rest better."""

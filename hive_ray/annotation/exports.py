@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from hive_ray.annotation.answers import QUESTIONS, Verdict, knows_better
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Answer, Assignment, Person, Task
-from hive_ray.text_files import repaired
+from hive_ray.files.text_files import repaired
 
 COLUMNS = (
     "kind", "prompt_id", "instruction", "annotator", "attempt", "edit_ids", "editors", "shown", "ranks",

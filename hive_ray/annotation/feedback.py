@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Feedback
+from hive_ray.files.text_files import repaired
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
-from hive_ray.text_files import repaired
 
 AT_ONCE = 50
 ANNOTATOR = "thumbs"

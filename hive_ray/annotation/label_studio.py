@@ -16,12 +16,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hive_ray.agreement import dense_ranks
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, ANSWERED, RANK, SKIPPED, Answer, Assignment, Person, Task
+from hive_ray.files.text_files import repaired
 from hive_ray.seeds import id_for
-from hive_ray.text_files import repaired
+from hive_ray.statistics.agreement import dense_ranks
 
 BUCKET = "rank_"
 MAX_EDITS = 9

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from html import escape
 from types import MappingProxyType
 
-from hive_ray import charts, pages
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered, answered
 from hive_ray.annotation.models import ANNOTATOR
@@ -14,7 +13,8 @@ from hive_ray.annotation.quality import Agreement, Standing, agreement, flagged,
 from hive_ray.annotation.study import OUTCOMES, Comparison, results
 from hive_ray.annotation.yields import LONGEST_S, preference_yield
 from hive_ray.config import Annotation
-from hive_ray.intervals import Interval
+from hive_ray.pages import charts, html
+from hive_ray.statistics.intervals import Interval
 
 MOST_LINES = 6
 """People with a line of their own in a chart: those with the most answers."""
@@ -36,9 +36,9 @@ def overview(
         ("Over time", _over_time(said)),
         ("Time for a task", _times(said)),
         ("What was said", _verdicts(answers)),
-        ("Tasks that cannot be shown", "".join(pages.note(why) for why in done.broken)),
+        ("Tasks that cannot be shown", "".join(html.note(why) for why in done.broken)),
     ]
-    return pages.page(f"Annotation: {settings.mode}", _finding(done, people), sections)
+    return html.page(f"Annotation: {settings.mode}", _finding(done, people), sections)
 
 
 def _finding(done: Progress, people: list[Standing]) -> str:
@@ -56,14 +56,14 @@ def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
 
 def _agreement(agreed: Agreement, answers: list[Answered], people: list[Standing], settings: Annotation) -> str:
     if not agreed.tasks:
-        return pages.note("No task has been done by two people yet.")
+        return html.note("No task has been done by two people yet.")
     kept = agreement(one for one in answers if one.annotator not in flagged(people))
     head = ("", "Kendall's tau-b" if settings.mode == "rank" else "same answers", "Krippendorff's alpha", "tasks")
     rows = [
         (name, _number(one.tau), _number(one.alpha), f"{one.tasks:,}")
         for name, one in (("everybody", agreed), ("without flagged people", kept))
     ]
-    return pages.table(head, rows) + pages.note(
+    return html.table(head, rows) + html.note(
         "Over tasks that several people did. Alpha is 1 in full agreement and 0 where people agree by chance."
     )
 
@@ -81,7 +81,7 @@ def _yield(answers: list[Answered], probabilities: Mapping[str, float], settings
             " The estimate for all prompts weights each ranked prompt by 1 / the probability with which it was chosen; "
             "until all chosen prompts are ranked it leans towards those that come first."
         )
-    return pages.note(f"{gave}.") + pages.note(note)
+    return html.note(f"{gave}.") + html.note(note)
 
 
 def _people(people: list[Standing], settings: Annotation) -> str:
@@ -94,7 +94,7 @@ def _people(people: list[Standing], settings: Annotation) -> str:
         )
         for one in people if one.answers or one.skipped or one.role == ANNOTATOR
     ]  # fmt: skip
-    return pages.table(head, rows, kind="words") + pages.note(
+    return html.table(head, rows, kind="words") + html.note(
         "Seconds is the median. Known right: tasks whose answer is known. With others, with themselves: "
         + ("Kendall's tau-b" if settings.mode == "rank" else "share of same answers")
         + " with other people's answers, and with their own when a task came again."
@@ -117,22 +117,22 @@ def _over_time(said: list[Answered]) -> str:
         name: [((at - start) / 3600, count) for count, at in enumerate(sorted(one.at for one in group), 1)]
         for name, group in groups.items()
     }
-    return pages.chart(charts.line_chart(lines, "hours since the first answer", "answers"))
+    return html.chart(charts.line_chart(lines, "hours since the first answer", "answers"))
 
 
 def _times(said: list[Answered]) -> str:
     if len(said) < 2:
         return ""
     groups = {name: [min(one.seconds, LONGEST_S) for one in group] for name, group in _busiest(said).items()}
-    drawn = pages.chart(charts.histogram(groups, "seconds", "share of answers"))
-    return drawn + pages.note(f"More than {LONGEST_S:g} s count as {LONGEST_S:g}.")
+    drawn = html.chart(charts.histogram(groups, "seconds", "share of answers"))
+    return drawn + html.note(f"More than {LONGEST_S:g} s count as {LONGEST_S:g}.")
 
 
 def _verdicts(answers: list[Answered]) -> str:
     counts: dict[str, int] = defaultdict(int)
     for one in answers:
         counts[_kind(one)] += 1
-    return pages.chart(charts.bar_chart(dict(counts), "answers", "in order")) if counts else ""
+    return html.chart(charts.bar_chart(dict(counts), "answers", "in order")) if counts else ""
 
 
 def _kind(one: Answered) -> str:
@@ -169,8 +169,8 @@ def _study(found: list[Comparison]) -> str:
         for name, shares in one.people.items()
     ]  # fmt: skip
     first = found[0]
-    note = pages.note(
+    note = html.note(
         f"{first.editor} against {first.baseline}, {first.num_answers} answers to {first.num_prompts} prompts, flagged"
         " people left out; 95 % bootstrap intervals by prompt, and by person."
     )
-    return pages.table(head, rows) + note + pages.table(("", "win", "tie", "loss"), each)
+    return html.table(head, rows) + note + html.table(("", "win", "tie", "loss"), each)

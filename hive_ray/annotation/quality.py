@@ -7,12 +7,12 @@ from statistics import fmean, median
 
 from sqlalchemy import select
 
-from hive_ray.agreement import kendall_tau, krippendorff_alpha, mean_tau
 from hive_ray.annotation.answers import QUESTIONS
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered, answered, work
 from hive_ray.annotation.models import ANNOTATOR, Person
 from hive_ray.config import Annotation
+from hive_ray.statistics.agreement import kendall_tau, krippendorff_alpha, mean_tau
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from hive_ray.annotation.answers import QUESTIONS
 from hive_ray.annotation.exports import Answered, work
-from hive_ray.intervals import Interval, interval
+from hive_ray.statistics.intervals import Interval, interval
 
 OUTCOMES = ("win", "tie", "loss")
 

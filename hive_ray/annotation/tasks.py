@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import RANK, Project, Task
+from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, TextError
 from hive_ray.seeds import id_for, uniform_for
-from hive_ray.text_files import SHOWN, JsonLine, LineCount, TextError
 
 AT_ONCE = 1000
 EVERYBODY = 1_000_000

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from hive_ray.annotation.exports import Answered, work
-from hive_ray.intervals import ratio
+from hive_ray.statistics.intervals import ratio
 
 LONGEST_S = 120.0
 """More time for one answer counts as this much: the page was left open."""

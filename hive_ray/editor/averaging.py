@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import under
-from hive_ray.model_folders import ModelFolderError
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.seeds import id_for
 
 State = dict[str, Tensor]

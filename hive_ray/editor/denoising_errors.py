@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from hive_ray.config import DenoisingError
+from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.levels import class_labels
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.objective import denoising_target, row_errors
 from hive_ray.images import to_batch
-from hive_ray.precision import sampling_dtype
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.seeds import generator_for
 

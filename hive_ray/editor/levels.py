@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from hive_ray.model_folders import ModelFolderError
+from hive_ray.files.model_folders import ModelFolderError
 
 WORST_LEVEL, BEST_LEVEL = 1, 5
 NO_LEVEL = 0

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hive_ray.config import Section, SingleFile
-from hive_ray.editor.conversion import load_single_file, told_tokenizer
-from hive_ray.editor.loading import load_folder_vae, load_parts
-from hive_ray.editor.single_file import is_single_file
-from hive_ray.editor.text import TextEncoder
-from hive_ray.model_folders import ModelFolderError, forget_origin
+from hive_ray.diffusion.conversion import load_single_file, told_tokenizer
+from hive_ray.diffusion.loading import load_folder_vae, load_parts
+from hive_ray.diffusion.single_file import is_single_file
+from hive_ray.diffusion.text import TextEncoder
+from hive_ray.files.model_folders import ModelFolderError, forget_origin
 from hive_ray.seeds import generator_for
 from hive_ray.storage import fetch_model
 

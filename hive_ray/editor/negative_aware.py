@@ -1,6 +1,6 @@
 """What the editor learns from its own scored edits, the bad ones included (DiffusionNFT, Zheng et al. 2025).
 
-    scored_candidates, Editor -> negative-aware loss of some rows -> (distributed/training.py) -> an editor folder
+    scored_candidates, Editor -> negative-aware loss of some rows -> (cluster/fitting.py) -> an editor folder
 
 The frozen start is the old policy, v_old in the paper: the editor that drew the edits.
 

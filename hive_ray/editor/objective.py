@@ -1,6 +1,6 @@
 """What the editor learns: the noise of the edited image, given the source image and the instruction.
 
-    pairs or scored_pairs, Editor -> loss of some rows -> (distributed/training.py) -> an editor folder
+    pairs or scored_pairs, Editor -> loss of some rows -> (cluster/fitting.py) -> an editor folder
 
 Blind to rewards: a row's `weight` and `instruction` say all.
 
@@ -16,14 +16,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hive_ray.config import Editor as Settings
+from hive_ray.diffusion.text import TextEncoder, TextStates
 from hive_ray.editor.latents import PairLatents, Views, draw_views
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels, train_levels
 from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard, bring
 from hive_ray.editor.preview import draw_preview
-from hive_ray.editor.text import TextEncoder, TextStates
-from hive_ray.measures import effective_sample_size
 from hive_ray.schemas import BadRows, Rows
+from hive_ray.statistics.measures import effective_sample_size
 
 Metrics = dict[str, float]
 Batch = dict[str, Tensor]

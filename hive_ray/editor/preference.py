@@ -1,6 +1,6 @@
 """What the editor learns from rankings directly: to make what people chose likelier than what they rejected.
 
-    rankings, Editor -> Diffusion-DPO loss of some rows -> (distributed/training.py) -> an editor folder
+    rankings, Editor -> Diffusion-DPO loss of some rows -> (cluster/fitting.py) -> an editor folder
 
 No reward model: the start, frozen, is the reference that says how likely an edit was before.
 
@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hive_ray.agreement import dense_ranks
 from hive_ray.config import Dpo
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import latents_of_edit
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Metrics, row_errors, under
-from hive_ray.preferences import preference_loss
 from hive_ray.schemas import BadRows, Row, Rows
 from hive_ray.seeds import generator_for
+from hive_ray.statistics.agreement import dense_ranks
+from hive_ray.statistics.preferences import preference_loss
 
 
 def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:

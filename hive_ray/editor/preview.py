@@ -5,12 +5,12 @@ rows with a source picture and an instruction, Editor -> a PNG: source | edit | 
 
 import textwrap
 
-from hive_ray.charts import picture_grid
 from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import PICTURES, read_pictures, straight
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import scaled, to_pixels
+from hive_ray.pages.charts import picture_grid
 from hive_ray.schemas import BadRows, Rows
 from hive_ray.seeds import seed_for
 

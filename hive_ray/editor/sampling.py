@@ -17,10 +17,10 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from hive_ray.config import Candidates
+from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, class_labels, has_levels
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.images import encode, to_batch, to_pixels
-from hive_ray.precision import sampling_dtype
 from hive_ray.schemas import Rows
 from hive_ray.seeds import id_for, seed_for, uniform_for
 

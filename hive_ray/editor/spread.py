@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hive_ray.editor.loading import load_folder_vae
+from hive_ray.diffusion.loading import load_folder_vae
 from hive_ray.editor.model import posterior, read_card
 from hive_ray.images import to_batch
 from hive_ray.storage import fetch_model

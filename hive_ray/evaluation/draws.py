@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 
 from hive_ray.evaluation.metrics import measured
-from hive_ray.intervals import Interval, interval, ratio, ratio_gap
-from hive_ray.measures import standardised, wins
 from hive_ray.schemas import Rows
+from hive_ray.statistics.intervals import Interval, interval, ratio, ratio_gap
+from hive_ray.statistics.measures import standardised, wins
 
 MEASURES = ("reward", "clip_image", "clip_direction")
 SUM = "sum"

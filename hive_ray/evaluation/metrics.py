@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hive_ray.intervals import Interval, interval
 from hive_ray.schemas import Row, Rows
+from hive_ray.statistics.intervals import Interval, interval
 
 METRICS = ("followed", "preserved", "right", "clip_image", "clip_direction", "reward")
 """What is measured of every edit; `right` is derived from `followed` and `preserved`."""

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from hive_ray.charts import histogram, line_chart, picture_grid
 from hive_ray.evaluation.draws import CLEAR, DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.images import decode
-from hive_ray.intervals import Interval
-from hive_ray.pages import MARKS, Example, chart, contact_sheet, note, page, table
+from hive_ray.pages.charts import histogram, line_chart, picture_grid
+from hive_ray.pages.html import MARKS, Example, chart, contact_sheet, note, page, table
+from hive_ray.statistics.intervals import Interval
 
 METRIC_WORDS = {
     "followed": "instruction followed",

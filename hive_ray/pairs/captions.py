@@ -14,9 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hive_ray import storage
-from hive_ray.schemas import Row
-from hive_ray.seeds import id_for
-from hive_ray.text_files import (
+from hive_ray.files.text_files import (
     NOT_UTF8,
     SHOWN,
     Line,
@@ -27,6 +25,8 @@ from hive_ray.text_files import (
     read_table,
     repaired,
 )
+from hive_ray.schemas import Row
+from hive_ray.seeds import id_for
 
 COMPRESSED = (".gz", ".bz2", ".zst")
 ROWS_AT_A_TIME = 4096

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from hive_ray.config import Pairs
+from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.images import encode, to_pixels
 from hive_ray.pairs.controls import Caption, Controls, google, instruct_pix2pix, kept_words, same_number_of_words
 from hive_ray.pairs.cycle import twin
 from hive_ray.pairs.filtering import keep_best
 from hive_ray.pairs.safety import SafetyChecker, nothing_flagged
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
-from hive_ray.precision import sampling_dtype
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.similarity import Similarity

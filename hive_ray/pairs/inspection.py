@@ -9,10 +9,10 @@ from html import escape
 
 import numpy as np
 
-from hive_ray.charts import bar_chart, histogram
 from hive_ray.config import Pairs
 from hive_ray.images import thumbnail
-from hive_ray.pages import Example, Shown, chart, charts, contact_sheet, note, page, table
+from hive_ray.pages.charts import bar_chart, histogram
+from hive_ray.pages.html import Example, Shown, chart, charts, contact_sheet, note, page, table
 from hive_ray.pairs.filtering import (
     CHANGED_NOTHING,
     EDITED_IS_FLAT,

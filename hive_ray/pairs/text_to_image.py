@@ -13,12 +13,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hive_ray.model_folders import XL_PARTS, check_parts, read_model_index
+from hive_ray.diffusion.schedules import SCHEDULES, Noise
+from hive_ray.files.model_folders import XL_PARTS, check_parts, read_model_index
 from hive_ray.pairs.alignment import word_spans
 from hive_ray.pairs.controls import Caption, Controls
 from hive_ray.pairs.local_blending import blend, blend_mask
 from hive_ray.pairs.prompt_to_prompt import SharedAttention, install
-from hive_ray.pairs.schedules import SCHEDULES, Noise
 from hive_ray.storage import fetch_model
 
 FASTEST = {"memory_format": torch.channels_last}

@@ -7,9 +7,9 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
+from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, read_json_lines
 from hive_ray.pairs.instructions import ASKED, BETWEEN, REQUEST, STOP, Written, reject_reason
 from hive_ray.pairs.inversion import invert
-from hive_ray.text_files import SHOWN, JsonLine, LineCount, read_json_lines
 
 LEAST_TRIPLETS = 10
 """OpenAI fine-tunes on no fewer."""

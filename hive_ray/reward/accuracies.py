@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hive_ray.intervals import Interval, interval, ratio, ratio_gap
-from hive_ray.measures import wins
 from hive_ray.reward.objective import pairwise_accuracy, ranking_accuracy, right_preferences, right_rankings
+from hive_ray.statistics.intervals import Interval, interval, ratio, ratio_gap
+from hive_ray.statistics.measures import wins
 
 ACCURACY, RANKING_ACCURACY = "reward/accuracy", "reward/ranking_accuracy"
 Counts = dict[str, tuple[float, float]]

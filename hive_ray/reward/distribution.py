@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hive_ray.charts import histogram
-from hive_ray.measures import effective_sample_size
+from hive_ray.pages.charts import histogram
 from hive_ray.reward.shaping import Feedback, quality_level, quantile_edges
+from hive_ray.statistics.measures import effective_sample_size
 
 
 def described(reward: np.ndarray, shaped: np.ndarray, feedback: Feedback) -> dict[str, Any]:

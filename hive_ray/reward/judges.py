@@ -17,10 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from hive_ray.config import Scoring
-from hive_ray.measures import standardised
 from hive_ray.reward.model import RewardModel, RewardScorer, ScoringModel
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.similarity import Similarity
+from hive_ray.statistics.measures import standardised
 
 Judge = Callable[[Rows], Rows]
 CLIP_MEASURES = {

@@ -31,8 +31,8 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from hive_ray import config
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import to_batch
-from hive_ray.model_folders import ModelFolderError
 from hive_ray.schemas import Rows
 from hive_ray.similarity import CLIP_MEAN, CLIP_STD
 from hive_ray.storage import fetch_model

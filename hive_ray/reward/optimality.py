@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hive_ray.agreement import dense_ranks
+from hive_ray.statistics.agreement import dense_ranks
 
 
 @dataclass(frozen=True)

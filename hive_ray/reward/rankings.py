@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hive_ray.agreement import RankingError, check_ranks, mean_tau
+from hive_ray.files.text_files import SHOWN, JsonLine
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for
-from hive_ray.text_files import SHOWN, JsonLine
+from hive_ray.statistics.agreement import RankingError, check_ranks, mean_tau
 
 UNKNOWN_PROMPT, OTHER_EDITS, RANKED_AGAIN = "unknown_prompt", "other_edits", "ranked_again"
 MOST_RANKS = 127

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from hive_ray import config
 from hive_ray.images import decode, encode, resize
-from hive_ray.intervals import Interval, interval
-from hive_ray.preferences import preference_loss
 from hive_ray.reward.accuracies import (
     ACCURACY,
     Foretold,
@@ -34,6 +32,8 @@ from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
 from hive_ray.reward.model import RewardModel, ScoringModel
 from hive_ray.reward.objective import Remedies, doubt, loss_of, measure, preferred, rewards_of
 from hive_ray.schemas import Row, Rows
+from hive_ray.statistics.intervals import Interval, interval
+from hive_ray.statistics.preferences import preference_loss
 
 NOTICED = 0.75
 """A probe on which the true edit is preferred more rarely goes unnoticed; guessing has 0.5."""

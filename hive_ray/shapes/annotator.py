@@ -11,8 +11,9 @@ Published of people who compare pictures, none of them chosen because they diffe
 - 26.5 % of comparisons of edits are ties: HIVE (Zhang et al. 2023, arXiv 2303.09618), user study.
 
 NOISE, JUST_NOTICEABLE and TASTE are chosen on edits of the shipped editor. On random prompts two simulated people agree
-by the first two measures as published (`in_order` and `ties_half` of `hive_ray.agreement.preference_agreement`). On the
-third of the prompts whose edits differ most, which is what people should be shown, they call 25 to 35 % of pairs equal.
+by the first two measures as published (`in_order` and `ties_half` of `statistics.agreement.preference_agreement`). On
+the third of the prompts whose edits differ most, which is what people should be shown, they call 25 to 35 % of pairs
+equal.
 """
 
 import numpy as np

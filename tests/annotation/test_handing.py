@@ -14,7 +14,7 @@ from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.models import RANK, Answer, Task
 from hive_ray.annotation.people import set_paused
 from hive_ray.annotation.tasks import known_bad, known_from, load
-from hive_ray.text_files import parse_json_lines
+from hive_ray.files.text_files import parse_json_lines
 
 BEST_FIRST = {"ranks": [1, 2, 3, 4]}
 

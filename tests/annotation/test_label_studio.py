@@ -12,7 +12,7 @@ from hive_ray.annotation.exports import answered
 from hive_ray.annotation.label_studio import LabelStudioError, Taken, take_in, tasks
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.tasks import load, project_name
-from hive_ray.text_files import parse_json
+from hive_ray.files.text_files import parse_json
 
 NOW = 1000.0
 SQLITE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)

@@ -14,7 +14,7 @@ from hive_ray.annotation.quality import agreement, flagged, standings
 from hive_ray.annotation.study import results
 from hive_ray.annotation.tasks import GoldError, Prompt, known_bad, known_from, load
 from hive_ray.config import Annotation
-from hive_ray.text_files import parse_json_lines
+from hive_ray.files.text_files import parse_json_lines
 
 KNOWN = {"better": ["a"], "worse": ["c"]}
 

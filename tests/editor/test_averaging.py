@@ -4,7 +4,7 @@ from tiny_models import tiny_stable_diffusion
 
 from hive_ray.editor.averaging import add_changes, average_editors, changed_state, mean_state
 from hive_ray.editor.model import Editor
-from hive_ray.model_folders import ModelFolderError
+from hive_ray.files.model_folders import ModelFolderError
 
 
 @pytest.fixture(scope="module")

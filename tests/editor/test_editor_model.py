@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_stable_diffusion, tiny_tokenizer
 
 from hive_ray.editor.model import Editor, EditorCard, append_suffix, read_card
-from hive_ray.model_folders import ModelFolderError
+from hive_ray.files.model_folders import ModelFolderError
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_text_is_padded_and_cut_to_the_tokenizers_length(editor):
 
 
 def test_a_text_has_the_same_tokens_when_it_is_known_and_when_it_was_forgotten(editor, monkeypatch):
-    monkeypatch.setattr("hive_ray.editor.text.MOST_KNOWN", 3)
+    monkeypatch.setattr("hive_ray.diffusion.text.MOST_KNOWN", 3)
     given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     for texts in (["red", "blue", "red"], ["", "blue"], ["red", "a", "b", "c", "blue"], ["a", "red", "a"]):
         assert torch.equal(editor.text.tokenize(texts)[:, 0], editor.tokenizer(texts, **given).input_ids)

@@ -9,8 +9,8 @@ from diffusers import (
 )
 from tiny_models import tiny_editor
 
+from hive_ray.cluster.mapping import map_rows
 from hive_ray.config import Candidates
-from hive_ray.distributed.mapping import map_rows
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import (
     Draws,

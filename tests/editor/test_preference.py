@@ -21,8 +21,8 @@ from hive_ray.editor.preference import (
     shuffle_ranks,
 )
 from hive_ray.images import encode
-from hive_ray.preferences import preference_loss
 from hive_ray.schemas import BadRows
+from hive_ray.statistics.preferences import preference_loss
 
 
 def settings(dpo=None, **changed):

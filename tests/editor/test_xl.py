@@ -6,10 +6,10 @@ import torch
 from diffusers import StableDiffusionXLInstructPix2PixPipeline
 from tiny_models import tiny_stable_diffusion_xl
 
+from hive_ray.diffusion.text import size_ids
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import row_noise, sample
-from hive_ray.editor.text import size_ids
-from hive_ray.model_folders import ModelFolderError
+from hive_ray.files.model_folders import ModelFolderError
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from hive_ray.evaluation.draws import CLEAR, JudgedDraws, judge_measures
-from hive_ray.intervals import Interval
 from hive_ray.shapes.annotator import NOISE
+from hive_ray.statistics.intervals import Interval
 
 
 def draw(overall, reward, image=0.0, direction=0.0):

@@ -14,7 +14,7 @@ from hive_ray.evaluation.metrics import (
     win_rate,
     win_rates,
 )
-from hive_ray.intervals import Interval, grouped_interval, interval, ratio, ratio_gap
+from hive_ray.statistics.intervals import Interval, grouped_interval, interval, ratio, ratio_gap
 
 
 def edit(prompt, editor, *, scale=1.4, followed=1.0, preserved=1.0, reward=0.0, image=0.9, direction=0.2):

@@ -15,8 +15,8 @@ from hive_ray.evaluation.report import (
     write_sheet,
 )
 from hive_ray.images import decode, encode
-from hive_ray.intervals import Interval
-from hive_ray.pages import Example, Shown
+from hive_ray.pages.html import Example, Shown
+from hive_ray.statistics.intervals import Interval
 
 PICTURE = encode(np.zeros((4, 4, 3), dtype=np.uint8))
 VOID = {"meta", "img", "br"}

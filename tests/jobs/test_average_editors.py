@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny_models import tiny_stable_diffusion
 
+from hive_ray.artifacts.model_store import model_digest
 from hive_ray.config import Averaging
-from hive_ray.distributed.models import model_digest
 from hive_ray.editor.model import Editor
 from hive_ray.presets import shapes
 from jobs import average_editors

@@ -7,14 +7,14 @@ import torch
 from tiny_models import tiny_clip
 from transformers import CLIPTokenizer
 
+from hive_ray.artifacts.tables import select, write_rows
 from hive_ray.config import Reward, Training
-from hive_ray.distributed.bad_rows import GoodRows
-from hive_ray.distributed.rows import RowStore
-from hive_ray.distributed.tables import select, write_rows
 from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import RANKINGS
+from hive_ray.training.bad_rows import GoodRows
+from hive_ray.training.rows import RowStore
 from jobs.train_reward import COLUMNS, RewardTraining
 
 SETTINGS = Reward(

@@ -11,16 +11,16 @@ import ray
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
-from hive_ray.distributed.chosen import inclusion_probabilities, read_chosen
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
+from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import CANDIDATES, CHOSEN, RANKINGS, SPREADS, Rows
 from jobs import choose_candidates, collect_rankings
-from jobs.candidate_measures import CandidateMeasurer
+from jobs.actors.candidate_measures import CandidateMeasurer
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray

@@ -4,7 +4,7 @@ from compvis import SD21, checkpoint, tiny
 from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
 
 from hive_ray import storage
-from hive_ray.distributed.models import model_digest
+from hive_ray.artifacts.model_store import model_digest
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import edit_rows
 from hive_ray.images import decode, encode

@@ -5,8 +5,8 @@ import ray
 from llm_server import Chat
 
 from hive_ray import storage
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources, Spending
-from hive_ray.distributed.cluster import start_ray
 from hive_ray.presets import shapes
 from jobs import evaluate_editor, make_pairs, write_instructions
 from jobs.command import read_command

@@ -10,14 +10,16 @@ from tiny_models import tiny_clip, tiny_editor, tiny_tokenizer
 
 import jobs.run
 from hive_ray import storage
+from hive_ray.artifacts.tables import write_rows
 from hive_ray.config import Config, DenoisingError, Evaluation
-from hive_ray.distributed.tables import write_rows
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import EVALUATION, to_table
 from hive_ray.shapes.judge import Verdict
-from jobs import evaluate_editor, evaluating
+from jobs import evaluate_editor
+from jobs.actors import evaluating
+from jobs.actors.evaluating import EditEvaluator, best_of_name
 from jobs.evaluate_editor import (
     METRICS,
     TIE_WITHIN,
@@ -31,7 +33,6 @@ from jobs.evaluate_editor import (
     summarise,
     without_pictures,
 )
-from jobs.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather
 from jobs.run import Run
 from jobs.train_editor import CONTROLS

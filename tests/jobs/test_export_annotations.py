@@ -5,12 +5,12 @@ from work import hired
 
 from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK
+from hive_ray.artifacts.tables import read_rows, write_rows
 from hive_ray.config import Annotation
-from hive_ray.distributed.tables import read_rows, write_rows
+from hive_ray.files.text_files import read_json_lines
 from hive_ray.presets import shapes
 from hive_ray.reward.rankings import join_annotations
 from hive_ray.schemas import CANDIDATES
-from hive_ray.text_files import read_json_lines
 from jobs import export_annotations
 from jobs.collect_rankings import People
 from jobs.run import Run

@@ -10,9 +10,9 @@ from foreign import picture
 from tiny_models import tiny_clip
 
 from hive_ray import storage
+from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Exporting, Importing, Resources
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_manifest, read_rows, table_digest, write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS
 from jobs import export_pairs, import_pairs, make_pairs

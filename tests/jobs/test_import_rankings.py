@@ -13,9 +13,9 @@ import pytest
 from foreign import picture
 
 from hive_ray import storage
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
 from hive_ray.config import Importing
-from hive_ray.distributed.tables import fingerprint as fingerprint_of
-from hive_ray.distributed.tables import read_manifest, read_rows, write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import RANKINGS, Stopped
 from jobs import import_rankings, pipeline, train_reward

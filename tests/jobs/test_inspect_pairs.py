@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hive_ray.artifacts import tables
+from hive_ray.artifacts.dropped import thin
 from hive_ray.config import Inspection
-from hive_ray.distributed import tables
-from hive_ray.distributed.dropped import thin
 from hive_ray.images import encode
 from hive_ray.pairs.cycle import twin
 from hive_ray.presets import shapes

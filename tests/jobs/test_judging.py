@@ -8,16 +8,16 @@ import pytest
 import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 
+from hive_ray.artifacts.model_store import model_digest
 from hive_ray.config import DenoisingError
-from hive_ray.distributed.models import model_digest
 from hive_ray.editor.denoising_errors import errors_of_edits, feature_names
 from hive_ray.editor.model import Editor
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import encode
-from hive_ray.model_folders import ModelFolderError
 from hive_ray.reward.head import LinearHead
 from hive_ray.reward.model import RewardModel
 from hive_ray.similarity import Similarity
-from jobs.judging import (
+from jobs.actors.judging import (
     BLIP_FEATURE,
     CLIP_FEATURE,
     PACKAGE,

@@ -9,8 +9,8 @@ import torch
 from tiny_models import tiny_base, tiny_clip, tiny_stable_diffusion
 from tiny_settings import ONE, generator, tiny_config
 
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
-from hive_ray.distributed.cluster import start_ray
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from jobs import pipeline, train_editor

@@ -18,10 +18,10 @@ from tiny_settings import ONE, tiny_config
 from hive_ray import storage
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import record
+from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import LearningCurve
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.models import model_digest
-from hive_ray.distributed.tables import read_manifest, read_rows, table_digest
 from hive_ray.reward.judges import combine
 from hive_ray.reward.objective import is_held_out
 from hive_ray.reward.worth import PROBES
@@ -49,9 +49,9 @@ from jobs import (
     train_editor,
     write_instructions,
 )
+from jobs.actors.scoring import rewards_of
 from jobs.command import read_command
 from jobs.run import Run, run_of, write_settings
-from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
 

@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 import ray
 
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Importing
-from hive_ray.distributed.cluster import start_ray
 from hive_ray.images import decode, kind_of
 from hive_ray.pairs.formats.ranked import ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS, shapes

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import ray
 
+from hive_ray.artifacts.tables import read_rows, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_rows, write_rows
 from hive_ray.images import encode
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs import score_pairs
+from jobs.actors.scoring import rewards_of
 from jobs.run import Run
-from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from hive_ray.artifacts.tables import fingerprint
 from hive_ray.config import LearningCurve
-from hive_ray.distributed.tables import fingerprint
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from jobs.reward_curve import curve, draw

@@ -11,9 +11,9 @@ import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
+from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import DenoisingError, LearningCurve
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import fingerprint, read_manifest, read_rows, write_rows
 from hive_ray.editor.denoising_errors import errors_of_edits
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
@@ -22,12 +22,12 @@ from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out, is_learned
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, EVALUATION, PAIRS, PROMPTS, RANKINGS
 from jobs import evaluate_editor, reward_curve, score_pairs, train_reward
+from jobs.actors.judging import Head, load_reward
+from jobs.actors.scoring import rewards_of
 from jobs.evaluate_editor import TIE_WITHIN, measures_of, metrics_of
-from jobs.judging import Head, load_reward
 from jobs.report import gather
 from jobs.reward_head import beliefs, first_seen, share_of_head, what_is_wrong
 from jobs.run import Run
-from jobs.scoring import rewards_of
 
 pytestmark = pytest.mark.ray
 

@@ -10,8 +10,8 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
-from hive_ray.distributed.cluster import num_nodes, start_ray
-from hive_ray.distributed.tables import write_rows
+from hive_ray.artifacts.tables import write_rows
+from hive_ray.cluster.starting import num_nodes, start_ray
 from hive_ray.presets import shapes
 from hive_ray.schemas import PROMPTS
 from jobs.command import JOBS, config_of, read_command

@@ -10,9 +10,9 @@ import torch
 from tiny_models import tiny_stable_diffusion
 from tiny_settings import ONE, TWO, tiny_config
 
+from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import CandidateScoring, Dpo, Nft, Training
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import read_manifest, read_rows, write_rows
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import shapes
@@ -20,8 +20,8 @@ from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, PROMPTS, RANKINGS, SCORED_CANDIDATES, to_table
 from hive_ray.seeds import seed_for
 from jobs import pipeline, sample_candidates, score_candidates, score_pairs, train_editor
+from jobs.actors.scoring import CandidateRanker, CandidateShaper, edits_of
 from jobs.run import Run
-from jobs.scoring import CandidateRanker, CandidateShaper, edits_of
 
 TRAINING = Training(
     total_images=8, batch_size=4, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=8, workers=TWO,

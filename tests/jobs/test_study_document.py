@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hive_ray.intervals import Interval
+from hive_ray.statistics.intervals import Interval
 from jobs.study_document import (
     against,
     best_arm,

@@ -15,9 +15,9 @@ from tiny_settings import editor_settings, tiny_config
 
 from bench.training import write_pairs
 from hive_ray import storage
+from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows, write_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Dpo, Nft, Preview, Resources, SingleFile, Training
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import fingerprint, read_manifest, read_rows, write_rows
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode

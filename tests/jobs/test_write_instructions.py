@@ -7,11 +7,12 @@ import ray
 from llm_server import PAGE, USELESS, refusal
 from local_server import free_port
 
-from hive_ray import endpoint, storage
+from hive_ray import storage
+from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Instructions, Resources, Spending
-from hive_ray.distributed.cluster import start_ray
-from hive_ray.distributed.tables import fingerprint, read_manifest, read_rows
-from hive_ray.openai_client import EndpointError
+from hive_ray.language import endpoint
+from hive_ray.language.openai_client import EndpointError
 from hive_ray.presets import shapes
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Stopped
 from jobs.run import Run

@@ -14,11 +14,11 @@ from hypothesis import strategies
 from llm_server import CHATTY, EDIT, PAGE, REFUSING, USELESS, edits, refusal, spoken
 from mutate import mutated
 
-from hive_ray import endpoint
-from hive_ray.answers import counts_of, request_id
 from hive_ray.config import Instructions, Resources, Spending
-from hive_ray.endpoint import NoAnswer, read_answer
-from hive_ray.openai_client import EndpointError
+from hive_ray.language import endpoint
+from hive_ray.language.endpoint import NoAnswer, read_answer
+from hive_ray.language.kept_answers import counts_of, request_id
+from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs import instructions
 from hive_ray.pairs.instructions import AnswerError, InstructionWriter, edits_of, parse_answer, request_of
 from hive_ray.schemas import INSTRUCTIONS, Rows, Stopped, to_table

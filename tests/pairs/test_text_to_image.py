@@ -8,9 +8,9 @@ from diffusers import DiffusionPipeline
 from pairs.reference_prompt_to_prompt import Google, InstructPix2Pix, draw_pair
 from tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
+from hive_ray.diffusion.schedules import SCHEDULES
 from hive_ray.pairs import text_to_image
 from hive_ray.pairs.controls import google, instruct_pix2pix
-from hive_ray.pairs.schedules import SCHEDULES
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
 
 SOURCES = ["a red cat on the sea", "a blue dog", "photo of a green hat in the sky"]

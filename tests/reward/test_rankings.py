@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutate import mutated
 
-from hive_ray.agreement import RankingError, check_ranks
+from hive_ray.files.text_files import TextError, parse_json_lines
 from hive_ray.reward.rankings import (
     Annotations,
     join_annotations,
@@ -15,7 +15,7 @@ from hive_ray.reward.rankings import (
     rankings_from_people,
 )
 from hive_ray.schemas import RANKINGS, to_table
-from hive_ray.text_files import TextError, parse_json_lines
+from hive_ray.statistics.agreement import RankingError, check_ranks
 
 EDITS = [
     {"edit_id": name, "image": b"png", "seed": 1, "guidance_scale": 7.5, "image_guidance_scale": 1.5}

@@ -5,8 +5,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval, CLIPTokenizer
 
 from hive_ray.config import Reward, Training
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import encode
-from hive_ray.model_folders import ModelFolderError
 from hive_ray.reward.model import RewardModel, RewardScorer, load_tokenizer, resize_positions
 
 

@@ -10,11 +10,11 @@ from llm_server import PAGE, REFUSING, USAGE, JsonHandler, JsonServer, refusal, 
 from mutate import mutated
 from pydantic import ValidationError
 
-from hive_ray import endpoint
-from hive_ray.answers import request_id
 from hive_ray.config import Spending, VisionJudge
-from hive_ray.endpoint import NoAnswer, read_answer
 from hive_ray.images import decode, encode, encode_jpeg
+from hive_ray.language import endpoint
+from hive_ray.language.endpoint import NoAnswer, read_answer
+from hive_ray.language.kept_answers import request_id
 from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, request_of, scores_of
 from hive_ray.schemas import Stopped
 

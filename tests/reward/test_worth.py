@@ -4,7 +4,6 @@ import torch
 
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
-from hive_ray.intervals import Interval
 from hive_ray.reward.accuracies import Foretold, accuracies, differences
 from hive_ray.reward.worth import (
     PROBES,
@@ -20,6 +19,7 @@ from hive_ray.reward.worth import (
     scored,
     shared,
 )
+from hive_ray.statistics.intervals import Interval
 
 
 def settings(**changed) -> Reward:

@@ -9,7 +9,7 @@ from pictures import SCENE, cut_out, encoded, exif, given, on_white
 
 from hive_ray import config
 from hive_ray.images import ImageError, decode, encode
-from hive_ray.pages import Example, Shown, contact_sheet
+from hive_ray.pages.html import Example, Shown, contact_sheet
 from hive_ray.reward.vision import FOLLOWING, VerdictError, request_of
 from serve.gallery import as_sent
 

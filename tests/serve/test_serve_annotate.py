@@ -24,12 +24,12 @@ from hive_ray import storage
 from hive_ray.annotation.database import DatabaseError, database_of
 from hive_ray.annotation.exports import answered
 from hive_ray.annotation.people import invite
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Annotation
-from hive_ray.distributed.cluster import start_ray
+from hive_ray.files.text_files import parse_json_lines
 from hive_ray.images import decode
 from hive_ray.reward.rankings import join_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
-from hive_ray.text_files import parse_json_lines
 from serve.annotate import Annotating, prepare, settings_of
 from serve.annotate import app as bound
 from serve.gallery import LOOK_AGAIN_S, Gallery, PictureError

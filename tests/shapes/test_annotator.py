@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hive_ray.agreement import PreferenceAgreement, preference_agreement
 from hive_ray.shapes import annotator
 from hive_ray.shapes.annotator import (
     JUST_NOTICEABLE,
@@ -20,6 +19,7 @@ from hive_ray.shapes.annotator import (
     ranks_of,
 )
 from hive_ray.shapes.judge import Verdict
+from hive_ray.statistics.agreement import PreferenceAgreement, preference_agreement
 
 NUM_PROMPTS = 4000
 

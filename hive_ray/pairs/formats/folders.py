@@ -10,6 +10,7 @@ import torch
 
 from hive_ray import storage
 from hive_ray.config import Importing
+from hive_ray.files.text_files import TextError, parse_json, parse_json_lines
 from hive_ray.pairs.formats.found import (
     EDITED_CAPTION,
     INSTRUCTION,
@@ -25,7 +26,6 @@ from hive_ray.pairs.formats.found import (
 from hive_ray.pairs.formats.pictures import MISSING, OUTSIDE, content_of, is_within, normal
 from hive_ray.pairs.formats.text_rows import text_rows
 from hive_ray.schemas import Row
-from hive_ray.text_files import TextError, parse_json, parse_json_lines
 
 HIVE_CYCLE = "training_cycle.jsonl"
 HIVE_PARTS = ("part_0_blip_prompt_new", "part_1_blip_prompt_new", "instructpix2pix")

@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.agreement import RankingError, check_ranks
 from hive_ray.config import Importing
+from hive_ray.files.text_files import parse_json
 from hive_ray.images import in_threads
 from hive_ray.pairs.formats import text_rows
 from hive_ray.pairs.formats.columns import parquet_values, used_once
@@ -45,7 +45,7 @@ from hive_ray.pairs.formats.found import (
 from hive_ray.pairs.formats.pictures import Pictures, folder_of, named_path
 from hive_ray.schemas import SPLITS, Row
 from hive_ray.seeds import id_for
-from hive_ray.text_files import parse_json
+from hive_ray.statistics.agreement import RankingError, check_ranks
 
 INSTRUCTION_KEYS = (*INSTRUCTION, "instruct_prompt", "prompt")
 SOURCE_KEYS = (*text_rows.SOURCE_KEYS, "path_src")

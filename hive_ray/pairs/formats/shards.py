@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.config import Importing
+from hive_ray.files.text_files import NOT_AN_OBJECT, NOT_JSON, NOT_UTF8, SHOWN, parse_json
 from hive_ray.pairs.formats.files import is_system
 from hive_ray.pairs.formats.found import (
     EDITED_CAPTION,
@@ -25,7 +26,6 @@ from hive_ray.pairs.formats.found import (
     first,
     ours,
 )
-from hive_ray.text_files import NOT_AN_OBJECT, NOT_JSON, NOT_UTF8, SHOWN, parse_json
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 """How the files end that are read here."""

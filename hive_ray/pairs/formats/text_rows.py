@@ -10,6 +10,7 @@ from typing import Any
 
 from hive_ray import storage
 from hive_ray.config import Importing
+from hive_ray.files.text_files import JsonLine, TableRow, TextError, read_json_lines, read_table
 from hive_ray.pairs.formats.found import (
     EDITED_CAPTION,
     EDITED_IMAGE,
@@ -30,7 +31,6 @@ from hive_ray.pairs.formats.found import (
 from hive_ray.pairs.formats.pictures import Pictures, folder_of
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
-from hive_ray.text_files import JsonLine, TableRow, TextError, read_json_lines, read_table
 
 SOURCE_KEYS = (*SOURCE_IMAGE, *(f"{name}{FILE_NAME}" for name in SOURCE_IMAGE), "file_name")
 EDITED_KEYS = (*EDITED_IMAGE, *(f"{name}{FILE_NAME}" for name in EDITED_IMAGE))

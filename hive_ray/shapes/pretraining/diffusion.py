@@ -12,7 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hive_ray.model_folders import forget_origin
+from hive_ray.files.model_folders import forget_origin
 from hive_ray.shapes.language import write_edits
 from hive_ray.shapes.pretraining.loop import Say, train_averaged
 from hive_ray.shapes.pretraining.pictures import degrade, to_batch

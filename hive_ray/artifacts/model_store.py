@@ -1,0 +1,79 @@
+"""Trained models as portable folders, which are finished or absent as tables are.
+
+objective.save -> store_model -> <model folder>
+
+<model folder>/...          the objective's files, loadable with no cluster and no DeepSpeed
+<model folder>/made.json    fingerprint, metrics, git commit, seconds
+<model folder>/card.json    the objective's card, copied last
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from hive_ray import storage
+from hive_ray.artifacts.tables import Fingerprint, OnMismatch, differences, git_commit, mismatch
+from hive_ray.files import scratch
+from hive_ray.seeds import id_for
+
+Metrics = dict[str, float]
+
+
+def store_model(
+    path: str, save: Callable[[Path], None], fingerprint: Fingerprint, metrics: Metrics, seconds: float
+) -> None:
+    """Write a model folder at `path`: what `save` writes (card.json among it), and how it was made."""
+    with scratch.folder("model") as folder:
+        save(folder)
+        if not (folder / "card.json").is_file():
+            raise FileNotFoundError(f"{path}: the objective saved no card.json, which says that a model is whole")
+        made = {
+            "fingerprint": fingerprint,
+            "metrics": metrics,
+            "git_commit": git_commit(),
+            "seconds": seconds,
+        }
+        (folder / "made.json").write_text(json.dumps(made, indent=2))
+        storage.store_folder(folder, path)
+
+
+def build_model(
+    name: str,
+    path: str,
+    fingerprint: Fingerprint,
+    make: Callable[[], None],
+    *,
+    on_mismatch: OnMismatch = "refuse",
+) -> Metrics:
+    """Run `make` (it ends in `store_model`), or keep what the same settings and inputs made; its metrics.
+
+    What killed processes left half written of it, or in this machine's scratch, is removed.
+    """
+    storage.sweep(path)
+    scratch.sweep()
+    if is_whole(path):
+        made = storage.read_json(storage.join(path, "made.json")) or {"fingerprint": {}}
+        if made["fingerprint"] == fingerprint:
+            print(f"{name}: kept (nothing changed)", flush=True)
+            return made["metrics"]
+        if on_mismatch == "refuse":
+            raise mismatch(path, made["fingerprint"], fingerprint)
+        print(f"{name}: made again, since {differences(made['fingerprint'], fingerprint)}", flush=True)
+        storage.remove_tree(path)
+    make()
+    return json.loads(storage.read_text(storage.join(path, "made.json")))["metrics"]
+
+
+def is_whole(model: str) -> bool:
+    """Whether a model folder is finished: its card is written last, and holds JSON."""
+    return storage.read_json(storage.join(model, "card.json")) is not None
+
+
+def model_digest(model: str) -> str:
+    """Names a model by what it was made from, a foreign folder or file by its content, and a hub's by its name."""
+    made = storage.read_json(storage.join(model, "made.json"))
+    if made is not None:
+        return id_for(json.dumps(made["fingerprint"], sort_keys=True))
+    if not storage.exists(model):
+        return model
+    return storage.file_digest(model) if storage.is_file(model) else storage.folder_digest(model)

@@ -1,0 +1,223 @@
+"""fit: Ray Train and DeepSpeed, one loop for any Objective.
+
+    a finished table, an Objective -> <run>/<name>/ (a portable model folder), what training/watching.py writes
+
+What a worker does is in training/loop.py.
+"""
+
+import itertools
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from hive_ray import storage
+from hive_ray.artifacts.model_store import Metrics, build_model, store_model
+from hive_ray.artifacts.tables import Fingerprint, OnMismatch, Selection
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.cluster.environment import carried, take_over
+from hive_ray.cluster.one_machine.controller import Trainer, torch_config
+from hive_ray.cluster.starting import (
+    cluster_in_words,
+    end_data_helpers,
+    free_placement_groups,
+    of_workers,
+    require,
+    saying_what_is_missing,
+    started_here,
+)
+from hive_ray.config import Training
+from hive_ray.schemas import Stopped
+from hive_ray.seeds import id_for
+from hive_ray.training.checkpoints import Checkpoints
+from hive_ray.training.loop import Loop, Told
+from hive_ray.training.objectives import Objective
+from hive_ray.training.trackers import require_tracker
+
+COLLECTIVE_TIMEOUT_S = "1800"
+START_TRY_S = 60.0
+"""How long Ray Train tries at a time to start the workers."""
+
+
+def fit(
+    objective: Callable[..., Objective],
+    *,
+    name: str,
+    run: str,
+    rows: Callable[[], Selection],
+    columns: list[str],
+    settings: Training,
+    fingerprint: Fingerprint,
+    held_out: Callable[[], Selection] | None = None,
+    shown: Sequence[str] = (),
+    on_mismatch: OnMismatch = "refuse",
+    **kwargs: Any,
+) -> Metrics:
+    """Train `objective(**kwargs)` on selected rows into the model folder <run>/<name>; its last measures.
+
+    `held_out` rows, none of `rows`, are looked at on the way; `shown` are further columns that pictures of them need.
+    `settings` are added to the fingerprint. The same call goes on with a run that was killed, or keeps what is done.
+    """
+    fingerprint = fingerprint | fingerprint_of(settings)
+    run, out = storage.absolute(run), storage.join(storage.absolute(run), name)
+    checkpoints = checkpoint_folder(run, name, fingerprint)
+
+    def make() -> None:
+        require(name, settings.workers)
+        require_tracker(settings.watching.tracker, run)
+        selection, unseen = rows(), held_out() if held_out else None
+        if not len(selection):
+            raise ValueError(f"{name}: {selection.path} has no rows to train on; look at its manifest for drops")
+        _run_workers(
+            Told(
+                objective=objective,
+                kwargs=kwargs,
+                selection=selection,
+                columns=columns,
+                held_out=unseen or None,
+                shown=shown,
+                settings=settings,
+                run=run,
+                name=name,
+                out=out,
+                fingerprint=fingerprint,
+                checkpoints=checkpoints,
+                preemptible=not started_here(),
+            )
+        )
+
+    metrics = build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
+    # The model is whole, perhaps since a run that was killed before it came here: nothing goes on from them.
+    storage.remove_tree(checkpoints)
+    storage.sweep(checkpoints)  # uploads that were broken off
+    return metrics
+
+
+def export(
+    objective: Callable[..., Objective],
+    *,
+    name: str,
+    run: str,
+    settings: Training,
+    fingerprint: Fingerprint,
+    folder: Callable[[int], str],
+    **kwargs: Any,
+) -> str:
+    """Write the model of `fit`'s newest checkpoint, while it trains or after it was killed, to folder(images seen).
+
+    Averaged weights, or the last ones where no average is kept. The training is not disturbed.
+    """
+    run, fingerprint = storage.absolute(run), fingerprint | fingerprint_of(settings)
+    checkpoints = Checkpoints(checkpoint_folder(run, name, fingerprint))
+    stand = checkpoints.newest()
+    if stand is None:
+        finished = storage.join(run, name)
+        hint = f"it is finished: {finished}" if storage.exists(finished) else "start it, or wait for its first one"
+        raise ValueError(f"{name} has no checkpoint with these settings: {hint}")
+    started, built = time.monotonic(), objective(**kwargs)
+    opened = checkpoints.open(stand.images, stand.world)
+    shapes = {key: weight.shape for key, weight in built.model.named_parameters() if weight.requires_grad}
+    state = built.model.state_dict() | opened.weights(shapes)
+    opened.forget()
+    out, metrics = folder(stand.images), stand.last | {"images": stand.images}
+    told = fingerprint | {"images": stand.images}
+    store_model(out, lambda to: built.save(to, state), told, metrics, time.monotonic() - started)
+    print(f"{name}: its weights after {stand.images} images are in {out}", flush=True)
+    return out
+
+
+def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
+    """Where a training keeps its checkpoints. With other settings it has another: they must not be gone on with."""
+    key = id_for(json.dumps(fingerprint, sort_keys=True))
+    return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
+
+
+def _run_workers(told: Told) -> None:
+    settings = told.settings
+    workers, recovery = settings.workers, settings.recovery
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
+    end_data_helpers()
+    for failures in itertools.count(1):
+        try:
+            with saying_what_is_missing(told.name, workers):
+                failed = _trainer(told).fit().return_value
+            break
+        except ControllerError as error:
+            cause = error.controller_failure
+            if isinstance(cause, WorkerGroupStartupTimeoutError):
+                raise Stopped(
+                    f"{told.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
+                    f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give "
+                    "the same command: it goes on from the last checkpoint"
+                ) from error
+            # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
+            free_placement_groups()
+            if not isinstance(cause, RayActorError) or failures > recovery.max_failures:
+                raise Stopped(
+                    f"{told.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
+                    f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
+                ) from error
+            print(f"{told.name}: a worker died as it started; all start again", flush=True)
+        except WorkerGroupError as error:
+            full = [str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)]
+            if not full:
+                raise
+            raise Stopped(
+                f"{told.name}: the memory of a GPU was not enough for a step: lower micro_batch_size (it is "
+                f"{settings.micro_batch_size}; the batch stays as it is), set gradient_checkpointing, raise zero_stage "
+                f"(it is {settings.zero_stage}), or train with lora_rank. {full[0]}"
+            ) from error
+    if failed:
+        raise Stopped(failed)
+
+
+def _trainer(told: Told) -> Trainer:
+    workers, recovery = told.settings.workers, told.settings.recovery
+    tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
+    files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
+    environment = carried()
+    return Trainer(
+        # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
+        lambda: _train(told, environment),
+        torch_config=torch_config("nccl" if workers.num_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_actors,
+            use_gpu=workers.num_gpus > 0,
+            resources_per_worker={"CPU": workers.num_cpus, "GPU": workers.num_gpus},
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,  # what is gone on from is in `told.checkpoints`
+            storage_path=inside,
+            storage_filesystem=files,
+            failure_config=FailureConfig(max_failures=recovery.max_failures, controller_failure_limit=tries - 1),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _train(told: Told, environment: dict[str, str]) -> str:
+    """One worker's run, with the driver's settings of services. Returns why it failed for good, or an empty string."""
+    take_over(environment)
+    logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
+    started = time.monotonic()
+    try:
+        loop = Loop(told, ray.train.get_context())
+        loop.run()
+    except Stopped as error:  # the same on every rank; starting again would end in the same
+        return str(error)
+    loop.save(time.monotonic() - started)
+    loop.watch.tell()
+    loop.close()
+    return ""

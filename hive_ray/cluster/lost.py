@@ -1,0 +1,128 @@
+"""The end of a cluster while a job runs, in words: a node, the head, a raylet, the GCS or an object store is gone.
+
+Ray ends a driver whose cluster is gone by a trace of its own, after up to a minute, or not at all.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from hive_ray.cluster.auth_token import remove_private_folder
+from hive_ray.cluster.looking import looking
+from hive_ray.cluster.noise import end_with
+from hive_ray.cluster.one_machine.loopback import first_line, lives, own_processes
+from hive_ray.cluster.starting import started_here
+from hive_ray.schemas import Stopped
+
+PARTS = ("gcs_server", "raylet")
+"""Processes without which a cluster of this machine is none."""
+EVERY_S = 0.2
+"""How often they are looked for: within a second or two of a raylet's death Ray ends its driver without a word."""
+HEAD_EVERY_S = 2.0
+AWAY_S = 45.0
+"""How long the head of a joined cluster may be away; after 60 s Ray ends the driver by itself."""
+SETTLED_S = 3.0
+"""A part that has ended for so long, as Ray starts, was not ended by Ray, which would have said why by now."""
+GOES_ON = "What is finished stays: the same command goes on from there"
+
+
+@contextmanager
+def ending_in_words() -> Iterator[None]:
+    """As long as it lasts, a lost cluster ends this process with 1 and one sentence. For the command line: no cleaning
+    up is waited for, since it would wait for the cluster."""
+    here = started_here()
+    what_is_lost = _parts_of_this_machine() if here else _head_at(ray.get_runtime_context().gcs_address)
+
+    def look() -> None:
+        if lost := what_is_lost():
+            _end(lost)
+
+    with looking(look, EVERY_S if here else HEAD_EVERY_S):
+        yield
+
+
+@contextmanager
+def starting_in_words() -> Iterator[None]:
+    """As long as Ray starts a cluster on this machine: where a part of it ends, this process does, as `ending_in_words`
+    has it. Ray would wait for that part as long as a busy machine may take."""
+    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        yield
+        return
+    seen: dict[int, psutil.Process] = {}
+    since: float | None = None
+
+    def look() -> None:
+        nonlocal since
+        seen.update({part.pid: part for part in own_processes(*PARTS)})
+        ended = [part.name() for part in seen.values() if not lives(part)]
+        since = (since or time.monotonic()) if ended else None
+        if since and time.monotonic() - since > SETTLED_S:
+            _end(f"Ray's {' and '.join(ended)} ended as it started; memory or disk may be full")
+
+    with looking(look, EVERY_S):
+        yield
+
+
+def in_words(error: Exception) -> str | None:
+    """What a person is told of an error of Ray's: of a task the error that it raised, of all others that the same
+    command goes on; None where it is a bug, whose traceback is wanted."""
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # not for jobs that train nothing
+
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return f"{type(cause).__name__}: {cause}" if isinstance(cause, ValueError | OSError | Stopped) else None
+    if isinstance(error, WorkerGroupError):
+        causes = list(error.worker_failures.values())
+        if not causes or not all(_is_rays_own(cause) for cause in causes):
+            return None
+        return f"Stopped: training lost its workers: {first_line(causes[0])}. {GOES_ON}"
+    if isinstance(error, ControllerError):
+        return f"Stopped: training was lost: {first_line(error.controller_failure)}. {GOES_ON}"
+    return f"Stopped: the cluster failed: {first_line(error)}. {GOES_ON}" if _is_rays_own(error) else None
+
+
+def _is_rays_own(error: Exception) -> bool:
+    """Whether Ray failed, and no code that it ran."""
+    ran = isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
+    return isinstance(error, RayError) and not ran
+
+
+def _end(lost: str) -> None:
+    remove_private_folder()
+    end_with(f"Stopped: the cluster was lost: {lost}. {GOES_ON}", 1)
+
+
+def _parts_of_this_machine() -> Callable[[], str]:
+    """What tells which process of this machine's cluster has ended."""
+    parts = own_processes(*PARTS)
+    names = {part.pid: part.name() for part in parts}
+
+    def lost() -> str:
+        ended = [names[part.pid] for part in parts if not lives(part)]
+        return f"Ray's {' and '.join(ended)} ended; memory or disk may be full" if ended else ""
+
+    return lost
+
+
+def _head_at(address: str) -> Callable[[], str]:
+    """What tells that the head of a joined cluster has not been there for AWAY_S."""
+    host, port = address.rsplit(":", 1)
+    seen = time.monotonic()
+
+    def lost() -> str:
+        nonlocal seen
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), HEAD_EVERY_S).close()
+            seen = time.monotonic()
+        except OSError:
+            if time.monotonic() - seen > AWAY_S:
+                return f"its head at {address} has not answered for {AWAY_S:g} s"
+        return ""
+
+    return lost

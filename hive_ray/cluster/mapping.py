@@ -1,0 +1,208 @@
+"""Run a plain actor over a table with Ray Data, one fixed shard of the input at a time.
+
+The driver hands out places of rows and gets counts back: rows and pictures go from the source's files to an
+actor to the table's files. Batch size, number of actors and restarts change neither the rows nor their order.
+"""
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from hive_ray import storage
+from hive_ray.artifacts.dropped import thin
+from hive_ray.artifacts.tables import ERROR, Selection, Shard, Where, select, write_shard
+from hive_ray.cluster.environment import carried, take_over
+from hive_ray.cluster.starting import require
+from hive_ray.config import Resources
+from hive_ray.schemas import Row, Rows, Stopped, table_name
+
+Actor = Callable[[Rows], Rows]
+"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
+counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`), of {"dropped": reason, "sample":
+words} the first words; `Stopped` ends the stage."""
+
+LAST_WORDS_S = 10.0
+"""After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""
+READ_AHEAD = 2
+"""Shards an actor holds: one is read or written while another is mapped."""
+SHARD_BYTES = 64 * 2**20
+"""About the most that a shard's rows take in their files: an actor holds READ_AHEAD of them, several times over."""
+
+
+@dataclass(frozen=True)
+class MapTable:
+    """A plan for `tables.build_table`: rows of one table, mapped into rows of another."""
+
+    source: Selection
+    actor: Callable[..., Actor]
+    produces: pa.Schema
+    resources: Resources
+    kwargs: dict[str, Any]
+    rows_per_shard: int
+    dropped_per_shard: int
+    """Dropped rows of each reason that keep their pictures."""
+    environment: dict[str, str] = field(default_factory=carried, repr=False)
+    """How and as whom the actors reach services, as whoever plans the stage does."""
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that the actor will see."""
+        return len(self.source)
+
+    def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
+        """Map and write these shards of the table at `path`; yields each once it is written."""
+        require(table_name(self.produces), self.resources)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.verbose_progress = False
+        context.execution_no_progress_timeout_s = -1  # a wait for new nodes may be long
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # build_table says what there is to say
+        mapped = ray.data.from_items(
+            [{"shard": number} for number in shards], override_num_blocks=len(shards)
+        ).map_batches(
+            _Contracted,
+            fn_constructor_kwargs={"plan": self, "path": path},
+            compute=_pool(self.resources, len(shards)),
+            batch_size=1,
+            num_cpus=self.resources.num_cpus,
+            num_gpus=self.resources.num_gpus,
+        )
+        stopped, since = "", 0.0
+        for row in mapped.iter_rows():
+            became = json.loads(row["written"])
+            if "stopped" not in became:
+                yield Shard(**became)
+            elif not stopped:
+                stopped, since = became["stopped"], time.monotonic()
+            if stopped and time.monotonic() - since > LAST_WORDS_S:
+                break
+        if stopped:
+            raise Stopped(stopped)
+
+
+def map_table(
+    path: str | Sequence[str],
+    schema: pa.Schema,
+    actor: Callable[..., Actor],
+    *,
+    produces: pa.Schema,
+    resources: Resources,
+    where: Where | None = None,
+    limit: int | None = None,
+    rows_per_shard: int = 32,
+    dropped_per_shard: int = 0,
+    **kwargs: Any,
+) -> MapTable:
+    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` (or of several of one schema) that
+    `where` keeps.
+
+    A shard has `rows_per_shard` rows, fewer where pictures are large (`SHARD_BYTES`).
+    """
+    source = select(path, schema, where=where, limit=limit)
+    return MapTable(source, actor, produces, resources, kwargs, _fitting(source, rows_per_shard), dropped_per_shard)
+
+
+def _fitting(source: Selection, rows: int) -> int:
+    """So many rows, halved until they take at most SHARD_BYTES, going by the size of the first file; at least one."""
+    if source.files:
+        first = source.files[0]
+        each = (storage.file_size(first) or 0) / max(1, storage.open_parquet(first).metadata.num_rows)
+        while rows > 1 and rows * each > SHARD_BYTES:
+            rows //= 2
+    return rows
+
+
+def load_actor(plan: MapTable) -> Actor:
+    """The plan's actor, loaded in this process on the device that the plan gives it."""
+    take_over(plan.environment)
+    on_gpu = plan.resources.num_gpus > 0
+    if not on_gpu:
+        torch.set_num_threads(max(1, int(plan.resources.num_cpus)))
+    return plan.actor(device="cuda" if on_gpu else "cpu", **plan.kwargs)
+
+
+def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
+    """The actors of a stage: never more than there are shards."""
+    most = min(resources.num_actors, shards)
+    least = min(resources.least_actors or most, most)
+    return ActorPoolStrategy(
+        min_size=least, max_size=most, max_concurrent_calls_per_actor=READ_AHEAD, enable_true_multi_threading=True
+    )
+
+
+class _Contracted:
+    """Holds an actor to its output contract, shard by shard; lives in a Ray actor."""
+
+    def __init__(self, plan: MapTable, path: str):
+        self.plan, self.path, self.table = plan, path, table_name(plan.produces)
+        self.cannot = ""
+        """Why there is no actor, where a person can mend that: no row's fault, and the same in each new process."""
+        try:
+            self._require_folder()
+            self.actor = load_actor(plan)
+        except (Stopped, OSError, ValueError) as error:
+            self.cannot = f"{self.table} cannot begin: {type(error).__name__}: {error}"
+        self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
+
+    def _require_folder(self) -> None:
+        """Raise where this node does not see the folder of the table, which the driver has made."""
+        if not self.path.startswith(storage.S3) and not os.path.isdir(self.path):
+            raise Stopped(
+                f"node {platform.node()} has no folder {self.path}: give s3:// or a folder that all nodes of the "
+                "cluster share as run folder"
+            )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"written": [json.dumps(self._became(int(number))) for number in batch["shard"]]}
+
+    def _became(self, number: int) -> dict[str, Any]:
+        if self.cannot:
+            return {"stopped": self.cannot}
+        try:
+            return vars(self._write(number))
+        except Stopped as stopped:
+            return {"stopped": str(stopped)}
+        except OSError as error:  # a full disk, an S3 that stays away: no row's fault
+            return {
+                "stopped": f"{self.table}, shard {number}: {error}; what is finished stays: mend that and run again"
+            }
+
+    def _write(self, number: int) -> Shard:
+        plan, start = self.plan, number * self.plan.rows_per_shard
+        rows = plan.source.read(start, start + plan.rows_per_shard).to_pylist()
+        with self.turn:
+            size = plan.resources.batch_size
+            mapped = (map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size))
+            made = list(thin(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
+        return write_shard(self.path, number, made, plan.produces, rows_in=len(rows))
+
+
+def map_rows(actor: Actor, rows: Rows) -> Rows:
+    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped.
+
+    `Stopped` is for the whole stage and goes on up.
+    """
+    try:
+        return list(actor(rows))
+    except Stopped:
+        raise
+    except Exception as error:
+        if len(rows) == 1:
+            return [_dropped(error)]
+        return [mapped for row in rows for mapped in map_rows(actor, [row])]
+
+
+def _dropped(error: Exception) -> Row:
+    return {"dropped": f"{ERROR}{type(error).__name__}: {str(error)[:120]}"}

@@ -1,0 +1,62 @@
+"""How fast one actor of a stage is: some batches to warm up, then some by the clock, and nothing is written."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import ray
+
+from hive_ray.cluster.mapping import MapTable, load_actor, map_rows
+from hive_ray.cluster.starting import require
+from hive_ray.schemas import table_name
+
+TIMED_S = 10.0
+"""Batches are mapped by the clock until so much time has passed, or the input ends."""
+PATIENCE_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one row of the input costs one actor, and becomes."""
+
+    seconds: float
+    rows_out: float
+    counts: dict[str, float]
+    """What `{"counted": ...}` rows count, such as tokens."""
+
+
+def measure_rate(plan: MapTable) -> Rate:
+    """Of an actor on the cluster, with the plan's resources; ValueError if there is nothing to map, or nothing comes.
+
+    What an actor need not do again, such as to ask for an answer that is kept, takes no time here either.
+    """
+    require(table_name(plan.produces), plan.resources)
+    if not plan.rows_in:
+        raise ValueError(f"{plan.source.path} has no rows to map, so nothing can be measured")
+    options = {"num_cpus": plan.resources.num_cpus, "num_gpus": plan.resources.num_gpus}
+    return ray.get(ray.remote(**options)(_rate).remote(plan), timeout=PATIENCE_S)
+
+
+def _rate(plan: MapTable) -> Rate:
+    actor, size = load_actor(plan), plan.resources.batch_size
+    mapped, made, seconds, counts, dropped = 0, 0, 0.0, Counter(), Counter()
+    for start in range(0, plan.rows_in, size):
+        rows = plan.source.read(start, start + size).to_pylist()
+        began = time.monotonic()
+        became = map_rows(actor, rows)
+        dropped.update(row["dropped"] for row in became if "dropped" in row)
+        if start == 0 and plan.rows_in > size:  # it warmed up
+            continue
+        seconds += time.monotonic() - began
+        mapped += len(rows)
+        made += sum("dropped" not in row and "counted" not in row for row in became)
+        for row in became:
+            counts.update(row.get("counted", {}))
+        if seconds >= TIMED_S:
+            break
+    if not made:
+        reason = dropped.most_common(1)[0][0]
+        sample = next((row["sample"] for row in became if row.get("dropped") == reason and "sample" in row), "")
+        shown = f", such as {sample!r}" if sample else ""
+        raise ValueError(f"none of the first {mapped} rows became anything; most often: {reason}{shown}")
+    return Rate(seconds / mapped, made / mapped, {name: count / mapped for name, count in counts.items()})

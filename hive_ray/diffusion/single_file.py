@@ -1,0 +1,110 @@
+"""Weights out of one file (.safetensors or .ckpt), with no code of the file's run.
+
+a file -> {compvis name: weight}, the averaged weights of the U-Net in place of the last ones where it has them
+"""
+
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hive_ray.files.model_folders import ModelFolderError
+
+UNET = "model.diffusion_model."
+SUFFIXES = (".safetensors", ".ckpt")
+BOOKKEEPING = re.compile(
+    r"(pytorch_lightning|lightning)\.[\w.]+|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode"
+)
+"""What Lightning writes beside weights: the classes of its callbacks, and their numbers. Never loaded."""
+
+
+def is_single_file(start: str | Path) -> bool:
+    """Whether a model's address is that of one file, and not of a folder or on the hub."""
+    return str(start).endswith(SUFFIXES)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """All weights of a file by the names it gives them; a pickle that holds code is refused."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFolderError(f"{path} does not exist; give a .safetensors or .ckpt file, a folder or a hub name")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    while isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} holds a {type(content).__name__}, not weights by name; give a state dict")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def prefer_averaged(weights: dict[str, Tensor], path: str | Path) -> tuple[dict[str, Tensor], bool]:
+    """The weights with the U-Net's running average (EMA) in place of its last step, and whether there was one.
+
+    LDM's LitEma calls the average of model.diffusion_model.input_blocks.0.0.weight
+    model_ema.diffusion_modelinput_blocks00weight, the dots taken out.
+    """
+    places = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in _below(UNET, weights)}
+    lacking = [average for average in places.values() if average not in weights]
+    if len(lacking) == len(places):
+        return weights, False
+    if lacking:
+        raise ModelFolderError(f"{path} has averaged weights, but lacks {first_few(lacking)}: it is not whole")
+    return weights | {name: weights[average] for name, average in places.items()}, True
+
+
+def first_few(names: Iterable[str], most: int = 4) -> str:
+    """Names for a message: the first ones, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+class _Inert:
+    """Stands for whatever is bookkeeping: takes anything, keeps nothing, does nothing."""
+
+    def __new__(cls, *_: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelFolderError(f"{path} is not a whole .safetensors file: {error}; fetch it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    """What torch.load makes of a file with `weights_only`; what it may not load is stood in for, or refused."""
+    try:
+        zipped = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, EOFError):  # no zip archive: torch's format before 1.6, or no checkpoint at all
+        zipped = None
+    stand_ins = [name for name in zipped or [] if BOOKKEEPING.fullmatch(name)]
+    code = sorted(set(zipped or []) - set(stand_ins))
+    if code:
+        raise ModelFolderError(
+            f"{path} is a pickle that holds more than weights: loading it would run {first_few(code)}. It is refused;"
+            " give a .safetensors file of the same weights, or save its state dict alone where you trust the file"
+        )
+    try:
+        with torch.serialization.safe_globals([(_Inert, name) for name in stand_ins]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped is not None)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        seen = str(error).split("\n")[0][:200]
+        raise ModelFolderError(
+            f"{path} cannot be read as weights alone ({seen}): it is broken, or a pickle that holds code, which is"
+            " never run; fetch it again, or give a .safetensors file"
+        ) from error
+
+
+def _below(prefix: str, weights: Iterable[str]) -> list[str]:
+    return [name for name in weights if name.startswith(prefix)]

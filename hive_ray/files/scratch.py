@@ -1,0 +1,128 @@
+"""Scratch of this machine below `cache_folder()`: each piece has an owner, and is removed once that is gone.
+
+<cache>/scratch/<kind>-<owner>-<random>/    a folder of one process
+<cache>/rows/<key>.arrow                    what several processes share, beside
+<cache>/rows/.<key>.arrow.<owner>.claim     a claim of each process that uses it
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hive_ray.files.owners import OWNER, is_gone, is_old, owner
+
+FOLDER = re.compile(rf"\w+-(?P<owner>{OWNER})-[0-9a-f]+")
+CLAIM = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{OWNER})\.claim")
+SHARED = ("rows", "universal", "folders")
+"""Folders of the cache in which there are claims."""
+OLDER = ("checkpoints", "folders")
+"""Folders of the cache in which earlier versions had scratch, named tmp*."""
+
+
+def new_folder(kind: str) -> Path:
+    """An empty folder for this process alone; remove it, or leave it to `sweep`. What others left is removed first."""
+    sweep()
+    folder = cache_folder() / "scratch" / f"{kind}-{owner()}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def folder(kind: str) -> Iterator[Path]:
+    """An empty folder for as long as this lasts."""
+    made = new_folder(kind)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def claim(path: Path) -> None:
+    """Say that this process uses a file or folder of the cache, before it is made or read: until it ends, or gives the
+    claim up, no other sweeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _claim_of(path).touch()
+
+
+def give_up(path: Path) -> None:
+    """Take this process's claim back."""
+    _claim_of(path).unlink(missing_ok=True)
+
+
+def sweep() -> None:
+    """Remove what processes that are gone have left in the cache."""
+    for found in _entries(_scratch()):
+        named = FOLDER.fullmatch(found.name)
+        if named and is_gone(named["owner"], found):
+            shutil.rmtree(found, ignore_errors=True)
+    for kind in SHARED:
+        _sweep_claimed(cache_path() / kind)
+    for kind in OLDER:
+        for found in _entries(cache_path() / kind):
+            if found.name.startswith("tmp") and is_old(found):
+                _remove(found)
+
+
+def _sweep_claimed(shared: Path) -> None:
+    """Remove what was claimed and is used by nobody any more."""
+    claims: dict[str, list[tuple[Path, bool]]] = {}
+    for found in _entries(shared):
+        named = CLAIM.fullmatch(found.name)
+        if named:
+            claims.setdefault(named["name"], []).append((found, is_gone(named["owner"], found)))
+    for name, of_it in claims.items():
+        if all(gone for _, gone in of_it):
+            _remove(shared / name)
+        for file, gone in of_it:
+            if gone:
+                file.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _scratch() -> Path:
+    return cache_path() / "scratch"
+
+
+def _claim_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{owner()}.claim")
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray.
+
+    It is made if it is not there; OSError if it cannot be, or cannot be written to.
+    """
+    folder = cache_path()
+    remedy = "set HIVE_RAY_CACHE to a folder that can be written to"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the cache folder {folder} cannot be made ({error.strerror}): {remedy}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"the cache folder {folder} cannot be written to: {remedy}")
+    return folder
+
+
+def cache_path() -> Path:
+    """Where that folder is, whether or not it is there; OSError where no home folder says so."""
+    try:
+        return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray").expanduser()
+    except RuntimeError as error:
+        raise OSError(f"there is no home folder ({error}): set HIVE_RAY_CACHE to a folder for the cache") from error

@@ -1,0 +1,1 @@
+"""Language models behind the OpenAI client: endpoints, batches, finetuning; answers are kept and paid once."""

@@ -1,0 +1,244 @@
+"""Answers through the endpoint's Batch API: many requests a file, answered within hours at half the price.
+
+requests -> kept answers, where `InstructionWriter` finds them; it asks by itself for those that a batch left out
+
+A batch carries the digest of its requests, so whoever asks again, after whatever was killed, finds and follows it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from openai import OpenAIError
+from openai.types import Batch
+
+from hive_ray import storage
+from hive_ray.files.text_files import JsonLine, TextError, parse_json_lines
+from hive_ray.language.answer_json import is_answer
+from hive_ray.language.endpoint import MARK, OPTIONAL, Endpoint, follow, require_fields
+from hive_ray.language.kept_answers import Request, counts_of, request_id
+from hive_ray.language.openai_client import EndpointError, refused_in, sample_of, words_in, words_of
+from hive_ray.seeds import id_for
+
+REQUESTS = 20_000
+"""In one batch; OpenAI takes 50,000, and no file above 200 MB."""
+FILES_AT_ONCE = 16
+"""Kept answers that are read or written at one time."""
+AT_ONCE = 4
+"""Batches at the endpoint at one time; the budget is looked at before each is started."""
+ENDED = ("completed", "failed", "expired", "cancelled")
+NO_ID, UNKNOWN_ID = "without_custom_id", "of_no_request"
+REFUSED, NO_ANSWER = "request_refused", "no_answer"
+"""Why a line of a batch's files is left out, beside the problems of `text_files`."""
+REASONS_SHOWN = 3
+
+
+@dataclass
+class Account:
+    """What became of a batch's lines."""
+
+    answers: dict[str, dict] = field(default_factory=dict)
+    """Answers by the id of their request."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Lines that hold none, by reason."""
+    samples: dict[str, str] = field(default_factory=dict)
+    """The first of each reason."""
+    refusals: list[Any] = field(default_factory=list)
+    """What the endpoint said of refused requests, each different one once."""
+
+    def leave_out(self, reason: str, sample: str) -> None:
+        """Count a line that holds no answer."""
+        self.left_out[reason] += 1
+        self.samples.setdefault(reason, sample)
+
+    @property
+    def words(self) -> str:
+        """What was left out and why, most often first; "" if nothing was."""
+        return "; ".join(
+            f"{count} {reason}, such as {self.samples[reason]}"
+            for reason, count in self.left_out.most_common(REASONS_SHOWN)
+        )
+
+
+def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
+    """Have all requests answered that are not yet; EndpointError where a batch fails as a whole.
+
+    Batches are cut by place in `requests`, so a rerun over the same ones finds what was started.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        at_work = set()
+        for chunk in _chunks(requests):
+            if len(at_work) == AT_ONCE:
+                done, at_work = wait(at_work, return_when="FIRST_COMPLETED")
+                for one in done:
+                    one.result()
+            at_work.add(pool.submit(_answer, endpoint, chunk))
+        for one in at_work:
+            one.result()
+
+
+def _chunks(requests: Iterable[Request]) -> Iterator[dict[str, Request]]:
+    """Requests by their ids."""
+    source = iter(requests)
+    while chunk := {request_id(request): request for request in islice(source, REQUESTS)}:
+        yield chunk
+
+
+def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
+    digest = id_for(*chunk)
+    marker = storage.join(endpoint.answers.path, "batches", f"{digest}.json")
+    if storage.exists(marker):
+        return
+    try:
+        ended: set[str] = set()
+        refused: set[str] = set()
+        while batch := _started(endpoint, digest, ended) or _start(endpoint, digest, chunk):
+            batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
+            account = _kept(endpoint, batch, digest, chunk)
+            new = set() if account.answers else _refused_arguments(endpoint, account, chunk) - refused
+            if not new:
+                break
+            ended.add(batch.id)
+            refused |= new
+        else:
+            return
+    except OpenAIError as error:
+        advice = "an endpoint without a Batch API wants --instructions.spending.no-batch"
+        raise EndpointError(f"the batch {digest} of {len(chunk)} requests: {words_of(error)}; {advice}") from error
+    kept = len(account.answers)
+    if batch.status in ("failed", "cancelled") or not kept:
+        why = "; ".join(filter(None, (_problems(batch), account.words))) or "no reason was given"
+        raise EndpointError(
+            f"batch {batch.id} {batch.status}, {kept} answers: {why}; correct that, or ask one by one "
+            "(--instructions.spending.no-batch)"
+        )
+    left_out = dict(account.left_out)
+    storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept, "left_out": left_out}))
+    words = f"; left out: {account.words}" if left_out else ""
+    print(f"instructions: {batch.id} {batch.status}, {kept} of {len(chunk)} requests answered{words}", flush=True)
+
+
+def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Request]) -> set[str]:
+    """The arguments that the requests were refused for and that may be left out; they are, from here on.
+
+    `Stopped` if they were refused for what every request of the stage asks for.
+    """
+    request = next(iter(chunk.values()))
+    for body in account.refusals:
+        said = body.get("error", body) if isinstance(body, dict) else {}
+        said = said if isinstance(said, dict) else {}
+        endpoint.stop_if_general(request, words_in(body), said.get("code"), said.get("param"))
+        refused = refused_in(body, [name for name in OPTIONAL if name in request])
+        if refused:
+            endpoint.leave_out(refused, words_in(body))
+            return refused
+    return set()
+
+
+def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | None:
+    """The batch of this digest that runs or has ended with answers, and is none of those ids."""
+    for batch in _listed(endpoint):
+        fruitless = batch.status in ("failed", "cancelled") or (batch.status in ENDED and not batch.output_file_id)
+        marks = batch.metadata if isinstance(batch.metadata, dict) else {}
+        if marks.get(MARK) == digest and not fruitless and batch.id not in but:
+            print(f"instructions: following {batch.id}, which was started before ({batch.status})", flush=True)
+            return batch
+    return None
+
+
+def _listed(endpoint: Endpoint) -> Iterator[Batch]:
+    """All batches that the endpoint has."""
+    page = endpoint.client.batches.list(limit=100)
+    if isinstance(page, str):
+        raise EndpointError(f"the endpoint answers {sample_of(page)!r}, and no list of batches")
+    yield from map(require_fields, page)
+
+
+def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
+    """A new batch of what has no answer; None if all have one. `Stopped` if no more may be spent."""
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        kept = list(pool.map(endpoint.answers.find, chunk.values()))
+    asked = {name: request for (name, request), one in zip(chunk.items(), kept, strict=True) if one is None}
+    if not asked:
+        return None
+    endpoint.budget.exchange()
+    endpoint.budget.check()
+    url = "/v1/chat/completions" if "messages" in next(iter(asked.values())) else "/v1/completions"
+    lines = "".join(
+        json.dumps({"custom_id": name, "method": "POST", "url": url, "body": endpoint.body_of(request)}) + "\n"
+        for name, request in asked.items()
+    )
+    file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
+    require_fields(file, "id")
+    # Sent once: whether a lost reply has started it shows when the next run looks for it.
+    batch = endpoint.client.with_options(max_retries=0).batches.create(
+        input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
+    )
+    require_fields(batch)
+    print(f"instructions: started {batch.id} on {len(asked)} requests", flush=True)
+    return batch
+
+
+def _kept(endpoint: Endpoint, batch: Batch, digest: str, chunk: dict[str, Request]) -> Account:
+    """Store a batch's answers and what they cost; what became of each line of its files."""
+    account = Account()
+    for file in (batch.output_file_id, batch.error_file_id):
+        if isinstance(file, str) and file:
+            read_batch_file(endpoint.client.files.content(file).content, f"{batch.id}'s {file}", chunk.keys(), account)
+
+    def keep(name: str) -> float:
+        answer = account.answers[name]
+        endpoint.answers.keep(name, answer, batch=True)
+        return counts_of(answer.get("usage"), endpoint.spending, batch=True).get("dollars", 0.0)
+
+    if account.answers:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            dollars = sum(pool.map(keep, account.answers))
+        endpoint.budget.record(f"batch-{id_for(digest, batch.id)}.json", dollars)
+    return account
+
+
+def read_batch_file(content: bytes, name: str, wanted: Iterable[str], account: Account) -> None:
+    """Add the lines of a batch's file of answers, or of errors, to `account`; a line without an answer to a request
+    that is `wanted` is left out, counted and named, and costs no other.
+    """
+    known = set(wanted)
+    text = content.replace(b"\0", "\ufffd".encode())  # a zero byte in the first line would cost the file
+    try:
+        for line in parse_json_lines(text, name, objects=True):
+            _take(line, known, account)
+    except TextError as error:
+        account.leave_out("not_text", str(error))
+
+
+def _take(line: JsonLine, known: set[str], account: Account) -> None:
+    if line.problem:
+        return account.leave_out(line.problem, line.sample)
+    custom_id, response = line.value.get("custom_id"), line.value.get("response")
+    if not isinstance(custom_id, str):
+        return account.leave_out(NO_ID, line.sample)
+    if custom_id not in known:
+        return account.leave_out(UNKNOWN_ID, f"{line.place}: {custom_id[:80]!r}")
+    response = response if isinstance(response, dict) else {}
+    body, status = response.get("body"), response.get("status_code", 200)
+    if is_answer(body) and (status == 200 or not isinstance(status, int)):
+        account.answers[custom_id] = body
+        return None
+    said = body or line.value.get("error")
+    words = words_in(said)
+    if not words or (status == 200 and not line.value.get("error")):
+        return account.leave_out(NO_ANSWER, line.sample)
+    if said not in account.refusals and len(account.refusals) < REASONS_SHOWN:
+        account.refusals.append(said)
+    return account.leave_out(REFUSED, f"{line.place}: {words}")
+
+
+def _problems(batch: Batch) -> str:
+    """What the endpoint says of the batch as a whole."""
+    data = getattr(batch.errors, "data", None)
+    messages = [getattr(problem, "message", None) for problem in data] if isinstance(data, list) else []
+    return "; ".join(words_in(message) for message in messages[:REASONS_SHOWN] if message)

@@ -1,0 +1,312 @@
+"""A language model behind the openai client, whose answers are kept and paid for once.
+
+request -> Endpoint.ask -> the answer as JSON, and what it counts; or NoAnswer, or Stopped
+"""
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Protocol, TypeVar
+
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    InternalServerError,
+    RateLimitError,
+)
+
+from hive_ray.config import Spending
+from hive_ray.files.text_files import parse_json
+from hive_ray.language import openai_client
+from hive_ray.language.answer_json import SAMPLE, is_answer
+from hive_ray.language.kept_answers import Answers, Budget, Request, counts_of, request_id
+from hive_ray.language.openai_client import EndpointError, refused_settings, sample_of, words_in, words_of
+from hive_ray.schemas import Row, Rows, Stopped
+
+R = TypeVar("R")
+TIMEOUT_S = 60.0
+MAX_RETRIES = 5
+"""Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
+OUT_OF_REACH = (401, 402, 403, 404, 407, 429, 502, 503, 504)
+"""Answers, after all retries, that say more of the endpoint, the key or the quota than of the request."""
+OPTIONAL = ("temperature", "seed")
+"""Arguments that are left out for a model that refuses them."""
+ABOUT_STRUCTURE = re.compile(
+    r"response_?format|structured[ _]outputs?|json_schema|json_object|json[ _]mode|guided[ _](?:json|decoding)", re.I
+)
+"""What a refusal of `response_format` speaks of."""
+ABOUT_MODEL = ("model_not_found", "invalid_model", "model_not_available")
+"""Codes of refusals that every request of the stage would get."""
+FIRST = 8
+"""Rows of a stage that are asked for first: where nothing can be used of any, the stage stops."""
+AN_ERROR = "answer_is_an_error"
+MOST_FAILURES = 8
+"""Requests in a row without an answer, each after all retries, after which the stage stops."""
+AGAIN_S = (0.5, 2.0)
+"""Waits before a request is sent again whose answer, with status 200, says that a provider behind it failed."""
+MARK = "hive_ray"
+"""Key of the digest in the metadata of what is started at the endpoint: it is found again by it, not paid twice."""
+POLL_S = 15.0
+PATIENCE_S = 3600.0 * 24
+"""What has not ended after so long is given up, here only: run again to follow it further."""
+
+
+class NoAnswer(ValueError):
+    """What came for one request is no answer; `reason` is what manifests count, `sample` what came."""
+
+    def __init__(self, reason: str, sample: str) -> None:
+        super().__init__(f"{reason}: {sample}")
+        self.reason, self.sample = reason, sample
+
+    @property
+    def dropped(self) -> Row:
+        """The row that says so."""
+        return {"dropped": self.reason, "sample": self.sample}
+
+
+class Endpoint:
+    """OPENAI_BASE_URL and OPENAI_API_KEY say where the model is, `answers` which folder keeps what it answers.
+
+    structure: the setting, by its name, that decides the requests' `response_format`.
+    send_seed: whether requests carry their seed; one without is kept under the same name.
+    """
+
+    def __init__(
+        self, answers: str, spending: Spending, *, structure: str = "instructions.structure", send_seed: bool = True
+    ) -> None:
+        self.client = openai_client.client(timeout=TIMEOUT_S, max_retries=MAX_RETRIES)
+        self.spending, self.answers, self.budget = spending, Answers(answers), Budget(answers, spending)
+        self.structure = structure
+        self.left_out: set[str] = set() if send_seed else {"seed"}
+        self.failures = 0
+        self.lock = threading.Lock()
+
+    def ask(self, request: Request) -> tuple[dict, dict[str, float]]:
+        """The answer and what it counts, kept or asked for.
+
+        Raises `NoAnswer` where the endpoint refuses this request or what comes is no answer, and `Stopped` if no more
+        may be spent, the endpoint is out of reach, or refuses what all requests ask for.
+        """
+        kept = self.answers.find(request)
+        if kept:
+            return kept["answer"], counts_of(kept["answer"].get("usage"), self.spending, batch=kept["batch"])
+        self.budget.check()
+        answer = self._answered(request)
+        self.answers.keep(request_id(request), answer)
+        counts = counts_of(answer.get("usage"), self.spending)
+        if "prompt_tokens" not in counts and self.spending.most_dollars is not None:
+            raise Stopped("the endpoint does not say what answers use, so spending.most_dollars cannot hold: unset it")
+        self.budget.spend(counts.get("dollars", 0.0))
+        return answer, counts
+
+    def each(self, pool: ThreadPoolExecutor, act: Callable[[Row], R], rows: Rows) -> list[R]:
+        """What `act`, which asks, makes of each row, in order; the pool's size is how many are asked at a time.
+
+        Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
+        """
+        self.budget.exchange()
+        asked = [pool.submit(act, row) for row in rows]
+        wait(asked)
+        self.budget.exchange()
+        for error in sorted(filter(None, (one.exception() for one in asked)), key=_goes_on):
+            raise error
+        return [one.result() for one in asked]
+
+    def flagged(self, texts: list[str]) -> list[bool]:
+        """Which texts the endpoint's moderation flags; raises as `ask`."""
+        content = self._sent(lambda: self.client.moderations.with_raw_response.create(input=texts))
+        try:
+            flags = [one["flagged"] for one in parse_json(content.decode(errors="replace"))["results"]]
+        except (ValueError, KeyError, TypeError):
+            flags = []
+        if len(flags) != len(texts) or not all(isinstance(flag, bool) for flag in flags):
+            raise Stopped(
+                f"the moderation endpoint returned {sample_of(content)!r}, which does not say which of "
+                f"{len(texts)} texts it flags: unset instructions.moderation if there is no moderation"
+            )
+        return flags
+
+    def body_of(self, request: Request) -> Request:
+        """What is sent: the request without what its model refuses."""
+        return {name: value for name, value in request.items() if name not in self.left_out}
+
+    def leave_out(self, names: Collection[str], words: str) -> None:
+        """Send these arguments no more, and say so once."""
+        with self.lock:
+            new = set(names) - self.left_out
+            self.left_out |= new
+        if new:
+            print(
+                f"the model does not accept {' and '.join(sorted(new))} ({words}); requests leave it out from here on",
+                flush=True,
+            )
+
+    def stop_if_general(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
+        """`Stopped` if a refusal, in these words, is one that every request of the stage would get."""
+        if "response_format" in request and ABOUT_STRUCTURE.search(words):
+            asked = request["response_format"].get("type", "")
+            others = " or ".join(kind for kind in ("json_schema", "json_object", "none") if kind != asked)
+            raise Stopped(f"the endpoint does not support {asked}: set {self.structure} to {others} ({words})")
+        if about == "model" or code in ABOUT_MODEL:
+            raise Stopped(f"the endpoint refuses the model {request.get('model')!r}: {words}")
+
+    def _answered(self, request: Request) -> dict:
+        """The answer to a request; raises as `_content`, and `NoAnswer` as `read_answer`."""
+        for wait_s in AGAIN_S:
+            try:
+                return read_answer(self._content(request))
+            except NoAnswer as error:
+                if error.reason != AN_ERROR:
+                    raise
+            time.sleep(wait_s)
+        return read_answer(self._content(request))
+
+    def _content(self, request: Request) -> bytes:
+        """What the endpoint answers, once it takes the request's form; InternalServerError if it fails."""
+        ask = self.client.chat.completions if "messages" in request else self.client.completions
+        body, first = self.body_of(request), None
+        while True:
+            try:
+                content = self._sent(lambda: ask.with_raw_response.create(**body))  # noqa: B023
+                break
+            except APIStatusError as error:
+                if error.status_code >= 500:
+                    raise
+                first = first or error
+                refused = refused_settings(error, [name for name in OPTIONAL if name in body])
+                if not refused:
+                    self._refuse(request, first)
+                body = {name: value for name, value in body.items() if name not in refused}
+        if first is not None:
+            self.leave_out(request.keys() - body.keys(), words_of(first))
+        return content
+
+    def _refuse(self, request: Request, error: APIStatusError) -> None:
+        words, said = words_of(error), error.body if isinstance(error.body, dict) else {}
+        self.stop_if_general(request, words, said.get("code"), said.get("param"))
+        raise NoAnswer("request_refused", words) from error
+
+    def _sent(self, ask: Callable[[], Any]) -> bytes:
+        """The body of what the endpoint answers.
+
+        Raises APIStatusError if it refuses this request, and `Stopped` if it is out of reach for all requests, and not
+        for this one alone.
+        """
+        try:
+            content = reached(ask).http_response.content
+        except (APITimeoutError, InternalServerError) as error:
+            with self.lock:
+                self.failures += 1
+                lasting = self.failures >= MOST_FAILURES
+            if lasting:
+                raise Stopped(_out_of_reach(f"{words_of(error)}, {MOST_FAILURES} times in a row")) from error
+            raise
+        except APIStatusError:
+            self.failures = 0
+            raise
+        self.failures = 0
+        return content
+
+
+def _goes_on(error: BaseException) -> bool:
+    return not isinstance(error, Stopped)
+
+
+def read_answer(content: bytes) -> dict:
+    """An answer from what came with the status 200; `NoAnswer` if it is none: a page, an error, a form of its own."""
+    try:
+        answer = parse_json(content.decode(errors="replace"))
+    except ValueError as error:
+        raise NoAnswer("answer_is_not_json", sample_of(content)[:SAMPLE]) from error
+    if is_answer(answer):
+        return answer
+    if isinstance(answer, dict) and answer.get("error"):
+        raise NoAnswer(AN_ERROR, words_in(answer))
+    if isinstance(answer, dict) and "choices" in answer:
+        raise NoAnswer("answer_is_empty", sample_of(content)[:SAMPLE])
+    raise NoAnswer("answer_has_no_choices", sample_of(content)[:SAMPLE])
+
+
+def reached(ask: Callable[[], R]) -> R:
+    """What the endpoint answers; `Stopped` if it is out of reach for all requests, and not for this one alone."""
+    try:
+        return ask()
+    except APITimeoutError:
+        raise
+    except (APIConnectionError, APIStatusError) as error:
+        said = error.body if isinstance(error.body, dict) else {}
+        no_money = said.get("code") == "insufficient_quota"
+        if isinstance(error, APIStatusError) and error.status_code not in OUT_OF_REACH and not no_money:
+            raise
+        raise Stopped(_out_of_reach(words_of(error))) from error
+
+
+def _out_of_reach(words: str) -> str:
+    return f"the language model is out of reach ({words}); what it answered is kept: run again to go on"
+
+
+def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
+    """`Stopped` if nothing can be used of what came for a stage's first rows, with the reasons and a sample.
+
+    made: what an actor made of them. Rows that moderation flagged say nothing of the answers.
+    """
+    dropped = [row for row in made if "dropped" in row]
+    results = [row for row in made if "dropped" not in row and row.keys() != {"counted"}]
+    if results or not dropped or any(row["dropped"].endswith("_flagged") for row in dropped):
+        return
+    reasons = Counter(row["dropped"] for row in dropped)
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    samples = {row["dropped"]: row["sample"] for row in reversed(dropped) if row.get("sample")}
+    shown = "".join(f"\n  {reason}: {json.dumps(sample, ensure_ascii=False)}" for reason, sample in samples.items())
+    raise Stopped(
+        f"{stage}: none of the first answers is usable ({counted}), so no more requests are sent; answers are kept. "
+        f"{advice}{shown}"
+    )
+
+
+class Started(Protocol):
+    """What runs at the endpoint for a while: a fine-tuning job, a batch."""
+
+    id: str
+    status: str
+
+
+S = TypeVar("S", bound=Started)
+
+
+def require_fields(value: R, *names: str) -> R:
+    """What the client read of an answer; EndpointError if it lacks one of the texts `names` ("id", "status")."""
+    for name in names or ("id", "status"):
+        if not isinstance(getattr(value, name, None), str):
+            seen = value if isinstance(value, str) else repr(value)
+            raise EndpointError(
+                f"the endpoint answers {sample_of(seen)[:SAMPLE]!r}, without {name!r}: it may not have this part of "
+                "OpenAI's interface, or a page stands between"
+            )
+    return value
+
+
+def follow(name: str, one: S, look: Callable[[str], S], ended: Collection[str]) -> S:
+    """What was started, once its status is one of `ended`; EndpointError after PATIENCE_S.
+
+    An endpoint that does not answer for a while is asked again.
+    """
+    started, said = time.monotonic(), one.status
+    while one.status not in ended:
+        waited = time.monotonic() - started
+        if waited > PATIENCE_S:
+            raise EndpointError(f"{one.id} is {one.status} after {waited / 3600:.1f} h; run again to follow it on")
+        time.sleep(POLL_S)
+        try:
+            one = require_fields(look(one.id))
+        except (APIConnectionError, InternalServerError, RateLimitError) as error:
+            print(f"{name}: no answer about {one.id} ({words_of(error)}), asking again", flush=True)
+        if one.status != said:
+            said = one.status
+            print(f"{name}: {one.id} is {said} after {time.monotonic() - started:.0f} s", flush=True)
+    return one

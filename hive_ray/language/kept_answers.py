@@ -1,0 +1,154 @@
+"""What a language model answered, kept by request: paid once, whatever is killed, and free to a table made again.
+
+<answers>/3f/3f0c...json            one answer, as it came
+<answers>/spent/<writer>.json       the dollars that one writer, or one batch, has cost
+<answers>/batches/<digest>.json     a batch whose answers are kept
+"""
+
+import functools
+import json
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from hive_ray import storage
+from hive_ray.config import Spending
+from hive_ray.files.text_files import parse_json
+from hive_ray.language.answer_json import is_answer
+from hive_ray.schemas import Stopped
+from hive_ray.seeds import id_for
+
+P, R = ParamSpec("P"), TypeVar("R")
+STORE_S = 2.0
+TOKENS, MOST_TOKENS = ("prompt_tokens", "completion_tokens"), 1 << 40
+Request = dict
+"""The arguments of `client.chat.completions.create` or `client.completions.create`."""
+
+
+def request_id(request: Request) -> str:
+    """Names a request by its content; not by the endpoint's address, so that a model that moves is not asked again."""
+    return id_for(json.dumps(request, sort_keys=True))
+
+
+def or_stop(act: Callable[P, R]) -> Callable[P, R]:
+    """`act`, with `Stopped` for an OSError: that answers cannot be kept or found is no row's fault."""
+
+    @functools.wraps(act)
+    def acted(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return act(*args, **kwargs)
+        except OSError as error:
+            raise Stopped(f"the folder of answers is out of reach ({error}): mend that and run again") from error
+
+    return acted
+
+
+class Answers:
+    """Answers by request, one file each, below a local or s3:// folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @or_stop
+    def find(self, request: Request) -> dict | None:
+        """What `keep` was given for this request: {"answer": ..., "batch": ...}; None if it was not answered.
+
+        A file that is damaged, or holds no answer (older versions kept errors, too), is as if it were not there.
+        """
+        try:
+            kept = parse_json(storage.read_text(self._address(request_id(request))))
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(kept, dict) or not is_answer(kept.get("answer")):
+            return None
+        return {"answer": kept["answer"], "batch": kept.get("batch") is True}
+
+    @or_stop
+    def keep(self, name: str, answer: dict, *, batch: bool = False) -> None:
+        """Store the answer to the request of this id; once it returns, the answer outlives this process."""
+        storage.write_text(self._address(name), json.dumps({"answer": answer, "batch": batch}))
+
+    def _address(self, name: str) -> str:
+        return storage.join(self.path, name[:2], f"{name}.json")
+
+
+def counts_of(usage: Any, spending: Spending, *, batch: bool = False) -> dict[str, float]:
+    """What an answer counts in a manifest: tokens, and dollars where the prices are known.
+
+    usage: the answer's own, {"prompt_tokens": ..., "completion_tokens": ...}; any other form is none.
+    """
+    tokens = {name: usage.get(name) for name in TOKENS} if isinstance(usage, dict) else {}
+    if not tokens or not all(type(count) is int and 0 <= count < MOST_TOKENS for count in tokens.values()):
+        return {"answers_without_usage": 1}
+    if not (spending.prompt_price or spending.completion_price):
+        return tokens
+    price = tokens["prompt_tokens"] * spending.prompt_price + tokens["completion_tokens"] * spending.completion_price
+    return tokens | {"dollars": price / 1e6 * (1 - spending.batch_discount if batch else 1)}
+
+
+class Budget:
+    """The dollars of a run, over all its writers and restarts, against `spending.most_dollars`.
+
+    Each writer stores its own sum, and reads the others', every STORE_S: what is spent above the limit is what all of
+    them spend in so long, and what is in flight then.
+    """
+
+    def __init__(self, path: str, spending: Spending) -> None:
+        self.folder, self.name = storage.join(path, "spent"), f"{uuid.uuid4().hex}.json"
+        self.most = spending.most_dollars
+        self.own = self.others = self.stored = 0.0
+        self.exchanged = -STORE_S
+        self.lock = threading.Lock()
+
+    @or_stop
+    def spend(self, dollars: float) -> None:
+        """Count what an answer cost."""
+        with self.lock:
+            self.own += dollars
+            if time.monotonic() - self.exchanged >= STORE_S:
+                self._exchange()
+
+    @or_stop
+    def exchange(self) -> None:
+        """Let the other writers know what this one has spent, and learn what they have."""
+        with self.lock:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self.own != self.stored:
+            self.record(self.name, self.own)
+            self.stored = self.own
+        if self.most is not None:
+            files = [name for name in storage.list_files(self.folder) if name.endswith(".json") and name != self.name]
+            self.others = sum(_dollars(storage.join(self.folder, name)) for name in files)
+        self.exchanged = time.monotonic()
+
+    def record(self, name: str, dollars: float) -> None:
+        """Store what something cost under its name, in place of what was stored there."""
+        storage.write_text(storage.join(self.folder, name), json.dumps(dollars))
+
+    def check(self) -> None:
+        """Raise `Stopped` if nothing more may be asked."""
+        spent = self.own + self.others
+        if self.most is not None and spent >= self.most:
+            raise Stopped(
+                f"${spent:.4g} of ${self.most:.4g} are spent (spending.most_dollars); all answers are kept,"
+                " run again with a higher limit to go on"
+            )
+
+
+def _dollars(address: str) -> float:
+    """What a file says was spent; `Stopped` if it is damaged, since a limit cannot hold then."""
+    try:
+        dollars = float(json.loads(storage.read_text(address)))
+        if not 0 <= dollars < math.inf:
+            raise ValueError(f"it says {dollars}")
+        return dollars
+    except (ValueError, TypeError) as error:
+        raise Stopped(
+            f"{address} does not say what was spent ({error}), so spending.most_dollars cannot hold: write the number "
+            "of dollars into it, or remove it to count them as none"
+        ) from error

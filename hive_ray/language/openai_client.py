@@ -1,0 +1,247 @@
+"""The openai client for OPENAI_BASE_URL and OPENAI_API_KEY, and what its errors say.
+
+No message names the key, nor the user and password of an address.
+"""
+
+import json
+import os
+import re
+import socket
+import ssl
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI, OpenAIError
+
+from hive_ray.files.text_files import parse_json, repaired
+
+BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+DEFAULT_ADDRESS = "https://api.openai.com/v1"
+CHECK_S = 10.0
+"""How long a check waits for the endpoint's list of models, twice."""
+WORDS = 300
+"""Characters of what an endpoint says that messages show."""
+MODELS_SHOWN = 5
+ENDS_OF_REQUESTS = ("/chat/completions", "/completions", "/models")
+USER = re.compile(r"(?<=://)[^/@\s]*@")
+"""The user and password of an address."""
+LEAST_KEY = 8
+"""A key of fewer characters is a word such as "none", and no secret."""
+
+
+class EndpointError(OSError):
+    """The endpoint's address or key cannot be right; or it refused, ended without a result, or took too long."""
+
+
+def client(*, timeout: float, max_retries: int) -> OpenAI:
+    """A client for the address and key in the environment; EndpointError says what is wrong with one of them.
+
+    timeout: seconds that it waits for the endpoint's next bytes.
+    """
+    base_url, api_key = address(), _key()
+    try:
+        return OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
+    except Exception as error:  # what it finds in the environment, such as a proxy's address that is none
+        said = _without_secrets(str(error))
+        raise EndpointError(f"the client of {shown(base_url)} cannot be made: {said}{_proxy_words()}") from error
+
+
+def address() -> str:
+    """The endpoint's address, without the blanks around it; EndpointError if it is none."""
+    given = os.environ.get(BASE_URL)
+    if given is None:
+        return DEFAULT_ADDRESS
+    found = given.strip().rstrip("/")
+    wanted = f"{BASE_URL} has to be the address below which /chat/completions lies, such as http://localhost:8000/v1"
+    if not found:
+        raise EndpointError(f"{BASE_URL} is empty. {wanted}; unset it for OpenAI's own, {DEFAULT_ADDRESS}")
+    seen = f"{BASE_URL} is {shown(found)!r}"
+    try:
+        parts = urlsplit(found)
+        named = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError as error:
+        raise EndpointError(f"{seen}, which is no address ({error}). {wanted}") from error
+    if not named:
+        raise EndpointError(f"{seen}, without http:// or https:// and a host. {wanted}")
+    if not found.isprintable() or " " in found:
+        raise EndpointError(f"{seen}, with a blank or another character that no address has. {wanted}")
+    for end in ENDS_OF_REQUESTS:
+        if parts.path.endswith(end):
+            raise EndpointError(f"{seen}, and the client adds {end} by itself. {wanted}")
+    return found
+
+
+def shown(url: str) -> str:
+    """An address without its user, password and query."""
+    return USER.sub("", url).partition("?")[0]
+
+
+def _key() -> str:
+    """The key, without the blanks around it; EndpointError if it cannot be one."""
+    key = os.environ.get(API_KEY, "").strip()
+    if not key:
+        state = "empty" if API_KEY in os.environ else "not set"
+        raise EndpointError(
+            f"{API_KEY} is {state}; set it to the key of {shown(address())} (an endpoint of your own that wants none "
+            "takes any text)"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise EndpointError(f"{API_KEY} holds a blank or a character that is no ASCII, so it is no key; copy it again")
+    return key
+
+
+def check_endpoint(model: str, setting: str) -> None:
+    """Ask the endpoint for its models, so that a stage does not begin without one: EndpointError if its address or
+    key cannot be right, if it is out of reach, or refuses the key.
+
+    model: looked for in the list, and missed in a printed line only, as not all lists are whole.
+    setting: the one that names the model, for that line. An endpoint without a list is taken as it is.
+    """
+    try:
+        answer = client(timeout=CHECK_S, max_retries=1).models.with_raw_response.list()
+    except APIConnectionError as error:
+        if any(type(cause).__name__ == "RemoteProtocolError" for cause in _causes(error)):
+            print(f"{shown(address())} hangs up when it is asked for its models: {words_of(error)}", flush=True)
+            return
+        raise EndpointError(f"the language model is out of reach: {words_of(error)}") from error
+    except APIStatusError as error:
+        if error.status_code in (401, 407):
+            raise EndpointError(f"{shown(address())} refuses the key ({API_KEY}): {words_of(error)}") from error
+        return
+    names = _models(answer.http_response.content)
+    if names is None:
+        print(
+            f"{shown(address())} returned no list of models but {sample_of(answer.http_response.content)!r}: if "
+            f"requests fail, see whether {BASE_URL} lacks a /v1, or a sign-in page stands between",
+            flush=True,
+        )
+    elif names and model not in names:
+        others = ", ".join(names[:MODELS_SHOWN]) + (", ..." if len(names) > MODELS_SHOWN else "")
+        print(f"{shown(address())} does not list {model!r} ({setting}), but {others}", flush=True)
+
+
+def _models(content: bytes) -> list[str] | None:
+    """The names in an endpoint's list of models; None if it is none."""
+    try:
+        data = parse_json(content.decode(errors="replace"))["data"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    if not isinstance(data, list):
+        return None
+    return [one["id"] for one in data if isinstance(one, dict) and isinstance(one.get("id"), str)]
+
+
+def words_of(error: OpenAIError) -> str:
+    """What happened, in one line: the status and the endpoint's own words, or why there is no connection."""
+    if isinstance(error, APITimeoutError):
+        return f"no answer in time from {shown(address())}{_proxy_words()}"
+    if isinstance(error, APIConnectionError):
+        return f"Connection error: {_cause(error)}"
+    if isinstance(error, APIStatusError):
+        said = words_in(error.body)
+        advice = ""
+        if error.status_code == 404:
+            advice = f"; the model may have another name, or {BASE_URL} ({shown(address())}) lack a /v1"
+        return _without_secrets(f"Error code: {error.status_code} - {said or 'no words'}{advice}")
+    return _without_secrets(str(error))
+
+
+def words_in(body: Any) -> str:
+    """What the body of a refusal says, at most WORDS characters: OpenAI's, FastAPI's and others' JSON, or a page."""
+    try:
+        said = _words(body) or (json.dumps(body) if body else "")
+    except RecursionError:
+        said = "JSON that is nested too deeply"
+    return _without_secrets(" ".join(said.split()))[:WORDS]
+
+
+def sample_of(content: bytes | str) -> str:
+    """How an answer begins that is none, without the marks of a page."""
+    text = content.decode(errors="replace") if isinstance(content, bytes) else repaired(content)
+    return _without_secrets(" ".join(text.split()))[:WORDS]
+
+
+def refused_settings(error: APIStatusError, names: Collection[str]) -> set[str]:
+    """Those of these arguments of a request that an endpoint's refusal is about."""
+    return refused_in(error.body, names)
+
+
+def refused_in(body: Any, names: Collection[str]) -> set[str]:
+    """As `refused_settings`, of the body of a refusal: they are its `param`, in a `loc`, or named in its words."""
+    try:
+        said = json.dumps(body)
+    except (RecursionError, ValueError):
+        return set()
+    return {name for name in names if re.search(rf"(?<![\w-]){name}(?![\w-])", said, re.IGNORECASE)}
+
+
+def _words(body: Any) -> str:
+    if isinstance(body, str):
+        text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", " ", body[: 1 << 14])
+        return repaired(re.sub(r"<[^<>]{0,1000}>", " ", text) if "<" in text else text)
+    if isinstance(body, list):
+        return "; ".join(filter(None, map(_words, body)))
+    if not isinstance(body, dict):
+        return ""
+    said = next(filter(None, (_words(body.get(key)) for key in ("error", "message", "detail", "msg"))), "")
+    where = body.get("loc")
+    return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """What led to an error, the first cause last."""
+    causes: list[BaseException] = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes
+
+
+def _cause(error: BaseException) -> str:
+    """The first cause of a connection's failure in words."""
+    host, causes = shown(address()), _causes(error)
+    said = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
+    proxy = _proxy()
+    if proxy and any(isinstance(one, socket.gaierror | ConnectionRefusedError) for one in causes):
+        variable, where = proxy
+        return (
+            f"the proxy {where} ({variable}) does not answer ({said}); correct {variable}, or set NO_PROXY for {host}"
+        )
+    if any(isinstance(one, socket.gaierror) for one in causes):
+        return f"no host is known by the name in {host} ({said}); correct {BASE_URL}"
+    if any(isinstance(one, ConnectionRefusedError) for one in causes):
+        return f"nothing listens at {host} ({said}); start the endpoint, or correct {BASE_URL}"
+    if any(isinstance(one, ssl.SSLCertVerificationError) for one in causes):
+        return f"the certificate of {host} is not trusted ({said}); SSL_CERT_FILE may name its authority's"
+    if any(isinstance(one, ssl.SSLError) for one in causes):
+        return f"{host} does not speak TLS as it should ({said}); see whether {BASE_URL} should begin with http://"
+    if "header value" in said:
+        return f"a header cannot be sent ({said}); OPENAI_ORG_ID or OPENAI_PROJECT_ID may hold a line's end"
+    return f"{host}: {said}{_proxy_words()}"
+
+
+def _proxy() -> tuple[str, str] | None:
+    """The variable that names a proxy for the endpoint, and the proxy's address; None if there is none."""
+    try:
+        parts = urlsplit(address())
+        if not parts.hostname or proxy_bypass(parts.hostname):
+            return None
+    except (OSError, ValueError):
+        return None
+    found = getproxies()
+    names = [name for name in (parts.scheme, "all") if found.get(name)]
+    return (f"{names[0].upper()}_PROXY", shown(found[names[0]])) if names else None
+
+
+def _proxy_words() -> str:
+    """By way of which proxy the endpoint is asked, if by any."""
+    proxy = _proxy()
+    return f"; requests go through the proxy {proxy[1]} ({proxy[0]})" if proxy else ""
+
+
+def _without_secrets(text: str) -> str:
+    key = os.environ.get(API_KEY, "").strip()
+    return repaired(USER.sub("", text.replace(key, "***") if len(key) >= LEAST_KEY else text))

@@ -1,0 +1,1 @@
+"""HTML pages and charts for people. matplotlib lives here, and nowhere else."""

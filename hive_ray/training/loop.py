@@ -1,0 +1,320 @@
+"""The training loop of one worker, for any Objective.
+
+All that a step depends on is the weights and the number of images seen: the rows, the learning rate and the random
+numbers follow from it, so that a run that was killed goes on as if nothing had happened.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed
+
+from hive_ray.artifacts.model_store import Metrics, store_model
+from hive_ray.artifacts.progress import duration
+from hive_ray.artifacts.tables import Fingerprint, Selection
+from hive_ray.config import Training
+from hive_ray.schemas import Stopped
+from hive_ray.seeds import seed_for
+from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
+from hive_ray.training.bad_rows import SKIPPED, GoodRows, Prepared
+from hive_ray.training.checkpoints import Checkpoints, Opened, Stand
+from hive_ray.training.collectives import do_together, greatest_over_ranks, sum_over_ranks
+from hive_ray.training.engine import autocast, check_memory, loss_scaler, start_engine, take_step
+from hive_ray.training.objectives import Objective, summarised
+from hive_ray.training.rows import RowStore, batch_places
+from hive_ray.training.validation import LOSS as VALIDATION_LOSS
+from hive_ray.training.validation import Validation, at_rest, validation_due
+from hive_ray.training.watching import Watch
+from hive_ray.training.weights import Average, consolidated_state
+
+PREEMPTION_POLL_S = 5.0
+"""How often the workers ask together whether one of their nodes is about to go, by the clock of rank 0."""
+MOST_LOST = 50
+"""Steps in a row whose gradient is not finite, so that they change nothing, at which training stops; fp16's loss scale
+needs a third of that to come down from where it begins."""
+ASKS = "asks"
+"""Among a step's measures, so that it takes no collective of its own."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that a worker is told."""
+
+    objective: Callable[..., Objective]
+    kwargs: dict[str, Any]
+    selection: Selection
+    columns: list[str]
+    held_out: Selection | None
+    shown: Sequence[str]
+    settings: Training
+    run: str
+    name: str
+    out: str
+    fingerprint: Fingerprint
+    checkpoints: str
+    preemptible: bool
+    """Whether its nodes may be announced to go."""
+
+
+def learning_rate(settings: Training, images: int) -> float:
+    """The rate of the batch that ends at `images`: linear warm-up, then constant or half a cosine down to 0."""
+    if images < settings.warmup_images:
+        return settings.learning_rate * images / settings.warmup_images
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    past = images - settings.warmup_images
+    progress = min(1.0, past / max(1, settings.total_images - settings.warmup_images))
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def seed_layers(seed: int, device: torch.device) -> None:
+    """Seed the generators of dropout layers, which know no other. torch.manual_seed, where it finds no GPU, writes down
+    each time who asked, for one that may come."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+class Loop:
+    """A worker's engine, rows and counters."""
+
+    def __init__(self, told: Told, context: ray.train.TrainContext):
+        settings = told.settings
+        self.told, self.settings = told, settings
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.first = context.get_local_rank() == 0  # of this machine
+        if not settings.workers.num_gpus:
+            torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
+        self.rows = RowStore(told.selection, told.columns, write=self.first)
+        columns = list(dict.fromkeys([*told.columns, *told.shown]))
+        self.held_out = RowStore(told.held_out, columns, write=self.first) if told.held_out else None
+        self.objective = told.objective(**told.kwargs)
+        self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
+        self.images, self.last, self.lost = 0, {}, 0
+        self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
+        self.asks, self.asked = False, time.monotonic()  # whether all ranks ask for preemptions now; when they last did
+        self.announced: set[str] = set()  # nodes that are known to go
+        keep = settings.recovery
+        self.checkpoints = Checkpoints(
+            told.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
+        )
+        agree = partial(greatest_over_ranks, device=self.device)
+        frozen, local = getattr(self.objective, "beside", ()), context.get_local_world_size()
+        check_memory(told.name, self.objective.model, settings, local, agree, beside=frozen)
+        made_by = self._start()
+        stores = [self.rows, *([self.held_out] if self.held_out else [])]
+        do_together(lambda: [store.lay(told.name) for store in stores], self.device)
+        for store in stores:
+            store.open()
+        self.validation = None
+        if self.held_out:
+            self.validation = Validation(self.held_out, told.name, settings, rank=self.rank, world=self.world)
+        self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
+        self.ahead = Ahead(self._micro_batches(self.images), helper_for(self.device))
+        if self.images and self.rank == 0:
+            self._say_resumed(made_by)
+
+    def run(self) -> None:
+        """Train up to the last image, with checkpoints on the way."""
+        try:
+            self._steps()
+            self.checkpoints.wait()
+        finally:
+            self.ahead.close()
+            self.watch.close()
+
+    def _steps(self) -> None:
+        settings = self.settings
+        if self.validation and not self.images:
+            self.watch.step(0, self._look())
+        while self.images < settings.total_images:
+            before = self.images
+            self.last = self._step()
+            loss = self.last["train/loss"]
+            if self.validation and math.isfinite(loss) and validation_due(settings, before, self.images):
+                self.last |= self._look()
+            # Once a node is known to go, each step may be the last.
+            self.watch.step(self.images, self.last, at_once=bool(self.announced))
+            if not math.isfinite(loss):
+                raise Stopped(
+                    f"{self.told.name}: the loss is {loss} after {self.images} images; lower the learning rate "
+                    f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
+                )
+            self.lost = 0 if math.isfinite(self.last["train/gradient_norm"]) else self.lost + 1
+            if self.lost == MOST_LOST:
+                raise Stopped(
+                    f"{self.told.name}: the gradient's norm is {self.last['train/gradient_norm']} in {MOST_LOST} steps "
+                    f"in a row, up to {self.images} images; use bf16 or fp32 (it is {settings.precision}), lower the "
+                    "learning rate, or look for broken rows"
+                )
+            every, ended = settings.checkpoint_images, self.images >= settings.total_images
+            if ended or before // every < self.images // every:
+                self._checkpoint()
+            if self.asks:
+                self._checkpoint_before_preemption()
+
+    def _look(self) -> Metrics:
+        """Measures of the held-out rows; a picture of some of their edits is kept."""
+        self.ahead.rest()  # its tokenizer and its threads are the look's, too
+        with at_rest(self.engine, self.average):
+            measures = self.validation.measure(self.objective, self.engine)
+            picture = self.validation.preview(self.objective, self.engine)
+        self.watch.picture(self.images, picture)
+        return measures
+
+    def save(self, seconds: float) -> None:
+        """Write the portable model folder from the averaged (or else the last) weights."""
+        if self.average:
+            self.average.copy_to_model()
+        state = consolidated_state(self.engine.module)
+        if self.rank == 0:
+            told = self.told
+            metrics = self.last | {"images": self.images}
+            store_model(
+                told.out,
+                lambda folder: self.objective.save(folder, state),
+                told.fingerprint,
+                metrics,
+                seconds,
+            )
+            took = f"{self.images} images in {duration(seconds)}"
+            print(f"{told.name}: trained on {took}, saved to {told.out}", flush=True)
+
+    def close(self) -> None:
+        """Give back the disk space of the rows, once no worker of this machine reads them."""
+        torch.distributed.barrier()
+        self.rows.close()
+        if self.held_out:
+            self.held_out.close()
+
+    def _step(self) -> Metrics:
+        """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
+        settings, share = self.settings, self._share
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.images + settings.batch_size)
+        due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
+        asks = self.rank == 0 and self.told.preemptible and due
+        totals: Metrics = {ASKS: float(asks)}
+        micro = settings.micro_batch_size
+        for start in range(0, share, micro):
+            seed_layers(seed_for("layers", *self._draw(self.images + start)), self.device)
+            batch, good = self.good.take(next(self.ahead))
+            with autocast(settings):
+                loss, measures = self.objective.loss(self.engine, on(self.device, batch))
+            self.engine.backward(loss * (good / micro))
+            norm = take_step(self.engine, settings.max_grad_norm)
+            if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
+                self.average.update()
+            for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits
+                totals[key] = totals.get(key, 0.0) + value * good / share
+            totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
+        self.images += settings.batch_size
+        sums, skipped = sum_over_ranks(totals, self.device), self.last.get(SKIPPED, 0)
+        self.asks = sums.pop(ASKS) > 0
+        means = {name: total / self.world for name, total in sums.items()}
+        means = self.good.settle(means, settings.batch_size, skipped)
+        measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
+        if self.device.type == "cuda":
+            measures["train/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        if self.average:
+            measures["train/ema_decay"] = self.average.last_decay
+        num_good = settings.batch_size - means[SKIPPED] + skipped
+        return summarised(self.objective, means, num_good) | measures
+
+    @property
+    def _share(self) -> int:
+        """Rows of a batch that are this rank's."""
+        return self.settings.batch_size // self.world
+
+    def _draw(self, image: int) -> tuple[str | int, ...]:
+        """What the random numbers follow from, of this rank's micro batch after so many images."""
+        return ("batch", self.settings.seed, self.rank, image)
+
+    def _micro_batches(self, images: int) -> Iterator[Prepared]:
+        """This rank's micro batches of all steps after so many images."""
+        settings, share, micro = self.settings, self._share, self.settings.micro_batch_size
+        for seen in range(images, settings.total_images, settings.batch_size):
+            places = batch_places(seen, settings.batch_size, self.rows.num_rows, settings.seed)
+            mine = places[self.rank * share : (self.rank + 1) * share]
+            for start in range(0, share, micro):
+                draw = self._draw(seen + start)
+                made = self.good.prepare(self.objective.prepare, mine[start : start + micro], draw)
+                yield made._replace(batch=pinned_for(self.device, made.batch))
+
+    def _checkpoint(self) -> None:
+        """Collective: each rank writes its part of the state, and stores it while training goes on."""
+        scaler = loss_scaler(self.engine)
+        stand = Stand(
+            images=self.images,
+            last=self.last,
+            world=self.world,
+            updates=self.average.updates if self.average else 0,
+            zero_stage=self.settings.zero_stage,
+            scaler=scaler.state_dict() if scaler else {},
+            bad_rows={str(place): why for place, why in self.good.bad.items()},
+        )
+        self.watch.flush()
+        self.checkpoints.save(self.engine, self.average, stand)
+
+    def _checkpoint_before_preemption(self) -> None:
+        """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
+        self.asked, info = time.monotonic(), ray.train.get_preemption_info()
+        fresh = set(info.preempted_node_ids) - self.announced if info else set()
+        if not fresh:
+            return
+        self.announced |= fresh
+        self._checkpoint()
+        self.checkpoints.wait()
+        torch.distributed.barrier()
+        if self.rank == 0:
+            left = f", {info.deadline_ms / 1000 - time.time():.0f} s before its end" if info.deadline_ms else ""
+            print(f"{self.told.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
+
+    def _start(self) -> int:
+        """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
+        workers that wrote it, 0 without one."""
+        settings, opened = self.settings, self._open_newest()
+        self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
+        self.average = (
+            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
+        )
+        if opened is None:
+            return 0
+        opened.restore(self.engine, self.average, self.rank, self.world)
+        stand = opened.stand
+        self.images, self.last = stand.images, stand.last
+        self.good.bad = {int(place): why for place, why in stand.bad_rows.items()}
+        torch.distributed.barrier()
+        if self.first:
+            opened.forget()
+        return stand.world
+
+    def _open_newest(self) -> Opened | None:
+        """Collective: the newest whole checkpoint, fetched by one rank of each machine; None if there is none."""
+        stand = self.checkpoints.newest() if self.rank == 0 else None
+        if self.rank == 0:
+            self.checkpoints.forget_after(stand.images if stand else -1)
+        images = int(greatest_over_ranks(stand.images if stand else -1, self.device))
+        if images < 0:
+            return None
+        if not self.first:
+            torch.distributed.barrier()
+        opened = self.checkpoints.open(images, self.world)
+        if self.first:
+            torch.distributed.barrier()
+        return opened
+
+    def _say_resumed(self, made_by: int) -> None:
+        """Say where training goes on, and how many steps have to be made again."""
+        repeated = (self.watch.furthest - self.images) // self.settings.batch_size
+        others = f", made by {made_by} workers" if made_by != self.world else ""
+        print(
+            f"{self.told.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
+            flush=True,
+        )

@@ -1,0 +1,1 @@
+"""What workers of the stages import: no job, no command line, no DeepSpeed."""

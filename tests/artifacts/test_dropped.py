@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hive_ray import storage
+from hive_ray.artifacts import dropped, tables
+from hive_ray.cluster.mapping import MapTable, _Contracted
+from hive_ray.config import Resources
+from hive_ray.schemas import ContractError
+
+FIELDS = {"shot_id": pa.string(), "light": pa.float32(), "picture": pa.large_binary()}
+SHOTS = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in FIELDS.items()],
+    metadata={"table": "shots", "id": "shot_id"},
+)
+MADE = {"shots.seed": 0}
+
+
+def shots(count: int) -> list[dict]:
+    return [{"shot_id": f"s{index:03d}", "light": index, "picture": b"p%d" % index} for index in range(count)]
+
+
+class Sorter:
+    """Keeps every fourth row and drops the others, dark ones with themselves and lost ones without."""
+
+    def __init__(self, device: str):
+        pass
+
+    def __call__(self, rows):
+        reasons = {1: "dark", 2: "dark", 3: "lost"}
+        made = []
+        for row in rows:
+            reason = reasons.get(row["light"] % 4)
+            whole = {"dropped": "dark", "row": row} if reason == "dark" else {"dropped": "lost"}
+            made.append(whole if reason else row)
+        return made
+
+
+class InDriver:
+    """A plan that needs no cluster: twelve rows a shard."""
+
+    rows_in, rows_per_shard = 60, 12
+
+    def run(self, path, shards):
+        for number in shards:
+            rows = Sorter("cpu")(shots(60)[12 * number : 12 * number + 12])
+            yield tables.write_shard(path, number, list(dropped.thin(rows, SHOTS, 2)), SHOTS, rows_in=12)
+
+
+def build(folder: Path) -> str:
+    tables.build_table(str(folder), SHOTS, MADE, InDriver)
+    return str(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every Parquet file below a folder; hidden ones are the remains of killed writes."""
+    files = [path for path in folder.rglob("*.parquet") if not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def names(rows) -> list[str]:
+    return [row["shot_id"] for row in rows]
+
+
+def test_the_first_of_each_reason_keep_their_pictures_and_the_others_their_numbers():
+    thinned = list(dropped.thin(Sorter("cpu")(shots(8)), SHOTS, 1))
+    assert [set(row["row"]) for row in thinned if "row" in row] == [set(FIELDS)] + [{"shot_id", "light"}] * 3
+    assert [row["shot_id"] for row in thinned if "shot_id" in row] == ["s000", "s004"]
+    assert thinned.count({"dropped": "lost"}) == 2
+
+
+def test_what_was_dropped_lies_beside_the_table_and_not_in_it(tmp_path):
+    path = build(tmp_path)
+    assert names(tables.read_rows(path, SHOTS)) == [f"s{index:03d}" for index in range(0, 60, 4)]
+    assert tables.read_manifest(path).dropped == {"dark": 30, "lost": 15}
+
+    kept, lost = dropped.read_measured(path, tables.read_manifest(path).files, SHOTS, ["light"])
+    assert kept["light"].to_pylist() == list(range(0, 60, 4))
+    assert lost["light"].to_pylist() == [index for index in range(60) if index % 4 in (1, 2)]
+
+
+def test_examples_are_whole_and_come_from_every_shard_before_a_second_from_any(tmp_path):
+    found = dropped.read_examples(build(tmp_path), 7)
+    assert list(found) == ["dark"]
+    assert names(found["dark"]) == ["s001", "s013", "s025", "s037", "s049", "s002", "s014"]
+    assert found["dark"][0] == shots(2)[1] | {"reason": "dark"}
+
+
+def test_no_file_holds_more_pictures_than_were_asked_for(tmp_path):
+    build(tmp_path)
+    files = sorted((tmp_path / dropped.EXAMPLES).iterdir())
+    assert [pq.ParquetFile(file).metadata.num_rows for file in files] == [2] * 5
+    assert "picture" not in pq.ParquetFile(tmp_path / dropped.DROPPED / "part-00000.parquet").schema_arrow.names
+
+
+@pytest.mark.parametrize("last", ["data/part-00002.parquet", "__examples__/part-00003.parquet", "manifest.json"])
+def test_a_build_that_is_killed_at_any_file_neither_loses_nor_doubles_an_example(tmp_path, monkeypatch, last):
+    write = storage.write_bytes
+
+    def killed(path, data):
+        if path.endswith(last):
+            raise KeyboardInterrupt
+        write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "killed")
+    build(tmp_path / "killed")
+    assert content(tmp_path / "killed") == content(Path(build(tmp_path / "undisturbed")))
+
+
+def test_a_table_without_anything_beside_it_has_no_examples(tmp_path):
+    path = str(tmp_path)
+    files = tables.write_rows(path, SHOTS, shots(3), MADE).files
+    assert dropped.read_examples(path, 3) == {}
+    assert [len(found) for found in dropped.read_measured(path, files, SHOTS, ["light"])] == [3, 0]
+
+
+def test_a_dropped_row_is_held_to_the_schema_as_well(tmp_path):
+    with pytest.raises(ContractError, match=r"dropped shots.*missing \['light'\]"):
+        tables.write_shard(str(tmp_path), 0, [{"dropped": "dark", "row": {"shot_id": "a"}}], SHOTS, rows_in=1)
+
+
+def test_of_very_many_files_some_are_looked_into_from_first_to_last():
+    files = [str(number) for number in range(1000)]
+    assert len(dropped.spread(files)) <= dropped.MOST_FILES < 2 * len(dropped.spread(files))
+    assert int(dropped.spread(files)[-1]) > 990
+    assert dropped.spread(files[:3]) == files[:3]
+    assert dropped.spread([]) == []
+
+
+def test_batches_of_an_actor_do_not_change_which_examples_are_kept(tmp_path):
+    tables.write_rows(str(tmp_path / "shots"), SHOTS, shots(12), MADE)
+    source = tables.select(str(tmp_path / "shots"), SHOTS)
+    for size in (1, 5, 12):
+        one = Resources(num_gpus=0, batch_size=size)
+        plan = MapTable(source, Sorter, SHOTS, one, {}, rows_per_shard=12, dropped_per_shard=2)
+        (tmp_path / str(size)).mkdir()  # as the driver does, by building.json
+        _Contracted(plan, str(tmp_path / str(size)))({"shard": [0]})
+    assert len(content(tmp_path / "1")) == 3
+    assert content(tmp_path / "1") == content(tmp_path / "5") == content(tmp_path / "12")

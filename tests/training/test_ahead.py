@@ -1,0 +1,107 @@
+"""What is made while something else is at work, by a real thread."""
+
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
+
+CPU = torch.device("cpu")
+LIMIT_S = 30
+
+
+@pytest.fixture
+def helper():
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+class Counted:
+    """0, 1, 2, each made by whoever asks, once its gate is open; that of `shut` is not at first."""
+
+    def __init__(self, count: int, fails_at: int | None = None, shut: int | None = None) -> None:
+        self.makers, self.fails_at = [], fails_at
+        self.made, self.gates = ([threading.Event() for _ in range(count)] for _ in range(2))
+        for number, gate in enumerate(self.gates):
+            if number != shut:
+                gate.set()
+
+    def __iter__(self):
+        for number, (made, gate) in enumerate(zip(self.made, self.gates, strict=True)):
+            assert gate.wait(LIMIT_S)
+            if number == self.fails_at:
+                raise ValueError(f"{number} is cracked")
+            self.makers.append(threading.current_thread())
+            made.set()
+            yield number
+
+
+def test_the_next_is_made_while_one_is_at_work_and_no_further(helper):
+    counted = Counted(4)
+    ahead = Ahead(iter(counted), helper)
+    for number in range(4):
+        assert next(ahead) == number
+        if number < 3:
+            assert counted.made[number + 1].wait(LIMIT_S)  # before it is asked for
+        ahead.rest()
+        assert len(counted.makers) == min(number + 2, 4)
+    assert threading.current_thread() not in counted.makers
+
+
+def test_resting_is_until_what_was_begun_is_made(helper):
+    counted = Counted(3, shut=1)
+    ahead = Ahead(iter(counted), helper)
+    ahead.rest()
+    assert not counted.makers  # nobody has asked yet
+    assert next(ahead) == 0
+    threading.Timer(0.2, counted.gates[1].set).start()
+    ahead.rest()
+    assert counted.made[1].is_set()
+    assert next(ahead) == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("fails_at", [0, 1])
+def test_an_error_is_raised_to_who_asks_for_what_was_not_made(helper, alone, fails_at):
+    ahead = Ahead(iter(Counted(3, fails_at=fails_at)), None if alone else helper)
+    for number in range(fails_at):
+        assert next(ahead) == number
+        ahead.rest()
+    with pytest.raises(ValueError, match=f"{fails_at} is cracked"):
+        next(ahead)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_after_the_last_there_is_none(helper, alone):
+    ahead = Ahead(iter(Counted(3)), None if alone else helper)
+    assert list(ahead) == [0, 1, 2]
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+def test_closing_waits_for_nothing_and_makes_no_more():
+    counted = Counted(3, shut=1)
+    ahead = Ahead(iter(counted), ThreadPoolExecutor(1))
+    assert next(ahead) == 0
+    ahead.close()
+    counted.gates[1].set()
+    ahead.helper.shutdown(wait=True)
+    assert len(counted.makers) <= 2  # the second, if it was begun
+    with pytest.raises((CancelledError, RuntimeError)):
+        next(ahead)
+
+
+def test_without_a_helper_nothing_is_made_before_it_is_asked_for():
+    counted = Counted(2)
+    ahead = Ahead(iter(counted), helper_for(CPU))
+    assert next(ahead) == 0
+    ahead.rest()
+    assert counted.makers == [threading.current_thread()]
+    assert next(ahead) == 1
+
+
+def test_a_batch_for_a_cpu_is_not_copied():
+    batch = {"noise": torch.ones(2)}
+    assert on(CPU, pinned_for(CPU, batch))["noise"] is batch["noise"]
