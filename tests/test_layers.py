@@ -1,4 +1,4 @@
-"""The two halves of the house meet in jobs/ and serve/ alone."""
+"""The house: which room imports which, and which outside library lives in which room."""
 
 import ast
 import subprocess
@@ -8,8 +8,36 @@ from pathlib import Path
 from jobs.pipeline import WORKERS_IMPORT
 
 ROOT = Path(__file__).parents[1] / "hive_ray"
-ALGORITHM = ("pairs", "editor", "reward", "annotation", "evaluation", "shapes")
-CLUSTER_LIBRARIES = {"ray", "deepspeed"}
+GROUND = "ground"
+"""The files beside the rooms."""
+SHARED = {GROUND, "files", "statistics", "pages", "language", "diffusion"}
+MAY_IMPORT = {
+    GROUND: {"files"},
+    "files": {GROUND},
+    "statistics": {GROUND},
+    "pages": {GROUND, "files"},
+    "language": {GROUND, "files"},
+    "diffusion": {GROUND, "files"},
+    "pairs": SHARED,
+    "editor": SHARED,
+    "reward": SHARED,
+    "evaluation": SHARED,
+    "annotation": SHARED,
+    "shapes": SHARED,
+    "artifacts": {GROUND, "files"},
+    "training": {GROUND, "files", "artifacts"},
+    "cluster": {GROUND, "files", "artifacts", "training"},
+}
+LIVES_IN = {
+    "ray": "cluster",
+    "deepspeed": "training",
+    "openai": "language",
+    "matplotlib": "pages",
+    "boto3": "files",
+    "botocore": "files",
+    "sqlalchemy": "annotation",
+    "alembic": "annotation",
+}
 
 
 def imported_modules(source: str) -> set[str]:
@@ -23,17 +51,18 @@ def imported_modules(source: str) -> set[str]:
 
 
 def offences(home: str, source: str) -> list[str]:
-    """What a file of the part `home` ("leaf" for the files beside the parts) imports against the rules."""
+    """What a file of the room `home` imports against the rules."""
     found = []
     for name in sorted(imported_modules(source)):
         top, *rest = name.split(".")
-        target = rest[0] if top == "hive_ray" and rest else None
-        if home != "distributed" and top in CLUSTER_LIBRARIES:
-            found.append(f"imports {name}; only distributed/ speaks to the cluster")
-        if target in {*ALGORITHM, "distributed"} and target != home:
-            found.append(f"({home}) imports {name}; the halves meet in jobs/")
+        if top == "hive_ray" and rest:
+            target = rest[0] if rest[0] in MAY_IMPORT else GROUND
+            if target not in MAY_IMPORT[home] | {home}:
+                found.append(f"({home}) imports {name}; it may import {', '.join(sorted(MAY_IMPORT[home]))}")
+        if LIVES_IN.get(top, home) != home:
+            found.append(f"({home}) imports {name}; {top} lives in {LIVES_IN[top]}/")
         if top in {"jobs", "serve"}:
-            found.append(f"imports {name}; nothing below jobs/ and serve/ knows them")
+            found.append(f"({home}) imports {name}; nothing below jobs/ and serve/ knows them")
     return found
 
 
@@ -41,16 +70,25 @@ def test_no_file_crosses_the_border():
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).parts
-        home = parts[0] if len(parts) > 1 else "leaf"
+        home = parts[0] if len(parts) > 1 else GROUND
         found += [f"{path.relative_to(ROOT)} {offence}" for offence in offences(home, path.read_text())]
     assert not found, "\n".join(found)
 
 
+def test_every_room_has_its_rules():
+    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == (
+        set(MAY_IMPORT) - {GROUND}
+    )
+
+
 def test_a_crossing_would_be_seen():
     assert offences("editor", "import ray.data")
+    assert offences("training", "import ray.train")
+    assert offences("cluster", "import deepspeed")
+    assert offences("artifacts", "from hive_ray.training.engine import start_engine")
     assert offences("editor", "from hive_ray.reward.model import RewardModel")
-    assert offences("leaf", "from hive_ray import distributed")
-    assert not offences("distributed", "import ray\nfrom hive_ray.schemas import Row")
+    assert offences(GROUND, "from hive_ray import cluster")
+    assert not offences("cluster", "import ray\nfrom hive_ray.schemas import Row")
 
 
 def test_the_answer_key_ranks_and_evaluates_and_nothing_else_sees_it():
@@ -59,15 +97,14 @@ def test_the_answer_key_ranks_and_evaluates_and_nothing_else_sees_it():
     code = [path for part in ("hive_ray", "jobs", "serve") for path in (ROOT.parent / part).rglob("*.py")]
     readers = {str(path.relative_to(ROOT.parent)) for path in code if keys & imported_modules(path.read_text())}
     inside = {"hive_ray/shapes/judge.py", "hive_ray/shapes/annotator.py"}
-    assert readers - inside == {"jobs/collect_rankings.py", "jobs/evaluating.py", "jobs/pretrain_shapes.py"}
+    assert readers - inside == {"jobs/collect_rankings.py", "jobs/actors/evaluating.py", "jobs/pretrain_shapes.py"}
 
 
 def test_actors_of_jobs_import_no_job():
     """Each worker imports what its actor's module does: with a job come DeepSpeed, Ray Train and the command line."""
-    without_jobs = ("candidate_measures", "evaluating", "judging", "scoring")
-    for name in without_jobs:
-        modules = imported_modules((ROOT.parent / "jobs" / f"{name}.py").read_text())
-        assert {module.split(".")[1] for module in modules if module.startswith("jobs.")} <= set(without_jobs)
+    for path in (ROOT.parent / "jobs" / "actors").glob("*.py"):
+        jobs = {module for module in imported_modules(path.read_text()) if module.startswith("jobs.")}
+        assert all(module.startswith("jobs.actors") for module in jobs), path
 
 
 def test_what_workers_are_forked_with_imports_no_ray():

@@ -2,7 +2,7 @@
 
     a finished table, an Objective -> <run>/<name>/ (a portable model folder), what training/watching.py writes
 
-What a worker does is in training/loop.py.
+What a worker does is in hive_ray/training/loop.py, which knows no Ray.
 """
 
 import itertools
@@ -40,8 +40,9 @@ from hive_ray.cluster.starting import (
 from hive_ray.config import Training
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
+from hive_ray.training import loop
 from hive_ray.training.checkpoints import Checkpoints
-from hive_ray.training.loop import Loop, Told
+from hive_ray.training.job import Preemption, TrainingJob, Worker
 from hive_ray.training.objectives import Objective
 from hive_ray.training.trackers import require_tracker
 
@@ -80,7 +81,7 @@ def fit(
         if not len(selection):
             raise ValueError(f"{name}: {selection.path} has no rows to train on; look at its manifest for drops")
         _run_workers(
-            Told(
+            TrainingJob(
                 objective=objective,
                 kwargs=kwargs,
                 selection=selection,
@@ -93,7 +94,6 @@ def fit(
                 out=out,
                 fingerprint=fingerprint,
                 checkpoints=checkpoints,
-                preemptible=not started_here(),
             )
         )
 
@@ -143,22 +143,22 @@ def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
     return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
 
 
-def _run_workers(told: Told) -> None:
-    settings = told.settings
+def _run_workers(job: TrainingJob) -> None:
+    settings = job.settings
     workers, recovery = settings.workers, settings.recovery
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
     end_data_helpers()
     for failures in itertools.count(1):
         try:
-            with saying_what_is_missing(told.name, workers):
-                failed = _trainer(told).fit().return_value
+            with saying_what_is_missing(job.name, workers):
+                failed = _trainer(job).fit().return_value
             break
         except ControllerError as error:
             cause = error.controller_failure
             if isinstance(cause, WorkerGroupStartupTimeoutError):
                 raise Stopped(
-                    f"{told.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
+                    f"{job.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
                     f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give "
                     "the same command: it goes on from the last checkpoint"
                 ) from error
@@ -166,16 +166,16 @@ def _run_workers(told: Told) -> None:
             free_placement_groups()
             if not isinstance(cause, RayActorError) or failures > recovery.max_failures:
                 raise Stopped(
-                    f"{told.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
+                    f"{job.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
                     f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
                 ) from error
-            print(f"{told.name}: a worker died as it started; all start again", flush=True)
+            print(f"{job.name}: a worker died as it started; all start again", flush=True)
         except WorkerGroupError as error:
             full = [str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)]
             if not full:
                 raise
             raise Stopped(
-                f"{told.name}: the memory of a GPU was not enough for a step: lower micro_batch_size (it is "
+                f"{job.name}: the memory of a GPU was not enough for a step: lower micro_batch_size (it is "
                 f"{settings.micro_batch_size}; the batch stays as it is), set gradient_checkpointing, raise zero_stage "
                 f"(it is {settings.zero_stage}), or train with lora_rank. {full[0]}"
             ) from error
@@ -183,14 +183,15 @@ def _run_workers(told: Told) -> None:
         raise Stopped(failed)
 
 
-def _trainer(told: Told) -> Trainer:
-    workers, recovery = told.settings.workers, told.settings.recovery
+def _trainer(job: TrainingJob) -> Trainer:
+    workers, recovery = job.settings.workers, job.settings.recovery
     tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
-    files, inside = storage.filesystem(storage.join(told.checkpoints, "ray"))
+    files, inside = storage.filesystem(storage.join(job.checkpoints, "ray"))
     environment = carried()
+    preemptible = not started_here()
     return Trainer(
         # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
-        lambda: _train(told, environment),
+        lambda: _train(job, environment, preemptible),
         torch_config=torch_config("nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_actors,
@@ -198,7 +199,7 @@ def _trainer(told: Told) -> Trainer:
             resources_per_worker={"CPU": workers.num_cpus, "GPU": workers.num_gpus},
         ),
         run_config=RunConfig(
-            name=uuid.uuid4().hex,  # what is gone on from is in `told.checkpoints`
+            name=uuid.uuid4().hex,  # what is gone on from is in `job.checkpoints`
             storage_path=inside,
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=recovery.max_failures, controller_failure_limit=tries - 1),
@@ -207,17 +208,25 @@ def _trainer(told: Told) -> Trainer:
     )
 
 
-def _train(told: Told, environment: dict[str, str]) -> str:
+def _train(job: TrainingJob, environment: dict[str, str], preemptible: bool) -> str:
     """One worker's run, with the driver's settings of services. Returns why it failed for good, or an empty string."""
     take_over(environment)
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
-    started = time.monotonic()
-    try:
-        loop = Loop(told, ray.train.get_context())
-        loop.run()
-    except Stopped as error:  # the same on every rank; starting again would end in the same
-        return str(error)
-    loop.save(time.monotonic() - started)
-    loop.watch.tell()
-    loop.close()
-    return ""
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world=context.get_local_world_size(),
+        preemption=_preemption if preemptible else None,
+    )
+    return loop.train(job, worker)
+
+
+def _preemption() -> Preemption | None:
+    """What Ray knows of nodes of this training that are about to go."""
+    info = ray.train.get_preemption_info()
+    if not info:
+        return None
+    deadline = info.deadline_ms / 1000 if info.deadline_ms else None
+    return Preemption(frozenset(info.preempted_node_ids), deadline)

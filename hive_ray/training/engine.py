@@ -2,14 +2,15 @@
 
 import importlib
 import logging
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import psutil
 import torch
 from deepspeed.runtime import compiler
-from ray._private.utils import estimate_available_memory
 from torch import nn
 
 from hive_ray.config import Training
@@ -24,6 +25,11 @@ LIVE = 4 * BUCKET
 """Weights that stage 3 has in whole at a time: DeepSpeed's own 10^9 are all of Stable Diffusion 1.5."""
 ALL = 10**15
 """More weights than there are."""
+CONTROL_GROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""By version 2 and 1: the folder, the limit, what is used, and, in memory.stat, what of it is files."""
 SPARE = 0.95
 """Share of the free memory that the weights and their companions may fill: activations come on top."""
 
@@ -192,7 +198,7 @@ def check_memory(
     settings: Training,
     local_workers: int,
     agree: Callable[[float], float],
-    free: Callable[[bool], int] | None = None,
+    free: Callable[[bool], float] | None = None,
     beside: Sequence[nn.Module] = (),
 ) -> None:
     """Raise Stopped, on every rank alike, where some rank's weights and their companions cannot fit.
@@ -223,11 +229,27 @@ def check_memory(
             )
 
 
-def free_bytes(device: bool) -> int:
+def free_bytes(device: bool) -> float:
     """Memory that is free now: of this process's GPU, or of the machine, or of the container that it runs in."""
     if device:
         return torch.cuda.mem_get_info()[0]
-    return min(psutil.virtual_memory().available, estimate_available_memory())
+    return min(psutil.virtual_memory().available, free_in_container())
+
+
+def free_in_container(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that this container may still take by its memory control group, of version 2 or 1; infinity without one.
+
+    What the kernel keeps of files, and gives back where memory is asked for, counts as free.
+    """
+    for folder, most, used, files in CONTROL_GROUPS:
+        try:
+            limit = (root / folder / most).read_text().strip()
+            taken = int((root / folder / used).read_text())
+            counts = dict(line.split() for line in (root / folder / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        return math.inf if limit == "max" else int(limit) - taken + int(counts[files])
+    return math.inf
 
 
 def _size(module: nn.Module) -> int:

@@ -6,18 +6,14 @@ numbers follow from it, so that a run that was killed goes on as if nothing had 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
-import ray.train
 import torch
 import torch.distributed
 
 from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import duration
-from hive_ray.artifacts.tables import Fingerprint, Selection
 from hive_ray.config import Training
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
@@ -26,7 +22,8 @@ from hive_ray.training.bad_rows import SKIPPED, GoodRows, Prepared
 from hive_ray.training.checkpoints import Checkpoints, Opened, Stand
 from hive_ray.training.collectives import do_together, greatest_over_ranks, sum_over_ranks
 from hive_ray.training.engine import autocast, check_memory, loss_scaler, start_engine, take_step
-from hive_ray.training.objectives import Objective, summarised
+from hive_ray.training.job import TrainingJob, Worker
+from hive_ray.training.objectives import summarised
 from hive_ray.training.rows import RowStore, batch_places
 from hive_ray.training.validation import LOSS as VALIDATION_LOSS
 from hive_ray.training.validation import Validation, at_rest, validation_due
@@ -40,26 +37,6 @@ MOST_LOST = 50
 needs a third of that to come down from where it begins."""
 ASKS = "asks"
 """Among a step's measures, so that it takes no collective of its own."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """All that a worker is told."""
-
-    objective: Callable[..., Objective]
-    kwargs: dict[str, Any]
-    selection: Selection
-    columns: list[str]
-    held_out: Selection | None
-    shown: Sequence[str]
-    settings: Training
-    run: str
-    name: str
-    out: str
-    fingerprint: Fingerprint
-    checkpoints: str
-    preemptible: bool
-    """Whether its nodes may be announced to go."""
 
 
 def learning_rate(settings: Training, images: int) -> float:
@@ -84,38 +61,41 @@ def seed_layers(seed: int, device: torch.device) -> None:
 class Loop:
     """A worker's engine, rows and counters."""
 
-    def __init__(self, told: Told, context: ray.train.TrainContext):
-        settings = told.settings
-        self.told, self.settings = told, settings
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.first = context.get_local_rank() == 0  # of this machine
+    def __init__(self, job: TrainingJob, worker: Worker):
+        settings = job.settings
+        self.job = job
+        self.settings = settings
+        self.worker = worker
+        self.rank = worker.rank
+        self.world = worker.world
+        self.first = worker.local_rank == 0  # of this machine
         if not settings.workers.num_gpus:
             torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
-        self.rows = RowStore(told.selection, told.columns, write=self.first)
-        columns = list(dict.fromkeys([*told.columns, *told.shown]))
-        self.held_out = RowStore(told.held_out, columns, write=self.first) if told.held_out else None
-        self.objective = told.objective(**told.kwargs)
-        self.good = GoodRows(self.rows, told.name, settings.recovery.most_bad_rows)
+        self.rows = RowStore(job.selection, job.columns, write=self.first)
+        columns = list(dict.fromkeys([*job.columns, *job.shown]))
+        self.held_out = RowStore(job.held_out, columns, write=self.first) if job.held_out else None
+        self.objective = job.objective(**job.kwargs)
+        self.good = GoodRows(self.rows, job.name, settings.recovery.most_bad_rows)
         self.images, self.last, self.lost = 0, {}, 0
         self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
         self.asks, self.asked = False, time.monotonic()  # whether all ranks ask for preemptions now; when they last did
         self.announced: set[str] = set()  # nodes that are known to go
         keep = settings.recovery
         self.checkpoints = Checkpoints(
-            told.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
+            job.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
         )
         agree = partial(greatest_over_ranks, device=self.device)
-        frozen, local = getattr(self.objective, "beside", ()), context.get_local_world_size()
-        check_memory(told.name, self.objective.model, settings, local, agree, beside=frozen)
+        frozen = getattr(self.objective, "beside", ())
+        check_memory(job.name, self.objective.model, settings, worker.local_world, agree, beside=frozen)
         made_by = self._start()
         stores = [self.rows, *([self.held_out] if self.held_out else [])]
-        do_together(lambda: [store.lay(told.name) for store in stores], self.device)
+        do_together(lambda: [store.lay(job.name) for store in stores], self.device)
         for store in stores:
             store.open()
         self.validation = None
         if self.held_out:
-            self.validation = Validation(self.held_out, told.name, settings, rank=self.rank, world=self.world)
-        self.watch = Watch(told.run, told.name, settings, rank=self.rank, resumed_at=self.images)
+            self.validation = Validation(self.held_out, job.name, settings, rank=self.rank, world=self.world)
+        self.watch = Watch(job.run, job.name, settings, rank=self.rank, resumed_at=self.images)
         self.ahead = Ahead(self._micro_batches(self.images), helper_for(self.device))
         if self.images and self.rank == 0:
             self._say_resumed(made_by)
@@ -143,13 +123,13 @@ class Loop:
             self.watch.step(self.images, self.last, at_once=bool(self.announced))
             if not math.isfinite(loss):
                 raise Stopped(
-                    f"{self.told.name}: the loss is {loss} after {self.images} images; lower the learning rate "
+                    f"{self.job.name}: the loss is {loss} after {self.images} images; lower the learning rate "
                     f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
                 )
             self.lost = 0 if math.isfinite(self.last["train/gradient_norm"]) else self.lost + 1
             if self.lost == MOST_LOST:
                 raise Stopped(
-                    f"{self.told.name}: the gradient's norm is {self.last['train/gradient_norm']} in {MOST_LOST} steps "
+                    f"{self.job.name}: the gradient's norm is {self.last['train/gradient_norm']} in {MOST_LOST} steps "
                     f"in a row, up to {self.images} images; use bf16 or fp32 (it is {settings.precision}), lower the "
                     "learning rate, or look for broken rows"
                 )
@@ -174,17 +154,17 @@ class Loop:
             self.average.copy_to_model()
         state = consolidated_state(self.engine.module)
         if self.rank == 0:
-            told = self.told
+            job = self.job
             metrics = self.last | {"images": self.images}
             store_model(
-                told.out,
+                job.out,
                 lambda folder: self.objective.save(folder, state),
-                told.fingerprint,
+                job.fingerprint,
                 metrics,
                 seconds,
             )
             took = f"{self.images} images in {duration(seconds)}"
-            print(f"{told.name}: trained on {took}, saved to {told.out}", flush=True)
+            print(f"{job.name}: trained on {took}, saved to {job.out}", flush=True)
 
     def close(self) -> None:
         """Give back the disk space of the rows, once no worker of this machine reads them."""
@@ -199,7 +179,7 @@ class Loop:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
-        asks = self.rank == 0 and self.told.preemptible and due
+        asks = self.rank == 0 and self.worker.preemption is not None and due
         totals: Metrics = {ASKS: float(asks)}
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
@@ -264,8 +244,9 @@ class Loop:
 
     def _checkpoint_before_preemption(self) -> None:
         """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
-        self.asked, info = time.monotonic(), ray.train.get_preemption_info()
-        fresh = set(info.preempted_node_ids) - self.announced if info else set()
+        self.asked = time.monotonic()
+        preemption = self.worker.preemption()
+        fresh = preemption.nodes - self.announced if preemption else set()
         if not fresh:
             return
         self.announced |= fresh
@@ -273,8 +254,8 @@ class Loop:
         self.checkpoints.wait()
         torch.distributed.barrier()
         if self.rank == 0:
-            left = f", {info.deadline_ms / 1000 - time.time():.0f} s before its end" if info.deadline_ms else ""
-            print(f"{self.told.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
+            left = f", {preemption.deadline - time.time():.0f} s before its end" if preemption.deadline else ""
+            print(f"{self.job.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
 
     def _start(self) -> int:
         """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
@@ -315,6 +296,23 @@ class Loop:
         repeated = (self.watch.furthest - self.images) // self.settings.batch_size
         others = f", made by {made_by} workers" if made_by != self.world else ""
         print(
-            f"{self.told.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
+            f"{self.job.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
             flush=True,
         )
+
+
+def train(job: TrainingJob, worker: Worker) -> str:
+    """One worker's whole training, in its process group of torch.distributed. Rank 0 writes the model folder.
+
+    Returns why the training cannot succeed, the same on every rank, or an empty string.
+    """
+    started = time.monotonic()
+    try:
+        loop = Loop(job, worker)
+        loop.run()
+    except Stopped as error:  # to start again would end in the same
+        return str(error)
+    loop.save(time.monotonic() - started)
+    loop.watch.tell()
+    loop.close()
+    return ""

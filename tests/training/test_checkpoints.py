@@ -277,11 +277,31 @@ def test_the_memory_of_a_worker_by_zero_stage():
     assert large["buffers"] == 4 * 2 * 50_000_000
 
 
-def test_no_more_memory_is_free_than_the_container_has(monkeypatch):
-    free = engine.free_bytes(False)
-    assert 0 < free <= psutil.virtual_memory().total
-    monkeypatch.setattr(engine, "estimate_available_memory", lambda: free // 2)  # Ray's, of the container's cgroup
-    assert engine.free_bytes(False) == free // 2
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "files"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_no_more_memory_is_free_than_the_container_may_take(folder, limit, used, files, tmp_path, monkeypatch):
+    group = tmp_path / folder
+    group.mkdir(exist_ok=True)
+    (group / limit).write_text("8000000\n")
+    (group / used).write_text("5000000\n")
+    (group / "memory.stat").write_text(f"anon 4000000\n{files} 1000000\n")
+    assert engine.free_in_container(tmp_path) == 4_000_000
+    assert engine.free_in_container(tmp_path / "none") == math.inf
+    monkeypatch.setattr(engine, "free_in_container", lambda: 4_000_000)
+    assert engine.free_bytes(False) == 4_000_000
+
+
+def test_a_container_without_a_limit_leaves_the_machine_s_memory(tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000000\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 1000000\n")
+    assert engine.free_in_container(tmp_path) == math.inf
+    assert 0 < engine.free_bytes(False) <= psutil.virtual_memory().total
 
 
 def test_what_cannot_fit_is_refused_before_it_crashes():
