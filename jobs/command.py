@@ -116,6 +116,9 @@ class Job:
     """What its module is to call."""
     reads: tuple[str, ...] = ()
     """Tables and editors of its run that have to be finished, whatever its settings are."""
+    only_looks: bool = False
+    """Whether it makes nothing: it starts no cluster, and has the settings of the run's config.yaml where none are
+    named."""
 
 
 JOBS = {
@@ -182,6 +185,9 @@ JOBS = {
         "all of the above that the settings ask for, in order", tuple(Config.model_fields), (RoundsOption,),
         "shapes --run runs/one --rounds 2",
     ),
+    "status": Job(
+        "how far a run is, what is stale and why, and the next command", example="--run runs/one", only_looks=True
+    ),
     "study": Job(
         "compare all ways to learn from feedback on shapes", example="--seeds 102 --parts feedback", settings="Study",
         function="main",
@@ -221,7 +227,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     module = importlib.import_module(f"jobs.{name}")
-    work(getattr(module, job.function), settings, module, job.reads)
+    work(getattr(module, job.function), settings, module, job.reads, not job.only_looks)
     raise SystemExit
 
 
@@ -237,7 +243,9 @@ def read_arguments(job: Job, arguments: list[str], program: str) -> Any:
         if job.settings:
             return _own_settings(job, arguments, program)
         help_asked = {"-h", "--help", "--help-all"} & {*arguments}
-        return _show_help(job, arguments, program) if help_asked else read_command(arguments, program)
+        if help_asked:
+            return _show_help(job, arguments, program)
+        return read_command(_with_settings_of_run(arguments) if job.only_looks else arguments, program)
     except ValidationError as error:
         message = wrong_settings(error)
     except (ValueError, OSError) as error:
@@ -261,6 +269,21 @@ def read_command(arguments: list[str], program: str = "job") -> Command:
         command = _parsed(flags, _command(again(config_of(settings))), program)
     parts_of_arm(command.arm, TRAINED_ARMS)
     return command.model_copy(update={"run": root})
+
+
+def _with_settings_of_run(arguments: list[str]) -> list[str]:
+    """The arguments with the settings file of the run that they name, where they name no settings; the run may be
+    named without --run."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
+        arguments = ["--run", *arguments]
+    default, flags = _starting_point(arguments)
+    if flags != arguments:
+        return arguments
+    root = storage.absolute(_parsed(flags, default, "job").run)
+    file = storage.join(ROUND.sub(r"\g<run>", root), "config.yaml")
+    if not storage.exists(file):
+        raise FileNotFoundError(f"{file} is not there: name the folder of a run with --run")
+    return ["--config", file, *arguments]
 
 
 def again(config: Config) -> Config:

@@ -53,7 +53,7 @@ def main(settings: ShippedRankings) -> None:
     run = Run(storage.absolute(settings.run), configured(settings), elsewhere=editor)
     for stage in (
         write_instructions.build,
-        make_pairs.make_prompts,
+        make_pairs.PROMPTS_STAGE.make,
         sample_candidates.build,
         choose_candidates.build,
         collect_rankings.build,
