@@ -31,7 +31,7 @@ test: $(READY)
 
 # The table of jobs in docs/pipeline.md.
 tables: $(READY)
-	$(BIN)/python docs/build.py
+	$(BIN)/python docs/documents.py
 
 # The documents as a site, in build/site; the variable hides an advertisement.
 site: tables

@@ -4,21 +4,17 @@ import ast
 import re
 import shlex
 import statistics
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from docs import documents
 from hive_ray.config import Annotation, Config
 from jobs.command import JOBS, read_arguments, read_command
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
-
-import build as built  # noqa: E402
-
 MOST_LINES, MOST_WORDS, MEDIAN_WORDS = 180, 1500, 14
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
@@ -77,18 +73,25 @@ def sentences(text: str) -> list[str]:
 
 
 def test_the_table_of_jobs_is_the_present_one():
-    page = built.PIPELINE.read_text()
-    assert page == built.with_table(page), "run `make tables`"
+    page = documents.PIPELINE.read_text()
+    assert page == documents.with_table(page), "run `make tables`"
     assert all(f"`{name}`" in page for name in JOBS)
 
 
 def test_every_section_of_settings_is_named_in_a_page():
     text = "\n".join(page.read_text() for page in PAGES)
     names: dict[type, list[str]] = {}
-    for name, section in built.sections_of(Config):
+    for name, section in documents.sections_of(Config):
         names.setdefault(section, []).append(name)
     unnamed = [found for found in names.values() if not any(is_named(name, text) for name in found)]
     assert not unnamed
+
+
+def test_the_page_of_settings_has_every_setting_of_a_section():
+    text = documents.settings_page()
+    assert "## editor.sft.recovery\n" in text
+    assert "| `keep_last` | `2` | Checkpoints that are kept while it runs, the newest:" in text
+    assert all(f"\n## {name}\n" in text for name, _ in documents.sections_of(Config))
 
 
 def is_named(name: str, text: str) -> bool:
@@ -169,6 +172,15 @@ def test_relative_links_lead_somewhere(document):
         if not path.exists() or (anchor and anchor not in anchors(path)):
             dead.append(target)
     assert not dead
+
+
+def test_links_lead_somewhere_on_the_site():
+    """Where README.md, CONTRIBUTING.md and the others lie beside the pages of docs/."""
+    beside = documents.pages_beside()
+    targets = {target.partition("#")[0] for text in beside.values() for target in LINK.findall(FENCE.sub("", text))}
+    files = {target for target in targets if target and ":" not in target}
+    assert "operations.md" in files
+    assert all(file in beside or (ROOT / "docs" / file).exists() for file in files)
 
 
 @cache

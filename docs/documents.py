@@ -1,6 +1,6 @@
 """What the documents take from the code: the table of jobs, and the pages that the site has beside docs/*.md.
 
-    python docs/build.py        writes the table of jobs into docs/pipeline.md (`make tables`)
+    python docs/documents.py    writes the table of jobs into docs/pipeline.md (`make tables`)
 
 mkdocs.yml names this file as a hook: README.md becomes the site's first page, and the settings become a page.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # mkdocs and `python docs/build.py` do not look there
+sys.path.insert(0, str(ROOT))  # mkdocs and `python docs/documents.py` do not look there
 
 from hive_ray.config import Config, Section  # noqa: E402
 from jobs.command import JOBS  # noqa: E402
@@ -63,15 +63,19 @@ def sections_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
             yield from sections_of(inner, f"{prefix}{name}.")
 
 
+def pages_beside() -> dict[str, str]:
+    """Pages that the site has and docs/ does not, by name: README.md is index.md, and links lead to where pages are."""
+    texts = {name: (ROOT / name).read_text() for name in BESIDE}
+    texts["index.md"] = (ROOT / "README.md").read_text()
+    texts["settings.md"] = settings_page()
+    return {name: re.sub(r"\]\(docs/", "](", text) for name, text in texts.items()}
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """A hook of mkdocs: pages that docs/ does not have."""
+    """A hook of mkdocs."""
     from mkdocs.structure.files import File
 
-    pages = {name: (ROOT / name).read_text() for name in BESIDE}
-    readme = (ROOT / "README.md").read_text()
-    pages["index.md"] = re.sub(r"\]\(docs/", "](", readme)
-    pages["settings.md"] = settings_page()
-    for name, text in pages.items():
+    for name, text in pages_beside().items():
         files.append(File.generated(config, name, content=text))
     return files
 
