@@ -66,7 +66,7 @@ def sentences(text: str) -> list[str]:
     paragraphs = re.split(r"\n\s*\n", FENCE.sub("", text))
     prose = [part for part in paragraphs if part.strip() and part.lstrip()[0] not in "#|!"]
     plain = [re.sub(r"\]\([^)]*\)|[\[*`]|^(?:-|\d+\.) ", "", part, flags=re.MULTILINE) for part in prose]
-    return [sentence for part in plain for sentence in re.split(r"(?<=[.:!?])\s+", part) if sentence.strip()]
+    return [sentence for part in plain for sentence in re.split(r"(?<=[.!?])\s+", part) if sentence.strip()]
 
 
 # --- What pages name ------------------------------------------------------------------------------------------------
