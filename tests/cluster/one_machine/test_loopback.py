@@ -14,7 +14,6 @@ import pytest
 import ray
 from lines import train, training, write_points
 from sockets import is_loopback, listening, reachable
-from tests.distributed import test_faults as faults
 
 from hive_ray.cluster.one_machine import forks, loopback
 from hive_ray.cluster.one_machine.loopback import (
@@ -26,6 +25,7 @@ from hive_ray.cluster.one_machine.loopback import (
 )
 from hive_ray.cluster.starting import start_ray
 from hive_ray.schemas import Stopped
+from tests.cluster import test_faults as faults
 
 FRIEND = """
 import ray
