@@ -70,6 +70,7 @@ MADE_BY_KIND = {
     "editors/": "train_editor --arm {}",
     "evaluation/": "evaluate_editor",
     "curves/": "evaluate_editor",
+    "reward_curve/": "reward_curve",
     "scored_pairs_": "score_pairs --arm {}",
     "scored_pairs": "score_pairs",
     "rewards": "score_pairs",
