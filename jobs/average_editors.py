@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from hive_ray.artifacts.model_store import Metrics, build_model, is_whole, model_digest, store_model
 from hive_ray.artifacts.tables import fingerprint
+from hive_ray.console import tell_result
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
 from jobs.run import Run
@@ -53,6 +54,6 @@ def _merged(
         started = time.monotonic()
         editor = merge(folders)
         store_model(path, lambda to: editor.save(to, editor.card), made_from, {}, time.monotonic() - started)
-        print(f"editors/{name}: {words}, saved to {path}", flush=True)
+        tell_result(f"editors/{name}: {words}, saved to {path}")
 
     return build_model(f"editors/{name}", path, made_from, make, on_mismatch=run.on_mismatch)

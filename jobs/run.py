@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from hive_ray import storage
+from hive_ray import console, storage
 from hive_ray.artifacts.model_store import is_whole, model_digest
 from hive_ray.artifacts.tables import OnMismatch, read_manifest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
@@ -208,7 +208,9 @@ def in_one_line(act: Callable[[], object]) -> None:
             if ended is None:
                 raise
         except KeyboardInterrupt:
-            print(f"\nStopped by Ctrl-C. {GOES_ON}", file=sys.stderr, flush=True)
+            stopped = f"Stopped by Ctrl-C. {GOES_ON}"
+            console.fail(stopped)
+            print(f"\n{stopped}", file=sys.stderr, flush=True)
             ended = INTERRUPTED
         else:
             return
