@@ -196,6 +196,10 @@ JOBS = {
         "all of the above that the settings ask for, in order", tuple(Config.model_fields), (RoundsOption,),
         "shapes --run runs/one --rounds 2",
     ),
+    "compare": Job(
+        "two runs -> settings that differ and results, side by side", example="runs/one runs/two",
+        settings="Comparison", only_reads=True,
+    ),
     "study": Job(
         "compare all ways to learn from feedback on shapes", example="--seeds 102 --parts feedback", settings="Study",
         function="main",
