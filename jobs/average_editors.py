@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
 from hive_ray.artifacts.tables import Fingerprint, fingerprint
+from hive_ray.console import tell_result
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
 from jobs.run import Run
@@ -54,6 +55,6 @@ def _merging_stage(
         path = run.path(f"editors/{name}")
         editor = merge([run.path(editor) for editor in editors])
         store_model(path, lambda to: editor.save(to, editor.card), made_from, {}, time.monotonic() - started)
-        print(f"editors/{name}: {words}, saved to {path}", flush=True)
+        tell_result(f"editors/{name}: {words}, saved to {path}")
 
     return ModelStage(name=f"editors/{name}", reads=tuple(editors), decided_by=decides, store=store)

@@ -19,6 +19,7 @@ from hive_ray.artifacts.model_store import is_whole, model_digest
 from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.console import say
 from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
@@ -35,7 +36,7 @@ NEEDS_REWARD_MODEL = ("disagreement", "both")
 def build(run: Run) -> Manifest | None:
     """The table `chosen`; None for a run that was ranked without it."""
     if _was_ranked_without(run):
-        print("chosen: not made, the rankings are there; --rebuild chooses and ranks again", flush=True)
+        say("not made, the rankings are there; --rebuild chooses and ranks again", stage="chosen")
         return None
     *_, chosen = [stage.make(run) for stage in stages(run)]
     return chosen

@@ -34,6 +34,7 @@ from hive_ray.artifacts.tables import (
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Rankings, Resources
+from hive_ray.console import say, tell_result, warn
 from hive_ray.files.text_files import parse_json_lines
 from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
 from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
@@ -144,7 +145,7 @@ def _annotations_of_people(run: Run, said: bytes, path: str) -> dict[str, Any]:
             f"{candidates} (rankings.annotations), or correct it, and run again"
         )
     if annotations.dropped:
-        print(f"annotations {path}: {annotations}", flush=True)
+        warn(f"annotations {path}: {annotations}")
     return {"annotations": annotations.of_prompt, "account": annotations.account(), "first": next(iter(edits_of))}
 
 
@@ -180,7 +181,7 @@ def take_thumbs(run: Run) -> None:
     learned from. `--rebuild` takes them as they are now."""
     table, rankings = run.path("thumbs"), run.path("rankings")
     if run.on_mismatch == "refuse" and (read_manifest(table) or read_manifest(rankings)):
-        print("thumbs: kept as they were when this round took them; newer ones are for the next round", flush=True)
+        say("kept as they were when this round took them; newer ones are for the next round", stage="thumbs")
         return
     database = Database(run.config.rankings.thumbs)
     if database.file is not None and not database.file.exists():
@@ -198,4 +199,4 @@ def take_thumbs(run: Run) -> None:
     finally:
         database.close()
     alone = sum(made.dropped.values())
-    print(f"thumbs: {len(found)} make {made.rows_out} rankings; {alone} could not be compared", flush=True)
+    tell_result(f"{len(found)} make {made.rows_out} rankings; {alone} could not be compared", stage="thumbs")

@@ -17,6 +17,7 @@ from hive_ray import storage
 from hive_ray.artifacts.model_store import is_whole, model_digest
 from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.console import tell_result, warn
 from hive_ray.evaluation.draws import DrawsSummary, judge_measures
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
@@ -252,27 +253,25 @@ def in_words(editor: str, draws: Mapping[str, Any]) -> str:
 
 
 def print_summary(run: Run, summary: dict) -> None:
-    """The table of what was found, where the report is, and how to serve the editor."""
+    """Say the warnings, and then the table of what was found, where the report is, and how to serve the editor."""
     metrics = list(summary["editors"][0]["metrics"])
     width = 2 + max(len("editor"), *(len(editor["editor"]) for editor in summary["editors"]))
-    print(f"\n{'editor':<{width}}{'edits of prompts':>16}" + "".join(f"{metric:>22}" for metric in metrics))
+    for warning in summary["warnings"]:
+        warn(f"warning: {warning}")
+    lines = ["", f"{'editor':<{width}}{'edits of prompts':>16}" + "".join(f"{metric:>22}" for metric in metrics)]
     for editor in summary["editors"]:
         cells = [f"{Interval(**measured):.3f}" for measured in editor["metrics"].values()]
         counts = f"{editor['num_edits']} of {editor['num_prompts']}"
-        print(f"{editor['editor']:<{width}}{counts:>16}" + "".join(f"{cell:>22}" for cell in cells))
-    for warning in summary["warnings"]:
-        print(f"warning: {warning}")
+        lines.append(f"{editor['editor']:<{width}}{counts:>16}" + "".join(f"{cell:>22}" for cell in cells))
     for name, rate in summary["win_rates"].items():
         gap = Interval(**summary["differences"][name][metrics[0]])
         shares = (
             f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%} of {rate['num_pairs']} pairs of "
             f"edits of {rate['num_prompts']} prompts"
         )
-        print(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
+        lines.append(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
     for name, draws in list(summary["reward_on_draws"].items())[:1]:
-        print(in_words(name, draws))
+        lines.append(in_words(name, draws))
     last = run.config.evaluation.editors[-1]
-    print(
-        f"\nreport: {run.path('report.html')}\nserve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}",
-        flush=True,
-    )
+    serve = f"serve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}"
+    tell_result("\n".join([*lines, "", f"report: {run.path('report.html')}", serve]))

@@ -12,6 +12,7 @@ import json
 import time
 
 from hive_ray.artifacts.model_store import Metrics, build_model, store_model
+from hive_ray.console import tell_result
 from hive_ray.language.finetuning import finetune
 from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
@@ -34,6 +35,6 @@ def build(run: Run) -> Metrics:
         store_model(
             path, lambda at: (at / "card.json").write_text(json.dumps(card, indent=2)), made_from, metrics, seconds
         )
-        print(f"writer: {job.fine_tuned_model}; use it with --instructions.llm finetuned", flush=True)
+        tell_result(f"{job.fine_tuned_model}; use it with --instructions.llm finetuned", stage="writer")
 
     return build_model("writer", path, made_from, make, on_mismatch=run.on_mismatch)

@@ -26,6 +26,7 @@ from hive_ray.artifacts.tables import (
 )
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Importing
+from hive_ray.console import say, warn
 from hive_ray.pairs.formats.digests import dataset_digest, first_digest
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
@@ -85,10 +86,10 @@ def take_pairs(run: Run) -> Manifest:
     """The `imported` table: a copy of what can be kept, with splits, and what was dropped for which reason."""
     made = IMPORTED_STAGE.make(run)
     if bare := round(made.counts.get(BARE, 0)):
-        print(
-            f"imported: {bare} of {made.rows_out} pairs have no captions, so their clip_source_text "
+        warn(
+            f"{bare} of {made.rows_out} pairs have no captions, so their clip_source_text "
             "and clip_direction are 0: not measured",
-            flush=True,
+            stage="imported",
         )
     return made
 
@@ -131,13 +132,13 @@ def as_kept_before(
         if run.on_mismatch == "rebuild":
             return made_from
         if first_digest(dataset) == old:
-            print(f"{name}: of {dataset} as an older version knew it, by names and sizes; --rebuild reads it anew")
+            say(f"of {dataset} as an older version knew it, by names and sizes; --rebuild reads it anew", stage=name)
             return before
     elif sizes_of(old) == sizes_of(new):
         same = {"was": old, "is": new}
         if storage.exists(note) and json.loads(storage.read_text(note)) == same:
             return before
-        print(f"{name}: files of {dataset} have other times, so their rows are compared with the table's", flush=True)
+        say(f"files of {dataset} have other times, so their rows are compared with the table's", stage=name)
         if has_rows(path, schema, rows()):
             storage.write_text(note, json.dumps(same))
             return before

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 from hive_ray.artifacts.tables import Fingerprint, Manifest, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.console import say
 from hive_ray.files.model_folders import check_parts
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
@@ -68,7 +69,7 @@ def estimate(run: Run) -> Estimate:
     settings, made = run.config.pairs, measure(run, pairs(run))
     samples = made.rows * settings.samples_per_instruction
     evaluations = samples * settings.num_inference_steps * ROWS_PER_PAIR
-    print(f"pairs: {samples:,} pairs drawn, {evaluations:,} pictures through the U-Net", flush=True)
+    say(f"{samples:,} pairs drawn, {evaluations:,} pictures through the U-Net", stage="pairs")
     return made
 
 

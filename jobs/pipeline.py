@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from hive_ray import storage
 from hive_ray.artifacts.tables import read_manifest
 from hive_ray.config import FEEDBACK_ARMS, parts_of_arm
+from hive_ray.console import say, tell_result
 from hive_ray.statistics.intervals import Interval
 from jobs import (
     choose_candidates,
@@ -84,7 +85,7 @@ def build(run: Run) -> None:
         write_settings(run.root, again(run.so_far[0].config))
         _build(run, (*FEEDBACK, *learning(run)), start)
     if run.before:
-        print(told(run), flush=True)
+        tell_result(told(run))
 
 
 def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
@@ -140,7 +141,7 @@ def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) ->
     where = f"round {run.number}, " if run.before else ""
     for number, stage in enumerate(stages, 1):
         verb = f"{stage.__module__.rsplit('.', 1)[-1]}.{stage.__name__}"
-        print(f"[{where}{number}/{len(stages)} {verb}, {time.monotonic() - start:.0f} s]", flush=True)
+        say(f"[{where}{number}/{len(stages)} {verb}, {time.monotonic() - start:.0f} s]")
         stage(run)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hive_ray import config, storage
+from hive_ray import config, console, storage
 from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
 from hive_ray.artifacts.tables import Fingerprint, read_edit_ids, read_rows, select, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
@@ -267,7 +267,7 @@ def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Me
             why = what_is_wrong(row["ranks"], [edit["edit_id"] for edit in row["edits"]], errors.keys() & beside.keys())
             if why:
                 bad += 1
-                print(f"reward: not used: {row['ranking_id']}: {why}", flush=True)
+                console.warn(f"not used: {row['ranking_id']}: {why}", stage="reward")
             else:
                 (unseen if held_out else learned).append(row)
     columns = [*further(settings, with_blip=with_blip)]
@@ -370,17 +370,19 @@ def cost(settings: config.Config) -> dict[str, int]:
 
 def say(card: Mapping[str, Any]) -> None:
     """Print what a person should know of the model."""
-    for words in filter(None, (card["warning"], *card.get("remarks", []))):
-        print(f"reward: {words}", flush=True)
+    if card["warning"]:
+        console.warn(card["warning"], stage="reward")
+    for words in card.get("remarks", []):
+        console.say(words, stage="reward")
     costs = card["cost"]
-    print(
-        f"reward: an edit takes {costs['network_evaluations']} network evaluations to score, "
+    console.say(
+        f"an edit takes {costs['network_evaluations']} network evaluations to score, "
         f"{costs['network_evaluations_of_sampling']} to sample",
-        flush=True,
+        stage="reward",
     )
     if "held_out" in card:
-        print(
-            f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
+        console.tell_result(
+            f"accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
             f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {card['train_rankings']} rankings",
-            flush=True,
+            stage="reward",
         )

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from hive_ray import storage
+from hive_ray import console, storage
 from hive_ray.artifacts.model_store import is_whole, model_digest
 from hive_ray.artifacts.tables import OnMismatch, read_manifest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
@@ -219,19 +219,14 @@ def work(
     settings: Any,
     module: ModuleType | None = None,
     reads: Sequence[str] = (),
-    on_cluster: bool = True,
 ) -> None:
     """Do a job, for a command line. `settings`: those of a run (`Command`), or of a job that belongs to none.
 
     module: the job's, where an `estimate` and `WORKERS_IMPORT` (what its workers are forked with, see `start_ray`) are
-    looked for. reads: what has to be finished before (`check_inputs`). on_cluster: whether it makes something, with
-    Ray; a job that only looks changes nothing.
+    looked for. reads: what has to be finished before (`check_inputs`).
     """
     if not isinstance(settings, Command):
         in_one_line(lambda: act(settings))
-        return
-    if not on_cluster:
-        in_one_line(lambda: act(run_of(settings)))
         return
     estimate = getattr(module, "estimate", None)
     workers_import = getattr(module, "WORKERS_IMPORT", ())
@@ -253,7 +248,9 @@ def in_one_line(act: Callable[[], object]) -> None:
             if ended is None:
                 raise
         except KeyboardInterrupt:
-            print(f"\nStopped by Ctrl-C. {GOES_ON}", file=sys.stderr, flush=True)
+            stopped = f"Stopped by Ctrl-C. {GOES_ON}"
+            console.fail(stopped)
+            print(f"\n{stopped}", file=sys.stderr, flush=True)
             ended = INTERRUPTED
         else:
             return

@@ -24,6 +24,7 @@ from hive_ray.artifacts.tables import Fingerprint, Manifest, read_rows, table_di
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Resources, Scoring, VisionJudge
+from hive_ray.console import say
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
@@ -230,5 +231,5 @@ def _feedback(run: Run, settings: Scoring) -> tuple[Feedback, dict[str, Any], st
     shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = np.array([shaped.advantage(*row) for row in zip(instructions, values, strict=True)])
     said = distribution.described(values, advantages, shaped)
-    print(f"rewards: {distribution.in_words(said)}", flush=True)
+    say(distribution.in_words(said), stage="rewards")
     return shaped, said, distribution.draw(advantages, [row["origin"] for row in rows], shaped)

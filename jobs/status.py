@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from hive_ray import storage
 from hive_ray.artifacts.progress import duration
 from hive_ray.artifacts.tables import read_manifest
+from hive_ray.console import tell_result
 from jobs import pipeline
 from jobs.run import Run, round_of
 from jobs.stage import Stage, Standing, State
@@ -29,8 +30,7 @@ def build(run: Run) -> list[Standing]:
     standings: list[Standing] = []
     for each in _rounds(run):
         found = standings_of(each)
-        print(f"{each.root}\n\n{table(each, found)}\n", flush=True)
-        print(f"next:  {next_command(each, found)}\n", flush=True)
+        tell_result(f"{each.root}\n\n{table(each, found)}\n\nnext:  {next_command(each, found)}\n")
         standings += found
     return standings
 

@@ -23,6 +23,7 @@ from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
 from hive_ray.artifacts.tables import Fingerprint, Selection, Where, read_rows, select, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.fitting import fit
+from hive_ray.console import say, tell_result, warn
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
@@ -64,13 +65,15 @@ class RewardTraining(RewardObjective):
             "train_prompts": len(set(learned)),
             **(worth(ours, self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
         }
-        for words in filter(None, (card["warning"], *card.get("remarks", []))):
-            print(f"reward: {words}", flush=True)
+        if card["warning"]:
+            warn(card["warning"], stage="reward")
+        for words in card.get("remarks", []):
+            say(words, stage="reward")
         if unseen:
-            print(
-                f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
+            tell_result(
+                f"accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
                 f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {len(learned)} rankings",
-                flush=True,
+                stage="reward",
             )
         super().save(folder, state, card)
         if unseen:
@@ -80,7 +83,7 @@ class RewardTraining(RewardObjective):
         """Rankings of one side, MOST_MEASURED at most, to measure a model on; bad ones are said, counted, left out."""
         good, bad = good_rankings(islice(self._read(columns, held_out), MOST_MEASURED), self.model.resolution)
         for name, why in bad.items():
-            print(f"reward: not measured on {name}: {why}", flush=True)
+            warn(f"not measured on {name}: {why}", stage="reward")
         self.bad |= bad
         return good
 

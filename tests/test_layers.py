@@ -37,6 +37,7 @@ LIVES_IN = {
     "botocore": "files",
     "sqlalchemy": "annotation",
     "alembic": "annotation",
+    "rich": GROUND,
 }
 
 

@@ -16,7 +16,8 @@ import warm_python
 import warm_worker
 from ray._private import ray_constants
 
-from hive_ray.cluster.starting import QUIET, allocator
+from hive_ray.cluster.noise import QUIET
+from hive_ray.cluster.starting import allocator
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from hive_ray.config import (
     Training,
     Watching,
 )
+from hive_ray.console import say, tell_result
 from hive_ray.files.owners import is_unfinished
 from hive_ray.schemas import ContractError, Row, Rows, Stopped, table_name, to_table
 from hive_ray.seeds import id_for
@@ -237,7 +238,7 @@ def build_table(
     absent = [number for number in range(-(-plan.rows_in // plan.rows_per_shard)) if number not in done]
     progress = Progress(name, plan.rows_in, "rows", done=sum(shard.rows_in for shard in done.values()))
     if done:
-        print(f"{name}: resumed, {progress.done}/{plan.rows_in} rows are done", flush=True)
+        say(f"resumed, {progress.done}/{plan.rows_in} rows are done", stage=name)
     for shard in plan.run(path, absent) if absent else ():
         done[shard.number] = shard
         _refuse_failures(name, plan.rows_in, list(done.values()))
@@ -286,7 +287,7 @@ def _kept(
     or deleted."""
     done = read_manifest(path)
     if done is not None and done.fingerprint == fingerprint and not again:
-        print(f"{done.table}: kept, {done.rows_out} rows (nothing changed)", flush=True)
+        tell_result(f"kept, {done.rows_out} rows (nothing changed)", stage=done.table)
         return done
     started = _building(path)
     old = done.fingerprint if done else started.get("fingerprint")
@@ -295,7 +296,7 @@ def _kept(
     if old is not None and old != fingerprint:
         if on_mismatch == "refuse":
             raise mismatch(path, old, fingerprint)
-        print(f"{table_name(schema)}: made again, since {differences(old, fingerprint)}", flush=True)
+        say(f"made again, since {differences(old, fingerprint)}", stage=table_name(schema))
         storage.remove_tree(path)
     return None
 
@@ -357,13 +358,13 @@ def _finish(
         raise Stopped(_why_too_few(path, manifest, reasons, least_kept))
     storage.sweep(path)
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
-    print(
-        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
+    tell_result(
+        f"{manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
         f"dropped: {reasons}{listed(manifest.counts)}",
-        flush=True,
+        stage=manifest.table,
     )
     for reason, samples in manifest.samples.items():
-        print(f"{manifest.table}: {reason}, such as {samples[0]}", flush=True)
+        say(f"{reason}, such as {samples[0]}", stage=manifest.table)
     return manifest
 
 

@@ -38,6 +38,7 @@ from hive_ray.cluster.starting import (
     started_here,
 )
 from hive_ray.config import Training
+from hive_ray.console import tell_result, warn
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 from hive_ray.training import loop
@@ -133,7 +134,7 @@ def export(
     out, metrics = folder(stand.images), stand.last | {"images": stand.images}
     told = fingerprint | {"images": stand.images}
     store_model(out, lambda to: built.save(to, state), told, metrics, time.monotonic() - started)
-    print(f"{name}: its weights after {stand.images} images are in {out}", flush=True)
+    tell_result(f"its weights after {stand.images} images are in {out}", stage=name)
     return out
 
 
@@ -169,7 +170,7 @@ def _run_workers(job: TrainingJob) -> None:
                     f"{job.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
                     f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
                 ) from error
-            print(f"{job.name}: a worker died as it started; all start again", flush=True)
+            warn("a worker died as it started; all start again", stage=job.name)
         except WorkerGroupError as error:
             full = [str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)]
             if not full:

@@ -13,6 +13,7 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from hive_ray import console
 from hive_ray.cluster.auth_token import remove_private_folder
 from hive_ray.cluster.looking import looking
 from hive_ray.cluster.noise import end_with
@@ -95,7 +96,9 @@ def _is_rays_own(error: Exception) -> bool:
 
 def _end(lost: str) -> None:
     remove_private_folder()
-    end_with(f"Stopped: the cluster was lost: {lost}. {GOES_ON}", 1)
+    words = f"Stopped: the cluster was lost: {lost}. {GOES_ON}"
+    console.fail(words)
+    end_with(words, 1)
 
 
 def _parts_of_this_machine() -> Callable[[], str]:

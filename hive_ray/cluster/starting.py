@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hive_ray.cluster.auth_token import keep_token
 from hive_ray.cluster.environment import carried, public
 from hive_ray.cluster.looking import looking
+from hive_ray.cluster.noise import QUIET, hush_libraries
 from hive_ray.cluster.one_machine.forks import Forks
 from hive_ray.cluster.one_machine.loopback import (
     choose_ray_folder,
@@ -30,6 +31,7 @@ from hive_ray.cluster.one_machine.loopback import (
     private_start,
 )
 from hive_ray.config import Resources
+from hive_ray.console import warn
 from hive_ray.schemas import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,14 +49,6 @@ FORKS = "HIVE_RAY_FORKS"
 NOWHERE = "http://127.0.0.1:9"
 """Where workers of a cluster that is started here look for its dashboard, and what such a cluster is known by. Ray
 would have them ask whatever cluster runs on this machine."""
-QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a training worker twice
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-"""What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
 CALMER = {
     "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
@@ -82,15 +76,6 @@ all they keep it, but wait for each other at its lock, 400 times a second. The a
 fault; where it lies is known on this machine."""
 
 
-def quiet() -> None:
-    """Hush this process's libraries; some read their environment when they are imported, so before that."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    starts_one = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()  # a cluster of this machine alone
-    if starts_one and not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would else warn in each process that it has no GPU
-
-
 def allocator(here: bool) -> dict[str, str]:
     """The environment of workers' memory; `here`: they are all on this machine."""
     pages = os.sysconf("SC_PAGE_SIZE") == 4096  # of which jemalloc is built for one size, and ends where it is another
@@ -112,7 +97,7 @@ def start_ray(
     """
     if ray.is_initialized():
         return
-    quiet()
+    hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
     here = not os.environ.get("RAY_ADDRESS")
@@ -258,7 +243,7 @@ def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0
 
     def look() -> None:
         if _waits(workers):
-            print(f"{stage}: waiting for {of_workers(workers)}; {cluster_in_words()}", flush=True)
+            warn(f"waiting for {of_workers(workers)}; {cluster_in_words()}", stage=stage)
 
     with looking(look, every_s):
         yield

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics
+from hive_ray.console import warn
 from hive_ray.files import scratch
 from hive_ray.seeds import id_for
 from hive_ray.training.engine import loss_scaler
@@ -107,7 +108,7 @@ class Checkpoints:
             stand, lack = _look(found[images], path)
             if stand is not None:
                 return stand
-            print(f"{path} is not whole ({lack}): the checkpoint before is used", flush=True)
+            warn(f"{path} is not whole ({lack}): the checkpoint before is used")
         return None
 
     def forget_after(self, images: int) -> None:

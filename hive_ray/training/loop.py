@@ -15,6 +15,7 @@ import torch.distributed
 from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import duration
 from hive_ray.config import Training
+from hive_ray.console import say, tell_result, warn
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
 from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
@@ -164,7 +165,7 @@ class Loop:
                 seconds,
             )
             took = f"{self.images} images in {duration(seconds)}"
-            print(f"{job.name}: trained on {took}, saved to {job.out}", flush=True)
+            tell_result(f"trained on {took}, saved to {job.out}", stage=job.name)
 
     def close(self) -> None:
         """Give back the disk space of the rows, once no worker of this machine reads them."""
@@ -255,7 +256,7 @@ class Loop:
         torch.distributed.barrier()
         if self.rank == 0:
             left = f", {preemption.deadline - time.time():.0f} s before its end" if preemption.deadline else ""
-            print(f"{self.job.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
+            warn(f"a node is being taken away; checkpoint at {self.images} images{left}", stage=self.job.name)
 
     def _start(self) -> int:
         """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
@@ -295,10 +296,7 @@ class Loop:
         """Say where training goes on, and how many steps have to be made again."""
         repeated = (self.watch.furthest - self.images) // self.settings.batch_size
         others = f", made by {made_by} workers" if made_by != self.world else ""
-        print(
-            f"{self.job.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
-            flush=True,
-        )
+        say(f"resumed at {self.images} images{others}, {repeated} logged steps are made again", stage=self.job.name)
 
 
 def train(job: TrainingJob, worker: Worker) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from hive_ray.artifacts.model_store import Metrics
 from hive_ray.artifacts.tables import Selection
 from hive_ray.config import Training
+from hive_ray.console import warn
 from hive_ray.schemas import Row
 from hive_ray.seeds import seed_for, uniform_for
 from hive_ray.training.ahead import on
@@ -124,7 +125,7 @@ class Validation:
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
                 totals[key] = totals.get(key, 0.0) + value * good * counts
         for why in list(self.good.found.values())[known:]:
-            print(f"{self.name}: skipped the held-out {why}", flush=True)
+            warn(f"skipped the held-out {why}", stage=self.name)
         found = sum_over_ranks(totals, engine.device)
         rows = max(found.pop("rows"), 1.0)
         means = summarised(objective, {name: total / rows for name, total in found.items()}, rows)

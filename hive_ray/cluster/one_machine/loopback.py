@@ -19,6 +19,7 @@ from ray._private import ray_constants, services
 from ray.util import get_node_ip_address
 
 from hive_ray.cluster.one_machine.forks import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets
+from hive_ray.console import say, warn
 from hive_ray.schemas import Stopped
 
 LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -47,7 +48,7 @@ def choose_ray_folder() -> None:
         if name == "RAY_TMPDIR":
             raise ValueError(f"{why}: set it to a folder such as {SHORT_FOLDER}")
         os.environ["RAY_TMPDIR"] = SHORT_FOLDER
-        print(f"{why}: Ray keeps its sockets and logs in {SHORT_FOLDER}; set RAY_TMPDIR to choose", flush=True)
+        say(f"{why}: Ray keeps its sockets and logs in {SHORT_FOLDER}; set RAY_TMPDIR to choose")
         return
 
 
@@ -144,9 +145,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _say_that_it_takes_long() -> None:
-    print(
-        f"Ray has been starting for {SLOW_S:g} s, as it does on a busy machine; it has {START_S:g} s in all", flush=True
-    )
+    warn(f"Ray has been starting for {SLOW_S:g} s, as it does on a busy machine; it has {START_S:g} s in all")
 
 
 def own_processes(*names: str) -> list[psutil.Process]:
