@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from hive_ray import storage
 from hive_ray.choices import choose_one_of
+from hive_ray.cluster.addresses import start_on_loopback
 from hive_ray.config import (
     Annotation,
     Config,
@@ -213,6 +214,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     arguments = sys.argv[1:] if arguments is None else arguments
     job, program = JOBS[name], program or f"python -m jobs.{name}"
     settings = read_arguments(job, list(arguments), program)
+    start_on_loopback()
     from hive_ray.cluster.starting import quiet  # and with it all that a job works with, which takes seconds
 
     quiet()  # before libraries are imported that read their environment then
