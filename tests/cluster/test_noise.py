@@ -7,8 +7,8 @@ KNOWN = (
     "max_restarts > 0. If the arguments go out of scope or are lost, the actor restart will fail."
 )
 CLEANER = (
-    "\x1b[36m(PlacementGroupCleaner pid=23732)\x1b[0m Failed to query Ray Train Controller actor state. State API may be "
-    "temporarily unavailable. Continuing to monitor."
+    "\x1b[36m(PlacementGroupCleaner pid=23732)\x1b[0m Failed to query Ray Train Controller actor state. State API may "
+    "be temporarily unavailable. Continuing to monitor."
 )
 OTHERS = (
     "[2026-11-30 02:56:51,035 E 1 1] core_worker.cc:2465: Actor with class name: 'Mine' failed",

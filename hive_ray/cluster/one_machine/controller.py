@@ -10,16 +10,14 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
-from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
-from ray.train.v2.api.result import Result
 
 from hive_ray.cluster.switch import has_dashboard
 
@@ -31,7 +29,7 @@ class Trainer(TorchTrainer):
     """Ray Train's, for workers of a cluster that was started here, which keep their checkpoints themselves, report
     nothing, and read rows of their own."""
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+    def _create_default_callbacks(self) -> list[Any]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, IDLE)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
@@ -58,7 +56,7 @@ def _in_event_loop() -> bool:
 class _AsksNobody(FixedScalingPolicy):
     """No autoscaler adds nodes to this machine."""
 
-    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+    def after_controller_start(self, train_run_context: Any) -> None:
         pass
 
     def _maybe_send_resource_request(self) -> None:
