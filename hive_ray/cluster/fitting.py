@@ -32,7 +32,9 @@ from hive_ray.cluster.environment import carried, take_over
 from hive_ray.cluster.starting import (
     cluster_in_words,
     end_data_helpers,
+    free_placement_groups,
     of_workers,
+    placement_groups,
     require,
     saying_what_is_missing,
 )
@@ -152,6 +154,7 @@ def _run_workers(job: TrainingJob) -> None:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
     end_data_helpers()
+    places = placement_groups()
     look_s = min(LOOK_S, recovery.wait_minutes * 60 / 3)
     for failures in itertools.count(1):
         try:
@@ -168,6 +171,7 @@ def _run_workers(job: TrainingJob) -> None:
                     f"the same command: it goes on from the last checkpoint. Ray said: {first_line(cause)}"
                 ) from error
             # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
+            free_placement_groups(but=places)
             if not died or failures > recovery.max_failures:
                 raise Stopped(
                     f"{job.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
@@ -190,8 +194,7 @@ def _run_workers(job: TrainingJob) -> None:
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
     """As long as it lasts, Ray Train may answer Ctrl-C, which it does by aborting the training and ending the process
-    with status 0: that becomes a KeyboardInterrupt. Its handler, which would keep the controller and so the place of
-    its workers, is gone afterwards."""
+    with status 0: that becomes a KeyboardInterrupt. Its handler is gone afterwards."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hive_ray.cluster.auth_token import keep_token
 from hive_ray.cluster.environment import carried, public
 from hive_ray.cluster.looking import looking
-from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, is_special
+from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, is_special, started_here
 from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_on_loopback_alone, patient_start
 from hive_ray.config import Resources
 from hive_ray.schemas import Stopped
@@ -248,6 +248,37 @@ def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0
 
     with looking(look, every_s):
         yield room
+
+
+def placement_groups() -> set[str]:
+    """The identifiers, as hex, of the cluster's places for actors that are held or waited for."""
+    return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+def free_placement_groups(but: set[str]) -> None:
+    """Give back the place of this driver's trainings: Ray Train keeps it, to the driver's end, where a worker died in
+    the moment in which it was handed its work.
+
+    but: those of before. Which of a joined cluster's are this driver's, only its dashboard tells. Without one they are
+    kept.
+    """
+    held = placement_groups() - but
+    if not started_here():
+        held &= _of_this_driver()
+    for name in held:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
+def _of_this_driver() -> set[str]:
+    """The identifiers of this driver's places, as far as a dashboard tells them."""
+    from ray.util.state import list_placement_groups  # which needs packages that Ray comes without, too
+    from ray.util.state.exception import RayStateApiException
+
+    job = ray.get_runtime_context().get_job_id()
+    try:
+        return {group.placement_group_id for group in list_placement_groups(filters=[("creator_job_id", "=", job)])}
+    except (RayStateApiException, OSError):
+        return set()
 
 
 def _waits(workers: Resources) -> bool:
