@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from hive_ray import storage
 from hive_ray.choices import choose_one_of
+from hive_ray.cluster.addresses import start_on_loopback
 from hive_ray.cluster.noise import hush_libraries
 from hive_ray.config import (
     Annotation,
@@ -244,6 +245,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
 
 
 def _work(job: Job, name: str, settings: Any) -> None:
+    start_on_loopback()
     hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))  # before they are imported
     from jobs.run import work  # and with it all that a job works with, which takes seconds
 

@@ -25,6 +25,8 @@ KNOWN = (
     # Ray Data makes its actors so, and holds what it gave them for as long as they live.
     rb"core_worker\.cc:\d+: Actor with class name: 'MapWorker\(.* has constructor arguments in the object store and "
     rb"max_restarts > 0",
+    # Beside an actor that controls a training: it asks a dashboard, which a cluster that is started here has not.
+    rb"\(PlacementGroupCleaner.*Failed to query Ray Train Controller actor state",
 )
 NOISE = re.compile(b"|".join(KNOWN))
 END = b"\0the job has ended\0\n"

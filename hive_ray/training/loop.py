@@ -22,7 +22,8 @@ from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
 from hive_ray.training.bad_rows import SKIPPED, GoodRows, Prepared
 from hive_ray.training.checkpoints import Checkpoints, Opened, Stand
 from hive_ray.training.collectives import do_together, greatest_over_ranks, sum_over_ranks
-from hive_ray.training.engine import autocast, check_memory, loss_scaler, start_engine, take_step
+from hive_ray.training.deepspeed_fixes import loss_scaler
+from hive_ray.training.engine import autocast, check_memory, start_engine, take_step
 from hive_ray.training.job import TrainingJob, Worker
 from hive_ray.training.objectives import summarised
 from hive_ray.training.rows import RowStore, batch_places
