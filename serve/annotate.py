@@ -79,7 +79,7 @@ class Annotating(Annotation):
     """Run folder: a local path or an s3:// address."""
     host: str = "127.0.0.1"
     """Address that it listens on; 0.0.0.0 for all of this machine's."""
-    port: int = Field(8001, ge=0, le=65535)
+    port: int = Field(default=8001, ge=0, le=65535)
     public_address: str = ""
     """How people reach it, for the links that are printed, such as https://rank.example.org behind a proxy; "" is
     http://<host>:<port>."""
