@@ -277,7 +277,8 @@ class EditorPage:
     ) -> dict:
         """Store what somebody thinks of an edit, with both pictures; `key` names the edit: a later thumb replaces an
         earlier one."""
-        if self.feedback is None:
+        feedback = self.feedback
+        if feedback is None:
             raise HTTPException(404, "this editor takes no feedback; start it with feedback=sqlite:///path")
         asked = {
             "guidance_scale": guidance_scale,
@@ -289,7 +290,7 @@ class EditorPage:
 
         def store() -> bool:
             return record(
-                self.feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
+                feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
                 settings=asked, source_image=fit(source, self.card.resolution),
                 edited_image=fit(after, self.card.resolution),
             )  # fmt: skip

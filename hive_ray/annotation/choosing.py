@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import ColumnElement, Select, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from hive_ray.annotation.models import ANSWERED, EXPIRED, LEASED, Assignment, Person, Task
 from hive_ray.seeds import seed_for, uniform_for
@@ -25,7 +25,7 @@ class Plan:
     """New tasks that lie between a task and its repeat."""
 
 
-def can_be_done(kind: str) -> tuple[ColumnElement[bool], ...]:
+def can_be_done(kind: str) -> tuple[ColumnElement[bool] | InstrumentedAttribute[bool], ...]:
     """What is true of tasks of a kind that can be shown."""
     return Task.kind == kind, Task.present, Task.broken.is_(None)
 
@@ -84,7 +84,7 @@ def _repeat(session: Session, person: Person, plan: Plan) -> Task | None:
     if first is None:
         return None
     since = select(func.count()).where(Assignment.person_id == person.id, Assignment.id > first.id)
-    return session.get_one(Task, first.task_id) if session.scalar(since) >= plan.repeat_after else None
+    return session.get_one(Task, first.task_id) if (session.scalar(since) or 0) >= plan.repeat_after else None
 
 
 def _tasks(plan: Plan, waits: bool) -> Select:

@@ -136,7 +136,7 @@ class Database:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
             return
-        self._same_file()
+        self._same_file(self.file)
         if writes and not self._writer.acquire(timeout=PATIENCE_S):
             raise DatabaseAway(f"{self} has been busy for {PATIENCE_S:g} s; try again")
         try:
@@ -146,10 +146,10 @@ class Database:
             if writes:
                 self._writer.release()
 
-    def _same_file(self) -> None:
+    def _same_file(self, file: Path) -> None:
         """Never write into a file that was removed or put in another's place: nobody would find it again."""
         try:
-            found = os.stat(self.file)
+            found = os.stat(file)
         except OSError as error:
             raise DatabaseAway(f"{self} is gone ({error.strerror}); put it back") from error
         if self._identity is None:

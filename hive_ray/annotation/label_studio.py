@@ -259,7 +259,7 @@ def _name(completed_by: Any) -> str:
     name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
     if type(name) is int and 0 <= name <= MOST_ID:
         return f"Label Studio {name}"
-    if not _storable(name) or not name.strip() or len(name) > NAME_LENGTH:
+    if not isinstance(name, str) or not _storable(name) or not name.strip() or len(name) > NAME_LENGTH:
         raise LabelStudioError(f"completed_by is {repr(completed_by)[:NAME_LENGTH]}; it names no person")
     return name
 

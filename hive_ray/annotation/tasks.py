@@ -151,7 +151,7 @@ def _put_in_order(session: Session, kind: str, keys: Sequence[str]) -> None:
     positions = [found[key][1] for key in keys]
     if positions == sorted(positions):
         return
-    first = 1 + session.scalar(select(func.max(Task.position)))
+    first = 1 + (session.scalar(select(func.max(Task.position))) or 0)
     rows = [{"id": found[key][0], "position": first + place} for place, key in enumerate(keys)]
     session.execute(update(Task), rows)
 
@@ -185,9 +185,10 @@ def project_secret(database: Database) -> str:
     project_name(database)  # which makes the project
 
     def secret(session: Session) -> str:
-        project = session.get(Project, 1, with_for_update=True)
-        project.secret = project.secret or secrets.token_hex(16)
-        return project.secret
+        project = session.get_one(Project, 1, with_for_update=True)
+        made = project.secret or secrets.token_hex(16)
+        project.secret = made
+        return made
 
     return database.write(secret)
 
@@ -197,4 +198,4 @@ def num_open(database: Database, kind: str = RANK) -> int:
     left = select(func.coalesce(func.sum(Task.wanted - Task.taken), 0)).where(
         Task.kind == kind, Task.taken < Task.wanted, Task.present, Task.broken.is_(None), Task.gold.is_(None)
     )
-    return int(database.read(lambda session: session.scalar(left)))
+    return int(database.read(lambda session: session.scalar(left)) or 0)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from hive_ray.config import DenoisingError
+from hive_ray.diffusion.noising import add_noise, denoising_target
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.levels import class_labels
 from hive_ray.editor.model import Editor, append_suffix
-from hive_ray.editor.objective import denoising_target, row_errors
+from hive_ray.editor.objective import row_errors
 from hive_ray.images import to_batch
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.seeds import generator_for
@@ -70,7 +71,8 @@ def denoising_errors(
     given = torch.cat([pictures[condition] for condition in settings.conditions])
     texts = [text for condition in settings.conditions for text in texts_of[condition]]
     num_conditions = len(settings.conditions)
-    text_inputs = editor.text.encode_rows(texts).unet_inputs(*edited_images.shape[-2:], dtype)
+    height, width = edited_images.shape[-2:]
+    text_inputs = editor.text.encode_rows(texts).unet_inputs(height, width, dtype)
     labels = class_labels(editor.unet, texts, device=device)
     features = []
     for level in settings.levels:
@@ -78,7 +80,7 @@ def denoising_errors(
         total = torch.zeros(num_conditions, count, device=device)
         for draw in range(settings.draws):
             noise = common_noise(latents.shape[1:], level, draw).to(device).expand_as(latents)
-            noisy = editor.scheduler.add_noise(latents, noise, timesteps)
+            noisy = add_noise(editor.scheduler, latents, noise, timesteps)
             target = denoising_target(editor.scheduler, latents, noise, timesteps)
             inputs = torch.cat([noisy.repeat(num_conditions, 1, 1, 1), given], dim=1)
             inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -91,7 +93,7 @@ def denoising_errors(
 
 def check_levels(editor: Editor, settings: DenoisingError) -> None:
     """ValueError for noise levels that the editor does not have."""
-    most = editor.scheduler.config.num_train_timesteps - 1
+    most = editor.scheduler.config["num_train_timesteps"] - 1
     beyond = [level for level in settings.levels if level > most]
     if beyond:
         raise ValueError(

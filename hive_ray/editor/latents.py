@@ -112,7 +112,9 @@ class LatentEncoder:
     """Pairs -> their latents."""
 
     def __init__(self, start: str, settings: Settings, device: str = "cuda") -> None:
-        self.vae, self.settings = load_vae(start, settings.single_file).to(device), settings
+        self.vae = load_vae(start, settings.single_file)
+        self.vae.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps Module.to without `self`
+        self.settings = settings
 
     def __call__(self, rows: Rows) -> Rows:
         return self.encoded(rows, "pair_id", PICTURES)

@@ -14,6 +14,7 @@ B rows
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -28,7 +29,7 @@ NO_LEVEL = 0
 
 def has_levels(unet: UNet2DConditionModel) -> bool:
     """Whether a U-Net has an embedding of levels; ModelFolderError for one of other classes."""
-    count = unet.config.num_class_embeds
+    count = unet.config["num_class_embeds"]
     if count not in (None, BEST_LEVEL + 1):
         raise ModelFolderError(
             f"the U-Net has {count} class embeddings, an editor's quality levels are {BEST_LEVEL + 1}; give a U-Net "
@@ -56,7 +57,8 @@ class FastEmbedding(nn.Embedding):
 
     def __init__(self, rows: Tensor, factor: float) -> None:
         """rows: what it starts as."""
-        super().__init__(*rows.shape, _weight=rows / factor)
+        num_rows, width = rows.shape
+        super().__init__(num_rows, width, _weight=rows / factor)
         self.factor = factor
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -65,10 +67,15 @@ class FastEmbedding(nn.Embedding):
         return weight + ((self.factor - 1) * weight).detach()
 
 
-def train_levels(unet: UNet2DConditionModel, factor: float) -> None:
-    """Have the levels of a U-Net trained at `factor` times the others' rate; its state dict then holds their rows
-    divided by it."""
-    unet.class_embedding = FastEmbedding(unet.class_embedding.weight.detach(), factor)
+def train_levels(unet: UNet2DConditionModel, factor: float) -> FastEmbedding:
+    """Train the levels of a U-Net at `factor` times the learning rate of the other weights; returns their embedding.
+
+    The U-Net's state dict then holds the rows of the levels divided by `factor`.
+    """
+    rows = cast(nn.Embedding, unet.class_embedding).weight.detach()
+    embedding = FastEmbedding(rows, factor)
+    unet.class_embedding = embedding
+    return embedding
 
 
 def class_labels(

@@ -86,7 +86,14 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
 
 def _inject(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
     """Give the layers whose names end so adapters that say nothing yet; all other weights are frozen."""
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), module)
+    inject_adapter_in_model(
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - peft scales by alpha / r, whole or not
+            target_modules=list(targets),
+        ),
+        module,
+    )
     for name, weight in module.named_parameters():
         if name.endswith(_DOWN):  # as peft does, but from a generator so that a rerun repeats it
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator_for("lora", name))

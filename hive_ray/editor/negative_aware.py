@@ -10,7 +10,7 @@ B rows, C latent channels, h w latent height and width
 import torch
 from torch import Tensor, nn
 
-from hive_ray.editor.objective import Batch, Metrics, row_errors
+from hive_ray.editor.objective import Batch, Measures, Metrics, row_errors
 from hive_ray.editor.preference import ReferencedObjective
 from hive_ray.schemas import BadRows, Rows
 
@@ -53,7 +53,7 @@ class NegativeAwareObjective(ReferencedObjective):
             raise BadRows(reasons)
         return super().prepare(rows, generator)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Mean loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
         noised, optimality = self.noised(batch), batch["weight"]
         predicted, reference = model(*noised.inputs)

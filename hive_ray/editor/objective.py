@@ -10,12 +10,15 @@ B batch, C latent channels, h w latent height and width, E text encoders, T toke
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hive_ray.config import Editor as Settings
+from hive_ray.diffusion.noising import add_noise, denoising_target
 from hive_ray.diffusion.text import TextEncoder, TextStates
 from hive_ray.editor.latents import PairLatents, Views, draw_views
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels, train_levels
@@ -25,7 +28,10 @@ from hive_ray.editor.preview import draw_preview
 from hive_ray.schemas import BadRows, Rows
 from hive_ray.statistics.measures import effective_sample_size
 
+Measures = dict[str, Tensor]
+"""What a loss reports of its batch: a number (), float64, by name."""
 Metrics = dict[str, float]
+"""What is logged of a step: means over its rows by name."""
 Batch = dict[str, Tensor]
 
 
@@ -88,7 +94,7 @@ class Denoiser(nn.Module):
         text: token ids (B, E, T) where the text encoder is trained too, else its states; B / n of them where the rows
         are n stretches with the same texts. labels: the class labels (B,) of an editor with levels.
         """
-        states = text if self.text_encoder is None else self.text_encoder(text)
+        states = cast(TextStates, text) if self.text_encoder is None else self.text_encoder(text)
         states = states.repeated(len(noisy) // len(states.sequence))
         height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
@@ -128,13 +134,14 @@ class EditorObjective:
         editor.vae.requires_grad_(False)
         editor.unet.requires_grad_(True)
         editor.text.requires_grad_(settings.train_text_encoder)
-        self.model = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
+        self.denoiser = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
+        self.model: nn.Module = self.denoiser
         self.adapters = Adapters(editor, settings) if settings.lora_rank else None
         if settings.gradient_checkpointing:
             editor.unet.enable_gradient_checkpointing()
             if settings.train_text_encoder:
                 for encoder in editor.text.encoders:
-                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+                    cast(PreTrainedModel, encoder).gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def beside(self) -> list[AutoencoderKL | TextEncoder]:
@@ -147,7 +154,7 @@ class EditorObjective:
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return self.drawn(rows, generator) | {"weight": weight}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Weighted denoising loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
         noised, weight = self.noised(batch), batch["weight"]
         snr_weight = self._snr_weight(noised.timesteps)
@@ -182,7 +189,8 @@ class EditorObjective:
         drops. BadRows names rows without a usable picture.
         """
         settings, count, shape = self.settings, len(rows) // copies, self.latents.latent_shape
-        views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
+        drawn = draw_views(rows[:count], settings, generator)
+        views = Views(drawn.mirrored * copies, drawn.places * copies)
         batch = self.latents.read(rows, views)
         drawn_timesteps = self._draw_timesteps(count, timesteps, generator)
         batch["jitter"] = torch.randn((len(rows), *shape), generator=generator)
@@ -199,7 +207,7 @@ class EditorObjective:
 
     def _draw_timesteps(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> Tensor:
         """Timesteps (count,), uniform between two shares of the schedule; at least one timestep is always there."""
-        num_timesteps = self.editor.scheduler.config.num_train_timesteps
+        num_timesteps = self.editor.scheduler.config["num_train_timesteps"]
         least = min(round(shares[0] * num_timesteps), num_timesteps - 1)
         most = max(round(shares[1] * num_timesteps), least + 1)
         return torch.randint(least, most, (count,), generator=generator)
@@ -209,7 +217,7 @@ class EditorObjective:
         editor, noise, timesteps = self.editor, batch["noise"], batch["timesteps"]
         source, mean, std = self.latents.posteriors(batch)
         latents = editor.draw_target(mean, std, batch["jitter"])
-        noisy = editor.scheduler.add_noise(latents, noise, timesteps)
+        noisy = add_noise(editor.scheduler, latents, noise, timesteps)
         condition = editor.scale_condition(source).masked_fill(batch["no_image"].view(-1, 1, 1, 1), 0.0)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
         seen, text = torch.cat([noisy, condition], dim=1), self._text(batch["tokens"])
@@ -252,7 +260,7 @@ class EditorObjective:
             return None
         scheduler = self.editor.scheduler
         alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-        return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config.prediction_type)
+        return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config["prediction_type"])
 
 
 _LEVELS = "unet.class_embedding.weight"
@@ -263,9 +271,9 @@ class LevelObjective(EditorObjective):
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         add_levels(editor.unet)
-        train_levels(editor.unet, settings.level_rate_factor)
+        embedding = train_levels(editor.unet, settings.level_rate_factor)
         super().__init__(editor, settings)
-        editor.unet.class_embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
+        embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """As `EditorObjective.prepare`. BadRows names rows, too, whose level is not one of 1 to 5."""
@@ -297,13 +305,6 @@ def check_weights(rows: Rows) -> None:
     }
     if reasons:
         raise BadRows(reasons)
-
-
-def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the U-Net has to say (B, C, h, w): the noise, or the velocity of a v-prediction model."""
-    if scheduler.config.prediction_type == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    return noise
 
 
 def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import latents_of_edit
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
-from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Metrics, row_errors, under
+from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Measures, Metrics, row_errors, under
 from hive_ray.schemas import BadRows, Row, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.statistics.agreement import dense_ranks
@@ -127,7 +127,7 @@ class ReferencedObjective(EditorObjective):
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         super().__init__(editor, settings)
-        self.model = Compared(self.model, adapted=settings.lora_rank > 0)
+        self.model: nn.Module = Compared(self.denoiser, adapted=settings.lora_rank > 0)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model`; the reference is left out."""
@@ -160,7 +160,7 @@ class PreferenceObjective(ReferencedObjective):
             raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
         return batch | {"tied": torch.tensor([tie for *_, tie in drawn])}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Mean loss of a prepared batch; a comparison that says nothing counts as 0. `model` is `self.model`."""
         dpo, noised, tied = self.settings.dpo, self.noised(batch), batch["tied"]
         predicted, reference = model(*noised.inputs)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hive_ray.diffusion.noising import add_noise
 from hive_ray.editor.denoising_errors import common_noise
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, class_labels
 from hive_ray.editor.model import Editor, append_suffix
@@ -81,13 +82,13 @@ def _predictions(
     conditions = editor.encode_condition(sources).to(device).repeat(3, 1, 1, 1)
     texts = [append_suffix(editor.tokenizer, row["instruction"], suffix) for suffix in suffixes for row in rows]
     texts += [""] * count
-    text_inputs = editor.text.encode_rows(texts).unet_inputs(*sources.shape[-2:], dtype)
+    text_inputs = editor.text.encode_rows(texts).unet_inputs(side, side, dtype)
     row_levels = [level for level in (*levels, BEST_LEVEL) for _ in rows]
     labels = class_labels(editor.unet, texts, row_levels, device=device)
     predictions = []
     for timestep in torch.tensor(timesteps, device=device):
         noise = common_noise(latents.shape[1:], int(timestep), 0).to(device).expand_as(latents)
-        noisy = editor.scheduler.add_noise(latents, noise, timestep.expand(count))
+        noisy = add_noise(editor.scheduler, latents, noise, timestep.expand(count))
         inputs = torch.cat([noisy.repeat(3, 1, 1, 1), conditions], dim=1)
         inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
         predicted = editor.unet(inputs, timestep, class_labels=labels, **text_inputs).sample

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, Protocol, cast
 
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor
 
 from hive_ray.config import Candidates
@@ -28,6 +28,40 @@ MICRO_BATCH = 64
 """Edits that are denoised at the same time."""
 
 Scales = float | Sequence[float] | Tensor
+
+
+class Denoised(Protocol):
+    """What a step of a scheduler returns."""
+
+    prev_sample: Tensor
+    """Latents (B, C, h, w) at the next noise level."""
+
+
+class Scheduler(Protocol):
+    """A scheduler of diffusers, as `sample` uses it."""
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(N,) of the chosen steps, noisiest first."""
+        ...
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        """Standard deviation of the first latents."""
+        ...
+
+    def set_timesteps(self, num_inference_steps: int, *, device: torch.device) -> None:
+        """Choose the noise levels of so many steps."""
+        ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
+        """The latents as the U-Net wants them."""
+        ...
+
+    @property
+    def step(self) -> Callable[..., Denoised]:
+        """(prediction, timestep, latents, ...) -> the next latents. Some schedulers take a generator, too."""
+        ...
 
 
 class SamplingStopped(RuntimeError):
@@ -63,7 +97,7 @@ def sample(
     image_guidance_scale: Scales,
     num_inference_steps: int,
     seeds: Sequence[int],
-    scheduler: SchedulerMixin | None = None,
+    scheduler: Scheduler | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Edits (B, 3, H, W) in -1..1, on the CPU, of source images (B, 3, H, W) in -1..1, one a row.
@@ -80,16 +114,16 @@ def sample(
         _per_row(image_guidance_scale, rows, device),
     )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    scheduler = copy.deepcopy(scheduler or editor.scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    latents = row_noise(editor.latent_shape(source_images), generators).to(device) * scheduler.init_noise_sigma
+    schedule = cast(Scheduler, copy.deepcopy(scheduler or editor.scheduler))
+    schedule.set_timesteps(num_inference_steps, device=device)
+    latents = row_noise(editor.latent_shape(source_images), generators).to(device) * schedule.init_noise_sigma
     predict = _Denoising(editor, source_images, instructions, text_scale, image_scale)
-    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for timestep in scheduler.timesteps:
+    extra = {"generator": generators} if "generator" in inspect.signature(schedule.step).parameters else {}
+    for timestep in schedule.timesteps:
         if should_stop and should_stop():
             raise SamplingStopped(f"stopped before timestep {float(timestep):g}")
-        guided = predict(scheduler.scale_model_input(latents, timestep).to(dtype), timestep)
-        latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
+        guided = predict(schedule.scale_model_input(latents, timestep).to(dtype), timestep)
+        latents = schedule.step(guided, timestep, latents, **extra).prev_sample
     return editor.decode(latents).clamp(-1, 1).cpu()
 
 
@@ -136,7 +170,8 @@ class _Denoising:
             texts += instructions
             levels += [WORST_LEVEL] * len(instructions)
         self.image_latents = torch.cat(image_latents)
-        self.text_inputs = editor.text.encode_rows(texts).unet_inputs(*source_images.shape[-2:], self.unet.dtype)
+        height, width = source_images.shape[-2:]
+        self.text_inputs = editor.text.encode_rows(texts).unet_inputs(height, width, self.unet.dtype)
         self.class_labels = class_labels(self.unet, texts, levels, device=self.unet.device)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class SpreadMeasure:
         """editor: a finished editor folder or its s3:// address."""
         folder = fetch_model(editor)
         self.resolution = read_card(folder).resolution
-        self.vae = load_folder_vae(folder).to(device)
+        self.vae = load_folder_vae(folder)
+        self.vae.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps Module.to without `self`
 
     @torch.no_grad()
     def __call__(self, edits: Sequence[Sequence[bytes]]) -> list[float]:
@@ -38,5 +39,5 @@ class SpreadMeasure:
         that cannot be read."""
         images = to_batch([image for pictures in edits for image in pictures], self.resolution)
         mean, _ = posterior(self.vae, images)
-        latents = mean * self.vae.config.scaling_factor
+        latents = mean * self.vae.config["scaling_factor"]
         return [latent_spread(part) for part in latents.split([len(pictures) for pictures in edits])]

@@ -8,6 +8,7 @@ Every part is optional; a part that is absent leaves no section.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from hive_ray.evaluation.draws import CLEAR, DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
@@ -81,7 +82,7 @@ class Report:
     """Editor -> how well the reward and CLIP tell good edits from bad ones."""
     losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """Training -> (images seen, loss)."""
-    stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> `rows_in`, `rows_out`, `dropped` (reason -> count), as the manifests have them."""
     settings: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -217,11 +218,11 @@ def _win_rates(report: Report) -> str:
     return "".join(parts)
 
 
-def _stages(stages: Mapping[str, Mapping[str, object]]) -> str:
+def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for stage, counts in stages.items():
         dropped = counts.get("dropped") or {}
-        reasons = "<br>".join(f"{escape(str(why))}: {count}" for why, count in dict(dropped).items()) or "nothing"
+        reasons = "<br>".join(f"{escape(str(reason))}: {count}" for reason, count in dropped.items()) or "nothing"
         rows.append([escape(stage), str(counts.get("rows_in", "")), str(counts.get("rows_out", "")), reasons])
     return table(["stage", "rows in", "rows out", "dropped"], rows, "words") if rows else ""
 

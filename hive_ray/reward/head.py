@@ -84,6 +84,7 @@ def fit_head(
         penalty = (precision * point.square()).sum() / 2
         value = loss(standardised @ (point @ basis), ranks) + penalty / len(ranks)
         value.backward()
+        assert point.grad is not None  # `backward` has just filled it
         return value.item(), point.grad.numpy()
 
     start = np.zeros(len(basis))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hive_ray.config import Scoring
@@ -39,7 +40,7 @@ class ClipScorer:
 
     def __call__(self, rows: Rows) -> Rows:
         measured = self.measured(rows)
-        rewards = sum(measured[name] for name in self.measures).tolist()
+        rewards = sum((measured[name] for name in self.measures), start=torch.zeros(())).tolist()
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
     def measured(self, rows: Rows) -> dict[str, Tensor]:

@@ -131,10 +131,15 @@ def batch_of(model: RewardModel, rows: Rows) -> Batch:
     """
     side = model.resolution
     read = in_threads(lambda row: _pictures_or_why(row, side), rows)
-    reasons = {place: found for place, found in enumerate(read) if isinstance(found, str)}
+    reasons: dict[int, str] = {}
+    pictures: list[Tensor] = []
+    for place, result in enumerate(read):
+        if isinstance(result, str):
+            reasons[place] = result
+        else:
+            pictures.append(torch.stack([to_tensor(picture) for picture in result]))
     if reasons:
         raise BadRows(reasons)
-    pictures = [torch.stack([to_tensor(picture) for picture in found]) for found in read]
     num_edits = max(len(row["edits"]) for row in rows)
     edited = torch.zeros(len(rows), num_edits, 3, side, side)
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)

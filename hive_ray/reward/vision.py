@@ -104,22 +104,26 @@ class VisionScorer:
 
     def _least(self, part: Part, row: Row, turn: int, counted: Counter[str]) -> float:
         """The least score of a part, 0..1; adds what was used to `counted`, VerdictError after all attempts."""
-        for attempt in range(self.settings.max_attempts):
+        attempt = 0
+        while True:
             try:
-                answer, counts = self.endpoint.ask(request_of(part, row, self.settings, turn, attempt))
-            except NoAnswer as error:
-                refused = VerdictError(error.reason, error.sample)
-                if error.reason == "request_refused":  # it would be again
-                    raise refused from error
-                counted[f"asked_again_{refused}"] += 1
-                continue
-            counted.update(counts)
-            try:
-                return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
+                return self._scored(part, request_of(part, row, self.settings, turn, attempt), counted)
             except VerdictError as error:
-                refused = error
+                if str(error) == "request_refused":  # it would be again
+                    raise
                 counted[f"asked_again_{error}"] += 1
-        raise refused
+                attempt += 1
+                if attempt == self.settings.max_attempts:
+                    raise
+
+    def _scored(self, part: Part, request: Request, counted: Counter[str]) -> float:
+        """The least score of one answer, 0..1; adds what was used to `counted`, VerdictError without usable scores."""
+        try:
+            answer, counts = self.endpoint.ask(request)
+        except NoAnswer as error:
+            raise VerdictError(error.reason, error.sample) from error
+        counted.update(counts)
+        return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
 
 
 def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:

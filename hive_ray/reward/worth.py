@@ -87,7 +87,9 @@ def worth(
 def by_clip(similarities: Mapping[str, Tensor], ours: Foretold, rows: Rows) -> dict[str, Foretold]:
     """What CLIP's similarities (N, K) by name foretell of those rankings of `ours` that it can measure."""
     return {
-        name: Foretold(sum(similarities[one] for one in summed), ours.ranks, ours.prompts).some(those)
+        name: Foretold(
+            sum((similarities[part] for part in summed), start=torch.zeros(())), ours.ranks, ours.prompts
+        ).some(those)
         for name, summed in CLIP_MEASURES.items()
         if (those := measurable(rows, summed))
     }
