@@ -1,6 +1,6 @@
-"""Quality levels: a learned embedding that says beside the instruction how good the edit shall be.
+"""Quality levels: a learned embedding that tells the editor, beside the instruction, how good the edit shall be.
 
-    U-Net, the texts that it is given, the rows' quality levels -> class labels
+    U-Net, texts, quality levels -> class labels
 
 The embedding is diffusers' own: `UNet2DConditionModel(num_class_embeds=...)` adds a row of it to the time embedding. It
 is part of the U-Net's config and weights, so a folder needs nothing more to say that an editor has levels. Multi-Reward
@@ -24,7 +24,7 @@ from hive_ray.files.model_folders import ModelFolderError
 
 WORST_LEVEL, BEST_LEVEL = 1, 5
 NO_LEVEL = 0
-"""The label of a row that is told nothing of quality."""
+"""The label of a row without a quality level."""
 
 
 def has_levels(unet: UNet2DConditionModel) -> bool:
@@ -39,7 +39,7 @@ def has_levels(unet: UNet2DConditionModel) -> bool:
 
 
 def add_levels(unet: UNet2DConditionModel) -> None:
-    """Give a U-Net an embedding of levels, at first zero: no prediction changes. One that has levels keeps them."""
+    """Add an embedding of levels to a U-Net, initialised to zero, so that no prediction changes; existing ones stay."""
     if has_levels(unet):
         return
     zeros = torch.zeros(BEST_LEVEL + 1, unet.time_embedding.linear_2.out_features, device=unet.device, dtype=unet.dtype)
@@ -86,9 +86,9 @@ def class_labels(
 ) -> Tensor | None:
     """The U-Net's `class_labels` (B,) for rows with these texts; None for a U-Net without levels.
 
-    levels: the rows' quality levels, 1..5. Without them each row is told the best level, which is what an edit is asked
-    for: other losses then train the editor as it will be sampled. A row without a text is told no level, so that
-    dropping the text drops the level as well, and guidance strengthens both.
+    levels: the rows' quality levels, 1..5. Without them each row has the best level, which is the one used for edits:
+    so other losses train the editor as it will be sampled. A row without a text has no level. So dropping the text
+    drops the level as well, and guidance strengthens both.
     """
     if not has_levels(unet):
         return None
