@@ -82,7 +82,7 @@ class JudgedDraws:
 
     @classmethod
     def of(cls, draws: list[Rows]) -> "JudgedDraws":
-        """From P lists of N draws, as the column `draws` of `evaluation` has them."""
+        """From P lists of N draws, the column `draws` of `evaluation`."""
 
         def table(metric: str) -> np.ndarray:
             return np.array([[measured(draw, metric) for draw in of_prompt] for of_prompt in draws])
