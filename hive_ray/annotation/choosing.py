@@ -35,7 +35,9 @@ def choose(session: Session, person: Person, plan: Plan, now: float, waits: bool
 
     Unless it `waits`, tasks that others are handing out at this moment are passed over.
     """
-    draw, task, attempt = uniform_for("handed", person.id, person.handed), None, 0
+    draw = uniform_for("handed", person.id, person.handed)
+    task = None
+    attempt = 0
     if draw < plan.gold_rate:
         task = _gold(session, person, plan, waits)
     elif draw < plan.gold_rate + plan.repeat_rate:
@@ -107,7 +109,9 @@ def _lease(session: Session, person: Person, task: Task, attempt: int, now: floa
         order = np.random.default_rng(seed).permutation(len(task.edit_ids)).tolist()
         assignment = Assignment(task_id=task.id, person_id=person.id, attempt=attempt, shown=order)
         session.add(assignment)
-    assignment.state, assignment.handed, assignment.expires = LEASED, now, now + lease_s
+    assignment.state = LEASED
+    assignment.handed = now
+    assignment.expires = now + lease_s
     if attempt == 0:
         task.taken += 1
     return assignment

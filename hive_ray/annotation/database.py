@@ -48,9 +48,11 @@ class DatabaseAway(RuntimeError):
     @property
     def plainly(self) -> str:
         """What is wrong, without the address, for people who need not know it."""
-        said = str(self).lower()
-        busy = any(word in said for word in ("locked", "lock timeout", "busy", "no free connection"))
-        state = "read-only" if "readonly" in said or "read-only" in said else "busy" if busy else "out of reach"
+        message = str(self).lower()
+        busy = any(word in message for word in ("locked", "lock timeout", "busy", "no free connection"))
+        state = "busy" if busy else "out of reach"
+        if "readonly" in message or "read-only" in message:
+            state = "read-only"
         return f"the database is {state}; nothing was lost"
 
 
@@ -149,13 +151,13 @@ class Database:
     def _same_file(self, file: Path) -> None:
         """Never write into a file that was removed or put in another's place: nobody would find it again."""
         try:
-            found = os.stat(file)
+            status = os.stat(file)
         except OSError as error:
             raise DatabaseAway(f"{self} is gone ({error.strerror}); put it back") from error
         if self._identity is None:
-            self._identity = found.st_dev, found.st_ino
-        elif self._identity != (found.st_dev, found.st_ino):
-            self._identity = found.st_dev, found.st_ino
+            self._identity = status.st_dev, status.st_ino
+        elif self._identity != (status.st_dev, status.st_ino):
+            self._identity = status.st_dev, status.st_ino
             self.engine.dispose()
 
     @contextmanager
