@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -85,7 +86,7 @@ def matrix_rate(products: int = 10) -> float:
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(count):
-            first @ second
+            torch.matmul(first, second)
         torch.cuda.synchronize()
     return products * 2 * SIDE**3 / (time.perf_counter() - began)
 
@@ -96,21 +97,24 @@ def stable_diffusion(folder: Path) -> Path:
     tokenizer = tiny_tokenizer()
     text = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id), eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )  # fmt: skip
-    down, up = "DownEncoderBlock2D", "UpDecoderBlock2D"
-    vae = AutoencoderKL(
-        down_block_types=(down,) * 4, up_block_types=(up,) * 4, block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2, sample_size=512,
-    )  # fmt: skip
+    blocks: dict[str, Any] = dict(  # diffusers types each as a tuple of one
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+    )
+    vae = AutoencoderKL(**blocks, layers_per_block=2, sample_size=512)
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
         set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
+    nothing: Any = None  # the pipeline's own types do not say that these parts may be left out
     pipeline = StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae, unet=unet, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, scheduler=cast(Any, scheduler),
+        safety_checker=nothing, feature_extractor=nothing, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     return folder

@@ -47,7 +47,7 @@ PAGES = (".html", ".png", ".svg", "config.yaml")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--s3", action="store_true", help="keep the run on an S3 server of this machine")
     parser.add_argument("--seed", type=int, default=0)

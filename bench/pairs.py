@@ -107,7 +107,8 @@ def precision(count: int = 64) -> None:
     def make(name: str) -> None:
         made[name] = [pair for at in range(0, count, 8) for pair in actors[name](rows[at : at + 8])]
 
-    make("fp32"), make("bf16")  # warm
+    for name in actors:  # warm
+        make(name)
     ratios = [timed(lambda: make("fp32")) / timed(lambda: make("bf16")) for _ in range(ROUNDS)]
     drawn = [{one["pair_id"]: one for one in (pair.get("row", pair) for pair in made[name])} for name in actors]
     apart = [
@@ -133,10 +134,11 @@ def ray_data(count: int = 240, rounds: int = 2) -> None:
         write_rows(source, INSTRUCTIONS, instructions(count), {"count": count})
 
         def mapped(number: int) -> None:
-            plan = dict(produces=PAIRS, resources=resources, settings=settings)
             build_table(
                 storage.join(folder, f"mapped{number}"), PAIRS, {"from": table_digest(source)},
-                lambda: map_table(source, INSTRUCTIONS, PairGenerator, **plan),
+                lambda: map_table(
+                    source, INSTRUCTIONS, PairGenerator, produces=PAIRS, resources=resources, settings=settings
+                ),
             )  # fmt: skip
 
         ratios = [
@@ -193,6 +195,7 @@ def scale(count: int = 100_000, seconds: float = 0.004) -> None:
         )
         started = time.perf_counter()
         driver.start()
+        assert driver.pid is not None  # it has been started
         watched.watch(driver.pid)
         while _shards(out) < count / 32 / 2:
             time.sleep(0.2)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from bench.ratios import rate_of, say
 from hive_ray.artifacts.tables import build_table, write_rows
 from hive_ray.cluster.starting import start_ray
-from hive_ray.config import Config, Resources
+from hive_ray.config import Resources
 from hive_ray.images import encode, resize, to_batch
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
@@ -107,7 +108,7 @@ def prepare(folder: str, case: Case) -> Run:
     resources = Resources(num_cpus=CORES, num_gpus=int(case.on_gpu), batch_size=case.batch_size)
     preset = shapes()
     scoring = preset.scoring.model_copy(update={"resources": resources})
-    return Run(folder, Config(**dict(preset) | {"scoring": scoring}))
+    return Run(folder, preset.model_copy(update={"scoring": scoring}))
 
 
 def ray_data() -> None:
@@ -181,7 +182,8 @@ def floor() -> None:
             model(*inputs)
         operations = counter.get_total_flops() / len(rows)
         config = model.vision.config
-        tokens = 2 * len(rows) * (1 + (config.image_size // config.patch_size) ** 2)
+        patch = cast(int, config.patch_size)
+        tokens = 2 * len(rows) * (1 + (cast(int, config.image_size) // patch) ** 2)
         largest = products(tokens, config.hidden_size, config.intermediate_size)
         parts = {
             "pictures": partial(to_batch, sources + edits, model.resolution),

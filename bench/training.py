@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -29,6 +29,7 @@ import psutil
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
+from torch import nn
 
 from bench.ratios import say
 from bench.slices import in_slices
@@ -36,6 +37,7 @@ from hive_ray.artifacts.tables import read_rows, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
+from hive_ray.diffusion.noising import add_noise
 from hive_ray.editor.latents import PICTURES, LatentEncoder
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
@@ -176,10 +178,13 @@ def as_in_the_script(folder: str, told: EditorSettings) -> Iterator[int]:
     """
     device = device_of(told)
     editor = Editor.build(told.start)
-    unet, vae = (part.to(memory_format=torch.contiguous_format) for part in (editor.unet.train(), editor.vae))
+    unet: Any = editor.unet.train()  # untyped: torch and diffusers type this use of `to` wrongly
+    vae: Any = editor.vae
+    unet.to(memory_format=torch.contiguous_format)
+    vae.to(memory_format=torch.contiguous_format)
     frozen = getattr(torch, AUTOCAST.get(told.sft.precision, "float32"))
     unet, vae, text = unet.to(device), vae.to(device, frozen), editor.text.requires_grad_(False).to(device, frozen)
-    scheduler = DDPMScheduler.from_config(editor.scheduler.config)
+    scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(editor.scheduler.config))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
     average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
     rows = list(read_rows(f"{folder}/pairs", PAIRS))
@@ -194,8 +199,8 @@ def as_in_the_script(folder: str, told: EditorSettings) -> Iterator[int]:
             states = text.encode([row["instruction"] for row in batch]).sequence
             null = text.encode([""]).sequence
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,), device=device)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
+        timesteps = torch.randint(0, scheduler.config["num_train_timesteps"], (BATCH,), device=device)
+        noisy = add_noise(scheduler, latents, noise, timesteps)
         place = torch.rand(BATCH, device=device).view(BATCH, 1, 1)
         states = torch.where(place < 2 * told.condition_dropout, null, states)
         place = place.view(BATCH, 1, 1, 1)
@@ -306,7 +311,7 @@ def resident(rank: int, world: int, changes: dict[str, Any]) -> tuple[int, int]:
     before = psutil.Process().memory_info().rss
     model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(WEIGHTS // side**2)))
     engine = start_engine(model, told)
-    average = Average(engine.module, told.ema_decay)
+    average = Average(cast(nn.Module, engine.module), told.ema_decay)
     for _ in range(3):
         engine.backward(engine(x).square().mean())
         engine.step()

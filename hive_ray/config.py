@@ -30,16 +30,16 @@ class Section(BaseModel):
 class Resources(Section):
     """What one stage may take of the cluster. Changes speed, never the rows."""
 
-    num_actors: int = Field(1, ge=1)
+    num_actors: int = Field(default=1, ge=1)
     """Actors (or training workers) at work at the same time, at most."""
-    least_actors: int = Field(0, ge=0)
+    least_actors: int = Field(default=0, ge=0)
     """Actors that a stage waits for and always keeps; more join while there is work and room for them, and leave when
     there is not. 0 is `num_actors`: no fewer, no more. Training has no use for it."""
-    num_gpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(default=1.0, ge=0)
     """GPUs an actor holds; 0 runs on the CPU."""
-    num_cpus: float = Field(1.0, ge=0)
+    num_cpus: float = Field(default=1.0, ge=0)
     """CPUs an actor holds; also its number of torch threads when it has no GPU."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Rows an actor maps at a time."""
 
     @model_validator(mode="after")
@@ -52,15 +52,15 @@ class Resources(Section):
 class Spending(Section):
     """What answers of a language model cost, and how much they may. Changes when rows are written, never the rows."""
 
-    prompt_price: float = Field(0.0, ge=0)
+    prompt_price: float = Field(default=0.0, ge=0)
     """Dollars for a million prompt tokens; 0 and 0 count tokens alone, as for an endpoint of your own."""
-    completion_price: float = Field(0.0, ge=0)
+    completion_price: float = Field(default=0.0, ge=0)
     """Dollars for a million completion tokens."""
-    most_dollars: float | None = Field(None, gt=0)
+    most_dollars: float | None = Field(default=None, gt=0)
     """Ask no more once the run has spent this; answers are kept, and a run with a higher limit goes on."""
     batch: bool = False
     """Ask through the Batch API: slower by hours, at half the price."""
-    batch_discount: float = Field(0.5, ge=0, lt=1)
+    batch_discount: float = Field(default=0.5, ge=0, lt=1)
     """The share of the price that the Batch API saves."""
 
     @model_validator(mode="after")
@@ -73,9 +73,9 @@ class Spending(Section):
 class Inspection(Section):
     """What there is to look at afterwards. Changes no rows."""
 
-    dropped_per_shard: int = Field(2, ge=0)
+    dropped_per_shard: int = Field(default=2, ge=0)
     """Dropped pairs whose pictures are kept, the first of each reason in each shard (32 instructions)."""
-    num_shown: int = Field(8, ge=1)
+    num_shown: int = Field(default=8, ge=1)
     """Pairs on the page: kept ones, and dropped ones of each reason."""
 
 
@@ -87,11 +87,11 @@ class Instructions(Section):
     random captions of the embedded domain."""
     caption_column: str = "caption"
     """Where a caption stands in a row; a text file has one a line."""
-    num_captions: int = Field(1000, ge=1)
+    num_captions: int = Field(default=1000, ge=1)
     """Captions to draw ("shapes"), or the most to take."""
     writer: Literal["shapes", "openai"] = "shapes"
     """Who writes the instructions."""
-    per_caption: int = Field(1, ge=1)
+    per_caption: int = Field(default=1, ge=1)
     """Edits written for each caption."""
     llm: str = "gpt-4o-mini"
     """Model name for the "openai" writer, or "finetuned" for what `finetune_writer` made in this run; its address and
@@ -101,23 +101,23 @@ class Instructions(Section):
     structure: Literal["json_schema", "json_object", "none"] = "json_schema"
     """What "chat" answers are held to: a JSON schema, any JSON where the endpoint knows no schemas, or nothing where
     it knows neither; the JSON is looked for in what comes."""
-    temperature: float | None = Field(0.7, ge=0)
+    temperature: float | None = Field(default=0.7, ge=0)
     """Sampling temperature of the answers; None sends none. It is also left out for a model that refuses it."""
     send_seed: bool = True
     """Whether requests carry a seed, for the same answers on another day. It is also left out for a model that refuses
     it."""
-    least_kept: float = Field(0.0, ge=0, le=1)
+    least_kept: float = Field(default=0.0, ge=0, le=1)
     """Least share of edits that are kept of all that came of the captions; with less the stage fails with the reasons,
     and its table is not kept as finished. At 0 it fails where nothing is kept."""
     moderation: bool = False
     """Whether captions and edits are shown to the endpoint's moderation first, and dropped where it flags them."""
-    rank_rate: float = Field(0.05, ge=0, lt=1)
+    rank_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of captions held out for people to rank."""
-    test_rate: float = Field(0.05, ge=0, lt=1)
+    test_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of captions held out for the evaluation."""
     examples: str = ""
     """A JSONL file of triplets as `writer.triplets`, shown to the model before a caption (few-shot); "" shows none."""
-    num_examples: int = Field(4, ge=1)
+    num_examples: int = Field(default=4, ge=1)
     """The first so many of them that are shown."""
     seed: int = 0
     spending: Spending = Spending()
@@ -139,7 +139,7 @@ class Writer(Section):
     """The model that is fine-tuned."""
     form: Literal["chat", "delimited"] = "chat"
     """What it learns to answer: JSON in a conversation, or completions with InstructPix2Pix's delimiters."""
-    num_epochs: int = Field(1, ge=1)
+    num_epochs: int = Field(default=1, ge=1)
     seed: int = 0
 
 
@@ -150,12 +150,12 @@ class Pairs(Section):
     """Text-to-image model: a diffusers folder or a Hugging Face hub name."""
     clip: str = "openai/clip-vit-large-patch14"
     """CLIP for the filter: a transformers folder or a hub name."""
-    resolution: int = Field(512, ge=8)
-    samples_per_instruction: int = Field(8, ge=1)
+    resolution: int = Field(default=512, ge=8)
+    samples_per_instruction: int = Field(default=8, ge=1)
     """Pairs drawn for each instruction, each with its own seed, guidance and shared attention."""
-    keep_per_instruction: int = Field(4, ge=1)
+    keep_per_instruction: int = Field(default=4, ge=1)
     """The best of them by `clip_direction` that are kept."""
-    num_inference_steps: int = Field(50, ge=1)
+    num_inference_steps: int = Field(default=50, ge=1)
     schedule: Literal["ddim", "euler_ancestral", "dpm_solver++"] = "ddim"
     """How the noise is taken out: DDIM, k-diffusion's Euler-ancestral (InstructPix2Pix, 100 steps), or DPM-Solver++
     (about 25 steps)."""
@@ -176,22 +176,22 @@ class Pairs(Section):
     """Google's: the same for the changed words alone; None is `cross_replace_steps`."""
     changed_scale: float = 1.0
     """Google's re-weighting: what the changed words' cross-attention is multiplied by in those steps; 1 is none."""
-    local_blend: float = Field(0.0, ge=0, lt=1)
+    local_blend: float = Field(default=0.0, ge=0, lt=1)
     """Local blending: the edited picture is the source's where neither looks at a changed word by more than this
     share of the most (Google's: 0.3); 0 is none. Not for "self", which looks at no words."""
-    local_blend_start: float = Field(0.2, ge=0, le=1)
+    local_blend_start: float = Field(default=0.2, ge=0, le=1)
     """The share of the steps before local blending begins."""
-    control_side: float = Field(0.25, gt=0, le=1)
+    control_side: float = Field(default=0.25, gt=0, le=1)
     """Side, over the latent's, of the largest layers whose self-attention Google's kinds replace, and of the layers
     whose words local blending looks at (Google's: 16 of 64)."""
     least_clip_image: float = 0.7
     least_clip_direction: float = 0.2
     least_clip_source_text: float = 0.2
     least_clip_edited_text: float = 0.2
-    least_contrast: float = Field(5.0, ge=0)
+    least_contrast: float = Field(default=5.0, ge=0)
     """Least contrast of a picture, the standard deviation of its most varied colour channel (0..127.5): pictures that
     a decoder or a safety checker left black have none. At 0 all pass."""
-    least_difference: float = Field(8.0, ge=0)
+    least_difference: float = Field(default=8.0, ge=0)
     """Pictures of which no cell of a 16x16 grid differs by this in mean colour (0..255) show the same: an edit that
     changed nothing, or a second pair of an instruction that shows what a better one shows. At 0 all pass."""
     safety_checker: str = ""
@@ -204,7 +204,7 @@ class Pairs(Section):
     precision: Precision = "auto"
     """Numbers that pictures are sampled in; "auto" is fp16 on a GPU, bf16 on a CPU with a matrix unit for it, else
     fp32."""
-    least_kept: float = Field(0.0, ge=0, le=1)
+    least_kept: float = Field(default=0.0, ge=0, le=1)
     """Share of the drawn pairs, twins among them, that must be kept: with fewer the stage fails, and says why they were
     dropped. At 0 it fails where none is kept."""
     seed: int = 0
@@ -239,7 +239,7 @@ class Importing(Section):
     pictures: str = "."
     """Where the picture paths in rows begin, seen from the folder of the file that has them. "." looks there, in the
     dataset's folder and in its `images`."""
-    least_kept: float = Field(0.0, ge=0, le=1)
+    least_kept: float = Field(default=0.0, ge=0, le=1)
     """The smallest share of the rows that has to be kept, else the import stops with the reasons."""
     prompts: str = ""
     """A JSONL or CSV file of instruction and source_img (HIVE's test.jsonl) whose prompts join the test split."""
@@ -249,15 +249,15 @@ class Importing(Section):
     """Somebody else's rankings of edits, from which `import_rankings` makes the table `imported_rankings`: a folder or
     file, on disk or s3://, or "shapes" for those of the embedded domain. Rewards and DPO learn from it beside the run's
     own rankings."""
-    num_pairs: int = Field(10_000_000, ge=1)
+    num_pairs: int = Field(default=10_000_000, ge=1)
     """The most pairs to take."""
     cycle: bool = True
     """Add the cycle-consistency twin of each pair whose inverse the dataset gives (HQ-Edit's inverse_edit)."""
     drop_swapped: bool = True
     """Drop a pair whose captions say that its pictures are the other way round: whose clip_direction is below 0."""
-    rank_rate: float = Field(0.05, ge=0, lt=1)
+    rank_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of sources held out as prompts for people to rank."""
-    test_rate: float = Field(0.05, ge=0, lt=1)
+    test_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of sources held out as prompts for the evaluation."""
     clip: str = "openai/clip-vit-large-patch14"
     """CLIP that measures the pairs: a transformers folder or a hub name."""
@@ -274,7 +274,7 @@ class Exporting(Section):
     weights left out), or WebDataset shards."""
     folder: str = ""
     """Where to write, on disk or s3://; "" is exports/<format> in the run folder."""
-    shard_megabytes: int = Field(256, ge=1)
+    shard_megabytes: int = Field(default=256, ge=1)
     """About how large a Parquet file or a shard becomes; also what is held in memory."""
 
 
@@ -286,24 +286,24 @@ class Watching(Section):
     their server and key as ever (WANDB_API_KEY, MLFLOW_TRACKING_URI, ...)."""
     project: str = "hive-ray"
     """The W&B project or the MLflow experiment."""
-    validation_images: int | None = Field(None, ge=1)
+    validation_images: int | None = Field(default=None, ge=1)
     """Held-out rows are looked at every so many images, and at the start and the end; None is each quarter."""
-    num_previews: int = Field(4, ge=0)
+    num_previews: int = Field(default=4, ge=0)
     """Held-out rows whose edits are drawn then."""
 
 
 class Recovery(Section):
     """What a training keeps and bears, so that it goes on. Changes no weights."""
 
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept while it runs, the newest: more than one, since a file may get lost."""
-    keep_best: int = Field(0, ge=0)
+    keep_best: int = Field(default=0, ge=0)
     """Checkpoints kept besides those: the ones of least validation loss, which is then measured before each."""
-    max_failures: int = Field(2, ge=0)
+    max_failures: int = Field(default=2, ge=0)
     """Times that it goes on by itself after a worker has died; announced preemptions of nodes do not count."""
-    wait_minutes: float = Field(30.0, gt=0)
+    wait_minutes: float = Field(default=30.0, gt=0)
     """Minutes that it waits in all for nodes that join late, before it stops with a message."""
-    most_bad_rows: float = Field(0.01, ge=0, le=1)
+    most_bad_rows: float = Field(default=0.01, ge=0, le=1)
     """Share of a table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
     stops the run."""
 
@@ -319,11 +319,11 @@ class Training(Section):
     """Rows of one worker in one forward pass; `batch_size` is a multiple of it times the workers."""
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_images: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
+    warmup_images: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """The greatest norm of a gradient, a longer one is shortened to it; 0 is any (InstructPix2Pix)."""
-    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 disables them."""
     ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
     """What the decay's n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
@@ -337,7 +337,7 @@ class Training(Section):
     """Whether the model goes through torch.compile: minutes at the start, for faster steps (not at stage 3)."""
     checkpoint_images: int = Field(ge=1)
     """A checkpoint every so many images."""
-    validation_rows: int = Field(0, ge=0)
+    validation_rows: int = Field(default=0, ge=0)
     """Rows kept out of training, but never more than a tenth, whose loss is measured on the way; 0 keeps none."""
     seed: int = 0
     watching: Watching = Watching()
@@ -379,19 +379,19 @@ class SingleFile(Section):
 class Dpo(Section):
     """Rankings -> a better editor with no reward model between (Diffusion-DPO, Wallace et al. 2023)."""
 
-    beta: float = Field(5000.0, gt=0)
+    beta: float = Field(default=5000.0, gt=0)
     """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
     pairs: Literal["any", "best_worst"] = "any"
     """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
-    min_rank_gap: int = Field(1, ge=1)
+    min_rank_gap: int = Field(default=1, ge=1)
     """Compare edits that are at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). A
     ranking that has no such pair is left out."""
     timesteps: tuple[float, float] = (0.0, 1.0)
     """Least and greatest share of the noise schedule to draw timesteps from: (0.3, 1) draws 300 to 999 of 1000."""
-    safeguard: float = Field(0.0, ge=0, le=1)
+    safeguard: float = Field(default=0.0, ge=0, le=1)
     """How far the gradient of the rejected edit's error is scaled down so that the chosen edit's error does not rise
     (Diffusion-SDPO, Fu et al. 2025): 0 is not at all, 1 as published, between them a mean of both."""
-    safeguard_margin: float = Field(0.0, ge=0, le=1)
+    safeguard_margin: float = Field(default=0.0, ge=0, le=1)
     """Share of the fall of the chosen edit's error that the safeguard keeps: mu in Diffusion-SDPO, whose Stable
     Diffusion 1.5 has 0.9. At 0 the error only does not rise."""
     imported_rankings: bool = True
@@ -399,7 +399,7 @@ class Dpo(Section):
     editor less than those of its own (docs/results.md)."""
     shuffled: bool = False
     """Shuffle the ranks of each ranking: a control that learns nothing from people. The arm `shuffled` sets it."""
-    tie_threshold: float = Field(1.0, ge=1)
+    tie_threshold: float = Field(default=1.0, ge=1)
     """How near two edits seem equal (Rao and Kupper 1967): 1 is never, as published; at 3 half of equally good edits
     tie (Chen et al. 2024), and ties hold the editor to its start."""
     training: Training = Training(
@@ -421,7 +421,7 @@ class Dpo(Section):
 class Nft(Section):
     """Scored candidates -> a better editor (DiffusionNFT, Zheng et al. 2025)."""
 
-    beta: float = Field(1.0, gt=0)
+    beta: float = Field(default=1.0, gt=0)
     """How far the implicit policies lie from the start; 1 / beta is the strength of the guidance that is learned (the
     paper's 1 and 0.1)."""
     training: Training = Training(
@@ -434,7 +434,7 @@ class Nft(Section):
 class Preview(Section):
     """How the edits are drawn that a training shows on the way. Changes no weights."""
 
-    num_inference_steps: int = Field(20, ge=1)
+    num_inference_steps: int = Field(default=20, ge=1)
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
 
@@ -469,21 +469,21 @@ class Editor(Section):
     """What supervised fine-tuning starts from: a text-to-image or an editor folder, a hub name, or a single file (.ckpt
     or .safetensors; InstructPix2Pix's and HIVE's released ones are such)."""
     single_file: SingleFile = SingleFile()
-    resolution: int = Field(256, ge=8)
-    condition_dropout: float = Field(0.05, ge=0, le=1 / 3)
+    resolution: int = Field(default=256, ge=8)
+    condition_dropout: float = Field(default=0.05, ge=0, le=1 / 3)
     """Rate of dropping the text alone, the image alone, and both (one uniform draw a row)."""
-    min_snr_gamma: float = Field(0.0, ge=0)
+    min_snr_gamma: float = Field(default=0.0, ge=0)
     """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
     train_text_encoder: bool = False
-    lora_rank: int = Field(0, ge=0)
+    lora_rank: int = Field(default=0, ge=0)
     """Train adapters of this rank (LoRA) in place of the weights; 0 trains the weights."""
-    lora_alpha: float = Field(0.0, ge=0)
+    lora_alpha: float = Field(default=0.0, ge=0)
     """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
-    level_rate_factor: float = Field(100.0, gt=0)
+    level_rate_factor: float = Field(default=100.0, gt=0)
     """For the arm `level`: times the learning rate for the level embedding, which starts at zero."""
-    level_guidance_scale: float = Field(0.0, ge=0)
+    level_guidance_scale: float = Field(default=0.0, ge=0)
     """For the arm `level`: guidance from the worst level to the best when editing, kept in the card. It costs one more
     evaluation a step; 0 disables it."""
     gradient_checkpointing: bool = False
@@ -538,17 +538,17 @@ class Averaging(Section):
 class Candidates(Section):
     """Prompts -> several edits each, for people to rank."""
 
-    num_edits: int = Field(4, ge=2, le=9)
-    num_inference_steps: int = Field(50, ge=1)
+    num_edits: int = Field(default=4, ge=2, le=9)
+    num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: tuple[float, float] = (7.5, 7.5)
     """Least and greatest guidance_scale, drawn for each edit."""
     image_guidance_scale: tuple[float, float] = (1.5, 1.5)
     """Least and greatest image_guidance_scale, drawn for each edit; 1 is none."""
-    num_prompts: int = Field(4000, ge=1)
+    num_prompts: int = Field(default=4000, ge=1)
     """The most prompts of the rank split that are sampled."""
     precision: Precision = "auto"
     """As `pairs.precision`."""
-    least_kept: float = Field(0.0, ge=0, le=1)
+    least_kept: float = Field(default=0.0, ge=0, le=1)
     """Share of the prompts that must get edits, as `pairs.least_kept`."""
     seed: int = 0
     resources: Resources = Resources(batch_size=8)
@@ -560,15 +560,15 @@ class CandidateScoring(Section):
     judge: Literal["reward", "people"] = "reward"
     """Who says how good an edit is for `nft`: the run's reward model, or people's rankings of these edits (their mean
     rank). People rank no unguided edits, so `rejection` always takes the reward model."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """For `nft`: by how many standard deviations the reward of an edit that is certainly optimal lies above the mean of
     its prompt (DiffusionNFT's Z)."""
     least_advantage: float = 0.5
     """For `rejection`: by how many standard deviations the best edit must lie above the mean of its prompt."""
-    ranked_rate: float = Field(0.0, ge=0, le=1)
+    ranked_rate: float = Field(default=0.0, ge=0, le=1)
     """For `dpo`: share of the prompts whose edits the reward model ranks beside people (AI feedback, Bai et al. 2022).
     It is those on which its rewards differ most; 0 is none."""
-    least_kept: float = Field(0.0, ge=0, le=1)
+    least_kept: float = Field(default=0.0, ge=0, le=1)
     """Share of the edits that must get a reward, as `pairs.least_kept`."""
     resources: Resources = Resources(batch_size=8)
 
@@ -576,15 +576,15 @@ class CandidateScoring(Section):
 class Choosing(Section):
     """Candidates -> the prompts that people rank, in the order in which they rank them."""
 
-    num_ranked: int = Field(0, ge=0)
+    num_ranked: int = Field(default=0, ge=0)
     """Prompts that are chosen. 0 chooses all candidates, so that only their order changes."""
     by: Literal["spread", "disagreement", "both", "random"] = "spread"
     """How: by how far a prompt's edits differ in the editor's latents, by how unsure the round's reward model is of
     their order (alone it also prefers edits that look the same), by the mean of both ranks, or at random."""
-    random_rate: float = Field(0.1, ge=0, le=1)
+    random_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of `num_ranked` that is drawn at random from the other prompts. At 0 no share of all prompts can be
     estimated from the chosen ones."""
-    least_kind_rate: float = Field(0.5, ge=0, le=1)
+    least_kind_rate: float = Field(default=0.5, ge=0, le=1)
     """Share of its proportional part of the places that each kind of edit gets at least. A kind is the first word of
     the instruction."""
     seed: int = 0
@@ -595,14 +595,14 @@ class Rankings(Section):
 
     annotator: Literal["shapes", "people"] = "people"
     """Who ranks: simulated annotators of the embedded domain, or people (a file of their rankings)."""
-    annotators_per_prompt: int = Field(1, ge=1)
-    num_annotators: int = Field(0, ge=0)
+    annotators_per_prompt: int = Field(default=1, ge=1)
+    num_annotators: int = Field(default=0, ge=0)
     """For "shapes": how many people there are, of whom each prompt has `annotators_per_prompt`, drawn at random. 0 is
     as many as each prompt has."""
     annotations: str = ""
     """For "people": the JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
     `export_annotations` writes it."""
-    least_kept: float = Field(0.5, ge=0, le=1)
+    least_kept: float = Field(default=0.5, ge=0, le=1)
     """Share of that file's lines that must fit the candidates: with fewer, it is the file of another run, and the stage
     stops."""
     thumbs: str = ""
@@ -629,31 +629,31 @@ class Annotation(Section):
     """Table of the run that is ranked."""
     compared: tuple[str, str] = ("evaluation/sft", "evaluation/finetuned")
     """For "study": the tables of the two editors' edits; win and loss are the second one's."""
-    num_tasks: int = Field(100_000, ge=1)
+    num_tasks: int = Field(default=100_000, ge=1)
     """The most prompts that are taken from them."""
-    people_per_task: int = Field(2, ge=1)
+    people_per_task: int = Field(default=2, ge=1)
     """Different people who do each task."""
-    lease_minutes: float = Field(15.0, gt=0)
+    lease_minutes: float = Field(default=15.0, gt=0)
     """How long a task waits for its person, after the page was last seen open, before somebody else gets it."""
     gold: str = "automatic"
     """Tasks whose answer is known: "automatic" (one edit is replaced by the source, or by another prompt's picture), a
     JSONL file of prompt_id, better and worse (edit ids), or "" for none."""
-    gold_rate: float = Field(0.05, ge=0, lt=1)
+    gold_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of the handed out tasks whose answer is known."""
-    least_known: float = Field(0.7, ge=0, le=1)
+    least_known: float = Field(default=0.7, ge=0, le=1)
     """A person who gets a smaller share of those right is flagged."""
-    least_golds: int = Field(4, ge=1)
+    least_golds: int = Field(default=4, ge=1)
     """Answers to such tasks before anybody is flagged."""
     leave_out_flagged: bool = False
     """Whether `export_annotations` leaves out the answers of flagged people."""
-    repeat_rate: float = Field(0.05, ge=0, lt=1)
+    repeat_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of tasks that a person gets a second time, to see how far they agree with themselves."""
-    repeat_after: int = Field(20, ge=1)
+    repeat_after: int = Field(default=20, ge=1)
     """Other tasks that lie between."""
     database: str = ""
     """Where people and answers are: sqlite:///path or postgresql://user:password@host/name; "" is annotation.sqlite in
     a run folder on this disk."""
-    cache_megabytes: int = Field(512, ge=1)
+    cache_megabytes: int = Field(default=512, ge=1)
     """Pictures that the server keeps in memory."""
 
     @model_validator(mode="after")
@@ -667,7 +667,7 @@ class LearningCurve(Section):
     """How accurate the reward model is by the number of rankings that it learns from (`reward_curve`). Changes no
     weights of the run's own reward model."""
 
-    shares: tuple[float, ...] = Field((0.1, 0.25, 0.5, 1.0), min_length=1)
+    shares: tuple[float, ...] = Field(default=(0.1, 0.25, 0.5, 1.0), min_length=1)
     """Shares of the training prompts whose rankings are learned from, each among those of the next; all see as many
     images (`reward.training`). 1 is the run's own reward model."""
 
@@ -686,9 +686,9 @@ class DenoisingError(Section):
     """The editor's own denoising errors of an edit, for `reward.features`. The editor is that of `sft` in every round,
     so that a reward means the same in all of them."""
 
-    levels: tuple[int, ...] = Field((250, 450, 650), min_length=1)
+    levels: tuple[int, ...] = Field(default=(250, 450, 650), min_length=1)
     """Timesteps at which edits are noised; Stable Diffusion has 0 to 999."""
-    draws: int = Field(3, ge=1)
+    draws: int = Field(default=3, ge=1)
     """Draws of noise at each level, the same ones for every edit; an error is their mean. Another level tells as much
     as another draw, and costs as much."""
     conditions: tuple[ErrorCondition, ...] = ("instruction", "source", "nothing")
@@ -699,11 +699,11 @@ class DenoisingError(Section):
     clip_image: bool = False
     """Whether the similarity of an edit to its source by the CLIP of `evaluation.clip` is one more feature. It needs no
     caption, and says what was kept."""
-    ridge: float = Field(1000.0, gt=0)
+    ridge: float = Field(default=1000.0, gt=0)
     """How firmly the head holds to the form of what it believes before any ranking: one weight for the mean error under
     each condition, one for CLIP's similarity, one for BLIP's reward. It is the precision of corrections to these, for
     features of spread 1."""
-    learned_rate: float = Field(1.0, gt=0, le=1)
+    learned_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the prompts that are not held out to whose rankings the head is fitted. It has few numbers to learn, and
     edits of the other prompts are not measured. Where it is less than 1, BLIP is trained on the other prompts, so that
     the head sees how far BLIP can be trusted on what it does not know."""
@@ -742,18 +742,18 @@ class Reward(Section):
     """BLIP weights to start from (folder or hub name), or "shapes" for a small one from nothing."""
     tokenizer: str = "Salesforce/blip-itm-base-coco"
     """Tokenizer of the text: a folder or hub name; a diffusers folder's tokenizer is found by itself."""
-    resolution: int = Field(224, ge=8)
-    max_tokens: int = Field(35, ge=8)
-    frozen_rate: float = Field(0.0, ge=0, le=1)
+    resolution: int = Field(default=224, ge=8)
+    max_tokens: int = Field(default=35, ge=8)
+    frozen_rate: float = Field(default=0.0, ge=0, le=1)
     """Share of the encoder layers, from the bottom, that stay as they are (ImageReward: 0.7)."""
     loss: Literal["plackett_luce", "bradley_terry", "rao_kupper"] = "plackett_luce"
     """How likely people's ranks are by the rewards: as orders of all edits of a prompt, as preferences between two
     (ImageReward), or as comparisons of two in which a tie says that they are near (`tie_threshold`)."""
-    tie_threshold: float = Field(2.0, gt=1)
+    tie_threshold: float = Field(default=2.0, gt=1)
     """For "rao_kupper": how near two edits seem equal; of equally good ones (t - 1) / (t + 1) tie."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Divides rewards in the loss."""
-    held_out_rate: float = Field(0.15, ge=0, lt=1)
+    held_out_rate: float = Field(default=0.15, ge=0, lt=1)
     """Share of ranked prompts kept to measure the reward model's accuracy."""
     training: Training
     curve: LearningCurve = LearningCurve()
@@ -769,15 +769,15 @@ class VisionJudge(Section):
 
     llm: str = "gpt-4o-mini"
     """Model name; its address and key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
-    score_range: int = Field(25, ge=1)
+    score_range: int = Field(default=25, ge=1)
     """Scores are asked for from 0 to this."""
-    num_passes: int = Field(1, ge=1)
+    num_passes: int = Field(default=1, ge=1)
     """How many times each edit is scored, with another seed; the reward is the mean."""
-    temperature: float | None = Field(0.7, ge=0)
+    temperature: float | None = Field(default=0.7, ge=0)
     """Sampling temperature of the answers; None sends none. It is also left out for a model that refuses it."""
     send_seed: bool = True
     """As `instructions.send_seed`; without one a model may give each pass the same scores."""
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: int = Field(default=3, ge=1)
     """How many answers without usable scores a pass takes, each with another seed, before the edit goes unscored."""
     structure: Literal["json_schema", "json_object", "none"] = "json_schema"
     """What answers are held to, as `instructions.structure`."""
@@ -794,7 +794,7 @@ class VisionJudge(Section):
 class Scoring(Section):
     """Pairs and a judge -> scored pairs: what feedback means for training."""
 
-    judges: tuple[str, ...] = Field(("model",), min_length=1)
+    judges: tuple[str, ...] = Field(default=("model",), min_length=1)
     """Whose reward it is: "model" (the run's reward model), "clip_direction", "clip_image", "clip" (their sum),
     "openai" (a vision model, see `vision`), or "module:function", a callable of yours: rows of pairs -> numbers."""
     combine: Literal["mean", "min"] = "mean"
@@ -806,7 +806,7 @@ class Scoring(Section):
     shaping: Literal["conditional", "weighted", "level"] = "conditional"
     """HIVE's two ways, the quality phrase in the instruction or exp(reward / beta) as the loss weight; or "level", a
     learned embedding of the quality level beside the instruction (Multi-Reward, Gu et al. 2024)."""
-    beta: float = Field(1.0, gt=0)
+    beta: float = Field(default=1.0, gt=0)
     normalize: Literal["none", "mean1", "clip"] = "mean1"
     """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""
     levels: Literal["quantile", "equal_width", "given"] = "quantile"
@@ -819,7 +819,7 @@ class Scoring(Section):
     so that "five out of five" does not mean "an easy edit"."""
     phrase: str = ", image quality is {level} out of five"
     """What is appended to the instruction; `{level}` becomes one..five."""
-    least_kept: float = Field(0.0, ge=0, le=1)
+    least_kept: float = Field(default=0.0, ge=0, le=1)
     """Least share of the pairs that get a reward; with less the stage fails with the reasons, and its table is not kept
     as finished. At 0 it fails where no pair gets one."""
     resources: Resources = Resources(batch_size=32)
@@ -852,24 +852,24 @@ class Evaluation(Section):
     editors: tuple[str, ...] = ("sft", "finetuned")
     """Names under editors/ that are compared; the baseline is `control` if it is among them, else the first. A later
     round puts `current`, the editor that it started from, before them."""
-    num_prompts: int = Field(200, ge=1)
-    num_inference_steps: int = Field(50, ge=1)
+    num_prompts: int = Field(default=200, ge=1)
+    num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
     """The scales at which editors are compared."""
-    best_of: int = Field(1, ge=1)
+    best_of: int = Field(default=1, ge=1)
     """Edits drawn of each prompt, all of which count in every measure. Above 1, each editor but the controls has one
     more row: the edit that the reward model likes best."""
     precision: Precision = "auto"
     """As `pairs.precision`, of the edits; what measures them calculates in fp32."""
     curve: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     """Image guidance scales of the CLIP trade-off curve."""
-    curve_prompts: int = Field(100, ge=0)
+    curve_prompts: int = Field(default=100, ge=0)
     """Prompts used for the curve; 0 draws none."""
     clip: str = "openai/clip-vit-large-patch14"
     judge: Literal["none", "shapes"] = "none"
     """Who knows the right answer: nobody, or the embedded domain's judge."""
-    bootstrap: int = Field(1000, ge=1)
+    bootstrap: int = Field(default=1000, ge=1)
     """Resamples of the prompts behind each interval."""
     seed: int = 0
     resources: Resources = Resources(batch_size=8)

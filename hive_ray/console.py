@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -126,7 +126,7 @@ def heard(line: str) -> Record:
             return Record("info", line)
         from_afar = record.level == "warning" and prefix and prefix["ip"]
         remark = f" ({record.worker})" if from_afar else ""
-        return Record(**vars(record) | {"message": record.message + words[end:] + remark})
+        return replace(record, message=record.message + words[end:] + remark)
     retried = RETRIED.match(plain)
     if retried:
         return Record("warning", f"a worker was lost, and {retried['task']} is tried again: {retried['why']}")

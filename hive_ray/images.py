@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -63,7 +63,8 @@ WHITE = (255, 255, 255)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Crop = Literal["none", "center", "random"]
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class ImageError(ValueError):
@@ -168,7 +169,7 @@ def _as_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
         image = image.convert("RGB")
     to_srgb = _to_srgb(file.profile, image.mode) if file.profile else None
     if to_srgb:
-        image = ImageCms.applyTransform(image, to_srgb)
+        image = cast(Image.Image, ImageCms.applyTransform(image, to_srgb))
     elif image.mode != "RGB":
         image = image.convert("RGB")
     if alpha is None or alpha.getextrema() == (255, 255):
@@ -214,9 +215,10 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     broken, or it is of another mode."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if opened.profile.xcolor_space.strip() != COLOUR_SPACES[mode]:
+        described: Any = opened.profile
+        if described.xcolor_space.strip() != COLOUR_SPACES[mode]:
             return None
-        srgb = ImageCms.createProfile("sRGB")
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", flags=ImageCms.Flags.NOCACHE)  # used by threads
         sample = _all_over(mode)
         changed = np.asarray(ImageCms.applyTransform(sample, transform)).astype(int) - np.asarray(sample.convert("RGB"))
@@ -268,7 +270,7 @@ def is_plain(data: bytes) -> bool:
     if not kind_of(data):
         return False
     file = read_file(data)
-    if not file.is_common or file.orientation != 1:
+    if file is None or not file.is_common or file.orientation != 1:
         return False
     return not file.profile or not any(_to_srgb(file.profile, mode) for mode in ("L", "RGB"))
 

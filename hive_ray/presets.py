@@ -5,7 +5,7 @@ shapes, the embedded domain; sd15, sd21, sd21_v, sdxl on GPUs; instruct_pix2pix 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hive_ray.config import (
     Candidates,
@@ -31,19 +31,21 @@ from hive_ray.config import (
 )
 
 SHAPES_WEIGHTS = Path(__file__).parent / "shapes" / "weights"
+S = TypeVar("S", bound=Section)
 
 
 def shapes() -> Config:
     """Every stage on two CPU cores in a few minutes, on the embedded shapes domain."""
-    one_core = dict(num_gpus=0, num_cpus=1, num_actors=2)
-    base, clip, reward = (str(SHAPES_WEIGHTS / name) for name in ("base", "clip", "reward"))
+    base = str(SHAPES_WEIGHTS / "base")
+    clip = str(SHAPES_WEIGHTS / "clip")
+    reward = str(SHAPES_WEIGHTS / "reward")
     workers = Resources(num_gpus=0, num_cpus=1, num_actors=2)
     sft = Training(
         total_images=6_400, batch_size=32, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
         warmup_images=640, ema_decay=0.98, checkpoint_images=3_200, validation_rows=64, workers=workers,
     )  # fmt: skip
     return Config(
-        importing=Importing(rankings="shapes", clip=clip, resources=Resources(batch_size=32, **one_core)),
+        importing=Importing(rankings="shapes", clip=clip, resources=_two_actors(32)),
         # 450 for training, 720 to edit for people, who rank two thirds, and 260 to tell editors apart.
         instructions=Instructions(num_captions=1_430, rank_rate=0.503, test_rate=0.182, seed=29),
         pairs=Pairs(
@@ -54,13 +56,13 @@ def shapes() -> Config:
             least_clip_edited_text=0.921, prompts="shapes",
             # A small thing on a plain ground is a good picture here, and removing it a good edit.
             least_contrast=0.0, least_difference=0.0,
-            resources=Resources(batch_size=32, **one_core),
+            resources=_two_actors(32),
         ),
         editor=Editor(
             start=str(SHAPES_WEIGHTS / "editor"), resolution=64, train_text_encoder=True, latents="fp32", sft=sft,
             # At sft's own rate training on alone costs twice as many right edits (docs/shapes.md).
             finetune=sft.model_copy(update={"learning_rate": 2e-5, "total_images": 4_800}),
-            resources=Resources(batch_size=16, **one_core),
+            resources=_two_actors(16),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
             # Rankings and the best of its own edits teach an editor different things, which add up (docs/results.md).
@@ -85,10 +87,10 @@ def shapes() -> Config:
         ),
         candidates=Candidates(
             num_edits=4, num_inference_steps=8, guidance_scale=(2.0, 2.0), image_guidance_scale=(1.4, 1.4),
-            resources=Resources(batch_size=16, **one_core),
+            resources=_two_actors(16),
         ),
         choosing=Choosing(num_ranked=480),
-        candidate_scoring=CandidateScoring(ranked_rate=1 / 3, resources=Resources(batch_size=16, **one_core)),
+        candidate_scoring=CandidateScoring(ranked_rate=1 / 3, resources=_two_actors(16)),
         rankings=Rankings(annotator="shapes"),
         reward=Reward(
             start=reward, tokenizer=reward, resolution=64, max_tokens=32,
@@ -102,15 +104,20 @@ def shapes() -> Config:
                 total_images=1_600, batch_size=16, micro_batch_size=8, learning_rate=5e-5, schedule="cosine",
                 warmup_images=160, ema_decay=0.0, checkpoint_images=1_600, workers=workers,
             ),
-            resources=Resources(batch_size=64, **one_core),
+            resources=_two_actors(64),
         ),
-        scoring=Scoring(baseline="words", clip=clip, resources=Resources(batch_size=64, **one_core)),
+        scoring=Scoring(baseline="words", clip=clip, resources=_two_actors(64)),
         evaluation=Evaluation(
             editors=("sft", "shuffled", "finetuned"), num_prompts=250, best_of=4, num_inference_steps=8,
             guidance_scale=2.0, image_guidance_scale=1.4, clip=clip,
-            judge="shapes", curve_prompts=20, resources=Resources(batch_size=16, **one_core),
+            judge="shapes", curve_prompts=20, resources=_two_actors(16),
         ),
     )  # fmt: skip
+
+
+def _two_actors(batch_size: int) -> Resources:
+    """Two actors, each on one CPU core."""
+    return Resources(num_gpus=0, num_cpus=1, num_actors=2, batch_size=batch_size)
 
 
 def sd15() -> Config:
@@ -165,13 +172,12 @@ def instruct_pix2pix() -> Config:
         pairs={"samples_per_instruction": 100, "cycle": False},
         training=INSTRUCT_PIX2PIX_TRAINING,
     )
-    written = {"form": "delimited", "llm": "finetuned", "moderation": True, "per_caption": 1}
     return Config(
         **_sections(config, "writer", "instructions", "candidates", "evaluation"),
         writer=Writer(form="delimited"),
-        instructions=Instructions(**dict(config.instructions) | written),
-        candidates=Candidates(**dict(config.candidates) | {"num_inference_steps": 100}),
-        evaluation=Evaluation(**dict(config.evaluation) | {"num_inference_steps": 100}),
+        instructions=_changed(config.instructions, form="delimited", llm="finetuned", moderation=True, per_caption=1),
+        candidates=_changed(config.candidates, num_inference_steps=100),
+        evaluation=_changed(config.evaluation, num_inference_steps=100),
     )
 
 
@@ -186,16 +192,21 @@ def hive() -> Config:
     config = _stable_diffusion("stabilityai/stable-diffusion-2-1-base", training=INSTRUCT_PIX2PIX_TRAINING)
     return Config(
         **_sections(config, "candidates", "choosing", "scoring", "evaluation"),
-        candidates=Candidates(**dict(config.candidates) | {"num_inference_steps": 100, "num_prompts": 3_600}),
+        candidates=_changed(config.candidates, num_inference_steps=100, num_prompts=3_600),
         choosing=Choosing(by="random"),
-        scoring=Scoring(**dict(config.scoring) | {"normalize": "none"}),
-        evaluation=Evaluation(**dict(config.evaluation) | {"num_inference_steps": 100}),
+        scoring=_changed(config.scoring, normalize="none"),
+        evaluation=_changed(config.evaluation, num_inference_steps=100),
     )
 
 
-def _sections(config: Config, *without: str) -> dict[str, Section]:
+def _sections(config: Config, *without: str) -> dict[str, Any]:
     """The sections of a config by name, less some."""
     return {name: section for name, section in config if name not in without}
+
+
+def _changed(section: S, **changes: Any) -> S:
+    """The section with some values changed; all are validated again."""
+    return type(section)(**dict(section) | changes)
 
 
 def _stable_diffusion(
@@ -203,21 +214,23 @@ def _stable_diffusion(
     training: dict[str, Any] | None = None,
 ) -> Config:  # fmt: skip
     workers = Resources(num_actors=8, num_gpus=1, num_cpus=4)
-    sft = Training(**dict(
+    sft_settings: dict[str, Any] = dict(
         total_images=1024 * 10_000, batch_size=1024, micro_batch_size=32, learning_rate=1e-4,
         precision="bf16", checkpoint_images=1024 * 500, validation_rows=1024, workers=workers,
-    ) | (training or {}))  # fmt: skip
+    )  # fmt: skip
+    sft = Training(**sft_settings | (training or {}))
+    pairs_settings: dict[str, Any] = dict(
+        base=base, num_inference_steps=100, schedule="euler_ancestral",
+        resources=Resources(num_actors=8, batch_size=4),
+    )  # fmt: skip
+    editor_settings: dict[str, Any] = dict(
+        start=base, latents="fp32", sft=sft, finetune=sft, resources=Resources(num_actors=8, batch_size=16),
+    )  # fmt: skip
     return Config(
         instructions=Instructions(captions="captions.txt", num_captions=1_000_000, writer="openai", per_caption=5),
         importing=Importing(resources=Resources(num_actors=8, batch_size=32)),
-        pairs=Pairs(**dict(
-            base=base, num_inference_steps=100, schedule="euler_ancestral",
-            resources=Resources(num_actors=8, batch_size=4),
-        ) | (pairs or {})),
-        editor=Editor(
-            start=base, latents="fp32", sft=sft, finetune=sft, resources=Resources(num_actors=8, batch_size=16),
-            **(editor or {}),
-        ),
+        pairs=Pairs(**pairs_settings | (pairs or {})),
+        editor=Editor(**editor_settings | (editor or {})),
         # The third of the prompts whose edits differ most holds most of what people can tell; HIVE ranked as many.
         candidates=Candidates(num_prompts=10_800, resources=Resources(num_actors=8, batch_size=8)),
         choosing=Choosing(num_ranked=3_600),

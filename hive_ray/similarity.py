@@ -6,13 +6,16 @@ does, so that thresholds and curves published for it keep their meaning.
     B batch, D feature size
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import decode
@@ -55,7 +58,8 @@ def preprocess(pixels: np.ndarray, size: int) -> Tensor:
 
 def normalize(pixels: Tensor) -> Tensor:
     """Pixels (..., 3, H, W) in 0..1 -> with CLIP's mean and std."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    mean = torch.tensor(CLIP_MEAN)[:, None, None]
+    std = torch.tensor(CLIP_STD)[:, None, None]
     return (pixels - mean) / std
 
 
@@ -66,17 +70,19 @@ class Similarity:
         clip = fetch_model(clip)
         _check_folder(Path(clip))
         self.device = torch.device(device)
-        self.model = CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True).to(self.device).eval()
+        self.model = CLIPModel.from_pretrained(clip, dtype=torch.float32, use_safetensors=True).eval()
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType] - transformers wraps Module.to without `self`
         self.tokenizer = CLIPTokenizer.from_pretrained(clip)
-        self.image_size = self.model.config.vision_config.image_size
-        self.max_tokens = self.model.config.text_config.max_position_embeddings
+        sizes = cast(CLIPConfig, self.model.config)
+        self.image_size = cast(int, cast(CLIPVisionConfig, sizes.vision_config).image_size)
+        self.max_tokens = cast(CLIPTextConfig, sizes.text_config).max_position_embeddings
 
     @torch.inference_mode()
-    def images(self, images: list[Picture]) -> Tensor:
+    def images(self, images: Sequence[Picture]) -> Tensor:
         """Pictures of any size -> (B, D) unit features."""
         pixels = [decode(image) if isinstance(image, bytes) else image for image in images]
-        batch = torch.stack([preprocess(one, self.image_size) for one in pixels]).to(self.device)
-        return F.normalize(self.model.get_image_features(pixel_values=batch).pooler_output, dim=-1)
+        batch = torch.stack([preprocess(picture, self.image_size) for picture in pixels]).to(self.device)
+        return _unit_features(self.model.get_image_features(pixel_values=batch))
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> Tensor:
@@ -85,16 +91,16 @@ class Similarity:
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
         features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return F.normalize(features.pooler_output, dim=-1)
+        return _unit_features(features)
 
-    def to_source(self, source_images: list[Picture], edited_images: list[Picture]) -> Tensor:
+    def to_source(self, source_images: Sequence[Picture], edited_images: Sequence[Picture]) -> Tensor:
         """`image_similarity` of edits to their sources, (B,)."""
         return image_similarity(self.images(source_images), self.images(edited_images))
 
     def measure(
         self,
-        source_images: list[Picture],
-        edited_images: list[Picture],
+        source_images: Sequence[Picture],
+        edited_images: Sequence[Picture],
         source_captions: list[str],
         edited_captions: list[str],
     ) -> dict[str, Tensor]:
@@ -107,6 +113,13 @@ class Similarity:
             "clip_edited_text": text_similarity(edited, edited_text),
             "clip_direction": directional_similarity(source, edited, source_text, edited_text),
         }
+
+
+def _unit_features(output: tuple | BaseModelOutputWithPooling) -> Tensor:
+    """What CLIP says of a batch -> (B, D) unit features."""
+    assert isinstance(output, BaseModelOutputWithPooling)
+    assert output.pooler_output is not None
+    return F.normalize(output.pooler_output, dim=-1)
 
 
 def _check_folder(folder: Path) -> None:

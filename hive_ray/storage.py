@@ -8,7 +8,6 @@ answers mean, is in `s3.py`.
 import errno
 import functools
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -40,7 +39,8 @@ COPIED_AT_A_TIME = 1 << 22
 """Bytes."""
 PROBE = ".hive_ray-probe-"
 """How the names of the small files begin by which a run's folder is tried."""
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 MARKERS = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
 BEGUN = ("building.json", "exporting.json")
@@ -94,7 +94,8 @@ def patient(act: Callable[P, R]) -> Callable[P, R]:
 def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
     """Do `act` again while S3 fails in a way that passes; an address at which nothing answers has `unreachable_s`."""
     started = time.monotonic()
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         try:
             return act()
         except OSError as error:
@@ -107,6 +108,7 @@ def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
             if attempt == 1:
                 warn(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}")
             time.sleep(min(2.0**attempt, 15.0))
+            attempt += 1
 
 
 @patient

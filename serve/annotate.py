@@ -12,7 +12,7 @@ share a PostgreSQL database. The settings are those of the run's config.yaml (`a
 
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -79,7 +79,7 @@ class Annotating(Annotation):
     """Run folder: a local path or an s3:// address."""
     host: str = "127.0.0.1"
     """Address that it listens on; 0.0.0.0 for all of this machine's."""
-    port: int = Field(8001, ge=0, le=65535)
+    port: int = Field(default=8001, ge=0, le=65535)
     public_address: str = ""
     """How people reach it, for the links that are printed, such as https://rank.example.org behind a proxy; "" is
     http://<host>:<port>."""
@@ -111,23 +111,23 @@ def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
 
 def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
     """The app itself."""
+    handlers: dict[Any, Callable[..., Any]] = {
+        HTTPException: answer_refused,
+        RequestValidationError: answer_invalid,
+        DatabaseAway: _answer_away,
+        Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
+        PictureError: lambda _, error: refusal(404, str(error)),
+        Exception: answer_failure,
+    }
+    for kind in (AnswerError, ImageError, LabelStudioError, PersonError):
+        handlers[kind] = lambda _, error: refusal(400, str(error))
     site = FastAPI(
         title="hive_ray annotation",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         lifespan=_few_threads,
-        exception_handlers={
-            HTTPException: answer_refused,
-            RequestValidationError: answer_invalid,
-            DatabaseAway: _answer_away,
-            Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
-            **dict.fromkeys(
-                (AnswerError, ImageError, LabelStudioError, PersonError), lambda _, error: refusal(400, str(error))
-            ),
-            PictureError: lambda _, error: refusal(404, str(error)),
-            Exception: answer_failure,
-        },
+        exception_handlers=handlers,
     )
     plan = Plan(
         settings.mode, settings.lease_minutes * 60, settings.gold_rate, settings.repeat_rate, settings.repeat_after

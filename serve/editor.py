@@ -77,24 +77,24 @@ class Serving(Section):
 
     editor: str = "runs/quickstart/editors/finetuned"
     """The editor's folder, a path or an s3:// address."""
-    guidance_scale: float | None = Field(None, ge=0, le=MAX_SCALE)
+    guidance_scale: float | None = Field(default=None, ge=0, le=MAX_SCALE)
     """What requests get that do not say; None is 2.0 for editors of at most 64 pixels, else 7.5."""
-    image_guidance_scale: float | None = Field(None, ge=0, le=MAX_SCALE)
+    image_guidance_scale: float | None = Field(default=None, ge=0, le=MAX_SCALE)
     """As `guidance_scale`; None is 1.4 or 1.5."""
-    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """As `guidance_scale`; None is 10 or 50."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """Seconds after which a request is given up and its denoising stopped."""
-    max_ongoing: int = Field(BATCH_ROWS, ge=1)
+    max_ongoing: int = Field(default=BATCH_ROWS, ge=1)
     """Requests that the replica holds, in work or next in line."""
-    max_queued: int = Field(8, ge=0)
+    max_queued: int = Field(default=8, ge=0)
     """Requests that wait beyond those; more are answered 503 with Retry-After."""
     feedback: str = ""
     """Database that takes people's thumbs with their pictures, as `annotation.database`; "" shows no thumbs."""
-    num_replicas: int = Field(1, ge=1)
-    num_gpus: float | None = Field(None, ge=0)
+    num_replicas: int = Field(default=1, ge=1)
+    num_gpus: float | None = Field(default=None, ge=0)
     """GPUs of a replica; None is one where this machine has any, else 0."""
-    num_cpus: float = Field(1.0, ge=0)
+    num_cpus: float = Field(default=1.0, ge=0)
     """CPUs of a replica; also its number of torch threads when it has no GPU."""
 
     @model_validator(mode="before")
@@ -277,7 +277,8 @@ class EditorPage:
     ) -> dict:
         """Store what somebody thinks of an edit, with both pictures; `key` names the edit: a later thumb replaces an
         earlier one."""
-        if self.feedback is None:
+        feedback = self.feedback
+        if feedback is None:
             raise HTTPException(404, "this editor takes no feedback; start it with feedback=sqlite:///path")
         asked = {
             "guidance_scale": guidance_scale,
@@ -289,7 +290,7 @@ class EditorPage:
 
         def store() -> bool:
             return record(
-                self.feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
+                feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
                 settings=asked, source_image=fit(source, self.card.resolution),
                 edited_image=fit(after, self.card.resolution),
             )  # fmt: skip

@@ -33,7 +33,7 @@ class Starting(Serving):
 
     host: str = "127.0.0.1"
     """Address that it listens on; 0.0.0.0 for all of this machine's."""
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535)
 
 
 def serve_editor(settings: Starting) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import ColumnElement, Select, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from hive_ray.annotation.models import ANSWERED, EXPIRED, LEASED, Assignment, Person, Task
 from hive_ray.seeds import seed_for, uniform_for
@@ -25,7 +25,7 @@ class Plan:
     """New tasks that lie between a task and its repeat."""
 
 
-def can_be_done(kind: str) -> tuple[ColumnElement[bool], ...]:
+def can_be_done(kind: str) -> tuple[ColumnElement[bool] | InstrumentedAttribute[bool], ...]:
     """What is true of tasks of a kind that can be shown."""
     return Task.kind == kind, Task.present, Task.broken.is_(None)
 
@@ -35,7 +35,9 @@ def choose(session: Session, person: Person, plan: Plan, now: float, waits: bool
 
     Unless it `waits`, tasks that others are handing out at this moment are passed over.
     """
-    draw, task, attempt = uniform_for("handed", person.id, person.handed), None, 0
+    draw = uniform_for("handed", person.id, person.handed)
+    task = None
+    attempt = 0
     if draw < plan.gold_rate:
         task = _gold(session, person, plan, waits)
     elif draw < plan.gold_rate + plan.repeat_rate:
@@ -84,7 +86,7 @@ def _repeat(session: Session, person: Person, plan: Plan) -> Task | None:
     if first is None:
         return None
     since = select(func.count()).where(Assignment.person_id == person.id, Assignment.id > first.id)
-    return session.get_one(Task, first.task_id) if session.scalar(since) >= plan.repeat_after else None
+    return session.get_one(Task, first.task_id) if (session.scalar(since) or 0) >= plan.repeat_after else None
 
 
 def _tasks(plan: Plan, waits: bool) -> Select:
@@ -107,7 +109,9 @@ def _lease(session: Session, person: Person, task: Task, attempt: int, now: floa
         order = np.random.default_rng(seed).permutation(len(task.edit_ids)).tolist()
         assignment = Assignment(task_id=task.id, person_id=person.id, attempt=attempt, shown=order)
         session.add(assignment)
-    assignment.state, assignment.handed, assignment.expires = LEASED, now, now + lease_s
+    assignment.state = LEASED
+    assignment.handed = now
+    assignment.expires = now + lease_s
     if attempt == 0:
         task.taken += 1
     return assignment

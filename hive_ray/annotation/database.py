@@ -48,9 +48,11 @@ class DatabaseAway(RuntimeError):
     @property
     def plainly(self) -> str:
         """What is wrong, without the address, for people who need not know it."""
-        said = str(self).lower()
-        busy = any(word in said for word in ("locked", "lock timeout", "busy", "no free connection"))
-        state = "read-only" if "readonly" in said or "read-only" in said else "busy" if busy else "out of reach"
+        message = str(self).lower()
+        busy = any(word in message for word in ("locked", "lock timeout", "busy", "no free connection"))
+        state = "busy" if busy else "out of reach"
+        if "readonly" in message or "read-only" in message:
+            state = "read-only"
         return f"the database is {state}; nothing was lost"
 
 
@@ -136,7 +138,7 @@ class Database:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
                 yield connection
             return
-        self._same_file()
+        self._same_file(self.file)
         if writes and not self._writer.acquire(timeout=PATIENCE_S):
             raise DatabaseAway(f"{self} has been busy for {PATIENCE_S:g} s; try again")
         try:
@@ -146,16 +148,16 @@ class Database:
             if writes:
                 self._writer.release()
 
-    def _same_file(self) -> None:
+    def _same_file(self, file: Path) -> None:
         """Never write into a file that was removed or put in another's place: nobody would find it again."""
         try:
-            found = os.stat(self.file)
+            status = os.stat(file)
         except OSError as error:
             raise DatabaseAway(f"{self} is gone ({error.strerror}); put it back") from error
         if self._identity is None:
-            self._identity = found.st_dev, found.st_ino
-        elif self._identity != (found.st_dev, found.st_ino):
-            self._identity = found.st_dev, found.st_ino
+            self._identity = status.st_dev, status.st_ino
+        elif self._identity != (status.st_dev, status.st_ino):
+            self._identity = status.st_dev, status.st_ino
             self.engine.dispose()
 
     @contextmanager

@@ -1,10 +1,10 @@
-"""Answers out: `rankings` as JSON lines for `jobs/collect_rankings`, and everything as CSV.
+"""Exports of answers: rankings as JSON lines for `jobs/collect_rankings`, and everything as CSV.
 
-All of an export is one state of the database, also while people are at work. What is left out, and where it stays:
+An export is one state of the database, even while people are at work. These are not among the rankings:
 
     gold tasks, repeats     the overview page; the CSV, in the columns `known` and `attempt`
     skipped tasks           the CSV, with the reason in `skipped`
-    none acceptable         in both: ranks as given, and "none_acceptable": true
+    none acceptable         in both, with their ranks and "none_acceptable": true
 
 """
 
@@ -47,12 +47,17 @@ class Answered:
     task_id: int
     answer_id: int
     present: bool = True
-    """Whether its task is one of those that are handed out now: not of another round, for example."""
+    """Whether its task is handed out now. Tasks of earlier rounds, for example, are not."""
 
     @property
     def known(self) -> bool | None:
-        """Whether it agrees with what is known of a gold task; None elsewhere, or where it was skipped."""
+        """Whether it agrees with the known answer of a gold task; None for other tasks and for skipped ones."""
         return knows_better(self.gold, self.edit_ids, self.verdict) if self.gold else None
+
+    @property
+    def is_work(self) -> bool:
+        """Whether it is the first answer to a task without a known answer, and not a skip."""
+        return not self.gold and not self.attempt and "skipped" not in self.verdict
 
 
 def answered(database: Database, kind: str | None = None) -> list[Answered]:
@@ -83,49 +88,47 @@ def answered(database: Database, kind: str | None = None) -> list[Answered]:
 
 
 def work(answers: list[Answered], without: Collection[str] = ()) -> list[Answered]:
-    """Answers that count as work: first attempts at tasks of unknown answer that were not skipped, of people who are
-    not in `without`."""
-    return [
-        one
-        for one in answers
-        if not one.gold and not one.attempt and "skipped" not in one.verdict and one.annotator not in without
-    ]
+    """The answers that count as work (`Answered.is_work`), of people who are not in `without`."""
+    return [answer for answer in answers if answer.is_work and answer.annotator not in without]
 
 
 def ranking_lines(answers: list[Answered], without: Collection[str] = ()) -> Iterator[str]:
     """JSON lines as `rankings.annotations` reads them: ranks aligned with edit_ids, 1 is best, ties share a rank."""
-    for one in work(answers, without):
-        if "ranks" in one.verdict:
+    for answer in work(answers, without):
+        if "ranks" in answer.verdict:
             record = {
-                "prompt_id": one.prompt_id, "annotator": one.annotator, "ranks": one.verdict["ranks"],
-                "edit_ids": list(one.edit_ids), "none_acceptable": one.verdict["none_acceptable"],
-                "seconds": round(one.seconds, 2),
+                "prompt_id": answer.prompt_id, "annotator": answer.annotator, "ranks": answer.verdict["ranks"],
+                "edit_ids": list(answer.edit_ids), "none_acceptable": answer.verdict["none_acceptable"],
+                "seconds": round(answer.seconds, 2),
             }  # fmt: skip
             yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def csv_lines(answers: list[Answered], without: Collection[str] = ()) -> Iterator[str]:
-    """A header and a row for every answer; lists are separated by spaces; texts that a table program would take for a
-    formula get an apostrophe in front."""
+    """CSV: a header, and a row for every answer.
+
+    Lists are separated by spaces. An apostrophe protects texts that a spreadsheet would take for a formula.
+    """
     yield _csv(COLUMNS)
-    for one in answers:
-        if one.annotator not in without:
-            said = one.verdict
-            sides = [_side(one, said[name]) if name in said else "" for name in QUESTIONS]
-            known = "" if one.known is None else str(one.known).lower()
-            none_acceptable = str(said["none_acceptable"]).lower() if "ranks" in said else ""
+    for answer in answers:
+        if answer.annotator not in without:
+            verdict = answer.verdict
+            sides = [_side(answer, verdict[name]) if name in verdict else "" for name in QUESTIONS]
+            known = "" if answer.known is None else str(answer.known).lower()
+            none_acceptable = str(verdict["none_acceptable"]).lower() if "ranks" in verdict else ""
             yield _csv(
                 (
-                    one.kind, one.prompt_id, _harmless(one.instruction), _harmless(one.annotator), one.attempt,
-                    " ".join(one.edit_ids), " ".join(one.editors), " ".join(map(str, one.shown)),
-                    " ".join(map(str, said.get("ranks", ()))), none_acceptable, *sides,
-                    _harmless(said.get("skipped", "")), known, round(one.seconds, 2), round(one.at, 3),
+                    answer.kind, answer.prompt_id, _harmless(answer.instruction), _harmless(answer.annotator),
+                    answer.attempt,
+                    " ".join(answer.edit_ids), " ".join(answer.editors), " ".join(map(str, answer.shown)),
+                    " ".join(map(str, verdict.get("ranks", ()))), none_acceptable, *sides,
+                    _harmless(verdict.get("skipped", "")), known, round(answer.seconds, 2), round(answer.at, 3),
                 )
             )  # fmt: skip
 
 
-def _side(one: Answered, place: int | None) -> str:
-    return "same" if place is None else one.editors[place]
+def _side(answer: Answered, place: int | None) -> str:
+    return "same" if place is None else answer.editors[place]
 
 
 def _harmless(words: str) -> str:

@@ -1,6 +1,6 @@
-"""Thumbs up and down from the page of a served editor, beside the rankings, and made into rankings.
+"""Thumbs up and down from the page of a served editor: stored, and turned into rankings.
 
-Here pictures are in the database, since they are nowhere else; a person who presses a thumb gives them.
+The pictures are in the database, since they exist nowhere else. A person who presses a thumb sends them.
 """
 
 import time
@@ -22,21 +22,26 @@ from hive_ray.seeds import id_for
 AT_ONCE = 50
 ANNOTATOR = "thumbs"
 MOST_LIKED, MOST_DISLIKED = 5, 4
-"""Edits in a ranking, where there are more of both: as many in all as people rank at a time."""
+"""Most edits of each kind in a ranking: together as many as people rank at a time."""
 
 
 def record(
     database: Database, *, key: str, editor: str, instruction: str, liked: bool, settings: dict[str, Any],
     source_image: bytes, edited_image: bytes, now: float | None = None,
 ) -> bool:  # fmt: skip
-    """Store what somebody thinks of one edit; whether it was new. `key` names the edit on the page: a thumb that is
-    pressed again, or the other one, takes the place of the first. What no database holds as text becomes U+FFFD."""
-    key, instruction = (repaired(text).replace("\0", "\ufffd") for text in (key, instruction))
+    """Store a person's opinion of an edit; returns whether it is the first on this edit.
+
+    `key` names the edit on the page: a later thumb replaces an earlier one. Characters that a database cannot store
+    become U+FFFD.
+    """
+    key = repaired(key).replace("\0", "\ufffd")
+    instruction = repaired(instruction).replace("\0", "\ufffd")
 
     def store(session: Session) -> bool:
-        found = session.scalars(select(Feedback).where(Feedback.key == key).with_for_update()).first()
-        if found is not None:
-            found.liked, found.at = liked, now or time.time()
+        known = session.scalars(select(Feedback).where(Feedback.key == key).with_for_update()).first()
+        if known is not None:
+            known.liked = liked
+            known.at = now or time.time()
             return False
         session.add(
             Feedback(
@@ -55,9 +60,9 @@ def recorded(database: Database, editor: str | None = None) -> Iterator[Feedback
     if editor is not None:
         query = query.where(Feedback.editor == editor)
     last = 0
-    while found := database.read(partial(_rows, query=query.where(Feedback.id > last))):
-        yield from found
-        last = found[-1].id
+    while batch := database.read(partial(_rows, query=query.where(Feedback.id > last))):
+        yield from batch
+        last = batch[-1].id
 
 
 def _rows(session: Session, query: Select) -> list[Feedback]:
@@ -78,28 +83,26 @@ class Thumb:
 
 def thumbs(database: Database) -> list[Thumb]:
     """All thumbs as they are now, in the order in which they came."""
-    found = []
-    for one in recorded(database):
-        prompt_id = id_for("prompt", ANNOTATOR, repaired(one.instruction), one.source_image)
-        found.append(Thumb(one.id, one.key, prompt_id, id_for("thumb", prompt_id, one.edited_image), one.liked))
-    return found
+    all_thumbs = []
+    for row in recorded(database):
+        prompt_id = id_for("prompt", ANNOTATOR, repaired(row.instruction), row.source_image)
+        all_thumbs.append(Thumb(row.id, row.key, prompt_id, id_for("thumb", prompt_id, row.edited_image), row.liked))
+    return all_thumbs
 
 
-def rankings_of(database: Database, found: list[Thumb]) -> Iterator[Row]:
+def rankings_of(database: Database, all_thumbs: list[Thumb]) -> Iterator[Row]:
     """Thumbs -> RANKINGS rows by the annotator "thumbs", and {"dropped": reason} for each thumb that is in none.
 
-    Of each picture and instruction, edits with more thumbs up than down have rank 1, those with fewer rank 2; there is
-    a ranking where there are both. Pictures have the editor's resolution; captions are "", for nobody wrote any.
+    For each picture and instruction, edits with more thumbs up than down have rank 1, those with fewer rank 2. There
+    is a ranking only where there are both. Pictures have the editor's resolution; captions are "".
     """
     of_prompt: dict[str, dict[str, list[Thumb]]] = defaultdict(lambda: defaultdict(list))
-    for thumb in found:
+    for thumb in all_thumbs:
         of_prompt[thumb.prompt_id][thumb.edit_id].append(thumb)
     for edits in of_prompt.values():
-        balance = {edit_id: sum(1 if one.liked else -1 for one in each) for edit_id, each in edits.items()}
-        liked, disliked = (
-            [edit_id for edit_id in edits if sign * balance[edit_id] > 0][-most:]
-            for sign, most in ((1, MOST_LIKED), (-1, MOST_DISLIKED))
-        )
+        balance = {edit_id: _balance(thumbs_of_edit) for edit_id, thumbs_of_edit in edits.items()}
+        liked = [edit_id for edit_id in edits if balance[edit_id] > 0][-MOST_LIKED:]
+        disliked = [edit_id for edit_id in edits if balance[edit_id] < 0][-MOST_DISLIKED:]
         ranked = [*liked, *disliked] if liked and disliked else []
         for edit_id in edits.keys() - set(ranked):
             alone = "too_many_edits" if ranked else "nothing_to_compare_with"
@@ -110,8 +113,14 @@ def rankings_of(database: Database, found: list[Thumb]) -> Iterator[Row]:
             yield _ranking(dict(zip(ranked, rows, strict=True)), edits[ranked[0]][0].prompt_id, len(liked))
 
 
+def _balance(thumbs_of_edit: list[Thumb]) -> int:
+    """Thumbs up minus thumbs down."""
+    return sum(1 if thumb.liked else -1 for thumb in thumbs_of_edit)
+
+
 def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
     first = next(iter(edits.values()))
+    sampled = ("seed", "guidance_scale", "image_guidance_scale")
     return {
         "ranking_id": id_for("ranking", prompt_id, ANNOTATOR, *edits),
         "prompt_id": prompt_id,
@@ -123,18 +132,18 @@ def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
         "edits": [
             {
                 "edit_id": edit_id,
-                "image": one.edited_image,
-                **{name: one.settings.get(name) or 0 for name in ("seed", "guidance_scale", "image_guidance_scale")},
+                "image": edit.edited_image,
+                **{name: edit.settings.get(name) or 0 for name in sampled},
             }
-            for edit_id, one in edits.items()
+            for edit_id, edit in edits.items()
         ],
-        "editor": " ".join(sorted({one.editor for one in edits.values()})),
+        "editor": " ".join(sorted({edit.editor for edit in edits.values()})),
         "annotator": ANNOTATOR,
         "ranks": [1] * num_liked + [2] * (len(edits) - num_liked),
     }
 
 
 def _by_id(session: Session, ids: list[int]) -> list[Feedback]:
-    """Feedback in the order of its ids as given."""
-    found = {one.id: one for one in session.scalars(select(Feedback).where(Feedback.id.in_(ids)))}
-    return [found[one] for one in ids]
+    """Feedback in the order of `ids`."""
+    by_id = {row.id: row for row in session.scalars(select(Feedback).where(Feedback.id.in_(ids)))}
+    return [by_id[row_id] for row_id in ids]

@@ -59,7 +59,9 @@ class Desk:
     """Where tasks are handed out and answers handed in."""
 
     def __init__(self, database: Database, plan: Plan, now: Callable[[], float] = time.time) -> None:
-        self.database, self.plan, self.now = database, plan, now
+        self.database = database
+        self.plan = plan
+        self.now = now
 
     # --- Handing out ---
 
@@ -104,15 +106,15 @@ class Desk:
             return 0
 
         def take_back(session: Session) -> int:
-            found = session.scalars(
+            overdue_leases = session.scalars(
                 select(Assignment)
                 .where(overdue)
                 .order_by(Assignment.id)
                 .limit(SWEPT_AT_ONCE)
                 .with_for_update(skip_locked=not waits)
             ).all()
-            self._end(session, found)
-            return len(found)
+            self._end(session, overdue_leases)
+            return len(overdue_leases)
 
         return self.database.write(take_back)
 
@@ -126,7 +128,7 @@ class Desk:
         for assignment in leases:
             assignment.state = EXPIRED
         session.flush()
-        for assignment in sorted(leases, key=lambda one: one.task_id):
+        for assignment in sorted(leases, key=lambda lease: lease.task_id):
             self._release(session, assignment)
 
     # --- Handing in ---
@@ -144,7 +146,7 @@ class Desk:
         )
 
     def _submit(
-        self, session: Session, person_id: int, assignment_id: int, key: str, given: object, seconds: float,
+        self, session: Session, person_id: int, assignment_id: int, key: str, answer: object, seconds: float,
         corrects: int | None,
     ) -> Stored:  # fmt: skip
         self._person(session, person_id)
@@ -155,7 +157,7 @@ class Desk:
                 raise Refused("not_yours", f"the key {key[:40]!r} belongs to another answer; take a new one")
             return Stored(known.id, assignment.id, repeated=True)
         task = session.get_one(Task, assignment.task_id)
-        verdict = checked(task.kind, given, assignment.shown)
+        verdict = checked(task.kind, answer, assignment.shown)
         last = self._last(session, assignment)
         if (last.id if last else None) != corrects:
             if corrects is None:
@@ -214,12 +216,14 @@ class Desk:
                 .group_by(Answer.assignment_id)
                 .subquery()
             )
-            wanted = select(newest.c.assignment_id).order_by(newest.c.first.desc()).limit(1)
+            query = select(newest.c.assignment_id).order_by(newest.c.first.desc()).limit(1)
             if before is not None:
                 edge = select(newest.c.first).where(newest.c.assignment_id == before).scalar_subquery()
-                wanted = wanted.where(newest.c.first < edge)
-            found = session.scalar(wanted)
-            return self._showing(session, session.get_one(Assignment, found)) if found is not None else None
+                query = query.where(newest.c.first < edge)
+            assignment_id = session.scalar(query)
+            if assignment_id is None:
+                return None
+            return self._showing(session, session.get_one(Assignment, assignment_id))
 
         return self.database.read(last)
 
@@ -267,5 +271,5 @@ class Desk:
 
     def _showing(self, session: Session, assignment: Assignment) -> Showing:
         last, task = self._last(session, assignment), session.get_one(Task, assignment.task_id)
-        said = as_shown(last.verdict, assignment.shown) if last else None
-        return Showing(assignment.id, task, assignment.shown, self.plan.lease_s, said, last.id if last else None)
+        verdict = as_shown(last.verdict, assignment.shown) if last else None
+        return Showing(assignment.id, task, assignment.shown, self.plan.lease_s, verdict, last.id if last else None)

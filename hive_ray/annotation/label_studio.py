@@ -44,8 +44,9 @@ def signature(secret: str, prompt_id: str, edit_id: str) -> str:
 
 def configuration(database: Database) -> str:
     """The labeling configuration that the tasks need: a bucket for each rank of the task with the most edits."""
-    found = database.read(lambda session: list(session.scalars(select(Task.edit_ids).where(Task.kind == RANK))))
-    num_edits = max(map(len, found), default=MAX_EDITS)
+    query = select(Task.edit_ids).where(Task.kind == RANK)
+    edit_ids_of_tasks = database.read(lambda session: list(session.scalars(query)))
+    num_edits = max(map(len, edit_ids_of_tasks), default=MAX_EDITS)
     buckets = "".join(f'<Bucket name="{BUCKET}{rank}" title="Rank {rank}"/>' for rank in range(1, num_edits + 1))
     return (
         '<View><Header value="$instruction"/><Image name="picture" value="$source_image" maxWidth="360px"/>'
@@ -62,13 +63,13 @@ def tasks(
     `address` takes a prompt and an edit id, or "" for the source. Answers are nobody's there, since Label Studio
     refuses a file that names people whom it does not know; they are known again by `import_id` when they come back.
     """
-    said: dict[int, list[Answered]] = {}
-    for one in answers:
-        if not one.attempt and not one.gold:
-            said.setdefault(one.task_id, []).append(one)
+    by_task: dict[int, list[Answered]] = {}
+    for answer in answers:
+        if not answer.attempt and not answer.gold:
+            by_task.setdefault(answer.task_id, []).append(answer)
     query = select(Task).where(Task.kind == RANK, Task.gold.is_(None), Task.present, Task.broken.is_(None))
-    found = database.read(lambda session: list(session.scalars(query.order_by(Task.position))))
-    rows = (_task(task, project, address, said.get(task.id, [])) for task in found)
+    open_tasks = database.read(lambda session: list(session.scalars(query.order_by(Task.position))))
+    rows = (_task(task, project, address, by_task.get(task.id, [])) for task in open_tasks)
     return _array(json.dumps(row, ensure_ascii=False) for row in rows)
 
 
@@ -88,20 +89,19 @@ def _task(task: Task, project: str, address: Callable[[str, str], str], answers:
         "hive_ray_project": project, "hive_ray_task": task.key, "prompt_id": task.prompt_id,
         "instruction": task.instruction, "source_image": address(task.prompt_id, ""), "edits": edits,
     }  # fmt: skip
-    return {"data": data, "annotations": [_annotation(one) for one in answers]}
+    return {"data": data, "annotations": [_annotation(answer) for answer in answers]}
 
 
-def _annotation(one: Answered) -> dict[str, Any]:
-    same = {"id": one.answer_id, "import_id": one.answer_id, "lead_time": round(one.seconds, 2)}
-    if "skipped" in one.verdict:
+def _annotation(answer: Answered) -> dict[str, Any]:
+    same = {"id": answer.answer_id, "import_id": answer.answer_id, "lead_time": round(answer.seconds, 2)}
+    if "skipped" in answer.verdict:
         return {**same, "was_cancelled": True, "result": []}
-    ranks = one.verdict["ranks"]
-    buckets = {
-        f"{BUCKET}{rank}": [edit_id for edit_id, own in zip(one.edit_ids, ranks, strict=True) if own == rank]
-        for rank in sorted(set(ranks))
-    }
+    ranks = answer.verdict["ranks"]
+    buckets: dict[str, list[str]] = {f"{BUCKET}{rank}": [] for rank in sorted(set(ranks))}
+    for edit_id, rank in zip(answer.edit_ids, ranks, strict=True):
+        buckets[f"{BUCKET}{rank}"].append(edit_id)
     result = [{"from_name": "ranks", "to_name": "edits", "type": "ranker", "value": {"ranker": buckets}}]
-    if one.verdict["none_acceptable"]:
+    if answer.verdict["none_acceptable"]:
         chosen = {"choices": ["None is acceptable"]}
         result.append({"from_name": "none_acceptable", "to_name": "picture", "type": "choices", "value": chosen})
     return {**same, "was_cancelled": False, "result": result}
@@ -118,16 +118,16 @@ class Taken:
     """What is wrong with each of the others, and with each task that cannot be used."""
 
 
-def take_in(database: Database, project: str, given: Any, now: float) -> Taken:
+def take_in(database: Database, project: str, export: Any, now: float) -> Taken:
     """Store the answers of a Label Studio export (JSON), and name those that cannot be used.
 
     Raises a LabelStudioError, and stores nothing, if the file holds no list, or more of it cannot be used than can: it
     is of another project, or no export as JSON. People are added by their e-mail address or number; they have no link.
     """
-    if not isinstance(given, list):
-        raise LabelStudioError(f"the file holds a {type(given).__name__}; export the tasks as JSON, which is a list")
+    if not isinstance(export, list):
+        raise LabelStudioError(f"the file holds a {type(export).__name__}; export the tasks as JSON, which is a list")
     try:
-        rows = repaired(given)
+        rows = repaired(export)
     except RecursionError as error:
         raise LabelStudioError("the file is nested too deeply to be an export of tasks") from error
 
@@ -259,7 +259,7 @@ def _name(completed_by: Any) -> str:
     name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
     if type(name) is int and 0 <= name <= MOST_ID:
         return f"Label Studio {name}"
-    if not _storable(name) or not name.strip() or len(name) > NAME_LENGTH:
+    if not isinstance(name, str) or not _storable(name) or not name.strip() or len(name) > NAME_LENGTH:
         raise LabelStudioError(f"completed_by is {repr(completed_by)[:NAME_LENGTH]}; it names no person")
     return name
 
@@ -277,7 +277,7 @@ def _verdict(task: Task, annotation: dict[str, Any]) -> dict[str, Any]:
     if annotation.get("was_cancelled"):
         return {"skipped": SKIPPED_THERE}
     results = annotation.get("result") or []
-    buckets = next((one["value"]["ranker"] for one in results if one.get("type") == "ranker"), {})
+    buckets = next((result["value"]["ranker"] for result in results if result.get("type") == "ranker"), {})
     ranked = [
         (edit_id, int(name.removeprefix(BUCKET)))
         for name, edit_ids in buckets.items()
@@ -289,7 +289,7 @@ def _verdict(task: Task, annotation: dict[str, Any]) -> dict[str, Any]:
         raise LabelStudioError(
             f"the edits {named} are ranked, and the task has {sorted(task.edit_ids)}: put each of them into one bucket"
         )
-    none_acceptable = any(one.get("from_name") == "none_acceptable" for one in results)
+    none_acceptable = any(result.get("from_name") == "none_acceptable" for result in results)
     rank_of = dict(ranked)
     ranks = dense_ranks([rank_of[edit_id] for edit_id in task.edit_ids])
     return {"ranks": ranks, "none_acceptable": none_acceptable}

@@ -21,7 +21,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 ACTIVE, PAUSED = "active", "paused"
 ANNOTATOR, ADMINISTRATOR = "annotator", "administrator"
 RANK, STUDY = "rank", "study"
-LEASED, ANSWERED, SKIPPED, EXPIRED = "leased", "answered", "skipped", "expired"
+LEASED = "leased"
+ANSWERED = "answered"
+SKIPPED = "skipped"
+EXPIRED = "expired"
 
 _Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself in INTEGER columns alone
 

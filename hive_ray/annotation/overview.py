@@ -1,4 +1,4 @@
-"""The overview page: how far the work is, who does it how, and how well people agree."""
+"""The overview page: progress, people's work, and agreement."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,16 +25,18 @@ def overview(
     database: Database, settings: Annotation, probabilities: Mapping[str, float] = MappingProxyType({})
 ) -> str:
     """The whole page as HTML. probabilities: as `preference_yield`'s."""
-    answers, people = answered(database, settings.mode), standings(database, settings)
-    done, agreed = progress(database, settings.mode), agreement(answers)
-    said = [one for one in answers if "skipped" not in one.verdict]
+    answers = answered(database, settings.mode)
+    people = standings(database, settings)
+    done = progress(database, settings.mode)
+    agreed = agreement(answers)
+    judged = [answer for answer in answers if "skipped" not in answer.verdict]
     sections = [
         ("Agreement", _agreement(agreed, answers, people, settings)),
         ("What people's time gave", _yield(answers, probabilities, settings)),
         ("What the study finds", _study(results(answers, flagged(people)))),
         ("People", _people(people, settings)),
-        ("Over time", _over_time(said)),
-        ("Time for a task", _times(said)),
+        ("Over time", _over_time(judged)),
+        ("Time for a task", _times(judged)),
         ("What was said", _verdicts(answers)),
         ("Tasks that cannot be shown", "".join(html.note(why) for why in done.broken)),
     ]
@@ -42,7 +44,8 @@ def overview(
 
 
 def _finding(done: Progress, people: list[Standing]) -> str:
-    doubtful, annotators = len(flagged(people)), sum(one.role == ANNOTATOR for one in people)
+    doubtful = len(flagged(people))
+    annotators = sum(person.role == ANNOTATOR for person in people)
     share = f" ({done.answers / done.wanted:.0%})" if done.wanted else ""
     return (
         f"{done.answers:,} of {done.wanted:,} answers are in{share}; {done.finished:,} of {done.tasks:,} tasks are"
@@ -57,11 +60,11 @@ def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
 def _agreement(agreed: Agreement, answers: list[Answered], people: list[Standing], settings: Annotation) -> str:
     if not agreed.tasks:
         return html.note("No task has been done by two people yet.")
-    kept = agreement(one for one in answers if one.annotator not in flagged(people))
+    kept = agreement(answer for answer in answers if answer.annotator not in flagged(people))
     head = ("", "Kendall's tau-b" if settings.mode == "rank" else "same answers", "Krippendorff's alpha", "tasks")
     rows = [
-        (name, _number(one.tau), _number(one.alpha), f"{one.tasks:,}")
-        for name, one in (("everybody", agreed), ("without flagged people", kept))
+        (name, _number(result.tau), _number(result.alpha), f"{result.tasks:,}")
+        for name, result in (("everybody", agreed), ("without flagged people", kept))
     ]
     return html.table(head, rows) + html.note(
         "Over tasks that several people did. Alpha is 1 in full agreement and 0 where people agree by chance."
@@ -69,7 +72,7 @@ def _agreement(agreed: Agreement, answers: list[Answered], people: list[Standing
 
 
 def _yield(answers: list[Answered], probabilities: Mapping[str, float], settings: Annotation) -> str:
-    gave = preference_yield((one for one in answers if one.present), probabilities)
+    gave = preference_yield((answer for answer in answers if answer.present), probabilities)
     if settings.mode != "rank" or not gave.hours:
         return ""
     note = (
@@ -88,11 +91,11 @@ def _people(people: list[Standing], settings: Annotation) -> str:
     head = ("", "answers", "skipped", "seconds", "known right", "with others", "with themselves", "")
     rows = [
         (
-            escape(one.name), f"{one.answers:,}", f"{one.skipped:,}", _number(one.median_seconds, 1),
-            f"{one.known_right} of {one.known_answers}", _number(one.with_others), _number(one.with_self),
-            escape(one.flag or (one.state if one.state != "active" else "")),
+            escape(person.name), f"{person.answers:,}", f"{person.skipped:,}", _number(person.median_seconds, 1),
+            f"{person.known_right} of {person.known_answers}", _number(person.with_others), _number(person.with_self),
+            escape(person.flag or (person.state if person.state != "active" else "")),
         )
-        for one in people if one.answers or one.skipped or one.role == ANNOTATOR
+        for person in people if person.answers or person.skipped or person.role == ANNOTATOR
     ]  # fmt: skip
     return html.table(head, rows, kind="words") + html.note(
         "Seconds is the median. Known right: tasks whose answer is known. With others, with themselves: "
@@ -101,74 +104,78 @@ def _people(people: list[Standing], settings: Annotation) -> str:
     )
 
 
-def _busiest(said: list[Answered]) -> dict[str, list[Answered]]:
+def _busiest(answers: list[Answered]) -> dict[str, list[Answered]]:
     groups: dict[str, list[Answered]] = defaultdict(list)
-    for one in said:
-        groups[one.annotator].append(one)
+    for answer in answers:
+        groups[answer.annotator].append(answer)
     return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LINES])
 
 
-def _over_time(said: list[Answered]) -> str:
-    if len(said) < 2:
+def _over_time(answers: list[Answered]) -> str:
+    if len(answers) < 2:
         return ""
-    start = min(one.at for one in said)
-    groups = {"everybody": said} | (_busiest(said) if len({one.annotator for one in said}) > 1 else {})
-    lines = {
-        name: [((at - start) / 3600, count) for count, at in enumerate(sorted(one.at for one in group), 1)]
-        for name, group in groups.items()
-    }
+    start = min(answer.at for answer in answers)
+    groups = {"everybody": answers}
+    if len({answer.annotator for answer in answers}) > 1:
+        groups |= _busiest(answers)
+    lines = {}
+    for name, group in groups.items():
+        times = sorted(answer.at for answer in group)
+        lines[name] = [((at - start) / 3600, count) for count, at in enumerate(times, 1)]
     return html.chart(charts.line_chart(lines, "hours since the first answer", "answers"))
 
 
-def _times(said: list[Answered]) -> str:
-    if len(said) < 2:
+def _times(answers: list[Answered]) -> str:
+    if len(answers) < 2:
         return ""
-    groups = {name: [min(one.seconds, LONGEST_S) for one in group] for name, group in _busiest(said).items()}
+    groups = {}
+    for name, group in _busiest(answers).items():
+        groups[name] = [min(answer.seconds, LONGEST_S) for answer in group]
     drawn = html.chart(charts.histogram(groups, "seconds", "share of answers"))
     return drawn + html.note(f"More than {LONGEST_S:g} s count as {LONGEST_S:g}.")
 
 
 def _verdicts(answers: list[Answered]) -> str:
     counts: dict[str, int] = defaultdict(int)
-    for one in answers:
-        counts[_kind(one)] += 1
+    for answer in answers:
+        counts[_kind(answer)] += 1
     return html.chart(charts.bar_chart(dict(counts), "answers", "in order")) if counts else ""
 
 
-def _kind(one: Answered) -> str:
-    if "skipped" in one.verdict:
+def _kind(answer: Answered) -> str:
+    if "skipped" in answer.verdict:
         return "skipped"
-    if "ranks" not in one.verdict:
+    if "ranks" not in answer.verdict:
         return "compared"
-    if one.verdict["none_acceptable"]:
+    if answer.verdict["none_acceptable"]:
         return "none acceptable"
-    ranks = one.verdict["ranks"]
+    ranks = answer.verdict["ranks"]
     if len(set(ranks)) == 1:
         return "all the same"
     return "in order" if len(set(ranks)) == len(ranks) else "with ties"
 
 
-def _share(one: Interval) -> str:
-    return f"{100 * one.value:.1f} % <small>{100 * one.low:.1f} to {100 * one.high:.1f}</small>"
+def _share(share: Interval) -> str:
+    return f"{100 * share.value:.1f} % <small>{100 * share.low:.1f} to {100 * share.high:.1f}</small>"
 
 
-def _study(found: list[Comparison]) -> str:
-    if not found:
+def _study(comparisons: list[Comparison]) -> str:
+    if not comparisons:
         return ""
     head = ("", "win", "tie", "loss", "win - loss", "win - loss, by person")
     rows = [
         (
-            f"{WORDS[one.question]}", *(_share(one.by_prompt[name]) for name in (*OUTCOMES, "net")),
-            _share(one.by_annotator["net"]),
+            f"{WORDS[comparison.question]}", *(_share(comparison.by_prompt[name]) for name in (*OUTCOMES, "net")),
+            _share(comparison.by_annotator["net"]),
         )
-        for one in found
+        for comparison in comparisons
     ]  # fmt: skip
     each = [
-        (f"{escape(name)}: {WORDS[one.question].lower()}", *(f"{100 * shares[side]:.0f} %" for side in OUTCOMES))
-        for one in found
-        for name, shares in one.people.items()
+        (f"{escape(name)}: {WORDS[comparison.question].lower()}", *(f"{100 * shares[side]:.0f} %" for side in OUTCOMES))
+        for comparison in comparisons
+        for name, shares in comparison.people.items()
     ]  # fmt: skip
-    first = found[0]
+    first = comparisons[0]
     note = html.note(
         f"{first.editor} against {first.baseline}, {first.num_answers} answers to {first.num_prompts} prompts, flagged"
         " people left out; 95 % bootstrap intervals by prompt, and by person."

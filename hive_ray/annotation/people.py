@@ -83,21 +83,21 @@ def who(database: Database, cookie: str, now: float | None = None) -> SignedIn |
     at = now or time.time()
 
     def find(session: Transaction) -> SignedIn | None:
-        found = session.execute(
+        person = session.execute(
             select(Person.id, Person.name, Person.role, Person.state)
             .join(Session, Session.person_id == Person.id)
             .where(Session.cookie_hash == _hash(cookie), Session.expires > at)
         ).first()
-        if found is None:
+        if person is None:
             return None
-        return SignedIn(found.id, found.name, found.role, found.state == PAUSED, _hash(f"forgery {cookie}"))
+        return SignedIn(person.id, person.name, person.role, person.state == PAUSED, _hash(f"forgery {cookie}"))
 
     return database.read(find)
 
 
-def same_token(given: str, wanted: str) -> bool:
+def same_token(token: str, expected: str) -> bool:
     """Whether two tokens are the same, in a time that does not say where they differ."""
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(token.encode(), expected.encode())
 
 
 def sign_out(database: Database, cookie: str) -> None:

@@ -51,7 +51,12 @@ def progress(database: Database, kind: str) -> Progress:
         finished = session.scalar(select(func.count()).where(Task.id.in_(tasks), answered >= Task.wanted))
         broken = session.scalars(select(Task.broken).where(Task.kind == kind, Task.broken.is_not(None)).limit(100))
         return Progress(
-            total, finished or 0, by_state.get(ANSWERED, 0), int(wanted), by_state.get(LEASED, 0), list(broken)
+            total,
+            finished or 0,
+            by_state.get(ANSWERED, 0),
+            int(wanted),
+            by_state.get(LEASED, 0),
+            list(filter(None, broken)),
         )
 
     return database.read(count)

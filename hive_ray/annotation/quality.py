@@ -1,8 +1,9 @@
-"""How far answers are to be trusted: known tasks, repeats, time, and agreement between people."""
+"""Quality of answers: known tasks, repeats, time, and agreement between people."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean, median
 
 from sqlalchemy import select
@@ -29,30 +30,30 @@ class Standing:
     known_right: int
     known_answers: int
     with_others: float | None
-    """Kendall's tau-b with everybody else's order of the same edits, mean; for the study the share of same answers."""
+    """Mean Kendall's tau-b with other people's orders of the same edits; for the study the share of same answers."""
     with_self: float | None
-    """The same with their own earlier answer, over repeated tasks."""
+    """The same with their own earlier answers, over repeated tasks."""
     last_at: float | None
     flag: str
-    """Why their answers are doubtful; "" if nothing says so."""
+    """Why their answers are doubtful; "" if they are not."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far people agree, over tasks that several have done; None without such."""
+    """Agreement over tasks that several people have done; None if there are no such tasks."""
 
     tau: float | None
     """Kendall's tau-b, mean over pairs of people and then over tasks; the share of same answers for the study."""
     alpha: float | None
-    """Krippendorff's alpha, ordinal: a unit is one edit (for the study one question), its values people's ranks."""
+    """Ordinal Krippendorff's alpha: a unit is an edit (for the study a question), its values are people's ranks."""
     tasks: int
 
 
-def same_order(one: Answered, other: Answered) -> float:
-    """How alike two answers to one task are: Kendall's tau-b, or the share of questions answered alike."""
-    if "ranks" in one.verdict:
-        return kendall_tau(one.verdict["ranks"], other.verdict["ranks"])
-    return fmean(one.verdict[question] == other.verdict[question] for question in QUESTIONS)
+def same_order(first: Answered, second: Answered) -> float:
+    """The similarity of two answers to a task: Kendall's tau-b, or the share of questions with the same answer."""
+    if "ranks" in first.verdict:
+        return kendall_tau(first.verdict["ranks"], second.verdict["ranks"])
+    return fmean(first.verdict[question] == second.verdict[question] for question in QUESTIONS)
 
 
 def agreement(answers: Iterable[Answered]) -> Agreement:
@@ -62,26 +63,34 @@ def agreement(answers: Iterable[Answered]) -> Agreement:
     if shared and "ranks" not in shared[0][0].verdict:
         tau = fmean(_mean_over_pairs(group) for group in shared)
     else:
-        tau = mean_tau([one.verdict["ranks"] for one in group] for group in shared)
-    return Agreement(tau, krippendorff_alpha(unit for group in shared for unit in _units(group)), len(shared))
+        tau = mean_tau(_orders(group) for group in shared)
+    units = [unit for group in shared for unit in _units(group)]
+    return Agreement(tau, krippendorff_alpha(units), len(shared))
+
+
+def _orders(group: list[Answered]) -> list[list[int]]:
+    return [answer.verdict["ranks"] for answer in group]
 
 
 def _mean_over_pairs(group: list[Answered]) -> float:
-    return fmean(same_order(one, two) for place, one in enumerate(group) for two in group[place + 1 :])
+    return fmean(same_order(first, second) for first, second in combinations(group, 2))
 
 
 def _units(group: list[Answered]) -> list[list[int]]:
     """Values by edit, or by question: 0 the first editor better, 1 about the same, 2 the second better."""
     if "ranks" in group[0].verdict:
-        return [list(ranks) for ranks in zip(*(one.verdict["ranks"] for one in group), strict=True)]
+        return [list(ranks) for ranks in zip(*_orders(group), strict=True)]
     value = {0: 0, None: 1, 1: 2}
-    return [[value[one.verdict[question]] for one in group] for question in QUESTIONS]
+    units = []
+    for question in QUESTIONS:
+        units.append([value[answer.verdict[question]] for answer in group])
+    return units
 
 
 def _by_task(answers: Iterable[Answered]) -> dict[int, list[Answered]]:
     groups: dict[int, list[Answered]] = defaultdict(list)
-    for one in answers:
-        groups[one.task_id].append(one)
+    for answer in answers:
+        groups[answer.task_id].append(answer)
     return groups
 
 
@@ -89,8 +98,8 @@ def standings(database: Database, settings: Annotation) -> list[Standing]:
     """Everybody's standing in the current mode, by name."""
     answers = answered(database, settings.mode)
     own: dict[str, list[Answered]] = defaultdict(list)
-    for one in answers:
-        own[one.annotator].append(one)
+    for answer in answers:
+        own[answer.annotator].append(answer)
     by_task = _by_task(work(answers))
     people = database.read(lambda session: list(session.scalars(select(Person).order_by(Person.name))))
     return [_standing(person, own[person.name], by_task, settings) for person in people]
@@ -99,18 +108,23 @@ def standings(database: Database, settings: Annotation) -> list[Standing]:
 def _standing(
     person: Person, own: list[Answered], by_task: dict[int, list[Answered]], settings: Annotation
 ) -> Standing:
-    said = [one for one in own if "skipped" not in one.verdict]
-    known = [one.known for one in said if one.known is not None]
-    first = {one.task_id: one for one in said if not one.attempt}
-    again = [same_order(one, first[one.task_id]) for one in said if one.attempt and one.task_id in first]
+    judged = [answer for answer in own if "skipped" not in answer.verdict]
+    known = [answer.known for answer in judged if answer.known is not None]
+    first = {answer.task_id: answer for answer in judged if not answer.attempt}
+    again = [
+        same_order(answer, first[answer.task_id]) for answer in judged if answer.attempt and answer.task_id in first
+    ]
     others = [
-        same_order(one, other) for one in work(own) for other in by_task[one.task_id] if other.annotator != person.name
+        same_order(answer, other)
+        for answer in work(own)
+        for other in by_task[answer.task_id]
+        if other.annotator != person.name
     ]
     return Standing(
         id=person.id, name=person.name, role=person.role, state=person.state, answers=len(work(own)),
-        skipped=len(own) - len(said), median_seconds=median(one.seconds for one in said) if said else None,
+        skipped=len(own) - len(judged), median_seconds=median(answer.seconds for answer in judged) if judged else None,
         known_right=sum(known), known_answers=len(known), with_others=fmean(others) if others else None,
-        with_self=fmean(again) if again else None, last_at=max((one.at for one in own), default=None),
+        with_self=fmean(again) if again else None, last_at=max((answer.at for answer in own), default=None),
         flag=_flag(person.role, known, settings),
     )  # fmt: skip
 
@@ -121,6 +135,6 @@ def _flag(role: str, known: list[bool], settings: Annotation) -> str:
     return f"{sum(known)} of {len(known)} known tasks right, below {settings.least_known:.0%}"
 
 
-def flagged(found: Iterable[Standing]) -> set[str]:
+def flagged(people: Iterable[Standing]) -> set[str]:
     """Names of people whose answers are doubtful."""
-    return {one.name for one in found if one.flag}
+    return {person.name for person in people if person.flag}

@@ -1,7 +1,7 @@
-"""What a user study found: how often people prefer one of two editors, by question.
+"""Results of a user study: how often people prefer one of two editors, by question.
 
-Wins are the second editor's. Answers of one prompt are alike, and so are those of one person: intervals are given for
-both, resampling prompts (each the mean of its answers) or people.
+Wins are those of the second editor. Answers to one prompt depend on each other, and so do answers of one person. So
+there are two intervals: one resamples prompts (each with the mean of its answers), the other people.
 """
 
 from collections import defaultdict
@@ -37,15 +37,16 @@ class Comparison:
 def results(
     answers: list[Answered], without: Collection[str] = (), *, resamples: int = 1000, seed: int = 0
 ) -> list[Comparison]:
-    """A comparison for each question, of the answers that count as work; none where there are no answers."""
-    counted = [one for one in work(answers, without) if "ranks" not in one.verdict]
+    """A comparison for each question, over the answers that count as work; none if there are no answers."""
+    counted = [answer for answer in work(answers, without) if "ranks" not in answer.verdict]
     if not counted:
         return []
     return [_compared(question, counted, resamples, seed) for question in QUESTIONS]
 
 
 def _compared(question: str, answers: list[Answered], resamples: int, seed: int) -> Comparison:
-    prompts, people = (_shares(question, answers, name) for name in ("prompt_id", "annotator"))
+    prompts = _shares(question, answers, "prompt_id")
+    people = _shares(question, answers, "annotator")
     baseline, editor = answers[0].editors
     return Comparison(
         question, editor, baseline, _intervals(prompts, resamples, seed), _intervals(people, resamples, seed),
@@ -54,15 +55,20 @@ def _compared(question: str, answers: list[Answered], resamples: int, seed: int)
 
 
 def _shares(question: str, answers: list[Answered], unit: str) -> dict[str, dict[str, float]]:
-    """Of each prompt, or person: the shares of wins, ties and losses."""
-    said: dict[str, list[str]] = defaultdict(list)
-    for one in answers:
-        outcome = {1: "win", None: "tie", 0: "loss"}[one.verdict[question]]
-        said[getattr(one, unit)].append(outcome)
-    return {name: {one: fmean(said == one for said in outcomes) for one in OUTCOMES} for name, outcomes in said.items()}
+    """The shares of wins, ties and losses of each prompt or person."""
+    outcomes_of: dict[str, list[str]] = defaultdict(list)
+    for answer in answers:
+        outcome = {1: "win", None: "tie", 0: "loss"}[answer.verdict[question]]
+        outcomes_of[getattr(answer, unit)].append(outcome)
+    shares: dict[str, dict[str, float]] = {}
+    for name, outcomes in outcomes_of.items():
+        shares[name] = {outcome: fmean(each == outcome for each in outcomes) for outcome in OUTCOMES}
+    return shares
 
 
 def _intervals(shares: dict[str, dict[str, float]], resamples: int, seed: int) -> dict[str, Interval]:
-    values = {outcome: {unit: one[outcome] for unit, one in shares.items()} for outcome in OUTCOMES}
-    values["net"] = {unit: one["win"] - one["loss"] for unit, one in shares.items()}
+    values: dict[str, dict[str, float]] = {}
+    for outcome in OUTCOMES:
+        values[outcome] = {unit: share[outcome] for unit, share in shares.items()}
+    values["net"] = {unit: share["win"] - share["loss"] for unit, share in shares.items()}
     return {name: interval(of, resamples=resamples, seed=seed) for name, of in values.items()}

@@ -50,8 +50,8 @@ class Prompt:
 def known_bad(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
     """Prompts whose last edit is replaced by one that is known to be bad: in turns the unedited source, which does
     not follow the instruction, and the source of another prompt, which keeps nothing."""
-    wanted = min(len(prompts), max(LEAST_GOLD, round(GOLD_SHARE * len(prompts))))
-    chosen = sorted(prompts, key=lambda one: uniform_for("gold", one.prompt_id))[:wanted]
+    num_known = min(len(prompts), max(LEAST_GOLD, round(GOLD_SHARE * len(prompts))))
+    chosen = sorted(prompts, key=lambda prompt: uniform_for("gold", prompt.prompt_id))[:num_known]
     for number, prompt in enumerate(chosen):
         other = chosen[(number + 1) % len(chosen)].prompt_id
         bad = f"{ANOTHER}{other}" if number % 2 and other != prompt.prompt_id else f"{UNCHANGED}{prompt.prompt_id}"
@@ -68,27 +68,27 @@ def known_from(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) 
     Lines that fit no prompt are left out and named on standard output; a GoldError if they are more than half.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    found: dict[str, Prompt] = {}
+    prompt_of: dict[str, Prompt] = {}
     place_of: dict[str, str] = {}
     count = LineCount(name)
     for line in lines:
         try:
             known = _known(line, by_id)
-            if known.prompt_id in found:
+            if known.prompt_id in prompt_of:
                 first = place_of[known.prompt_id]
                 raise GoldError(f"{known.prompt_id} is in {first}, too, which counts; keep one of them")
         except GoldError as error:
             count.take(f"{line.place}: {error}")
         else:
             count.take()
-            found[known.prompt_id], place_of[known.prompt_id] = known, line.place
+            prompt_of[known.prompt_id], place_of[known.prompt_id] = known, line.place
     try:
         count.refuse_most("Give prompt_id (of a candidate), better and worse (ids of its edits), an object a line")
     except TextError as error:
         raise GoldError(str(error)) from error
     if count.bad:
         warn(f"known answers {name}: {count}")
-    return list(found.values())
+    return list(prompt_of.values())
 
 
 def _known(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
@@ -122,7 +122,9 @@ def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_ta
 
     def store(session: Session) -> int:
         session.execute(update(Task).where(Task.kind == kind).values(present=False))
-        first, added, keys = 1 + (session.scalar(select(func.max(Task.position))) or 0), 0, list(by_key)
+        first = 1 + (session.scalar(select(func.max(Task.position))) or 0)
+        added = 0
+        keys = list(by_key)
         for start in range(0, len(keys), AT_ONCE):
             chunk = keys[start : start + AT_ONCE]
             known = set(session.scalars(select(Task.key).where(Task.key.in_(chunk))))
@@ -131,9 +133,9 @@ def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_ta
             session.execute(update(Task).where(*work).values(wanted=people_per_task))
             for task in session.scalars(select(Task).where(Task.key.in_(known), Task.gold.is_not(None))):
                 task.gold = by_key[task.key].gold
+            new = [key for key in chunk if key not in known]
             rows = [
-                _row(key, kind, by_key[key], first + added + index, people_per_task)
-                for index, key in enumerate(key for key in chunk if key not in known)
+                _row(key, kind, by_key[key], first + added + index, people_per_task) for index, key in enumerate(new)
             ]
             if rows:
                 session.execute(insert(Task), rows)
@@ -148,12 +150,12 @@ def _put_in_order(session: Session, kind: str, keys: Sequence[str]) -> None:
     """Hand these tasks out in this order from now on. They move behind all others, where everybody looks again: a task
     that a person has had is passed over."""
     present = select(Task.key, Task.id, Task.position).where(Task.kind == kind, Task.present)
-    found = {key: (task_id, position) for key, task_id, position in session.execute(present)}
-    positions = [found[key][1] for key in keys]
+    by_key = {key: (task_id, position) for key, task_id, position in session.execute(present)}
+    positions = [by_key[key][1] for key in keys]
     if positions == sorted(positions):
         return
-    first = 1 + session.scalar(select(func.max(Task.position)))
-    rows = [{"id": found[key][0], "position": first + place} for place, key in enumerate(keys)]
+    first = 1 + (session.scalar(select(func.max(Task.position))) or 0)
+    rows = [{"id": by_key[key][0], "position": first + place} for place, key in enumerate(keys)]
     session.execute(update(Task), rows)
 
 
@@ -180,15 +182,16 @@ def project_name(database: Database) -> str:
 
 def project_secret(database: Database) -> str:
     """What this database's project signs with, made when first asked for; nobody is told."""
-    found = database.read(lambda session: session.scalar(select(Project.secret)))
-    if found:
-        return found
+    kept = database.read(lambda session: session.scalar(select(Project.secret)))
+    if kept:
+        return kept
     project_name(database)  # which makes the project
 
     def secret(session: Session) -> str:
-        project = session.get(Project, 1, with_for_update=True)
-        project.secret = project.secret or secrets.token_hex(16)
-        return project.secret
+        project = session.get_one(Project, 1, with_for_update=True)
+        made = project.secret or secrets.token_hex(16)
+        project.secret = made
+        return made
 
     return database.write(secret)
 
@@ -198,4 +201,4 @@ def num_open(database: Database, kind: str = RANK) -> int:
     left = select(func.coalesce(func.sum(Task.wanted - Task.taken), 0)).where(
         Task.kind == kind, Task.taken < Task.wanted, Task.present, Task.broken.is_(None), Task.gold.is_(None)
     )
-    return int(database.read(lambda session: session.scalar(left)))
+    return int(database.read(lambda session: session.scalar(left)) or 0)

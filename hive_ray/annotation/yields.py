@@ -71,7 +71,7 @@ def preference_yield(
 def ties_and_pairs(ranks: list[int]) -> tuple[int, int]:
     """How many pairs of edits share a rank, and how many pairs there are."""
     pairs = list(combinations(ranks, 2))
-    return sum(one == other for one, other in pairs), len(pairs)
+    return sum(first == other for first, other in pairs), len(pairs)
 
 
 def tie_rate_of_all(counts: Mapping[str, list[tuple[int, int]]], probabilities: Mapping[str, float]) -> float | None:

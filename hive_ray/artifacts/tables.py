@@ -108,8 +108,11 @@ class Shard:
 class Plan(Protocol):
     """How a table is made, shard by shard (`mapping.map_table` returns one)."""
 
-    rows_in: int
-    rows_per_shard: int
+    @property
+    def rows_in(self) -> int: ...
+
+    @property
+    def rows_per_shard(self) -> int: ...
 
     def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
         """Write these shards of the table at `path`, in any order, and report each one once it is written."""

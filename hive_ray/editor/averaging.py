@@ -1,6 +1,6 @@
-"""One editor of several that were trained from one start, as fast as each of them.
+"""Merge editors that were trained from one start into one editor of the same size.
 
-editors/<a>, editors/<b>, ... -> the mean of their weights, or the start and all that they changed -> an editor folder
+editors/<a>, editors/<b>, ... -> the mean of their weights, or the start plus all changes -> an editor folder
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,8 @@ def mean_state(states: Iterable[State]) -> State:
     """The mean of state dicts with the same names and shapes (model soups, Wortsman et al. 2022), summed in fp32 and
     returned in the first one's dtypes.
 
-    What is no floating-point number is the first one's. Of a stream of states, two are held at a time besides the sum.
+    Weights of other types than floating point are the first one's. Only two states are in memory at a time, besides the
+    sum.
     ValueError names a weight that differs in shape, or that not all of them have.
     """
     first, total, count = _summed(states, lambda value, of_first: value.float())
@@ -29,10 +30,10 @@ def mean_state(states: Iterable[State]) -> State:
 
 
 def changed_state(states: Iterable[State]) -> State:
-    """The first state dict plus what each of the others differs from it (task arithmetic, Ilharco et al. 2023, with a
+    """The first state dict plus the differences of the others from it (task arithmetic, Ilharco et al. 2023, with a
     scale of 1): start + sum of (state - start), summed in fp32 and returned in the first one's dtypes.
 
-    What is no floating-point number is the first one's. ValueError as `mean_state`.
+    Weights of other types than floating point are the first one's. ValueError as `mean_state`.
     """
     first, total, _ = _summed(states, lambda value, of_first: value.float() - of_first.float())
     return first | {name: value.to(first[name].dtype) for name, value in total.items()}
@@ -97,7 +98,7 @@ def _merged(folders: Sequence[str | Path], merge: Callable[[Iterable[State]], St
 
 
 def _weights(editor: Editor) -> State:
-    """What training moves of an editor, by one name each."""
+    """The trained weights of an editor by name."""
     parts = {"unet": editor.unet, "text": editor.text}
     return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
 

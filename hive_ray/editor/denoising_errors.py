@@ -1,10 +1,10 @@
-"""How badly an editor predicts the noise in an edit: what it knows of edits without being taught.
+"""How badly an editor predicts the noise in an edit: a measure of edits that needs no training.
 
     rankings, editor -> ErrorMeasurer -> denoising_errors
 
-An edit that follows the instruction and keeps the picture is likely under the editor, and the mean squared error of its
-denoising is what bounds that likelihood (Ho et al. 2020, eq. 14). All edits meet the same noise, as in Li et al. 2023
-("Your Diffusion Model is Secretly a Zero-Shot Classifier"): two edits' errors then differ by the edits alone.
+An edit that follows the instruction and keeps the picture is likely under the editor. The mean squared error of its
+denoising bounds that likelihood (Ho et al. 2020, eq. 14). All edits get the same noise, as in Li et al. 2023 ("Your
+Diffusion Model is Secretly a Zero-Shot Classifier"), so that the errors of two edits differ by the edits alone.
 
 B edits, S source pictures, C latent channels, h w latent height and width
 F features: errors at each noise level under each condition
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from hive_ray.config import DenoisingError
+from hive_ray.diffusion.noising import add_noise, denoising_target
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.levels import class_labels
 from hive_ray.editor.model import Editor, append_suffix
-from hive_ray.editor.objective import denoising_target, row_errors
+from hive_ray.editor.objective import row_errors
 from hive_ray.images import to_batch
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.seeds import generator_for
@@ -60,17 +61,20 @@ def denoising_errors(
     The latent of an edit is the mean of its posterior, so that nothing is drawn but the common noise. The error is that
     of what the editor was trained to predict: the noise, or the velocity.
     """
-    count, device, dtype = len(edited_images), editor.unet.device, editor.unet.dtype
+    count = len(edited_images)
+    device = editor.unet.device
+    dtype = editor.unet.dtype
     check_levels(editor, settings)
     mean, std = editor.posterior(edited_images)
     latents = editor.draw_target(mean, std, torch.zeros_like(std)).to(device)
     sources = editor.encode_condition(source_images).to(device)[list(source_of)]
     pictures = {"instruction": sources, "source": sources, "nothing": torch.zeros_like(sources)}
     texts_of = {"instruction": list(instructions), "source": [""] * count, "nothing": [""] * count}
-    given = torch.cat([pictures[condition] for condition in settings.conditions])
+    conditions = torch.cat([pictures[condition] for condition in settings.conditions])
     texts = [text for condition in settings.conditions for text in texts_of[condition]]
     num_conditions = len(settings.conditions)
-    text_inputs = editor.text.encode_rows(texts).unet_inputs(*edited_images.shape[-2:], dtype)
+    height, width = edited_images.shape[-2:]
+    text_inputs = editor.text.encode_rows(texts).unet_inputs(height, width, dtype)
     labels = class_labels(editor.unet, texts, device=device)
     features = []
     for level in settings.levels:
@@ -78,9 +82,9 @@ def denoising_errors(
         total = torch.zeros(num_conditions, count, device=device)
         for draw in range(settings.draws):
             noise = common_noise(latents.shape[1:], level, draw).to(device).expand_as(latents)
-            noisy = editor.scheduler.add_noise(latents, noise, timesteps)
+            noisy = add_noise(editor.scheduler, latents, noise, timesteps)
             target = denoising_target(editor.scheduler, latents, noise, timesteps)
-            inputs = torch.cat([noisy.repeat(num_conditions, 1, 1, 1), given], dim=1)
+            inputs = torch.cat([noisy.repeat(num_conditions, 1, 1, 1), conditions], dim=1)
             inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
             predicted = editor.unet(inputs, timesteps[0], class_labels=labels, **text_inputs).sample
             total += row_errors(predicted, target.repeat(num_conditions, 1, 1, 1)).view_as(total)
@@ -91,7 +95,7 @@ def denoising_errors(
 
 def check_levels(editor: Editor, settings: DenoisingError) -> None:
     """ValueError for noise levels that the editor does not have."""
-    most = editor.scheduler.config.num_train_timesteps - 1
+    most = editor.scheduler.config["num_train_timesteps"] - 1
     beyond = [level for level in settings.levels if level > most]
     if beyond:
         raise ValueError(
@@ -152,9 +156,11 @@ class ErrorMeasurer:
             [edit["instruction"] for edit in edits],
             self.settings,
         )
-        return [
-            {"edit_id": edit["edit_id"], "prompt_id": edit["prompt_id"], "features": numbers.tolist()}
-            if numbers.isfinite().all()
-            else {"dropped": "error_not_finite"}
-            for edit, numbers in zip(edits, features, strict=True)
-        ]
+        measured: Rows = []
+        for edit, numbers in zip(edits, features, strict=True):
+            if numbers.isfinite().all():
+                ids = {"edit_id": edit["edit_id"], "prompt_id": edit["prompt_id"]}
+                measured.append(ids | {"features": numbers.tolist()})
+            else:
+                measured.append({"dropped": "error_not_finite"})
+        return measured

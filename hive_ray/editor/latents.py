@@ -49,12 +49,12 @@ class PairPosteriors(NamedTuple):
 
 
 def mentions_side(instruction: str) -> bool:
-    """Whether a mirrored pair would contradict the instruction: it says left or right."""
+    """Whether a mirrored pair would contradict the instruction, because it says left or right."""
     return re.search(r"\b(left|right)(most|wards?)?\b", instruction, re.IGNORECASE) is not None
 
 
 def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Views:
-    """A view of each row: mirrored at even odds where flips are on and the instruction says no side.
+    """A view of each row: mirrored with probability 1/2 where flips are on and the instruction names no side.
 
     Draws one number a row, and two more a row where crops are random.
     """
@@ -81,9 +81,9 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
             pictures = [_decoded(rows[index], column) for column in columns]
         except ImageError as error:
             return str(error)
-        seen = window(pictures[0].shape[:2], side, settings.crop, views.places[index])
+        shown = window(pictures[0].shape[:2], side, settings.crop, views.places[index])
         for place, picture in enumerate(pictures):
-            pixels = cut(picture, seen, side).transpose(2, 0, 1)
+            pixels = cut(picture, shown, side).transpose(2, 0, 1)
             batch[place, index] = pixels[:, :, ::-1] if views.mirrored[index] else pixels
         return None
 
@@ -112,7 +112,9 @@ class LatentEncoder:
     """Pairs -> their latents."""
 
     def __init__(self, start: str, settings: Settings, device: str = "cuda") -> None:
-        self.vae, self.settings = load_vae(start, settings.single_file).to(device), settings
+        self.vae = load_vae(start, settings.single_file)
+        self.vae.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps Module.to without `self`
+        self.settings = settings
 
     def __call__(self, rows: Rows) -> Rows:
         return self.encoded(rows, "pair_id", PICTURES)
@@ -128,12 +130,13 @@ class LatentEncoder:
         views = [pixels, pixels.flip(-1)] if self.settings.flip else [pixels]
         latents = torch.stack([encode_edits(self.vae, view) for view in views], dim=1)
         stored = latents.to("cpu", STORED[self.settings.latents]).numpy()
-        return [
-            {key: row[key], "latents": numbers.tobytes()}
-            if np.isfinite(numbers).all()
-            else _dropped(row, key, "latents_not_finite")
-            for row, numbers in zip(rows, stored, strict=True)
-        ]
+        encoded: Rows = []
+        for row, numbers in zip(rows, stored, strict=True):
+            if np.isfinite(numbers).all():
+                encoded.append({key: row[key], "latents": numbers.tobytes()})
+            else:
+                encoded.append(_dropped(row, key, "latents_not_finite"))
+        return encoded
 
 
 class RankingLatentEncoder(LatentEncoder):
@@ -177,11 +180,11 @@ class PairLatents:
         """The rows whose `latents` are not those of so many edits, by place, with the reason."""
         num_views, _, *shape = self.stored_shape
         each = num_views * math.prod(shape) * STORED[self.settings.latents].itemsize
-        wanted = [(1 + 2 * count) * each for count in num_edits]
+        num_bytes = [(1 + 2 * count) * each for count in num_edits]
         return {
-            place: f"its latents have {len(row['latents'])} bytes, {wanted[place]} are wanted"
+            place: f"its latents have {len(row['latents'])} bytes, {num_bytes[place]} are wanted"
             for place, row in enumerate(rows)
-            if len(row["latents"]) != wanted[place]
+            if len(row["latents"]) != num_bytes[place]
         }
 
     def posteriors(self, batch: dict[str, Tensor]) -> PairPosteriors:
@@ -195,18 +198,20 @@ class PairLatents:
 
     def _stored(self, rows: Rows, views: Views) -> Tensor:
         """Stored latents (B, 3, C, h, w) in fp32."""
-        kind, found, reasons = STORED[self.settings.latents], [], self.of_another_size(rows, [1] * len(rows))
+        dtype = STORED[self.settings.latents]
+        reasons = self.of_another_size(rows, [1] * len(rows))
+        latents: list[Tensor] = []
         for index, row in enumerate(rows):
             if index in reasons:
                 continue
-            numbers = torch.frombuffer(bytearray(row["latents"]), dtype=kind).view(self.stored_shape)
-            found.append(numbers[int(views.mirrored[index])].float())
-            # amax passes NaN on; asked of each number, it would take nine times as long
+            numbers = torch.frombuffer(bytearray(row["latents"]), dtype=dtype).view(self.stored_shape)
+            latents.append(numbers[int(views.mirrored[index])].float())
+            # amax passes NaN on, and is much faster than a look at each number
             if not numbers.abs().amax().isfinite():
                 reasons[index] = "its latents are not finite"
         if reasons:
             raise BadRows(reasons)
-        return torch.stack(found)
+        return torch.stack(latents)
 
 
 def straight(rows: Rows) -> Views:

@@ -1,6 +1,6 @@
-"""Quality levels: a learned embedding that says beside the instruction how good the edit shall be.
+"""Quality levels: a learned embedding that tells the editor, beside the instruction, how good the edit shall be.
 
-    U-Net, the texts that it is given, the rows' quality levels -> class labels
+    U-Net, texts, quality levels -> class labels
 
 The embedding is diffusers' own: `UNet2DConditionModel(num_class_embeds=...)` adds a row of it to the time embedding. It
 is part of the U-Net's config and weights, so a folder needs nothing more to say that an editor has levels. Multi-Reward
@@ -14,6 +14,7 @@ B rows
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,12 +24,12 @@ from hive_ray.files.model_folders import ModelFolderError
 
 WORST_LEVEL, BEST_LEVEL = 1, 5
 NO_LEVEL = 0
-"""The label of a row that is told nothing of quality."""
+"""The label of a row without a quality level."""
 
 
 def has_levels(unet: UNet2DConditionModel) -> bool:
     """Whether a U-Net has an embedding of levels; ModelFolderError for one of other classes."""
-    count = unet.config.num_class_embeds
+    count = unet.config["num_class_embeds"]
     if count not in (None, BEST_LEVEL + 1):
         raise ModelFolderError(
             f"the U-Net has {count} class embeddings, an editor's quality levels are {BEST_LEVEL + 1}; give a U-Net "
@@ -38,7 +39,7 @@ def has_levels(unet: UNet2DConditionModel) -> bool:
 
 
 def add_levels(unet: UNet2DConditionModel) -> None:
-    """Give a U-Net an embedding of levels, at first zero: no prediction changes. One that has levels keeps them."""
+    """Add an embedding of levels to a U-Net, initialised to zero, so that no prediction changes; existing ones stay."""
     if has_levels(unet):
         return
     zeros = torch.zeros(BEST_LEVEL + 1, unet.time_embedding.linear_2.out_features, device=unet.device, dtype=unet.dtype)
@@ -56,7 +57,8 @@ class FastEmbedding(nn.Embedding):
 
     def __init__(self, rows: Tensor, factor: float) -> None:
         """rows: what it starts as."""
-        super().__init__(*rows.shape, _weight=rows / factor)
+        num_rows, width = rows.shape
+        super().__init__(num_rows, width, _weight=rows / factor)
         self.factor = factor
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -65,10 +67,15 @@ class FastEmbedding(nn.Embedding):
         return weight + ((self.factor - 1) * weight).detach()
 
 
-def train_levels(unet: UNet2DConditionModel, factor: float) -> None:
-    """Have the levels of a U-Net trained at `factor` times the others' rate; its state dict then holds their rows
-    divided by it."""
-    unet.class_embedding = FastEmbedding(unet.class_embedding.weight.detach(), factor)
+def train_levels(unet: UNet2DConditionModel, factor: float) -> FastEmbedding:
+    """Train the levels of a U-Net at `factor` times the learning rate of the other weights; returns their embedding.
+
+    The U-Net's state dict then holds the rows of the levels divided by `factor`.
+    """
+    rows = cast(nn.Embedding, unet.class_embedding).weight.detach()
+    embedding = FastEmbedding(rows, factor)
+    unet.class_embedding = embedding
+    return embedding
 
 
 def class_labels(
@@ -79,9 +86,9 @@ def class_labels(
 ) -> Tensor | None:
     """The U-Net's `class_labels` (B,) for rows with these texts; None for a U-Net without levels.
 
-    levels: the rows' quality levels, 1..5. Without them each row is told the best level, which is what an edit is asked
-    for: other losses then train the editor as it will be sampled. A row without a text is told no level, so that
-    dropping the text drops the level as well, and guidance strengthens both.
+    levels: the rows' quality levels, 1..5. Without them each row has the best level, which is the one used for edits:
+    so other losses train the editor as it will be sampled. A row without a text has no level. So dropping the text
+    drops the level as well, and guidance strengthens both.
     """
     if not has_levels(unet):
         return None

@@ -29,22 +29,22 @@ _FIRST = "unet.conv_in"
 
 
 class Adapters:
-    """Puts adapters into an editor, and takes what they learned out of a state dict of its `Denoiser`."""
+    """Adds adapters to an editor, and extracts their weights from a state dict of its `Denoiser`."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
-        """Afterwards only the adapters, and a first convolution that does not hear the image yet, are trained."""
+        """Freezes all but the adapters, and a first convolution whose weights for the image are still zero."""
         alpha = settings.lora_alpha or settings.lora_rank
         self.scale = alpha / settings.lora_rank
         first = editor.unet.conv_in.weight
-        hears_image = bool(first[:, editor.latent_channels :].any())
+        reads_image = bool(first[:, editor.latent_channels :].any())
         _inject(editor.unet, settings.lora_rank, alpha, settings.lora_targets)
         if settings.train_text_encoder:
             _inject(editor.text, settings.lora_rank, alpha, TEXT_TARGETS)
-        first.requires_grad_(not hears_image)
-        self.first = None if hears_image else first.detach().cpu().clone()
+        first.requires_grad_(not reads_image)
+        self.first = None if reads_image else first.detach().cpu().clone()
 
     def merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of the same module without adapters, what they say added to the weights."""
+        """The state dict of the same module without adapters: their products are added to the weights."""
         merged = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
         for layer, down, up in _products(state):
             weight = merged[f"{layer}.weight"]
@@ -52,28 +52,29 @@ class Adapters:
         return merged
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write what was learned as an adapter for diffusers' `load_lora_weights`, scale included.
+        """Write the adapters for diffusers' `load_lora_weights`, scale included.
 
-        It says all, for the editor that training started from: `Editor.build(start)` saved. What a trained first
-        convolution learned is an adapter of full rank. An embedding of levels is in the folder's U-Net alone: diffusers
-        has no adapters of it.
+        They belong to the editor that training started from, `Editor.build(start)`. A trained first convolution becomes
+        an adapter of full rank. An embedding of levels is not among them, since diffusers has no adapters of it: it is
+        in the folder's U-Net alone.
         """
-        found = {}
+        adapters = {}
         for layer, down, up in _products(state):
             named = _in_a_pipeline(layer)
-            found |= {f"{named}.lora_A.weight": down, f"{named}.lora_B.weight": self.scale * up}
+            adapters[f"{named}.lora_A.weight"] = down
+            adapters[f"{named}.lora_B.weight"] = self.scale * up
         if self.first is not None:
             learned = state[f"{_FIRST}.weight"] - self.first
             size = self.first[0].numel()
-            found[f"{_FIRST}.lora_A.weight"] = torch.eye(size).view(size, *self.first.shape[1:])
-            found[f"{_FIRST}.lora_B.weight"] = learned.flatten(1)[:, :, None, None]
+            adapters[f"{_FIRST}.lora_A.weight"] = torch.eye(size).view(size, *self.first.shape[1:])
+            adapters[f"{_FIRST}.lora_B.weight"] = learned.flatten(1)[:, :, None, None]
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in found.items()}, folder / FILE, {"format": "pt"})
+        save_file({name: value.contiguous() for name, value in adapters.items()}, folder / FILE, {"format": "pt"})
 
 
 @contextmanager
 def without_adapters(module: nn.Module) -> Iterator[None]:
-    """The module as it was before it was given adapters."""
+    """The module with its adapters switched off."""
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -85,8 +86,15 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
 
 
 def _inject(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-    """Give the layers whose names end so adapters that say nothing yet; all other weights are frozen."""
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), module)
+    """Add adapters, whose products are zero at first, to the layers with these names; freeze all other weights."""
+    inject_adapter_in_model(
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - peft scales by alpha / r, whole or not
+            target_modules=list(targets),
+        ),
+        module,
+    )
     for name, weight in module.named_parameters():
         if name.endswith(_DOWN):  # as peft does, but from a generator so that a rerun repeats it
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator_for("lora", name))

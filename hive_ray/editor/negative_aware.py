@@ -1,8 +1,8 @@
-"""What the editor learns from its own scored edits, the bad ones included (DiffusionNFT, Zheng et al. 2025).
+"""DiffusionNFT (Zheng et al. 2025): the editor learns from its own scored edits, bad ones included.
 
     scored_candidates, Editor -> negative-aware loss of some rows -> (cluster/fitting.py) -> an editor folder
 
-The frozen start is the old policy, v_old in the paper: the editor that drew the edits.
+The frozen start, which made the edits, is the paper's old policy v_old.
 
 B rows, C latent channels, h w latent height and width
 """
@@ -10,7 +10,7 @@ B rows, C latent channels, h w latent height and width
 import torch
 from torch import Tensor, nn
 
-from hive_ray.editor.objective import Batch, Metrics, row_errors
+from hive_ray.editor.objective import Batch, Measures, Metrics, row_errors
 from hive_ray.editor.preference import ReferencedObjective
 from hive_ray.schemas import BadRows, Rows
 
@@ -40,7 +40,7 @@ def negative_aware_loss(
 
 
 class NegativeAwareObjective(ReferencedObjective):
-    """The weights that move, and the negative-aware loss of rows of `scored_candidates`; `weight` is the optimality."""
+    """The trained weights, and the negative-aware loss of rows of `scored_candidates`; `weight` is the optimality."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """As `EditorObjective.prepare`. BadRows names rows, too, whose weight is above 1."""
@@ -53,7 +53,7 @@ class NegativeAwareObjective(ReferencedObjective):
             raise BadRows(reasons)
         return super().prepare(rows, generator)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Mean loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
         noised, optimality = self.noised(batch), batch["weight"]
         predicted, reference = model(*noised.inputs)
@@ -66,5 +66,5 @@ class NegativeAwareObjective(ReferencedObjective):
         return losses.mean(), {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
-        """The means as they are: nothing is counted over some of the rows alone."""
+        """The means unchanged: every measure is over all rows."""
         return means

@@ -1,8 +1,8 @@
-"""What the editor learns: the noise of the edited image, given the source image and the instruction.
+"""The editor's objective: predict the noise of the edited image from the source image and the instruction.
 
     pairs or scored_pairs, Editor -> loss of some rows -> (cluster/fitting.py) -> an editor folder
 
-Blind to rewards: a row's `weight` and `instruction` say all.
+It does not see rewards: they act through a row's `weight` and `instruction`.
 
 B batch, C latent channels, h w latent height and width, E text encoders, T tokens
 """
@@ -10,12 +10,15 @@ B batch, C latent channels, h w latent height and width, E text encoders, T toke
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hive_ray.config import Editor as Settings
+from hive_ray.diffusion.noising import add_noise, denoising_target
 from hive_ray.diffusion.text import TextEncoder, TextStates
 from hive_ray.editor.latents import PairLatents, Views, draw_views
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels, train_levels
@@ -25,7 +28,10 @@ from hive_ray.editor.preview import draw_preview
 from hive_ray.schemas import BadRows, Rows
 from hive_ray.statistics.measures import effective_sample_size
 
+Measures = dict[str, Tensor]
+"""What a loss reports of its batch: a number (), float64, by name."""
 Metrics = dict[str, float]
+"""What is logged of a step: means over its rows by name."""
 Batch = dict[str, Tensor]
 
 
@@ -70,12 +76,14 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction_type: str) -
 
 
 class Denoiser(nn.Module):
-    """The weights that move, as one module for DeepSpeed to wrap."""
+    """The trained weights as one module, for DeepSpeed to wrap."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder | None, vae_factor: int) -> None:
         """`vae_factor`: the side of an image over that of its latent, for XL's size conditioning."""
         super().__init__()
-        self.unet, self.text_encoder, self.vae_factor = unet, text_encoder, vae_factor
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.vae_factor = vae_factor
         for layer in unet.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
                 layer.register_forward_pre_hook(_as_channels_last)
@@ -88,7 +96,7 @@ class Denoiser(nn.Module):
         text: token ids (B, E, T) where the text encoder is trained too, else its states; B / n of them where the rows
         are n stretches with the same texts. labels: the class labels (B,) of an editor with levels.
         """
-        states = text if self.text_encoder is None else self.text_encoder(text)
+        states = cast(TextStates, text) if self.text_encoder is None else self.text_encoder(text)
         states = states.repeated(len(noisy) // len(states.sequence))
         height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
@@ -105,7 +113,7 @@ def _as_channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 @dataclass(frozen=True)
 class Noised:
-    """What the network is given of some rows, and what it has to say."""
+    """The network's inputs for some rows, and its training target."""
 
     inputs: tuple
     """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text, class labels (B,) or None: the arguments of
@@ -120,7 +128,7 @@ class Noised:
 
 
 class EditorObjective:
-    """The weights that move, and the denoising loss of rows of `pairs`."""
+    """The trained weights, and the denoising loss of rows of `pairs`."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         self.editor, self.settings = editor, settings
@@ -128,17 +136,18 @@ class EditorObjective:
         editor.vae.requires_grad_(False)
         editor.unet.requires_grad_(True)
         editor.text.requires_grad_(settings.train_text_encoder)
-        self.model = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
+        self.denoiser = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
+        self.model: nn.Module = self.denoiser
         self.adapters = Adapters(editor, settings) if settings.lora_rank else None
         if settings.gradient_checkpointing:
             editor.unet.enable_gradient_checkpointing()
             if settings.train_text_encoder:
                 for encoder in editor.text.encoders:
-                    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+                    cast(PreTrainedModel, encoder).gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def beside(self) -> list[AutoencoderKL | TextEncoder]:
-        """What is frozen, and comes to the device of `model` when it is needed."""
+        """The frozen parts, which move to the device of `model` when they are needed."""
         return [self.editor.vae] if self.settings.train_text_encoder else [self.editor.vae, self.editor.text]
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
@@ -147,7 +156,7 @@ class EditorObjective:
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return self.drawn(rows, generator) | {"weight": weight}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Weighted denoising loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
         noised, weight = self.noised(batch), batch["weight"]
         snr_weight = self._snr_weight(noised.timesteps)
@@ -155,11 +164,11 @@ class EditorObjective:
         return loss, {"train/weight": weight.mean().double(), "train/weight_squared": weight.square().mean().double()}
 
     def levels(self, rows: Rows) -> list[int] | None:
-        """The quality levels that an editor with levels is told of rows; None is the best of each."""
+        """The quality levels of rows, for an editor with levels; None is the best level for all."""
         return None
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
-        """What to log of so many rows whose measures have these means: how many their weights make of them, too."""
+        """The metrics to log for `num_rows` rows whose measures have these means; adds the effective sample size."""
         squared = means.pop("train/weight_squared")
         return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
 
@@ -170,7 +179,7 @@ class EditorObjective:
         copies: int = 1,
         timesteps: tuple[float, float] = (0.0, 1.0),
     ) -> Batch:
-        """What rows of `pairs` carry, and all that is drawn for them, on the CPU.
+        """The data of rows of `pairs`, and all random numbers for them, on the CPU.
 
         "latents" or "pixels" (PairLatents.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
         "no_image" (B,), "tokens" (B / copies, E, T) of the instructions or of nothing, and "labels" (B,) of an editor
@@ -181,16 +190,20 @@ class EditorObjective:
         Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter (not shared), noise,
         drops. BadRows names rows without a usable picture.
         """
-        settings, count, shape = self.settings, len(rows) // copies, self.latents.latent_shape
-        views = Views(*(drawn * copies for drawn in draw_views(rows[:count], settings, generator)))
+        settings = self.settings
+        count = len(rows) // copies
+        shape = self.latents.latent_shape
+        drawn = draw_views(rows[:count], settings, generator)
+        views = Views(drawn.mirrored * copies, drawn.places * copies)
         batch = self.latents.read(rows, views)
         drawn_timesteps = self._draw_timesteps(count, timesteps, generator)
         batch["jitter"] = torch.randn((len(rows), *shape), generator=generator)
         noise = torch.randn((count, *shape), generator=generator)
         no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
         shared = {"timesteps": drawn_timesteps, "noise": noise, "no_image": no_image}
-        given = zip(rows[:count], no_text.tolist(), strict=True)
-        texts = ["" if dropped else row["instruction"] for row, dropped in given]
+        texts = []
+        for row, dropped in zip(rows[:count], no_text.tolist(), strict=True):
+            texts.append("" if dropped else row["instruction"])
         batch["tokens"] = self.editor.text.tokenize(texts)
         labels = class_labels(self.editor.unet, texts * copies, self.levels(rows))
         if labels is not None:
@@ -199,21 +212,24 @@ class EditorObjective:
 
     def _draw_timesteps(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> Tensor:
         """Timesteps (count,), uniform between two shares of the schedule; at least one timestep is always there."""
-        num_timesteps = self.editor.scheduler.config.num_train_timesteps
+        num_timesteps = self.editor.scheduler.config["num_train_timesteps"]
         least = min(round(shares[0] * num_timesteps), num_timesteps - 1)
         most = max(round(shares[1] * num_timesteps), least + 1)
         return torch.randint(least, most, (count,), generator=generator)
 
     def noised(self, batch: Batch) -> Noised:
-        """What was `drawn`, its edited images' latents noised, on the device on which it is now."""
-        editor, noise, timesteps = self.editor, batch["noise"], batch["timesteps"]
+        """The noisy inputs and targets of a `drawn` batch, on the device of the batch."""
+        editor = self.editor
+        noise = batch["noise"]
+        timesteps = batch["timesteps"]
         source, mean, std = self.latents.posteriors(batch)
         latents = editor.draw_target(mean, std, batch["jitter"])
-        noisy = editor.scheduler.add_noise(latents, noise, timesteps)
+        noisy = add_noise(editor.scheduler, latents, noise, timesteps)
         condition = editor.scale_condition(source).masked_fill(batch["no_image"].view(-1, 1, 1, 1), 0.0)
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
-        seen, text = torch.cat([noisy, condition], dim=1), self._text(batch["tokens"])
-        return Noised((seen, timesteps, text, batch.get("labels")), target)
+        inputs = torch.cat([noisy, condition], dim=1)
+        text = self._text(batch["tokens"])
+        return Noised((inputs, timesteps, text, batch.get("labels")), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
@@ -236,9 +252,8 @@ class EditorObjective:
     def _text(self, tokens: Tensor) -> Tensor | TextStates:
         """Token ids (B, E, T) themselves, or a frozen encoder's states of them.
 
-        Encoded in every step, the cheapest place: of Stable Diffusion 1.5 at 256 x 256 a text is 13 GFLOP, the U-Net
-        forth and back 537 (and the pictures, which `latents` saves, 545). States take 236 kB a text, more than the
-        latents of a pair, and a cache would have to hold as many as there are instructions to be of use.
+        Texts are encoded in every step. That costs little beside the U-Net, while a cache would have to hold the states
+        of all instructions, and those of one text take more space than the latents of a pair.
         """
         if self.settings.train_text_encoder:
             return tokens
@@ -252,20 +267,20 @@ class EditorObjective:
             return None
         scheduler = self.editor.scheduler
         alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-        return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config.prediction_type)
+        return min_snr_weight(alphas_cumprod, self.settings.min_snr_gamma, scheduler.config["prediction_type"])
 
 
 _LEVELS = "unet.class_embedding.weight"
 
 
 class LevelObjective(EditorObjective):
-    """The denoising loss of rows of `scored_pairs`, each told its own `quality_level`; gives the editor levels."""
+    """The denoising loss of rows of `scored_pairs`, each with its own `quality_level`; adds levels to the editor."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         add_levels(editor.unet)
-        train_levels(editor.unet, settings.level_rate_factor)
+        embedding = train_levels(editor.unet, settings.level_rate_factor)
         super().__init__(editor, settings)
-        editor.unet.class_embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
+        embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """As `EditorObjective.prepare`. BadRows names rows, too, whose level is not one of 1 to 5."""
@@ -297,13 +312,6 @@ def check_weights(rows: Rows) -> None:
     }
     if reasons:
         raise BadRows(reasons)
-
-
-def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the U-Net has to say (B, C, h, w): the noise, or the velocity of a v-prediction model."""
-    if scheduler.config.prediction_type == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    return noise
 
 
 def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

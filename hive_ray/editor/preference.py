@@ -1,8 +1,8 @@
-"""What the editor learns from rankings directly: to make what people chose likelier than what they rejected.
+"""Diffusion-DPO: the editor learns from rankings to make chosen edits likelier than rejected ones.
 
     rankings, Editor -> Diffusion-DPO loss of some rows -> (cluster/fitting.py) -> an editor folder
 
-No reward model: the start, frozen, is the reference that says how likely an edit was before.
+There is no reward model. The frozen start is the reference: it gives the likelihood of an edit before training.
 
 B rankings, C latent channels, h w latent height and width
 """
@@ -19,7 +19,7 @@ from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import latents_of_edit
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
-from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Metrics, row_errors, under
+from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Measures, Metrics, row_errors, under
 from hive_ray.schemas import BadRows, Row, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.statistics.agreement import dense_ranks
@@ -66,8 +66,8 @@ def scale_rejected_gradient(errors: Tensor, scale: Tensor) -> Tensor:
 
 
 def has_comparison(ranks: list[int], settings: Dpo) -> bool:
-    """Whether a ranking says anything that training learns from: two edits at least `min_rank_gap` ranks apart, or a
-    tie where ties count."""
+    """Whether a ranking has a comparison to learn from: two edits at least `min_rank_gap` ranks apart, or a tie where
+    ties count."""
     if settings.pairs == "any" and settings.tie_threshold > 1 and len(set(ranks)) < len(ranks):
         return True
     return max(dense_ranks(ranks)) > settings.min_rank_gap
@@ -76,15 +76,15 @@ def has_comparison(ranks: list[int], settings: Dpo) -> bool:
 def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator) -> tuple[int, int, bool]:
     """Places of a chosen and a rejected edit, drawn uniformly from the comparisons of a ranking, and if they tie.
 
-    The two are `min_rank_gap` ranks apart or more. Ties are among them only where they say something. ValueError for a
-    ranking that has no such comparison.
+    Their ranks differ by at least `min_rank_gap`, or they tie where ties count. ValueError for a ranking without such
+    a comparison.
     """
     dense = dense_ranks(ranks)
     least = max(settings.min_rank_gap, max(dense) - 1) if settings.pairs == "best_worst" else settings.min_rank_gap
     has_ties = settings.pairs == "any" and settings.tie_threshold > 1
     comparisons = []
-    for one, other in combinations(range(len(dense)), 2):
-        chosen, rejected = (one, other) if dense[one] <= dense[other] else (other, one)
+    for first, second in combinations(range(len(dense)), 2):
+        chosen, rejected = (first, second) if dense[first] <= dense[second] else (second, first)
         gap = dense[rejected] - dense[chosen]
         is_drawn = gap >= least if gap else has_ties
         if is_drawn:
@@ -97,20 +97,20 @@ def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator)
 
 
 def shuffle_ranks(row: Row) -> Row:
-    """The ranking with its ranks at random places, always the same ones for the same ranking_id."""
+    """The ranking with its ranks shuffled, always the same way for the same ranking_id."""
     ranks = row["ranks"]
     order = torch.randperm(len(ranks), generator=generator_for("shuffled", row["ranking_id"])).tolist()
     return row | {"ranks": [ranks[place] for place in order]}
 
 
 class Compared(nn.Module):
-    """The weights that move and what they were at the start, as one module for DeepSpeed to wrap.
+    """The trained weights and their frozen start as one module, for DeepSpeed to wrap.
 
     Inside it, both see the same precision, and ZeRO's stage 3 takes both apart.
     """
 
     def __init__(self, denoiser: Denoiser, adapted: bool) -> None:
-        """`adapted`: all that is trained are adapters, so the start is the same network with them off."""
+        """`adapted`: only adapters are trained, so that the start is the same network with its adapters off."""
         super().__init__()
         self.denoiser = denoiser
         self.reference = None if adapted else copy.deepcopy(denoiser).requires_grad_(False)
@@ -123,11 +123,11 @@ class Compared(nn.Module):
 
 
 class ReferencedObjective(EditorObjective):
-    """An objective that compares the weights that move with the frozen start."""
+    """An objective that compares the trained weights with the frozen start."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         super().__init__(editor, settings)
-        self.model = Compared(self.model, adapted=settings.lora_rank > 0)
+        self.model: nn.Module = Compared(self.denoiser, adapted=settings.lora_rank > 0)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model`; the reference is left out."""
@@ -135,7 +135,7 @@ class ReferencedObjective(EditorObjective):
 
 
 class PreferenceObjective(ReferencedObjective):
-    """The weights that move, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
+    """The trained weights, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """Both edits of a comparison of each of B rows of `rankings` as `drawn`, the chosen ones first; and whether
@@ -160,9 +160,11 @@ class PreferenceObjective(ReferencedObjective):
             raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
         return batch | {"tied": torch.tensor([tie for *_, tie in drawn])}
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean loss of a prepared batch; a comparison that says nothing counts as 0. `model` is `self.model`."""
-        dpo, noised, tied = self.settings.dpo, self.noised(batch), batch["tied"]
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
+        """Mean loss of a prepared batch; a comparison without information counts as 0. `model` is `self.model`."""
+        dpo = self.settings.dpo
+        noised = self.noised(batch)
+        tied = batch["tied"]
         predicted, reference = model(*noised.inputs)
         errors = row_errors(predicted, noised.target)
         reference_errors = row_errors(reference, noised.target)
@@ -179,9 +181,9 @@ class PreferenceObjective(ReferencedObjective):
         return loss, {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
-        """What to log of rows whose measures have these means: DPO's implicit accuracy, over rows that do not tie.
+        """The metrics to log for rows whose measures have these means: DPO's implicit accuracy over rows without ties.
 
-        0.5 is the reference's own, and what is returned if all of them tie.
+        The reference has 0.5, which is also returned if all rows tie.
         """
         apart, better = means.pop("train/apart"), means.pop("train/better")
         return means | {"train/implicit_accuracy": better / apart if apart else 0.5}

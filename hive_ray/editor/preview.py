@@ -1,4 +1,4 @@
-"""Pictures of what an editor that is being trained makes of some rows: always from the same noise.
+"""Previews of an editor in training: its edits of some rows, always from the same noise.
 
 rows with a source picture and an instruction, Editor -> a PNG: source | edit | the pair's edited picture, if any
 """
@@ -43,12 +43,9 @@ def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None
         seeds=[seed_for("preview", row["instruction"], row["source_image"]) for row in rows],
     )
     names = ("source", "edit", "as in the pair")[: 1 + len(columns)]
-    examples = [
-        (
-            textwrap.shorten(row["instruction"], LONGEST_WORDS),
-            [(to_pixels(picture), name) for picture, name in zip(pictures, names, strict=True)],
-        )
-        for row, *pictures in zip(rows, source, edits, *edited, strict=True)
-    ]
+    examples = []
+    for row, *pictures in zip(rows, source, edits, *edited, strict=True):
+        named = [(to_pixels(picture), name) for picture, name in zip(pictures, names, strict=True)]
+        examples.append((textwrap.shorten(row["instruction"], LONGEST_WORDS), named))
     least, most = SIDES
     return picture_grid(examples, across=1, side=min(most, max(least, settings.resolution / PIXELS_PER_INCH)))

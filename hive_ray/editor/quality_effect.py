@@ -1,10 +1,10 @@
-"""How much an editor hears of the quality that it is asked for.
+"""How much an editor's prediction depends on the quality that its instruction asks for.
 
     pairs, Editor -> how far its prediction moves from the worst quality to the best, beside the instruction's effect
 
-HIVE says the quality in words at the end of the instruction. A text encoder may hardly tell "one" from "five": then the
-prediction is the same for both, and the phrase can do nothing at sampling. Measure the start, too. A large effect
-there, before any phrase was learned, is what strange words do to an editor, and training has to unlearn it first.
+HIVE puts the quality in words at the end of the instruction. If the text encoder hardly distinguishes "one" from
+"five", the prediction is the same for both, and the phrase has no effect at sampling. Measure the start, too: an effect
+there, before any phrase was learned, comes from unfamiliar words, and training has to unlearn it first.
 
 N rows, C latent channels, h w latent height and width
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hive_ray.diffusion.noising import add_noise
 from hive_ray.editor.denoising_errors import common_noise
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, class_labels
 from hive_ray.editor.model import Editor, append_suffix
@@ -73,7 +74,9 @@ def _predictions(
     editor: Editor, rows: Rows, suffixes: tuple[str, str], levels: tuple[int, int], timesteps: Sequence[int]
 ) -> list[Tensor]:
     """At each timestep the predictions (3, N, C, h, w) for the worst quality, the best, and without an instruction."""
-    count, device, dtype = len(rows), editor.unet.device, editor.unet.dtype
+    count = len(rows)
+    device = editor.unet.device
+    dtype = editor.unet.dtype
     side = editor.card.resolution
     sources = to_batch([row["source_image"] for row in rows], side)
     mean, std = editor.posterior(to_batch([row["edited_image"] for row in rows], side))
@@ -81,13 +84,13 @@ def _predictions(
     conditions = editor.encode_condition(sources).to(device).repeat(3, 1, 1, 1)
     texts = [append_suffix(editor.tokenizer, row["instruction"], suffix) for suffix in suffixes for row in rows]
     texts += [""] * count
-    text_inputs = editor.text.encode_rows(texts).unet_inputs(*sources.shape[-2:], dtype)
+    text_inputs = editor.text.encode_rows(texts).unet_inputs(side, side, dtype)
     row_levels = [level for level in (*levels, BEST_LEVEL) for _ in rows]
     labels = class_labels(editor.unet, texts, row_levels, device=device)
     predictions = []
     for timestep in torch.tensor(timesteps, device=device):
         noise = common_noise(latents.shape[1:], int(timestep), 0).to(device).expand_as(latents)
-        noisy = editor.scheduler.add_noise(latents, noise, timestep.expand(count))
+        noisy = add_noise(editor.scheduler, latents, noise, timestep.expand(count))
         inputs = torch.cat([noisy.repeat(3, 1, 1, 1), conditions], dim=1)
         inputs = inputs.to(dtype).contiguous(memory_format=torch.channels_last)
         predicted = editor.unet(inputs, timestep, class_labels=labels, **text_inputs).sample

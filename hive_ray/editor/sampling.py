@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, Protocol, cast
 
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor
 
 from hive_ray.config import Candidates
@@ -28,6 +28,40 @@ MICRO_BATCH = 64
 """Edits that are denoised at the same time."""
 
 Scales = float | Sequence[float] | Tensor
+
+
+class Denoised(Protocol):
+    """What a step of a scheduler returns."""
+
+    prev_sample: Tensor
+    """Latents (B, C, h, w) at the next noise level."""
+
+
+class Scheduler(Protocol):
+    """A scheduler of diffusers, as `sample` uses it."""
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(N,) of the chosen steps, noisiest first."""
+        ...
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        """Standard deviation of the first latents."""
+        ...
+
+    def set_timesteps(self, num_inference_steps: int, *, device: torch.device) -> None:
+        """Choose the noise levels of so many steps."""
+        ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
+        """The latents as the U-Net wants them."""
+        ...
+
+    @property
+    def step(self) -> Callable[..., Denoised]:
+        """(prediction, timestep, latents, ...) -> the next latents. Some schedulers take a generator, too."""
+        ...
 
 
 class SamplingStopped(RuntimeError):
@@ -63,7 +97,7 @@ def sample(
     image_guidance_scale: Scales,
     num_inference_steps: int,
     seeds: Sequence[int],
-    scheduler: SchedulerMixin | None = None,
+    scheduler: Scheduler | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Edits (B, 3, H, W) in -1..1, on the CPU, of source images (B, 3, H, W) in -1..1, one a row.
@@ -72,24 +106,24 @@ def sample(
     A scale is one number or one a row. `scheduler` is copied, never changed; without one it is DDIM.
     `should_stop` is asked before each step, and SamplingStopped raised where it says yes.
     """
-    rows, device, dtype = len(source_images), editor.unet.device, editor.unet.dtype
+    rows = len(source_images)
+    device = editor.unet.device
+    dtype = editor.unet.dtype
     if not rows == len(instructions) == len(seeds):
         raise ValueError(f"{rows} images, {len(instructions)} instructions, {len(seeds)} seeds: give one of each a row")
-    text_scale, image_scale = (
-        _per_row(guidance_scale, rows, device),
-        _per_row(image_guidance_scale, rows, device),
-    )
+    text_scale = _per_row(guidance_scale, rows, device)
+    image_scale = _per_row(image_guidance_scale, rows, device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    scheduler = copy.deepcopy(scheduler or editor.scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    latents = row_noise(editor.latent_shape(source_images), generators).to(device) * scheduler.init_noise_sigma
+    schedule = cast(Scheduler, copy.deepcopy(scheduler or editor.scheduler))
+    schedule.set_timesteps(num_inference_steps, device=device)
+    latents = row_noise(editor.latent_shape(source_images), generators).to(device) * schedule.init_noise_sigma
     predict = _Denoising(editor, source_images, instructions, text_scale, image_scale)
-    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for timestep in scheduler.timesteps:
+    extra = {"generator": generators} if "generator" in inspect.signature(schedule.step).parameters else {}
+    for timestep in schedule.timesteps:
         if should_stop and should_stop():
             raise SamplingStopped(f"stopped before timestep {float(timestep):g}")
-        guided = predict(scheduler.scale_model_input(latents, timestep).to(dtype), timestep)
-        latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
+        guided = predict(schedule.scale_model_input(latents, timestep).to(dtype), timestep)
+        latents = schedule.step(guided, timestep, latents, **extra).prev_sample
     return editor.decode(latents).clamp(-1, 1).cpu()
 
 
@@ -102,11 +136,11 @@ class _Denoising:
     """The guided prediction of a batch; what does not change from step to step is computed once.
 
     The passes stand in diffusers' order, [text and image, image, none], and those that cancel are left out:
-    with s_I = 1 the unconditional one, with s_T = s_I the image-only one. An editor with levels is told the best one
-    beside the text, and none without: guidance strengthens the level, too. Where its card has a `level_guidance_scale`
-    s_L, one pass more is told the worst level w, and s_L (eps(z_t, source, text, best) - eps(z_t, source, text, w)) is
-    added: classifier-free guidance (Ho and Salimans 2022) between two conditions, which is a step of policy improvement
-    (Frans et al. 2025).
+    with s_I = 1 the unconditional one, with s_T = s_I the image-only one. An editor with levels gets the best level
+    with the text, and none without it, so that guidance strengthens the level, too. Where its card has a
+    `level_guidance_scale` s_L, one more pass has the worst level w, and the prediction gains
+    s_L (eps(z_t, source, text, best) - eps(z_t, source, text, w)): classifier-free guidance (Ho and Salimans 2022)
+    between two conditions, which is a step of policy improvement (Frans et al. 2025).
     """
 
     def __init__(
@@ -117,7 +151,9 @@ class _Denoising:
         text_scale: Tensor,
         image_scale: Tensor,
     ) -> None:
-        self.unet, self.text_scale, self.image_scale = editor.unet, text_scale, image_scale
+        self.unet = editor.unet
+        self.text_scale = text_scale
+        self.image_scale = image_scale
         self.needs_image_only = bool((text_scale != image_scale).any())
         self.needs_unconditional = bool((image_scale != 1).any())
         latents = editor.encode_condition(source_images).to(self.unet.device, self.unet.dtype)
@@ -136,7 +172,8 @@ class _Denoising:
             texts += instructions
             levels += [WORST_LEVEL] * len(instructions)
         self.image_latents = torch.cat(image_latents)
-        self.text_inputs = editor.text.encode_rows(texts).unet_inputs(*source_images.shape[-2:], self.unet.dtype)
+        height, width = source_images.shape[-2:]
+        self.text_inputs = editor.text.encode_rows(texts).unet_inputs(height, width, self.unet.dtype)
         self.class_labels = class_labels(self.unet, texts, levels, device=self.unet.device)
 
     def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -172,7 +209,8 @@ def edit_rows(
     should_stop: Callable[[], bool] | None = None,
 ) -> list[bytes]:
     """One edit, as PNG, of each row's `source_image` by its `instruction` with the card's suffix."""
-    text_scale, image_scale = _numbers(guidance_scale, len(rows)), _numbers(image_guidance_scale, len(rows))
+    text_scale = _numbers(guidance_scale, len(rows))
+    image_scale = _numbers(image_guidance_scale, len(rows))
     edits: list[bytes] = []
     for start in range(0, len(rows), micro_batch):
         part = slice(start, start + micro_batch)
@@ -219,8 +257,10 @@ def draw_and_score(
     image_guidance_scale: float,
     num_inference_steps: int,
 ) -> list[Draws]:
-    """Best of N (ImageReward, Xu et al. 2023, section 4.2): N edits of each row, one of each of its `seeds`, and what
-    `score` gives them. `Draws.best` is the one to show; the first is what a single draw would have been."""
+    """Best of N (ImageReward, Xu et al. 2023, section 4.2): one edit of each row for each of its `seeds`, scored.
+
+    `Draws.best` is the edit to show. The first edit is what a single draw would have been.
+    """
     counts = [len(of_row) for of_row in seeds]
     each = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
     edits = edit_rows(
@@ -262,7 +302,7 @@ class EditSampler:
         ]
 
     def _plan(self, prompt_id: str, draw: int) -> dict:
-        """Seed and scales of one edit: the same for every editor, so that editors meet on equal terms."""
+        """Seed and scales of one edit: the same for every editor, so that editors can be compared."""
         seed = seed_for(self.settings.seed, prompt_id, draw)
         return {
             "edit_id": id_for(prompt_id, self.name, seed),

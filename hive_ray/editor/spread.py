@@ -1,4 +1,4 @@
-"""How far the edits of a prompt differ, in the latents that the editor works in.
+"""How much the edits of a prompt differ, in the editor's latent space.
 
 B prompts, K edits of a prompt, C latent channels, h w latent height and width
 """
@@ -30,13 +30,15 @@ class SpreadMeasure:
         """editor: a finished editor folder or its s3:// address."""
         folder = fetch_model(editor)
         self.resolution = read_card(folder).resolution
-        self.vae = load_folder_vae(folder).to(device)
+        self.vae = load_folder_vae(folder)
+        self.vae.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps Module.to without `self`
 
     @torch.no_grad()
     def __call__(self, edits: Sequence[Sequence[bytes]]) -> list[float]:
         """The encoded pictures of B prompts' edits -> B spreads, of scaled posterior means; ImageError for a picture
         that cannot be read."""
-        images = to_batch([image for pictures in edits for image in pictures], self.resolution)
+        images = to_batch([image for of_prompt in edits for image in of_prompt], self.resolution)
         mean, _ = posterior(self.vae, images)
-        latents = mean * self.vae.config.scaling_factor
-        return [latent_spread(part) for part in latents.split([len(pictures) for pictures in edits])]
+        latents = mean * self.vae.config["scaling_factor"]
+        counts = [len(of_prompt) for of_prompt in edits]
+        return [latent_spread(part) for part in latents.split(counts)]

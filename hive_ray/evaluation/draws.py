@@ -82,13 +82,13 @@ class JudgedDraws:
 
     @classmethod
     def of(cls, draws: list[Rows]) -> "JudgedDraws":
-        """From P lists of N draws, as the column `draws` of `evaluation` has them."""
+        """From P lists of N draws, the column `draws` of `evaluation`."""
 
         def table(metric: str) -> np.ndarray:
             return np.array([[measured(draw, metric) for draw in of_prompt] for of_prompt in draws])
 
         values = {name: table(name) for name in MEASURES}
-        total = sum(standardised(of_measure) for of_measure in values.values())
+        total = sum((standardised(scores) for scores in values.values()), start=np.zeros(()))
         return cls(table("right"), table("overall"), values | {SUM: total})
 
     @property
@@ -180,7 +180,7 @@ def _auc(sample: np.ndarray, axis: int) -> np.ndarray:
     right, values = np.split(sample, 2, axis=1)
     of_right, of_wrong = values[right == 1], values[right == 0]
     pairs = len(of_right) * len(of_wrong)
-    return np.float64(wins(of_right, of_wrong) / pairs if pairs else 0.5)
+    return np.asarray(wins(of_right, of_wrong) / pairs if pairs else 0.5, dtype=np.float64)
 
 
 def _auc_gap(sample: np.ndarray, axis: int) -> np.ndarray:

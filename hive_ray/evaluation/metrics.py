@@ -136,8 +136,11 @@ def _outcomes(prompt: str, ours: np.ndarray, baseline: np.ndarray, tie_within: f
 def win_rate(ours: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], tie_within: float = 0.0) -> WinRate:
     """Shares of the pairs of `outcomes_by_prompt` that win, tie and lose. Each prompt counts alike."""
     outcomes = list(outcomes_by_prompt(ours, baseline, tie_within).values())
-    win, tie, loss = (float(np.mean([(pairs == sign).mean() for pairs in outcomes])) for sign in (1, 0, -1))
-    return WinRate(win, tie, loss, len(outcomes), sum(map(len, outcomes)))
+
+    def share(sign: int) -> float:
+        return float(np.mean([(pairs == sign).mean() for pairs in outcomes]))
+
+    return WinRate(share(1), share(0), share(-1), len(outcomes), sum(map(len, outcomes)))
 
 
 def _shared(ours: Mapping[str, object], baseline: Mapping[str, object]) -> list[str]:
@@ -174,21 +177,21 @@ def at_scales(rows: Rows, guidance_scale: float, image_guidance_scale: float) ->
 
 def summarize(rows: Rows, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0) -> list[Summary]:
     """A summary of each editor; rows at one setting of the scales."""
-    return [
-        Summary(
-            editor,
-            len({row["prompt_id"] for row in group}),
-            sum(len(edits_of(row)) for row in group),
-            {metric: interval(values_by_prompt(group, metric), resamples=resamples, seed=seed) for metric in metrics},
-        )
-        for editor, group in by_editor(rows).items()
-    ]
+    summaries = []
+    for editor, group in by_editor(rows).items():
+        num_prompts = len({row["prompt_id"] for row in group})
+        num_edits = sum(len(edits_of(row)) for row in group)
+        means = {
+            metric: interval(values_by_prompt(group, metric), resamples=resamples, seed=seed) for metric in metrics
+        }
+        summaries.append(Summary(editor, num_prompts, num_edits, means))
+    return summaries
 
 
 def compare(
     rows: Rows, baseline: str, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Interval]]:
-    """Of each editor but the baseline, the paired difference from it by metric."""
+    """The paired difference of each other editor from the baseline, by metric."""
     groups = by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
@@ -228,6 +231,7 @@ def trade_off_curve(rows: Rows) -> list[CurvePoint]:
         scales = sorted({round(float(row["image_guidance_scale"]), 4) for row in group})
         for scale in scales:
             here = [row for row in group if abs(row["image_guidance_scale"] - scale) < 1e-4]
-            x, y = (float(np.mean([row[name] for row in here])) for name in ("clip_direction", "clip_image"))
-            points.append(CurvePoint(editor, scale, x, y, len(here)))
+            direction = float(np.mean([row["clip_direction"] for row in here]))
+            image = float(np.mean([row["clip_image"] for row in here]))
+            points.append(CurvePoint(editor, scale, direction, image, len(here)))
     return points

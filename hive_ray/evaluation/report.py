@@ -8,6 +8,7 @@ Every part is optional; a part that is absent leaves no section.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from hive_ray.evaluation.draws import CLEAR, DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
@@ -81,7 +82,7 @@ class Report:
     """Editor -> how well the reward and CLIP tell good edits from bad ones."""
     losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """Training -> (images seen, loss)."""
-    stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> `rows_in`, `rows_out`, `dropped` (reason -> count), as the manifests have them."""
     settings: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -102,24 +103,20 @@ def write_report(report: Report) -> str:
         ("What was dropped, and why", _stages(report.stages)),
         ("Settings and versions", _settings(report)),
     ]
-    found = [headline(finding) for finding in report.findings]
-    return page(report.title, "".join(found[:1]), sections, found[1:])
+    headlines = [headline(finding) for finding in report.findings]
+    return page(report.title, "".join(headlines[:1]), sections, headlines[1:])
 
 
 def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
     """The first examples as one PNG, to look at or to paste somewhere."""
-    return picture_grid(
-        [
-            (
-                example.instruction,
-                [
-                    (decode(one.image), f"{one.words.partition(':')[0]} {MARKS[one.right]}".strip())
-                    for one in example.shown
-                ],
-            )
-            for example in examples[:most]
-        ]
-    )
+    grid = []
+    for example in examples[:most]:
+        pictures = []
+        for picture in example.shown:
+            name = picture.words.partition(":")[0]
+            pictures.append((decode(picture.image), f"{name} {MARKS[picture.right]}".strip()))
+        grid.append((example.instruction, pictures))
+    return picture_grid(grid)
 
 
 # ------------------------------------------------------------ words and tables
@@ -179,8 +176,7 @@ def _table_of_editors(report: Report) -> str:
         cells += [str(summary.num_prompts), str(summary.num_edits)]
         gaps = report.differences.get(summary.editor, {})
         for metric in metrics:
-            seen = summary.metrics[metric]
-            cell = _cell(seen, metric)
+            cell = _cell(summary.metrics[metric], metric)
             if metric in gaps:
                 cell += _gap(gaps[metric], metric)
             cells.append(cell)
@@ -201,7 +197,7 @@ def _win_rates(report: Report) -> str:
     for metric, editors in report.win_rates.items():
         for editor, rate in editors.items():
             shares = (("win", rate.win), ("tie", rate.tie), ("loss", rate.loss))
-            said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
+            words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
             bars = "".join(
                 f'<span class="{name}" style="width:{100 * share:.2f}%">'
                 + (f"{100 * share:.0f}" if share >= 0.08 else "")  # narrower has no room for the number
@@ -211,17 +207,17 @@ def _win_rates(report: Report) -> str:
             parts.append(
                 f'<p class="bars-name">{escape(editor)} against {escape(report.baseline)}, '
                 f"{METRIC_WORDS[metric]} "
-                f"<small>{rate.num_pairs} pairs of edits of {rate.num_prompts} prompts: {said}</small></p>"
-                f'<div class="bars" role="img" aria-label="{said}">{bars}</div>'
+                f"<small>{rate.num_pairs} pairs of edits of {rate.num_prompts} prompts: {words}</small></p>"
+                f'<div class="bars" role="img" aria-label="{words}">{bars}</div>'
             )
     return "".join(parts)
 
 
-def _stages(stages: Mapping[str, Mapping[str, object]]) -> str:
+def _stages(stages: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for stage, counts in stages.items():
         dropped = counts.get("dropped") or {}
-        reasons = "<br>".join(f"{escape(str(why))}: {count}" for why, count in dict(dropped).items()) or "nothing"
+        reasons = "<br>".join(f"{escape(str(reason))}: {count}" for reason, count in dropped.items()) or "nothing"
         rows.append([escape(stage), str(counts.get("rows_in", "")), str(counts.get("rows_out", "")), reasons])
     return table(["stage", "rows in", "rows out", "dropped"], rows, "words") if rows else ""
 
@@ -284,7 +280,7 @@ def _accuracies(report: Report) -> str:
     """Who ranks how well, with intervals where they are known, and by how much the reward model is better."""
     rows = []
     for name, shares in report.reward_accuracy.items():
-        cells = [_share(one) for one in shares]
+        cells = [_share(share) for share in shares]
         if name in report.reward_minus:
             cells[0] += _gap(report.reward_minus[name], "accuracy")
         rows.append([escape(name), *cells])

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers.utils import cached_file
 
@@ -34,7 +34,7 @@ def check_parts(model: str | Path, parts: tuple[str, ...] = STABLE_DIFFUSION_PAR
 
 def read_model_index(model: str | Path) -> dict[str, Any]:
     """What a diffusers folder, or one on the hub, says of itself: its pipeline, the kinds of its parts, switches."""
-    return json.loads(Path(cached_file(str(model), "model_index.json")).read_text())
+    return json.loads(Path(cast(str, cached_file(str(model), "model_index.json"))).read_text())
 
 
 def _is_hub_name(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from hive_ray import storage
 from hive_ray.files.text_files import BYTE_ORDER_MARK, OTHER_ENCODINGS
@@ -122,7 +123,7 @@ def _line_of(tree: yaml.Node, place: tuple[str | int, ...]) -> int:
     return line
 
 
-def _words(wrong: dict[str, Any]) -> str:
+def _words(wrong: ErrorDetails) -> str:
     name = ".".join(map(str, wrong["loc"])) or "settings"
     if wrong["type"] == "extra_forbidden":
         return f"there is no setting {name}"

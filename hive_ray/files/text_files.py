@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -63,6 +63,15 @@ SMUGGLED = re.compile("[\udc80-\udcff]")
 
 class TextError(ValueError):
     """A file that is no text of the wanted kind, as a whole."""
+
+
+@runtime_checkable
+class ReadsLines(Protocol):
+    """A stream whose lines can be read in parts."""
+
+    def readline(self, size: int, /) -> bytes:
+        """A line with its end, or its first `size` bytes; empty at the end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -402,7 +411,7 @@ def _raw_lines(source: bytes | Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 def _limited(source: Iterable[bytes]) -> Iterator[bytes]:
-    if not hasattr(source, "readline"):
+    if not isinstance(source, ReadsLines):
         yield from source
         return
     while line := source.readline(LONGEST_LINE + 1):

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from hive_ray.files.text_files import repaired
 
@@ -57,7 +57,7 @@ class Choice:
         return (self.refusal or self.text.strip() or self.thoughts.strip() or self.raw)[:SAMPLE]
 
 
-def is_answer(answer: Any) -> bool:
+def is_answer(answer: Any) -> TypeGuard[dict[str, Any]]:
     """Whether JSON from an endpoint is an answer, which was paid for: it has choices, or says what it used."""
     if not isinstance(answer, dict):
         return False

@@ -270,8 +270,15 @@ def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
 class Started(Protocol):
     """What runs at the endpoint for a while: a fine-tuning job, a batch."""
 
-    id: str
-    status: str
+    @property
+    def id(self) -> str:
+        """How the endpoint names it."""
+        ...
+
+    @property
+    def status(self) -> str | None:
+        """How far it is; `require_fields` sees to it that it is a text."""
+        ...
 
 
 S = TypeVar("S", bound=Started)

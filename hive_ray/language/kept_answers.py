@@ -21,7 +21,8 @@ from hive_ray.language.answer_json import is_answer
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 STORE_S = 2.0
 TOKENS, MOST_TOKENS = ("prompt_tokens", "completion_tokens"), 1 << 40
 Request = dict
@@ -80,13 +81,18 @@ def counts_of(usage: Any, spending: Spending, *, batch: bool = False) -> dict[st
 
     usage: the answer's own, {"prompt_tokens": ..., "completion_tokens": ...}; any other form is none.
     """
-    tokens = {name: usage.get(name) for name in TOKENS} if isinstance(usage, dict) else {}
-    if not tokens or not all(type(count) is int and 0 <= count < MOST_TOKENS for count in tokens.values()):
+    usage = usage if isinstance(usage, dict) else {}
+    tokens: dict[str, int] = {name: usage[name] for name in TOKENS if _is_count(usage.get(name))}
+    if len(tokens) < len(TOKENS):
         return {"answers_without_usage": 1}
     if not (spending.prompt_price or spending.completion_price):
-        return tokens
+        return {**tokens}
     price = tokens["prompt_tokens"] * spending.prompt_price + tokens["completion_tokens"] * spending.completion_price
     return tokens | {"dollars": price / 1e6 * (1 - spending.batch_discount if batch else 1)}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST_TOKENS
 
 
 class Budget:

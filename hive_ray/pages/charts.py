@@ -3,20 +3,23 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.typing import RcKeyType
 
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 7.2, 3.4  # inches
 _BINS = 24
 _TEAL, _ORANGE = "#0b6e77", "#c8641b"
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "axes.grid": True,
-    "axes.prop_cycle": matplotlib.cycler(color=[_TEAL, _ORANGE, "#6a4fb3", "#2f7d32", "#b02a6b", "#6b6b6b"]),
+    "axes.prop_cycle": cycler(color=[_TEAL, _ORANGE, "#6a4fb3", "#2f7d32", "#b02a6b", "#6b6b6b"]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.size": 10,
@@ -54,7 +57,7 @@ def line_chart(
 
 
 def histogram(
-    groups: Mapping[str, Sequence[float]],
+    groups: Mapping[str, Sequence[float] | np.ndarray],
     across: str,
     upwards: str,
     *,

@@ -167,9 +167,9 @@ def _arrow(file: str, column: str) -> Iterator[Any]:
         _require_text(column, table.schema, file)
         place, first = table.schema.names.index(column), 0
         for batch in table:
-            column = batch.column(place)
-            column.cast(_as_bytes(column.type)).validate(full=True)  # else a damaged file may end the process
-            yield from _values(column, file, first)
+            values = batch.column(place)
+            values.cast(_as_bytes(values.type)).validate(full=True)  # else a damaged file may end the process
+            yield from _values(values, file, first)
             first += len(batch)
 
 

@@ -6,7 +6,8 @@ Google's kind works on the conditional half alone: cross-attention by words, sel
     N steps, n pairs, T tokens
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +64,10 @@ class Controls:
 
     def to(self, device: torch.device) -> "Controls":
         """The same on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Controls(**vars(self) | tensors)
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def same_number_of_words(source: str, edited: str) -> bool:

@@ -43,8 +43,9 @@ class Look:
 
 def look_at(pair: Row) -> Look:
     """Each picture is decoded once."""
-    pictures = [decode(pair[side]) for side in ("source_image", "edited_image")]
-    return Look(tuple(map(contrast, pictures)), tuple(map(mean_colours, pictures)))
+    source = decode(pair["source_image"])
+    edited = decode(pair["edited_image"])
+    return Look((contrast(source), contrast(edited)), (mean_colours(source), mean_colours(edited)))
 
 
 def contrast(pixels: np.ndarray) -> float:

@@ -74,7 +74,7 @@ class PairGenerator:
             local_blend=LocalBlend(settings.local_blend, settings.local_blend_start) if settings.local_blend else None,
         )
         shared = _between(_recorded_span(settings), drawn[:, 0])
-        before, after = [to_pixels(x) for x in sources], [to_pixels(x) for x in edits]
+        before, after = [to_pixels(image) for image in sources], [to_pixels(image) for image in edits]
         measured = self.similarity.measure(before, after, source_captions, edited_captions)
         return [
             {

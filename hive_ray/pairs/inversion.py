@@ -111,7 +111,8 @@ def invert(instruction: str) -> Inversion:
     if re.fullmatch(r'["“][^"“”]+["”]', text):
         text = text[1:-1]
     text = re.sub(r"^(?:please|kindly|can you|could you),? ", "", text, flags=re.IGNORECASE)
-    text, stop = re.fullmatch(r"(.*?)([.!]*)", text).groups()
+    words = text.rstrip(".!")
+    text, stop = words, text[len(words) :]
     if written := re.search(r'[.,](?=["”]$)', text):  # "Surprise Inn." -> "Surprise Inn".
         text, stop = text[: written.start()] + text[written.end() :], "."
     bare = re.sub(_QUOTED, "'x'", text)
@@ -163,8 +164,7 @@ def _take_away(found: re.Match[str]) -> Inversion:
 def _exchange(found: re.Match[str]) -> Inversion:
     """Replace X with Y -> replace Y with X, where both say what they are."""
     before, after, tail = found["before"], found["after"].removesuffix(" instead"), found["tail"] or ""
-    if not tail:
-        end = re.search(rf"{_TAIL}$", before, re.IGNORECASE)
+    if not tail and (end := re.search(rf"{_TAIL}$", before, re.IGNORECASE)):
         before, tail = before[: end.start()], end[0]
     if _EVERYTHING.match(before):
         return WHOLE

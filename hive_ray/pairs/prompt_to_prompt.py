@@ -11,11 +11,12 @@ thresholds, scales and seeds go through the network together and none changes an
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from diffusers.models.attention_processor import Attention, AttentionProcessor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -78,7 +79,9 @@ class SharingProcessor:
     ) -> Tensor:
         crosses = encoder_hidden_states is not None
         context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
-        query, key, value = attention.to_q(hidden_states), attention.to_k(context), attention.to_v(context)
+        query = attention.to_q(hidden_states)
+        key = cast(nn.Linear, attention.to_k)(context)
+        value = cast(nn.Linear, attention.to_v)(context)
         shared = self.state.shared
         pixels = query.shape[1]
         if shared is not None and not crosses and pixels <= (shared.self_pixels or pixels):
@@ -93,7 +96,8 @@ class SharingProcessor:
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
         joined = mixed.transpose(1, 2).flatten(2)
-        return attention.to_out[1](attention.to_out[0](joined))
+        project, dropout = cast(nn.ModuleList, attention.to_out)
+        return dropout(project(joined))
 
 
 @dataclass
@@ -108,5 +112,5 @@ class StateHolder:
 def install(unet: UNet2DConditionModel) -> StateHolder:
     """Make a U-Net's attention shareable; what it computes is unchanged until `shared` is set."""
     holder = StateHolder()
-    unet.set_attn_processor(SharingProcessor(holder))
+    unet.set_attn_processor(cast(AttentionProcessor, SharingProcessor(holder)))
     return holder

@@ -19,7 +19,8 @@ class SafetyChecker:
         self.model = StableDiffusionSafetyChecker.from_pretrained(
             fetch_model(checker), dtype=torch.float32, use_safetensors=True
         )
-        self.model.to(self.device).eval()
+        self.model.eval()
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType] - transformers wraps Module.to without `self`
         size = self.model.config.vision_config.image_size
         self.prepare = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(

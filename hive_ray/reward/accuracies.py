@@ -1,6 +1,6 @@
-"""How often rewards order edits as people did, by prompt, with the intervals that so many prompts allow.
+"""How often rewards order edits as people did, by prompt, with bootstrap intervals.
 
-rewards, ranks -> Foretold -> accuracies, and differences between two who foretold the same prompts
+rewards, ranks -> Foretold -> accuracies, and differences of two predictions of the same prompts
 
 N rankings, K edits of each; a rank of 0 marks an edit that is not there
 """
@@ -18,38 +18,34 @@ from hive_ray.statistics.measures import wins
 
 ACCURACY, RANKING_ACCURACY = "reward/accuracy", "reward/ranking_accuracy"
 Counts = dict[str, tuple[float, float]]
-"""Prompt -> how much was right, of how much."""
+"""Prompt -> (right, total)."""
 
 
 @dataclass(frozen=True)
 class Foretold:
-    """Rewards (N, K) by a model, a measure or a person, and the ranks (N, K) of people that they foretell."""
+    """Rewards (N, K) of a model, a measure or a person, and the ranks (N, K) of people that they predict."""
 
     rewards: Tensor
     ranks: Tensor
     prompts: Sequence[str]
-    """The prompt_id of each of N rankings; several people may have ranked one."""
+    """The prompt_id of each of N rankings. Several people may have ranked the same prompt."""
 
     def counts(self) -> dict[str, Counts]:
-        """By accuracy and prompt, how much was right of how much; a prompt with nothing to be right of is left out."""
+        """For both accuracies and each prompt, (right, total). Prompts without a preference are left out."""
         right, preferences = right_preferences(self.rewards, self.ranks)
         whole, ordered = right_rankings(self.rewards, self.ranks)
-        counted: dict[str, dict[str, list[float]]] = {
-            name: defaultdict(lambda: [0.0, 0.0]) for name in (ACCURACY, RANKING_ACCURACY)
-        }
-        columns = (right, preferences, whole, ordered)
-        rows = zip(self.prompts, *(column.tolist() for column in columns), strict=True)
-        for prompt, num_right, num_preferences, is_whole, is_ordered in rows:
-            for name, part, of in ((ACCURACY, num_right, num_preferences), (RANKING_ACCURACY, is_whole, is_ordered)):
-                counted[name][prompt][0] += part
-                counted[name][prompt][1] += of
-        return {
-            name: {prompt: (part, of) for prompt, (part, of) in prompts.items() if of}
-            for name, prompts in counted.items()
-        }
+        return {ACCURACY: self._by_prompt(right, preferences), RANKING_ACCURACY: self._by_prompt(whole, ordered)}
+
+    def _by_prompt(self, right: Tensor, total: Tensor) -> Counts:
+        """Numbers of each ranking (N,), summed by prompt; prompts whose total is 0 are left out."""
+        sums: dict[str, tuple[float, float]] = {}
+        for prompt, part, whole in zip(self.prompts, right.tolist(), total.tolist(), strict=True):
+            right_before, total_before = sums.get(prompt, (0.0, 0.0))
+            sums[prompt] = (right_before + part, total_before + whole)
+        return {prompt: counts for prompt, counts in sums.items() if counts[1]}
 
     def some(self, places: Sequence[int]) -> "Foretold":
-        """The rankings at these places alone."""
+        """Only the rankings at these places."""
         return Foretold(self.rewards[places], self.ranks[places], [self.prompts[place] for place in places])
 
 
@@ -68,11 +64,10 @@ def accuracies(foretold: Foretold) -> dict[str, Any]:
 
 
 def across_prompts(foretold: Foretold) -> float:
-    """How often an edit ranked best has a greater reward than another prompt's edit ranked worst; equal rewards are
-    half.
+    """How often the best edit of one prompt has a greater reward than the worst of another; equal rewards count half.
 
-    Comparisons within prompts say nothing of a reward's level, which weights of pairs rely on; this does. 0.5 is
-    guessing, and what is returned without two prompts that have a preference.
+    The weights of pairs rely on the level of a reward, and comparisons within prompts do not measure it. This does.
+    Guessing gives 0.5, which is also returned where fewer than two prompts have a preference.
     """
     worst_rank = foretold.ranks.max(1, keepdim=True).values
     best, worst = foretold.ranks == 1, (foretold.ranks == worst_rank) & (worst_rank > 1)
@@ -83,27 +78,30 @@ def across_prompts(foretold: Foretold) -> float:
             groups[prompt][1].extend(foretold.rewards[place][worst[place]].tolist())
     all_best = [reward for group, _ in groups.values() for reward in group]
     all_worst = [reward for _, group in groups.values() for reward in group]
-    pairs = len(all_best) * len(all_worst) - sum(len(one) * len(other) for one, other in groups.values())
+    within_prompts = sum(len(of_prompt[0]) * len(of_prompt[1]) for of_prompt in groups.values())
+    pairs = len(all_best) * len(all_worst) - within_prompts
     if not pairs:
         return 0.5
     return (wins(all_best, all_worst) - sum(wins(*group) for group in groups.values())) / pairs
 
 
 def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:
-    """Our accuracies minus theirs by what both counted of the same prompts, resampled in pairs, and `prompts`, how many
-    these are; empty if there are none."""
-    fours = {
-        name: {prompt: (*ours[name][prompt], *theirs[name][prompt]) for prompt in ours[name].keys() & theirs[name]}
-        for name in ours
-    }
+    """Our accuracies minus theirs on the prompts that both counted, resampled in pairs; and `prompts`, their number.
+
+    Empty if there is no such prompt.
+    """
+    fours: dict[str, dict[str, tuple[float, ...]]] = {}
+    for name in ours:
+        in_both = ours[name].keys() & theirs[name]
+        fours[name] = {prompt: (*ours[name][prompt], *theirs[name][prompt]) for prompt in in_both}
     if not fours[ACCURACY]:
         return {}
-    found = {name: asdict(interval(prompts, ratio_gap)) for name, prompts in fours.items()}
-    return found | {"prompts": len(fours[ACCURACY])}
+    gaps = {name: asdict(interval(prompts, ratio_gap)) for name, prompts in fours.items()}
+    return gaps | {"prompts": len(fours[ACCURACY])}
 
 
 def in_words(minus: Mapping[str, Any]) -> str:
-    """What `differences` found of preferences."""
+    """The gap in accuracy that `differences` computed, in words."""
     gap = Interval(**minus[ACCURACY])
-    said = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
-    return f"{said}, {minus['prompts']} prompts".replace("-", "\u2212")
+    words = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
+    return f"{words}, {minus['prompts']} prompts".replace("-", "\u2212")

@@ -1,4 +1,4 @@
-"""What the rewards of a table look like: where they lie, where the quality levels begin, what the weights are worth.
+"""The distribution of a table's rewards: their range, the edges of the quality levels, the size of the weights.
 
 rewards, Feedback -> described, draw -> scored_pairs/card.json, scored_pairs/rewards.svg
 """
@@ -15,12 +15,13 @@ from hive_ray.statistics.measures import effective_sample_size
 
 
 def described(reward: np.ndarray, shaped: np.ndarray, feedback: Feedback) -> dict[str, Any]:
-    """Rewards (N,), what is left of each after its baseline (N,), and what `feedback` makes of them, in numbers.
+    """Statistics of rewards (N,), of rewards minus their baselines, `shaped` (N,), and of the resulting weights.
 
-    Levels and weights go by what is left. `effective_sample_size` says how many equally weighted pairs the weights are
-    worth (Kish 1965).
+    Levels and weights follow `shaped`. `effective_sample_size` is the number of equally weighted pairs that carry as
+    much information as the weighted ones (Kish 1965).
     """
-    levels, weights = Counter(quality_level(value, feedback.edges) for value in shaped.tolist()), feedback.weigh(shaped)
+    levels = Counter(quality_level(value, feedback.edges) for value in shaped.tolist())
+    weights = feedback.weigh(shaped)
     return {
         "pairs": len(reward),
         "reward": _summary(reward),
@@ -46,20 +47,21 @@ def _summary(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def in_words(said: Mapping[str, Any]) -> str:
-    """What was `described`, in a sentence."""
-    reward, weights = said["reward"], said["weights"]
-    edges = ", ".join(f"{edge:.3f}" for edge in said["level_edges"])
-    counts = ", ".join(map(str, said["levels"].values()))
+def in_words(description: Mapping[str, Any]) -> str:
+    """The result of `described` in a sentence."""
+    reward, weights = description["reward"], description["weights"]
+    edges = ", ".join(f"{edge:.3f}" for edge in description["level_edges"])
+    counts = ", ".join(map(str, description["levels"].values()))
+    shaped = description["shaped"]
     return (
-        f"mean {reward['mean']:.3f}, deviation {reward['deviation']:.3f} ({said['shaped']['deviation']:.3f} shaped); "
+        f"mean {reward['mean']:.3f}, deviation {reward['deviation']:.3f} ({shaped['deviation']:.3f} shaped); "
         f"levels begin at {edges} with {counts} pairs; as weights (beta {weights['beta']:g}) worth "
-        f"{weights['effective_sample_size']:.0f} of {said['pairs']} pairs"
+        f"{weights['effective_sample_size']:.0f} of {description['pairs']} pairs"
     )
 
 
 def draw(shaped: np.ndarray, origins: Sequence[str], feedback: Feedback) -> str:
-    """A histogram of what levels and weights go by (N,), by the pairs' origin, with the edges of the levels, as SVG."""
+    """A histogram of `shaped` (N,) for each origin of pairs, with the edges of the levels, as SVG."""
     of = np.array(origins)
     groups = {origin: shaped[of == origin] for origin in sorted(set(origins))}
     across = "reward" if feedback.baseline is None else "reward above what the instruction's words lead to expect"

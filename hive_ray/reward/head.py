@@ -27,9 +27,9 @@ class LinearHead:
     names: tuple[str, ...]
     """Names of the F features in their order."""
     means: Tensor
-    """(F,) over all edits that it learned from."""
+    """(F,) over all training edits."""
     scales: Tensor
-    """(F,) spread within prompts."""
+    """(F,) standard deviations within prompts."""
     weights: Tensor
     """(F,) of standardised features."""
 
@@ -43,10 +43,10 @@ class LinearHead:
         return {"features": list(self.names)} | numbers
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> "LinearHead":
-        """The head of what `as_json` gave."""
-        numbers = {name: torch.tensor(found[name], dtype=torch.float64) for name in ("means", "scales", "weights")}
-        return cls(tuple(found["features"]), **numbers)
+    def from_json(cls, card: dict[str, Any]) -> "LinearHead":
+        """The head that `as_json` wrote."""
+        numbers = {name: torch.tensor(card[name], dtype=torch.float64) for name in ("means", "scales", "weights")}
+        return cls(tuple(card["features"]), **numbers)
 
 
 def fit_head(
@@ -59,14 +59,14 @@ def fit_head(
 ) -> LinearHead:
     """The head of greatest posterior probability, by features (N, K, F) and ranks (N, K).
 
-    weights = coefficients @ directions + corrections. `directions` (D, F) are rewards that are believed in before any
-    ranking, such as minus an error, for standardised features; without any, all of the weights are corrections. With a
+    weights = coefficients @ directions + corrections. `directions` (D, F) are rewards of standardised features that
+    are likely before any ranking, such as minus an error. Without them all of the weights are corrections. With a
     `loss` that is a mean over rankings it minimises
 
         N loss(rewards, ranks) + 1 / 2 |coefficients|^2 + ridge / 2 |corrections|^2
 
-    that is, corrections have a normal prior of precision `ridge`, and few rankings hardly turn a direction. Convex, so
-    the start does not matter; rescaling a feature changes no reward.
+    So corrections have a normal prior of precision `ridge`, and a few rankings hardly change a direction. The problem
+    is convex: its solution does not depend on the start. Rescaling a feature changes no reward.
     """
     if not len(ranks):
         raise ValueError("there is no ranking to learn a reward from: collect some, or lower reward.held_out_rate")
@@ -84,18 +84,19 @@ def fit_head(
         penalty = (precision * point.square()).sum() / 2
         value = loss(standardised @ (point @ basis), ranks) + penalty / len(ranks)
         value.backward()
+        assert point.grad is not None  # `backward` has just filled it
         return value.item(), point.grad.numpy()
 
     start = np.zeros(len(basis))
     precise = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 10_000, "maxfun": 20_000}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=precise)
-    return LinearHead(tuple(names), means, scales, torch.from_numpy(found.x) @ basis)
+    minimum = minimize(objective, start, jac=True, method="L-BFGS-B", options=precise)
+    return LinearHead(tuple(names), means, scales, torch.from_numpy(minimum.x) @ basis)
 
 
 def spread_within(features: Tensor, there: Tensor) -> Tensor:
     """Pooled standard deviation (F,) of features (N, K, F) among the edits of a prompt; `there` bool (N, K).
 
-    1 for a feature that never differs within a prompt, which no ranking says anything about.
+    It is 1 for a feature that never differs within a prompt, since no ranking informs about such a feature.
     """
     features, there = features.double(), there[:, :, None]
     counts = there.sum(1, keepdim=True)

@@ -1,9 +1,9 @@
-"""Judges: who says what an edit is worth. The reward model, CLIP, a vision model over HTTP, or any callable.
+"""Judges, which give edits their rewards: the reward model, CLIP, a vision model over HTTP, or any callable.
 
 pairs -> a judge -> pairs with a reward
 
-A judge is called with rows of pairs and gives each back with its `reward`, as `RewardScorer` does. What it cannot score
-becomes {"dropped": reason}, what it used {"counted": ...}.
+A judge takes rows of pairs and returns each with its `reward`, as `RewardScorer` does. A row that it cannot score
+becomes {"dropped": reason}; the tokens and dollars that it used come as {"counted": ...}.
 """
 
 import math
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hive_ray.config import Scoring
@@ -32,28 +33,34 @@ CLIP_MEASURES = {
 
 
 class ClipScorer:
-    """Adds CLIP's reward to each pair: direction (was it followed), image (was the rest kept), or their sum."""
+    """Adds CLIP's reward to each pair: direction (instruction followed), image (rest kept), or their sum."""
 
     def __init__(self, clip: str | Path, measure: str = "clip", device: str = "cpu") -> None:
-        self.similarity, self.measures = Similarity(clip, device), CLIP_MEASURES[measure]
+        self.similarity = Similarity(clip, device)
+        self.measures = CLIP_MEASURES[measure]
 
     def __call__(self, rows: Rows) -> Rows:
         measured = self.measured(rows)
-        rewards = sum(measured[name] for name in self.measures).tolist()
+        rewards = sum((measured[name] for name in self.measures), start=torch.zeros(())).tolist()
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
     def measured(self, rows: Rows) -> dict[str, Tensor]:
         """All of CLIP's similarities of pairs by name, each (B,)."""
-        columns = ("source_image", "edited_image", "source_caption", "edited_caption")
-        return self.similarity.measure(*([row[name] for row in rows] for name in columns))
+        return self.similarity.measure(
+            [row["source_image"] for row in rows],
+            [row["edited_image"] for row in rows],
+            [row["source_caption"] for row in rows],
+            [row["edited_caption"] for row in rows],
+        )
 
 
 class EditMeasurer:
-    """Rankings -> what BLIP's reward and CLIP's similarities are of their edits, a row each."""
+    """Rankings -> a row for each edit with BLIP's reward and CLIP's similarities."""
 
     def __init__(self, clip: str, edits_of: Mapping[str, Sequence[str]], blip: str = "", device: str = "cpu") -> None:
         """`edits_of`: the ids of the edits that are measured, by ranking_id. Without a `blip` its reward is NaN."""
-        self.clip, self.edits_of = ClipScorer(clip, device=device), edits_of
+        self.clip = ClipScorer(clip, device=device)
+        self.edits_of = edits_of
         self.blip = RewardModel.load(blip).to(device) if blip else None
 
     def __call__(self, rows: Rows) -> Rows:
@@ -76,7 +83,7 @@ class CallableScorer:
     """Adds to each pair the reward of a callable, "module:function": rows of pairs -> a number for each."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.judge = name, _found(name)
+        self.name, self.judge = name, _imported(name)
 
     def __call__(self, rows: Rows) -> Rows:
         rewards = [float(reward) for reward in self.judge(rows)]
@@ -105,13 +112,13 @@ def judge_of(
 
 
 def source_of(name: str) -> bytes:
-    """The file that a callable "module:function" is written in, so that a changed judge scores again; b"" if none."""
-    path = getattr(import_module(_found(name).__module__), "__file__", None)
+    """The source file of a callable "module:function", so that a changed judge scores again; b"" if it has none."""
+    path = getattr(import_module(_imported(name).__module__), "__file__", None)
     return Path(path).read_bytes() if path else b""
 
 
 def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
-    """Rewards (J, N) of J judges of N pairs, each judge's standardised over the pairs -> their mean or least (N,).
+    """Rewards (J, N) of J judges, each standardised over the N pairs -> their mean or least (N,).
 
     A judge who gives all pairs the same reward counts as 0 everywhere.
     """
@@ -125,7 +132,7 @@ def _vision(settings: Scoring, answers: str) -> Judge:
     return VisionScorer(settings.vision, answers, settings.resources.batch_size)
 
 
-def _found(name: str) -> Callable[[Rows], list[float]]:
+def _imported(name: str) -> Callable[[Rows], list[float]]:
     module, _, function = name.partition(":")
     try:
         return getattr(import_module(module), function)

@@ -14,7 +14,7 @@ would have to find out which of all tokens are to be compared.
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,21 +60,23 @@ class RewardModel(nn.Module):
                 "tokenizer that the model was trained with (reward.tokenizer)"
             )
         self.tokenizer, self.max_tokens = tokenizer, min(max_tokens, text_config.max_position_embeddings)
-        self.resolution: int = vision_config.image_size
+        self.resolution = cast(int, vision_config.image_size)
         self.vision = BlipVisionModel(vision_config)
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
         self.image_type = nn.Embedding(2, vision_config.hidden_size)  # 0 source, 1 edited
         nn.init.zeros_(self.image_type.weight)
         layers, width = vision_config.num_hidden_layers, vision_config.hidden_size
-        self.changes = nn.ModuleDict(
-            {str(layer): nn.Linear(width, width, bias=False) for layer in range(layers // 2, layers + 1)}
-        )  # by the layer that they stand before; the last layer is followed by the ViT's norm
-        for change in self.changes.values():
+        changes = {str(layer): nn.Linear(width, width, bias=False) for layer in range(layers // 2, layers + 1)}
+        for change in changes.values():
             nn.init.zeros_(change.weight)
+        self.changes = nn.ModuleDict(changes)
+        """By the number of the layer that they stand before; the last layer is followed by the ViT's norm."""
         self.head = nn.Linear(text_config.hidden_size, 1)
         nn.init.normal_(self.head.weight, std=1 / (text_config.hidden_size + 1))
         nn.init.zeros_(self.head.bias)
         # BLIP's statistics, of pixels in 0..1, turned to our tensors in -1..1.
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None] * 2 - 1, persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None] * 2, persistent=False)
 
@@ -184,9 +186,9 @@ class RewardModel(nn.Module):
         cls, tokenizer: PreTrainedTokenizerBase, *, resolution: int, max_tokens: int, seed: int = 0
     ) -> "RewardModel":
         """A small model (about 1.5M weights) for the embedded domain, the same for the same seed."""
-        width = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
+        sizes: dict[str, Any] = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
         vision_config = BlipVisionConfig(
-            image_size=resolution, patch_size=resolution // 8, initializer_range=0.02, **width
+            image_size=resolution, patch_size=resolution // 8, initializer_range=0.02, **sizes
         )
         text_config = BlipTextConfig(
             vocab_size=len(tokenizer),
@@ -196,7 +198,7 @@ class RewardModel(nn.Module):
             eos_token_id=None,
             sep_token_id=None,
             pad_token_id=None,  # padding is masked; CLIP's padding token also ends a text, so it must learn
-            **width,
+            **sizes,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -210,9 +212,8 @@ class RewardModel(nn.Module):
 
         The head starts as the logit of a match; position embeddings are interpolated to the resolution.
         """
-        pretrained, report = BlipForImageTextRetrieval.from_pretrained(
-            blip, dtype=torch.float32, output_loading_info=True
-        )
+        loaded: Any = BlipForImageTextRetrieval.from_pretrained(blip, dtype=torch.float32, output_loading_info=True)
+        pretrained, report = loaded
         missing = sorted(report["missing_keys"])
         if missing:
             raise ModelFolderError(
@@ -223,7 +224,7 @@ class RewardModel(nn.Module):
         model = cls(vision_config, pretrained.config.text_config, tokenizer, max_tokens)
         vision = pretrained.vision_model.state_dict()
         positions = "embeddings.position_embedding"
-        vision[positions] = resize_positions(vision[positions], resolution // vision_config.patch_size)
+        vision[positions] = resize_positions(vision[positions], resolution // cast(int, vision_config.patch_size))
         model.vision.load_state_dict(vision)
         model.text.load_state_dict(pretrained.text_encoder.state_dict())
         match = pretrained.itm_head

@@ -1,7 +1,7 @@
 """The reward model's objective: rankings -> a loss, and how often the model agrees with people.
 
 B prompts, K edits of a prompt
-a rank of 0 marks an edit that is not there, where prompts differ in their number of edits
+a rank of 0 is padding, where prompts differ in their number of edits
 """
 
 import math
@@ -76,16 +76,21 @@ def chance_loss(ranks: Tensor, loss: Loss) -> float:
 
 
 def right_preferences(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each of B prompts, rewards and ranks (B, K): in how many preferences the chosen edit has the greater reward,
-    equal ones counting half and NaN nothing, and how many preferences there are; (B,) each."""
-    chosen, (one, other) = preferred(ranks), (rewards[:, :, None], rewards[:, None, :])
-    right = (one > other) + (one == other) / 2
+    """The number of right preferences and of all preferences of each prompt, (B,) each; rewards and ranks (B, K).
+
+    A preference is right where the chosen edit has the greater reward. Equal rewards count half, NaN counts nothing.
+    """
+    chosen = preferred(ranks)
+    first, second = rewards[:, :, None], rewards[:, None, :]
+    right = (first > second) + (first == second) / 2
     return right.where(chosen, 0).sum((1, 2)), chosen.sum((1, 2))
 
 
 def right_rankings(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each of B prompts, rewards and ranks (B, K): whether the chosen edit has the greater reward in every
-    preference, and whether there is any, without which nothing is right; bool (B,) each."""
+    """Whether all preferences of a prompt are right, and whether it has any: bool (B,) each; rewards and ranks (B, K).
+
+    A preference is right where the chosen edit has the greater reward. A prompt without preferences is not right.
+    """
     chosen = preferred(ranks)
     wrong = chosen & ~(rewards[:, :, None] > rewards[:, None, :])  # NaN is greater than nothing
     has_any = chosen.flatten(1).any(1)
@@ -95,19 +100,21 @@ def right_rankings(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
 def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
     """Share of preference pairs in which the chosen edit has the greater reward; equal rewards count half, NaN nothing.
 
-    0.5 is guessing, and what is returned if there is no preference at all.
+    Guessing gives 0.5, which is also returned if there is no preference at all.
     """
-    right, preferences = (counts.sum().item() for counts in right_preferences(rewards, ranks))
-    return right / preferences if preferences else 0.5
+    right, preferences = right_preferences(rewards, ranks)
+    total = preferences.sum().item()
+    return right.sum().item() / total if total else 0.5
 
 
 def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
-    """Share of prompts whose every preference pair is right; guessing has 1 / K! without ties.
+    """Share of prompts all of whose preference pairs are right; guessing gives 1 / K! without ties.
 
-    A prompt whose edits all tie has no such pair and does not count. 0 is returned if there is no preference at all.
+    A prompt whose edits all tie does not count. 0 is returned if there is no preference at all.
     """
-    right, rankings = (counts.sum().item() for counts in right_rankings(rewards, ranks))
-    return right / rankings if rankings else 0.0
+    right, has_any = right_rankings(rewards, ranks)
+    rankings = has_any.sum().item()
+    return right.sum().item() / rankings if rankings else 0.0
 
 
 def is_held_out(prompt_id: str, rate: float) -> bool:
@@ -116,7 +123,7 @@ def is_held_out(prompt_id: str, rate: float) -> bool:
 
 
 def is_learned(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 0.0) -> bool:
-    """Whether the model learns from the rankings of this prompt: of those that are not held out, a share.
+    """Whether the rankings of this prompt are in a share of the training rankings, which leave out the held-out ones.
 
     The prompts of a smaller share are among those of a larger one. Those of the share `beyond` are left out.
     """
@@ -126,15 +133,20 @@ def is_learned(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 
 def batch_of(model: RewardModel, rows: Rows) -> Batch:
     """RANKINGS rows -> the model's inputs, "source", "edited", "tokens" and "mask", and "ranks" (B, K), on the CPU.
 
-    Prompts with fewer edits than the most are filled up with grey pictures of rank 0. BadRows names the rows with a
-    picture that cannot be read, or with ranks that are no order of their edits.
+    Prompts with fewer edits than others are padded with grey pictures of rank 0. BadRows names the rows with a
+    picture that cannot be read, or with ranks that do not fit their edits.
     """
     side = model.resolution
     read = in_threads(lambda row: _pictures_or_why(row, side), rows)
-    reasons = {place: found for place, found in enumerate(read) if isinstance(found, str)}
+    reasons: dict[int, str] = {}
+    pictures: list[Tensor] = []
+    for place, result in enumerate(read):
+        if isinstance(result, str):
+            reasons[place] = result
+        else:
+            pictures.append(torch.stack([to_tensor(picture) for picture in result]))
     if reasons:
         raise BadRows(reasons)
-    pictures = [torch.stack([to_tensor(picture) for picture in found]) for found in read]
     num_edits = max(len(row["edits"]) for row in rows)
     edited = torch.zeros(len(rows), num_edits, 3, side, side)
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
@@ -147,19 +159,19 @@ def batch_of(model: RewardModel, rows: Rows) -> Batch:
 
 
 def good_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str, str]]:
-    """RANKINGS rows that a model can be measured on, and what is wrong with the others, by `ranking_id`."""
+    """The RANKINGS rows that can be scored, and the reason for each other row by `ranking_id`."""
     good, bad = [], {}
     for row in rows:
-        found = _pictures_or_why(row, resolution)
-        if isinstance(found, str):
-            bad[row["ranking_id"]] = found
+        result = _pictures_or_why(row, resolution)
+        if isinstance(result, str):
+            bad[row["ranking_id"]] = result
         else:
             good.append(row)
     return good, bad
 
 
 def _pictures_or_why(row: Row, resolution: int) -> list[np.ndarray] | str:
-    """The pixels of the source and the edits of a RANKINGS row; or why it is a bad one."""
+    """The pixels of the source and the edits of a RANKINGS row, or the reason why it cannot be used."""
     try:
         check_ranks(row["ranks"], len(row["edits"]))
     except RankingError as error:
@@ -178,14 +190,16 @@ def _pictures_or_why(row: Row, resolution: int) -> list[np.ndarray] | str:
 class RewardObjective:
     """Fits a reward model to rankings by the loss that the settings name.
 
-    A row is one person's ranking: where several ranked a prompt, each counts as what that person said.
+    A row is one person's ranking. Where several people ranked a prompt, each of their rankings counts.
     """
 
     def __init__(self, model: RewardModel, settings: config.Reward) -> None:
-        self.model, self.settings, self.loss_of_rewards = model, settings, loss_of(settings)
+        self.model = model
+        self.settings = settings
+        self.loss_of_rewards = loss_of(settings)
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """RANKINGS rows as `batch_of` has them; nothing is drawn. BadRows names those that it has no use for."""
+        """RANKINGS rows as `batch_of` prepares them, without random draws. BadRows names those that it cannot use."""
         return batch_of(self.model, rows)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -205,21 +219,23 @@ class RewardObjective:
 
 @torch.inference_mode()
 def rewards_of(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """The rewards and ranks (N, K) of N RANKINGS rows on the CPU; the rank is 0 where an edit is not there."""
+    """The rewards and ranks (N, K) of N RANKINGS rows, on the CPU; rank 0 is padding."""
     model.eval()
     num_edits = max((len(row["edits"]) for row in rows), default=0)
-    rewards, ranks = torch.zeros(len(rows), num_edits), torch.zeros(len(rows), num_edits, dtype=torch.long)
+    rewards = torch.zeros(len(rows), num_edits)
+    ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
     for start in range(0, len(rows), batch_size):
         inputs = batch_of(model, rows[start : start + batch_size])
-        found = inputs.pop("ranks")
-        place = (slice(start, start + batch_size), slice(found.shape[1]))
-        there = {name: each.to(model.device) for name, each in inputs.items()}
-        rewards[place], ranks[place] = model(**there).float().cpu(), found
+        batch_ranks = inputs.pop("ranks")
+        place = (slice(start, start + batch_size), slice(batch_ranks.shape[1]))
+        on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        rewards[place] = model(**on_device).float().cpu()
+        ranks[place] = batch_ranks
     return rewards, ranks
 
 
 def measure(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
-    """How rewards (N, K) do on ranks (N, K): their loss, the loss of guessing, and both accuracies."""
+    """The loss of rewards (N, K) on ranks (N, K), the loss of guessing, and both accuracies."""
     return {
         "reward/loss": loss(rewards, ranks).item(),
         "reward/chance_loss": chance_loss(ranks, loss),
@@ -229,7 +245,7 @@ def measure(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
 
 
 class Remedies(NamedTuple):
-    """What a person can do about a reward model that should not be trusted."""
+    """Advice about a reward model that should not be trusted."""
 
     diverged: str = "training diverged; lower reward.training.learning_rate"
     nothing_learned: str = "raise the learning rate, train longer, or check that the rankings are not random"
@@ -237,7 +253,7 @@ class Remedies(NamedTuple):
 
 
 def doubt(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None:  # noqa: B008 - immutable
-    """In words, why a measured model should not be trusted; None if it has learned something."""
+    """The reason not to trust a model with these metrics, in words; None if it has learned something."""
     loss, chance = metrics["reward/loss"], metrics["reward/chance_loss"]
     if not math.isfinite(loss):
         return f"the reward model's loss is {loss}: {remedies.diverged}"

@@ -1,4 +1,4 @@
-"""How likely each edit of a prompt is a good one, by how its reward compares with those of the prompt's other edits.
+"""How likely each edit of a prompt is a good one, judged by the rewards of the prompt's other edits.
 
 rewards of candidates -> optimality in 0..1, and the best edit of each prompt
 """
@@ -17,9 +17,9 @@ class Standing:
     """How edits compare with the others of their prompts, each (N,)."""
 
     optimality: np.ndarray
-    """The probability that an edit is optimal, 0..1; 0.5 is the mean of its prompt."""
+    """The probability that an edit is optimal, 0..1. An edit with the mean reward of its prompt has 0.5."""
     advantage: np.ndarray
-    """Its reward less the mean of its prompt's edits, in standard deviations of what is left."""
+    """Its reward minus the mean of its prompt's edits, divided by the standard deviation of these differences."""
     is_best: np.ndarray
     """Whether it is the first of those with its prompt's greatest reward."""
 
@@ -28,9 +28,9 @@ def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], cli
     """The standing of N edits by their rewards and their prompts' names.
 
     DiffusionNFT (Zheng et al. 2025), section 3.3: r = 1/2 + 1/2 clip((reward - mean of the prompt) / Z, -1, 1). Z is
-    `clip` standard deviations, over all edits, of the rewards less their prompts' means: how much prompts differ in
-    difficulty does not count. Where no edit differs from its prompt's mean, every r is 1/2. ValueError for rewards
-    that are not finite.
+    `clip` times the standard deviation, over all edits, of the rewards minus their prompts' means. So it does not
+    depend on how much prompts differ in difficulty. Where no edit differs from its prompt's mean, every r is 1/2.
+    Raises a ValueError for rewards that are not finite.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -69,12 +69,14 @@ def widest_prompts(rewards: Mapping[str, Sequence[float]], rate: float) -> set[s
     rewards: those of a prompt's edits, by prompt. Of equal distances the prompt whose name comes first counts as wider;
     prompts whose rewards are all equal are left out.
     """
-    distances = {prompt: max(each) - min(each) for prompt, each in rewards.items()}
-    widest = sorted((prompt for prompt in distances if distances[prompt] > 0), key=lambda one: (-distances[one], one))
+    distances = {prompt: max(of_prompt) - min(of_prompt) for prompt, of_prompt in rewards.items()}
+    differing = [prompt for prompt in distances if distances[prompt] > 0]
+    widest = sorted(differing, key=lambda prompt_id: (-distances[prompt_id], prompt_id))
     return set(widest[: math.ceil(rate * len(rewards))])
 
 
 def best_and_worst_ranks(rewards: Sequence[float]) -> list[int]:
-    """1 for the greatest reward, 3 for the least, 2 for all between: a reward model is trusted with its extremes."""
+    """1 for the greatest reward, 3 for the least, 2 for all between: only a reward model's extremes are trusted."""
     greatest, least = max(rewards), min(rewards)
-    return [1 if reward == greatest else 3 if reward == least else 2 for reward in rewards]
+    ranks = {least: 3, greatest: 1}  # the greatest last: where all are equal, all are best
+    return [ranks.get(reward, 2) for reward in rewards]

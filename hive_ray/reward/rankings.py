@@ -13,15 +13,17 @@ from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import RankingError, check_ranks, mean_tau
 
-UNKNOWN_PROMPT, OTHER_EDITS, RANKED_AGAIN = "unknown_prompt", "other_edits", "ranked_again"
+UNKNOWN_PROMPT = "unknown_prompt"
+OTHER_EDITS = "other_edits"
+RANKED_AGAIN = "ranked_again"
 MOST_RANKS = 127
 """`rankings` holds ranks as int8."""
 SAMPLES, SAMPLE_LENGTH = 3, 300
-"""Lines that are kept of each reason for which they are left out, and characters of each."""
+"""Dropped lines that are shown for each reason, and characters of each."""
 
 
 def preference_pairs(ranks: list[int]) -> list[tuple[int, int]]:
-    """(chosen, rejected) positions of every two edits that are ranked apart; ties imply no preference."""
+    """(chosen, rejected) positions of all pairs of edits with different ranks; ties imply no preference."""
     places = range(len(ranks))
     return [(chosen, rejected) for chosen in places for rejected in places if ranks[chosen] < ranks[rejected]]
 
@@ -44,7 +46,7 @@ def ranking_row(candidate: Row, annotator: str, ranks: list[int]) -> Row:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one person said of one prompt."""
+    """One person's ranking of one prompt."""
 
     prompt_id: str
     annotator: str
@@ -56,12 +58,12 @@ class Annotation:
 
 @dataclass
 class Annotations:
-    """What people said of a table of candidates, and what became of every line of their file."""
+    """People's rankings of a table of candidates, and the lines of their file that were dropped."""
 
     of_prompt: dict[str, list[Annotation]] = field(default_factory=dict)
     lines: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> lines that are left out for it."""
+    """Reason -> number of lines that were dropped for it."""
     samples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Reason -> the first of those lines, in words."""
 
@@ -86,42 +88,43 @@ class Annotations:
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
-        shown = "".join(f"\n  {reason}: {one}" for reason, samples in self.samples.items() for one in samples)
+        shown = "".join(f"\n  {reason}: {sample}" for reason, samples in self.samples.items() for sample in samples)
         fit = f"{self.fitting} of {self.lines} lines fit the candidates"
         return f"{fit}; left out: {left_out}{shown}" if left_out else fit
 
 
 def join_annotations(lines: Iterable[JsonLine], edits_of: Mapping[str, Sequence[str]]) -> Annotations:
-    """What the lines of a file say of prompts (id -> ids of its edits, in order); a bad line is left out by itself.
+    """The annotations in the lines of a file, for prompts (id -> ids of its edits, in order); bad lines are dropped.
 
     A line has `prompt_id`, `annotator` and one of
         "order": ["e3", ["e1", "e2"], "e4"]   edit ids, best first, ties in an inner list
         "ranks": [2, 2, 1, 4]      aligned with "edit_ids" if given, else with the candidate's edits
-    Other keys are left alone. Where a person ranked a prompt again, the later line counts ("ranked_again").
+    Other keys are ignored. Where a person ranked a prompt again, the later line counts ("ranked_again").
     """
-    found = Annotations()
+    annotations = Annotations()
     latest: dict[tuple[str, str], Annotation] = {}
     for line in lines:
-        found.lines += 1
+        annotations.lines += 1
         try:
             annotation = _annotation(line, edits_of)
         except RankingError as error:
-            found.drop(error.reason, f"{line.place}: {error}")
+            annotations.drop(error.reason, f"{line.place}: {error}")
             continue
         key = annotation.prompt_id, annotation.annotator
         if key in latest:
             older = latest[key]
-            found.drop(RANKED_AGAIN, f"{older.place}: {older.annotator} ranked {older.prompt_id} again in {line.place}")
+            sample = f"{older.place}: {older.annotator} ranked {older.prompt_id} again in {line.place}"
+            annotations.drop(RANKED_AGAIN, sample)
         latest[key] = annotation
     for annotation in latest.values():
-        found.of_prompt.setdefault(annotation.prompt_id, []).append(annotation)
-    return found
+        annotations.of_prompt.setdefault(annotation.prompt_id, []).append(annotation)
+    return annotations
 
 
 def rankings_from_people(candidate: Row, annotations: Mapping[str, Sequence[Annotation]]) -> Rows:
-    """The RANKINGS rows of one candidates row: one for each person who ranked its prompt."""
-    said = annotations.get(candidate["prompt_id"], ())
-    return [ranking_row(candidate, annotation.annotator, list(annotation.ranks)) for annotation in said]
+    """The RANKINGS rows of a candidates row, one for each person who ranked its prompt."""
+    of_prompt = annotations.get(candidate["prompt_id"], ())
+    return [ranking_row(candidate, annotation.annotator, list(annotation.ranks)) for annotation in of_prompt]
 
 
 def _annotation(line: JsonLine, edits_of: Mapping[str, Sequence[str]]) -> Annotation:
@@ -177,7 +180,8 @@ def _list_of(record: dict[str, Any], key: str, kind: type) -> list[Any]:
 def _tiers(order: Any) -> list[list[str]]:
     """["a", ["b", "c"]] -> [["a"], ["b", "c"]]."""
     tiers = [tier if isinstance(tier, list) else [tier] for tier in order] if isinstance(order, list) else []
-    if not tiers or not all(tier and all(isinstance(edit_id, str) for edit_id in tier) for tier in tiers):
+    edit_ids = [edit_id for tier in tiers for edit_id in tier]
+    if not tiers or not all(tiers) or not all(isinstance(edit_id, str) for edit_id in edit_ids):
         shown = repr(order)[:SHOWN]
         raise RankingError(f"order is {shown}; give a list of edit ids, best first, ties in an inner list")
     return tiers

@@ -1,10 +1,10 @@
-"""Shaping: what a reward means for training, as a loss weight or as a phrase in the instruction.
+"""Shaping: a reward becomes a loss weight, or a phrase in the instruction.
 
     pairs + reward -> scored_pairs
 
-HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`. A learned embedding is told the
+HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`. A learned embedding takes the
 row's `quality_level` as it is.
-Both may go by how much an edit is better than its instruction leads to expect (`WordBaseline`), not by the reward.
+All may use the advantage of an edit: its reward minus the reward expected from its instruction (`WordBaseline`).
 """
 
 import re
@@ -22,7 +22,7 @@ from hive_ray.schemas import Row
 
 LEVEL_WORDS = ("one", "two", "three", "four", "five")
 GREATEST_WEIGHTS = {"none": float("inf"), "mean1": float("inf"), "clip": 5.0}
-"""No weight is above this, by the setting `scoring.normalize`."""
+"""The greatest weight for each value of `scoring.normalize`."""
 
 
 def reward_weight(reward: np.ndarray, beta: float, normalize: str = "mean1") -> np.ndarray:
@@ -44,7 +44,7 @@ def _scaled_weight(reward: np.ndarray, beta: float, scale: float, greatest_weigh
 
 
 def weight_scale(reward: np.ndarray, beta: float, normalize: str) -> float:
-    """The logarithm of what exp(reward / beta) is multiplied by; 0 for "none"."""
+    """The logarithm of the factor on exp(reward / beta); 0 for "none"."""
     if normalize == "none":
         return 0.0
     return _mean1_scale(_finite(reward) / beta, GREATEST_WEIGHTS[normalize])
@@ -63,12 +63,12 @@ def _mean1_scale(exponent: np.ndarray, greatest_weight: float) -> float:
 
 
 def quantile_edges(reward: np.ndarray) -> tuple[float, ...]:
-    """The four rewards that cut a table into five levels of equally many rows."""
+    """The four rewards that divide a table into five levels of equally many rows."""
     return tuple(float(edge) for edge in np.quantile(_finite(reward), (0.2, 0.4, 0.6, 0.8)))
 
 
 def equal_width_edges(reward: np.ndarray) -> tuple[float, ...]:
-    """The four rewards that cut the span of a table's rewards into five equal parts."""
+    """The four rewards that divide the range of a table's rewards into five equal parts."""
     finite = _finite(reward)
     return tuple(float(edge) for edge in np.linspace(finite.min(), finite.max(), 6)[1:-1])
 
@@ -77,11 +77,11 @@ EDGES: dict[str, Callable[[np.ndarray], tuple[float, ...]]] = {
     "quantile": quantile_edges,
     "equal_width": equal_width_edges,
 }
-"""By the setting `scoring.levels`, where the edges are not given."""
+"""By the setting `scoring.levels`; `scoring.edges` overrides them."""
 
 
 def edges_of(reward: np.ndarray, settings: Scoring) -> tuple[float, ...]:
-    """The four edges between the levels of a table's rewards (N,), as the settings want."""
+    """The four edges between the quality levels of a table's rewards (N,), by the settings."""
     return settings.edges if settings.edges is not None else EDGES[settings.levels](reward)
 
 
@@ -100,40 +100,41 @@ def quality_phrase(level: int, template: str) -> str:
 
 
 def instruction_suffix(template: str) -> str:
-    """What to append when an edit is asked for: the phrase of the best level."""
+    """The phrase of the best level, which is appended to instructions when the editor is used."""
     return quality_phrase(len(LEVEL_WORDS), template)
 
 
 RIDGE = 10.0
-"""How many rows must show a word before it counts for half of what they say."""
+"""Number of rows at which the weight of a word is half of its unregularised value."""
 
 
 @dataclass(frozen=True)
 class WordBaseline:
-    """The reward that an instruction leads to expect: ridge regression on which words occur in it.
+    """The reward that is expected of an instruction: ridge regression on the words that occur in it.
 
-    Some edits are easy, and most of what a reward tells of a table is which: without a baseline, "five out of five"
-    comes to mean "a change of background", and hard edits have no good example.
+    Some kinds of edits are easy, and rewards differ mostly between kinds. Without a baseline "five out of five" comes
+    to mean "a change of background", and hard edits have no good example.
     """
 
     mean: float
     words: dict[str, float]
-    """What a word adds."""
+    """The weight of each word."""
 
     @classmethod
     def fit(cls, instructions: Sequence[str], reward: np.ndarray) -> "WordBaseline":
-        """Instructions and their rewards (N,) -> what minimises |reward - mean - said w|^2 + RIDGE |w|^2."""
+        """Fit to instructions and rewards (N,): w minimises |reward - mean - occurs w|^2 + RIDGE |w|^2."""
         split = [_words(instruction) for instruction in instructions]
-        places = {word: place for place, word in enumerate(dict.fromkeys(word for words in split for word in words))}
+        vocabulary = dict.fromkeys(word for words in split for word in words)
+        places = {word: place for place, word in enumerate(vocabulary)}
         columns = [places[word] for words in split for word in words]
         starts = np.cumsum([0, *(len(words) for words in split)])
-        said = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(split), len(places)))
+        occurs = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(split), len(places)))
         reward = _finite(reward)
-        weights = lsqr(said, reward - reward.mean(), damp=RIDGE**0.5, atol=1e-10, btol=1e-10)[0]
+        weights = lsqr(occurs, reward - reward.mean(), damp=RIDGE**0.5, atol=1e-10, btol=1e-10)[0]
         return cls(float(reward.mean()), {word: float(weights[place]) for word, place in places.items()})
 
     def __call__(self, instruction: str) -> float:
-        """The expected reward; words that were never seen say nothing."""
+        """The expected reward; unknown words add nothing."""
         return self.mean + sum(self.words.get(word, 0.0) for word in _words(instruction))
 
 
@@ -144,7 +145,7 @@ def _words(instruction: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What all rewards of a table say together, so that each row can be shaped alone."""
+    """Statistics of all rewards of a table, so that each row can be shaped by itself."""
 
     edges: tuple[float, ...]
     """Four advantages between the five quality levels."""
@@ -154,11 +155,11 @@ class Feedback:
     greatest_weight: float
     phrase: str
     append: Callable[[str, str], str] = add
-    """Joins an instruction and its phrase; a text encoder's own, where the phrase must find room."""
+    """Joins an instruction and its phrase. A text encoder's own function makes room for the phrase."""
     baseline: WordBaseline | None = None
 
     def advantage(self, instruction: str, reward: float) -> float:
-        """By how much a reward is better than its instruction leads to expect; the reward itself without a baseline."""
+        """The reward minus the expected reward of its instruction; the reward itself without a baseline."""
         return reward if self.baseline is None else reward - self.baseline(instruction)
 
     def weight(self, instruction: str, reward: float) -> float:
@@ -177,7 +178,7 @@ class Feedback:
 def feedback(
     instructions: Sequence[str], reward: np.ndarray, settings: Scoring, append: Callable[[str, str], str] = add
 ) -> Feedback:
-    """What a table's instructions and rewards (N,) say together, as the settings want; `append` as in `Feedback`."""
+    """The `Feedback` of a table's instructions and rewards (N,), by the settings; `append` as in `Feedback`."""
     baseline = WordBaseline.fit(instructions, reward) if settings.baseline == "words" else None
     expected = [baseline(instruction) for instruction in instructions] if baseline else 0.0
     advantage = reward - np.asarray(expected)
@@ -204,7 +205,7 @@ def fill_instruction(row: Row, feedback: Feedback) -> Row:
 
 
 def keep_level(row: Row, feedback: Feedback) -> Row:
-    """The row, which has a `quality_level`, as it is: the editor is told the level beside the instruction."""
+    """The row, which has a `quality_level`, unchanged: the editor takes the level beside the instruction."""
     return row
 
 

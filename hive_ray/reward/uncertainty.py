@@ -1,4 +1,4 @@
-"""How unsure a reward model is of the order of a prompt's edits.
+"""The uncertainty of a reward model about the order of a prompt's edits.
 
 K edits of a prompt
 """

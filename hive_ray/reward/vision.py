@@ -1,10 +1,11 @@
-"""A vision model behind the openai client that judges edits, as EditScore does, asked in our words.
+"""A vision model behind the openai client that judges edits as EditScore does, with our own prompts.
 
 pairs -> VisionScorer -> pairs with a reward
 
-Each pass asks twice. Shown both pictures, the model scores how well the instruction was followed and how well the rest
-was kept; shown the edited one alone, how natural it is and how free of artifacts. The least score of each answer
-counts, as a share of the greatest: the reward is the geometric mean of both, 0..1, and the mean of that over passes.
+Each pass sends two requests. With both pictures, the model scores how well the instruction was followed and how well
+the rest was kept. With the edited picture alone, it scores how natural it is and how free of artifacts. Only the least
+score of each answer counts, divided by the greatest possible score. The reward of a pass is the geometric mean of the
+two, 0..1, and the reward of an edit is the mean over its passes.
 """
 
 import base64
@@ -26,12 +27,12 @@ from hive_ray.seeds import seed_for
 
 @dataclass(frozen=True)
 class Part:
-    """What is asked in one request."""
+    """One of the two requests of a pass."""
 
     pictures: tuple[str, ...]
     """Columns whose pictures are shown."""
     scores: dict[str, str]
-    """Name of a score -> what its greatest and least values mean."""
+    """Name of a score -> the meaning of its greatest and its least value."""
     words: str
     """How the pictures and the instruction are introduced."""
 
@@ -59,7 +60,7 @@ ASK = (
 
 
 class VerdictError(ValueError):
-    """An answer without scores that can be used; its text is the reason, as manifests count it, `sample` what came."""
+    """An answer without usable scores. Its text is the reason that manifests count; `sample` is part of the answer."""
 
     def __init__(self, reason: str, sample: str = "") -> None:
         super().__init__(reason)
@@ -69,9 +70,10 @@ class VerdictError(ValueError):
 class VisionScorer:
     """Adds a vision model's reward, 0..1, to each pair; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is.
 
-    As many edits are judged at a time as `in_flight` says. What is answered is kept in the folder `answers` and never
-    asked again. An answer whose scores are missing or out of range is asked for again, never bent into the range; an
-    edit that stays without is {"dropped": reason}. What answers used is {"counted": ...}.
+    `in_flight` edits are judged at a time. Answers are kept in the folder `answers`, and a request that has an answer
+    is never sent again. Where scores are missing or out of range, the request is sent again with another seed; scores
+    are never clamped. An edit that stays without scores becomes {"dropped": reason}. The tokens and dollars that
+    answers used come as {"counted": ...}.
     """
 
     def __init__(self, settings: config.VisionJudge, answers: str, in_flight: int = 16) -> None:
@@ -82,7 +84,7 @@ class VisionScorer:
         self.pool = ThreadPoolExecutor(in_flight)
 
     def __call__(self, rows: Rows) -> Rows:
-        """The rows in order, and what they counted; raises as `Endpoint.each`."""
+        """The rows in order, each followed by its counts; raises as `Endpoint.each`."""
         return [result for judged in self.endpoint.each(self.pool, self._judged, rows) for result in judged]
 
     def is_answered(self, row: Row) -> bool:
@@ -103,27 +105,31 @@ class VisionScorer:
         return [result, {"counted": dict(counted)}]
 
     def _least(self, part: Part, row: Row, turn: int, counted: Counter[str]) -> float:
-        """The least score of a part, 0..1; adds what was used to `counted`, VerdictError after all attempts."""
-        for attempt in range(self.settings.max_attempts):
+        """The least score of a part, 0..1. Adds usage to `counted`; raises VerdictError after all attempts."""
+        attempt = 0
+        while True:
             try:
-                answer, counts = self.endpoint.ask(request_of(part, row, self.settings, turn, attempt))
-            except NoAnswer as error:
-                refused = VerdictError(error.reason, error.sample)
-                if error.reason == "request_refused":  # it would be again
-                    raise refused from error
-                counted[f"asked_again_{refused}"] += 1
-                continue
-            counted.update(counts)
-            try:
-                return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
+                return self._scored(part, request_of(part, row, self.settings, turn, attempt), counted)
             except VerdictError as error:
-                refused = error
+                if str(error) == "request_refused":  # it would be again
+                    raise
                 counted[f"asked_again_{error}"] += 1
-        raise refused
+                attempt += 1
+                if attempt == self.settings.max_attempts:
+                    raise
+
+    def _scored(self, part: Part, request: Request, counted: Counter[str]) -> float:
+        """The least score of one answer, 0..1. Adds usage to `counted`; raises VerdictError without usable scores."""
+        try:
+            answer, counts = self.endpoint.ask(request)
+        except NoAnswer as error:
+            raise VerdictError(error.reason, error.sample) from error
+        counted.update(counts)
+        return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
 
 
 def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:
-    """What is asked of one part of a pair; each turn and attempt with a seed of its own."""
+    """The request for one part of a pair; each turn and attempt has its own seed."""
     most = settings.score_range
     scores = "; ".join(f"{name}: {words.format(most=most)}" for name, words in part.scores.items())
     form = ", ".join(f'"{name}": 0' for name in part.scores)
@@ -131,21 +137,22 @@ def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0
         {"type": "text", "text": part.words.format(instruction=row["instruction"])},
         *({"type": "image_url", "image_url": {"url": _address(row[name])}} for name in part.pictures),
     ]
-    asked: Request = {"model": settings.llm}
+    request: Request = {"model": settings.llm}
     if settings.temperature is not None:
-        asked["temperature"] = settings.temperature
-    asked["seed"] = seed_for(settings.seed, turn, attempt, *part.scores) % 2**31
-    asked["messages"] = [
+        request["temperature"] = settings.temperature
+    request["seed"] = seed_for(settings.seed, turn, attempt, *part.scores) % 2**31
+    request["messages"] = [
         {"role": "system", "content": ASK.format(most=most, scores=scores, form=form)},
         {"role": "user", "content": shown},
     ]
     if settings.structure != "none":
-        asked["response_format"] = _format(part) if settings.structure == "json_schema" else {"type": "json_object"}
-    return asked
+        has_schema = settings.structure == "json_schema"
+        request["response_format"] = _format(part) if has_schema else {"type": "json_object"}
+    return request
 
 
 def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
-    """The scores of an answer in the order of the part's; VerdictError if one is missing or not in 0..score_range."""
+    """The scores of an answer, ordered as `part.scores`; VerdictError if one is missing or not in 0..score_range."""
     choices = choices_of(answer)
     if not choices:
         raise VerdictError("answer_is_empty", str(answer)[:SAMPLE])
@@ -173,7 +180,7 @@ def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
 
 
 def _format(part: Part) -> dict:
-    """The JSON schema of a part's answer; without bounds, which strict schemas do not know."""
+    """The JSON schema of a part's answer. It has no bounds, which strict schemas do not allow."""
     properties = {"reasoning": {"type": "string"}} | {name: {"type": "integer"} for name in part.scores}
     schema = {
         "type": "object",
@@ -185,7 +192,7 @@ def _format(part: Part) -> dict:
 
 
 def _address(image: bytes) -> str:
-    """A picture as a data address, as the reward model sees it; VerdictError if it cannot be read."""
+    """A picture as a data URL; VerdictError if it cannot be read."""
     try:
         plain = as_plain(image)
     except ImageError as error:

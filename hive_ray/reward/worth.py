@@ -1,10 +1,10 @@
-"""What a reward model is worth: beside people, beside CLIP, and on edits that any person would see through.
+"""Evaluation of a reward model: against people, against CLIP, and on edits that no person would prefer.
 
 held-out rankings, RewardModel -> worth -> the model's card and the report
 
-What is said of a difference in words is what its interval supports; how rewards are counted is in `accuracies.py`.
+Remarks about differences follow their confidence intervals. `accuracies.py` compares rewards with ranks.
 
-N rankings, K edits of each; a rank of 0 marks an edit that is not there
+N rankings, K edits of each; a rank of 0 is padding
 """
 
 from collections import defaultdict
@@ -36,7 +36,7 @@ from hive_ray.statistics.intervals import Interval, interval
 from hive_ray.statistics.preferences import preference_loss
 
 NOTICED = 0.75
-"""A probe on which the true edit is preferred more rarely goes unnoticed; guessing has 0.5."""
+"""A probe is noticed if the true edit is preferred to it at least this often; guessing gives 0.5."""
 BESIDE = {
     "held_out_before_training": "reward model before training",
     "another_person": "one other person",
@@ -49,14 +49,13 @@ BESIDE = {
     "denoising_error": "denoising errors alone",
     "sum": "BLIP + denoising errors + CLIP",
 }
-"""By names in the card: who else ranks the held-out rankings."""
+"""Other predictors of the held-out rankings, by their names in the card."""
 PEOPLE = ("another_person", "all_others")
 HELD_OUT = "held_out.json"
-"""In a reward model's folder: how much is right of how much by accuracy and held-out prompt, so that models can be
-compared by what they do on the same prompts."""
+"""In a reward model's folder: (right, total) by accuracy and held-out prompt, to compare models on the same prompts."""
 NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
 AGREED = 0.6
-"""People who foretell fewer of each other's preferences agree little."""
+"""People agree little if they predict a smaller share of each other's preferences."""
 CHANGED = 32
 """Levels of 0..255 in any colour from which a pixel counts as changed by an edit."""
 NUM_BINS = 5
@@ -67,16 +66,15 @@ PROBES = {
     "swapped": "source and edited picture swapped",
     "other_instruction": "another instruction",
 }
-"""Names of probes -> what a model that fails one does not notice."""
+"""Name of a probe -> what a model that fails it does not notice."""
 
 
 def worth(
     ours: Foretold, model: RewardModel, start: RewardModel, clip: str, rows: Rows, settings: config.Reward
 ) -> dict[str, Any]:
-    """The part of a reward model's card that says what it is worth, by RANKINGS rows that it never saw.
+    """The evaluation in a reward model's card, on RANKINGS rows that it was not trained on.
 
-    ours: what the model foretells of them. start: what its training started from. clip: a CLIP folder or hub name, the
-    simple judges beside it.
+    ours: the model's predictions. start: the model before training. clip: the CLIP folder or hub name of the baselines.
     """
     before = foretold(start, rows)
     beside = people(rows) | by_clip(judged(ClipScorer(clip).measured, rows), ours, rows)
@@ -85,12 +83,14 @@ def worth(
 
 
 def by_clip(similarities: Mapping[str, Tensor], ours: Foretold, rows: Rows) -> dict[str, Foretold]:
-    """What CLIP's similarities (N, K) by name foretell of those rankings of `ours` that it can measure."""
-    return {
-        name: Foretold(sum(similarities[one] for one in summed), ours.ranks, ours.prompts).some(those)
-        for name, summed in CLIP_MEASURES.items()
-        if (those := measurable(rows, summed))
-    }
+    """The predictions of CLIP's similarities (N, K), by name, for the rankings of `ours` that CLIP can measure."""
+    predictions = {}
+    for name, parts in CLIP_MEASURES.items():
+        places = measurable(rows, parts)
+        if places:
+            rewards = sum((similarities[part] for part in parts), start=torch.zeros(()))
+            predictions[name] = Foretold(rewards, ours.ranks, ours.prompts).some(places)
+    return predictions
 
 
 def compared(
@@ -102,84 +102,84 @@ def compared(
     settings: config.Reward,
     remedies: Remedies = Remedies(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """What a reward model foretells of N held-out rankings, as its card has it.
+    """The evaluation of a reward model on N held-out rankings, as its card holds it.
 
-    before: the same of what it started from. beside: of others, by their names in BESIDE. noticed: what `probe` found.
-    rows: the N rankings.
+    ours: its predictions. before: those of the model before training. beside: those of others, by their names in
+    BESIDE. noticed: the result of `probe`. rows: the N rankings.
     """
     others = {"held_out_before_training": before} | dict(beside)
-    said = {
+    card = {
         "held_out": measured(ours, settings),
         "held_out_before_training": measured(before, settings),
         "beside": {name: accuracies(theirs) for name, theirs in beside.items()},
         "minus": {name: differences(ours.counts(), theirs.counts()) for name, theirs in others.items()},
     }
     bins = calibration(ours.rewards, ours.ranks, settings)
-    levelled = {name: one for name, one in others.items() if name not in PEOPLE}
+    levelled = {name: accuracy for name, accuracy in others.items() if name not in PEOPLE}
     clear = shared(ours, rows)
-    return said | {
+    return card | {
         "shared": accuracies(clear) | {"preferences": len(clear.prompts)} if clear else {},
-        "across_prompts": {name: across_prompts(one) for name, one in ({"held_out": ours} | levelled).items()},
+        "across_prompts": {name: across_prompts(rewards) for name, rewards in ({"held_out": ours} | levelled).items()},
         "held_out_rankings": len(ours.prompts),
         "held_out_prompts": len(set(ours.prompts)),
         "kinds": kinds(ours, [row["instruction"] for row in rows]),
         "noticed": {name: asdict(rate) for name, rate in noticed.items()},
         "calibration": bins,
         "calibration_error": calibration_error(bins),
-        "warning": doubt(said["held_out"], remedies) or "",
-        "remarks": remarks(said, noticed),
+        "warning": doubt(card["held_out"], remedies) or "",
+        "remarks": remarks(card, noticed),
     }
 
 
 def foretold(model: RewardModel, rows: Rows) -> Foretold:
-    """What a model's rewards foretell of RANKINGS rows."""
+    """The predictions of a model for RANKINGS rows."""
     return Foretold(*rewards_of(model, rows), [row["prompt_id"] for row in rows])
 
 
 def measured(foretold: Foretold, settings: config.Reward) -> dict[str, Any]:
-    """`objective.measure` of what was foretold, with the `intervals` of its accuracies."""
-    found = measure(foretold.rewards, foretold.ranks, loss_of(settings))
-    return {**found, "intervals": intervals(foretold)}
+    """`objective.measure` of predictions, with the `intervals` of their accuracies."""
+    measures = measure(foretold.rewards, foretold.ranks, loss_of(settings))
+    return {**measures, "intervals": intervals(foretold)}
 
 
 def kinds(foretold: Foretold, instructions: list[str]) -> dict[str, dict[str, Any]]:
-    """Accuracies by kind of edit, which is the first word of its instruction; LEAST_OF_A_KIND rankings make one."""
+    """Accuracies by kind of edit, the first word of its instruction; only kinds with LEAST_OF_A_KIND rankings."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, instruction in enumerate(instructions):
         places[(instruction.lower().split() or [""])[0]].append(place)
-    return {
-        kind: accuracies(foretold.some(those)) | {"rankings": len(those)}
-        for kind, those in sorted(places.items(), key=lambda one: (-len(one[1]), one[0]))
-        if len(those) >= LEAST_OF_A_KIND
-    }
+    frequent = [kind for kind in places if len(places[kind]) >= LEAST_OF_A_KIND]
+    frequent.sort(key=lambda kind: (-len(places[kind]), kind))
+    return {kind: accuracies(foretold.some(places[kind])) | {"rankings": len(places[kind])} for kind in frequent}
 
 
 def people(rows: Rows) -> dict[str, Foretold]:
-    """What people foretell of each other where several ranked a prompt: what a model can be expected to reach.
+    """People's predictions of each other where several ranked a prompt: what a model can be expected to reach.
 
-    "another_person": every other person's ranks of the prompt in place of rewards. "all_others": the mean ranks of all
-    others, which know more. Both over the preferences of all people; empty if nobody shared a prompt.
+    "another_person": the ranks of each other person take the place of rewards. "all_others": the mean ranks of all
+    others do, which predict better. Both are over the preferences of all people; empty if no prompt was shared.
     """
-    found: dict[str, list[tuple[list[float], list[int], str]]] = {"another_person": [], "all_others": []}
+    predictions: dict[str, list[tuple[list[float], list[int], str]]] = {"another_person": [], "all_others": []}
     for (prompt_id, *_), places in _rankings_of(rows).items():
         orders = [rows[place]["ranks"] for place in places]
         for place, order in enumerate(orders):
             others = orders[:place] + orders[place + 1 :]
-            found["another_person"] += [([-float(rank) for rank in other], order, prompt_id) for other in others]
+            for other in others:
+                predictions["another_person"].append(([-float(rank) for rank in other], order, prompt_id))
             if others:
                 means = [-fmean(ranks) for ranks in zip(*others, strict=True)]
-                found["all_others"].append((means, order, prompt_id))
-    columns = {name: list(zip(*each, strict=True)) for name, each in found.items() if each}
-    return {
-        name: Foretold(_padded(rewards), _padded(ranks), prompts) for name, (rewards, ranks, prompts) in columns.items()
-    }
+                predictions["all_others"].append((means, order, prompt_id))
+    foretold_by = {}
+    for name, rankings in predictions.items():
+        if rankings:
+            rewards, ranks, prompts = zip(*rankings, strict=True)
+            foretold_by[name] = Foretold(_padded(rewards), _padded(ranks), prompts)
+    return foretold_by
 
 
 def shared(foretold: Foretold, rows: Rows) -> Foretold | None:
-    """The clear preferences among people, each as a ranking of its two edits: at least two people have it, and nobody
-    has the reverse. None where there is none, such as where one person ranked each prompt.
+    """Predictions of the clear preferences, each as a ranking of its two edits; None if there is no clear preference.
 
-    rows: the N rankings that are foretold.
+    A preference is clear if at least two people have it and nobody has the reverse. rows: the N rankings.
     """
     rewards: list[list[float]] = []
     prompts: list[str] = []
@@ -192,7 +192,7 @@ def shared(foretold: Foretold, rows: Rows) -> Foretold | None:
 
 
 def _rankings_of(rows: Rows) -> dict[tuple[str, ...], list[int]]:
-    """By prompt and edits, the places of the rankings of them."""
+    """The places of the rankings of each prompt with the same edits."""
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         places[row["prompt_id"], *(edit["edit_id"] for edit in row["edits"])].append(place)
@@ -200,87 +200,99 @@ def _rankings_of(rows: Rows) -> dict[tuple[str, ...], list[int]]:
 
 
 def _padded(lists: Sequence[list]) -> Tensor:
-    """Lists of different lengths -> (N, K), filled up with 0."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True)
+    """Lists of different lengths -> (N, K), padded with 0."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(values) for values in lists], batch_first=True)
 
 
 def scored(model: ScoringModel, rows: Rows) -> Foretold:
-    """What the rewards of a model of any kind foretell of RANKINGS rows, scored one ranking at a time."""
+    """The predictions of a model of any kind for RANKINGS rows, scored one ranking at a time."""
     rewards = judged(lambda pairs: {"reward": _scores(model, pairs)}, rows)["reward"]
     return Foretold(rewards, _padded([row["ranks"] for row in rows]), [row["prompt_id"] for row in rows])
 
 
 def _scores(model: ScoringModel, pairs: Rows) -> list[float]:
-    columns = ("source_image", "edited_image", "instruction")
-    return model.score(*([pair[column] for pair in pairs] for column in columns))
+    return model.score(
+        [pair["source_image"] for pair in pairs],
+        [pair["edited_image"] for pair in pairs],
+        [pair["instruction"] for pair in pairs],
+    )
 
 
 def judged(measured: Callable[[Rows], Mapping[str, Any]], rows: Rows) -> dict[str, Tensor]:
-    """What is measured of pairs, a number each by name, of every edit of RANKINGS rows: (N, K) each; 0 where an edit is
-    not there."""
-    found: dict[str, Tensor] = {}
+    """Measures of every edit of RANKINGS rows by name: (N, K) each, padded with 0.
+
+    measured: pairs -> the measures of each pair, by name.
+    """
+    num_edits = max((len(row["edits"]) for row in rows), default=0)
+    table_of: dict[str, Tensor] = {}
     for place, row in enumerate(rows):
-        for name, values in measured([row | {"edited_image": edit["image"]} for edit in row["edits"]]).items():
-            table = found.setdefault(name, torch.zeros(len(rows), max(len(row["edits"]) for row in rows)))
+        pairs = [row | {"edited_image": edit["image"]} for edit in row["edits"]]
+        for name, values in measured(pairs).items():
+            table = table_of.setdefault(name, torch.zeros(len(rows), num_edits))
             table[place, : len(values)] = torch.as_tensor(values)
-    return found
+    return table_of
 
 
 def measurable(rows: Rows, measures: tuple[str, ...]) -> list[int]:
-    """Places of the rows of which CLIP can measure these: directions need captions, and thumbs have none."""
+    """Places of the rows for which CLIP has these measures: directions need captions, and thumbs have none."""
     captioned = "clip_direction" not in measures
     return [place for place, row in enumerate(rows) if captioned or (row["source_caption"] and row["edited_caption"])]
 
 
 def calibration(rewards: Tensor, ranks: Tensor, settings: config.Reward) -> list[dict[str, float]]:
-    """How sure the model is of preferences, and how often it is right, in NUM_BINS equal bins of 0.5..1.
+    """The model's confidence in preferences and its accuracy, in NUM_BINS equal bins of the confidence, 0.5..1.
 
-    Of two edits that a person ranked apart, the model gives the one with the greater reward the probability
+    Of two edits with different ranks, the model gives the one with the greater reward the probability
     P(better) / (P(better) + P(worse)), by the likelihood of its loss. Bins without preferences are left out.
     """
     threshold = settings.tie_threshold if settings.loss == "rao_kupper" else 1.0
     margins = (rewards[:, :, None] - rewards[:, None, :])[preferred(ranks)].double() / settings.temperature
-    surer, apart = margins.abs(), torch.zeros(len(margins), dtype=torch.bool)
-    sure = torch.sigmoid(preference_loss(-surer, apart, threshold) - preference_loss(surer, apart, threshold))
-    right, place = (margins.sign() + 1) / 2, ((sure - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-    return [
-        {
-            "predicted": sure[inside].mean().item(),
-            "observed": right[inside].mean().item(),
-            "preferences": int(inside.sum()),
-        }
-        for inside in (place == number for number in range(NUM_BINS))
-        if inside.any()
-    ]
+    margin = margins.abs()
+    tied = torch.zeros(len(margins), dtype=torch.bool)
+    confidence = torch.sigmoid(preference_loss(-margin, tied, threshold) - preference_loss(margin, tied, threshold))
+    right = (margins.sign() + 1) / 2
+    place = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    bins = []
+    for number in range(NUM_BINS):
+        inside = place == number
+        if inside.any():
+            bins.append({
+                "predicted": confidence[inside].mean().item(),
+                "observed": right[inside].mean().item(),
+                "preferences": int(inside.sum()),
+            })  # fmt: skip
+    return bins
 
 
 def calibration_error(bins: list[dict[str, float]]) -> float:
     """Mean distance of predicted from observed over preferences (Guo et al. 2017); 0 without any."""
-    total = sum(one["preferences"] for one in bins)
-    return sum(one["preferences"] * abs(one["predicted"] - one["observed"]) for one in bins) / total if total else 0.0
+    total = sum(part["preferences"] for part in bins)
+    distance = sum(part["preferences"] * abs(part["predicted"] - part["observed"]) for part in bins)
+    return distance / total if total else 0.0
 
 
 def probe(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> dict[str, Interval]:
-    """How often the edit that people ranked best has a greater reward than each of PROBES made of it; equal is half.
+    """How often the edit that people ranked best has a greater reward than each of its PROBES; ties count half.
 
-    Of each prompt the first ranking counts; intervals resample prompts. "destroyed_rest" keeps the pixels that the
-    edit changed and puts another prompt's source picture around them; "other_instruction" asks for what another prompt
-    does. Empty for one prompt.
+    The first ranking of each prompt counts, and intervals resample prompts. "destroyed_rest" keeps the pixels that the
+    edit changed and takes the other pixels from another prompt's source picture. "other_instruction" is the same edit
+    with another prompt's instruction. Empty if there is only one instruction.
     """
     firsts = list({row["prompt_id"]: row for row in reversed(rows)}.values())[::-1]
-    made: list[tuple[bytes, bytes, str]] = []  # the true edit and then its probes, prompt by prompt
+    triplets: list[tuple[bytes, bytes, str]] = []  # the true edit and then its probes, prompt by prompt
     prompts: list[str] = []
     for place, row in enumerate(firsts):
         others = (firsts[(place + step) % len(firsts)] for step in range(1, len(firsts)))
-        other = next((one for one in others if one["instruction"] != row["instruction"]), None)
+        other = next((candidate for candidate in others if candidate["instruction"] != row["instruction"]), None)
         if other is not None:
-            made += _probes(row, other, model.resolution)
+            triplets += _probes(row, other, model.resolution)
             prompts.append(row["prompt_id"])
-    if not made:
+    if not triplets:
         return {}
     rewards: list[float] = []
-    for start in range(0, len(made), batch_size):
-        rewards += model.score(*(list(column) for column in zip(*made[start : start + batch_size], strict=True)))
+    for start in range(0, len(triplets), batch_size):
+        sources, edits, instructions = zip(*triplets[start : start + batch_size], strict=True)
+        rewards += model.score(list(sources), list(edits), list(instructions))
     table = np.array(rewards).reshape(-1, 1 + len(PROBES))
     true, probes = table[:, :1], table[:, 1:]
     preferred_to = (true > probes) + (true == probes) / 2  # (prompts, PROBES): 1, half or 0
@@ -291,12 +303,12 @@ def probe(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> dict[str, 
 
 
 def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, str]]:
-    """(source, edited, instruction) of the edit that was ranked best, then of PROBES in their order."""
+    """(source, edited, instruction) of the edit that was ranked best, then of its PROBES in their order."""
     source, instruction = row["source_image"], row["instruction"]
     edited = row["edits"][int(np.argmin(row["ranks"]))]["image"]
-    before, after, around = (
-        resize(decode(image), resolution).astype(int) for image in (source, edited, other["source_image"])
-    )
+    before = resize(decode(source), resolution).astype(int)
+    after = resize(decode(edited), resolution).astype(int)
+    around = resize(decode(other["source_image"]), resolution).astype(int)
     changed = (abs(after - before) >= CHANGED).any(-1, keepdims=True)
     return [
         (source, edited, instruction),
@@ -307,38 +319,38 @@ def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, s
     ]
 
 
-def remarks(said: Mapping[str, Any], probes: Mapping[str, Interval]) -> list[str]:
-    """In words, where a model is no better than something simple, or blind; nothing is claimed against an interval.
+def remarks(card: Mapping[str, Any], probes: Mapping[str, Interval]) -> list[str]:
+    """Warnings in words, where a model is no better than a simple baseline or misses a probe; intervals decide.
 
-    said: what `worth` has measured, `held_out`, `held_out_before_training`, `beside` and `minus` as in the card.
+    card: `held_out`, `held_out_before_training`, `beside` and `minus` of the model's card. probes: `probe`'s result.
     """
-    ours, minus = said["held_out"][ACCURACY], {name: gap for name, gap in said["minus"].items() if gap}
-    found = []
+    ours, minus = card["held_out"][ACCURACY], {name: gap for name, gap in card["minus"].items() if gap}
+    sentences = []
     for name in CLIP_MEASURES:
         if name in minus:
-            found += _beside(
+            sentences += _beside(
                 minus[name],
                 f"{name} ranks held-out edits better, with no training",
                 f"it cannot be told apart from {name}, which needs no training",
-                f"{said['beside'][name][ACCURACY]:.2f} against {ours:.2f}",
+                f"{card['beside'][name][ACCURACY]:.2f} against {ours:.2f}",
             )
     if "held_out_before_training" in minus:
-        found += _beside(
+        sentences += _beside(
             minus["held_out_before_training"],
             "training made it worse on held-out edits",
             "that training helped cannot be told from chance",
-            f"{said['held_out_before_training'][ACCURACY]:.2f} before it, {ours:.2f} after",
+            f"{card['held_out_before_training'][ACCURACY]:.2f} before it, {ours:.2f} after",
         )
-    bounds = said["beside"].get("another_person", {}).get("intervals", {}).get(ACCURACY)
+    bounds = card["beside"].get("another_person", {}).get("intervals", {}).get(ACCURACY)
     if bounds:
-        found += _among_people(Interval(**bounds))
+        sentences += _among_people(Interval(**bounds))
     for name, rate in probes.items():
-        found += _unnoticed(PROBES[name], rate)
-    return found
+        sentences += _unnoticed(PROBES[name], rate)
+    return sentences
 
 
 def _beside(minus: Mapping[str, Any], worse: str, unsure: str, figures: str) -> list[str]:
-    """What is said of a model that is `minus` better than something: nothing, if it surely is."""
+    """A remark on a model's accuracy `minus` that of another; none if the model is significantly better."""
     gap = Interval(**minus[ACCURACY])
     if gap.low > 0:
         return []
@@ -353,7 +365,7 @@ def _among_people(agreed: Interval) -> list[str]:
 
 
 def _unnoticed(what: str, rate: Interval) -> list[str]:
-    """What is said of how often the true edit has a greater reward than a probe: nothing, if that surely is often."""
+    """A remark on how often the true edit has a greater reward than a probe; none if it surely is often enough."""
     if rate.low >= NOTICED:
         return []
     how_often = f"how often the true edit has the greater reward ({_beside_chance(rate)})"

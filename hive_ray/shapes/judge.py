@@ -106,7 +106,10 @@ def _intended(reading: Reading, before: Description, after: Description) -> Scen
     origins = _change(before, after).origins
     places: list[Place | None] = []
     for thing, origin in zip(after.things, origins, strict=True):
-        place = None if origin is None else located[origin]
+        if origin is None:
+            places.append(None)
+            continue
+        place = located[origin]
         if place is not None and before.things[origin].size != thing.size:
             place = inside(replace(place, radius=_usual_radius(thing.size)))
         places.append(place)
@@ -195,7 +198,7 @@ def _match(found: tuple[Found, ...], things: tuple[Thing, ...], places: list[Pla
 
 def _ground_share(reading: Reading, background: str) -> float:
     """Share of the pixels away from things that have the background's colour."""
-    free = ~ndimage.binary_dilation(reading.owners >= 0, SQUARE, iterations=3)
+    free = ~np.asarray(ndimage.binary_dilation(reading.owners >= 0, SQUARE, iterations=3), dtype=bool)
     return float((reading.nearest[free] == NUM_COLOURS + GROUND_NAMES.index(background)).mean()) if free.any() else 0.0
 
 

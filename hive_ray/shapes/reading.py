@@ -6,6 +6,7 @@ picture -> colours with a solid core -> patches of one colour -> the template th
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -114,7 +115,7 @@ def _tints(values: np.ndarray, nearest: np.ndarray) -> dict[int, np.ndarray]:
     for colour in range(NUM_COLOURS):
         mask = nearest == colour
         if mask.sum() >= LEAST_PIXELS // 2:
-            core = ndimage.binary_erosion(mask)
+            core = np.asarray(ndimage.binary_erosion(mask), dtype=bool)
             if core.sum() >= 3:
                 tints[colour] = np.median(values[core], axis=0)
     return tints
@@ -125,7 +126,8 @@ def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[Found, ...]
     found: list[Found] = []
     owners = np.full(labels.shape, -1)
     for colour in np.unique(labels[labels >= 0]):
-        patches, count = ndimage.label(labels == colour, SQUARE)
+        patches = np.empty(labels.shape, np.int32)
+        count = cast(int, ndimage.label(labels == colour, SQUARE, output=patches))
         for index in range(1, count + 1):
             patch = patches == index
             if patch.sum() < LEAST_PIXELS or not ndimage.binary_erosion(patch).any():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -96,4 +97,6 @@ def grouped_interval(
 
 def _in_order(values: Mapping[str, Value] | Iterable[Value]) -> list[Value]:
     """Values in the order of their prompts, so that the order of rows changes nothing."""
-    return [values[key] for key in sorted(values)] if isinstance(values, Mapping) else list(values)
+    if isinstance(values, Mapping):
+        return [value for _, value in sorted(values.items(), key=itemgetter(0))]
+    return list(values)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -80,7 +81,7 @@ def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[Found | 
             if not rows.refusal:
                 yield from _row_group(table, group, rows)
         if rows.refusal:
-            yield rows.unfit(table.metadata.num_rows)
+            yield rows.unfit(rows.refusal, table.metadata.num_rows)
 
 
 def _row_group(table, group: int, rows: "_Rows") -> Iterator[Found | Unread]:
@@ -142,14 +143,14 @@ def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Un
         for schema, batch in _arrow_batches(file):
             rows = rows or _Rows(file, root, settings, schema)
             if rows.refusal:
-                yield rows.unfit(0)
+                yield rows.unfit(rows.refusal, 0)
                 return
             batch.validate()  # an Arrow file is not looked at by its reader: wrong offsets would end the process
             wanted = batch.select(rows.columns)
             for first in range(0, len(wanted), ROWS_AT_A_TIME):
                 yield from rows.found(wanted.slice(first, ROWS_AT_A_TIME))
                 if rows.refusal:
-                    yield rows.unfit(0)
+                    yield rows.unfit(rows.refusal, 0)
                     return
     except BROKEN as error:
         where = f", from row {rows.number} on" if rows and rows.number else ""
@@ -196,9 +197,9 @@ class _Rows:
         if any(problems):
             self.refusal = Unread(IS_NO_FILE, f"{file}: {'; '.join(filter(None, problems))}")
 
-    def unfit(self, rows: int) -> Unread:
+    def unfit(self, refusal: Unread, rows: int) -> Unread:
         """The refusal, of so many rows."""
-        return Unread(self.refusal.reason, self.refusal.sample, max(0, rows))
+        return Unread(refusal.reason, refusal.sample, max(0, rows))
 
     def found(self, batch: pa.RecordBatch) -> Iterator[Found | Unread]:
         """The pairs of a batch. A file whose first row has text in place of a picture is refused."""
@@ -217,9 +218,10 @@ class _Rows:
             yield pair
 
     def _pair(self, row: Row, place: str) -> Found:
-        values = {name: row.get(theirs) for name, theirs in vars(self.known).items() if theirs}
-        pictures = {name: self.pictures.read(values[name]) for name in ("source_image", "edited_image")}
-        return Found(**values | pictures | ours(row), place=place)
+        values: dict[str, Any] = {name: row.get(theirs) for name, theirs in vars(self.known).items() if theirs}
+        for name in ("source_image", "edited_image"):
+            values[name] = self.pictures.read(values[name])
+        return Found(**values | ours(row), place=place)
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:

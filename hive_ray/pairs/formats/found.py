@@ -87,7 +87,7 @@ def imported_rows(found: Iterable[Found | Unread], settings: Importing) -> Itera
     while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(seen)))):
         for pair, pictures in zip(batch, in_threads(_kept_pictures, batch), strict=True):
             for row in _rows(pair, pictures, settings):
-                if row.get("pair_id") in seen:
+                if isinstance(pair, Found) and row.get("pair_id") in seen:
                     row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
                 if "pair_id" in row:
                     seen.add(row["pair_id"])
@@ -133,16 +133,19 @@ def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], setting
     if not instructions:
         yield _dropped("instruction_missing", pair.place, f"no text, but {str(pair.instruction)[:40]!r}")
         return
-    for picture in pictures:
-        if isinstance(picture, NoPicture):
-            yield _dropped(picture.reason, pair.place, picture.detail)
-            return
-    if pair.source_image == pair.edited_image or pictures[0] == pictures[1]:
+    source, edited = pictures
+    if isinstance(source, NoPicture):
+        yield _dropped(source.reason, pair.place, source.detail)
+        return
+    if isinstance(edited, NoPicture):
+        yield _dropped(edited.reason, pair.place, edited.detail)
+        return
+    if pair.source_image == pair.edited_image or source == edited:
         yield _dropped("pictures_are_equal", pair.place, "the edited picture is the source picture")
         return
     for number, instruction in enumerate(instructions):
         inverse = inverses[number] if len(inverses) == len(instructions) else (inverses or [""])[0]
-        yield _row(pair, instruction, inverse, *pictures, settings)
+        yield _row(pair, instruction, inverse, source, edited, settings)
 
 
 def _row(pair: Found, instruction: str, inverse: str, source: bytes, edited: bytes, settings: Importing) -> Row:

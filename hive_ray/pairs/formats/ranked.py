@@ -270,7 +270,7 @@ def _vote(row: Row, left: str) -> list[int]:
 
 
 def _labelled(row: Row) -> list[int]:
-    labels = [row.get("label_0"), row.get("label_1")]
+    labels: list[Any] = [row.get("label_0"), row.get("label_1")]
     try:
         first_label, second_label = map(float, labels)
     except (TypeError, ValueError) as error:
@@ -284,11 +284,14 @@ def _row(found: Ranked | Unread) -> Row:
     """The row of `rankings` that a ranking becomes, or why there is none."""
     if isinstance(found, Unread):
         return {"dropped": found.reason, "sample": found.sample}
-    source = kept_picture(found.source_image, "source")
-    edits = [kept_picture(edit, f"edit {number}'s") for number, edit in enumerate(found.edits, 1)]
-    for picture in (source, *edits):
+    names = ["source", *(f"edit {number}'s" for number in range(1, 1 + len(found.edits)))]
+    pictures: list[bytes] = []
+    for name, given in zip(names, (found.source_image, *found.edits), strict=True):
+        picture = kept_picture(given, name)
         if isinstance(picture, NoPicture):
             return {"dropped": picture.reason, "sample": f"{found.place}: {picture.detail}"}
+        pictures.append(picture)
+    source, *edits = pictures
     rank_of = dict(zip(edits, found.ranks, strict=True))
     if any(rank_of[edit] != rank for edit, rank in zip(edits, found.ranks, strict=True)):
         return {"dropped": "pictures_are_equal", "sample": f"{found.place}: two edits are one picture, ranked apart"}

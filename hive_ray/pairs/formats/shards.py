@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -29,14 +29,25 @@ from hive_ray.pairs.formats.found import (
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 """How the files end that are read here."""
-FIELDS = dict.fromkeys(("source", *SOURCE_IMAGE), "source") | dict.fromkeys(("edited", *EDITED_IMAGE), "edited")
-FIELDS |= {"json": "json"}
+FIELDS: dict[str, str] = {
+    **dict.fromkeys(("source", *SOURCE_IMAGE), "source"),
+    **dict.fromkeys(("edited", *EDITED_IMAGE), "edited"),
+    "json": "json",
+}
 """The first part of what follows a key in a member's name -> what the member is; others are not read."""
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 BROKEN = (
     tarfile.TarError, pa.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 """What reading an archive raises where its bytes are not what they should be."""
+
+
+EMPTY_HEADER = tarfile.EmptyHeaderError  # pyright: ignore[reportAttributeAccessIssue] - typeshed leaves it out
+BROKEN_HEADERS = (
+    tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue] - typeshed leaves it out
+    tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue] - typeshed leaves it out
+    tarfile.SubsequentHeaderError,  # pyright: ignore[reportAttributeAccessIssue] - typeshed leaves it out
+)
 
 
 class Damaged(tarfile.TarError):
@@ -51,9 +62,9 @@ class Member(tarfile.TarInfo):
         """The next member; tarfile's own EOFHeaderError at the end."""
         try:
             member = super().fromtarfile(archive)
-        except tarfile.EmptyHeaderError as error:
+        except EMPTY_HEADER as error:
             raise Damaged("it has no end, so it may have been cut off") from error
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.SubsequentHeaderError) as error:
+        except BROKEN_HEADERS as error:
             raise Damaged(f"broken header ({error})") from error
         if member.size < 0:
             raise Damaged(f"a member of {member.size} bytes")
@@ -111,9 +122,9 @@ def _members(file: str) -> Iterator[tuple[str | None, str, Any]]:
                     continue
                 key, _, ending = name.partition(".")
                 field = ending.split(".")[0]
-                content = archive.extractfile(member).read() if field in FIELDS else b""
+                content = cast(BinaryIO, archive.extractfile(member)).read() if field in FIELDS else b""
                 yield folder + slash + key, FIELDS.get(field, field), content
-            _refuse_another(archive.fileobj)
+            _refuse_another(cast(BinaryIO, archive.fileobj))
     except BROKEN as error:
         if "AWS Error" in str(error):
             raise

@@ -71,7 +71,10 @@ def read_values(file: str) -> Iterator[tuple[str, Row | Unread]]:
     try:
         for line in _lines(file):
             values = line.value if isinstance(line, JsonLine) else line.values
-            yield line.place, Unread(line.problem, line.sample) if line.problem else values
+            if line.problem or values is None:
+                yield line.place, Unread(line.problem, line.sample)
+            else:
+                yield line.place, values
     except TextError as error:
         yield file, Unread("file_unreadable", str(error))
 

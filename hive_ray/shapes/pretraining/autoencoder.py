@@ -1,15 +1,39 @@
 """The autoencoder of this domain: 64x64 pictures to latents of 8x8x4, from nothing."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hive_ray.shapes.pretraining.loop import Say, train_steps
 from hive_ray.shapes.pretraining.pictures import crowded_scenes, to_batch
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """The bias of a convolution that has one."""
+    assert conv.bias is not None
+    return conv.bias
+
+
+def as_channels_last(model: nn.Module) -> None:
+    """Store the weights of a model's convolutions with their channels last, which CPUs compute faster."""
+    change: Any = model.to  # torch types this form for tensors alone
+    change(memory_format=torch.channels_last)
+
+
+def encode(model: AutoencoderKL, images: Tensor) -> DiagonalGaussianDistribution:
+    """The posterior of the unscaled latents of images (B, 3, H, W) in -1..1."""
+    return model.encode(images)[0]
+
+
+def decode(model: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Unscaled latents (B, C, h, w) -> images (B, 3, H, W), about -1..1."""
+    return model.decode(cast(torch.FloatTensor, latents))[0]
 
 
 @torch.no_grad()
@@ -20,39 +44,48 @@ def carry_colours(model: AutoencoderKL) -> None:
     silu(x) - silu(-x) = x, the last layers read the colours back; the constants keep the group norm's scale the same
     for every picture. Residual branches begin at zero and latent noise at a standard deviation of exp(-4).
     """
-    carried, latents = 10, model.config.latent_channels
+    carried = 10
+    latents = model.config["latent_channels"]
 
-    def pass_on(conv: torch.nn.Conv2d, taps: dict[tuple[int, int], float]) -> None:
-        conv.weight[:carried], conv.bias[:carried] = 0, 0
+    def pass_on(conv: nn.Conv2d, taps: dict[tuple[int, int], float]) -> None:
+        conv.weight[:carried] = 0
+        bias_of(conv)[:carried] = 0
         for channel in range(carried):
             for (row, column), share in taps.items():
                 conv.weight[channel, channel, row, column] = share
 
     for module in model.modules():
         if isinstance(module, ResnetBlock2D):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(bias_of(module.conv2))
             if module.conv_shortcut is not None:
                 pass_on(module.conv_shortcut, {(0, 0): 1.0})
         elif isinstance(module, Downsample2D):
-            pass_on(module.conv, {(0, 0): 0.25, (0, 1): 0.25, (1, 0): 0.25, (1, 1): 0.25})
+            pass_on(cast(nn.Conv2d, module.conv), {(0, 0): 0.25, (0, 1): 0.25, (1, 0): 0.25, (1, 1): 0.25})
         elif isinstance(module, Upsample2D):
-            pass_on(module.conv, {(1, 1): 1.0})
+            pass_on(cast(nn.Conv2d, module.conv), {(1, 1): 1.0})
     for conv in (model.encoder.conv_in, model.decoder.conv_in):
-        conv.weight[:carried], conv.bias[:6] = 0, 0
-        conv.bias[6:carried] = torch.tensor([2.0, -2.0, 2.0, -2.0])
+        bias = bias_of(conv)
+        conv.weight[:carried] = 0
+        bias[:6] = 0
+        bias[6:carried] = torch.tensor([2.0, -2.0, 2.0, -2.0])
         for colour in range(3):
-            conv.weight[colour, colour, 1, 1], conv.weight[colour + 3, colour, 1, 1] = 1, -1
+            conv.weight[colour, colour, 1, 1] = 1
+            conv.weight[colour + 3, colour, 1, 1] = -1
     for conv in (model.encoder.conv_out, model.decoder.conv_out):
-        conv.weight[:3], conv.bias[:] = 0, 0
+        conv.weight[:3] = 0
+        bias_of(conv)[:] = 0
         for colour in range(3):
-            conv.weight[colour, colour, 1, 1], conv.weight[colour, colour + 3, 1, 1] = 1, -1
-    for conv in (model.quant_conv, model.post_quant_conv):
-        conv.weight.zero_()
-        conv.bias.zero_()
+            conv.weight[colour, colour, 1, 1] = 1
+            conv.weight[colour, colour + 3, 1, 1] = -1
+    to_latents = cast(nn.Conv2d, model.quant_conv)
+    from_latents = cast(nn.Conv2d, model.post_quant_conv)
+    for conv in (to_latents, from_latents):
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(bias_of(conv))
         for channel in range(latents):
             conv.weight[channel, channel] = 1
-    model.quant_conv.bias[latents:] = -8
+    bias_of(to_latents)[latents:] = -8
 
 
 def autoencoder() -> AutoencoderKL:
@@ -62,15 +95,16 @@ def autoencoder() -> AutoencoderKL:
     U-Net of the same size learned no shapes from them.
     """
     model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 64),
+        down_block_types=cast(Any, ("DownEncoderBlock2D",) * 4),
+        up_block_types=cast(Any, ("UpDecoderBlock2D",) * 4),
+        block_out_channels=cast(Any, (16, 32, 48, 64)),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=1,
         mid_block_add_attention=False,
         sample_size=64,
-    ).to(memory_format=torch.channels_last)
+    )
+    as_channels_last(model)
     carry_colours(model)
     return model
 
@@ -82,14 +116,14 @@ def train_autoencoder(folder: Path, *, num_steps: int, seed: int, say: Say) -> N
 
     def loss_of(step: int) -> Tensor:
         images = to_batch([next(source) for _ in range(8)])
-        posterior = model.encode(images).latent_dist
-        error = model.decode(posterior.sample()).sample - images
+        posterior = encode(model, images)
+        error = decode(model, posterior.sample()) - images
         return error.abs().mean() + error.square().mean() + 1e-6 * posterior.kl().mean()
 
     train_steps("autoencoder", list(model.parameters()), loss_of, num_steps=num_steps, lr=1e-3, say=say)
     with torch.no_grad():
         images = to_batch([next(source) for _ in range(256)])
-        latents = model.encode(images).latent_dist.mean
-        say(f"autoencoder: reconstruction error {F.mse_loss(model.decode(latents).sample, images):.5f} (-1..1)")
+        latents = encode(model, images).mean
+        say(f"autoencoder: reconstruction error {F.mse_loss(decode(model, latents), images):.5f} (-1..1)")
         model.register_to_config(scaling_factor=float(1 / latents.std()))
     model.half().save_pretrained(folder, safe_serialization=True)

@@ -3,17 +3,20 @@
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models import Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from hive_ray.diffusion.noising import add_noise, velocity
 from hive_ray.files.model_folders import forget_origin
 from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.pretraining.autoencoder import as_channels_last, bias_of, encode
 from hive_ray.shapes.pretraining.loop import Say, train_averaged
 from hive_ray.shapes.pretraining.pictures import degrade, to_batch
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, shapes_tokenizer, with_quality
@@ -59,7 +62,7 @@ class Pool:
 
     def encoded(self, pictures: list[np.ndarray], texts: list[str]) -> tuple[Tensor, Tensor]:
         """Scaled latents (N, 4, 8, 8) and token ids (N, MAX_TOKENS)."""
-        return self.model.encode(pictures) * self.model.vae.config.scaling_factor, self.model.tokenize(texts)
+        return self.model.encode(pictures) * self.model.vae.config["scaling_factor"], self.model.tokenize(texts)
 
 
 def differs(latents: Tensor, others: Tensor) -> Tensor:
@@ -85,8 +88,8 @@ def silence_branches(unet: UNet2DConditionModel) -> None:
             module.conv2.weight.zero_()
         elif isinstance(module, Transformer2DModel):
             module.proj_out.weight.zero_()
-    unet.conv_out.weight.zero_()
-    unet.conv_out.bias.zero_()
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(bias_of(unet.conv_out))
 
 
 @dataclass
@@ -108,15 +111,16 @@ class TextToImageModel:
             CLIPTextConfig(
                 vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
                 num_attention_heads=4, max_position_embeddings=MAX_TOKENS, projection_dim=128,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=cast(int, tokenizer.bos_token_id), eos_token_id=cast(int, tokenizer.eos_token_id),
+                pad_token_id=cast(int, tokenizer.pad_token_id),
             )
         )  # fmt: skip
         unet = UNet2DConditionModel(
             sample_size=8, in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
             cross_attention_dim=128, attention_head_dim=4, norm_num_groups=4,
-        ).to(memory_format=torch.channels_last)  # fmt: skip
+        )  # fmt: skip
+        as_channels_last(unet)
         silence_branches(unet)
         scheduler = DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
@@ -135,15 +139,15 @@ class TextToImageModel:
 
     def error(self, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """Squared error of the predicted velocity, things emphasised; (B, C, h, w)."""
-        noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        noisy = add_noise(self.scheduler, latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         predicted = self.unet(noisy, timesteps, self.text_encoder(tokens).last_hidden_state).sample
-        off = predicted - self.scheduler.get_velocity(latents, noise, timesteps)
+        off = predicted - velocity(self.scheduler, latents, noise, timesteps)
         return emphasis(is_thing(latents)) * off.square()
 
     @torch.no_grad()
     def encode(self, pictures: list[np.ndarray]) -> Tensor:
         """The autoencoder's mean latents (N, 4, 8, 8), unscaled."""
-        return self.vae.encode(to_batch(pictures)).latent_dist.mean
+        return encode(self.vae, to_batch(pictures)).mean
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (N, MAX_TOKENS)."""
@@ -151,13 +155,14 @@ class TextToImageModel:
 
     def save(self, folder: Path) -> None:
         """As a StableDiffusionPipeline in half precision; the model itself stays as it is."""
-        half = {
+        half: dict[str, Any] = {
             name: deepcopy(getattr(self, name)).to(torch.float16).to(memory_format=torch.contiguous_format)
             for name in ("vae", "text_encoder", "unet")
         }
+        nothing: Any = None  # the pipeline's own types do not say that these parts may be left out
         StableDiffusionPipeline(
-            **half, tokenizer=self.tokenizer, scheduler=self.scheduler, safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
+            **half, tokenizer=self.tokenizer, scheduler=cast(Any, self.scheduler), safety_checker=nothing,
+            feature_extractor=nothing, requires_safety_checker=False,
         ).save_pretrained(folder, safe_serialization=True)  # fmt: skip
         forget_origin(folder)
 

@@ -10,12 +10,14 @@ R rows of a batch
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from hive_ray.diffusion.noising import add_noise, velocity
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, differs, emphasis, harmed, is_thing
 from hive_ray.shapes.pretraining.loop import Say, train_averaged
 from hive_ray.shapes.pretraining.pictures import degrade, scene_and_twin
@@ -122,7 +124,7 @@ def train_editing(
         twins.renew(50)
     with_source, without = rows.edits + rows.graded, rows.captions + rows.harmed
     empty, num_rows = model.tokenize([""]), with_source + without
-    scale = model.vae.config.scaling_factor
+    scale = model.vae.config["scaling_factor"]
 
     def chosen(size: int, count: int) -> Tensor:
         return torch.from_numpy(rng.integers(0, size, count))
@@ -155,11 +157,11 @@ def train_editing(
         timesteps = torch.randint(0, 1000, (num_rows,), generator=generator)
         words = torch.where((dropped < 2 * DROP_RATE)[:, None], empty, words)
         no_image = (dropped >= DROP_RATE) & (dropped < 3 * DROP_RATE)
-        seen = torch.cat(
-            [model.scheduler.add_noise(latents, noise, timesteps), source.masked_fill(no_image.view(-1, 1, 1, 1), 0)], 1
-        ).contiguous(memory_format=torch.channels_last)
-        predicted = model.unet(seen, timesteps, model.text_encoder(words).last_hidden_state).sample
-        return (weight * (predicted - model.scheduler.get_velocity(latents, noise, timesteps)).square()).mean()
+        noisy = add_noise(model.scheduler, latents, noise, timesteps)
+        condition = source.masked_fill(no_image.view(-1, 1, 1, 1), 0)
+        inputs = torch.cat([noisy, condition], 1).contiguous(memory_format=torch.channels_last)
+        predicted = model.unet(inputs, timesteps, model.text_encoder(words).last_hidden_state).sample
+        return (weight * (predicted - velocity(model.scheduler, latents, noise, timesteps)).square()).mean()
 
     parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
     train_averaged("editing", parameters, loss_of, num_steps=num_steps, lr=lr, say=say, save=save)
@@ -167,8 +169,8 @@ def train_editing(
 
 def without_source(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The text-to-image U-Net inside an editor's: what it computes where the source's latents are zero."""
-    channels = unet.config.in_channels // 2
-    base = UNet2DConditionModel.from_config({**unet.config, "in_channels": channels})
+    channels = unet.config["in_channels"] // 2
+    base = cast(UNet2DConditionModel, UNet2DConditionModel.from_config({**unet.config, "in_channels": channels}))
     weights = unet.state_dict()
     base.load_state_dict(weights | {"conv_in.weight": weights["conv_in.weight"][:, :channels]})
     return base

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 Say = Callable[[str], None]
 
@@ -21,7 +21,7 @@ def cosine_rate(step: int, num_steps: int, warmup: int = 50, floor: float = 0.02
 
 def train_steps(
     name: str,
-    parameters: list[Tensor],
+    parameters: list[nn.Parameter],
     loss_of: Callable[[int], Tensor],
     *,
     num_steps: int,
@@ -53,7 +53,7 @@ def train_steps(
 
 def train_averaged(
     name: str,
-    parameters: list[Tensor],
+    parameters: list[nn.Parameter],
     loss_of: Callable[[int], Tensor],
     *,
     num_steps: int,

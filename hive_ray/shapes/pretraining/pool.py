@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from hive_ray.images import to_pixels
+from hive_ray.shapes.pretraining.autoencoder import as_channels_last, decode, encode
 from hive_ray.shapes.pretraining.diffusion import is_thing
 from hive_ray.shapes.pretraining.pictures import Twin, scene_and_twin, to_batch
 from hive_ray.shapes.scenes import BACKGROUNDS, COLOURS, RADII, RESOLUTION, SHAPES, Scene, draw
@@ -26,16 +27,17 @@ class Wear:
     """Pictures as the autoencoder gives them back, with noise on the latents of their things."""
 
     def __init__(self, vae: str | Path) -> None:
-        self.vae = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+        self.vae: AutoencoderKL = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32)
+        as_channels_last(self.vae)
 
     @torch.no_grad()
     def __call__(self, pictures: list[np.ndarray], amounts: list[float], seed: int) -> list[np.ndarray]:
         """amounts: the noise of each picture, where the latents of things deviate by 1.15."""
         generator = torch.Generator().manual_seed(seed)
-        latents = self.vae.encode(to_batch(pictures)).latent_dist.mean
+        latents = encode(self.vae, to_batch(pictures)).mean
         amount = torch.tensor(amounts, dtype=torch.float32).view(-1, 1, 1, 1) * is_thing(latents)
         noisy = latents + amount * torch.randn(latents.shape, generator=generator)
-        return [to_pixels(image) for image in self.vae.decode(noisy).sample]
+        return [to_pixels(image) for image in decode(self.vae, noisy)]
 
 
 class TwinPictures:

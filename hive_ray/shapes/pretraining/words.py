@@ -1,6 +1,7 @@
 """The words of this domain: its tokenizer, and the quality phrase that its text encoder must know."""
 
 import json
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
@@ -36,7 +37,7 @@ def train_tokenizer(corpus: list[str], max_tokens: int) -> CLIPTokenizer:
         vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
     )
     bpe.train_from_iterator(corpus * 3, trainer)  # a pair of letters must come twice to be merged
-    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    merges: Any = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
