@@ -20,6 +20,9 @@ from hive_ray.schemas import INSTRUCTIONS, PAIRS
 from jobs.pipeline import WORKERS_IMPORT
 
 ROUNDS = 4
+FILTERS = ("least_clip_image", "least_clip_direction", "least_clip_source_text", "least_clip_edited_text",
+           "least_contrast", "least_difference")  # fmt: skip
+"""Bounds that pairs of one denoising step do not reach."""
 
 
 def main() -> None:
@@ -46,7 +49,9 @@ def write_instructions(folder: str) -> None:
 
 def short_stage(folder: str, name: str) -> None:
     """<folder>/<name>: pairs of <folder>/instructions, by two actors, one denoising step each."""
-    settings = shapes().pairs.model_copy(update={"num_inference_steps": 1, "samples_per_instruction": 2})
+    settings = shapes().pairs.model_copy(
+        update={"num_inference_steps": 1, "samples_per_instruction": 2} | dict.fromkeys(FILTERS, -1.0)
+    )
     source = storage.join(folder, "instructions")
     build_table(
         storage.join(folder, name), PAIRS, {"from": table_digest(source)},
