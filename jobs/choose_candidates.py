@@ -26,7 +26,7 @@ from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
 from hive_ray.statistics.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
 from jobs.actors.candidate_measures import CandidateMeasurer
 from jobs.run import Run, fingerprint
-from jobs.stage import Stage, TableStage
+from jobs.stage import TableStage
 
 EDITOR = "editors/current"
 NEEDS_REWARD_MODEL = ("disagreement", "both")
@@ -38,11 +38,12 @@ def build(run: Run) -> Manifest | None:
     if _was_ranked_without(run):
         say("not made, the rankings are there; --rebuild chooses and ranks again", stage="chosen")
         return None
-    *_, chosen = [stage.make(run) for stage in stages(run)]
-    return chosen
+    for stage in stages(run)[:-1]:
+        stage.make(run)
+    return stages(run)[-1].make(run)
 
 
-def stages(run: Run) -> list[Stage]:
+def stages(run: Run) -> list[TableStage]:
     """The tables that this job makes. Nothing is measured where all are chosen at random."""
     if run.config.choosing.by == RANDOM:
         return [_chosen_stage("candidates")]

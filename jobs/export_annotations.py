@@ -40,7 +40,7 @@ def build(run: Run) -> str:
     tell_result(
         f"{len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}", stage="annotations"
     )
-    say(preference_yield(of_rank, probabilities, without), stage="annotations")
+    say(str(preference_yield(of_rank, probabilities, without)), stage="annotations")
     return path
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import git_commit, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.tables import finished_manifest, git_commit, read_manifest, read_rows, table_digest
 from hive_ray.console import warn
 from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (
@@ -276,5 +276,5 @@ def _tables(run: Run) -> list[str]:
 
 
 def _stage(run: Run, name: str) -> dict[str, object]:
-    manifest = read_manifest(run.path(name))
+    manifest = finished_manifest(run.path(name))
     return {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "dropped": manifest.dropped}

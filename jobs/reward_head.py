@@ -76,10 +76,9 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
 
     blip: the name of the BLIP model in the run that is one more feature.
     """
-    *tables, head = stages(name, share, blip)
-    for table in tables:
-        table.make(run)
-    return head.make(run)
+    ERRORS_STAGE.make(run)
+    _measures_stage(f"{name}_measures", blip).make(run)
+    return _head_stage(name, share, blip).make(run)
 
 
 def stages(name: str, share: float, blip: str = "") -> list[Stage]:

@@ -292,7 +292,10 @@ def _start(
     except OSError as error:
         raise OSError(f"the run folder {run.root} cannot be written: {error}") from error
     with ending_in_words():
-        (estimate if run.estimate else build)(run)
+        if run.estimate and estimate is not None:
+            estimate(run)
+        else:
+            build(run)
     storage.sweep(run.root, but=ANSWERS, uploads_older_than_s=storage.OTHERS_UPLOADS_S)
 
 

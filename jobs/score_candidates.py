@@ -24,7 +24,7 @@ from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CAN
 from jobs.actors.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 from jobs.run import RANKINGS_BY_REWARD, Run
 from jobs.sample_candidates import UNGUIDED
-from jobs.stage import Stage, TableStage
+from jobs.stage import TableStage
 
 
 def build(run: Run) -> Manifest:
@@ -56,7 +56,7 @@ def for_arm(run: Run) -> Manifest | None:
     )
 
 
-def nft_stages(run: Run) -> list[Stage]:
+def nft_stages(run: Run) -> list[TableStage]:
     """What the arm `nft` needs."""
     settings = run.config.candidate_scoring
     by_people = settings.judge == "people"
@@ -64,21 +64,22 @@ def nft_stages(run: Run) -> list[Stage]:
     return [rewards, _shaping_stage("scored_candidates", "candidates", rewards.name, {"clip": settings.clip})]
 
 
-def rejection_stages(run: Run) -> list[Stage]:
+def rejection_stages(run: Run) -> list[TableStage]:
     """What the arm `rejection` needs."""
     kept = {"least_advantage": run.config.candidate_scoring.least_advantage}
     rewards = UNGUIDED_REWARDS_STAGE
     return [rewards, _shaping_stage("best_candidates", UNGUIDED, rewards.name, kept)]
 
 
-def dpo_stages(run: Run) -> list[Stage]:
+def dpo_stages(run: Run) -> list[TableStage]:
     """What the arm `dpo` needs beside people's rankings: nothing where the reward model ranks no prompts."""
     return [REWARDS_STAGE, RANKINGS_BY_REWARD_STAGE] if run.config.candidate_scoring.ranked_rate else []
 
 
-def _make(run: Run, stages: list[Stage]) -> Manifest:
-    *_, made = [stage.make(run) for stage in stages]
-    return made
+def _make(run: Run, stages: list[TableStage]) -> Manifest:
+    for stage in stages[:-1]:
+        stage.make(run)
+    return stages[-1].make(run)
 
 
 def _rewards_stage(name: str, table: str) -> TableStage:

@@ -125,7 +125,8 @@ def rewards_name(judges: tuple[str, ...]) -> str:
     """The table of what these judges say: `rewards` of the reward model alone, rewards_<judge>, or rewards_combined."""
     if len(judges) > 1:
         return "rewards_combined"
-    return "rewards" if judges == ("model",) else f"rewards_{re.sub(r'[.:]', '_', judges[0])}"
+    (judge,) = judges
+    return "rewards" if judge == "model" else f"rewards_{re.sub(r'[.:]', '_', judge)}"
 
 
 def _digest(run: Run, judge: str) -> str:

@@ -62,6 +62,10 @@ class Stage:
     decided_by: Callable[[Run], Fingerprint]
     """The settings and the digests of inputs that decide what it holds. The inputs are finished."""
 
+    def make(self, run: Run) -> Manifest | Metrics:
+        """The finished table or model: kept, gone on with, or made."""
+        raise NotImplementedError
+
     def made_from(self, run: Run) -> Fingerprint | None:
         """What decided the finished table or model that is there; None where none is."""
         raise NotImplementedError
@@ -110,15 +114,16 @@ class TableStage(Stage):
         path = run.path(self.name)
         decided_by = self.decided_by(run)
         mismatch = self.on_mismatch(run)
-        if self.plan is None:
+        plan = self.plan
+        if plan is None:
+            assert self.rows is not None, f"{self.name} has neither a plan nor rows"
             return write_rows(
                 path, self.schema, self.rows(run), decided_by, on_mismatch=mismatch, rows_per_file=self.rows_per_file,
                 least_kept=self.least_kept(run), may_be_empty=self.may_be_empty,
             )  # fmt: skip
         manifest = build_table(
-            path, self.schema, decided_by, lambda: self.plan(run), on_mismatch=mismatch,
-            least_kept=self.least_kept(run),
-        )  # fmt: skip
+            path, self.schema, decided_by, lambda: plan(run), on_mismatch=mismatch, least_kept=self.least_kept(run)
+        )
         estimate.compare(run, manifest)
         return manifest
 
@@ -142,11 +147,12 @@ class ModelStage(Stage):
         if self.train is not None:  # which looks for its tables by itself
             return self.train(run)
         check_inputs(run, self.reads)
+        store = self.store
+        assert store is not None, f"{self.name} is neither stored nor trained"
         decided_by = self.decided_by(run)
         return build_model(
-            self.name, run.path(self.name), decided_by, lambda: self.store(run, decided_by),
-            on_mismatch=run.on_mismatch,
-        )  # fmt: skip
+            self.name, run.path(self.name), decided_by, lambda: store(run, decided_by), on_mismatch=run.on_mismatch
+        )
 
     def made_from(self, run: Run) -> Fingerprint | None:
         if not is_whole(run.path(self.name)):

@@ -200,11 +200,15 @@ def table_digest(path: str, *others: str) -> str:
     """Names the content of finished tables by what they were made from; of several, in this order."""
     if others:
         return id_for(*map(table_digest, (path, *others)))
-    done = _finished(path)
+    done = finished_manifest(path)
     return id_for(done.table, json.dumps(done.fingerprint, sort_keys=True))
 
 
-def _finished(path: str, schema: pa.Schema | None = None) -> Manifest:
+def finished_manifest(path: str, schema: pa.Schema | None = None) -> Manifest:
+    """The manifest of a table that has to be finished, and to be of this schema where one is given.
+
+    FileNotFoundError where it is not finished, ContractError where it holds another table.
+    """
     done = read_manifest(path)
     if done is None:
         raise FileNotFoundError(f"{path} has no manifest.json: the job that makes it has not finished; run it first")
@@ -505,7 +509,7 @@ def select(
     Several tables of one schema are as one, in this order.
     """
     paths = (path,) if isinstance(path, str) else tuple(path)
-    manifests = [_finished(one, schema) for one in paths]
+    manifests = [finished_manifest(one, schema) for one in paths]
     tables = list(zip(paths, manifests, strict=True))
     files = [storage.join(one, name) for one, manifest in tables for name in manifest.files]
     if where:
@@ -570,4 +574,4 @@ def read_edit_ids(file: str, *columns: str) -> Rows:
 
 def count_rows(path: str) -> int:
     """Rows of a finished table."""
-    return _finished(path).rows_out
+    return finished_manifest(path).rows_out

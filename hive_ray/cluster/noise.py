@@ -74,6 +74,7 @@ def without_known_noise() -> Iterator[None]:
         start_new_session=True,  # no Ctrl-C of the terminal's: the last words come after it
     )
     os.close(tells)
+    assert reader.stdin is not None  # it is a pipe
     os.dup2(reader.stdin.fileno(), 2)
     reader.stdin.close()
     try:

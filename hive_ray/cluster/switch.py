@@ -59,7 +59,7 @@ def chosen_paths() -> frozenset[str]:
 
 def started_here() -> bool:
     """Whether this process is connected to a cluster that `start_ray` started, whose only driver it then is."""
-    variables = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    variables = (ray.get_runtime_context().runtime_env or {}).get("env_vars", {})
     return variables.get("RAY_API_SERVER_ADDRESS") == NO_DASHBOARD
 
 

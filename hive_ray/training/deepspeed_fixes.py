@@ -8,6 +8,7 @@ import io
 from argparse import Namespace
 from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -70,12 +71,14 @@ def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | Non
 
 def cut_gradients_at(engine: deepspeed.DeepSpeedEngine, norm: float) -> None:
     """Have ZeRO's optimiser cut gradients at this norm, before fp16's loss scale is taken off."""
-    engine.optimizer.clip_grad = norm
+    optimizer: Any = engine.optimizer
+    optimizer.clip_grad = norm
 
 
 def has_overflowed(engine: deepspeed.DeepSpeedEngine) -> bool:
     """Whether ZeRO's optimiser left out the last step, since a gradient was not finite."""
-    return engine.optimizer.overflow
+    optimizer: Any = engine.optimizer
+    return optimizer.overflow
 
 
 def lower_scale(scaler: torch.amp.GradScaler, scale: float) -> None:
@@ -84,7 +87,7 @@ def lower_scale(scaler: torch.amp.GradScaler, scale: float) -> None:
     scaler.load_state_dict(scaler.state_dict() | lower)
 
 
-def leave_out_step(optimizer: torch.optim.AdamW, when: Tensor | None) -> None:
+def leave_out_step(optimizer: Any, when: Tensor | None) -> None:
     """Have torch's fused AdamW leave out its next step where `when`, a scalar on its device, is not 0."""
     optimizer.found_inf = when
 
@@ -92,7 +95,7 @@ def leave_out_step(optimizer: torch.optim.AdamW, when: Tensor | None) -> None:
 # --- Weights in parts, and checkpoints --------------------------------------------------------------------------------
 
 
-def part_of(weight: Tensor) -> Tensor | None:
+def part_of(weight: Any) -> Tensor | None:
     """This rank's part of a weight under ZeRO stage 3, flat and padded; None of a weight that is whole."""
     return weight.ds_tensor.data if hasattr(weight, "ds_tensor") else None
 

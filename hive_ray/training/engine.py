@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import psutil
@@ -134,11 +134,13 @@ def _zero_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: 
     engine.step()
     if scaler and has_overflowed(engine):  # DeepSpeed leaves the step out, and the scale as it is: for ever
         lower_scale(scaler, scale)
-    return float(engine.get_global_grad_norm()) / scale
+    norm = engine.get_global_grad_norm()
+    assert norm is not None, "ZeRO's optimisers measure the norm in each step"
+    return float(norm) / scale
 
 
 def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
-    optimizer = engine.optimizer
+    optimizer = cast(torch.optim.Optimizer, engine.optimizer)
     if scaler:
         scaler.unscale_(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]

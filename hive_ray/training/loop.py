@@ -8,9 +8,11 @@ import math
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
 import torch.distributed
+from torch import nn
 
 from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import duration
@@ -144,6 +146,7 @@ class Loop:
     def _look(self) -> Metrics:
         """Measures of the held-out rows; a picture of some of their edits is kept."""
         self.ahead.rest()  # its tokenizer and its threads are the look's, too
+        assert self.validation is not None
         with at_rest(self.engine, self.average):
             measures = self.validation.measure(self.objective, self.engine)
             picture = self.validation.preview(self.objective, self.engine)
@@ -154,7 +157,7 @@ class Loop:
         """Write the portable model folder from the averaged (or else the last) weights."""
         if self.average:
             self.average.copy_to_model()
-        state = consolidated_state(self.engine.module)
+        state = consolidated_state(cast(nn.Module, self.engine.module))
         if self.rank == 0:
             job = self.job
             metrics = self.last | {"images": self.images}
@@ -178,7 +181,7 @@ class Loop:
     def _step(self) -> Metrics:
         """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
         settings, share = self.settings, self._share
-        for group in self.engine.optimizer.param_groups:
+        for group in cast(torch.optim.Optimizer, self.engine.optimizer).param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
         asks = self.rank == 0 and self.worker.preemption is not None and due
@@ -247,9 +250,9 @@ class Loop:
     def _checkpoint_before_preemption(self) -> None:
         """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
         self.asked = time.monotonic()
-        preemption = self.worker.preemption()
-        fresh = preemption.nodes - self.announced if preemption else set()
-        if not fresh:
+        preemption = self.worker.preemption() if self.worker.preemption else None
+        fresh = preemption.nodes - self.announced if preemption else frozenset()
+        if preemption is None or not fresh:
             return
         self.announced |= fresh
         self._checkpoint()
@@ -265,7 +268,9 @@ class Loop:
         settings, opened = self.settings, self._open_newest()
         self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
         self.average = (
-            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
+            Average(cast(nn.Module, self.engine.module), settings.ema_decay, settings.ema_rule)
+            if settings.ema_decay
+            else None
         )
         if opened is None:
             return 0

@@ -109,7 +109,7 @@ class Watch:
                 self.furthest = max(self.furthest, measures["images"])
                 if measures["images"] <= images:
                     self.lines.append(line.text)
-                    self.warnings.see(measures["images"], measures)
+                    self.warnings.see(int(measures["images"]), measures)
         except TextError as error:
             warn(f"the log is damaged and begins anew after {len(self.lines)} lines: {error}", stage=self.name)
 
