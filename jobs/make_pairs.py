@@ -10,11 +10,10 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 from hive_ray.artifacts.tables import Fingerprint, Manifest, build_table, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
-from hive_ray.files.model_folders import check_parts
+from hive_ray.diffusion.backbone import check_backbone
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter
-from hive_ray.storage import fetch_model
 from jobs import inspect_pairs
 from jobs.estimate import Estimate, compare, measure
 from jobs.run import Run, fingerprint
@@ -26,7 +25,7 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 
 def build(run: Run) -> Manifest:
     settings = run.config.pairs
-    check_parts(fetch_model(settings.base))
+    check_backbone(settings.base)
     make_prompts(run)
     made = build_table(
         run.path("pairs"), PAIRS, _made_from(run), lambda: pairs(run),

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hive_ray.config import SingleFile
+from hive_ray.config import EditorFile
 from hive_ray.presets import SHAPES_WEIGHTS
 
 Part = Literal["feedback", "weak", "curve", "ablations"]
 PARTS: tuple[Part, ...] = ("feedback", "weak", "curve", "ablations")
 
 
-class Conversion(SingleFile):
+class Conversion(EditorFile):
     """What is converted, and where to."""
 
     checkpoint: str
