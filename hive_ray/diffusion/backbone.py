@@ -6,7 +6,7 @@ B batch, C latent channels, h w latent height and width
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,8 +62,8 @@ class Backbone(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, unet: UNet2DConditionModel) -> bool:
-        """Whether a U-Net is of this family."""
+    def recognises(cls, unet_config: Mapping[str, Any]) -> bool:
+        """Whether a U-Net with this config is of the family."""
 
     @classmethod
     @abstractmethod
@@ -139,9 +139,9 @@ class StableDiffusion(Backbone):
     """Stable Diffusion 1.x and 2.x, which differ in their configs only."""
 
     @classmethod
-    def recognises(cls, unet: UNet2DConditionModel) -> bool:
-        """A U-Net that is told a text and nothing besides."""
-        return unet.config.addition_embed_type is None
+    def recognises(cls, unet_config: Mapping[str, Any]) -> bool:
+        """A U-Net that is conditioned on the states of a text alone."""
+        return unet_config.get("addition_embed_type") is None
 
     @classmethod
     def load_text(cls, folder: str | Path, dtype: torch.dtype) -> TextEncoder:
@@ -155,14 +155,14 @@ class StableDiffusion(Backbone):
 
 
 class StableDiffusionXL(Backbone):
-    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and a U-Net that is told sizes and a pooled text."""
+    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and a U-Net that takes sizes and a pooled text."""
 
     vae_overflows_fp16 = True
 
     @classmethod
-    def recognises(cls, unet: UNet2DConditionModel) -> bool:
-        """A U-Net that is told the pooled text and sizes besides."""
-        return unet.config.addition_embed_type == "text_time"
+    def recognises(cls, unet_config: Mapping[str, Any]) -> bool:
+        """A U-Net that is conditioned on the pooled text and on sizes, too."""
+        return unet_config.get("addition_embed_type") == "text_time"
 
     @classmethod
     def load_text(cls, folder: str | Path, dtype: torch.dtype) -> TextEncoder:
@@ -194,15 +194,14 @@ def load_backbone(
     start = fetch_model(address)
     if is_single_file(start):
         parts, origin = load_single_file(start, single_file)
-        family = _family_of(parts["unet"], start)
+        family = _family_of(parts["unet"].config, start)
         backbone = family(**parts, origin=origin)
         backbone._cast("cpu", dtype, family.loaded_vae_dtype(dtype))
         return backbone
     check_parts(start)
-    unet = load_folder_unet(start, dtype)
-    family = _family_of(unet, start)
+    family = _family_of(UNet2DConditionModel.load_config(start, subfolder="unet"), start)
     return family(
-        unet=unet,
+        unet=load_folder_unet(start, dtype),
         vae=load_folder_vae(start, family.loaded_vae_dtype(dtype)),
         text=family.load_text(start, dtype),
         scheduler=load_folder_scheduler(start),
@@ -251,13 +250,13 @@ def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     return means.float(), deviations.float()
 
 
-def _family_of(unet: UNet2DConditionModel, address: str | Path) -> type[Backbone]:
-    """The family of a U-Net; `address` is for the message."""
+def _family_of(unet_config: Mapping[str, Any], address: str | Path) -> type[Backbone]:
+    """The family of a U-Net with this config; `address` is for the message."""
     for family in BACKBONES:
-        if family.recognises(unet):
+        if family.recognises(unet_config):
             return family
     raise ModelFolderError(
-        f"the U-Net of {address} has the addition_embed_type {unet.config.addition_embed_type!r}; give a Stable"
+        f"the U-Net of {address} has the addition_embed_type {unet_config['addition_embed_type']!r}; give a Stable"
         " Diffusion 1.x, 2.x (None) or XL ('text_time')"
     )
 
