@@ -143,11 +143,22 @@ class Writer(Section):
     seed: int = 0
 
 
+class SingleFile(Section):
+    """What a single-file checkpoint (.ckpt or .safetensors by compvis names) does not say, and a folder does."""
+
+    tokenizer: str = "openai/clip-vit-large-patch14"
+    """CLIP's tokenizer: a folder, the folder of any Stable Diffusion, or a hub name."""
+    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    """What its U-Net predicts; "" is epsilon, and must be set for a text-to-image Stable Diffusion 2, of which there
+    are both."""
+
+
 class Pairs(Section):
     """Instructions -> pairs of pictures by Prompt-to-Prompt, filtered by CLIP; held-out ones -> prompts."""
 
     base: str
-    """Text-to-image model: a diffusers folder or a Hugging Face hub name."""
+    """Text-to-image model: a diffusers folder, a Hugging Face hub name, or a single file (.ckpt or .safetensors)."""
+    single_file: SingleFile = SingleFile()
     clip: str = "openai/clip-vit-large-patch14"
     """CLIP for the filter: a transformers folder or a hub name."""
     resolution: int = Field(default=512, ge=8)
@@ -364,14 +375,9 @@ class Training(Section):
         return self
 
 
-class SingleFile(Section):
-    """What a single-file checkpoint (.ckpt or .safetensors by compvis names) does not say, and a folder does."""
+class EditorFile(SingleFile):
+    """What a single-file checkpoint of an editor does not say."""
 
-    tokenizer: str = "openai/clip-vit-large-patch14"
-    """CLIP's tokenizer: a folder, the folder of any Stable Diffusion, or a hub name."""
-    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
-    """What its U-Net predicts; "" is epsilon, and must be set for a text-to-image Stable Diffusion 2, of which there
-    are both."""
     instruction_suffix: str = ""
     """What an editor's instructions must end in: ", image quality is five out of five" for HIVE's conditional ones."""
 
@@ -468,7 +474,7 @@ class Editor(Section):
     start: str
     """What supervised fine-tuning starts from: a text-to-image or an editor folder, a hub name, or a single file (.ckpt
     or .safetensors; InstructPix2Pix's and HIVE's released ones are such)."""
-    single_file: SingleFile = SingleFile()
+    single_file: EditorFile = EditorFile()
     resolution: int = Field(default=256, ge=8)
     condition_dropout: float = Field(default=0.05, ge=0, le=1 / 3)
     """Rate of dropping the text alone, the image alone, and both (one uniform draw a row)."""

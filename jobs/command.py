@@ -28,6 +28,7 @@ from hive_ray.config import (
     Annotation,
     Config,
     Dpo,
+    EditorFile,
     Nft,
     Preview,
     Recovery,
@@ -51,7 +52,7 @@ TRAINED_ARMS = (
     "rejection",
 )  # fmt: skip
 """Names of editors that `train_editor` knows, beside sums of them."""
-SELDOM_SET = (Preview, Recovery, SingleFile, Watching)
+SELDOM_SET = (EditorFile, Preview, Recovery, SingleFile, Watching)
 INNER_SECTIONS = (Dpo, Nft, Resources, Training)
 """Sections within others that help leaves out: of every job, and of those that do not train."""
 

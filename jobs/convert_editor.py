@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
     run_job("convert_editor")
 
 from hive_ray import storage
-from hive_ray.config import SingleFile
+from hive_ray.config import EditorFile
 from hive_ray.console import tell_result
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.files import scratch
@@ -22,7 +22,7 @@ from jobs.own_settings import Conversion
 def build(settings: Conversion) -> EditorCard:
     """The card of the converted editor; its folder can be served, sampled, evaluated and trained on."""
     checkpoint = settings.checkpoint
-    told = SingleFile(**settings.model_dump(exclude={"checkpoint", "folder"}))
+    told = EditorFile(**settings.model_dump(exclude={"checkpoint", "folder"}))
     editor = Editor.build(storage.absolute(checkpoint) if storage.exists(checkpoint) else checkpoint, single_file=told)
     with scratch.folder("editor") as folder:
         editor.save(folder, editor.card)

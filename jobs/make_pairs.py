@@ -11,11 +11,10 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from hive_ray.artifacts.tables import Fingerprint, Manifest, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import say
-from hive_ray.files.model_folders import check_parts
+from hive_ray.diffusion.backbone import check_backbone
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter
-from hive_ray.storage import fetch_model
 from jobs import inspect_pairs
 from jobs.estimate import Estimate, measure
 from jobs.run import Run, fingerprint
@@ -27,7 +26,7 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 
 
 def build(run: Run) -> Manifest:
-    check_parts(fetch_model(run.config.pairs.base))
+    check_backbone(run.config.pairs.base)
     PROMPTS_STAGE.make(run)
     made = PAIRS_STAGE.make(run)
     inspect_pairs.build(run)

@@ -6,14 +6,14 @@ from typing import Literal
 
 import tyro
 
-from hive_ray.config import Section, SingleFile
+from hive_ray.config import EditorFile, Section
 from hive_ray.presets import SHAPES_WEIGHTS
 
 Part = Literal["feedback", "weak", "curve", "ablations"]
 PARTS: tuple[Part, ...] = ("feedback", "weak", "curve", "ablations")
 
 
-class Conversion(SingleFile):
+class Conversion(EditorFile):
     """What is converted, and where to."""
 
     checkpoint: str

@@ -25,7 +25,8 @@ from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Resources, Scoring, VisionJudge
 from hive_ray.console import say
-from hive_ray.editor.model import append_suffix, load_tokenizer
+from hive_ray.diffusion.backbone import load_tokenizer
+from hive_ray.editor.model import append_suffix
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback

@@ -52,7 +52,7 @@ def join(rows: Selection, beside: Selection) -> Joined:
             f"{id_column(beside.schema)!r}, and both hold {sorted(twice)}"
         )
     ids, theirs = (table.read(0, len(table), [key])[key].combine_chunks() for table in (rows, beside))
-    places = pc.index_in(ids, value_set=theirs)
+    places = pc.index_in(ids, value_set=theirs)  # pyright: ignore[reportAttributeAccessIssue] - made as it is imported
     found = np.asarray(places.is_valid())
     if not found.all():
         warn(

@@ -125,6 +125,8 @@ UNCOUNTED_SETTINGS = {"least_kept", "send_seed"}
 """Settings of any section that it leaves out: they decide whether a table is finished, or how an endpoint is asked."""
 VALUES_BEFORE = {
     "instructions.temperature": 0.7,
+    "pairs.single_file.tokenizer": "openai/clip-vit-large-patch14",
+    "pairs.single_file.prediction_type": "",
     "evaluation.best_of": 1,
     "importing.rankings": "",
     "editor.dpo.min_rank_gap": 1,

@@ -1,4 +1,4 @@
-"""A compvis checkpoint (the one file of Stable Diffusion, InstructPix2Pix, HIVE) -> the parts of an editor.
+"""A compvis checkpoint (the one file of Stable Diffusion, InstructPix2Pix, HIVE) -> the parts of a backbone.
 
 Names are mapped by diffusers' own single-file loader. Widths, depths and channels are read off the weights' shapes, so
 that nothing is downloaded; what shapes do not say stands in `Family`.
@@ -59,20 +59,20 @@ FAMILIES = {
 
 
 def load_single_file(path: str | Path, settings: SingleFile) -> tuple[dict[str, Any], str]:
-    """The parts of a file, in fp32, by the names of Editor's fields; and which file and weights they are, in words."""
+    """The parts of a file, in fp32, by the names of Backbone's fields; and their `origin`."""
     weights, averaged = prefer_averaged(read_weights(path), path)
     parts = convert(weights, settings, path)
     return parts, f"{Path(path).name}, {'averaged weights' if averaged else 'its only weights'}"
 
 
 def convert(given: Weights, settings: SingleFile, path: str | Path) -> dict[str, Any]:
-    """The parts of an editor from weights by their compvis names; `path` is for messages."""
+    """The parts of a backbone from weights by their compvis names; `path` is for messages."""
     weights = _Checkpoint(given, path)
     family = _family(weights)
     prediction_type = _prediction_type(weights, family, settings)
     return {
         "unet": _convert_unet(weights, family, prediction_type).to(memory_format=torch.channels_last),
-        "vae": _convert_vae(weights, family).to(memory_format=torch.channels_last).requires_grad_(False),
+        "vae": _convert_vae(weights, family).to(memory_format=torch.channels_last),
         "text": _convert_text(weights, family, settings.tokenizer),
         "scheduler": DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,

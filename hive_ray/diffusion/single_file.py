@@ -29,11 +29,16 @@ def is_single_file(start: str | Path) -> bool:
     return str(start).endswith(SUFFIXES)
 
 
+def check_single_file(path: str | Path) -> None:
+    """Raise a ModelFolderError for a file that does not exist."""
+    if not Path(path).is_file():
+        raise ModelFolderError(f"{path} does not exist; give a .safetensors or .ckpt file, a folder or a hub name")
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """All weights of a file by the names it gives them; a pickle that holds code is refused."""
     path = Path(path)
-    if not path.is_file():
-        raise ModelFolderError(f"{path} does not exist; give a .safetensors or .ckpt file, a folder or a hub name")
+    check_single_file(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     while isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]

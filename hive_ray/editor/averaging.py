@@ -120,7 +120,7 @@ def _require_same_model(first: Editor, other: Editor, named: str) -> None:
         values = [getattr(editor.card, trait) for editor in (first, other)]
         if values[0] != values[1]:
             raise ModelFolderError(f"{named} cannot be merged: their {trait} is {values[0]!r} and {values[1]!r}")
-    if first.scaled_condition != other.scaled_condition:
+    if first.backbone.scaled_condition != other.backbone.scaled_condition:
         raise ModelFolderError(f"{named} cannot be merged: one of them scales the source's latent, the other not")
     if first.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise ModelFolderError(f"{named} cannot be merged: their tokenizers differ")

@@ -24,7 +24,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from hive_ray.config import Editor as Settings
-from hive_ray.editor.model import Editor, bring, load_vae, posterior
+from hive_ray.diffusion.backbone import load_vae, posterior
+from hive_ray.editor.model import Editor, bring
 from hive_ray.images import ImageError, cut, decode, in_threads, scaled, window
 from hive_ray.schemas import BadRows, Row, Rows
 

@@ -1,4 +1,4 @@
-"""The editor: a Stable Diffusion whose U-Net also sees the source image.
+"""The editor: a backbone whose U-Net also sees the source image.
 
     a text-to-image folder -> Editor -> an editor folder (diffusers layout, card.json written last)
 
@@ -9,27 +9,18 @@ import copy
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionXLInstructPix2PixPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hive_ray.config import Section, SingleFile
-from hive_ray.diffusion.conversion import load_single_file, told_tokenizer
-from hive_ray.diffusion.loading import load_folder_vae, load_parts
+from hive_ray.config import EditorFile, Section
+from hive_ray.diffusion.backbone import Backbone, load_backbone, posterior
 from hive_ray.diffusion.single_file import is_single_file
 from hive_ray.diffusion.text import TextEncoder
 from hive_ray.files.model_folders import ModelFolderError, forget_origin
@@ -37,8 +28,6 @@ from hive_ray.seeds import generator_for
 from hive_ray.storage import fetch_model
 
 FORMAT_VERSION = 1
-VAE_PIXELS = 2**21
-"""Pixels that the VAE takes at a time (8 images of 512 x 512): its activations are the largest of all."""
 
 
 class EditorCard(Section):
@@ -78,51 +67,46 @@ def read_card(folder: str | Path) -> EditorCard:
 
 @dataclass
 class Editor:
-    """The parts of an instruction-conditioned Stable Diffusion (1.x, 2.x or XL), and its card."""
+    """An instruction-conditioned backbone, whose U-Net also reads the source image's latent, and its card."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text: TextEncoder
-    scheduler: DDIMScheduler
+    backbone: Backbone
     card: EditorCard
-    scaled_condition: bool = False
-    """Whether the image latent is scaled as the target is (`is_cosxl_edit` of diffusers' SDXL pipeline)."""
+
+    def __post_init__(self) -> None:
+        self.backbone.vae.requires_grad_(False)
 
     @classmethod
     def build(
         cls,
         start: str | Path,
         bias: Literal["copy", "diffusers_legacy"] = "copy",
-        single_file: SingleFile = SingleFile(),  # noqa: B008 - frozen
+        single_file: EditorFile = EditorFile(),  # noqa: B008 - frozen
     ) -> "Editor":
         """An editor from a text-to-image model (its U-Net widened) or from an editor: a folder, a single file (.ckpt,
         .safetensors), the s3:// address of either, or a hub name. `single_file`: what such a file does not say."""
-        named, start = str(start), fetch_model(start)
-        if is_single_file(start):
-            parts, named = load_single_file(start, single_file)
-        else:
-            parts = load_parts(start)
-        unet, vae = parts["unet"], parts["vae"]
-        seen, channels = unet.config.in_channels, vae.config.latent_channels
+        backbone = load_backbone(start, single_file)
+        seen, channels = backbone.unet.config.in_channels, backbone.latent_channels
         if seen == channels:
-            _widen(unet, bias)
+            _widen(backbone.unet, bias)
         elif seen != 2 * channels:
             raise ModelFolderError(
                 f"the U-Net of {start} has {seen} input channels and its VAE {channels} latent channels; give"
                 f" a text-to-image model ({channels} input channels) or an editor ({2 * channels})"
             )
-        has_card = (Path(start) / "card.json").is_file()
-        return cls(**parts, card=read_card(start) if has_card else _first_card(named, single_file, **parts))
+        folder = Path(fetch_model(start))
+        has_card = (folder / "card.json").is_file()
+        return cls(backbone, read_card(folder) if has_card else _first_card(backbone, single_file))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Editor":
         """A finished editor, as `save` left it: a folder or its s3:// address."""
         folder = fetch_model(folder)
-        card, parts = read_card(folder), load_parts(folder)
-        seen, wanted = parts["unet"].config.in_channels, 2 * parts["vae"].config.latent_channels
+        card = read_card(folder)
+        backbone = load_backbone(folder)
+        seen, wanted = backbone.unet.config.in_channels, 2 * backbone.latent_channels
         if seen != wanted:
             raise ModelFolderError(f"the U-Net of {folder} has {seen} input channels, an editor's has {wanted}")
-        return cls(**parts, card=card)
+        return cls(backbone, card)
 
     def save(self, folder: str | Path, card: EditorCard, dtype: torch.dtype = torch.float32) -> None:
         """Write the diffusers layout in `dtype`, and the card last. The weights in memory stay as they are.
@@ -132,48 +116,41 @@ class Editor:
         """
         folder = Path(folder)
         (folder / "card.json").unlink(missing_ok=True)
-        parts = {"unet": self.unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.parts()}
+        parts = self.backbone.parts()
         parts = {name: _cast(part, dtype) if isinstance(part, nn.Module) else part for name, part in parts.items()}
-        self._pipeline(parts).save_pretrained(folder, safe_serialization=True)
+        self.backbone.editing_pipeline(parts).save_pretrained(folder, safe_serialization=True)
         forget_origin(folder)
         card = card.model_copy(update={"prediction_type": self.scheduler.config.prediction_type})
         (folder / "card.json").write_text(card.model_dump_json(indent=2) + "\n")
 
-    def _pipeline(self, parts: dict[str, Any]) -> DiffusionPipeline:
-        if not self.is_xl:
-            checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-            return StableDiffusionInstructPix2PixPipeline(**parts, **checker)
-        switches = {"force_zeros_for_empty_prompt": self.text.empty_is_zero, "is_cosxl_edit": self.scaled_condition}
-        pipeline = StableDiffusionXLInstructPix2PixPipeline(**parts, **switches, add_watermarker=False)
-        pipeline.register_to_config(**switches)  # by itself it forgets is_cosxl_edit
-        return pipeline
-
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Editor":
-        """Move the weights, and cast them where a dtype is given; returns itself.
-
-        The VAE of an XL stays in fp32 where fp16 is asked for and its config says `force_upcast`: its activations
-        overflow.
-        """
-        overflows = dtype == torch.float16 and self.is_xl and self.vae.config.force_upcast
-        for part, its in ((self.unet, dtype), (self.text, dtype), (self.vae, torch.float32 if overflows else dtype)):
-            nn.Module.to(part, device=device, dtype=its)  # diffusers' own warns of each cast
+        """Move the weights, and cast them where a dtype is given (as `Backbone.to`); returns itself."""
+        self.backbone.to(device, dtype)
         return self
 
     def with_weights(self, unet: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> "Editor":
         """An editor with these weights and every other part shared; the live modules are not touched."""
-        other = copy.copy(self)
-        with torch.device("meta"):  # no time for first weights that the given ones replace
-            other.unet = UNet2DConditionModel.from_config(self.unet.config).eval()
-        other.unet.load_state_dict(unet, assign=True)
-        if text is not None:
-            other.text = self.text.fresh()
-            other.text.load_state_dict(text)
-        return other
+        return replace(self, backbone=self.backbone.with_weights(unet, text))
 
     @property
-    def is_xl(self) -> bool:
-        """Whether it is a Stable Diffusion XL: two text encoders, and a U-Net that is told sizes."""
-        return self.unet.config.addition_embed_type == "text_time"
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net, of 2 C input channels."""
+        return self.backbone.unet
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The frozen VAE."""
+        return self.backbone.vae
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoders with their tokenizers."""
+        return self.backbone.text
+
+    @property
+    def scheduler(self) -> DDIMScheduler:
+        """The noise schedule."""
+        return self.backbone.scheduler
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -188,20 +165,16 @@ class Editor:
     @property
     def vae_factor(self) -> int:
         """The side of an image over that of its latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.backbone.vae_factor
 
     @property
     def latent_channels(self) -> int:
         """C: the U-Net reads 2 C channels, [noisy latent, image latent], and predicts C."""
-        return self.vae.config.latent_channels
+        return self.backbone.latent_channels
 
     def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
         """(C, h, w) of the latent of each of the images (B, 3, H, W)."""
-        factor = self.vae_factor
-        height, width = images.shape[-2:]
-        if height % factor or width % factor:
-            raise ValueError(f"images are {height} x {width}; both must be multiples of {factor}, the VAE's factor")
-        return self.latent_channels, height // factor, width // factor
+        return self.backbone.latent_shape(*images.shape[-2:])
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled."""
@@ -223,41 +196,17 @@ class Editor:
     def scale_condition(self, mean: Tensor) -> Tensor:
         """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (InstructPix2Pix's
         ddpm_edit.py) unless the model learned it so."""
-        return mean * self.vae.config.scaling_factor if self.scaled_condition else mean
+        return mean * self.vae.config.scaling_factor if self.backbone.scaled_condition else mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> float images (B, 3, H, W), about -1..1."""
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
-        chunks = _chunks(latents, latents[0, 0].numel() * self.vae_factor**2)
-        with torch.autocast(self.vae.device.type, enabled=False):  # as in `posterior`
-            return torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
+        return self.backbone.decode(latents)
 
 
 def bring(part: AutoencoderKL | TextEncoder, device: torch.device) -> None:
     """Move a frozen part to a device; once it is there, its weights are not looked through again."""
     if part.device != device:
         part.to(device)
-
-
-def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled, on its device."""
-    images = images.to(vae.device, vae.dtype)
-    with torch.autocast(vae.device.type, enabled=False):  # a training's precision is not the VAE's: XL's is fp32
-        found = [vae.encode(chunk).latent_dist for chunk in _chunks(images, images[0, 0].numel())]
-    return torch.cat([one.mean for one in found]).float(), torch.cat([one.std for one in found]).float()
-
-
-def load_vae(start: str | Path, single_file: SingleFile) -> AutoencoderKL:
-    """The frozen VAE, in fp32, of what an editor starts from: a folder, a single file, s3:// or a hub name."""
-    start = fetch_model(start)
-    return load_single_file(start, single_file)[0]["vae"] if is_single_file(start) else load_folder_vae(start)
-
-
-def load_tokenizer(start: str | Path, single_file: SingleFile) -> CLIPTokenizer:
-    """The tokenizer of what an editor starts from: a folder's or a hub name's own; a single file's, as told."""
-    if is_single_file(start):
-        return told_tokenizer(single_file.tokenizer, start)
-    return CLIPTokenizer.from_pretrained(fetch_model(start), subfolder="tokenizer")
 
 
 def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> str:
@@ -298,21 +247,13 @@ def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]
     unet.register_to_config(in_channels=new.in_channels)
 
 
-def _first_card(
-    named: str,
-    single_file: SingleFile,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    scheduler: DDIMScheduler,
-    **_: object,
-) -> EditorCard:
+def _first_card(backbone: Backbone, single_file: EditorFile) -> EditorCard:
     """The card of a model that was not trained here."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return EditorCard(
-        base_model=named,
+        base_model=backbone.origin,
         instruction_suffix=single_file.instruction_suffix,
-        resolution=unet.config.sample_size * factor,
-        prediction_type=scheduler.config.prediction_type,
+        resolution=backbone.unet.config.sample_size * backbone.vae_factor,
+        prediction_type=backbone.scheduler.config.prediction_type,
     )
 
 
@@ -321,8 +262,3 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if all(parameter.dtype == dtype for parameter in module.parameters()):
         return module
     return copy.deepcopy(module).to(dtype)
-
-
-def _chunks(batch: Tensor, pixels: int) -> Iterator[Tensor]:
-    """The rows of a batch, as many at a time as the VAE may take at `pixels` a row."""
-    return iter(batch.split(max(1, VAE_PIXELS // pixels)))

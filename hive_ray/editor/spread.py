@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hive_ray.diffusion.loading import load_folder_vae
-from hive_ray.editor.model import posterior, read_card
+from hive_ray.diffusion.backbone import load_vae, posterior
+from hive_ray.editor.model import read_card
 from hive_ray.images import to_batch
 from hive_ray.storage import fetch_model
 
@@ -30,7 +30,7 @@ class SpreadMeasure:
         """editor: a finished editor folder or its s3:// address."""
         folder = fetch_model(editor)
         self.resolution = read_card(folder).resolution
-        self.vae = load_folder_vae(folder)
+        self.vae = load_vae(folder)
         self.vae.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps Module.to without `self`
 
     @torch.no_grad()

@@ -24,7 +24,9 @@ class PairGenerator:
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings
-        self.model = TextToImage(settings.base, device, sampling_dtype(device, settings.precision))
+        self.model = TextToImage(
+            settings.base, device, sampling_dtype(device, settings.precision), settings.single_file
+        )
         self.similarity = Similarity(settings.clip, device)
         self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else nothing_flagged
 
@@ -101,7 +103,9 @@ class SourceGenerator:
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings
-        self.model = TextToImage(settings.base, device, sampling_dtype(device, settings.precision))
+        self.model = TextToImage(
+            settings.base, device, sampling_dtype(device, settings.precision), settings.single_file
+        )
 
     def __call__(self, rows: Rows) -> Rows:
         settings, captions = self.settings, [row["source_caption"] for row in rows]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
 from hive_ray.presets import shapes
 from hive_ray.schemas import ContractError
+from hive_ray.seeds import id_for
 
 
 def schema(name: str) -> pa.Schema:
@@ -207,6 +209,15 @@ def test_the_fingerprint_names_each_setting_and_leaves_out_what_only_changes_spe
     other = {"resources": Resources(num_actors=64), "inspection": config.Inspection(num_shown=1)}
     faster = pairs.model_copy(update=other)
     assert tables.fingerprint(faster, instructions="abc") == made
+
+
+def test_settings_that_came_later_leave_the_fingerprint_of_pairs_as_it_was():
+    def digest(**changed) -> str:
+        return id_for(json.dumps(tables.fingerprint(config.Pairs(base="x", **changed)), sort_keys=True))
+
+    assert digest() == digest(single_file=config.SingleFile()) == "448f58aecf8ada8e"
+    others = [{"tokenizer": "owner/name"}, {"prediction_type": "v_prediction"}]
+    assert digest() not in {digest(single_file=other) for other in others}
 
 
 def test_a_digest_follows_what_the_table_was_made_from(tmp_path):

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from tiny_models import MAX_TOKENS, QUALITY, WORDS, tiny_stable_diffusion
 from torch.nn import functional as F
 
-from hive_ray.config import SingleFile
+from hive_ray.config import EditorFile, SingleFile
 from hive_ray.diffusion import conversion
-from hive_ray.editor.model import Editor, load_tokenizer, read_card
+from hive_ray.diffusion.backbone import StableDiffusionXL, load_tokenizer
+from hive_ray.editor.model import Editor, read_card
 from hive_ray.editor.sampling import row_noise, sample
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.shapes.pretraining.words import train_tokenizer
@@ -31,7 +32,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture
 def told(vocabulary):
-    return SingleFile(tokenizer=str(vocabulary[0]))
+    return EditorFile(tokenizer=str(vocabulary[0]))
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -52,7 +53,7 @@ def test_every_weight_arrives_under_its_name(toy, told, tmp_path):
     sizes, weights = toy
     save_file(weights, tmp_path / "editor.safetensors")
     editor = Editor.build(tmp_path / "editor.safetensors", single_file=told)
-    found, seen = {part: dict(model.state_dict()) for part, model in models_of(**vars(editor)).items()}, 0
+    found, seen = {part: dict(model.state_dict()) for part, model in models_of(**vars(editor.backbone)).items()}, 0
     for there, part, here, _ in names(sizes, in_channels=8):
         left_out = sizes.open_clip and not sizes.labels  # by Stable Diffusion 2: its last layer, and what is pooled
         if here == "" or (left_out and ("resblocks.2." in there or here == "text_projection")):
@@ -175,7 +176,7 @@ def test_an_editor_of_one_file_edits_saves_and_opens_in_diffusers(toy, told, tmp
     edits = sample(editor, images, ["make it red"], seeds=[1], **scales)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "folder", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    sides = {"height": 64, "width": 64} if editor.is_xl else {}
+    sides = {"height": 64, "width": 64} if isinstance(editor.backbone, StableDiffusionXL) else {}
     noise = row_noise((4, 8, 8), [torch.Generator().manual_seed(1)])
     wanted = pipeline(["make it red"], image=images / 2 + 0.5, latents=noise, output_type="pt", **scales, **sides)
     torch.testing.assert_close(edits / 2 + 0.5, wanted.images, rtol=0, atol=1e-4)

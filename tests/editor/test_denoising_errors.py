@@ -3,6 +3,7 @@ import torch
 from tiny_models import tiny_editor
 
 from hive_ray.config import DenoisingError
+from hive_ray.diffusion.backbone import StableDiffusionXL
 from hive_ray.editor.denoising_errors import (
     ErrorMeasurer,
     denoising_errors,
@@ -51,7 +52,7 @@ def by_hand(editor, source, edited, words, level, draw, told):
         seen = torch.zeros_like(seen)
     states = editor.text.encode([words if told == "instruction" else ""])
     inputs = {"encoder_hidden_states": states.sequence}
-    if editor.is_xl:
+    if isinstance(editor.backbone, StableDiffusionXL):
         sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
         inputs["added_cond_kwargs"] = {"text_embeds": states.pooled, "time_ids": sizes}
     predicted = editor.unet(torch.cat([noisy, seen], 1), level, **inputs).sample

@@ -83,7 +83,8 @@ def test_the_saved_weights_predict_what_the_adapters_do_and_diffusers_reads_both
     fresh.save(tmp_path / "start", fresh.card)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "start", dtype=torch.float32)
     pipeline.load_lora_weights(tmp_path / "lora", weight_name=FILE)
-    fresh.unet, fresh.text.encoders[0] = pipeline.unet, pipeline.text_encoder
+    fresh.backbone.unet = pipeline.unet
+    fresh.text.encoders[0] = pipeline.text_encoder
     torch.testing.assert_close(predicted(fresh), live, rtol=1e-4, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from bench.training import write_pairs
 from hive_ray import storage
 from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows, write_rows
 from hive_ray.cluster.starting import start_ray
-from hive_ray.config import Dpo, Nft, Preview, Resources, SingleFile, Training
+from hive_ray.config import Dpo, EditorFile, Nft, Preview, Resources, Training
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
@@ -174,7 +174,7 @@ def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
     tokenizer = train_tokenizer([WORDS, QUALITY], MAX_TOKENS)
     tokenizer.save_pretrained(tmp_path / "vocabulary" / "tokenizer")
     torch.save({"state_dict": checkpoint(tiny(SD15, len(tokenizer)), in_channels=8)}, tmp_path / "released.ckpt")
-    file = SingleFile(tokenizer=str(tmp_path / "vocabulary"))
+    file = EditorFile(tokenizer=str(tmp_path / "vocabulary"))
     write_pairs(str(tmp_path / "run"), count=8)
     config = tiny_config(str(tmp_path / "released.ckpt"), "none").changed({"editor": {"single_file": file}})
     run = Run(str(tmp_path / "run"), config)

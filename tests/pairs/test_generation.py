@@ -2,9 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from compvis import SD15, SD21, SDXL, Sizes, checkpoint, tiny
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import save_file
+from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_tokenizer
 
-from hive_ray.config import Pairs, Resources
+from hive_ray.config import Pairs, Resources, SingleFile
+from hive_ray.diffusion.backbone import load_backbone
+from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import decode
 from hive_ray.pairs import generation
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator, controls_for, first_draws
@@ -118,6 +123,49 @@ def test_an_sdxl_folder_makes_pairs_and_prompts(tmp_path, clip):
     made = settings(base, clip, schedule="euler_ancestral", sharing="replace_or_refine")
     assert len(PairGenerator(made)(rows())) == 4
     assert len(SourceGenerator(made)(rows())) == 2
+
+
+def single_file(path: Path, sizes: Sizes, in_channels: int = 4) -> SingleFile:
+    """A single file at toy widths, and what it does not say."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(path.parent / "vocabulary")
+    weights = checkpoint(tiny(sizes, len(tokenizer)), in_channels)
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": weights}, path)
+    else:
+        save_file(weights, path)
+    return SingleFile(tokenizer=str(path.parent / "vocabulary"), prediction_type="epsilon")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"), [(SD15, "sd15.ckpt"), (SD21, "sd21.safetensors"), (SDXL, "sdxl.safetensors")]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pairs_and_prompts_of_a_single_file_are_those_of_the_same_folder(tmp_path, clip, sizes, name, precision):
+    file = single_file(tmp_path / name, sizes)
+    parts = load_backbone(tmp_path / name, file).parts()
+    if sizes is SDXL:
+        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **checker)
+    pipeline.save_pretrained(tmp_path / "folder")
+    steps = {"num_inference_steps": 2, "precision": precision}
+    of_file = settings(tmp_path / name, clip, single_file=file, **steps)
+    of_folder = settings(tmp_path / "folder", clip, **steps)
+    pairs = PairGenerator(of_file)(rows())
+    assert len({pair["edited_image"] for pair in pairs}) == len(pairs) == 4
+    assert pairs == PairGenerator(of_folder)(rows())
+    assert SourceGenerator(of_file)(rows()) == SourceGenerator(of_folder)(rows())
+
+
+def test_a_model_that_reads_more_than_a_noisy_latent_is_refused(tmp_path):
+    file = single_file(tmp_path / "editor.ckpt", SD15, in_channels=8)
+    with pytest.raises(ModelFolderError, match=r"editor\.ckpt has 8 input channels .* give a text-to-image model"):
+        TextToImage(tmp_path / "editor.ckpt", single_file=file)
+    inpainting = tiny_stable_diffusion(tmp_path / "inpainting", in_channels=9)
+    with pytest.raises(ModelFolderError, match="has 9 input channels"):
+        TextToImage(inpainting)
 
 
 def test_thresholds_and_scales_can_be_recomputed_from_a_seed_as_instruct_pix2pix_drew_them():
