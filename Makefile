@@ -10,7 +10,7 @@ WEIGHTS := hive_ray/shapes/weights/reward/card.json
 # Byte code is kept, whatever the machine is set to: else each process compiles the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: quickstart study serve annotate test clean
+.PHONY: quickstart study serve annotate test tables site clean
 
 quickstart: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.pipeline shapes --run $(RUN)
@@ -30,6 +30,16 @@ test: $(READY)
 	$(BIN)/basedpyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The table of jobs in docs/pipeline.md.
+tables: $(READY)
+	$(BIN)/python docs/documents.py
+
+# The documents as a site, in build/site; the variable hides an advertisement.
+site: tables
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in build/site: open build/site/index.html, or $(BIN)/mkdocs serve"
+
 # The models of the embedded domain, made from nothing where they are not shipped.
 $(WEIGHTS): | $(READY)
 	$(BIN)/python -m jobs.pretrain_shapes
@@ -47,5 +57,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --upgrade-deps .venv
 	$(BIN)/pip install --quiet --no-compile torch==2.13.0
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c "import jobs.pipeline, serve.editor, serve.annotate"
+	$(BIN)/python -c "from hive_ray.cluster.noise import hush_libraries; hush_libraries(starts_cluster=True); import jobs.pipeline, serve.editor, serve.annotate"
 	touch $(READY)

@@ -1,12 +1,18 @@
 """hive_ray: image editing by instruction that learns from people's rankings (HIVE), on Ray.
 
-Leaves, which import only each other:
+The ground floor, files beside the rooms:
 
-    config, choices, schemas, images, image_files, seeds, storage, s3, owners, scratch, text_files, settings_file,
-    similarity, model_folders, agreement, intervals, measures, precision, preferences, openai_client, endpoint,
-    answers, answer_json, charts, pages
+    config, choices, presets, schemas, seeds, storage, images, similarity
 
-The algorithm, which knows no cluster; siblings never import each other:
+Rooms that every subject may use:
+
+    files        text, settings, pictures and model folders of strangers; S3
+    statistics   agreement, intervals, preferences
+    pages        HTML and charts
+    language     language models behind OpenAI's client
+    diffusion    folders, single files, text encoders and schedules of diffusion models
+
+The subjects, which know no cluster and never import each other:
 
     pairs        captions -> instructions -> pairs of pictures
     editor       pairs -> an instruction-conditioned diffusion model
@@ -15,11 +21,13 @@ The algorithm, which knows no cluster; siblings never import each other:
     evaluation   edits -> measures and the report
     shapes       a small world whose right answer is known
 
-The cluster, which knows no model:
+What runs them, and names no model:
 
-    distributed  Ray Data, Ray Train with DeepSpeed, checked Parquet
+    artifacts    tables and model folders that are finished or absent
+    training     the training loop, with DeepSpeed and without Ray
+    cluster      Ray
 
-They meet in `jobs/` and `serve/`.
+They meet in `jobs/` and `serve/`. Who may import whom: docs/architecture.md, kept by tests/test_layers.py.
 """
 
 __version__ = "0.1.0"

@@ -154,7 +154,7 @@ def sdxl() -> Config:
 
 
 INSTRUCT_PIX2PIX_TRAINING = {"precision": "fp32", "max_grad_norm": 0.0, "ema_rule": "micro_batch"}
-"""Beside what `sd15` has of it (method.md 5.1)."""
+"""Beside what `sd15` has of it."""
 
 
 def instruct_pix2pix() -> Config:

@@ -1,7 +1,7 @@
 """CLIP similarity: picture to picture, picture to text, and the direction of an edit.
 
 Used by the pair filter and by the evaluation. Pictures are prepared as InstructPix2Pix's `clip_similarity.py`
-does (method.md 5.5.21), so that thresholds and curves published for it keep their meaning.
+does, so that thresholds and curves published for it keep their meaning.
 
     B batch, D feature size
 """

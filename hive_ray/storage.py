@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from hive_ray.console import warn
 from hive_ray.files import s3, scratch
 from hive_ray.files.owners import is_gone, is_left_behind, owner, unfinished
 from hive_ray.files.scratch import cache_folder
@@ -105,7 +106,7 @@ def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
             if s3.is_lasting(text) or time.monotonic() - started > patience_s:
                 raise s3.explained(error, address) from error
             if attempt == 1:
-                print(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}", flush=True)
+                warn(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}")
             time.sleep(min(2.0**attempt, 15.0))
             attempt += 1
 

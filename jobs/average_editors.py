@@ -13,11 +13,13 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import time
 from collections.abc import Callable, Sequence
 
-from hive_ray.artifacts.model_store import Metrics, build_model, is_whole, model_digest, store_model
-from hive_ray.artifacts.tables import fingerprint
+from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
+from hive_ray.artifacts.tables import Fingerprint, fingerprint
+from hive_ray.console import tell_result
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
 from jobs.run import Run
+from jobs.stage import ModelStage
 
 
 def build(run: Run) -> Metrics:
@@ -28,31 +30,31 @@ def build(run: Run) -> Metrics:
             f"averaging.editors is {' '.join(settings.editors) or 'empty'} and averaging.name {settings.name!r}: name "
             "two editors or more of the run, and another name for their mean"
         )
-    folders = [run.path(f"editors/{name}") for name in settings.editors]
-    return _merged(run, settings.name, folders, f"the mean of {', '.join(settings.editors)}", average_editors)
+    names = [f"editors/{name}" for name in settings.editors]
+    words = f"the mean of {', '.join(settings.editors)}"
+    return _merging_stage(settings.name, names, words, average_editors).make(run)
 
 
-def add_up(run: Run, name: str, start: str, editors: Sequence[str]) -> Metrics:
-    """The editor <run>/editors/<name>: the one at the address `start`, with all that these editors of the run, which
-    were trained from it, changed. It is kept where the same editors made it."""
-    folders = [start, *(run.path(f"editors/{editor}") for editor in editors)]
-    words = f"the sum of what {' and '.join(editors)} changed of their start"
-    return _merged(run, name, folders, words, lambda folders: add_changes(folders[0], folders[1:]))
+def sum_stage(name: str, start: str, arms: Sequence[str]) -> ModelStage:
+    """The editor editors/<name>: the one named `start`, with all that the editors of these arms, which were trained
+    from it, changed."""
+    words = f"the sum of what {' and '.join(arms)} changed of their start"
+    names = [start, *(f"editors/{arm}" for arm in arms)]
+    return _merging_stage(name, names, words, lambda folders: add_changes(folders[0], folders[1:]))
 
 
-def _merged(
-    run: Run, name: str, folders: Sequence[str], words: str, merge: Callable[[Sequence[str]], Editor]
-) -> Metrics:
-    missing = [folder for folder in folders if not is_whole(folder)]
-    if missing:
-        raise FileNotFoundError(f"{missing[0]} is no finished editor: train it first, with jobs.train_editor")
-    made_from = fingerprint(**{f"editor.{place}": model_digest(folder) for place, folder in enumerate(folders)})
-    path = run.path(f"editors/{name}")
+def _merging_stage(
+    name: str, editors: Sequence[str], words: str, merge: Callable[[Sequence[str]], Editor]
+) -> ModelStage:
+    def decides(run: Run) -> Fingerprint:
+        digests = [model_digest(run.path(editor)) for editor in editors]
+        return fingerprint(**{f"editor.{place}": digest for place, digest in enumerate(digests)})
 
-    def make() -> None:
+    def store(run: Run, made_from: Fingerprint) -> None:
         started = time.monotonic()
-        editor = merge(folders)
+        path = run.path(f"editors/{name}")
+        editor = merge([run.path(editor) for editor in editors])
         store_model(path, lambda to: editor.save(to, editor.card), made_from, {}, time.monotonic() - started)
-        print(f"editors/{name}: {words}, saved to {path}", flush=True)
+        tell_result(f"editors/{name}: {words}, saved to {path}")
 
-    return build_model(f"editors/{name}", path, made_from, make, on_mismatch=run.on_mismatch)
+    return ModelStage(name=f"editors/{name}", reads=tuple(editors), decided_by=decides, store=store)

@@ -16,16 +16,19 @@ from functools import partial
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import is_whole, model_digest
-from hive_ray.artifacts.tables import Manifest, build_table, read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.console import say
 from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
 from hive_ray.statistics.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
 from jobs.actors.candidate_measures import CandidateMeasurer
 from jobs.run import Run, fingerprint
+from jobs.stage import TableStage
 
+EDITOR = "editors/current"
 NEEDS_REWARD_MODEL = ("disagreement", "both")
 """Values of `choosing.by` that ask a reward model."""
 
@@ -33,35 +36,48 @@ NEEDS_REWARD_MODEL = ("disagreement", "both")
 def build(run: Run) -> Manifest | None:
     """The table `chosen`; None for a run that was ranked without it."""
     if _was_ranked_without(run):
-        print("chosen: not made, the rankings are there; --rebuild chooses and ranks again", flush=True)
+        say("not made, the rankings are there; --rebuild chooses and ranks again", stage="chosen")
         return None
-    settings = run.config.choosing
-    inputs = {
-        "candidates": table_digest(run.path("candidates")),
-        "held_out_rate": f"{run.config.reward.held_out_rate:g}",
-    }
-    if settings.by != RANDOM:
-        measure(run)
-        inputs["spreads"] = table_digest(run.path("spreads"))
-    return write_rows(
-        run.path("chosen"), CHOSEN, _rows(run), fingerprint(settings, **inputs), on_mismatch=run.on_mismatch
-    )
+    for stage in stages(run)[:-1]:
+        stage.make(run)
+    return stages(run)[-1].make(run)
 
 
-def measure(run: Run) -> Manifest:
-    """The table `spreads`, made by as many actors as sample the candidates."""
-    candidates, editor, reward = run.path("candidates"), run.path("editors/current"), _reward_model(run)
-    temperature = run.config.reward.temperature
+def stages(run: Run) -> list[TableStage]:
+    """The tables that this job makes. Nothing is measured where all are chosen at random."""
+    if run.config.choosing.by == RANDOM:
+        return [_chosen_stage("candidates")]
+    return [SPREADS_STAGE, _chosen_stage("candidates", "spreads")]
 
-    def make() -> MapTable:
-        return map_table(
-            candidates, CANDIDATES, CandidateMeasurer, produces=SPREADS, resources=run.config.candidates.resources,
-            editor=editor, reward=reward, temperature=temperature,
-        )  # fmt: skip
 
-    asked = {"reward": model_digest(reward), "temperature": f"{temperature:g}"} if reward else {}
-    made_from = fingerprint_of(candidates=table_digest(candidates), editor=model_digest(editor), **asked)
-    return build_table(run.path("spreads"), SPREADS, made_from, make, on_mismatch=run.on_mismatch)
+def _chosen_stage(*reads: str) -> TableStage:
+    def decides(run: Run) -> Fingerprint:
+        inputs = {name: table_digest(run.path(name)) for name in reads}
+        return fingerprint(run.config.choosing, held_out_rate=f"{run.config.reward.held_out_rate:g}", **inputs)
+
+    return TableStage(name="chosen", schema=CHOSEN, reads=reads, decided_by=decides, rows=_rows)
+
+
+def _decides_spreads(run: Run) -> Fingerprint:
+    reward = _reward_model(run)
+    inputs = {"candidates": table_digest(run.path("candidates")), "editor": model_digest(run.path(EDITOR))}
+    if reward:
+        inputs |= {"reward": model_digest(reward), "temperature": f"{run.config.reward.temperature:g}"}
+    return fingerprint_of(**inputs)
+
+
+def _measure_spreads(run: Run) -> MapTable:
+    """By as many actors as sample the candidates."""
+    return map_table(
+        run.path("candidates"), CANDIDATES, CandidateMeasurer, produces=SPREADS,
+        resources=run.config.candidates.resources, editor=run.path(EDITOR), reward=_reward_model(run),
+        temperature=run.config.reward.temperature,
+    )  # fmt: skip
+
+
+SPREADS_STAGE = TableStage(
+    name="spreads", schema=SPREADS, reads=("candidates", EDITOR), decided_by=_decides_spreads, plan=_measure_spreads
+)
 
 
 def _was_ranked_without(run: Run) -> bool:

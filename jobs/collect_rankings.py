@@ -23,8 +23,8 @@ from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import rankings_of, thumbs
 from hive_ray.artifacts.chosen import read_chosen
 from hive_ray.artifacts.tables import (
+    Fingerprint,
     Manifest,
-    build_table,
     read_edit_ids,
     read_manifest,
     select,
@@ -32,14 +32,16 @@ from hive_ray.artifacts.tables import (
     write_rows,
 )
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
-from hive_ray.cluster.mapping import map_table
+from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Rankings, Resources
+from hive_ray.console import say, tell_result, warn
 from hive_ray.files.text_files import parse_json_lines
 from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
 from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 
 
 class People:
@@ -77,36 +79,58 @@ THUMBS_PER_FILE = 32
 
 
 def build(run: Run) -> Manifest:
-    candidates, rankings, settings = run.path("candidates"), run.path("rankings"), run.config.rankings
-    told: dict[str, Any] = {"settings": settings}
-    content = ""
+    settings = run.config.rankings
+    annotators: dict[str, Any] = {"settings": settings}
     if settings.annotator == "people":
         path = _annotations(run)
-        said = storage.read_bytes(path)
-        content = id_for(*said.decode(errors="replace").splitlines())  # as ever: rankings that are there stay
-        if run.on_mismatch == "rebuild" or read_manifest(rankings) is None:  # before an older table is deleted
-            told = _told(run, said, path)
+        content = storage.read_bytes(path)
+        # They are read before an older table is deleted.
+        if run.on_mismatch == "rebuild" or read_manifest(run.path("rankings")) is None:
+            annotators = _annotations_of_people(run, content, path)
     if settings.thumbs:
         take_thumbs(run)
-    chosen = None if settings.annotator == "people" else read_chosen(run.path("chosen"), candidates)
-    where, inputs = None, {}
-    if chosen is not None:
-        where = {"prompt_id": {row["prompt_id"] for row in chosen}.__contains__}
-        inputs = {"chosen": table_digest(run.path("chosen"))}
+    return _rankings_stage(run, annotators).make(run)
 
-    def make():
+
+def stages(run: Run) -> list[Stage]:
+    """The table that people, or simulated ones, make; `thumbs` may lie beside it."""
+    return [_rankings_stage(run, {})]
+
+
+def _rankings_stage(run: Run, annotators: dict[str, Any]) -> TableStage:
+    """The table `rankings`; `annotators` is what its actors are made with."""
+    settings, candidates = run.config.rankings, run.path("candidates")
+    by_people = settings.annotator == "people"
+    has_chosen = not by_people and read_manifest(run.path("chosen")) is not None
+
+    def decides(run: Run) -> Fingerprint:
+        content = ""
+        if by_people:
+            lines = storage.read_bytes(_annotations(run)).decode(errors="replace").splitlines()
+            content = id_for(*lines)
+        inputs = {"candidates": table_digest(candidates), "annotations": content}
+        if has_chosen:
+            read_chosen(run.path("chosen"), candidates)  # refuses what was chosen from others
+            inputs["chosen"] = table_digest(run.path("chosen"))
+        made_from = fingerprint(settings.model_copy(update={"annotations": ""}), **inputs)
+        del made_from["rankings.thumbs"]  # another table
+        return made_from
+
+    def plan(run: Run) -> MapTable:
+        where = None
+        if has_chosen:
+            chosen = read_chosen(run.path("chosen"), candidates)
+            where = {"prompt_id": {row["prompt_id"] for row in chosen}.__contains__}
         return map_table(
             candidates, CANDIDATES, ANNOTATORS[settings.annotator], produces=RANKINGS,
-            resources=Resources(num_gpus=0), where=where, **told,
+            resources=Resources(num_gpus=0), where=where, **annotators,
         )  # fmt: skip
 
-    stage = settings.model_copy(update={"annotations": ""})
-    made_from = fingerprint(stage, candidates=table_digest(candidates), annotations=content, **inputs)
-    del made_from["rankings.thumbs"]  # another table
-    return build_table(rankings, RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
+    reads = ("candidates", "chosen") if has_chosen else ("candidates",)
+    return TableStage(name="rankings", schema=RANKINGS, reads=reads, decided_by=decides, plan=plan)
 
 
-def _told(run: Run, said: bytes, path: str) -> dict[str, Any]:
+def _annotations_of_people(run: Run, said: bytes, path: str) -> dict[str, Any]:
     """What the actors for people's rankings are made with; their file is read here, since it may lie where no worker
     finds it. Stopped where too few of its lines fit the candidates."""
     candidates, settings = run.path("candidates"), run.config.rankings
@@ -121,7 +145,7 @@ def _told(run: Run, said: bytes, path: str) -> dict[str, Any]:
             f"{candidates} (rankings.annotations), or correct it, and run again"
         )
     if annotations.dropped:
-        print(f"annotations {path}: {annotations}", flush=True)
+        warn(f"annotations {path}: {annotations}")
     return {"annotations": annotations.of_prompt, "account": annotations.account(), "first": next(iter(edits_of))}
 
 
@@ -157,7 +181,7 @@ def take_thumbs(run: Run) -> None:
     learned from. `--rebuild` takes them as they are now."""
     table, rankings = run.path("thumbs"), run.path("rankings")
     if run.on_mismatch == "refuse" and (read_manifest(table) or read_manifest(rankings)):
-        print("thumbs: kept as they were when this round took them; newer ones are for the next round", flush=True)
+        say("kept as they were when this round took them; newer ones are for the next round", stage="thumbs")
         return
     database = Database(run.config.rankings.thumbs)
     if database.file is not None and not database.file.exists():
@@ -175,4 +199,4 @@ def take_thumbs(run: Run) -> None:
     finally:
         database.close()
     alone = sum(made.dropped.values())
-    print(f"thumbs: {len(found)} make {made.rows_out} rankings; {alone} could not be compared", flush=True)
+    tell_result(f"{len(found)} make {made.rows_out} rankings; {alone} could not be compared", stage="thumbs")

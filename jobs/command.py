@@ -9,6 +9,7 @@ python -m jobs.export_annotations --run runs/one/rounds/2                 # a la
 
 import atexit
 import importlib
+import os
 import re
 import signal
 import sys
@@ -21,6 +22,8 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from hive_ray import storage
 from hive_ray.choices import choose_one_of
+from hive_ray.cluster.addresses import start_on_loopback
+from hive_ray.cluster.noise import hush_libraries
 from hive_ray.config import (
     Annotation,
     Config,
@@ -35,6 +38,7 @@ from hive_ray.config import (
     Watching,
     parts_of_arm,
 )
+from hive_ray.console import LogFormat, speaking
 from hive_ray.files.settings_file import load_settings, wrong_settings
 from hive_ray.presets import PRESETS
 
@@ -55,7 +59,16 @@ INNER_SECTIONS = (Dpo, Nft, Resources, Training)
 # --- What every job is asked ------------------------------------------------------------------------------------------
 
 
-class RunOptions(Section):
+class ConsoleOptions(Section):
+    """How a job says what it says."""
+
+    quiet: bool = False
+    """Say only warnings, errors and the last result."""
+    log_format: LogFormat = "text"
+    """json: one JSON object a line on standard output, for programs."""
+
+
+class RunOptions(ConsoleOptions):
     """What every job of a run is asked."""
 
     run: str = "runs/quickstart"
@@ -116,6 +129,9 @@ class Job:
     """What its module is to call."""
     reads: tuple[str, ...] = ()
     """Tables and editors of its run that have to be finished, whatever its settings are."""
+    only_reads: bool = False
+    """Whether it makes nothing: it starts no cluster. One of a run has the settings of the run's config.yaml where
+    none are named."""
 
 
 JOBS = {
@@ -182,6 +198,13 @@ JOBS = {
         "all of the above that the settings ask for, in order", tuple(Config.model_fields), (RoundsOption,),
         "shapes --run runs/one --rounds 2",
     ),
+    "status": Job(
+        "how far a run is, what is stale and why, and the next command", example="--run runs/one", only_reads=True
+    ),
+    "compare": Job(
+        "two runs -> settings that differ and results, side by side", example="runs/one runs/two",
+        settings="Comparison", only_reads=True,
+    ),
     "study": Job(
         "compare all ways to learn from feedback on shapes", example="--seeds 102 --parts feedback", settings="Study",
         function="main",
@@ -212,32 +235,56 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     """Do what a command line asks of one job, and end the process. `arguments` are sys.argv's where none are given."""
     arguments = sys.argv[1:] if arguments is None else arguments
     job, program = JOBS[name], program or f"python -m jobs.{name}"
-    settings = read_arguments(job, list(arguments), program)
-    from hive_ray.cluster.starting import quiet  # and with it all that a job works with, which takes seconds
+    settings, shown = read_arguments(job, list(arguments), program)
+    with speaking(quiet=shown.quiet, log_format=shown.log_format, stage=name):
+        if job.only_reads:
+            _read(job, name, settings)
+        else:
+            _work(job, name, settings)
+    raise SystemExit
 
-    quiet()  # before libraries are imported that read their environment then
-    from jobs.run import work
+
+def _work(job: Job, name: str, settings: Any) -> None:
+    start_on_loopback()
+    hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))  # before they are imported
+    from jobs.run import work  # and with it all that a job works with, which takes seconds
 
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     module = importlib.import_module(f"jobs.{name}")
     work(getattr(module, job.function), settings, module, job.reads)
-    raise SystemExit
+
+
+def _read(job: Job, name: str, settings: Any) -> None:
+    of_run = isinstance(settings, Command)
+    if of_run:
+        hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
+    module = importlib.import_module(f"jobs.{name}")
+    try:
+        if of_run:
+            from jobs.run import run_of
+
+            settings = run_of(settings)
+        getattr(module, job.function)(settings)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 # --- Reading a command line -------------------------------------------------------------------------------------------
 
 
-def read_arguments(job: Job, arguments: list[str], program: str) -> Any:
-    """The settings that a command line names: a `Command`, or the job's own.
+def read_arguments(job: Job, arguments: list[str], program: str) -> tuple[Any, ConsoleOptions]:
+    """The settings that a command line names (a `Command`, or the job's own), and how the job says what it says.
 
     Raises SystemExit: 0 after help, 2 with a message where it cannot be understood.
     """
     try:
         if job.settings:
             return _own_settings(job, arguments, program)
-        help_asked = {"-h", "--help", "--help-all"} & {*arguments}
-        return _show_help(job, arguments, program) if help_asked else read_command(arguments, program)
+        if {"-h", "--help", "--help-all"} & {*arguments}:
+            _show_help(job, arguments, program)
+        command = read_command(_with_settings_of_run(arguments) if job.only_reads else arguments, program)
+        return command, command
     except ValidationError as error:
         message = wrong_settings(error)
     except (ValueError, OSError) as error:
@@ -261,6 +308,21 @@ def read_command(arguments: list[str], program: str = "job") -> Command:
         command = _parsed(flags, _command(again(config_of(settings))), program)
     parts_of_arm(command.arm, TRAINED_ARMS)
     return command.model_copy(update={"run": root})
+
+
+def _with_settings_of_run(arguments: list[str]) -> list[str]:
+    """The arguments with the settings file of the run that they name, where they name no settings; the run may be
+    named without --run."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
+        arguments = ["--run", *arguments]
+    default, flags = _starting_point(arguments)
+    if flags != arguments:
+        return arguments
+    root = storage.absolute(_parsed(flags, default, "job").run)
+    file = storage.join(ROUND.sub(r"\g<run>", root), "config.yaml")
+    if not storage.exists(file):
+        raise FileNotFoundError(f"{file} is not there: name the folder of a run with --run")
+    return ["--config", file, *arguments]
 
 
 def again(config: Config) -> Config:
@@ -301,15 +363,17 @@ def _parsed(flags: list[str], default: Command, program: str) -> Command:
     return tyro.cli(Command, args=flags, default=default, prog=program)
 
 
-def _own_settings(job: Job, arguments: list[str], program: str) -> Any:
+def _own_settings(job: Job, arguments: list[str], program: str) -> tuple[Any, ConsoleOptions]:
     kind = getattr(importlib.import_module("jobs.own_settings"), job.settings)
-    return tyro.cli(kind, args=arguments, prog=program, description=_description(job, program))
+    unnamed = tyro.conf.arg(name="")
+    both = tuple[Annotated[kind, unnamed], Annotated[ConsoleOptions, unnamed]]
+    return tyro.cli(both, args=arguments, prog=program, description=_description(job, program))
 
 
 # --- Help -------------------------------------------------------------------------------------------------------------
 
 
-def _show_help(job: Job, arguments: list[str], program: str) -> None:
+def _show_help(job: Job, arguments: list[str], program: str) -> NoReturn:
     """Print the settings of a job, or of all, with the defaults of the preset that is named. Raises SystemExit."""
     asked = [argument for argument in arguments if argument not in ("-h", "--help", "--help-all")]
     default, _ = _starting_point(asked)

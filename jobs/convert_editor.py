@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 from hive_ray import storage
 from hive_ray.config import SingleFile
+from hive_ray.console import tell_result
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.files import scratch
 from jobs.own_settings import Conversion
@@ -26,5 +27,5 @@ def build(settings: Conversion) -> EditorCard:
     with scratch.folder("editor") as folder:
         editor.save(folder, editor.card)
         storage.store_folder(folder, storage.absolute(settings.folder))
-    print(f"{settings.folder}: {editor.card.base_model}, {editor.card.prediction_type}", flush=True)
+    tell_result(f"{settings.folder}: {editor.card.base_model}, {editor.card.prediction_type}")
     return editor.card

@@ -17,46 +17,61 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.artifacts.tables import Manifest, build_table, table_digest
+from hive_ray.artifacts.tables import Fingerprint, Manifest, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import Actor, MapTable, map_table
 from hive_ray.editor.latents import LatentEncoder, RankingLatentEncoder
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, table_name
 from jobs.run import Run
+from jobs.stage import TableStage
 
 DECIDING = ("resolution", "crop", "flip", "latents")
 """Of the editor's settings, those that change the latents."""
 
 
 def build(run: Run) -> Manifest:
-    return _encoded(run, "latents", [run.path("pairs")], PAIRS, LatentEncoder, LATENTS)
+    return LATENTS_STAGE.make(run)
 
 
 def of_rankings(run: Run, tables: Sequence[str]) -> Manifest:
     """The latents of all rankings in `tables`; it fails where more are broken than a training would bear."""
-    least_kept = 1 - run.config.editor.dpo.training.recovery.most_bad_rows
-    return _encoded(run, "ranking_latents", tables, RANKINGS, RankingLatentEncoder, RANKING_LATENTS, least_kept)
+    return ranking_latents_stage(tables).make(run)
 
 
-def _encoded(
-    run: Run,
+def ranking_latents_stage(tables: Sequence[str]) -> TableStage:
+    """The table `ranking_latents` of the rankings at these addresses."""
+    return _latents_stage(
+        "ranking_latents", lambda run: list(tables), RANKINGS, RankingLatentEncoder, RANKING_LATENTS,
+        least_kept=lambda run: 1 - run.config.editor.dpo.training.recovery.most_bad_rows,
+    )  # fmt: skip
+
+
+def _latents_stage(
     name: str,
-    tables: Sequence[str],
+    tables_of: Callable[[Run], list[str]],
     schema: pa.Schema,
     encoder: Callable[..., Actor],
     produces: pa.Schema,
-    least_kept: float = 0.0,
-) -> Manifest:
-    settings = run.config.editor
-    if settings.latents == "none":
-        raise ValueError("editor.latents is 'none': set it to 'fp32' or 'fp16' to encode latents once")
+    reads: tuple[str, ...] = (),
+    least_kept: Callable[[Run], float] = lambda run: 0.0,
+) -> TableStage:
+    def decides(run: Run) -> Fingerprint:
+        settings = run.config.editor
+        if settings.latents == "none":
+            raise ValueError("editor.latents is 'none': set it to 'fp32' or 'fp16' to encode latents once")
+        inputs = {table_name(schema): table_digest(*tables_of(run)), "start": model_digest(settings.start)}
+        return fingerprint_of(**inputs) | {f"editor.{setting}": getattr(settings, setting) for setting in DECIDING}
 
-    def make() -> MapTable:
+    def plan(run: Run) -> MapTable:
+        settings = run.config.editor
         return map_table(
-            tables, schema, encoder, produces=produces, resources=settings.resources, rows_per_shard=256,
+            tables_of(run), schema, encoder, produces=produces, resources=settings.resources, rows_per_shard=256,
             start=settings.start, settings=settings,
         )  # fmt: skip
 
-    made_from = fingerprint_of(**{table_name(schema): table_digest(*tables)}, start=model_digest(settings.start))
-    made_from |= {f"editor.{setting}": getattr(settings, setting) for setting in DECIDING}
-    return build_table(run.path(name), produces, made_from, make, on_mismatch=run.on_mismatch, least_kept=least_kept)
+    return TableStage(name=name, schema=produces, reads=reads, decided_by=decides, plan=plan, least_kept=least_kept)
+
+
+LATENTS_STAGE = _latents_stage(
+    "latents", lambda run: [run.path("pairs")], PAIRS, LatentEncoder, LATENTS, reads=("pairs",)
+)

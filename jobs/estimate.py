@@ -11,6 +11,7 @@ from hive_ray.artifacts.progress import duration, listed
 from hive_ray.artifacts.tables import Manifest
 from hive_ray.cluster.mapping import MapTable
 from hive_ray.cluster.rates import measure_rate
+from hive_ray.console import say, tell_result
 from hive_ray.schemas import table_name
 from jobs.run import Run
 
@@ -41,10 +42,9 @@ def measure(run: Run, plan: MapTable) -> Estimate:
         counts={name: count * plan.rows_in for name, count in sorted(rate.counts.items())},
     )
     storage.write_text(_address(run, name), json.dumps(asdict(made), indent=2))
-    print(
+    tell_result(
         f"{name}, estimated: {made.rows:,} rows become {made.rows_out:,} in {duration(made.seconds)} with {actors} "
-        f"actors, {made.gpu_hours:,.3g} GPU-hours{listed(made.counts)}",
-        flush=True,
+        f"actors, {made.gpu_hours:,.3g} GPU-hours{listed(made.counts)}"
     )
     return made
 
@@ -63,7 +63,7 @@ def compare(run: Run, manifest: Manifest) -> None:
         if count and name in manifest.counts
     }
     said = ", ".join(f"{name} {round(100 * (ratio - 1)):+d} %" for name, ratio in off.items())
-    print(f"{manifest.table}: against the estimate: {said}", flush=True)
+    say(f"against the estimate: {said}", stage=manifest.table)
 
 
 def _address(run: Run, name: str) -> str:

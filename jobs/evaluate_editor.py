@@ -15,8 +15,9 @@ from typing import Any
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import is_whole, model_digest
-from hive_ray.artifacts.tables import Manifest, build_table, read_manifest, read_rows, table_digest
-from hive_ray.cluster.mapping import map_table
+from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
+from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.console import tell_result, warn
 from hive_ray.evaluation.draws import DrawsSummary, judge_measures
 from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
 from hive_ray.evaluation.report import write_report, write_sheet
@@ -26,6 +27,7 @@ from hive_ray.statistics.intervals import Interval
 from jobs.actors.evaluating import EditEvaluator, best_of_name
 from jobs.report import gather, scored_card, shown_columns, won_by
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 from jobs.train_editor import ARMS, CONTROLS, arm_of, parts_of
 
 METRICS = ("right", "followed", "preserved", "clip_image", "clip_direction", "reward")
@@ -38,12 +40,8 @@ DRAWS_MARK, DRAWS_IN_FIRST_ROW = "evaluation.draws", "in the row of the first ed
 
 
 def build(run: Run) -> dict:
-    settings = run.config.evaluation
-    for name in settings.editors:
-        scales = (settings.image_guidance_scale,)
-        measure(run, name, f"evaluation/{name}", scales, settings.num_prompts, settings.best_of)
-        if settings.curve_prompts:
-            measure(run, name, f"curves/{name}", settings.curve, settings.curve_prompts)
+    for stage in stages(run):
+        stage.make(run)
     draws = judged_draws(run)
     summary = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
@@ -60,26 +58,48 @@ def measure(
 ) -> Manifest:  # fmt: skip
     """The table of `num_draws` edits by one editor of each of the first `limit` test prompts, at each of these image
     guidance scales. It has the best of several edits, too, unless the editor is a control or no reward is measured."""
-    settings, prompts, reward = run.config.evaluation, run.path("prompts"), reward_of(run) if with_reward else ""
-    editor = run.path(f"editors/{name}")
+    return measuring_stage(name, table, scales, limit, num_draws, with_reward=with_reward).make(run)
 
-    def make():
+
+def stages(run: Run) -> list[Stage]:
+    """The tables of every editor's edits."""
+    settings = run.config.evaluation
+    stages: list[Stage] = []
+    for name in settings.editors:
+        scales = (settings.image_guidance_scale,)
+        stages.append(measuring_stage(name, f"evaluation/{name}", scales, settings.num_prompts, settings.best_of))
+        if settings.curve_prompts:
+            stages.append(measuring_stage(name, f"curves/{name}", settings.curve, settings.curve_prompts))
+    return stages
+
+
+def measuring_stage(
+    name: str, table: str, scales: tuple[float, ...], limit: int, num_draws: int = 1, *, with_reward: bool = True
+) -> TableStage:
+    """What `measure` makes."""
+    editor = f"editors/{name}"
+
+    def decides(run: Run) -> Fingerprint:
+        reward = reward_of(run) if with_reward else ""
+        settings = run.config.evaluation.model_copy(
+            update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0, "best_of": num_draws}
+        )
+        made_from = fingerprint(
+            settings, "clip", prompts=table_digest(run.path("prompts")), editor=model_digest(run.path(editor)),
+            reward=model_digest(reward) if reward else "none",
+        )  # fmt: skip
+        return made_from | ({DRAWS_MARK: DRAWS_IN_FIRST_ROW} if num_draws > 1 else {})
+
+    def plan(run: Run) -> MapTable:
+        settings = run.config.evaluation
         return map_table(
-            prompts, PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
-            where={"split": "test"}, limit=limit, editor=editor, name=name, reward=reward, scales=scales,
-            settings=settings, num_draws=num_draws, with_best=name not in CONTROLS,
+            run.path("prompts"), PROMPTS, EditEvaluator, produces=EVALUATION, resources=settings.resources,
+            where={"split": "test"}, limit=limit, editor=run.path(editor), name=name,
+            reward=reward_of(run) if with_reward else "", scales=scales, settings=settings, num_draws=num_draws,
+            with_best=name not in CONTROLS,
         )  # fmt: skip
 
-    stage = settings.model_copy(
-        update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0, "best_of": num_draws}
-    )
-    made_from = fingerprint(
-        stage, "clip", prompts=table_digest(prompts), editor=model_digest(editor),
-        reward=model_digest(reward) if reward else "none",
-    )  # fmt: skip
-    if num_draws > 1:
-        made_from[DRAWS_MARK] = DRAWS_IN_FIRST_ROW
-    return build_table(run.path(table), EVALUATION, made_from, make, on_mismatch=run.on_mismatch)
+    return TableStage(name=table, schema=EVALUATION, reads=("prompts", editor), decided_by=decides, plan=plan)
 
 
 def is_measured(table: str, num_draws: int) -> bool:
@@ -233,27 +253,25 @@ def in_words(editor: str, draws: Mapping[str, Any]) -> str:
 
 
 def print_summary(run: Run, summary: dict) -> None:
-    """The table of what was found, where the report is, and how to serve the editor."""
+    """Say the warnings, and then the table of what was found, where the report is, and how to serve the editor."""
     metrics = list(summary["editors"][0]["metrics"])
     width = 2 + max(len("editor"), *(len(editor["editor"]) for editor in summary["editors"]))
-    print(f"\n{'editor':<{width}}{'edits of prompts':>16}" + "".join(f"{metric:>22}" for metric in metrics))
+    for warning in summary["warnings"]:
+        warn(f"warning: {warning}")
+    lines = ["", f"{'editor':<{width}}{'edits of prompts':>16}" + "".join(f"{metric:>22}" for metric in metrics)]
     for editor in summary["editors"]:
         cells = [f"{Interval(**measured):.3f}" for measured in editor["metrics"].values()]
         counts = f"{editor['num_edits']} of {editor['num_prompts']}"
-        print(f"{editor['editor']:<{width}}{counts:>16}" + "".join(f"{cell:>22}" for cell in cells))
-    for warning in summary["warnings"]:
-        print(f"warning: {warning}")
+        lines.append(f"{editor['editor']:<{width}}{counts:>16}" + "".join(f"{cell:>22}" for cell in cells))
     for name, rate in summary["win_rates"].items():
         gap = Interval(**summary["differences"][name][metrics[0]])
         shares = (
             f"win {rate['win']:.1%}, tie {rate['tie']:.1%}, loss {rate['loss']:.1%} of {rate['num_pairs']} pairs of "
             f"edits of {rate['num_prompts']} prompts"
         )
-        print(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
+        lines.append(f"{name} against {summary['baseline']}: {metrics[0]} {gap:+.3f}; {shares}")
     for name, draws in list(summary["reward_on_draws"].items())[:1]:
-        print(in_words(name, draws))
+        lines.append(in_words(name, draws))
     last = run.config.evaluation.editors[-1]
-    print(
-        f"\nreport: {run.path('report.html')}\nserve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}",
-        flush=True,
-    )
+    serve = f"serve:  make serve EDITOR_FOLDER={run.path(f'editors/{last}')}"
+    tell_result("\n".join([*lines, "", f"report: {run.path('report.html')}", serve]))

@@ -16,6 +16,7 @@ from hive_ray.annotation.quality import flagged, standings
 from hive_ray.annotation.yields import preference_yield
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
 from hive_ray.artifacts.tables import read_manifest, select
+from hive_ray.console import say, tell_result
 from hive_ray.schemas import CANDIDATES
 from jobs.run import Run
 
@@ -36,11 +37,10 @@ def build(run: Run) -> str:
     left = f", without {', '.join(sorted(without))}" if without else ""
     left += f", without {sum(of_others)} of other rounds" if any(of_others) else ""
     probabilities = _probabilities(run)
-    print(
-        f"annotations: {len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}",
-        flush=True,
+    tell_result(
+        f"{len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}", stage="annotations"
     )
-    print(f"annotations: {preference_yield(of_rank, probabilities, without)}", flush=True)
+    say(str(preference_yield(of_rank, probabilities, without)), stage="annotations")
     return path
 
 

@@ -15,6 +15,7 @@ import json
 
 from hive_ray import storage
 from hive_ray.artifacts.tables import Fingerprint, OnMismatch, mismatch, read_rows, table_digest
+from hive_ray.console import tell_result
 from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
 from jobs.run import Run, fingerprint
@@ -33,7 +34,7 @@ def build(run: Run) -> dict:
         for name in unfinished_writes(folder):
             storage.remove_file(storage.join(folder, name))
         storage.sweep(folder)
-        print(f"{folder}: kept (nothing changed)", flush=True)
+        tell_result(f"{folder}: kept (nothing changed)")
         return json.loads(storage.read_text(card))
     description, schema = {"format": settings.format, "fingerprint": made_from}, TABLES[settings.table]
     storage.write_text(begun, json.dumps(description, indent=2))  # says whose the remains are; it goes last
@@ -44,7 +45,7 @@ def build(run: Run) -> dict:
     storage.write_text(card, json.dumps(done, indent=2))
     storage.remove_file(begun)
     storage.sweep(folder)
-    print(f"{folder}: {rows} pairs of {table} as {settings.format}", flush=True)
+    tell_result(f"{folder}: {rows} pairs of {table} as {settings.format}")
     return done
 
 

@@ -10,8 +10,10 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 import json
 import time
+from pathlib import Path
 
 from hive_ray.artifacts.model_store import Metrics, build_model, store_model
+from hive_ray.console import tell_result
 from hive_ray.language.finetuning import finetune
 from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
@@ -29,11 +31,13 @@ def build(run: Run) -> Metrics:
         check_endpoint(settings.base, "writer.base")
         job = finetune(examples, settings)
         card = {"model": job.fine_tuned_model, "form": settings.form, "base": settings.base, "job": job.id}
-        metrics = {"examples": len(examples), "trained_tokens": job.trained_tokens or 0}
+        metrics = {"examples": float(len(examples)), "trained_tokens": float(job.trained_tokens or 0)}
         seconds = round(time.monotonic() - started, 3)
-        store_model(
-            path, lambda at: (at / "card.json").write_text(json.dumps(card, indent=2)), made_from, metrics, seconds
-        )
-        print(f"writer: {job.fine_tuned_model}; use it with --instructions.llm finetuned", flush=True)
+
+        def save(folder: Path) -> None:
+            (folder / "card.json").write_text(json.dumps(card, indent=2))
+
+        store_model(path, save, made_from, metrics, seconds)
+        tell_result(f"{job.fine_tuned_model}; use it with --instructions.llm finetuned", stage="writer")
 
     return build_model("writer", path, made_from, make, on_mismatch=run.on_mismatch)

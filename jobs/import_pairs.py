@@ -19,15 +19,14 @@ from hive_ray.artifacts.tables import (
     Fingerprint,
     Manifest,
     OnMismatch,
-    build_table,
     mismatch,
     read_manifest,
     read_rows,
     table_digest,
-    write_rows,
 )
-from hive_ray.cluster.mapping import map_table
+from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Importing
+from hive_ray.console import say, warn
 from hive_ray.pairs.formats.digests import dataset_digest, first_digest
 from hive_ray.pairs.formats.found import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
@@ -36,6 +35,7 @@ from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row, to_table
 from jobs.make_pairs import held_out
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 
 BARE = "without_captions"
 CONTENT = "input.content"
@@ -45,45 +45,57 @@ ROWS_PER_FILE = 64
 
 
 def build(run: Run) -> Manifest:
-    settings, imported = run.config.importing, run.path("imported")
     take_pairs(run)
-    take_prompts(run)
+    PROMPTS_STAGE.make(run)
+    return PAIRS_STAGE.make(run)
 
-    def measure():
-        return map_table(
-            imported, IMPORTED, PairMeasurer, produces=PAIRS, resources=settings.resources,
-            where={"split": "train"}, settings=settings,
-        )  # fmt: skip
 
-    stage = only(settings, "clip", "cycle", "drop_swapped")
-    made_from = fingerprint(stage, "clip", imported=table_digest(imported))
-    return build_table(run.path("pairs"), PAIRS, made_from, measure, on_mismatch=run.on_mismatch)
+def stages(run: Run) -> list[Stage]:
+    """The tables that this job makes."""
+    return [IMPORTED_STAGE, PROMPTS_STAGE, PAIRS_STAGE]
+
+
+def _decides_pairs(run: Run) -> Fingerprint:
+    settings = only(run.config.importing, "clip", "cycle", "drop_swapped")
+    return fingerprint(settings, "clip", imported=table_digest(run.path("imported")))
+
+
+def _plan_pairs(run: Run) -> MapTable:
+    settings = run.config.importing
+    return map_table(
+        run.path("imported"), IMPORTED, PairMeasurer, produces=PAIRS, resources=settings.resources,
+        where={"split": "train"}, settings=settings,
+    )  # fmt: skip
+
+
+def _decides_imported(run: Run) -> Fingerprint:
+    settings = run.config.importing
+    stage = only(settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate", "least_kept")
+    made_from = fingerprint(stage, content=dataset_digest(settings.dataset, settings.pictures))
+    return as_kept_before(
+        run, "imported", IMPORTED, made_from, settings.dataset, lambda: imported_rows(read_pairs(settings), settings)
+    )
+
+
+def _rows_of_imported(run: Run) -> Iterator[Row]:
+    settings = run.config.importing
+    return counting_bare(imported_rows(read_pairs(settings), settings))
 
 
 def take_pairs(run: Run) -> Manifest:
     """The `imported` table: a copy of what can be kept, with splits, and what was dropped for which reason."""
-    settings, path = run.config.importing, run.path("imported")
-    rows = counting_bare(imported_rows(read_pairs(settings), settings))
-    stage = only(settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate", "least_kept")
-    made_from = fingerprint(stage, content=dataset_digest(settings.dataset, settings.pictures))
-    made_from = as_kept_before(
-        run, "imported", IMPORTED, made_from, settings.dataset, lambda: imported_rows(read_pairs(settings), settings)
-    )
-    made = write_rows(
-        path, IMPORTED, rows, made_from, on_mismatch=unless_unfinished(run, path), rows_per_file=ROWS_PER_FILE
-    )
+    made = IMPORTED_STAGE.make(run)
     if bare := round(made.counts.get(BARE, 0)):
-        print(
-            f"imported: {bare} of {made.rows_out} pairs have no captions, so their clip_source_text "
+        warn(
+            f"{bare} of {made.rows_out} pairs have no captions, so their clip_source_text "
             "and clip_direction are 0: not measured",
-            flush=True,
+            stage="imported",
         )
     return made
 
 
-def take_prompts(run: Run) -> Manifest:
-    """The `prompts` table: held-out pairs without their edited picture, then the prompts of a file."""
-    settings, imported, path = run.config.importing, run.path("imported"), run.path("prompts")
+def _decides_prompts(run: Run) -> Fingerprint:
+    settings, imported = run.config.importing, run.path("imported")
     content = dataset_digest(settings.prompts, settings.prompt_pictures) if settings.prompts else ""
     made_from = fingerprint(
         only(settings, "prompts", "prompt_pictures"), content=content, imported=table_digest(imported)
@@ -92,15 +104,12 @@ def take_prompts(run: Run) -> Manifest:
         made_from = as_kept_before(
             run, "prompts", PROMPTS, made_from, settings.prompts, lambda: found_prompts(settings, imported)
         )
-    return write_rows(
-        path, PROMPTS, found_prompts(settings, imported), made_from,
-        on_mismatch=unless_unfinished(run, path), rows_per_file=ROWS_PER_FILE,
-    )  # fmt: skip
+    return made_from
 
 
-def unless_unfinished(run: Run, path: str) -> OnMismatch:
-    """What is done with a table of other settings; an unfinished one begins anew in any case."""
-    return run.on_mismatch if read_manifest(path) else "rebuild"
+def unless_unfinished(name: str) -> Callable[[Run], OnMismatch]:
+    """What is done with this table of other settings; an unfinished one begins anew in any case."""
+    return lambda run: run.on_mismatch if read_manifest(run.path(name)) else "rebuild"
 
 
 def as_kept_before(
@@ -123,13 +132,13 @@ def as_kept_before(
         if run.on_mismatch == "rebuild":
             return made_from
         if first_digest(dataset) == old:
-            print(f"{name}: of {dataset} as an older version knew it, by names and sizes; --rebuild reads it anew")
+            say(f"of {dataset} as an older version knew it, by names and sizes; --rebuild reads it anew", stage=name)
             return before
     elif sizes_of(old) == sizes_of(new):
         same = {"was": old, "is": new}
         if storage.exists(note) and json.loads(storage.read_text(note)) == same:
             return before
-        print(f"{name}: files of {dataset} have other times, so their rows are compared with the table's", flush=True)
+        say(f"files of {dataset} have other times, so their rows are compared with the table's", stage=name)
         if has_rows(path, schema, rows()):
             storage.write_text(note, json.dumps(same))
             return before
@@ -176,3 +185,24 @@ def counting_bare(rows: Iterable[Row]) -> Iterator[Row]:
 def only(settings: Importing, *names: str) -> Importing:
     """The settings that decide one table, so that the others do not make it again."""
     return Importing(**{name: getattr(settings, name) for name in names})
+
+
+IMPORTED_STAGE = TableStage(
+    name="imported",
+    schema=IMPORTED,
+    decided_by=_decides_imported,
+    rows=_rows_of_imported,
+    rows_per_file=ROWS_PER_FILE,
+    on_mismatch=unless_unfinished("imported"),
+)
+PROMPTS_STAGE = TableStage(
+    name="prompts",
+    schema=PROMPTS,
+    reads=("imported",),
+    decided_by=_decides_prompts,
+    rows=lambda run: found_prompts(run.config.importing, run.path("imported")),
+    rows_per_file=ROWS_PER_FILE,
+    on_mismatch=unless_unfinished("prompts"),
+)
+"""Held-out pairs without their edited picture, then the prompts of a file."""
+PAIRS_STAGE = TableStage(name="pairs", schema=PAIRS, reads=("imported",), decided_by=_decides_pairs, plan=_plan_pairs)

@@ -11,13 +11,14 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from collections.abc import Iterator
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import Manifest, write_rows
+from hive_ray.artifacts.tables import Fingerprint, Manifest
 from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import RANKINGS, Row
 from jobs.import_pairs import as_kept_before, only, unless_unfinished
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 
 TABLE = "imported_rankings"
 SHIPPED = {"shapes": SHAPES_WEIGHTS.parent / "rankings"}
@@ -27,18 +28,26 @@ ROWS_PER_FILE = 32
 
 
 def build(run: Run) -> Manifest:
-    settings, path = run.config.importing, run.path(TABLE)
+    return IMPORTED_RANKINGS_STAGE.make(run)
+
+
+def stages(run: Run) -> list[Stage]:
+    """The table that this job makes."""
+    return [IMPORTED_RANKINGS_STAGE]
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    settings = run.config.importing
     dataset = dataset_of(settings.rankings)
+    return ranking_rows(read_rankings(dataset, settings), dataset, settings.least_kept)
 
-    def rows() -> Iterator[Row]:
-        return ranking_rows(read_rankings(dataset, settings), dataset, settings.least_kept)
 
+def _decides(run: Run) -> Fingerprint:
+    settings = run.config.importing
+    dataset = dataset_of(settings.rankings)
     stage = only(settings, "rankings", "split_name", "pictures", "least_kept")
     made_from = fingerprint(stage, content=dataset_digest(dataset, settings.pictures, named_pictures))
-    made_from = as_kept_before(run, TABLE, RANKINGS, made_from, dataset, rows)
-    return write_rows(
-        path, RANKINGS, rows(), made_from, on_mismatch=unless_unfinished(run, path), rows_per_file=ROWS_PER_FILE
-    )
+    return as_kept_before(run, TABLE, RANKINGS, made_from, dataset, lambda: _rows(run))
 
 
 def dataset_of(rankings: str) -> str:
@@ -58,3 +67,13 @@ def dataset_of(rankings: str) -> str:
             f"whole package, or name a folder or file (./{rankings} for a folder of this name)"
         )
     return str(folder)
+
+
+IMPORTED_RANKINGS_STAGE = TableStage(
+    name=TABLE,
+    schema=RANKINGS,
+    decided_by=_decides,
+    rows=_rows,
+    rows_per_file=ROWS_PER_FILE,
+    on_mismatch=unless_unfinished(TABLE),
+)

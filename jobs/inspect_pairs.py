@@ -12,8 +12,9 @@ import numpy as np
 
 from hive_ray import storage
 from hive_ray.artifacts.dropped import read_examples, read_measured
-from hive_ray.artifacts.tables import ERROR, Fingerprint, Selection, read_manifest, select
+from hive_ray.artifacts.tables import ERROR, Fingerprint, Selection, finished_manifest, select
 from hive_ray.config import Pairs
+from hive_ray.console import tell_result
 from hive_ray.pairs.inspection import SIMILARITIES, Inspected, write_page
 from hive_ray.schemas import PAIRS, Rows
 from jobs.run import Run
@@ -23,7 +24,7 @@ def build(run: Run) -> str:
     """Write the page of a finished table of pairs; its address."""
     address = run.path("pairs.html")
     storage.write_text(address, write_page(gather(run)))
-    print(f"pairs: kept and dropped ones are shown in {address}", flush=True)
+    tell_result(f"kept and dropped ones are shown in {address}", stage="pairs")
     return address
 
 
@@ -31,7 +32,7 @@ def gather(run: Run) -> Inspected:
     """What the page shows, from the table's manifest, some columns of at most MOST_FILES files and a few rows."""
     path, most = run.path("pairs"), run.config.pairs.inspection.num_shown
     rows = select(path, PAIRS)
-    manifest = read_manifest(path)
+    manifest = finished_manifest(path)
     if "pairs.samples_per_instruction" not in manifest.fingerprint:
         raise ValueError(f"{path} was imported, not drawn: of its pairs nobody dropped any for the reasons of the page")
     settings = made_with(run.config.pairs, manifest.fingerprint)

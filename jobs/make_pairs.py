@@ -8,16 +8,18 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("make_pairs")
 
-from hive_ray.artifacts.tables import Fingerprint, Manifest, build_table, table_digest
+from hive_ray.artifacts.tables import Fingerprint, Manifest, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
+from hive_ray.console import say
 from hive_ray.files.model_folders import check_parts
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator
 from hive_ray.schemas import INSTRUCTIONS, PAIRS, PROMPTS
 from hive_ray.shapes.actors import ScenePainter
 from hive_ray.storage import fetch_model
 from jobs import inspect_pairs
-from jobs.estimate import Estimate, compare, measure
+from jobs.estimate import Estimate, measure
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 
 ROWS_PER_PAIR = 4
 """Of the U-Net's batch: source and edited picture, with and without the caption."""
@@ -25,32 +27,28 @@ PROMPT_MAKERS = {"generated": SourceGenerator, "shapes": ScenePainter}
 
 
 def build(run: Run) -> Manifest:
-    settings = run.config.pairs
-    check_parts(fetch_model(settings.base))
-    make_prompts(run)
-    made = build_table(
-        run.path("pairs"), PAIRS, _made_from(run), lambda: pairs(run),
-        on_mismatch=run.on_mismatch, least_kept=settings.least_kept,
-    )  # fmt: skip
-    compare(run, made)
+    check_parts(fetch_model(run.config.pairs.base))
+    PROMPTS_STAGE.make(run)
+    made = PAIRS_STAGE.make(run)
     inspect_pairs.build(run)
     return made
 
 
-def make_prompts(run: Run) -> Manifest:
-    """The table `prompts`, of the held-out instructions."""
+def stages(run: Run) -> list[Stage]:
+    """The tables that this job makes."""
+    return [PROMPTS_STAGE, PAIRS_STAGE]
+
+
+def prompts(run: Run) -> MapTable:
+    """How the prompts are made, of the held-out instructions."""
     settings = run.config.pairs
-
-    def make() -> MapTable:
-        return map_table(
-            run.path("instructions"), INSTRUCTIONS, PROMPT_MAKERS[settings.prompts], produces=PROMPTS,
-            resources=settings.resources, where={"split": held_out}, settings=settings,
-        )  # fmt: skip
-
-    return build_table(run.path("prompts"), PROMPTS, _made_from(run), make, on_mismatch=run.on_mismatch)
+    return map_table(
+        run.path("instructions"), INSTRUCTIONS, PROMPT_MAKERS[settings.prompts], produces=PROMPTS,
+        resources=settings.resources, where={"split": held_out}, settings=settings,
+    )  # fmt: skip
 
 
-def _made_from(run: Run) -> Fingerprint:
+def _decides(run: Run) -> Fingerprint:
     settings = run.config.pairs
     models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
     return fingerprint(settings, *models, instructions=table_digest(run.path("instructions")))
@@ -71,7 +69,7 @@ def estimate(run: Run) -> Estimate:
     settings, made = run.config.pairs, measure(run, pairs(run))
     samples = made.rows * settings.samples_per_instruction
     evaluations = samples * settings.num_inference_steps * ROWS_PER_PAIR
-    print(f"pairs: {samples:,} pairs drawn, {evaluations:,} pictures through the U-Net", flush=True)
+    say(f"{samples:,} pairs drawn, {evaluations:,} pictures through the U-Net", stage="pairs")
     return made
 
 
@@ -83,3 +81,14 @@ def held_out(split: str) -> bool:
 def _rows_at_a_time(settings) -> int:
     """Instructions whose samples fill one batch."""
     return max(1, settings.resources.batch_size // settings.samples_per_instruction)
+
+
+PROMPTS_STAGE = TableStage(name="prompts", schema=PROMPTS, reads=("instructions",), decided_by=_decides, plan=prompts)
+PAIRS_STAGE = TableStage(
+    name="pairs",
+    schema=PAIRS,
+    reads=("instructions",),
+    decided_by=_decides,
+    plan=pairs,
+    least_kept=lambda run: run.config.pairs.least_kept,
+)

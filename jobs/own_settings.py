@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hive_ray.config import SingleFile
+import tyro
+
+from hive_ray.config import Section, SingleFile
 from hive_ray.presets import SHAPES_WEIGHTS
 
 Part = Literal["feedback", "weak", "curve", "ablations"]
@@ -18,6 +20,17 @@ class Conversion(SingleFile):
     """The file, on disk or s3://; or a folder or hub name in the diffusers layout, which gets a card."""
     folder: str
     """The editor folder to write, on disk or s3://; what was there is replaced."""
+
+
+class Comparison(Section):
+    """Which runs are compared, and how that is shown."""
+
+    runs: tyro.conf.Positional[tuple[str, str]]
+    """Two run folders, or later rounds of them: local paths or s3:// addresses."""
+    html: str = ""
+    """Write a page there, on disk or s3://, too."""
+    as_json: bool = False
+    """Print one JSON object in place of the table."""
 
 
 @dataclass(frozen=True)

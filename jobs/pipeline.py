@@ -23,10 +23,12 @@ from collections.abc import Callable, Sequence
 from hive_ray import storage
 from hive_ray.artifacts.tables import read_manifest
 from hive_ray.config import FEEDBACK_ARMS, parts_of_arm
+from hive_ray.console import say, tell_result
 from hive_ray.statistics.intervals import Interval
 from jobs import (
     choose_candidates,
     collect_rankings,
+    encode_latents,
     evaluate_editor,
     import_pairs,
     import_rankings,
@@ -39,6 +41,7 @@ from jobs import (
     write_instructions,
 )
 from jobs.run import Run, again, write_settings
+from jobs.stage import Stage
 
 TO_PAIRS = (write_instructions.build, make_pairs.build)
 TO_EDITOR = (*TO_PAIRS, train_editor.build)
@@ -53,7 +56,17 @@ TO_FEEDBACK_TABLE = {
     "nft": (score_candidates.build,),
     "rejection": (sample_candidates.unguided, score_candidates.best),
 }
-"""By arm, the stages that make what it is trained on."""
+"""By arm, what makes what it is trained on."""
+STAGES_OF_ARM: dict[str, Callable[[Run], list[Stage]]] = {
+    "scored": score_pairs.stages,
+    "conditional": score_pairs.stages,
+    "weighted": lambda run: score_pairs.stages(run, "weighted"),
+    "level": score_pairs.stages,
+    "dpo": score_candidates.dpo_stages,
+    "nft": score_candidates.nft_stages,
+    "rejection": lambda run: [sample_candidates.UNGUIDED_STAGE, *score_candidates.rejection_stages(run)],
+}
+"""By arm, the declarations of these."""
 WORKERS_IMPORT = (
     "deepspeed", "matplotlib.figure", "pandas", "pyarrow.dataset",
     "scipy.ndimage", "scipy.optimize", "scipy.sparse.linalg",
@@ -72,7 +85,7 @@ def build(run: Run) -> None:
         write_settings(run.root, again(run.so_far[0].config))
         _build(run, (*FEEDBACK, *learning(run)), start)
     if run.before:
-        print(told(run), flush=True)
+        tell_result(told(run))
 
 
 def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
@@ -84,6 +97,34 @@ def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
     else:
         to_pairs = () if read_manifest(run.path("imported")) else TO_PAIRS
     return (*first, *to_pairs, train_editor.build, *FEEDBACK, *learning(run))
+
+
+def declared(run: Run) -> list[Stage]:
+    """All tables and models of a run, or of a later round of one, in the order in which `build` makes them."""
+    settings = run.config
+    stages: list[Stage] = []
+    if run.before is None:
+        if settings.importing.rankings:
+            stages += import_rankings.stages(run)
+        if settings.importing.dataset or read_manifest(run.path("imported")):
+            stages += import_pairs.stages(run)
+        else:
+            stages += [*write_instructions.stages(run), *make_pairs.stages(run)]
+        if settings.editor.latents != "none":
+            stages.append(encode_latents.LATENTS_STAGE)
+        stages += train_editor.stages(run, "sft")
+    stages.append(sample_candidates.CANDIDATES_STAGE)
+    stages += choose_candidates.stages(run)
+    stages += collect_rankings.stages(run)
+    stages += train_reward.stages(run)
+    for arm in parts_of_arm(settings.editor.arm, FEEDBACK_ARMS):
+        stages += STAGES_OF_ARM[arm](run)
+    for name in settings.evaluation.editors:
+        if name in train_editor.CONTROLS:
+            stages += train_editor.stages(run, name)
+    stages += train_editor.stages(run, "finetuned")
+    stages += evaluate_editor.stages(run)
+    return stages
 
 
 def learning(run: Run) -> Sequence[Callable[[Run], object]]:
@@ -100,7 +141,7 @@ def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) ->
     where = f"round {run.number}, " if run.before else ""
     for number, stage in enumerate(stages, 1):
         verb = f"{stage.__module__.rsplit('.', 1)[-1]}.{stage.__name__}"
-        print(f"[{where}{number}/{len(stages)} {verb}, {time.monotonic() - start:.0f} s]", flush=True)
+        say(f"[{where}{number}/{len(stages)} {verb}, {time.monotonic() - start:.0f} s]")
         stage(run)
 
 

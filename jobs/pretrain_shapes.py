@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hive_ray import console
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.images import to_pixels, to_tensor
@@ -166,4 +167,4 @@ def main(settings: Pretraining) -> None:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    console.say(line)

@@ -21,6 +21,7 @@ from hive_ray import storage
 from hive_ray.artifacts.tables import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config
+from hive_ray.console import tell_result
 from hive_ray.images import decode, encode_small_jpeg
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import RANKINGS, Row, to_table
@@ -53,7 +54,7 @@ def main(settings: ShippedRankings) -> None:
     run = Run(storage.absolute(settings.run), configured(settings), elsewhere=editor)
     for stage in (
         write_instructions.build,
-        make_pairs.make_prompts,
+        make_pairs.PROMPTS_STAGE.make,
         sample_candidates.build,
         choose_candidates.build,
         collect_rankings.build,
@@ -65,7 +66,7 @@ def main(settings: ShippedRankings) -> None:
     with pq.ParquetWriter(file, RANKINGS, compression="zstd", compression_level=19, use_dictionary=False) as writer:
         for table in _in_groups(rows, settings.jpeg_quality):
             writer.write_table(table)
-    print(f"{len(rows)} rankings, {file.stat().st_size / 2**20:.1f} MB: {file}", flush=True)
+    tell_result(f"{len(rows)} rankings, {file.stat().st_size / 2**20:.1f} MB: {file}")
 
 
 def _in_groups(rows: list[Row], quality: int) -> Iterator[pa.Table]:

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import git_commit, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.tables import finished_manifest, git_commit, read_manifest, read_rows, table_digest
+from hive_ray.console import warn
 from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (
     CurvePoint,
@@ -258,7 +259,7 @@ def _losses(run: Run, name: str) -> list[tuple[float, float]]:
     try:
         found = [line.value for line in read_objects(address, "images")]
     except TextError as error:
-        print(f"report: no curve of {name}: {error}", flush=True)
+        warn(f"no curve of {name}: {error}", stage="report")
         return []
     lines = [line for line in found if isinstance(line.get("train/loss"), int | float)]
     size = max(1, len(lines) // 40)
@@ -275,5 +276,5 @@ def _tables(run: Run) -> list[str]:
 
 
 def _stage(run: Run, name: str) -> dict[str, object]:
-    manifest = read_manifest(run.path(name))
+    manifest = finished_manifest(run.path(name))
     return {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "dropped": manifest.dropped}

@@ -14,6 +14,7 @@ from typing import Any
 
 from hive_ray import storage
 from hive_ray.artifacts.tables import select, table_digest
+from hive_ray.console import say, tell_result
 from hive_ray.pages.charts import line_chart
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, differences, in_words
 from hive_ray.reward.worth import BESIDE
@@ -38,12 +39,11 @@ def build(run: Run) -> dict[str, Any]:
     storage.write_text(run.path(CURVE), json.dumps(found, indent=2))
     storage.write_text(run.path(CHART), draw(found))
     for point in found["points"]:
-        print(
-            f"reward curve: {point['rankings']} rankings of {point['prompts']} prompts: accuracy "
-            f"{Interval(**point[ACCURACY]):.3f}",
-            flush=True,
+        say(
+            f"{point['rankings']} rankings of {point['prompts']} prompts: accuracy {Interval(**point[ACCURACY]):.3f}",
+            stage="reward curve",
         )
-    print(f"reward curve: {found['finding']}\nreward curve: {run.path(CHART)}", flush=True)
+    tell_result(f"reward curve: {found['finding']}\nreward curve: {run.path(CHART)}")
     return found
 
 

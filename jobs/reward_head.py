@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hive_ray import config, storage
-from hive_ray.artifacts.model_store import Metrics, build_model, model_digest, store_model
-from hive_ray.artifacts.tables import Fingerprint, build_table, read_edit_ids, read_rows, select, table_digest
+from hive_ray import config, console, storage
+from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
+from hive_ray.artifacts.tables import Fingerprint, read_edit_ids, read_rows, select, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
-from hive_ray.cluster.mapping import map_table
+from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.editor.denoising_errors import ErrorMeasurer, evaluations_per_edit, feature_names
 from hive_ray.reward.accuracies import ACCURACY, Foretold
 from hive_ray.reward.head import LinearHead, fit_head, spread_within
@@ -35,6 +35,7 @@ from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
 from hive_ray.statistics.agreement import RankingError, check_ranks
 from jobs.actors.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to
 from jobs.run import Run
+from jobs.stage import ModelStage, Stage, TableStage
 
 ERRORS = "denoising_errors"
 COLUMNS = ("ranking_id", "prompt_id", "instruction", "source_caption", "edited_caption", "ranks")
@@ -75,22 +76,35 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
 
     blip: the name of the BLIP model in the run that is one more feature.
     """
-    settings, rankings, editor = run.config.reward, run.rankings_so_far(), run.path("editors/sft")
-    measure_errors(run, editor)
-    beside = run.path(blip) if blip else blip_at_start(settings)
-    measures = measure_beside(run, f"{name}_measures", beside)
-    made_from = fingerprint_of(
-        settings.denoising_error, features=settings.features, loss=settings.loss,
-        tie_threshold=f"{settings.tie_threshold:g}", temperature=f"{settings.temperature:g}",
-        held_out_rate=f"{settings.held_out_rate:g}", share=f"{share:g}", rankings=table_digest(*rankings),
-        errors=table_digest(run.path(ERRORS)), measures=table_digest(measures),
-    )  # fmt: skip
-    if len(settings.denoising_error.conditions) > 1 and not settings.denoising_error.clip_image:
-        # Heads that were made before had a weight for the instruction's errors alone. None of them saw CLIP.
-        made_from["head"] = "a weight for each condition"
-    out = run.path(name)
+    ERRORS_STAGE.make(run)
+    _measures_stage(f"{name}_measures", blip).make(run)
+    return _head_stage(name, share, blip).make(run)
 
-    def make() -> None:
+
+def stages(name: str, share: float, blip: str = "") -> list[Stage]:
+    """What is measured of the ranked edits, and the model <run>/<name>."""
+    return [ERRORS_STAGE, _measures_stage(f"{name}_measures", blip), _head_stage(name, share, blip)]
+
+
+def _head_stage(name: str, share: float, blip: str) -> ModelStage:
+    measures_name = f"{name}_measures"
+
+    def decides(run: Run) -> Fingerprint:
+        settings, rankings = run.config.reward, run.rankings_so_far()
+        made_from = fingerprint_of(
+            settings.denoising_error, features=settings.features, loss=settings.loss,
+            tie_threshold=f"{settings.tie_threshold:g}", temperature=f"{settings.temperature:g}",
+            held_out_rate=f"{settings.held_out_rate:g}", share=f"{share:g}", rankings=table_digest(*rankings),
+            errors=table_digest(run.path(ERRORS)), measures=table_digest(run.path(measures_name)),
+        )  # fmt: skip
+        if len(settings.denoising_error.conditions) > 1 and not settings.denoising_error.clip_image:
+            # Heads that were made before had a weight for the instruction's errors alone. None of them saw CLIP.
+            made_from["head"] = "a weight for each condition"
+        return made_from
+
+    def store(run: Run, made_from: Fingerprint) -> None:
+        settings, rankings, editor = run.config.reward, run.rankings_so_far(), run.path("editors/sft")
+        measures, out = run.path(measures_name), run.path(name)
         started = time.monotonic()
         learned, unseen, bad = sides(run, measures, share, with_blip=bool(blip))
         beside = further(settings, with_blip=bool(blip))
@@ -126,7 +140,7 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
         metrics = measure(linear(learned.features), learned.ranks, loss_of(settings))
         store_model(out, save, made_from, metrics, time.monotonic() - started)
 
-    return build_model(name, out, made_from, make, on_mismatch=run.on_mismatch)
+    return ModelStage(name=name, reads=(ERRORS, measures_name), decided_by=decides, store=store)
 
 
 def further(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
@@ -139,45 +153,60 @@ def further(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
     return names
 
 
-def measure_errors(run: Run, editor: str) -> None:
-    """The table of the denoising errors of all ranked edits, in all rounds so far."""
-    settings, rankings = run.config.reward, run.rankings_so_far()
+def _decides_errors(run: Run) -> Fingerprint:
+    settings = run.config.reward
     made_from = fingerprint_of(
-        settings.denoising_error, rankings=table_digest(*rankings), editor=model_digest(editor),
-        **_held_out_rate(settings),
+        settings.denoising_error, rankings=table_digest(*run.rankings_so_far()),
+        editor=model_digest(run.path("editors/sft")), **_held_out_rate(settings),
     )  # fmt: skip
-    made_from = {key: value for key, value in made_from.items() if key not in OF_THE_HEAD}
+    return {key: value for key, value in made_from.items() if key not in OF_THE_HEAD}
 
-    def plan():
-        edits_of = first_seen(rankings, settings)
-        return map_table(
-            rankings, RANKINGS, ErrorMeasurer, produces=DENOISING_ERRORS, resources=settings.resources,
-            where={"ranking_id": edits_of.__contains__}, editor=editor, settings=settings.denoising_error,
-            edits_of=edits_of,
+
+def _measure_errors(run: Run) -> MapTable:
+    settings, rankings = run.config.reward, run.rankings_so_far()
+    edits_of = first_seen(rankings, settings)
+    return map_table(
+        rankings, RANKINGS, ErrorMeasurer, produces=DENOISING_ERRORS, resources=settings.resources,
+        where={"ranking_id": edits_of.__contains__}, editor=run.path("editors/sft"),
+        settings=settings.denoising_error, edits_of=edits_of,
+    )  # fmt: skip
+
+
+ERRORS_STAGE = TableStage(
+    name=ERRORS, schema=DENOISING_ERRORS, reads=("rankings", "editors/sft"), decided_by=_decides_errors,
+    plan=_measure_errors,
+)  # fmt: skip
+"""The denoising errors of all ranked edits, in all rounds so far."""
+
+
+def _measures_stage(name: str, blip: str) -> TableStage:
+    """BLIP's rewards and CLIP's similarities of all ranked edits. `blip` is a model of the run; "" stands for what
+    training would start from."""
+
+    def blip_of(run: Run) -> str:
+        return run.path(blip) if blip else blip_at_start(run.config.reward)
+
+    def decides(run: Run) -> Fingerprint:
+        settings, address = run.config.reward, blip_of(run)
+        made_from: Fingerprint = fingerprint_of(
+            rankings=table_digest(*run.rankings_so_far()), clip=model_digest(run.config.evaluation.clip),
+            blip=model_digest(address) if address else "", **_held_out_rate(settings),
         )  # fmt: skip
+        if settings.denoising_error.learned_rate < 1:
+            made_from["denoisingerror.learned_rate"] = settings.denoising_error.learned_rate
+        return made_from
 
-    build_table(run.path(ERRORS), DENOISING_ERRORS, made_from, plan, on_mismatch=run.on_mismatch)
-
-
-def measure_beside(run: Run, name: str, blip: str) -> str:
-    """The table of BLIP's rewards and CLIP's similarities of all ranked edits; its address."""
-    settings, rankings, clip = run.config.reward, run.rankings_so_far(), run.config.evaluation.clip
-    made_from: Fingerprint = fingerprint_of(
-        rankings=table_digest(*rankings), clip=model_digest(clip), blip=model_digest(blip) if blip else "",
-        **_held_out_rate(settings),
-    )  # fmt: skip
-    if settings.denoising_error.learned_rate < 1:
-        made_from["denoisingerror.learned_rate"] = settings.denoising_error.learned_rate
-
-    def plan():
+    def plan(run: Run) -> MapTable:
+        settings, rankings = run.config.reward, run.rankings_so_far()
         edits_of = first_seen(rankings, settings)
         return map_table(
             rankings, RANKINGS, EditMeasurer, produces=EDIT_MEASURES, resources=settings.resources,
-            where={"ranking_id": edits_of.__contains__}, clip=clip, edits_of=edits_of, blip=blip,
+            where={"ranking_id": edits_of.__contains__}, clip=run.config.evaluation.clip, edits_of=edits_of,
+            blip=blip_of(run),
         )  # fmt: skip
 
-    build_table(run.path(name), EDIT_MEASURES, made_from, plan, on_mismatch=run.on_mismatch)
-    return run.path(name)
+    reads = ("rankings", blip) if blip else ("rankings",)
+    return TableStage(name=name, schema=EDIT_MEASURES, reads=reads, decided_by=decides, plan=plan)
 
 
 def blip_at_start(settings: config.Reward) -> str:
@@ -237,7 +266,7 @@ def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Me
             why = what_is_wrong(row["ranks"], [edit["edit_id"] for edit in row["edits"]], errors.keys() & beside.keys())
             if why:
                 bad += 1
-                print(f"reward: not used: {row['ranking_id']}: {why}", flush=True)
+                console.warn(f"not used: {row['ranking_id']}: {why}", stage="reward")
             else:
                 (unseen if held_out else learned).append(row)
     columns = [*further(settings, with_blip=with_blip)]
@@ -340,17 +369,19 @@ def cost(settings: config.Config) -> dict[str, int]:
 
 def say(card: Mapping[str, Any]) -> None:
     """Print what a person should know of the model."""
-    for words in filter(None, (card["warning"], *card.get("remarks", []))):
-        print(f"reward: {words}", flush=True)
+    if card["warning"]:
+        console.warn(card["warning"], stage="reward")
+    for words in card.get("remarks", []):
+        console.say(words, stage="reward")
     costs = card["cost"]
-    print(
-        f"reward: an edit takes {costs['network_evaluations']} network evaluations to score, "
+    console.say(
+        f"an edit takes {costs['network_evaluations']} network evaluations to score, "
         f"{costs['network_evaluations_of_sampling']} to sample",
-        flush=True,
+        stage="reward",
     )
     if "held_out" in card:
-        print(
-            f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
+        console.tell_result(
+            f"accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
             f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {card['train_rankings']} rankings",
-            flush=True,
+            stage="reward",
         )

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from hive_ray import storage
+from hive_ray import console, storage
 from hive_ray.artifacts.model_store import is_whole, model_digest
 from hive_ray.artifacts.tables import OnMismatch, read_manifest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
@@ -41,17 +41,41 @@ RANKINGS_BY_REWARD = "rankings_by_reward"
 """The table of the reward model's own rankings."""
 
 MADE_BY = {
+    "captions": "write_instructions",
     "instructions": "write_instructions",
+    "imported": "import_pairs",
+    "imported_rankings": "import_rankings",
     "pairs": "make_pairs",
     "prompts": "make_pairs",
+    "latents": "encode_latents",
     "editors/current": "train_editor",
     "candidates": "sample_candidates",
     "candidates_unguided": "sample_candidates --arm rejection",
+    "spreads": "choose_candidates",
+    "chosen": "choose_candidates",
     "rankings": "collect_rankings",
     "reward": "train_reward",
+    "reward_blip": "train_reward",
+    "reward_measures": "train_reward",
+    "denoising_errors": "train_reward",
+    "candidate_rewards": "score_candidates --arm nft",
+    "candidate_rewards_by_people": "score_candidates --arm nft",
+    "candidate_rewards_unguided": "score_candidates --arm rejection",
+    "scored_candidates": "score_candidates --arm nft",
+    "best_candidates": "score_candidates --arm rejection",
     RANKINGS_BY_REWARD: "score_candidates --arm dpo",
 }
-"""What jobs read -> the job that makes it, and its flags, where it is not imported."""
+"""What a run holds -> the job that makes it, and its flags, where it is not imported."""
+MADE_BY_KIND = {
+    "editors/": "train_editor --arm {}",
+    "evaluation/": "evaluate_editor",
+    "curves/": "evaluate_editor",
+    "reward_curve/": "reward_curve",
+    "scored_pairs_": "score_pairs --arm {}",
+    "scored_pairs": "score_pairs",
+    "rewards": "score_pairs",
+}
+"""How other names of what a run holds begin -> the job and its flags; {} is the rest of the name."""
 INTERRUPTED = 130
 """Exit status of a job that was stopped by Ctrl-C, as of a shell."""
 IN_A_RAY_JOB = re.compile(r"/(runtime_resources|_ray_pkg_\w+)(/|$)")
@@ -85,14 +109,17 @@ class Run:
         return f"python -m jobs.{job} --config {self.path('config.yaml')} --run {self.root}"
 
     def command_for(self, name: str) -> str:
-        """What to type to have a table, or the editor that this round starts from, made (MADE_BY)."""
+        """What to type to have a table or model made: "editors/current" is the editor that this round starts from.
+
+        KeyError for what no job makes.
+        """
         if name == "editors/current" and self.before:
             return f"{self.before.command('train_editor')} --arm finetuned"
         if name in ("pairs", "prompts") and self.config.importing.dataset:
             return self.command("import_pairs")
         if name in ("pairs", "prompts") and read_manifest(self.path("imported")):
             return f"{self.command('import_pairs')} --importing.dataset <the dataset that was imported>"
-        job, _, flags = MADE_BY[name].partition(" ")
+        job, _, flags = job_that_makes(name).partition(" ")
         return f"{self.command(job)} {flags}".rstrip()
 
     @property
@@ -145,6 +172,16 @@ class Run:
         )
 
 
+def job_that_makes(name: str) -> str:
+    """The job, and its flags, for a table or model of a run. KeyError for what no job makes."""
+    if name in MADE_BY:
+        return MADE_BY[name]
+    for start, job in MADE_BY_KIND.items():
+        if name.startswith(start):
+            return job.format(name.removeprefix(start))
+    raise KeyError(name)
+
+
 def drawn_anew(config: Config, number: int) -> Config:
     """What a round's stages are told: other seeds for whatever is drawn again from the same prompts or pairs, and the
     editor that it starts from among those that are compared."""
@@ -178,7 +215,10 @@ def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
 
 
 def work(
-    act: Callable[[Any], object], settings: Any, module: ModuleType | None = None, reads: Sequence[str] = ()
+    act: Callable[[Any], object],
+    settings: Any,
+    module: ModuleType | None = None,
+    reads: Sequence[str] = (),
 ) -> None:
     """Do a job, for a command line. `settings`: those of a run (`Command`), or of a job that belongs to none.
 
@@ -208,7 +248,9 @@ def in_one_line(act: Callable[[], object]) -> None:
             if ended is None:
                 raise
         except KeyboardInterrupt:
-            print(f"\nStopped by Ctrl-C. {GOES_ON}", file=sys.stderr, flush=True)
+            stopped = f"Stopped by Ctrl-C. {GOES_ON}"
+            console.fail(stopped)
+            print(f"\n{stopped}", file=sys.stderr, flush=True)
             ended = INTERRUPTED
         else:
             return
@@ -250,7 +292,10 @@ def _start(
     except OSError as error:
         raise OSError(f"the run folder {run.root} cannot be written: {error}") from error
     with ending_in_words():
-        (estimate if run.estimate else build)(run)
+        if run.estimate and estimate is not None:
+            estimate(run)
+        else:
+            build(run)
     storage.sweep(run.root, but=ANSWERS, uploads_older_than_s=storage.OTHERS_UPLOADS_S)
 
 

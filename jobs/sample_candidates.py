@@ -10,28 +10,30 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("sample_candidates")
 
+from collections.abc import Callable
+
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.artifacts.tables import Manifest, build_table, table_digest
-from hive_ray.cluster.mapping import map_table
+from hive_ray.artifacts.tables import Fingerprint, Manifest, table_digest
+from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Candidates
 from hive_ray.editor.sampling import EditSampler
 from hive_ray.schemas import CANDIDATES, PROMPTS
 from hive_ray.seeds import seed_for
 from jobs.run import Run, fingerprint
+from jobs.stage import TableStage
 
 UNGUIDED = "candidates_unguided"
+EDITOR = "editors/current"
 
 
 def build(run: Run) -> Manifest:
     """The table that people rank."""
-    return _sample(run, "candidates", run.config.candidates)
+    return CANDIDATES_STAGE.make(run)
 
 
 def unguided(run: Run) -> Manifest:
     """Other edits of the same prompts, for rejection fine-tuning: guidance that is trained on would act twice."""
-    settings = run.config.candidates
-    scales = {"guidance_scale": (1.0, 1.0), "image_guidance_scale": (1.0, 1.0)}
-    return _sample(run, UNGUIDED, settings.model_copy(update=scales | {"seed": seed_for("unguided", settings.seed)}))
+    return UNGUIDED_STAGE.make(run)
 
 
 def for_arm(run: Run) -> Manifest:
@@ -39,18 +41,38 @@ def for_arm(run: Run) -> Manifest:
     return unguided(run) if run.feedback_arm == "rejection" else build(run)
 
 
-def _sample(run: Run, table: str, settings: Candidates) -> Manifest:
-    prompts, editor = run.path("prompts"), run.path("editors/current")
-    name = model_digest(editor)
+def _guided(run: Run) -> Candidates:
+    return run.config.candidates
 
-    def make():
+
+def _unguided(run: Run) -> Candidates:
+    settings = run.config.candidates
+    scales = {"guidance_scale": (1.0, 1.0), "image_guidance_scale": (1.0, 1.0)}
+    return settings.model_copy(update=scales | {"seed": seed_for("unguided", settings.seed)})
+
+
+def _stage(name: str, settings_of: Callable[[Run], Candidates]) -> TableStage:
+    def decides(run: Run) -> Fingerprint:
+        prompts, editor = table_digest(run.path("prompts")), model_digest(run.path(EDITOR))
+        return fingerprint(settings_of(run), prompts=prompts, editor=editor)
+
+    def plan(run: Run) -> MapTable:
+        settings, editor = settings_of(run), run.path(EDITOR)
         return map_table(
-            prompts, PROMPTS, EditSampler, produces=CANDIDATES, resources=settings.resources,
-            where={"split": "rank"}, limit=settings.num_prompts, editor=editor, settings=settings, name=name,
+            run.path("prompts"), PROMPTS, EditSampler, produces=CANDIDATES, resources=settings.resources,
+            where={"split": "rank"}, limit=settings.num_prompts, editor=editor, settings=settings,
+            name=model_digest(editor),
         )  # fmt: skip
 
-    made_from = fingerprint(settings, prompts=table_digest(prompts), editor=name)
-    return build_table(
-        run.path(table), CANDIDATES, made_from, make,
-        on_mismatch=run.on_mismatch, least_kept=settings.least_kept,
-    )  # fmt: skip
+    return TableStage(
+        name=name,
+        schema=CANDIDATES,
+        reads=("prompts", EDITOR),
+        decided_by=decides,
+        plan=plan,
+        least_kept=lambda run: run.config.candidates.least_kept,
+    )
+
+
+CANDIDATES_STAGE = _stage("candidates", _guided)
+UNGUIDED_STAGE = _stage(UNGUIDED, _unguided)

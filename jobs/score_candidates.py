@@ -15,66 +15,31 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from typing import Any
 
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.artifacts.tables import (
-    Manifest,
-    build_table,
-    read_edit_ids,
-    select,
-    table_digest,
-    write_rows,
-)
+from hive_ray.artifacts.tables import Fingerprint, Manifest, read_edit_ids, select, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Resources
 from hive_ray.reward.optimality import mean_ranks
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
 from jobs.actors.scoring import CandidateRanker, CandidateScorer, CandidateShaper
-from jobs.run import RANKINGS_BY_REWARD, Run, check_inputs
+from jobs.run import RANKINGS_BY_REWARD, Run
 from jobs.sample_candidates import UNGUIDED
+from jobs.stage import TableStage
 
 
 def build(run: Run) -> Manifest:
     """Every edit that people may rank, weighted by its optimality."""
-    settings = run.config.candidate_scoring
-    check_inputs(run, ["candidates"])
-    if settings.judge == "people":
-        judge, rewards = "people", run.path("candidate_rewards_by_people")
-        _rewards_by_people(run, rewards)
-    else:
-        check_inputs(run, ["reward"])
-        judge, rewards = model_digest(run.path("reward")), run.path("candidate_rewards")
-        _rewards_by_model(run, "candidates", rewards, judge)
-    return _shape(run, "candidates", rewards, "scored_candidates", judge, {"clip": settings.clip})
+    return _make(run, nft_stages(run))
 
 
 def best(run: Run) -> Manifest:
     """The best unguided edit of each prompt by the reward model, where it is clearly better than the prompt's mean."""
-    settings, rewards = run.config.candidate_scoring, run.path("candidate_rewards_unguided")
-    check_inputs(run, [UNGUIDED, "reward"])
-    judge = model_digest(run.path("reward"))
-    _rewards_by_model(run, UNGUIDED, rewards, judge)
-    kept = {"least_advantage": settings.least_advantage}
-    return _shape(run, UNGUIDED, rewards, "best_candidates", judge, kept)
+    return _make(run, rejection_stages(run))
 
 
 def rank(run: Run) -> Manifest | None:
     """The reward model's own rankings of the candidates; None where none are wanted."""
-    rate, rewards = run.config.candidate_scoring.ranked_rate, run.path("candidate_rewards")
-    if not rate:
-        return None
-    candidates = run.path("candidates")
-    check_inputs(run, ["candidates", "reward"])
-    judge = model_digest(run.path("reward"))
-    _rewards_by_model(run, "candidates", rewards, judge)
-
-    def make() -> MapTable:
-        return map_table(
-            candidates, CANDIDATES, CandidateRanker, produces=RANKINGS, resources=Resources(num_gpus=0),
-            rewards=rewards, model=judge, rate=rate,
-        )  # fmt: skip
-
-    made_from = fingerprint_of(rewards=table_digest(rewards)) | {"candidate_scoring.ranked_rate": rate}
-    return build_table(run.path(RANKINGS_BY_REWARD), RANKINGS, made_from, make, on_mismatch=run.on_mismatch)
+    return _make(run, dpo_stages(run)) if run.config.candidate_scoring.ranked_rate else None
 
 
 def for_arm(run: Run) -> Manifest | None:
@@ -91,49 +56,109 @@ def for_arm(run: Run) -> Manifest | None:
     )
 
 
-def _rewards_by_model(run: Run, table: str, rewards: str, judge: str) -> Manifest:
-    candidates, settings = run.path(table), run.config.candidate_scoring
+def nft_stages(run: Run) -> list[TableStage]:
+    """What the arm `nft` needs."""
+    settings = run.config.candidate_scoring
+    by_people = settings.judge == "people"
+    rewards = REWARDS_BY_PEOPLE_STAGE if by_people else REWARDS_STAGE
+    return [rewards, _shaping_stage("scored_candidates", "candidates", rewards.name, {"clip": settings.clip})]
 
-    def score() -> MapTable:
+
+def rejection_stages(run: Run) -> list[TableStage]:
+    """What the arm `rejection` needs."""
+    kept = {"least_advantage": run.config.candidate_scoring.least_advantage}
+    rewards = UNGUIDED_REWARDS_STAGE
+    return [rewards, _shaping_stage("best_candidates", UNGUIDED, rewards.name, kept)]
+
+
+def dpo_stages(run: Run) -> list[TableStage]:
+    """What the arm `dpo` needs beside people's rankings: nothing where the reward model ranks no prompts."""
+    return [REWARDS_STAGE, RANKINGS_BY_REWARD_STAGE] if run.config.candidate_scoring.ranked_rate else []
+
+
+def _make(run: Run, stages: list[TableStage]) -> Manifest:
+    for stage in stages[:-1]:
+        stage.make(run)
+    return stages[-1].make(run)
+
+
+def _rewards_stage(name: str, table: str) -> TableStage:
+    """The reward model's rewards of the edits of a table of candidates."""
+
+    def decides(run: Run) -> Fingerprint:
+        return fingerprint_of(candidates=table_digest(run.path(table)), reward=model_digest(run.path("reward")))
+
+    def plan(run: Run) -> MapTable:
         return map_table(
-            candidates, CANDIDATES, CandidateScorer, produces=CANDIDATE_REWARDS, resources=settings.resources,
-            reward=run.path("reward"),
+            run.path(table), CANDIDATES, CandidateScorer, produces=CANDIDATE_REWARDS,
+            resources=run.config.candidate_scoring.resources, reward=run.path("reward"),
         )  # fmt: skip
 
-    made_from = fingerprint_of(candidates=table_digest(candidates), reward=judge)
-    return build_table(
-        rewards, CANDIDATE_REWARDS, made_from, score, on_mismatch=run.on_mismatch, least_kept=settings.least_kept
-    )
+    return TableStage(
+        name=name, schema=CANDIDATE_REWARDS, reads=(table, "reward"), decided_by=decides, plan=plan,
+        least_kept=lambda run: run.config.candidate_scoring.least_kept,
+    )  # fmt: skip
 
 
-def _rewards_by_people(run: Run, rewards: str) -> Manifest:
+def _decides_rewards_by_people(run: Run) -> Fingerprint:
+    return fingerprint_of(candidates=table_digest(run.path("candidates")), rankings=table_digest(run.path("rankings")))
+
+
+def _rewards_by_people(run: Run) -> Rows:
     """Minus the mean rank of each edit that somebody ranked."""
-    rankings = run.path("rankings")
-    check_inputs(run, ["rankings"])
-    made_from = fingerprint_of(candidates=table_digest(run.path("candidates")), rankings=table_digest(rankings))
-    return write_rows(rewards, CANDIDATE_REWARDS, _ranked(rankings), made_from, on_mismatch=run.on_mismatch)
-
-
-def _ranked(rankings: str) -> Rows:
-    read = [row for file in select(rankings, RANKINGS).files for row in read_edit_ids(file, "prompt_id", "ranks")]
-    said = [([edit["edit_id"] for edit in row["edits"]], row["ranks"]) for row in read]
-    prompt_of = {edit["edit_id"]: row["prompt_id"] for row in read for edit in row["edits"]}
+    files = select(run.path("rankings"), RANKINGS).files
+    rankings = [row for file in files for row in read_edit_ids(file, "prompt_id", "ranks")]
+    orders = [([edit["edit_id"] for edit in row["edits"]], row["ranks"]) for row in rankings]
+    prompt_of = {edit["edit_id"]: row["prompt_id"] for row in rankings for edit in row["edits"]}
     return [
         {"edit_id": edit_id, "prompt_id": prompt_of[edit_id], "reward": reward}
-        for edit_id, reward in mean_ranks(said).items()
+        for edit_id, reward in mean_ranks(orders).items()
     ]
 
 
-def _shape(run: Run, table: str, rewards: str, name: str, judge: str, shaping: dict[str, Any]) -> Manifest:
-    """The table `name` of the edits of `table`; `shaping` are the settings that decide what is kept and its weight."""
-    candidates = run.path(table)
+def _shaping_stage(name: str, table: str, rewards: str, shaping: dict[str, Any]) -> TableStage:
+    """The edits of `table`, with a weight; `shaping` are the settings that decide what is kept and its weight."""
 
-    def shape() -> MapTable:
+    def decides(run: Run) -> Fingerprint:
+        settings = {f"candidate_scoring.{setting}": value for setting, value in shaping.items()}
+        return fingerprint_of(rewards=table_digest(run.path(rewards))) | settings
+
+    def plan(run: Run) -> MapTable:
+        by_people = rewards == REWARDS_BY_PEOPLE_STAGE.name
         return map_table(
-            candidates, CANDIDATES, CandidateShaper, produces=SCORED_CANDIDATES, resources=Resources(num_gpus=0),
-            rewards=rewards, model=judge, **shaping,
+            run.path(table), CANDIDATES, CandidateShaper, produces=SCORED_CANDIDATES, resources=Resources(num_gpus=0),
+            rewards=run.path(rewards), model="people" if by_people else model_digest(run.path("reward")), **shaping,
         )  # fmt: skip
 
-    made_from = fingerprint_of(rewards=table_digest(rewards))
-    made_from |= {f"candidate_scoring.{setting}": value for setting, value in shaping.items()}
-    return build_table(run.path(name), SCORED_CANDIDATES, made_from, shape, on_mismatch=run.on_mismatch)
+    return TableStage(name=name, schema=SCORED_CANDIDATES, reads=(table, rewards), decided_by=decides, plan=plan)
+
+
+def _decides_ranking(run: Run) -> Fingerprint:
+    rate = run.config.candidate_scoring.ranked_rate
+    return fingerprint_of(rewards=table_digest(run.path(REWARDS_STAGE.name))) | {"candidate_scoring.ranked_rate": rate}
+
+
+def _plan_ranking(run: Run) -> MapTable:
+    return map_table(
+        run.path("candidates"), CANDIDATES, CandidateRanker, produces=RANKINGS, resources=Resources(num_gpus=0),
+        rewards=run.path(REWARDS_STAGE.name), model=model_digest(run.path("reward")),
+        rate=run.config.candidate_scoring.ranked_rate,
+    )  # fmt: skip
+
+
+REWARDS_STAGE = _rewards_stage("candidate_rewards", "candidates")
+UNGUIDED_REWARDS_STAGE = _rewards_stage("candidate_rewards_unguided", UNGUIDED)
+REWARDS_BY_PEOPLE_STAGE = TableStage(
+    name="candidate_rewards_by_people",
+    schema=CANDIDATE_REWARDS,
+    reads=("candidates", "rankings"),
+    decided_by=_decides_rewards_by_people,
+    rows=_rewards_by_people,
+)
+RANKINGS_BY_REWARD_STAGE = TableStage(
+    name=RANKINGS_BY_REWARD,
+    schema=RANKINGS,
+    reads=("candidates", REWARDS_STAGE.name),
+    decided_by=_decides_ranking,
+    plan=_plan_ranking,
+)

@@ -20,10 +20,11 @@ import numpy as np
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.artifacts.tables import Manifest, build_table, read_rows, table_digest, write_rows
+from hive_ray.artifacts.tables import Fingerprint, Manifest, read_rows, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
-from hive_ray.config import Editor, Resources, Scoring, VisionJudge
+from hive_ray.config import Resources, Scoring, VisionJudge
+from hive_ray.console import say
 from hive_ray.editor.model import append_suffix, load_tokenizer
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
@@ -32,6 +33,7 @@ from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
 from hive_ray.seeds import id_for
 from jobs.actors.scoring import PairScorer, PairShaper, rewards_of
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 
 CARD, CHART = "card.json", "rewards.svg"
 """Beside the scored pairs: what their rewards look like, in numbers and as a chart."""
@@ -39,33 +41,69 @@ CARD, CHART = "card.json", "rewards.svg"
 
 def build(run: Run, shaping: str | None = None) -> Manifest:
     """The table that `finetuned` is trained on, by `scoring.shaping`, or scored_pairs_<shaping> of another arm."""
-    shaping = shaping or (run.config.editor.arm if run.config.editor.arm in SHAPINGS else None)
-    settings, pairs, editor = run.config.scoring, run.path("pairs"), run.config.editor
-    rewards, judges = run.path(rewards_name(settings.judges)), {name: _digest(run, name) for name in settings.judges}
-    for name, digest in judges.items():
-        _score(run, name, digest)
-    if len(judges) > 1:
-        _combine(run, rewards)
-    model = next(iter(judges.values())) if len(judges) == 1 else id_for(settings.combine, *judges.values())
-    if shaping:
-        settings = settings.model_copy(update={"shaping": shaping})
-    shaped, said, chart = _feedback(pairs, rewards, settings, editor)
+    for stage in _rewards_stages(run):
+        stage.make(run)
+    shaped, described, chart = _feedback(run, _shaping_settings(run, shaping))
+    scored = _scored_pairs_stage(run, shaping, shaped)
+    manifest = scored.make(run)
+    card = described | {"reward_model": _model_of(run)}
+    storage.write_text(run.path(f"{scored.name}/{CARD}"), json.dumps(card, indent=2))
+    storage.write_text(run.path(f"{scored.name}/{CHART}"), chart)
+    return manifest
 
-    def shape():
+
+def stages(run: Run, shaping: str | None = None) -> list[Stage]:
+    """The rewards of each judge, what they say together, and the pairs that are scored by it."""
+    return [*_rewards_stages(run), _scored_pairs_stage(run, shaping)]
+
+
+def _rewards_stages(run: Run) -> list[Stage]:
+    judges = run.config.scoring.judges
+    combined = [_combining_stage(judges)] if len(judges) > 1 else []
+    return [*map(_judging_stage, judges), *combined]
+
+
+def _named_shaping(run: Run, shaping: str | None) -> str | None:
+    """The arm whose pairs these are; None for those that `scoring.shaping` shapes."""
+    arm = run.config.editor.arm
+    return shaping or (arm if arm in SHAPINGS else None)
+
+
+def _shaping_settings(run: Run, shaping: str | None) -> Scoring:
+    named = _named_shaping(run, shaping)
+    return run.config.scoring.model_copy(update={"shaping": named} if named else {})
+
+
+def _model_of(run: Run) -> str:
+    """Names all judges together."""
+    settings = run.config.scoring
+    digests = [_digest(run, judge) for judge in settings.judges]
+    return digests[0] if len(digests) == 1 else id_for(settings.combine, *digests)
+
+
+def _scored_pairs_stage(run: Run, shaping: str | None, shaped: Feedback | None = None) -> TableStage:
+    """The pairs with their weights or levels; `shaped` is what all rewards say together, where that is known."""
+    named, rewards = _named_shaping(run, shaping), rewards_name(run.config.scoring.judges)
+
+    def decides(run: Run) -> Fingerprint:
+        settings = _shaping_settings(run, shaping)
+        # The rewards' digest speaks for CLIP and the vision model.
+        settings = settings.model_copy(update={"clip": "", "vision": VisionJudge()})
+        digest, editor = table_digest(run.path(rewards)), model_digest(run.config.editor.start)
+        return fingerprint(settings, rewards=digest, editor=editor)
+
+    def plan(run: Run) -> MapTable:
+        settings = _shaping_settings(run, shaping)
         return map_table(
-            pairs, PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0), rows_per_shard=256,
-            rewards=rewards, shaping=settings.shaping, feedback=shaped, model=model,
+            run.path("pairs"), PAIRS, PairShaper, produces=SCORED_PAIRS, resources=Resources(num_gpus=0),
+            rows_per_shard=256, rewards=run.path(rewards), shaping=settings.shaping,
+            feedback=shaped or _feedback(run, settings)[0], model=_model_of(run),
         )  # fmt: skip
 
-    stage = settings.model_copy(update={"clip": "", "vision": VisionJudge()})  # the rewards' digest speaks for both
-    made_from = fingerprint(stage, rewards=table_digest(rewards), editor=model_digest(editor.start))
-    name = f"scored_pairs_{shaping}" if shaping else "scored_pairs"
-    manifest = build_table(
-        run.path(name), SCORED_PAIRS, made_from, shape, on_mismatch=run.on_mismatch, least_kept=settings.least_kept
-    )
-    storage.write_text(run.path(f"{name}/{CARD}"), json.dumps(said | {"reward_model": model}, indent=2))
-    storage.write_text(run.path(f"{name}/{CHART}"), chart)
-    return manifest
+    return TableStage(
+        name=f"scored_pairs_{named}" if named else "scored_pairs", schema=SCORED_PAIRS, reads=("pairs", rewards),
+        decided_by=decides, plan=plan, least_kept=lambda run: run.config.scoring.least_kept,
+    )  # fmt: skip
 
 
 def weighted(run: Run) -> Manifest:
@@ -87,7 +125,8 @@ def rewards_name(judges: tuple[str, ...]) -> str:
     """The table of what these judges say: `rewards` of the reward model alone, rewards_<judge>, or rewards_combined."""
     if len(judges) > 1:
         return "rewards_combined"
-    return "rewards" if judges == ("model",) else f"rewards_{re.sub(r'[.:]', '_', judges[0])}"
+    (judge,) = judges
+    return "rewards" if judge == "model" else f"rewards_{re.sub(r'[.:]', '_', judge)}"
 
 
 def _digest(run: Run, judge: str) -> str:
@@ -113,19 +152,21 @@ def plan_scoring(run: Run, judge: str) -> MapTable:
     )  # fmt: skip
 
 
-def _score(run: Run, judge: str, digest: str) -> Manifest:
+def _judging_stage(judge: str) -> TableStage:
     """The table of one judge's rewards."""
-    made_from = fingerprint_of(pairs=table_digest(run.path("pairs")), reward=digest)
 
-    def plan() -> MapTable:
+    def decides(run: Run) -> Fingerprint:
+        return fingerprint_of(pairs=table_digest(run.path("pairs")), reward=_digest(run, judge))
+
+    def plan(run: Run) -> MapTable:
         if judge == "openai":
             storage.sweep(run.path("judge_answers"))
             ask_first(run)
         return plan_scoring(run, judge)
 
-    return build_table(
-        run.path(rewards_name((judge,))), REWARDS, made_from, plan, on_mismatch=run.on_mismatch,
-        least_kept=run.config.scoring.least_kept,
+    return TableStage(
+        name=rewards_name((judge,)), schema=REWARDS, reads=("pairs", "reward") if judge == "model" else ("pairs",),
+        decided_by=decides, plan=plan, least_kept=lambda run: run.config.scoring.least_kept,
     )  # fmt: skip
 
 
@@ -148,11 +189,24 @@ def ask_first(run: Run) -> None:
     stop_if_unusable("rewards", map_rows(scorer, first), advice)
 
 
-def _combine(run: Run, table: str) -> Manifest:
-    """The table of what all judges say together, of the pairs that each of them scored."""
+def _combining_stage(judges: tuple[str, ...]) -> TableStage:
+    """The table of what all judges say together."""
+    names = {judge: rewards_name((judge,)) for judge in judges}
+
+    def decides(run: Run) -> Fingerprint:
+        digests = {judge: table_digest(run.path(name)) for judge, name in names.items()}
+        return fingerprint_of(how=run.config.scoring.combine, **digests)
+
+    return TableStage(
+        name=rewards_name(judges), schema=REWARDS, reads=tuple(names.values()), decided_by=decides, rows=_combined,
+        least_kept=lambda run: run.config.scoring.least_kept,
+    )  # fmt: skip
+
+
+def _combined(run: Run) -> Rows:
+    """What all judges say together of the pairs that each of them scored."""
     settings = run.config.scoring
-    tables = [run.path(rewards_name((judge,))) for judge in settings.judges]
-    rewards = [rewards_of(one) for one in tables]
+    rewards = [rewards_of(run.path(rewards_name((judge,)))) for judge in settings.judges]
     pair_ids = [pair_id for pair_id in rewards[0] if all(pair_id in one for one in rewards)]
     rows: Rows = [{"dropped": "no_reward"}] * (len(set().union(*rewards)) - len(pair_ids))
     if pair_ids:
@@ -160,25 +214,23 @@ def _combine(run: Run, table: str) -> Manifest:
         rows += [
             {"pair_id": pair_id, "reward": float(reward)} for pair_id, reward in zip(pair_ids, combined, strict=True)
         ]
-    made_from = fingerprint_of(
-        how=settings.combine, **{judge: table_digest(one) for judge, one in zip(settings.judges, tables, strict=True)}
-    )
-    return write_rows(table, REWARDS, rows, made_from, on_mismatch=run.on_mismatch, least_kept=settings.least_kept)
+    return rows
 
 
-def _feedback(pairs: str, rewards: str, settings: Scoring, editor: Editor) -> tuple[Feedback, dict[str, Any], str]:
+def _feedback(run: Run, settings: Scoring) -> tuple[Feedback, dict[str, Any], str]:
     """What all rewards say together, their distribution in numbers, and a chart of it.
 
     The tokenizer of what `editor` starts from makes room for the phrase. The distribution is said in a line, too, so
     that a reward model that says nothing is seen on the day.
     """
-    reward_of = rewards_of(rewards)
+    editor = run.config.editor
+    reward_of = rewards_of(run.path(rewards_name(settings.judges)))
     columns = ["pair_id", "instruction", "origin"]
-    rows = [row for row in read_rows(pairs, PAIRS, columns) if row["pair_id"] in reward_of]
+    rows = [row for row in read_rows(run.path("pairs"), PAIRS, columns) if row["pair_id"] in reward_of]
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
     tokenizer = load_tokenizer(editor.start, editor.single_file)
     shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = np.array([shaped.advantage(*row) for row in zip(instructions, values, strict=True)])
     said = distribution.described(values, advantages, shaped)
-    print(f"rewards: {distribution.in_words(said)}", flush=True)
+    say(distribution.in_words(said), stage="rewards")
     return shaped, said, distribution.draw(advantages, [row["origin"] for row in rows], shaped)

@@ -33,6 +33,7 @@ from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Instructions
+from hive_ray.console import say, tell_result
 from hive_ray.evaluation.metrics import draws_by_prompt
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY
@@ -563,7 +564,7 @@ def build(study: Study, preset: Config) -> str:
     began = time.monotonic()
     for part in study.parts:
         for seed in seeds_of(study, part):
-            print(f"[{part}, seed {seed}, {time.monotonic() - began:.0f} s]", flush=True)
+            say(f"[{part}, seed {seed}, {time.monotonic() - began:.0f} s]")
             make(study, part, first_run(study, seed, preset))
         text = write(study, preset)
     return text
@@ -572,4 +573,4 @@ def build(study: Study, preset: Config) -> str:
 def main(study: Study) -> None:
     """The study on the shapes preset."""
     start_ray(workers_import=pipeline.WORKERS_IMPORT)
-    print(build(study, shapes()))
+    tell_result(build(study, shapes()))

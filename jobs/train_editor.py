@@ -23,7 +23,8 @@ from torch import Tensor
 from hive_ray import config
 from hive_ray.artifacts.joined import join
 from hive_ray.artifacts.model_store import Metrics, model_digest
-from hive_ray.artifacts.tables import Selection, read_manifest, select, table_digest
+from hive_ray.artifacts.tables import Fingerprint, Selection, read_manifest, select, table_digest
+from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.fitting import fit
 from hive_ray.config import ADDED_ARMS, Dpo, Nft, Training, parts_of_arm
 from hive_ray.editor.model import Editor, EditorCard
@@ -36,6 +37,7 @@ from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_C
 from hive_ray.training.validation import hold_out
 from jobs import average_editors, encode_latents
 from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint
+from jobs.stage import ModelStage, Stage
 
 
 class _Carded:
@@ -184,23 +186,46 @@ def parts_of(run: Run, name: str) -> list[str]:
 
 def build(run: Run, name: str = "sft") -> Metrics:
     """The editor <run>/editors/<name>, trained, or added up from its parts, which are trained first."""
+    *parts, editor = stages(run, name)
+    for part in parts:
+        part.make(run)
+    return editor.make(run)
+
+
+def stages(run: Run, name: str) -> list[Stage]:
+    """The editors of an arm's parts, where it is added up, and the editor itself."""
     parts = parts_of(run, name)
     if parts == [name]:
-        return _trained(run, name)
-    for part in parts:
-        _trained(run, part)
-    return average_editors.add_up(run, name, run.path(CURRENT), parts)
+        return [_trained_stage(run, name)]
+    return [*(_trained_stage(run, part) for part in parts), average_editors.sum_stage(name, CURRENT, parts)]
+
+
+def _trained_stage(run: Run, name: str) -> ModelStage:
+    arm = arm_of(run, name)
+    tables = (arm.table,)
+    if arm.ranked:
+        by_reward = (RANKINGS_BY_REWARD,) if run.config.candidate_scoring.ranked_rate else ()
+        tables = ("rankings", *by_reward)
+
+    def decides(run: Run) -> Fingerprint:
+        arguments = training(run, name)
+        return arguments["fingerprint"] | fingerprint_of(arguments["settings"])
+
+    return ModelStage(
+        name=f"editors/{name}", reads=(*tables, arm.start) if arm.start else tables, decided_by=decides,
+        train=lambda run: _trained(run, name),
+    )  # fmt: skip
 
 
 def _trained(run: Run, name: str) -> Metrics:
-    told, tables, arm = training(run, name), _plan(run, name)[0], arm_of(run, name)
+    arguments, tables, arm = training(run, name), _plan(run, name)[0], arm_of(run, name)
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        return _sides(run, tables, arm, told["settings"].validation_rows)
+        return _sides(run, tables, arm, arguments["settings"].validation_rows)
 
     return fit(
-        **told,
+        **arguments,
         rows=lambda: sides()[0],
         held_out=lambda: sides()[1],
         columns=arm.columns(run.config.editor),

@@ -19,10 +19,11 @@ from pathlib import Path
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.artifacts.model_store import Metrics, build_model, model_digest, store_model
-from hive_ray.artifacts.tables import Selection, Where, read_rows, select, table_digest
+from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
+from hive_ray.artifacts.tables import Fingerprint, Selection, Where, read_rows, select, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.fitting import fit
+from hive_ray.console import say, tell_result, warn
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
@@ -30,6 +31,7 @@ from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, foretold, measured
 from hive_ray.schemas import RANKINGS, Row, Rows
 from jobs import reward_head
 from jobs.run import Run, fingerprint
+from jobs.stage import ModelStage, Stage
 
 COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
@@ -63,13 +65,15 @@ class RewardTraining(RewardObjective):
             "train_prompts": len(set(learned)),
             **(worth(ours, self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
         }
-        for words in filter(None, (card["warning"], *card.get("remarks", []))):
-            print(f"reward: {words}", flush=True)
+        if card["warning"]:
+            warn(card["warning"], stage="reward")
+        for words in card.get("remarks", []):
+            say(words, stage="reward")
         if unseen:
-            print(
-                f"reward: accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
+            tell_result(
+                f"accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
                 f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {len(learned)} rankings",
-                flush=True,
+                stage="reward",
             )
         super().save(folder, state, card)
         if unseen:
@@ -79,7 +83,7 @@ class RewardTraining(RewardObjective):
         """Rankings of one side, MOST_MEASURED at most, to measure a model on; bad ones are said, counted, left out."""
         good, bad = good_rankings(islice(self._read(columns, held_out), MOST_MEASURED), self.model.resolution)
         for name, why in bad.items():
-            print(f"reward: not measured on {name}: {why}", flush=True)
+            warn(f"not measured on {name}: {why}", stage="reward")
         self.bad |= bad
         return good
 
@@ -95,62 +99,90 @@ def side(rate: float, share: float = 1.0, held_out: bool = False, beyond: float 
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
     """The model <run>/<name>, trained on the rankings of this share of the prompts that are not held out."""
+    *before, model = stages(run, name, share)
+    for stage in before:
+        stage.make(run)
+    return model.make(run)
+
+
+def stages(run: Run, name: str = "reward", share: float = 1.0) -> list[Stage]:
+    """What is made for the model <run>/<name>, and the model itself."""
     settings = run.config.reward
     if settings.features == "blip":
-        return train_blip(run, name, share)
+        return [_blip_stage(name, share)]
     if settings.features == "denoising_error":
-        return reward_head.build(run, name, share)
+        return reward_head.stages(name, share)
     blip = f"{name}_blip"
     if settings.denoising_error.train_blip:
-        train_blip(run, blip, share, beyond=reward_head.share_of_head(settings, share))
+        first = _blip_stage(blip, share, beyond=reward_head.share_of_head(settings, share))
     else:
-        take_blip(run, blip)
-    return reward_head.build(run, name, share, blip)
+        first = _untrained_blip_stage(blip)
+    return [first, *reward_head.stages(name, share, blip)]
 
 
-def train_blip(run: Run, name: str, share: float, beyond: float = 0.0) -> Metrics:
-    """The BLIP model <run>/<name>, trained on the rankings of this share of the prompts, but for those of the share
-    `beyond`."""
-    settings, rankings = run.config.reward.model_copy(update={"features": "blip"}), run.rankings_so_far()
-    stage = settings.model_copy(update={"start": start_of(settings)})
-    of_share = {} if share == 1 else {"share": f"{share:g}"}
-    of_share |= {"beyond": f"{beyond:g}"} if beyond else {}
+def _blip_stage(name: str, share: float, beyond: float = 0.0) -> ModelStage:
+    """A BLIP model, trained on the rankings of this share of the prompts, but for those of the share `beyond`."""
 
-    def those(held_out: bool, limit: int | None = None) -> Selection:
-        return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out, beyond), limit=limit)
+    def settings_of(run: Run) -> config.Reward:
+        return run.config.reward.model_copy(update={"features": "blip"})
 
-    return fit(
-        RewardTraining,
-        name=name,
-        run=run.root,
-        rows=lambda: those(held_out=False),
-        held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
-        columns=COLUMNS,
-        settings=settings.training,
-        fingerprint=fingerprint(stage, "tokenizer", rankings=table_digest(*rankings), **of_share),
-        on_mismatch=run.on_mismatch,
-        start=settings.start,
-        reward=settings,
-        rankings=rankings,
-        clip=run.config.evaluation.clip,
-        share=share,
-        beyond=beyond,
-    )
+    def decides_without_training(run: Run) -> Fingerprint:
+        settings = settings_of(run)
+        inputs = {"rankings": table_digest(*run.rankings_so_far())}
+        if share != 1:
+            inputs["share"] = f"{share:g}"
+        if beyond:
+            inputs["beyond"] = f"{beyond:g}"
+        return fingerprint(settings.model_copy(update={"start": start_of(settings)}), "tokenizer", **inputs)
+
+    def decides(run: Run) -> Fingerprint:
+        return decides_without_training(run) | fingerprint_of(run.config.reward.training)
+
+    def train(run: Run) -> Metrics:
+        settings, rankings = settings_of(run), run.rankings_so_far()
+
+        def those(held_out: bool, limit: int | None = None) -> Selection:
+            return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out, beyond), limit=limit)
+
+        return fit(
+            RewardTraining,
+            name=name,
+            run=run.root,
+            rows=lambda: those(held_out=False),
+            held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
+            columns=COLUMNS,
+            settings=settings.training,
+            fingerprint=decides_without_training(run),
+            on_mismatch=run.on_mismatch,
+            start=settings.start,
+            reward=settings,
+            rankings=rankings,
+            clip=run.config.evaluation.clip,
+            share=share,
+            beyond=beyond,
+        )
+
+    return ModelStage(name=name, reads=("rankings",), decided_by=decides, train=train)
 
 
-def take_blip(run: Run, name: str) -> Metrics:
-    """The model <run>/<name> is the BLIP that training would start from, as it is."""
-    settings, path = run.config.reward, run.path(name)
-    sizes = {"resolution": str(settings.resolution), "max_tokens": str(settings.max_tokens)}
-    made_from = fingerprint_of(start=start_of(settings), tokenizer=model_digest(settings.tokenizer), **sizes)
+def _untrained_blip_stage(name: str) -> ModelStage:
+    """The BLIP that training would start from, as it is."""
 
-    def make() -> None:
+    def decides(run: Run) -> Fingerprint:
+        settings = run.config.reward
+        sizes = {"resolution": str(settings.resolution), "max_tokens": str(settings.max_tokens)}
+        return fingerprint_of(start=start_of(settings), tokenizer=model_digest(settings.tokenizer), **sizes)
+
+    def store(run: Run, made_from: Fingerprint) -> None:
+        settings = run.config.reward
         started = time.monotonic()
         blip = RewardModel.build(settings.start, settings.tokenizer, settings)
         card = {"warning": "taken as it is (reward.denoising_error.train_blip)"}
-        store_model(path, lambda folder: blip.save(folder, card), made_from, {}, time.monotonic() - started)
+        store_model(
+            run.path(name), lambda folder: blip.save(folder, card), made_from, {}, time.monotonic() - started
+        )  # fmt: skip
 
-    return build_model(name, path, made_from, make, on_mismatch=run.on_mismatch)
+    return ModelStage(name=name, decided_by=decides, store=store)
 
 
 def start_of(settings: config.Reward) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import Manifest, build_table, read_rows, table_digest, write_rows
+from hive_ray.artifacts.tables import Fingerprint, Manifest, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Instructions
 from hive_ray.language.batches import answer_in_batches
@@ -25,32 +25,37 @@ from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
-from jobs.estimate import Estimate, compare, measure
+from jobs.estimate import Estimate, measure
 from jobs.run import Run, fingerprint
+from jobs.stage import Stage, TableStage
 
 FINETUNED = "finetuned"
 
 
 def build(run: Run) -> Manifest:
-    settings, captions = writer_settings(run), run.path("captions")
+    CAPTIONS_STAGE.make(run)
+    return INSTRUCTIONS_STAGE.make(run)
+
+
+def stages(run: Run) -> list[Stage]:
+    """The tables that this job makes."""
+    return [CAPTIONS_STAGE, INSTRUCTIONS_STAGE]
+
+
+def _decides_instructions(run: Run) -> Fingerprint:
+    settings = writer_settings(run)
+    examples = id_for(*map(json.dumps, shown_examples(settings)))
+    stage = settings.model_copy(update={"examples": ""})  # an address, whose content counts
+    return fingerprint(stage, captions=table_digest(run.path("captions")), examples=examples)
+
+
+def _plan_instructions(run: Run) -> MapTable:
+    settings = writer_settings(run)
     examples = shown_examples(settings)
-    take_captions(run)
-
-    def make():
-        if settings.writer == "openai":
-            storage.sweep(run.path("answers"))
-            ask_first(run, settings, examples)
-        return PLANS[settings.writer](run, settings, examples)
-
-    stage = settings.model_copy(update={"examples": ""})
-    shown = id_for(*map(json.dumps, examples))
-    made_from = fingerprint(stage, captions=table_digest(captions), examples=shown)
-    made = build_table(
-        run.path("instructions"), INSTRUCTIONS, made_from, make, on_mismatch=run.on_mismatch,
-        least_kept=settings.least_kept,
-    )  # fmt: skip
-    compare(run, made)
-    return made
+    if settings.writer == "openai":
+        storage.sweep(run.path("answers"))
+        ask_first(run, settings, examples)
+    return PLANS[settings.writer](run, settings, examples)
 
 
 def estimate(run: Run) -> Estimate:
@@ -58,7 +63,7 @@ def estimate(run: Run) -> Estimate:
     settings = writer_settings(run)
     if settings.writer == "openai" and settings.spending.batch:
         raise ValueError("how long a batch takes cannot be measured: estimate with --instructions.spending.no-batch")
-    take_captions(run)
+    CAPTIONS_STAGE.make(run)
     if settings.writer == "openai":
         check_endpoint(settings.llm, "instructions.llm")
     return measure(run, PLANS[settings.writer](run, settings, shown_examples(settings)))
@@ -123,12 +128,9 @@ def shown_examples(settings: Instructions) -> list[dict]:
     return EXAMPLES[settings.form](triplets)
 
 
-def take_captions(run: Run) -> Manifest:
-    """The `captions` table: what is kept, and how many were dropped for which reason."""
+def _decides_captions(run: Run) -> Fingerprint:
     settings = run.config.instructions
-    made_from = fingerprint(settings_of_captions(settings), content=captions_digest(settings))
-    rows = found_captions(settings)
-    return write_rows(run.path("captions"), CAPTIONS, rows, made_from, on_mismatch=run.on_mismatch)
+    return fingerprint(settings_of_captions(settings), content=captions_digest(settings))
 
 
 def found_captions(settings: Instructions) -> Iterator[Row]:
@@ -155,3 +157,19 @@ def settings_of_captions(settings: Instructions) -> Instructions:
     """Only what decides the captions, so that another writer does not draw them again."""
     names = ("captions", "caption_column", "num_captions", "seed")
     return Instructions(**{name: getattr(settings, name) for name in names})
+
+
+CAPTIONS_STAGE = TableStage(
+    name="captions",
+    schema=CAPTIONS,
+    decided_by=_decides_captions,
+    rows=lambda run: found_captions(run.config.instructions),
+)
+INSTRUCTIONS_STAGE = TableStage(
+    name="instructions",
+    schema=INSTRUCTIONS,
+    reads=("captions",),
+    decided_by=_decides_instructions,
+    plan=_plan_instructions,
+    least_kept=lambda run: run.config.instructions.least_kept,
+)

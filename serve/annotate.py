@@ -37,7 +37,7 @@ from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
-from hive_ray.cluster.one_machine.loopback import keep_replica_here
+from hive_ray.cluster.this_machine import keep_replica_here
 from hive_ray.config import Annotation
 from hive_ray.files.settings_file import read_settings
 from hive_ray.files.text_files import read_json_lines

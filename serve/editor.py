@@ -34,7 +34,7 @@ from starlette.exceptions import HTTPException
 from hive_ray.annotation.database import Database, DatabaseAway
 from hive_ray.annotation.feedback import record
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.cluster.one_machine.loopback import keep_replica_here
+from hive_ray.cluster.this_machine import keep_replica_here
 from hive_ray.config import Section
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode, size_of

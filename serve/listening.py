@@ -1,6 +1,6 @@
 """Where services listen: on this machine alone, unless they are told otherwise."""
 
-import ipaddress
+from hive_ray.cluster.addresses import is_loopback
 
 
 def warning_for(host: str) -> str:
@@ -13,11 +13,3 @@ def warning_for(host: str) -> str:
         "pictures can be read on the way. Put a proxy with TLS before it, or keep it to this machine with "
         "--host 127.0.0.1"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from ray import serve
 
-from hive_ray.cluster.one_machine.loopback import keep_replica_here
+from hive_ray.cluster.this_machine import keep_replica_here
 from hive_ray.config import Section
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.model import Editor, append_suffix

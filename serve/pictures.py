@@ -19,8 +19,8 @@ SMALL = 256
 def fitted_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Width and height at which a picture is edited: sides of whole 64s, the longer near `resolution`.
 
-    InstructPix2Pix's edit_cli.py (method.md 5.2) in whole numbers: the shorter side is rounded up to a
-    multiple of 64, the longer follows the aspect ratio and is rounded down. Below SMALL: `resolution`.
+    InstructPix2Pix's edit_cli.py in whole numbers: the shorter side is rounded up to a multiple of 64, the longer
+    follows the aspect ratio and is rounded down. Below SMALL: `resolution`.
     """
     if resolution < SMALL:
         return resolution, resolution

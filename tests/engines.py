@@ -12,7 +12,8 @@ from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode
 from hive_ray.training import collectives
 from hive_ray.training.checkpoints import Checkpoints, Stand
-from hive_ray.training.engine import loss_scaler, start_engine, take_step
+from hive_ray.training.deepspeed_fixes import loss_scaler
+from hive_ray.training.engine import start_engine, take_step
 from hive_ray.training.validation import Validation, at_rest
 from hive_ray.training.weights import Average, consolidated_state
 

@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from internals_in_code import UNKNOWN, internals_used, own_private_names
+
+from hive_ray.cluster.one_machine import table
+from hive_ray.internals import Internal
+from hive_ray.training import deepspeed_fixes
 from jobs.pipeline import WORKERS_IMPORT
 
 ROOT = Path(__file__).parents[1] / "hive_ray"
@@ -37,7 +42,11 @@ LIVES_IN = {
     "botocore": "files",
     "sqlalchemy": "annotation",
     "alembic": "annotation",
+    "rich": GROUND,
 }
+
+INTERNALS = (*table.INTERNALS, *deepspeed_fixes.INTERNALS)
+"""Each internal of another package that is used, by the file that may use it."""
 
 
 def imported_modules(source: str) -> set[str]:
@@ -75,10 +84,77 @@ def test_no_file_crosses_the_border():
     assert not found, "\n".join(found)
 
 
+def untold(path: str, source: str, own: set[str]) -> list[str]:
+    """The internals of other packages that a file uses without a row in a table that says why."""
+    rows = [row for row in INTERNALS if row.where == path.removeprefix("hive_ray/")]
+    return [f"{path} uses {symbol}" for symbol in sorted(internals_used(source, own)) if not is_told(symbol, rows)]
+
+
+def is_told(symbol: str, rows: list[Internal]) -> bool:
+    if symbol.startswith(UNKNOWN):
+        return any(symbol.rpartition(".")[2] in row.attributes for row in rows)
+    return any(f"{row.symbol}.".startswith(f"{symbol}.") or symbol.startswith(f"{row.symbol}.") for row in rows)
+
+
+def code() -> dict[str, str]:
+    """All files -> their sources; without the table of names, which uses none of them."""
+    top = ROOT.parent
+    files = [path for part in ("hive_ray", "jobs", "serve") for path in sorted((top / part).rglob("*.py"))]
+    return {str(path.relative_to(top)): path.read_text() for path in files if path != Path(table.__file__)}
+
+
+def test_each_use_of_another_packages_internals_is_a_row_of_the_table_of_its_place():
+    sources = code()
+    own = own_private_names(sources.values())
+    found = [offence for path, source in sources.items() for offence in untold(path, source, own)]
+    assert not found, "\n".join([*found, "use public API, or add a row to the table of cluster/one_machine/"])
+
+
+def test_internals_are_used_in_their_places_alone():
+    """Ray's behind the switch, DeepSpeed's and PyTorch's in one file; one name of a variable, which is no code."""
+    for row in INTERNALS:
+        if row.symbol.startswith("ray."):
+            assert Path(row.where).parent == Path("cluster/one_machine") or row.value, row
+        else:
+            assert row.where == "training/deepspeed_fixes.py", row
+
+
+def test_what_needs_internals_is_imported_where_its_path_is_taken():
+    """At the top of a module it would stop the public path, too, where a release has other internals."""
+    inside = {f"hive_ray.cluster.one_machine.{Path(row.where).stem}" for row in INTERNALS if "one_machine" in row.where}
+    for path, source in code().items():
+        if not path.startswith("hive_ray/cluster/one_machine/"):
+            top = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            assert not inside & imported_modules("\n".join(map(ast.unparse, top))), path
+
+
+def test_a_use_of_an_internal_would_be_seen():
+    def seen(source: str) -> set[str]:
+        return internals_used(source, {"_own"})
+
+    assert seen("from ray._private import services") == {"ray._private.services"}
+    assert seen("import ray\nray._raylet.Config") == {
+        "ray._raylet.Config",
+    }
+    assert seen("from ray.core.generated import gcs_pb2") == {"ray.core.generated.gcs_pb2"}
+    assert seen("def f():\n    import deepspeed.runtime.engine as e\n    e.x") == {
+        "deepspeed.runtime.engine",
+        "deepspeed.runtime.engine.x",
+    }
+    assert seen("import torch\ntorch._foreach_lerp_(a, b, 1)") == {"torch._foreach_lerp_"}
+    assert seen("import ray.train as t\nt.report = print") == {"ray.train.report"}
+    assert seen("import diffusers\nsetattr(diffusers, 'x', 1)") == {"diffusers.x"}
+    assert seen("engine._config, self._own, row._replace(), x.__name__, os._exit(1)") == {f"{UNKNOWN}._config"}
+    assert seen("importlib.import_module('ray._private.state')") == {"ray._private.state"}
+    base = "from torch import nn\nclass Own(nn.Module):\n    "
+    assert seen(base + "def _own(self): return self._own, self._parameters") == {"torch.nn.Module._parameters"}
+    assert seen(base + "def _apply(self, fn): return super()._apply(fn)") == {"torch.nn.Module._apply"}
+    assert not seen("import torch\nx = torch.zeros(1)\nx.grad = None\ntorch.__version__")
+
+
 def test_every_room_has_its_rules():
-    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == (
-        set(MAY_IMPORT) - {GROUND}
-    )
+    rooms = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*.py")}
+    assert rooms == set(MAY_IMPORT) - {GROUND}
 
 
 def test_a_crossing_would_be_seen():

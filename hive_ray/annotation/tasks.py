@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import RANK, Project, Task
+from hive_ray.console import warn
 from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, TextError
 from hive_ray.seeds import id_for, uniform_for
 
@@ -86,7 +87,7 @@ def known_from(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) 
     except TextError as error:
         raise GoldError(str(error)) from error
     if count.bad:
-        print(f"known answers {name}: {count}", flush=True)
+        warn(f"known answers {name}: {count}")
     return list(prompt_of.values())
 
 

@@ -1,6 +1,6 @@
 """The table `chosen` for those who hand out prompts, rank them, or count what was ranked."""
 
-from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest
+from hive_ray.artifacts.tables import finished_manifest, read_manifest, read_rows, table_digest
 from hive_ray.schemas import CHOSEN, Rows
 
 
@@ -25,7 +25,7 @@ def inclusion_probabilities(chosen: str, rows: Rows | None) -> dict[str, float]:
     is no such table, or if some prompts could not be chosen at all, so that nothing can be estimated of all."""
     if rows is None:
         return {}
-    prompts = read_manifest(chosen).rows_in
+    prompts = finished_manifest(chosen).rows_in
     estimated = sum(1 / row["probability"] for row in rows)
     stands_for_all = abs(estimated - prompts) < 0.5
     return {row["prompt_id"]: row["probability"] for row in rows} if stands_for_all else {}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hive_ray.artifacts.tables import Selection
+from hive_ray.console import warn
 from hive_ray.schemas import ContractError, id_column
 from hive_ray.seeds import id_for
 
@@ -54,10 +55,9 @@ def join(rows: Selection, beside: Selection) -> Joined:
     places = pc.index_in(ids, value_set=theirs)
     found = np.asarray(places.is_valid())
     if not found.all():
-        print(
+        warn(
             f"{(~found).sum()} of {len(rows)} rows of {rows.path} are in none of {beside.path}, and left out: "
-            "its manifest counts what was dropped",
-            flush=True,
+            "its manifest counts what was dropped"
         )
     partner = np.asarray(places.drop_null(), dtype=np.int64)
     further = [field for field in beside.schema if field.name != key]

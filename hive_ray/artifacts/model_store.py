@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hive_ray import storage
 from hive_ray.artifacts.tables import Fingerprint, OnMismatch, differences, git_commit, mismatch
+from hive_ray.console import say, tell_result
 from hive_ray.files import scratch
 from hive_ray.seeds import id_for
 
@@ -54,11 +55,11 @@ def build_model(
     if is_whole(path):
         made = storage.read_json(storage.join(path, "made.json")) or {"fingerprint": {}}
         if made["fingerprint"] == fingerprint:
-            print(f"{name}: kept (nothing changed)", flush=True)
+            tell_result("kept (nothing changed)", stage=name)
             return made["metrics"]
         if on_mismatch == "refuse":
             raise mismatch(path, made["fingerprint"], fingerprint)
-        print(f"{name}: made again, since {differences(made['fingerprint'], fingerprint)}", flush=True)
+        say(f"made again, since {differences(made['fingerprint'], fingerprint)}", stage=name)
         storage.remove_tree(path)
     make()
     return json.loads(storage.read_text(storage.join(path, "made.json")))["metrics"]

@@ -1,16 +1,23 @@
-"""One printed line every few seconds: how far a stage is, how fast, and how long it still takes."""
+"""How far a stage is, how fast, and how long it still takes."""
 
 import time
 from collections.abc import Mapping
 
+from hive_ray import console
+
 
 class Progress:
-    """Counts units of work and prints `pairs: 512/1400 rows, 6.2 rows/s, 2m 20s left`."""
+    """Counts units of work and says `pairs: 512/1400 rows, 6.2 rows/s, 2m 20s left`.
 
-    def __init__(self, name: str, total: int, unit: str, *, done: int = 0, every_seconds: float = 5.0):
+    It says so every `every_seconds`, and more often where the line rewrites itself (`console.progress_every_s`).
+    """
+
+    def __init__(self, name: str, total: int, unit: str, *, done: int = 0, every_seconds: float = console.EVERY_S):
         self.name, self.total, self.unit, self.every_seconds = name, total, unit, every_seconds
         self.started_with = self.done = done
-        self.started = self.printed = time.monotonic()
+        self.started = self.printed = self.shown = time.monotonic()
+        if console.progress_every_s() < every_seconds:
+            self._show("")
 
     @property
     def per_second(self) -> float:
@@ -18,15 +25,33 @@ class Progress:
         return (self.done - self.started_with) / max(time.monotonic() - self.started, 1e-9)
 
     def advance(self, units: int, note: str = "") -> bool:
-        """Count `units` more; True if a line was due and printed."""
+        """Count `units` more; True if `every_seconds` have passed since it last was. `note` stands behind the rest."""
         self.done += units
-        if time.monotonic() - self.printed < self.every_seconds:
-            return False
-        self.printed = time.monotonic()
-        left = duration((self.total - self.done) / max(self.per_second, 1e-9))
-        rate = f"{self.per_second:.1f} {self.unit}/s"
-        print(f"{self.name}: {self.done}/{self.total} {self.unit}, {rate}, {left} left{note}", flush=True)
-        return True
+        now = time.monotonic()
+        due = now - self.printed >= self.every_seconds
+        if due:
+            self.printed = now
+        if due or now - self.shown >= console.progress_every_s():
+            self.shown = now
+            self._show(note)
+        return due
+
+    def _show(self, note: str) -> None:
+        message = f"{self.done}/{self.total} {self.unit}"
+        rate = left = None
+        if self.done > self.started_with:
+            rate = self.per_second
+            left = (self.total - self.done) / rate
+            message += f", {rate:.1f} {self.unit}/s, {duration(left)} left"
+        console.show_progress(
+            message + note,
+            stage=self.name,
+            done=self.done,
+            total=self.total,
+            unit=self.unit,
+            rate=rate and round(rate, 3),
+            left=left and round(left, 1),
+        )
 
 
 def listed(counts: Mapping[str, float]) -> str:

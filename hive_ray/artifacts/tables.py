@@ -41,6 +41,7 @@ from hive_ray.config import (
     Training,
     Watching,
 )
+from hive_ray.console import say, tell_result
 from hive_ray.files.owners import is_unfinished
 from hive_ray.schemas import ContractError, Row, Rows, Stopped, table_name, to_table
 from hive_ray.seeds import id_for
@@ -199,11 +200,15 @@ def table_digest(path: str, *others: str) -> str:
     """Names the content of finished tables by what they were made from; of several, in this order."""
     if others:
         return id_for(*map(table_digest, (path, *others)))
-    done = _finished(path)
+    done = finished_manifest(path)
     return id_for(done.table, json.dumps(done.fingerprint, sort_keys=True))
 
 
-def _finished(path: str, schema: pa.Schema | None = None) -> Manifest:
+def finished_manifest(path: str, schema: pa.Schema | None = None) -> Manifest:
+    """The manifest of a table that has to be finished, and to be of this schema where one is given.
+
+    FileNotFoundError where it is not finished, ContractError where it holds another table.
+    """
     done = read_manifest(path)
     if done is None:
         raise FileNotFoundError(f"{path} has no manifest.json: the job that makes it has not finished; run it first")
@@ -240,7 +245,7 @@ def build_table(
     absent = [number for number in range(-(-plan.rows_in // plan.rows_per_shard)) if number not in done]
     progress = Progress(name, plan.rows_in, "rows", done=sum(shard.rows_in for shard in done.values()))
     if done:
-        print(f"{name}: resumed, {progress.done}/{plan.rows_in} rows are done", flush=True)
+        say(f"resumed, {progress.done}/{plan.rows_in} rows are done", stage=name)
     for shard in plan.run(path, absent) if absent else ():
         done[shard.number] = shard
         _refuse_failures(name, plan.rows_in, list(done.values()))
@@ -289,7 +294,7 @@ def _kept(
     or deleted."""
     done = read_manifest(path)
     if done is not None and done.fingerprint == fingerprint and not again:
-        print(f"{done.table}: kept, {done.rows_out} rows (nothing changed)", flush=True)
+        tell_result(f"kept, {done.rows_out} rows (nothing changed)", stage=done.table)
         return done
     started = _building(path)
     old = done.fingerprint if done else started.get("fingerprint")
@@ -298,7 +303,7 @@ def _kept(
     if old is not None and old != fingerprint:
         if on_mismatch == "refuse":
             raise mismatch(path, old, fingerprint)
-        print(f"{table_name(schema)}: made again, since {differences(old, fingerprint)}", flush=True)
+        say(f"made again, since {differences(old, fingerprint)}", stage=table_name(schema))
         storage.remove_tree(path)
     return None
 
@@ -360,13 +365,13 @@ def _finish(
         raise Stopped(_why_too_few(path, manifest, reasons, least_kept))
     storage.sweep(path)
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
-    print(
-        f"{manifest.table}: {manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
+    tell_result(
+        f"{manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
         f"dropped: {reasons}{listed(manifest.counts)}",
-        flush=True,
+        stage=manifest.table,
     )
     for reason, samples in manifest.samples.items():
-        print(f"{manifest.table}: {reason}, such as {samples[0]}", flush=True)
+        say(f"{reason}, such as {samples[0]}", stage=manifest.table)
     return manifest
 
 
@@ -504,7 +509,7 @@ def select(
     Several tables of one schema are as one, in this order.
     """
     paths = (path,) if isinstance(path, str) else tuple(path)
-    manifests = [_finished(one, schema) for one in paths]
+    manifests = [finished_manifest(one, schema) for one in paths]
     tables = list(zip(paths, manifests, strict=True))
     files = [storage.join(one, name) for one, manifest in tables for name in manifest.files]
     if where:
@@ -569,4 +574,4 @@ def read_edit_ids(file: str, *columns: str) -> Rows:
 
 def count_rows(path: str) -> int:
     """Rows of a finished table."""
-    return _finished(path).rows_out
+    return finished_manifest(path).rows_out

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from hive_ray.cluster.one_machine.forks import short_folder
+from hive_ray.cluster.addresses import short_folder
 
 PREFIX = "hive-ray-token-"
 TOKEN = "token"

@@ -22,7 +22,7 @@ NAMES = {
     "SSL_CERT_FILE",
 }
 OF_A_MACHINE = re.compile(
-    r"AWS_(CONTAINER_|ROLE_|WEB_IDENTITY_|LAMBDA_|EXECUTION_ENV)|WANDB_SERVICE|HIVE_RAY_(WARM_WORKERS|FORKS|DASHBOARD)"
+    r"AWS_(CONTAINER_|ROLE_|WEB_IDENTITY_|LAMBDA_|EXECUTION_ENV)|WANDB_SERVICE|HIVE_RAY_(WARM_WORKERS|ONE_MACHINE|DASHBOARD)"
 )
 """Such names are a machine's or a process's own: the role that a cloud gave it, the door of a process beside it."""
 ENDPOINT = re.compile(

@@ -9,35 +9,39 @@ import itertools
 import json
 import logging
 import os
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics, build_model, store_model
 from hive_ray.artifacts.tables import Fingerprint, OnMismatch, Selection
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.environment import carried, take_over
-from hive_ray.cluster.one_machine.controller import Trainer, torch_config
 from hive_ray.cluster.starting import (
     cluster_in_words,
     end_data_helpers,
     free_placement_groups,
     of_workers,
+    placement_groups,
     require,
     saying_what_is_missing,
-    started_here,
 )
+from hive_ray.cluster.switch import is_special, started_here
+from hive_ray.cluster.this_machine import first_line, is_on_loopback
 from hive_ray.config import Training
+from hive_ray.console import tell_result, warn
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 from hive_ray.training import loop
@@ -49,6 +53,8 @@ from hive_ray.training.trackers import require_tracker
 COLLECTIVE_TIMEOUT_S = "1800"
 START_TRY_S = 60.0
 """How long Ray Train tries at a time to start the workers."""
+LOOK_S = 20.0
+"""How often it is looked whether the cluster has room for them, or three times in the time that they have."""
 
 
 def fit(
@@ -133,7 +139,7 @@ def export(
     out, metrics = folder(stand.images), stand.last | {"images": stand.images}
     told = fingerprint | {"images": stand.images}
     store_model(out, lambda to: built.save(to, state), told, metrics, time.monotonic() - started)
-    print(f"{name}: its weights after {stand.images} images are in {out}", flush=True)
+    tell_result(f"its weights after {stand.images} images are in {out}", stage=name)
     return out
 
 
@@ -149,27 +155,30 @@ def _run_workers(job: TrainingJob) -> None:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
     end_data_helpers()
+    places = placement_groups()
+    look_s = min(LOOK_S, recovery.wait_minutes * 60 / 3)
     for failures in itertools.count(1):
         try:
-            with saying_what_is_missing(job.name, workers):
+            with saying_what_is_missing(job.name, workers, look_s) as room, _own_interrupt():
                 failed = _trainer(job).fit().return_value
             break
         except ControllerError as error:
             cause = error.controller_failure
-            if isinstance(cause, WorkerGroupStartupTimeoutError):
+            died = isinstance(cause, RayActorError)
+            if room.is_lacking and not died:
                 raise Stopped(
                     f"{job.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
                     f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give "
-                    "the same command: it goes on from the last checkpoint"
+                    f"the same command: it goes on from the last checkpoint. Ray said: {first_line(cause)}"
                 ) from error
             # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
-            free_placement_groups()
-            if not isinstance(cause, RayActorError) or failures > recovery.max_failures:
+            free_placement_groups(but=places)
+            if not died or failures > recovery.max_failures:
                 raise Stopped(
                     f"{job.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
                     f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
                 ) from error
-            print(f"{job.name}: a worker died as it started; all start again", flush=True)
+            warn("a worker died as it started; all start again", stage=job.name)
         except WorkerGroupError as error:
             full = [str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)]
             if not full:
@@ -183,16 +192,30 @@ def _run_workers(job: TrainingJob) -> None:
         raise Stopped(failed)
 
 
-def _trainer(job: TrainingJob) -> Trainer:
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """As long as it lasts, Ray Train may answer Ctrl-C, which it does by aborting the training and ending the process
+    with status 0: that becomes a KeyboardInterrupt. Its handler is gone afterwards."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _trainer(job: TrainingJob) -> TorchTrainer:
     workers, recovery = job.settings.workers, job.settings.recovery
     tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
     files, inside = storage.filesystem(storage.join(job.checkpoints, "ray"))
     environment = carried()
     preemptible = not started_here()
-    return Trainer(
+    return _trainer_class()(
         # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
         lambda: _train(job, environment, preemptible),
-        torch_config=torch_config("nccl" if workers.num_gpus else "gloo"),
+        torch_config=_torch_config_class()(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_actors,
             use_gpu=workers.num_gpus > 0,
@@ -206,6 +229,24 @@ def _trainer(job: TrainingJob) -> Trainer:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _trainer_class() -> type[TorchTrainer]:
+    """Ray Train's trainer, or the one whose controller is this process."""
+    if not is_special("controller"):
+        return TorchTrainer
+    from hive_ray.cluster.one_machine.controller import Trainer
+
+    return Trainer
+
+
+def _torch_config_class() -> type[TorchConfig]:
+    """How workers find each other: by a port that PyTorch opens on all addresses, or by a file of this machine."""
+    if not (is_special("loopback") and is_on_loopback()):
+        return TorchConfig
+    from hive_ray.cluster.one_machine.rendezvous import FileRendezvous
+
+    return FileRendezvous
 
 
 def _train(job: TrainingJob, environment: dict[str, str], preemptible: bool) -> str:

@@ -13,11 +13,12 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from hive_ray import console
 from hive_ray.cluster.auth_token import remove_private_folder
 from hive_ray.cluster.looking import looking
 from hive_ray.cluster.noise import end_with
-from hive_ray.cluster.one_machine.loopback import first_line, lives, own_processes
-from hive_ray.cluster.starting import started_here
+from hive_ray.cluster.switch import started_here
+from hive_ray.cluster.this_machine import first_line, lives, own_processes
 from hive_ray.schemas import Stopped
 
 PARTS = ("gcs_server", "raylet")
@@ -72,7 +73,7 @@ def starting_in_words() -> Iterator[None]:
 def in_words(error: Exception) -> str | None:
     """What a person is told of an error of Ray's: of a task the error that it raised, of all others that the same
     command goes on; None where it is a bug, whose traceback is wanted."""
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # not for jobs that train nothing
+    from ray.train import ControllerError, WorkerGroupError  # not for jobs that train nothing
 
     if isinstance(error, RayTaskError):
         cause = error.cause
@@ -95,7 +96,9 @@ def _is_rays_own(error: Exception) -> bool:
 
 def _end(lost: str) -> None:
     remove_private_folder()
-    end_with(f"Stopped: the cluster was lost: {lost}. {GOES_ON}", 1)
+    words = f"Stopped: the cluster was lost: {lost}. {GOES_ON}"
+    console.fail(words)
+    end_with(words, 1)
 
 
 def _parts_of_this_machine() -> Callable[[], str]:

@@ -1,7 +1,7 @@
-"""Known noise of Ray's is left out of what a job says; every other line goes through as it came.
+"""A quiet start: libraries are told to be silent, and known noise of Ray's is left out of what a job says.
 
-Ray's C++ writes to the file descriptor of standard error. A process reads it, so that the last words of a driver that
-crashes are told, too: python noise.py <file descriptor> < lines
+Every other line goes through as it came. Ray's C++ writes to the file descriptor of standard error. A process reads it,
+so that the last words of a driver that crashes are told, too: python noise.py <file descriptor> < lines
 """
 
 import os
@@ -12,10 +12,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "RAY_DEDUP_LOGS_ALLOW_REGEX": r'^\{"hive_ray":',  # records of workers, each of which counts (`hive_ray.console`)
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a training worker twice
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
 KNOWN = (
     # Ray Data makes its actors so, and holds what it gave them for as long as they live.
     rb"core_worker\.cc:\d+: Actor with class name: 'MapWorker\(.* has constructor arguments in the object store and "
     rb"max_restarts > 0",
+    # Beside an actor that controls a training: it asks a dashboard, which a cluster that is started here has not.
+    rb"\(PlacementGroupCleaner.*Failed to query Ray Train Controller actor state",
 )
 NOISE = re.compile(b"|".join(KNOWN))
 END = b"\0the job has ended\0\n"
@@ -26,8 +37,25 @@ WITHOUT_A_WORD = (
     b"Stopped: the job ended without a word, as where it is killed or its cluster is lost. What is finished stays: the "
     b"same command goes on from there\n"
 )
+ERASED_LINE = b"\r\x1b[2K"
+"""Puts a terminal's cursor at the start of an empty line: the driver draws its progress there again."""
+SHOWN_CURSOR = b"\x1b[?25h"
+"""What a driver that was killed as it showed its progress leaves undone."""
 _told: int | None = None
 """Has an end of file once this process's last words are told."""
+
+
+def hush_libraries(*, starts_cluster: bool) -> None:
+    """Have the libraries of this process be silent. Most read their environment as they are imported, so before that.
+
+    starts_cluster: the cluster will be one of this machine alone.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import torch
+
+    if starts_cluster and not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would else warn in each process that it has no GPU
 
 
 @contextmanager
@@ -46,6 +74,7 @@ def without_known_noise() -> Iterator[None]:
         start_new_session=True,  # no Ctrl-C of the terminal's: the last words come after it
     )
     os.close(tells)
+    assert reader.stdin is not None  # it is a pipe
     os.dup2(reader.stdin.fileno(), 2)
     reader.stdin.close()
     try:
@@ -99,19 +128,35 @@ def main() -> None:
             last, _, held = held.partition(END)
             *lines, end = last.split(b"\n")
             _tell([*(line + b"\n" for line in lines), end])
+            _show_cursor()
             os.close(tells)
             ended = True
         *lines, held = held.split(b"\n")
         _tell([line + b"\n" for line in lines])
     _tell([held])
     if not ended:
+        _show_cursor()
         _tell([WITHOUT_A_WORD])
 
 
 def _tell(lines: list[bytes]) -> None:
-    words = b"".join(line for line in lines if not NOISE.search(line))
+    _write(b"".join(line for line in lines if not NOISE.search(line)))
+
+
+def _write(words: bytes) -> None:
+    if words and _on_terminal():
+        words = ERASED_LINE + words
     while words:
         words = words[os.write(1, words) :]
+
+
+def _show_cursor() -> None:
+    if _on_terminal():
+        os.write(1, SHOWN_CURSOR)
+
+
+def _on_terminal() -> bool:
+    return os.isatty(1) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 if __name__ == "__main__":

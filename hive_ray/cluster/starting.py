@@ -1,100 +1,55 @@
 """Start Ray on this machine, or join the cluster that RAY_ADDRESS names (as inside `ray job submit`)."""
 
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
-from ray._private.services import JEMALLOC_SO
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hive_ray.cluster.auth_token import keep_token
 from hive_ray.cluster.environment import carried, public
 from hive_ray.cluster.looking import looking
-from hive_ray.cluster.one_machine.forks import Forks
-from hive_ray.cluster.one_machine.loopback import (
-    choose_ray_folder,
-    first_line,
-    listens_on_loopback_alone,
-    on_loopback,
-    private_start,
-)
+from hive_ray.cluster.noise import QUIET, hush_libraries
+from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, is_special, started_here
+from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_on_loopback_alone, patient_start
 from hive_ray.config import Resources
+from hive_ray.console import warn
 from hive_ray.schemas import Stopped
+
+if TYPE_CHECKING:
+    from hive_ray.cluster.one_machine.forks import Forks
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALES = "HIVE_RAY_AUTOSCALES"
 """Set to 1 where the cluster can add nodes and `ray up` did not make it (KubeRay)."""
-DASHBOARD = "HIVE_RAY_DASHBOARD"
-"""Set to 1, a cluster that is started here has Ray's dashboard: its ten processes take seconds to start, and wake often
-enough to slow a training that uses all cores."""
 SIGHT_S = 60.0
 """How long nodes have to say whether they see a file, which may need a worker that starts."""
 SHOWN_S = 5.0
 """How long a shared folder may take to show a new file."""
-FORKS = "HIVE_RAY_FORKS"
-"""Set to 0, every worker of a cluster that is started here is a new interpreter with imports of its own."""
-NOWHERE = "http://127.0.0.1:9"
-"""Where workers of a cluster that is started here look for its dashboard, and what such a cluster is known by. Ray
-would have them ask whatever cluster runs on this machine."""
-QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line of a training worker twice
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-"""What keeps libraries from talking over the stages' own lines; set otherwise, it stays as set."""
-CALMER = {
-    "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-}
-"""What Ray's own processes are told, unless it is set, in a cluster that is started here without a dashboard. Ten times
-a second its agent would look for what it would tell that, and its log monitor for files that no worker writes yet (now
-twice a second); and all would keep times of each event for a file that nobody reads."""
-DATA_HELPERS = {
-    "ActorLocationTracker": "ActorLocationTracker",
-    "AutoscalingCoordinator": "AutoscalingCoordinator",
-    "datasets_stats_actor": "_dataset_stats_actor",
-}
-"""Names, and their namespaces, of the actors that Ray Data makes for its first execution and leaves behind. Each later
-one takes those that are there, or makes them again."""
-LAST_CALLS_S = 10.0
-"""How long such an actor may take for the calls that nobody waits for; Ray would complain of those that it loses."""
 GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
-JEMALLOC = {"LD_PRELOAD": JEMALLOC_SO, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
 """What the allocator is told in workers, unless it is set. They compute in threads of their own; glibc's arenas of such
 threads give the memory of each step back to the system, and take it again page by page in the next. With one arena for
-all they keep it, but wait for each other at its lock, 400 times a second. The allocator that Ray brings has neither
-fault; where it lies is known on this machine."""
+all they keep it."""
 
 
-def quiet() -> None:
-    """Hush this process's libraries; some read their environment when they are imported, so before that."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    starts_one = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()  # a cluster of this machine alone
-    if starts_one and not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would else warn in each process that it has no GPU
+def allocator() -> dict[str, str]:
+    """The environment of workers' memory in the cluster that this process starts or joins."""
+    if not is_special("allocator"):
+        return GLIBC
+    from hive_ray.cluster.one_machine.tuning import jemalloc
 
-
-def allocator(here: bool) -> dict[str, str]:
-    """The environment of workers' memory; `here`: they are all on this machine."""
-    pages = os.sysconf("SC_PAGE_SIZE") == 4096  # of which jemalloc is built for one size, and ends where it is another
-    return JEMALLOC if here and pages and os.path.exists(JEMALLOC_SO) else GLIBC
+    return jemalloc() or GLIBC
 
 
 def start_ray(
@@ -102,63 +57,81 @@ def start_ray(
 ) -> None:
     """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout.
 
-    A cluster that is started here listens on the loopback address alone and keeps a token (`one_machine.py`). It has as
-    many CPUs and GPUs as the machine, or as many as it is told that it has. On Linux without a GPU its workers are
-    forks of a process that has imported `workers_import`, which pays where many stages follow each other (`forks.py`).
-    None of these may import Ray. Workers of a cluster that is joined have this process's settings of services
-    (`environment.py`).
+    A cluster that is started here listens on the loopback address alone and keeps a token. It has as many CPUs and GPUs
+    as the machine, or as many as it is told that it has. On Linux without a GPU its workers are forks of a process that
+    has imported `workers_import`, which pays where many stages follow each other (`forks.py`). None of these may import
+    Ray. Workers of a cluster that is joined have this process's settings of services (`environment.py`).
+
+    HIVE_RAY_ONE_MACHINE=0 starts it by public means alone (`switch.py`). Then Ray listens on the loopback address only
+    where it was told so before it was imported (`addresses.start_on_loopback`); its token it has nevertheless.
 
     Raises Stopped where no cluster can be started, or the one that RAY_ADDRESS names cannot be joined.
     """
     if ray.is_initialized():
         return
-    quiet()
+    hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    told = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
-    here = not os.environ.get("RAY_ADDRESS")
-    told |= {name: os.environ.get(name, value) for name, value in allocator(here).items()}
-    told["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # DeepSpeed takes the GPUs that it sees, told of none or not
-    environment: dict[str, Any] = {"env_vars": told}
-    settings = {"logging_level": logging.ERROR, "runtime_env": environment}
-    if not here:
-        told |= public(carried())
-        told["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]  # workers would else look for a cluster, and may find another
-        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # what `ray job submit` was told, too, is told again
-        _join(settings)
+    variables = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
+    variables |= {name: os.environ.get(name, value) for name, value in allocator().items()}
+    variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # DeepSpeed takes the GPUs that it sees, told of none or not
+    if os.environ.get("RAY_ADDRESS"):
+        _join(variables)
     else:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 whatever else runs here starves its workers
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers without our environment, never used
-        told["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
-        told["RAY_API_SERVER_ADDRESS"] = NOWHERE
-        if not _has_dashboard():
-            for name, value in CALMER.items():
-                os.environ.setdefault(name, value)
-        choose_ray_folder()
-        keep_token()
-        if workers_import and can_fork():
-            variables = os.environ | told | {"OMP_NUM_THREADS": "1"}
-            environment["py_executable"] = _forks(workers_import, tuple(variables.items())).command
-        with private_start():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                include_dashboard=_has_dashboard(),
-                **settings,
-            )
+        _start(variables, workers_import, num_cpus, num_gpus)
 
 
-def _join(settings: dict[str, Any]) -> None:
+def _start(
+    variables: dict[str, str], workers_import: tuple[str, ...], num_cpus: int | None, num_gpus: int | None
+) -> None:
+    """Start a cluster on this machine, whose workers have these variables."""
+    variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
+    variables["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
+    environment: dict[str, Any] = {"env_vars": variables}
+    dashboard = has_dashboard()
+    choose_ray_folder()
+    keep_token()
+    if is_special("processes"):
+        from hive_ray.cluster.one_machine.tuning import calm_processes
+
+        calm_processes(dashboard)
+    if workers_import and can_fork():
+        forked = os.environ | variables | {"OMP_NUM_THREADS": "1"}
+        environment["py_executable"] = _forks(workers_import, tuple(forked.items())).command
+    with ExitStack() as stack:
+        stack.enter_context(patient_start())
+        if is_special("loopback"):
+            from hive_ray.cluster.one_machine.loopback import on_loopback, waiting_for_node
+
+            stack.enter_context(on_loopback())
+            stack.enter_context(waiting_for_node())
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            include_dashboard=dashboard,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+        )
+
+
+def _join(variables: dict[str, str]) -> None:
     """Join the cluster that RAY_ADDRESS names; Stopped, in words, where that cannot be."""
-    here = listens_on_loopback_alone(os.environ["RAY_ADDRESS"])
+    address = os.environ["RAY_ADDRESS"]
+    variables |= public(carried())
+    variables["RAY_ADDRESS"] = address  # workers would else look for a cluster, and may find another
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # what `ray job submit` was told, too, is told again
     try:
-        with on_loopback() if here else nullcontext():
-            ray.init(**settings)
+        with ExitStack() as stack:
+            if is_special("loopback") and listens_on_loopback_alone(address):
+                from hive_ray.cluster.one_machine.loopback import on_loopback
+
+                stack.enter_context(on_loopback())
+            ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": variables})
     except Exception as error:
         raise Stopped(
-            f"the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {first_line(error)}. Start it, "
-            "or name another; without RAY_ADDRESS the job starts a cluster on this machine. A cluster with a token "
-            "wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here, too"
+            f"the cluster at RAY_ADDRESS={address} cannot be joined: {first_line(error)}. Start it, or name another; "
+            "without RAY_ADDRESS the job starts a cluster on this machine. A cluster with a token wants "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here, too"
         ) from error
 
 
@@ -197,43 +170,25 @@ def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def started_here() -> bool:
-    """Whether this process is connected to a cluster that `start_ray` started, whose only driver it then is."""
-    told = ray.get_runtime_context().runtime_env.get("env_vars", {})
-    return told.get("RAY_API_SERVER_ADDRESS") == NOWHERE
-
-
-def _has_dashboard() -> bool:
-    """Whether a cluster that is started here has one."""
-    return os.environ.get(DASHBOARD) == "1"
-
-
-def is_ours_alone() -> bool:
-    """Whether `start_ray` started the cluster, and without a dashboard that would show what goes on."""
-    return started_here() and not _has_dashboard()
-
-
 def end_data_helpers() -> None:
-    """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores:
-    each such actor wakes 150 times a second, and where all cores compute one step together, all wait for each. A
+    """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores. A
     dashboard would lose what it shows of past stages, so beside one they stay."""
-    if not is_ours_alone():
-        return
-    for name, namespace in DATA_HELPERS.items():
-        with suppress(ValueError, ray.exceptions.RayError):  # there is none, or it ends by itself
-            helper = ray.get_actor(name, namespace)
-            ray.get(helper.__ray_ready__.remote(), timeout=LAST_CALLS_S)  # what it was last asked is done
-            ray.kill(helper)
+    if is_special("controller") and not has_dashboard():
+        from hive_ray.cluster.one_machine import tuning
+
+        tuning.end_data_helpers()
 
 
 def can_fork() -> bool:
     """Whether workers here may be forks: not on a machine with a GPU, whose state they could not share."""
-    return sys.platform == "linux" and os.environ.get(FORKS) != "0" and not torch.cuda.is_available()
+    return is_special("forks") and sys.platform == "linux" and not torch.cuda.is_available()
 
 
 @cache
-def _forks(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> Forks:
+def _forks(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> "Forks":
     """One for as long as this process lives."""
+    from hive_ray.cluster.one_machine.forks import Forks
+
     return Forks(modules, dict(variables))
 
 
@@ -252,26 +207,63 @@ def require(stage: str, resources: Resources) -> None:
             )
 
 
+@dataclass
+class Room:
+    """What was seen of a training's workers: whether the cluster had no room for them."""
+
+    look_s: float
+    lacked_at: float = -math.inf
+    """When that was last seen, by time.monotonic()."""
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether it was so at one of the last two looks: Ray Train asks for room anew after each try."""
+        return time.monotonic() - self.lacked_at < 2 * self.look_s
+
+
 @contextmanager
-def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[None]:
+def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[Room]:
     """Print, as long as it lasts, that the cluster has no room for a training's workers yet, and what it has."""
+    room = Room(every_s)
 
     def look() -> None:
         if _waits(workers):
-            print(f"{stage}: waiting for {of_workers(workers)}; {cluster_in_words()}", flush=True)
+            room.lacked_at = time.monotonic()
+            warn(f"waiting for {of_workers(workers)}; {cluster_in_words()}", stage=stage)
 
     with looking(look, every_s):
-        yield
+        yield room
 
 
-def free_placement_groups() -> None:
+def placement_groups() -> set[str]:
+    """The identifiers, as hex, of the cluster's places for actors that are held or waited for."""
+    return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+def free_placement_groups(but: set[str]) -> None:
     """Give back the place of this driver's trainings: Ray Train keeps it, to the driver's end, where a worker died in
-    the moment in which it was handed its work."""
+    the moment in which it was handed its work.
+
+    but: those of before. Which of a joined cluster's are this driver's, only its dashboard tells. Without one they are
+    kept.
+    """
+    held = placement_groups() - but
+    if not started_here():
+        held &= _of_this_driver()
+    for name in held:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
+def _of_this_driver() -> set[str]:
+    """The identifiers of this driver's places, as far as a dashboard tells them."""
+    from ray.util.state import list_placement_groups  # which needs packages that Ray comes without, too
+    from ray.util.state.exception import RayStateApiException
+
     job = ray.get_runtime_context().get_job_id()
-    for raw in state._connect_and_get_accessor().get_placement_group_table():  # the public table has no jobs
-        group = PlacementGroupTableData.FromString(raw)
-        if group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    try:
+        return {group.placement_group_id for group in list_placement_groups(filters=[("creator_job_id", "=", job)])}
+    except (RayStateApiException, OSError):
+        return set()
 
 
 def _waits(workers: Resources) -> bool:

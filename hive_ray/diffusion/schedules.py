@@ -46,7 +46,7 @@ def dpm_solver(config: Any, num_steps: int, device: torch.device) -> Schedule:
 
 
 def euler_ancestral(config: Any, num_steps: int, device: torch.device) -> Schedule:
-    """k-diffusion's Euler-ancestral on its own sigmas, as InstructPix2Pix drew its pairs (method.md 5.2, 5.4)."""
+    """k-diffusion's Euler-ancestral on its own sigmas, as InstructPix2Pix drew its pairs."""
     trained = DDIMScheduler.from_config(config)
     timesteps = torch.linspace(len(trained.alphas_cumprod) - 1, 0, num_steps)
     sigmas = [*interpolated_sigmas(trained.alphas_cumprod, timesteps).tolist(), 0.0]

@@ -86,7 +86,7 @@ class Editor:
     scheduler: DDIMScheduler
     card: EditorCard
     scaled_condition: bool = False
-    """Whether the image latent is scaled as the target is (`is_cosxl_edit` of the pipeline; method.md 5.1)."""
+    """Whether the image latent is scaled as the target is (`is_cosxl_edit` of diffusers' SDXL pipeline)."""
 
     @classmethod
     def build(
@@ -208,7 +208,7 @@ class Editor:
         return posterior(self.vae, images)
 
     def encode_target(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (B, 3, H, W) -> the target: a VAE *sample* times its scaling factor (method.md 5.1)."""
+        """Images (B, 3, H, W) -> the target: a VAE *sample* times its scaling factor (InstructPix2Pix)."""
         mean, std = self.posterior(images)
         return self.draw_target(mean, std, torch.randn(mean.shape, generator=generator).to(mean.device))
 
@@ -221,8 +221,8 @@ class Editor:
         return self.scale_condition(self.posterior(images)[0])
 
     def scale_condition(self, mean: Tensor) -> Tensor:
-        """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (method.md 5.1) unless the
-        model learned it so."""
+        """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (InstructPix2Pix's
+        ddpm_edit.py) unless the model learned it so."""
         return mean * self.vae.config.scaling_factor if self.scaled_condition else mean
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ def load_tokenizer(start: str | Path, single_file: SingleFile) -> CLIPTokenizer:
 
 
 def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> str:
-    """instruction + suffix; the instruction's last words are cut so that the suffix fits (method.md 5.2)."""
+    """instruction + suffix; the instruction's last words are cut so that CLIP's 77 tokens hold the suffix."""
     if not suffix:
         return instruction
 

@@ -38,7 +38,7 @@ Batch = dict[str, Tensor]
 def draw_dropped_conditions(count: int, *, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Which of `count` rows lose their text, and which their image: bool (count,) each.
 
-    One uniform draw u a row (InstructPix2Pix; method.md 5.1): the text is dropped where u < 2 rate, the image
+    One uniform draw u a row (InstructPix2Pix's ddpm_edit.py): the text is dropped where u < 2 rate, the image
     where rate <= u < 3 rate; so the text alone, both, and the image alone at `rate` each.
     """
     place = torch.rand(count, generator=generator)

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 import pyarrow as pa
 
 from hive_ray import storage
+from hive_ray.console import warn
 
 NOT_UTF8 = "not_utf8"
 NOT_JSON = "not_json"
@@ -200,7 +201,7 @@ def read_objects(address: str, number: str) -> Iterator[JsonLine]:
         if not wrong:
             yield line
     if count.bad:
-        print(f"{address}: {count}", flush=True)
+        warn(f"{address}: {count}")
 
 
 def read_table(address: str, delimiter: str) -> tuple[list[str], Iterator[TableRow]]:

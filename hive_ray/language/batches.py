@@ -17,6 +17,7 @@ from openai import OpenAIError
 from openai.types import Batch
 
 from hive_ray import storage
+from hive_ray.console import say, tell_result
 from hive_ray.files.text_files import JsonLine, TextError, parse_json_lines
 from hive_ray.language.answer_json import is_answer
 from hive_ray.language.endpoint import MARK, OPTIONAL, Endpoint, follow, require_fields
@@ -119,7 +120,7 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
     left_out = dict(account.left_out)
     storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept, "left_out": left_out}))
     words = f"; left out: {account.words}" if left_out else ""
-    print(f"instructions: {batch.id} {batch.status}, {kept} of {len(chunk)} requests answered{words}", flush=True)
+    tell_result(f"{batch.id} {batch.status}, {kept} of {len(chunk)} requests answered{words}", stage="instructions")
 
 
 def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Request]) -> set[str]:
@@ -145,7 +146,7 @@ def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | N
         fruitless = batch.status in ("failed", "cancelled") or (batch.status in ENDED and not batch.output_file_id)
         marks = batch.metadata if isinstance(batch.metadata, dict) else {}
         if marks.get(MARK) == digest and not fruitless and batch.id not in but:
-            print(f"instructions: following {batch.id}, which was started before ({batch.status})", flush=True)
+            say(f"following {batch.id}, which was started before ({batch.status})", stage="instructions")
             return batch
     return None
 
@@ -179,7 +180,7 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
         input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
     )
     require_fields(batch)
-    print(f"instructions: started {batch.id} on {len(unanswered)} requests", flush=True)
+    say(f"started {batch.id} on {len(unanswered)} requests", stage="instructions")
     return batch
 
 

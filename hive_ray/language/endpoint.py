@@ -21,6 +21,7 @@ from openai import (
 )
 
 from hive_ray.config import Spending
+from hive_ray.console import say, warn
 from hive_ray.files.text_files import parse_json
 from hive_ray.language import openai_client
 from hive_ray.language.answer_json import SAMPLE, is_answer
@@ -143,10 +144,7 @@ class Endpoint:
             new = set(names) - self.left_out
             self.left_out |= new
         if new:
-            print(
-                f"the model does not accept {' and '.join(sorted(new))} ({words}); requests leave it out from here on",
-                flush=True,
-            )
+            warn(f"the model does not accept {' and '.join(sorted(new))} ({words}); requests leave it out from here on")
 
     def stop_if_general(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
         """`Stopped` if a refusal, in these words, is one that every request of the stage would get."""
@@ -316,8 +314,8 @@ def follow(name: str, job: S, look: Callable[[str], S], ended: Collection[str]) 
         try:
             job = require_fields(look(job.id))
         except (APIConnectionError, InternalServerError, RateLimitError) as error:
-            print(f"{name}: no answer about {job.id} ({words_of(error)}), asking again", flush=True)
+            warn(f"no answer about {job.id} ({words_of(error)}), asking again", stage=name)
         if job.status != status:
             status = job.status
-            print(f"{name}: {job.id} is {status} after {time.monotonic() - began:.0f} s", flush=True)
+            say(f"{job.id} is {status} after {time.monotonic() - began:.0f} s", stage=name)
     return job

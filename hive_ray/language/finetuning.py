@@ -12,6 +12,7 @@ from openai import OpenAI, OpenAIError
 from openai.types.fine_tuning import FineTuningJob
 
 from hive_ray.config import Writer
+from hive_ray.console import say
 from hive_ray.language import endpoint, openai_client
 from hive_ray.language.endpoint import MARK, follow, require_fields
 from hive_ray.language.openai_client import EndpointError, sample_of, words_in, words_of
@@ -39,7 +40,7 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
     digest = id_for(lines, settings.base, settings.num_epochs, settings.seed)
     job = _started(client, digest)
     if job:
-        print(f"writer: following {job.id}, which was started before ({job.status})", flush=True)
+        say(f"following {job.id}, which was started before ({job.status})", stage="writer")
     else:
         file = client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="fine-tune")
         require_fields(file, "id")
@@ -52,7 +53,7 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
             metadata={MARK: digest},
         )
         require_fields(job)
-        print(f"writer: started {job.id} on {len(examples)} examples", flush=True)
+        say(f"started {job.id} on {len(examples)} examples", stage="writer")
     return _followed(client, job)
 
 

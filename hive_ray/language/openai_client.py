@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI, OpenAIError
 
+from hive_ray.console import warn
 from hive_ray.files.text_files import parse_json, repaired
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
@@ -103,7 +104,7 @@ def check_endpoint(model: str, setting: str) -> None:
         answer = client(timeout=CHECK_S, max_retries=1).models.with_raw_response.list()
     except APIConnectionError as error:
         if any(type(cause).__name__ == "RemoteProtocolError" for cause in _causes(error)):
-            print(f"{shown(address())} hangs up when it is asked for its models: {words_of(error)}", flush=True)
+            warn(f"{shown(address())} hangs up when it is asked for its models: {words_of(error)}")
             return
         raise EndpointError(f"the language model is out of reach: {words_of(error)}") from error
     except APIStatusError as error:
@@ -112,14 +113,13 @@ def check_endpoint(model: str, setting: str) -> None:
         return
     names = _models(answer.http_response.content)
     if names is None:
-        print(
+        warn(
             f"{shown(address())} returned no list of models but {sample_of(answer.http_response.content)!r}: if "
-            f"requests fail, see whether {BASE_URL} lacks a /v1, or a sign-in page stands between",
-            flush=True,
+            f"requests fail, see whether {BASE_URL} lacks a /v1, or a sign-in page stands between"
         )
     elif names and model not in names:
         others = ", ".join(names[:MODELS_SHOWN]) + (", ..." if len(names) > MODELS_SHOWN else "")
-        print(f"{shown(address())} does not list {model!r} ({setting}), but {others}", flush=True)
+        warn(f"{shown(address())} does not list {model!r} ({setting}), but {others}")
 
 
 def _models(content: bytes) -> list[str] | None:

@@ -76,7 +76,8 @@ def same_number_of_words(source: str, edited: str) -> bool:
 
 
 def instruct_pix2pix(shared_attention: Tensor, num_steps: int) -> Controls:
-    """Self-attention is the source's in step i of N while shared_attention (n,) > i / (N - 1) (method.md 5.4)."""
+    """Self-attention is the source's in step i of N while shared_attention (n,) > i / (N - 1), as in
+    generate_img_dataset.py."""
     return Controls(self_steps=_below_threshold(shared_attention, num_steps)[:, None].expand(-1, 2, -1))
 
 

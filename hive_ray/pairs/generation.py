@@ -124,8 +124,8 @@ class SourceGenerator:
 def first_draws(generator: torch.Generator) -> tuple[float, float]:
     """What places a sample in the spans of sharing and of guidance_scale, 0..1 each.
 
-    They are the first two draws of its seed, as in InstructPix2Pix (method.md 5.4): its published thresholds and scales
-    can be recomputed so.
+    They are the first two draws of its seed, as in InstructPix2Pix's generate_img_dataset.py: its published
+    thresholds and scales can be recomputed so.
     """
     return float(torch.rand((), generator=generator)), float(torch.rand((), generator=generator))
 

@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
+from hive_ray.console import warn
 from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, read_json_lines
 from hive_ray.pairs.instructions import ASKED, BETWEEN, REQUEST, STOP, Written, reject_reason
 from hive_ray.pairs.inversion import invert
@@ -46,7 +47,7 @@ def read_triplets(address: str, *, least: int = LEAST_TRIPLETS) -> list[Triplet]
         bad = f". {count}" if count.bad else ""
         raise ValueError(f"triplets {address} has {len(triplets)} different ones; at least {least} are wanted{bad}")
     if count.bad:
-        print(f"triplets {address}: {count}\nThey are left out; {len(triplets)} triplets are taken", flush=True)
+        warn(f"triplets {address}: {count}\nThey are left out; {len(triplets)} triplets are taken")
     return list(triplets)
 
 

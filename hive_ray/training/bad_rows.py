@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 
 from hive_ray.artifacts.model_store import Metrics
+from hive_ray.console import warn
 from hive_ray.schemas import BadRows, Rows, Stopped
 from hive_ray.seeds import generator_for, seed_for
 from hive_ray.training.objectives import Batch
@@ -110,7 +111,7 @@ class GoodRows:
         self.bad, self.found = self.bad | dict(sorted(fresh.items())), {}
         if torch.distributed.get_rank() == 0:
             for why in fresh.values():
-                print(f"{self.name}: skipped {why}", flush=True)
+                warn(f"skipped {why}", stage=self.name)
         if len(self.bad) > self.most_bad_rows * self.rows.num_rows:
             named = self._named(self.bad.values())
             raise Stopped(

@@ -9,44 +9,35 @@ are not used: their snapshot opens in the same Ray version only, and not at all 
 the same name from two ranks replace each other in silence.
 """
 
-import io
 import json
 import math
 import os
 import pickle
 import re
 import shutil
-from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics
+from hive_ray.console import warn
 from hive_ray.files import scratch
 from hive_ray.seeds import id_for
-from hive_ray.training.engine import loss_scaler
+from hive_ray.training.deepspeed_fixes import RECORDS, STATES, UNIVERSAL, convert_to_universal, loss_scaler
 from hive_ray.training.weights import Average, joined_parts
 
 TAG = "state"
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch.load's own setting, stronger than what it is called with."""
-RECORDS = [fragment_address, LossScaler, ZeroStageEnum]
-"""What DeepSpeed writes beside numbers."""
-UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-"""What DeepSpeed's conversion wants to find in a checkpoint, and its engine does not write by itself."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ class Checkpoints:
             stand, lack = _look(found[images], path)
             if stand is not None:
                 return stand
-            print(f"{path} is not whole ({lack}): the checkpoint before is used", flush=True)
+            warn(f"{path} is not whole ({lack}): the checkpoint before is used")
         return None
 
     def forget_after(self, images: int) -> None:
@@ -128,7 +119,8 @@ class Checkpoints:
         state = storage.cache_folder() / "universal" / id_for(path, json.dumps(asdict(stand), sort_keys=True))
         scratch.claim(state)
         if not (state / "latest_universal").exists():  # written last
-            _convert(local, state)
+            with _only_weights():
+                convert_to_universal(local / TAG, state / TAG)
         return Opened(local, state, stand)
 
     def _store(self, local: Path, stand: Stand) -> None:
@@ -213,7 +205,7 @@ class Opened:
             if self.stand.zero_stage:
                 state = get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG)
             else:
-                file = self.local / TAG / "mp_rank_00_model_states.pt"
+                file = self.local / TAG / STATES
                 state = torch.load(file, map_location="cpu", weights_only=True)["module"]
         return {name: state[name].float() for name in shapes}
 
@@ -247,22 +239,6 @@ def _look(files: dict[str, int], path: str) -> tuple[Stand | None, str]:
             if files[name] != size:
                 return None, f"{name} has {files[name]:,} bytes of {size:,}"
     return stands[0], ""
-
-
-def _convert(local: Path, to: Path) -> None:
-    """Write a checkpoint into `to` in DeepSpeed's universal form, which any number of workers opens."""
-    told = Namespace(
-        input_folder=str(local / TAG),
-        output_folder=str(to / TAG),
-        num_extract_workers=1,  # this process: a training worker must not fork
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=False,
-    )
-    nowhere = io.StringIO()  # it prints, and draws bars for each weight
-    with _only_weights(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-        ds_to_universal.main(told)
 
 
 @contextmanager

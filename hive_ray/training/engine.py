@@ -1,20 +1,27 @@
 """DeepSpeed's engine from our settings: ZeRO 0 to 3, offload, precision; and what it will hold in memory."""
 
-import importlib
 import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import psutil
 import torch
-from deepspeed.runtime import compiler
 from torch import nn
 
 from hive_ray.config import Training
 from hive_ray.schemas import Stopped
+from hive_ray.training.deepspeed_fixes import (
+    cut_gradients_at,
+    has_overflowed,
+    keep_gradients_in_place,
+    leave_out_step,
+    loss_scaler,
+    lower_scale,
+    skip_unused_compilers,
+)
 
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 FP32 = 4
@@ -75,9 +82,7 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
 def start_engine(model: nn.Module, settings: Training, *, universal: bool = False) -> deepspeed.DeepSpeedEngine:
     """The model's trained weights under DeepSpeed's ZeRO and AdamW (0.9, 0.999); needs a process group."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Else DeepSpeed tries out every op's compiler at start, and compiles a shared-memory collective for inference.
-    deepspeed.ops.__compatible_ops__ = {}
-    _import_muon()
+    skip_unused_compilers()
     model.train()
     channels_last = [weight for weight in model.parameters() if not weight.is_contiguous()]
     for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
@@ -95,22 +100,10 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
     config = deepspeed_config(settings, universal=universal)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if settings.zero_stage == 0:
-        # One worker's gradients would be copied three times, to be averaged with nobody's.
-        engine.enable_backward_allreduce = torch.distributed.get_world_size() > 1
-        engine.zero_grad = optimizer.zero_grad  # its own looks for the weights in all modules, in each step
+        keep_gradients_in_place(engine, optimizer, torch.distributed.get_world_size())
         for weight in channels_last:  # nothing is parted: convolutions may have their weights as they like them
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return engine
-
-
-def _import_muon() -> None:
-    """DeepSpeed asks of each optimiser whether it is its Muon. Imported by DeepSpeed, that compiles kernels, and all of
-    torch's compiler would be imported for what nobody runs here: a second of each worker's start."""
-    compiles, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        compiler.compile = compiles
 
 
 def autocast(settings: Training) -> torch.autocast:
@@ -118,11 +111,6 @@ def autocast(settings: Training) -> torch.autocast:
     device = "cuda" if settings.workers.num_gpus else "cpu"
     dtype = getattr(torch, AUTOCAST.get(settings.precision, "float32"))
     return torch.autocast(device, dtype=dtype, enabled=settings.precision in AUTOCAST)
-
-
-def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | None:
-    """fp16's loss scaling, which DeepSpeed's checkpoints leave out; None at other precisions."""
-    return engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float | None:
@@ -142,16 +130,17 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
 def _zero_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
     scale = scaler.get_scale() if scaler else 1.0
     if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
-        engine.optimizer.clip_grad = max_grad_norm * scale
+        cut_gradients_at(engine, max_grad_norm * scale)
     engine.step()
-    if scaler and engine.optimizer.overflow:  # DeepSpeed leaves the step out, and the scale as it is: for ever
-        lower = {"scale": scale * scaler.get_backoff_factor(), "_growth_tracker": 0}
-        scaler.load_state_dict(scaler.state_dict() | lower)
-    return float(engine.get_global_grad_norm()) / scale
+    if scaler and has_overflowed(engine):  # DeepSpeed leaves the step out, and the scale as it is: for ever
+        lower_scale(scaler, scale)
+    norm = engine.get_global_grad_norm()
+    assert norm is not None, "ZeRO's optimisers measure the norm in each step"
+    return float(norm) / scale
 
 
 def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
-    optimizer = engine.optimizer
+    optimizer = cast(torch.optim.Optimizer, engine.optimizer)
     if scaler:
         scaler.unscale_(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
@@ -160,7 +149,7 @@ def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch
     if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
         nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
     if not scaler:  # which looks for itself; torch's fused AdamW leaves out a step at which something was found
-        optimizer.found_inf = (~norm.isfinite()).float() if norm.is_cuda or not norm.isfinite() else None
+        leave_out_step(optimizer, (~norm.isfinite()).float() if norm.is_cuda or not norm.isfinite() else None)
     engine.step()
     return float(norm)
 

@@ -8,20 +8,24 @@ import math
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
 import torch.distributed
+from torch import nn
 
 from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import duration
 from hive_ray.config import Training
+from hive_ray.console import say, tell_result, warn
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
 from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
 from hive_ray.training.bad_rows import SKIPPED, GoodRows, Prepared
 from hive_ray.training.checkpoints import Checkpoints, Opened, Stand
 from hive_ray.training.collectives import do_together, greatest_over_ranks, sum_over_ranks
-from hive_ray.training.engine import autocast, check_memory, loss_scaler, start_engine, take_step
+from hive_ray.training.deepspeed_fixes import loss_scaler
+from hive_ray.training.engine import autocast, check_memory, start_engine, take_step
 from hive_ray.training.job import TrainingJob, Worker
 from hive_ray.training.objectives import summarised
 from hive_ray.training.rows import RowStore, batch_places
@@ -142,6 +146,7 @@ class Loop:
     def _look(self) -> Metrics:
         """Measures of the held-out rows; a picture of some of their edits is kept."""
         self.ahead.rest()  # its tokenizer and its threads are the look's, too
+        assert self.validation is not None
         with at_rest(self.engine, self.average):
             measures = self.validation.measure(self.objective, self.engine)
             picture = self.validation.preview(self.objective, self.engine)
@@ -152,7 +157,7 @@ class Loop:
         """Write the portable model folder from the averaged (or else the last) weights."""
         if self.average:
             self.average.copy_to_model()
-        state = consolidated_state(self.engine.module)
+        state = consolidated_state(cast(nn.Module, self.engine.module))
         if self.rank == 0:
             job = self.job
             metrics = self.last | {"images": self.images}
@@ -164,7 +169,7 @@ class Loop:
                 seconds,
             )
             took = f"{self.images} images in {duration(seconds)}"
-            print(f"{job.name}: trained on {took}, saved to {job.out}", flush=True)
+            tell_result(f"trained on {took}, saved to {job.out}", stage=job.name)
 
     def close(self) -> None:
         """Give back the disk space of the rows, once no worker of this machine reads them."""
@@ -176,7 +181,7 @@ class Loop:
     def _step(self) -> Metrics:
         """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
         settings, share = self.settings, self._share
-        for group in self.engine.optimizer.param_groups:
+        for group in cast(torch.optim.Optimizer, self.engine.optimizer).param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
         asks = self.rank == 0 and self.worker.preemption is not None and due
@@ -245,9 +250,9 @@ class Loop:
     def _checkpoint_before_preemption(self) -> None:
         """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
         self.asked = time.monotonic()
-        preemption = self.worker.preemption()
-        fresh = preemption.nodes - self.announced if preemption else set()
-        if not fresh:
+        preemption = self.worker.preemption() if self.worker.preemption else None
+        fresh = preemption.nodes - self.announced if preemption else frozenset()
+        if preemption is None or not fresh:
             return
         self.announced |= fresh
         self._checkpoint()
@@ -255,7 +260,7 @@ class Loop:
         torch.distributed.barrier()
         if self.rank == 0:
             left = f", {preemption.deadline - time.time():.0f} s before its end" if preemption.deadline else ""
-            print(f"{self.job.name}: a node is being taken away; checkpoint at {self.images} images{left}", flush=True)
+            warn(f"a node is being taken away; checkpoint at {self.images} images{left}", stage=self.job.name)
 
     def _start(self) -> int:
         """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
@@ -263,7 +268,9 @@ class Loop:
         settings, opened = self.settings, self._open_newest()
         self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
         self.average = (
-            Average(self.engine.module, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
+            Average(cast(nn.Module, self.engine.module), settings.ema_decay, settings.ema_rule)
+            if settings.ema_decay
+            else None
         )
         if opened is None:
             return 0
@@ -295,10 +302,7 @@ class Loop:
         """Say where training goes on, and how many steps have to be made again."""
         repeated = (self.watch.furthest - self.images) // self.settings.batch_size
         others = f", made by {made_by} workers" if made_by != self.world else ""
-        print(
-            f"{self.job.name}: resumed at {self.images} images{others}, {repeated} logged steps are made again",
-            flush=True,
-        )
+        say(f"resumed at {self.images} images{others}, {repeated} logged steps are made again", stage=self.job.name)
 
 
 def train(job: TrainingJob, worker: Worker) -> str:

@@ -14,17 +14,18 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed
-from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import nn
 
 from hive_ray.artifacts.model_store import Metrics
 from hive_ray.artifacts.tables import Selection
 from hive_ray.config import Training
+from hive_ray.console import warn
 from hive_ray.schemas import Row
 from hive_ray.seeds import seed_for, uniform_for
 from hive_ray.training.ahead import on
 from hive_ray.training.bad_rows import GoodRows
 from hive_ray.training.collectives import sum_over_ranks
+from hive_ray.training.deepspeed_fixes import autocast_of
 from hive_ray.training.engine import autocast
 from hive_ray.training.objectives import Objective, summarised
 from hive_ray.training.rows import RowStore
@@ -124,7 +125,7 @@ class Validation:
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
                 totals[key] = totals.get(key, 0.0) + value * good * counts
         for why in list(self.good.found.values())[known:]:
-            print(f"{self.name}: skipped the held-out {why}", flush=True)
+            warn(f"skipped the held-out {why}", stage=self.name)
         found = sum_over_ranks(totals, engine.device)
         rows = max(found.pop("rows"), 1.0)
         means = summarised(objective, {name: total / rows for name, total in found.items()}, rows)
@@ -141,7 +142,7 @@ class Validation:
         if draw is None or not count or (self.rank and self.settings.zero_stage < 3):
             return None
         rows = self.store.read(np.linspace(0, self.store.num_rows - 1, count).astype(int))
-        with autocast_if_enabled(engine):  # as the engine's own forward passes
+        with autocast_of(engine):  # as the engine's own forward passes
             picture = draw(rows)
         return None if self.rank else picture
 

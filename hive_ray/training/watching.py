@@ -12,6 +12,7 @@ from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics
 from hive_ray.artifacts.progress import Progress
 from hive_ray.config import Training
+from hive_ray.console import say, warn
 from hive_ray.files.text_files import TextError, read_objects
 from hive_ray.images import decode
 from hive_ray.training.early_warnings import EarlyWarnings
@@ -61,7 +62,7 @@ class Watch:
         self._track(lambda tracker: tracker.scalars(images, measures))
         for words in self.warnings.see(images, measures):
             self.said.append(words)
-            print(f"{self.name}: warning: {words}", flush=True)
+            warn(f"warning: {words}", stage=self.name)
         if at_once or (due and time.monotonic() >= self.rests_until):
             self.flush(lasting=False)
 
@@ -89,13 +90,13 @@ class Watch:
         """Say where everything is."""
         if not self.here:
             return
-        print(f"{self.name}: each step's measures are in {self.log_file}", flush=True)
+        say(f"each step's measures are in {self.log_file}", stage=self.name)
         if storage.exists(self.pictures):
-            print(f"{self.name}: edits of held-out rows are in {self.pictures}/", flush=True)
+            say(f"edits of held-out rows are in {self.pictures}/", stage=self.name)
         if self.tracker:
-            print(f"{self.name}: curves: {self.tracker.place}", flush=True)
+            say(f"curves: {self.tracker.place}", stage=self.name)
         for words in self.said:
-            print(f"{self.name}: there was a warning: {words}", flush=True)
+            say(f"there was a warning: {words}", stage=self.name)
 
     def _read_log(self, images: int) -> None:
         """The lines up to a checkpoint; the warnings learn from them in silence. Those of steps that are made again are
@@ -108,9 +109,9 @@ class Watch:
                 self.furthest = max(self.furthest, measures["images"])
                 if measures["images"] <= images:
                     self.lines.append(line.text)
-                    self.warnings.see(measures["images"], measures)
+                    self.warnings.see(int(measures["images"]), measures)
         except TextError as error:
-            print(f"{self.name}: the log is damaged and begins anew after {len(self.lines)} lines: {error}", flush=True)
+            warn(f"the log is damaged and begins anew after {len(self.lines)} lines: {error}", stage=self.name)
 
     def _track(self, act: Callable[[Tracker], None]) -> None:
         """Nobody's server may end a training: one that fails is given up."""
@@ -123,4 +124,4 @@ class Watch:
     def _give_up(self, error: Exception) -> None:
         self.tracker = None
         reason = without_secrets(f"{type(error).__name__}: {error}")
-        print(f"{self.name}: the tracker failed and is given up, {self.log_file} has all: {reason}", flush=True)
+        warn(f"the tracker failed and is given up, {self.log_file} has all: {reason}", stage=self.name)

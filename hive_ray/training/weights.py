@@ -6,6 +6,9 @@ from contextlib import contextmanager, nullcontext
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from hive_ray.training.deepspeed_fixes import part_of, whole_numel
 
 GATHERED = 200_000_000
 """Numbers whose parts are gathered at a time."""
@@ -36,7 +39,7 @@ class Average:
         """Take in the weights after an optimiser step, or after a micro-batch, as the rule has it."""
         self.updates += 1
         now = [own_part(weight).float() for weight in self.trained.values()]
-        torch._foreach_lerp_(list(self.weights.values()), now, 1 - self.last_decay)
+        get_ema_multi_avg_fn(self.last_decay)(list(self.weights.values()), now, None)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
@@ -85,7 +88,8 @@ def joined_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:
 
 def own_part(weight: nn.Parameter) -> Tensor:
     """What this rank holds of a weight: its part under ZeRO stage 3, else the whole."""
-    return weight.ds_tensor.data if hasattr(weight, "ds_tensor") else weight.data
+    part = part_of(weight)
+    return weight.data if part is None else part
 
 
 def consolidated_state(model: nn.Module) -> dict[str, Tensor]:
@@ -93,7 +97,7 @@ def consolidated_state(model: nn.Module) -> dict[str, Tensor]:
     parts: some weights at a time, for only in parts may all of them fit a GPU."""
     first, state = torch.distributed.get_rank() == 0, {}
     for group in _groups(model.state_dict(keep_vars=True)):
-        parts = [value for value in group.values() if hasattr(value, "ds_tensor")]
+        parts = [value for value in group.values() if part_of(value) is not None]
         with deepspeed.zero.GatheredParameters(parts) if parts else nullcontext():
             if first:
                 for name, value in group.items():
@@ -105,7 +109,7 @@ def _groups(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """A state dict, some entries at a time: one, or as many as have GATHERED numbers."""
     group, size = {}, 0
     for name, value in state.items():
-        numbers = getattr(value, "ds_numel", value.numel())
+        numbers = whole_numel(value)
         if group and size + numbers > GATHERED:
             yield group
             group, size = {}, 0

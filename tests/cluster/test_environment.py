@@ -94,7 +94,7 @@ def test_a_worker_has_the_drivers_services_and_no_endpoint_of_its_own(bare):
 
 
 def test_a_plan_takes_the_environment_along_and_does_not_show_it(bare, tmp_path):
-    from tests.distributed import test_faults as faults
+    from tests.cluster import test_faults as faults
 
     bare.setenv("OPENAI_API_KEY", "sk-secret")
     rows = [{"number_id": "n0", "text": "x"}]

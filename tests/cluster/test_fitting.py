@@ -27,13 +27,14 @@ from lines import (
     write_points,
 )
 from ray._private.state import state
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 from ray.util import placement_group_table
 
 from hive_ray.artifacts import tables
 from hive_ray.artifacts.model_store import build_model, store_model
 from hive_ray.cluster.fitting import checkpoint_folder, export
-from hive_ray.cluster.starting import DATA_HELPERS, start_ray
+from hive_ray.cluster.one_machine.tuning import DATA_HELPERS
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Recovery, Resources, Training
 from hive_ray.images import decode
 from hive_ray.schemas import Stopped

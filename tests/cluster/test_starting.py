@@ -3,18 +3,53 @@ import os
 import pytest
 import ray
 
-from hive_ray.cluster import starting
-from hive_ray.cluster.starting import GLIBC, JEMALLOC, allocator, start_ray
+from hive_ray.cluster.one_machine import tuning
+from hive_ray.cluster.one_machine.tuning import JEMALLOC
+from hive_ray.cluster.starting import GLIBC, allocator, start_ray
+from hive_ray.cluster.switch import PATHS, SWITCH, is_special
 
 
 def test_workers_of_this_machine_have_rays_allocator_where_it_is_there_and_fits(monkeypatch):
-    assert allocator(here=True) == JEMALLOC
-    assert allocator(here=False) == GLIBC  # it lies elsewhere on other machines
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert allocator() == JEMALLOC
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert allocator() == GLIBC  # it lies elsewhere on other machines
+    monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 65536}.get)
-    assert allocator(here=True) == GLIBC
+    assert allocator() == GLIBC
     monkeypatch.undo()
-    monkeypatch.setattr(starting, "JEMALLOC_SO", "/nowhere/libjemalloc.so")
-    assert allocator(here=True) == GLIBC
+    monkeypatch.setattr(tuning, "JEMALLOC_SO", "/nowhere/libjemalloc.so")
+    assert allocator() == GLIBC
+
+
+@pytest.mark.parametrize(
+    ("switch", "joined", "special"),
+    [
+        (None, False, {*PATHS}),
+        ("1", False, {*PATHS}),
+        ("0", False, set()),
+        ("forks, allocator", False, {"loopback", "forks", "allocator"}),
+        ("loopback", False, {"loopback"}),
+        (None, True, {"loopback"}),
+        ("0", True, set()),
+    ],
+)
+def test_the_switch_says_which_paths_are_special_and_a_cluster_that_is_joined_has_the_public_one(
+    monkeypatch, switch, joined, special
+):
+    for name, value in ((SWITCH, switch), ("RAY_ADDRESS", "192.0.2.1:6379" if joined else None)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert {path for path in PATHS if is_special(path)} == special
+
+
+def test_a_switch_that_names_no_path_is_refused_with_those_that_there_are(monkeypatch):
+    monkeypatch.setenv(SWITCH, "forks,controler")
+    with pytest.raises(ValueError, match=r"controler is none of loopback, forks, .*; or set it to 0 or 1"):
+        is_special("forks")
 
 
 @pytest.mark.ray

@@ -15,7 +15,7 @@ import torch
 from lines import log, train, train_beside_another_cluster, training, weights, write_points
 from ray.cluster_utils import Cluster
 
-from hive_ray.cluster.starting import saying_what_is_missing, start_ray
+from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Recovery, Resources
 from hive_ray.schemas import Stopped
 
@@ -96,7 +96,6 @@ def test_a_node_that_joins_late_is_waited_for_in_words_and_one_that_never_does_n
     tmp_path, cluster, monkeypatch, capfd
 ):
     monkeypatch.setenv("HIVE_RAY_AUTOSCALES", "1")  # so that it waits at all
-    monkeypatch.setattr(saying_what_is_missing.__wrapped__, "__defaults__", (3.0,))
     write_points(tmp_path)
     wide = Resources(num_actors=2, num_gpus=0, num_cpus=4)
     settings = training(workers=wide, recovery=Recovery(wait_minutes=0.15))

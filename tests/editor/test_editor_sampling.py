@@ -67,7 +67,7 @@ def test_each_row_may_have_its_own_scales():
     assert torch.equal(both[1:], guided_noise(u[1:], i[1:], c[1:], guidance_scale=7.0, image_guidance_scale=2.0))
 
 
-# diffusers drops guidance at guidance_scale <= 1 or image_guidance_scale < 1 (method.md 5.2.10): stay above.
+# diffusers drops guidance at guidance_scale <= 1 or image_guidance_scale < 1: stay above.
 @pytest.mark.parametrize(("guidance_scale", "image_guidance_scale"), [(7.5, 1.5), (3.0, 1.0), (2.0, 2.0)])
 def test_edits_are_those_of_the_diffusers_pipeline(folder, editor, images, guidance_scale, image_guidance_scale):
     scales = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}

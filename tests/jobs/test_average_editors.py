@@ -52,5 +52,6 @@ def test_too_few_editors_or_a_name_that_is_taken_are_refused(tmp_path, editors, 
 
 
 def test_an_editor_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"editors/dpo is no finished editor: train it first"):
+    said = r"editors/dpo is not finished; this makes it: .*train_editor .*--arm dpo"
+    with pytest.raises(FileNotFoundError, match=said):
         average_editors.build(averaging(tmp_path, "dpo", "nft"))

@@ -15,7 +15,7 @@ from hive_ray.config import Config, DenoisingError, Evaluation
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
 from hive_ray.reward.model import RewardModel
-from hive_ray.schemas import EVALUATION, to_table
+from hive_ray.schemas import EVALUATION, PROMPTS, to_table
 from hive_ray.shapes.judge import Verdict
 from jobs import evaluate_editor
 from jobs.actors import evaluating
@@ -310,20 +310,18 @@ def test_tables_of_one_edit_a_prompt_are_read_as_they_were_made_before_draws_wer
 @pytest.fixture
 def made_before(monkeypatch, tmp_path):
     """Makes a table of so many edits of sft as an earlier version did, and measures it again."""
-    monkeypatch.setattr(evaluate_editor, "table_digest", lambda path: "prompts")
-    monkeypatch.setattr(evaluate_editor, "model_digest", lambda path: "editor")
     monkeypatch.setattr(jobs.run, "model_digest", lambda path: "clip")
     measured = replace(run(), root=str(tmp_path))
+    write_rows(measured.path("prompts"), PROMPTS, [], {}, may_be_empty=True)
+    storage.write_text(measured.path("editors/sft/card.json"), "{}")
 
     def again(num_draws: int, **mark: str) -> None:
-        told = (measured, "sft", "evaluation/sft", (1.5,), 2, num_draws)
-        with monkeypatch.context() as patch:
-            patch.setattr(evaluate_editor, "build_table", lambda path, schema, made_from, *_, **__: made_from)
-            made_from = evaluate_editor.measure(*told)
+        stage = evaluate_editor.measuring_stage("sft", "evaluation/sft", (1.5,), 2, num_draws)
+        made_from = stage.decided_by(measured)
         made_from.pop("evaluation.draws", None)
         write_rows(measured.path("evaluation/sft"), OLD, [], made_from | mark, may_be_empty=True)
         assert is_measured(measured.path("evaluation/sft"), num_draws) == (num_draws == 1)
-        evaluate_editor.measure(*told)
+        stage.make(measured)
 
     return again
 
@@ -422,30 +420,29 @@ def test_one_edit_of_a_prompt_is_its_row(models):
     assert (row["editor"], row["draws"]) == ("sft", [])
 
 
-def test_every_editor_draws_as_many_edits_and_its_curve_one(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(
-        evaluate_editor, "measure", lambda run, name, table, scales, limit, n=1: asked.append((table, n))
-    )
-    monkeypatch.setattr(evaluate_editor, "summarise", lambda run: asked.append("summarised") or {"warnings": []})
-    changed = {"editors": ("sft", "shuffled"), "best_of": 4, "curve_prompts": 2}
-    with pytest.raises(FileNotFoundError):
-        evaluate_editor.build(replace(run(**changed), root=str(tmp_path)))
-    assert asked == [
-        ("evaluation/sft", 4), ("curves/sft", 1), ("evaluation/shuffled", 4), ("curves/shuffled", 1), "summarised",
+def test_every_editor_has_its_edits_measured_and_its_curve():
+    several = run(editors=("sft", "shuffled"), best_of=4, curve_prompts=2)
+    stages = evaluate_editor.stages(several)
+    assert [stage.name for stage in stages] == [
+        "evaluation/sft", "curves/sft", "evaluation/shuffled", "curves/shuffled",
     ]  # fmt: skip
+    assert stages[2].reads == ("prompts", "editors/shuffled")
+    names = [stage.name for stage in evaluate_editor.stages(run(editors=("sft", "shuffled"), curve_prompts=0))]
+    assert names == ["evaluation/sft", "evaluation/shuffled"]
 
 
-def test_the_controls_have_no_best_of_several(monkeypatch, tmp_path):
+def test_the_edits_are_as_many_as_asked_for_and_of_the_curve_one_and_controls_have_no_best(monkeypatch):
     asked = {}
-    monkeypatch.setattr(evaluate_editor, "table_digest", lambda path: "prompts")
-    monkeypatch.setattr(evaluate_editor, "fingerprint", lambda *settings, **inputs: {})
-    monkeypatch.setattr(evaluate_editor, "model_digest", lambda path: "editor")
-    monkeypatch.setattr(evaluate_editor, "build_table", lambda path, schema, made_from, make, **options: make())
     monkeypatch.setattr(
         evaluate_editor, "map_table",
-        lambda *inputs, name, num_draws, with_best, **options: asked.update({name: (num_draws, with_best)}),
+        lambda *inputs, name, num_draws, with_best, scales, **options: asked.update({
+            (name, len(scales) > 1): (num_draws, with_best)
+        }),
     )  # fmt: skip
-    for name in ("sft", "control", "shuffled"):
-        evaluate_editor.measure(replace(run(), root=str(tmp_path)), name, "evaluation", (1.5,), 2, 4)
-    assert asked == {"sft": (4, True), "control": (4, False), "shuffled": (4, False)}
+    several = run(editors=("sft", "control"), best_of=4, curve_prompts=2)
+    for stage in evaluate_editor.stages(several):
+        stage.plan(several)
+    assert asked == {
+        ("sft", False): (4, True), ("sft", True): (1, True),
+        ("control", False): (4, False), ("control", True): (1, False),
+    }  # fmt: skip

@@ -156,7 +156,7 @@ def test_a_run_anywhere_imports_from_and_exports_to_anywhere(folder, root):
     settings = Importing(dataset=run.path("exports/parquet"))
     again = Run(storage.join(root, "again"), run.config.model_copy(update={"importing": settings}))
     import_pairs.take_pairs(again)
-    import_pairs.take_prompts(again)
+    import_pairs.PROMPTS_STAGE.make(again)
     back = list(read_rows(again.path("imported"), IMPORTED))
     assert [row["source_image"] for row in back] == [row["source_image"] for row in pairs]
     assert read_manifest(again.path("prompts")).rows_out == 0  # all of them were for training, and stay so

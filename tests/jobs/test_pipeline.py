@@ -21,6 +21,7 @@ from hive_ray.annotation.feedback import record
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest
 from hive_ray.cluster.starting import start_ray
+from hive_ray.cluster.switch import PATHS, SWITCH, is_special
 from hive_ray.config import LearningCurve
 from hive_ray.reward.judges import combine
 from hive_ray.reward.objective import is_held_out
@@ -251,6 +252,11 @@ def test_a_driver_killed_in_every_stage_on_an_s3_that_fails_leaves_the_rows_of_a
     other = Run(faulty_s3.root, run.config)
     for page in ("pairs.html", "report.html", "edits.png", "summary.json"):
         assert storage.exists(other.path(page)), page
+    assert_same(run, other)
+
+
+def assert_same(run, other):
+    """Two runs have the same rows and weights."""
     for table, schema in (TABLES | FOR_TRAINING | MEASURES).items():
         assert without_nan(other.path(table), schema) == without_nan(run.path(table), schema), table
     for weights in WEIGHTS:
@@ -332,3 +338,14 @@ def drive(settings: Path, run: str) -> None:
 def written(words: str, log: Path) -> bool:
     """Whether a driver has written a line that starts with these words."""
     return log.exists() and any(line.startswith(words) for line in log.read_text().splitlines())
+
+
+def test_the_public_path_makes_the_same_tables_and_models(run, tmp_path, monkeypatch):
+    """The last one here: it ends the cluster of the others."""
+    ray.shutdown()
+    monkeypatch.setenv(SWITCH, "0")
+    start_ray(num_cpus=4)
+    assert not any(map(is_special, PATHS))
+    other = Run(str(tmp_path), run.config)
+    pipeline.build(other)
+    assert_same(run, other)

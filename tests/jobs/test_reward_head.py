@@ -306,12 +306,17 @@ def test_the_fingerprints_of_models_that_were_trained_before_are_as_they_were():
 
 
 def test_blip_is_trained_first_as_it_would_be_alone(errors, monkeypatch):
-    trained, fitted = [], []
-    monkeypatch.setattr(train_reward, "fit", lambda *_, **told: trained.append(told))
-    monkeypatch.setattr(train_reward.reward_head, "build", lambda run, *told: fitted.append(told))
+    trained = []
+    monkeypatch.setattr(train_reward, "fit", lambda *_, **arguments: trained.append(arguments))
     alone = replace(errors, config=errors.config.changed({"reward": {"features": "blip"}}))
+    both = with_features(errors, "both", train_blip=True)
     train_reward.build(alone, "reward_curve/0.5", 0.5)
-    train_reward.build(with_features(errors, "both", train_blip=True), "reward_curve/0.5", 0.5)
-    assert [told["name"] for told in trained] == ["reward_curve/0.5", "reward_curve/0.5_blip"]
+    blip, *others = train_reward.stages(both, "reward_curve/0.5", 0.5)
+    blip.make(both)
+    assert [arguments["name"] for arguments in trained] == ["reward_curve/0.5", "reward_curve/0.5_blip"]
     assert trained[0]["fingerprint"] == trained[1]["fingerprint"]
-    assert fitted == [("reward_curve/0.5", 0.5, "reward_curve/0.5_blip")]
+    errors_stage, measures, head = others
+    assert errors_stage.name == "denoising_errors"
+    assert measures.reads == ("rankings", "reward_curve/0.5_blip")
+    assert head.reads == ("denoising_errors", measures.name)
+    assert head.name == "reward_curve/0.5"

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,19 @@ from hive_ray.artifacts.tables import write_rows
 from hive_ray.cluster.starting import num_nodes, start_ray
 from hive_ray.presets import shapes
 from hive_ray.schemas import PROMPTS
+from jobs import pipeline
 from jobs.command import JOBS, config_of, read_command
-from jobs.run import MADE_BY, Run, check_inputs, check_nodes_see, check_run_folder, run_of, work, write_settings
+from jobs.run import (
+    MADE_BY,
+    Run,
+    check_inputs,
+    check_nodes_see,
+    check_run_folder,
+    job_that_makes,
+    run_of,
+    work,
+    write_settings,
+)
 
 
 def started(arguments: list[str]) -> Run:
@@ -177,10 +189,23 @@ def test_a_later_round_that_lacks_its_editor_names_the_training_of_the_round_bef
         check_inputs(first.after(), reads)
 
 
-def test_what_jobs_read_is_made_by_a_job():
-    by_arm = {"candidates_unguided", "reward", "rankings_by_reward"}
-    assert {name for job in JOBS.values() for name in job.reads} | by_arm == {*MADE_BY}
-    assert {made_by.partition(" ")[0] for made_by in MADE_BY.values()} <= {*JOBS}
+def test_what_stages_read_and_write_is_made_by_a_job():
+    run = Run("nowhere", shapes().changed({"scoring": {"judges": ("model", "clip")}}))
+    arms = ("scored", "nft", "rejection", "dpo")
+    runs = [replace(run, config=run.config.changed({"editor": {"arm": arm}})) for arm in arms]
+    stages = [stage for one in runs for stage in pipeline.declared(one)]
+    names = {name for stage in stages for name in (stage.name, *stage.reads)}
+    names |= {name for job in JOBS.values() for name in job.reads}
+    assert {*MADE_BY} - names <= {"imported", "reward_blip", "candidate_rewards_by_people"}
+    for name in names:
+        job, *flags = job_that_makes(name).split()
+        assert job in JOBS
+        if flags:
+            assert flags[0] == "--arm"
+    assert job_that_makes("editors/dpo") == "train_editor --arm dpo"
+    assert job_that_makes("scored_pairs_weighted") == "score_pairs --arm weighted"
+    with pytest.raises(KeyError):
+        job_that_makes("nothing")
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):

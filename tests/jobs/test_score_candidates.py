@@ -114,10 +114,6 @@ def test_the_pipeline_makes_what_its_arm_needs_and_no_more(tmp_path, arm, stages
     assert tuple(named[before:]) == (*stages, *after)
 
 
-class Shaped(Exception):
-    """By which shaping, and into which table."""
-
-
 @pytest.mark.parametrize(
     ("arm", "shaped"),
     [
@@ -127,17 +123,12 @@ class Shaped(Exception):
     ],
 )
 def test_score_pairs_makes_the_table_of_the_arm_that_finetuned_is(tmp_path, monkeypatch, arm, shaped):
-    def build_table(path, schema, made_from, *_, **__):
-        raise Shaped(f"{made_from['scoring.shaping']} {path.rsplit('/', 1)[1]}")
-
-    monkeypatch.setattr(score_pairs, "_score", lambda *_: None)
-    monkeypatch.setattr(score_pairs, "_feedback", lambda *_: (None, None, None))
     monkeypatch.setattr(score_pairs, "table_digest", lambda path: "digest")
-    monkeypatch.setattr(score_pairs, "build_table", build_table)
     run = Run(str(tmp_path), shapes().changed({"editor": {"arm": arm}}), arm="finetuned")
-    with pytest.raises(Shaped, match=f"^{shaped}$"):
-        score_pairs.for_arm(run)
-    assert train_editor.arm_of(run, "finetuned").table == shaped.split()[1]
+    rewards, scored = score_pairs.stages(run)
+    assert rewards.name == "rewards"
+    assert f"{scored.decided_by(run)['scoring.shaping']} {scored.name}" == shaped
+    assert train_editor.arm_of(run, "finetuned").table == scored.name
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):

@@ -15,7 +15,7 @@ from hive_ray.reward.shaping import feedback
 from hive_ray.schemas import PAIRS, REWARDS, Stopped
 from jobs.actors.scoring import PairScorer, PairShaper
 from jobs.run import Run
-from jobs.score_pairs import _combine, _digest, build, for_arm, rewards_name
+from jobs.score_pairs import _digest, build, for_arm, rewards_name, stages
 
 ROWS = [{"pair_id": name, "instruction": f"add {name}", "weight": 1.0} for name in ("a", "b", "c")]
 
@@ -128,10 +128,10 @@ def test_pairs_that_one_of_several_judges_could_not_score_are_counted_and_none_a
         return run
 
     run = combined("some", "abcd", "bcde")
-    manifest = _combine(run, run.path("rewards_combined"))
+    manifest = stages(run)[-2].make(run)
     assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (5, 3, {"no_reward": 2})
     rows = list(read_rows(run.path("rewards_combined"), REWARDS))
     assert [row["pair_id"] for row in rows] == ["b", "c", "d"]
     run = combined("none", "ab", "cd")
     with pytest.raises(Stopped, match="0 rows from 4; dropped: 4 no_reward"):
-        _combine(run, run.path("rewards_combined"))
+        stages(run)[-2].make(run)

@@ -16,7 +16,7 @@ from hive_ray.language.openai_client import EndpointError
 from hive_ray.presets import shapes
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Stopped
 from jobs.run import Run
-from jobs.write_instructions import build, estimate, shown_examples, take_captions
+from jobs.write_instructions import CAPTIONS_STAGE, build, estimate, shown_examples
 
 
 def run_with(folder, **settings) -> Run:
@@ -27,12 +27,12 @@ def run_with(folder, **settings) -> Run:
 def test_captions_are_taken_from_a_column_and_drops_are_counted(tmp_path):
     (tmp_path / "captions.csv").write_text("id,text\n1,a cat\n2,\n3,a dog\n4,a cat\n5,a fox\n6,an owl\n")
     run = run_with(tmp_path, caption_column="text", num_captions=3)
-    manifest = take_captions(run)
+    manifest = CAPTIONS_STAGE.make(run)
 
     assert [row["caption"] for row in read_rows(run.path("captions"), CAPTIONS)] == ["a cat", "a dog", "a fox"]
     assert (manifest.rows_in, manifest.rows_out) == (5, 3)
     assert manifest.dropped == {"duplicate": 1, "empty": 1}
-    assert take_captions(run) == manifest
+    assert CAPTIONS_STAGE.make(run) == manifest
 
 
 def test_bad_lines_of_captions_are_in_the_manifest_with_samples(tmp_path, capsys):
@@ -46,7 +46,7 @@ def test_bad_lines_of_captions_are_in_the_manifest_with_samples(tmp_path, capsys
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join([*lines, '{"text": 7}', '{"text": "a dog"}']))
     run = run_with(tmp_path, captions=str(tmp_path / "captions.jsonl"), caption_column="text")
-    manifest = take_captions(run)
+    manifest = CAPTIONS_STAGE.make(run)
     captions = [row["caption"] for row in read_rows(run.path("captions"), CAPTIONS)]
     assert captions == ["a cat", "a smiling dog \ufffd", "a fox", "a dog"]
     assert (manifest.rows_in, manifest.rows_out) == (8, 4)
@@ -61,16 +61,16 @@ def test_bad_lines_of_captions_are_in_the_manifest_with_samples(tmp_path, capsys
 
 def test_a_file_that_changed_under_its_name_is_refused(tmp_path):
     (tmp_path / "captions.csv").write_text("caption\na cat\n")
-    take_captions(run_with(tmp_path))
+    CAPTIONS_STAGE.make(run_with(tmp_path))
     (tmp_path / "captions.csv").write_text("caption\na dog\n")
     with pytest.raises(FileExistsError, match=r"input\.content was"):
-        take_captions(run_with(tmp_path))
+        CAPTIONS_STAGE.make(run_with(tmp_path))
 
 
 def test_a_file_of_nothing_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "captions.csv").write_text("caption,id\n,1\n  ,2\n")
     with pytest.raises(ValueError, match=r"captions\.csv has no captions; it wants one a line, or .* 'caption'"):
-        take_captions(run_with(tmp_path))
+        CAPTIONS_STAGE.make(run_with(tmp_path))
     assert not (tmp_path / "run").exists()
 
 

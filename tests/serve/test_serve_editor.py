@@ -22,6 +22,7 @@ from tiny_models import tiny_base, tiny_stable_diffusion
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import recorded
 from hive_ray.artifacts.model_store import model_digest
+from hive_ray.cluster.addresses import is_loopback
 from hive_ray.cluster.starting import start_ray
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.model import Editor, EditorCard
@@ -29,7 +30,7 @@ from hive_ray.editor.sampling import SamplingStopped
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import ImageError, decode, encode
 from serve.editor import Serving, app, defaults_for
-from serve.listening import is_loopback, warning_for
+from serve.listening import warning_for
 from serve.model import EditQueue, EditRequest, denoise
 from serve.pictures import fit, fitted_size
 

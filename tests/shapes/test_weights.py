@@ -1,4 +1,4 @@
-"""What is shipped does what the README says of it; the thresholds lie well below what was measured there."""
+"""What is shipped does what docs/shapes.md says of it; the thresholds lie well below what was measured there."""
 
 import numpy as np
 import pytest

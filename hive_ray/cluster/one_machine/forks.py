@@ -25,23 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_ray.cluster.addresses import short_folder
+
 CLIENT = Path(__file__).with_name("forked_worker.py")
 LARGEST = 2**20
 """Bytes of a request: a command, its folder and environment."""
-LONGEST_FOLDER = 38
-"""Characters of a folder in which sockets, Ray's too, have addresses of the 107 bytes at most that the system takes."""
-SHORT_FOLDER = "/tmp"
-
-
-def holds_sockets(folder: str) -> bool:
-    """Whether sockets below a folder can have addresses: it is short, and Ray can pass on its name."""
-    return folder.isascii() and len(folder) <= LONGEST_FOLDER
-
-
-def short_folder() -> str:
-    """The folder for temporary files if it holds sockets, else /tmp."""
-    folder = tempfile.gettempdir()
-    return folder if holds_sockets(folder) else SHORT_FOLDER
 
 
 class Forks:

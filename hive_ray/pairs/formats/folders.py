@@ -97,7 +97,7 @@ def _origin(words: Row) -> Row:
 
 def shared_attention_of(seed: int) -> float:
     """The share of the steps, 0.1..0.9, that InstructPix2Pix's generator drew for a seed: its first draw on the CPU
-    (method.md 5.4)."""
+    (generate_img_dataset.py)."""
     drawn = torch.rand((), generator=torch.Generator().manual_seed(seed)).item()
     return 0.1 + drawn * (0.9 - 0.1)
 

@@ -13,7 +13,8 @@ import pytest
 
 from hive_ray.cluster.one_machine import forks
 from hive_ray.cluster.one_machine.forks import Forks
-from hive_ray.cluster.starting import FORKS, can_fork
+from hive_ray.cluster.starting import can_fork
+from hive_ray.cluster.switch import SWITCH
 
 ROOT = Path(__file__).parents[3]
 DRIVER = """
@@ -86,12 +87,15 @@ def test_actors_are_forks_of_one_process_with_their_own_state_and_end_with_the_d
         ("linux", True, "1", False),
         ("darwin", False, "1", False),
         ("linux", False, "0", False),
+        ("linux", False, "controller,allocator", False),
+        ("linux", False, "forks", True),
     ],
 )
 def test_workers_are_forked_on_linux_without_a_gpu_unless_it_is_told_otherwise(monkeypatch, system, has_gpu, told, can):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-    monkeypatch.setenv(FORKS, told)
+    monkeypatch.setenv(SWITCH, told)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert can_fork() == can
 
 

@@ -15,17 +15,13 @@ import ray
 from lines import train, training, write_points
 from sockets import is_loopback, listening, reachable
 
-from hive_ray.cluster.one_machine import forks, loopback
-from hive_ray.cluster.one_machine.loopback import (
-    LOOPBACK,
-    SHORT_FOLDER,
-    choose_ray_folder,
-    first_line,
-    private_start,
-)
+from hive_ray.cluster import addresses, this_machine
+from hive_ray.cluster.addresses import LOOPBACK, SHORT_FOLDER
+from hive_ray.cluster.one_machine.loopback import on_loopback
 from hive_ray.cluster.starting import start_ray
+from hive_ray.cluster.this_machine import choose_ray_folder, first_line, patient_start
 from hive_ray.schemas import Stopped
-from tests.distributed import test_faults as faults
+from tests.cluster import test_faults as faults
 
 FRIEND = """
 import ray
@@ -51,8 +47,8 @@ def test_a_folder_that_holds_no_sockets_is_replaced_with_a_word(monkeypatch, cap
     monkeypatch.setenv("RAY_TMPDIR", folder)
     with pytest.raises(ValueError, match=f"RAY_TMPDIR={folder} .*set it to a folder such as /tmp"):
         choose_ray_folder()
-    monkeypatch.setattr(forks.tempfile, "gettempdir", lambda: folder)
-    assert forks.short_folder() == SHORT_FOLDER
+    monkeypatch.setattr(addresses.tempfile, "gettempdir", lambda: folder)
+    assert addresses.short_folder() == SHORT_FOLDER
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/scratch/of/somebody"])
@@ -62,16 +58,16 @@ def test_any_other_folder_stays(monkeypatch, capsys, folder):
     choose_ray_folder()
     assert "RAY_TMPDIR" not in os.environ
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(forks.tempfile, "gettempdir", lambda: folder)
-    assert forks.short_folder() == folder
+    monkeypatch.setattr(addresses.tempfile, "gettempdir", lambda: folder)
+    assert addresses.short_folder() == folder
 
 
 def test_what_ray_raises_at_its_start_is_a_sentence_and_a_slow_start_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(loopback, "SLOW_S", 0.05)
-    switch, told = loopback.LOOPBACK[0], threading.Event()
+    monkeypatch.setattr(this_machine, "SLOW_S", 0.05)
+    switch, told = LOOPBACK[0], threading.Event()
 
     def start() -> None:
-        with private_start():
+        with patient_start(), on_loopback():
             assert os.environ[switch] == "0"
             told.wait(0.5)
             raise Exception("The current node timed out.\nmore")
@@ -113,8 +109,8 @@ def test_every_port_of_a_map_stage_and_of_a_training_is_on_the_loopback_address(
 
     def look() -> None:
         while not ended.wait(0.2):
-            for name, addresses in listening(os.getpid()).items():
-                seen.setdefault(name, set()).update(addresses)
+            for name, found in listening(os.getpid()).items():
+                seen.setdefault(name, set()).update(found)
 
     start_ray(num_cpus=3)
     watching = threading.Thread(target=look)

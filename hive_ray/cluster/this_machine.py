@@ -1,0 +1,121 @@
+"""A cluster on this machine, by public means: folders, patience, processes, and whether others reach it."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+from ray.util import get_node_ip_address
+
+from hive_ray.cluster.addresses import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets, is_loopback
+from hive_ray.cluster.switch import is_special
+from hive_ray.console import say, warn
+from hive_ray.schemas import Stopped
+
+PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
+"""How long Ray's processes wait for each other as they start, where it is not set. Ray's own 15 and 30 s are not enough
+on a machine that others use."""
+SLOW_S = 20.0
+"""After so many seconds of a start, a line says what is waited for."""
+
+
+def choose_ray_folder() -> None:
+    """Have Ray keep its sockets and logs in /tmp where TMPDIR is too long for sockets, or has letters that Ray cannot
+    pass on; ValueError if RAY_TMPDIR is."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        folder = os.environ.get(name)
+        if folder is None:
+            continue
+        if holds_sockets(folder):
+            return
+        why = f"{name}={folder} is too long for Ray's sockets (at most {LONGEST_FOLDER} characters)"
+        if not folder.isascii():
+            why = f"{name}={folder} has letters that Ray cannot pass on"
+        if name == "RAY_TMPDIR":
+            raise ValueError(f"{why}: set it to a folder such as {SHORT_FOLDER}")
+        os.environ["RAY_TMPDIR"] = SHORT_FOLDER
+        say(f"{why}: Ray keeps its sockets and logs in {SHORT_FOLDER}; set RAY_TMPDIR to choose")
+        return
+
+
+@contextmanager
+def patient_start() -> Iterator[None]:
+    """As long as it lasts, Ray's processes wait long for each other, and a line says so. What Ray raises becomes
+    `Stopped`."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    slow = threading.Timer(SLOW_S, _say_that_it_takes_long)
+    slow.daemon = True
+    slow.start()
+    try:
+        yield
+    except Exception as error:
+        raise Stopped(
+            f"Ray did not start on this machine: {first_line(error)}. If the machine is busy or its memory or disk is "
+            "full, give the same command once it is not; Ray's logs are in "
+            f"{os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or SHORT_FOLDER}/ray/session_latest/logs"
+        ) from error
+    finally:
+        slow.cancel()
+
+
+def _say_that_it_takes_long() -> None:
+    warn(f"Ray has been starting for {SLOW_S:g} s, as it does on a busy machine")
+
+
+def listens_on_loopback_alone(address: str) -> bool:
+    """Whether a cluster's address is one that only this machine reaches, such as that of a cluster that another job
+    started here. Ray would look for it at this machine's other address, and not find it."""
+    host, _, port = address.rpartition(":")
+    if not is_loopback(host.strip("[]")) or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((get_node_ip_address(), int(port)), 5.0).close()
+    except OSError:
+        return True
+    return False
+
+
+def is_on_loopback() -> bool:
+    """Whether this process's node, and so the cluster, is one that only this machine reaches."""
+    return is_loopback(get_node_ip_address())
+
+
+def loopback_interface() -> str:
+    """The name of the interface that only this machine reaches: `lo`, or `lo0`."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(is_loopback(address.address) for address in addresses):
+            return name
+    return "lo"
+
+
+def keep_replica_here() -> None:
+    """Have this replica of Ray Serve listen for other replicas on the loopback address alone where its node does; Serve
+    has it listen on all addresses, and public API cannot change that. To be called while its deployment is made,
+    before it listens."""
+    if is_special("loopback") and is_on_loopback():
+        from hive_ray.cluster.one_machine.loopback import bind_replica_to
+
+        bind_replica_to(get_node_ip_address())
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, without its last full stop."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0].rstrip('. ')}" if said else type(error).__name__
+
+
+def own_processes(*names: str) -> list[psutil.Process]:
+    """The processes of these names that this process has started, ended ones too."""
+    with suppress(psutil.NoSuchProcess):  # one that ended as they were listed
+        return [child for child in psutil.Process().children() if child.name() in names]
+    return []
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs, and is not one that has ended and waits for its parent to notice."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

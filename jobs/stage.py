@@ -1,0 +1,168 @@
+"""A stage of a run: one table or one model, what decides what is in it, and how it is made.
+
+    TableStage(name="pairs", schema=PAIRS, reads=("instructions",), decided_by=..., plan=...).make(run)
+
+What is finished and was decided by the same is kept. What other settings or inputs made is refused, or made again with
+--rebuild. What was killed goes on.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+from hive_ray import storage
+from hive_ray.artifacts.model_store import Metrics, build_model, is_whole
+from hive_ray.artifacts.tables import (
+    ROWS_PER_FILE,
+    Fingerprint,
+    Manifest,
+    OnMismatch,
+    Plan,
+    build_table,
+    differences,
+    read_manifest,
+    write_rows,
+)
+from hive_ray.schemas import Row, Stopped
+from jobs import estimate
+from jobs.run import Run, check_inputs
+
+
+class State(StrEnum):
+    """How far a stage of a run is."""
+
+    FINISHED = "finished"
+    STALE = "stale"
+    """Finished by other settings or inputs than those that the run has now."""
+    UNFINISHED = "unfinished"
+    """Begun and not finished: the same command goes on."""
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a stage of a run stands, and what a person should know of it."""
+
+    stage: "Stage"
+    state: State
+    why: str = ""
+    """What made it stale, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What tables and models have in common."""
+
+    name: str
+    """What it writes: the name of the table or model in the run folder."""
+    reads: tuple[str, ...] = ()
+    """Names of the tables and models of the run that have to be finished before."""
+    decided_by: Callable[[Run], Fingerprint]
+    """The settings and the digests of inputs that decide what it holds. The inputs are finished."""
+
+    def make(self, run: Run) -> Manifest | Metrics:
+        """The finished table or model: kept, gone on with, or made."""
+        raise NotImplementedError
+
+    def made_from(self, run: Run) -> Fingerprint | None:
+        """What decided the finished table or model that is there; None where none is."""
+        raise NotImplementedError
+
+    def is_begun(self, run: Run) -> bool:
+        """Whether something of it is there."""
+        raise NotImplementedError
+
+    def standing(self, run: Run, stale: Iterable[str] = ()) -> Standing:
+        """How far it is. `stale` are the names of what is stale among what it may read."""
+        made_from = self.made_from(run)
+        if made_from is None:
+            return Standing(self, State.UNFINISHED if self.is_begun(run) else State.MISSING)
+        stale_inputs = [name for name in self.reads if name in stale]
+        if stale_inputs:
+            return Standing(self, State.STALE, f"{' and '.join(stale_inputs)} will be made again")
+        absent = [name for name in self.reads if not _is_finished(run.path(name))]
+        if absent:
+            return Standing(self, State.STALE, f"{' and '.join(absent)} is gone")
+        try:
+            decided_by = self.decided_by(run)
+        except (ValueError, OSError, Stopped) as error:
+            return Standing(self, State.STALE, str(error))
+        if made_from != decided_by:
+            return Standing(self, State.STALE, differences(made_from, decided_by))
+        return Standing(self, State.FINISHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStage(Stage):
+    """A table. The cluster makes it by a `plan`, or this process from `rows`."""
+
+    schema: pa.Schema
+    plan: Callable[[Run], Plan] | None = None
+    rows: Callable[[Run], Iterable[Row]] | None = None
+    rows_per_file: int = ROWS_PER_FILE
+    """Of rows that this process writes, which are in memory at a time."""
+    least_kept: Callable[[Run], float] = lambda run: 0.0
+    """The least share of its rows that has to be kept."""
+    may_be_empty: bool = False
+    on_mismatch: Callable[[Run], OnMismatch] = lambda run: run.on_mismatch
+
+    def make(self, run: Run) -> Manifest:
+        """The finished table; says how far an estimate of it was off."""
+        check_inputs(run, self.reads)
+        path = run.path(self.name)
+        decided_by = self.decided_by(run)
+        mismatch = self.on_mismatch(run)
+        plan = self.plan
+        if plan is None:
+            assert self.rows is not None, f"{self.name} has neither a plan nor rows"
+            return write_rows(
+                path, self.schema, self.rows(run), decided_by, on_mismatch=mismatch, rows_per_file=self.rows_per_file,
+                least_kept=self.least_kept(run), may_be_empty=self.may_be_empty,
+            )  # fmt: skip
+        manifest = build_table(
+            path, self.schema, decided_by, lambda: plan(run), on_mismatch=mismatch, least_kept=self.least_kept(run)
+        )
+        estimate.compare(run, manifest)
+        return manifest
+
+    def made_from(self, run: Run) -> Fingerprint | None:
+        manifest = read_manifest(run.path(self.name))
+        return None if manifest is None else manifest.fingerprint
+
+    def is_begun(self, run: Run) -> bool:
+        return storage.exists(storage.join(run.path(self.name), "building.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStage(Stage):
+    """A model folder. Either `store` writes it by `store_model`, or `train` keeps or trains it by `fit`."""
+
+    store: Callable[[Run, Fingerprint], None] | None = None
+    train: Callable[[Run], Metrics] | None = None
+
+    def make(self, run: Run) -> Metrics:
+        """The finished model's last measures."""
+        if self.train is not None:  # which looks for its tables by itself
+            return self.train(run)
+        check_inputs(run, self.reads)
+        store = self.store
+        assert store is not None, f"{self.name} is neither stored nor trained"
+        decided_by = self.decided_by(run)
+        return build_model(
+            self.name, run.path(self.name), decided_by, lambda: store(run, decided_by), on_mismatch=run.on_mismatch
+        )
+
+    def made_from(self, run: Run) -> Fingerprint | None:
+        if not is_whole(run.path(self.name)):
+            return None
+        made = storage.read_json(storage.join(run.path(self.name), "made.json"))
+        return made["fingerprint"] if made else {}
+
+    def is_begun(self, run: Run) -> bool:
+        return self.train is not None and storage.exists(run.path(f"metrics/{self.name}.jsonl"))
+
+
+def _is_finished(address: str) -> bool:
+    return read_manifest(address) is not None or is_whole(address)

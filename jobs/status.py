@@ -1,0 +1,114 @@
+"""How far a run is: which tables and models are finished, stale, begun or missing, and the next command.
+
+<run> -> a table on the terminal
+
+hive-ray status runs/one
+hive-ray status shapes --run runs/one --pairs.seed 3      # what these settings would make again
+"""
+
+from jobs.command import run_job
+
+if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
+    run_job("status")
+
+from collections.abc import Iterable, Sequence
+
+from hive_ray import storage
+from hive_ray.artifacts.progress import duration
+from hive_ray.artifacts.tables import read_manifest
+from hive_ray.console import tell_result
+from jobs import pipeline
+from jobs.run import Run, round_of
+from jobs.stage import Stage, Standing, State
+
+COLUMNS = ("", "state", "rows", "dropped", "time", "on disk")
+KILO = 1000
+
+
+def build(run: Run) -> list[Standing]:
+    """Print how far the stages of the pipeline are, of this run and its later rounds, and what comes next."""
+    standings: list[Standing] = []
+    for each in _rounds(run):
+        found = standings_of(each)
+        tell_result(f"{each.root}\n\n{table(each, found)}\n\nnext:  {next_command(each, found)}\n")
+        standings += found
+    return standings
+
+
+def _rounds(run: Run) -> list[Run]:
+    """The run, and its later rounds that are begun."""
+    rounds = [run]
+    while storage.exists(storage.join(rounds[-1].after().root, "config.yaml")):
+        rounds.append(round_of(run, rounds[-1].number + 1))
+    return rounds
+
+
+def standings_of(run: Run) -> list[Standing]:
+    """How far each stage is, in the order of the pipeline. What reads something stale is stale, too."""
+    standings: list[Standing] = []
+    stale: set[str] = set()
+    for stage in _each_once(pipeline.declared(run)):
+        standing = stage.standing(run, stale)
+        if standing.state != State.FINISHED:
+            stale |= _names(stage)
+        standings.append(standing)
+    return standings
+
+
+def _each_once(stages: Iterable[Stage]) -> list[Stage]:
+    return list({stage.name: stage for stage in stages}.values())
+
+
+def _names(stage: Stage) -> set[str]:
+    """What others call what this stage writes."""
+    return {stage.name, "editors/current"} if stage.name == "editors/sft" else {stage.name}
+
+
+def table(run: Run, standings: Sequence[Standing]) -> str:
+    """One line for each stage; why it is stale stands below it."""
+    rows = [COLUMNS, *(_cells(run, standing) for standing in standings)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
+    lines = []
+    for number, row in enumerate(rows):
+        name, state, *numbers = (
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([name, state, *numbers]).rstrip())
+        why = standings[number - 1].why if number else ""
+        if why:
+            lines.append(f"    {why}")
+    return "\n".join(lines)
+
+
+def _cells(run: Run, standing: Standing) -> tuple[str, ...]:
+    stage, state = standing.stage, standing.state
+    address = run.path(stage.name)
+    if state == State.MISSING:
+        return stage.name, state, "", "", "", ""
+    size = _size(sum(storage.list_sizes(address).values()))
+    manifest = read_manifest(address)
+    if manifest is not None:
+        dropped = sum(manifest.dropped.values())
+        return stage.name, state, f"{manifest.rows_out:,}", f"{dropped:,}", duration(manifest.seconds), size
+    made = storage.read_json(storage.join(address, "made.json"))
+    return stage.name, state, "", "", duration(made["seconds"]) if made else "", size
+
+
+def _size(num_bytes: float) -> str:
+    """`640 kB`, `1.2 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < KILO:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= KILO
+    return f"{num_bytes:.3g} TB"
+
+
+def next_command(run: Run, standings: Sequence[Standing]) -> str:
+    """What to type for the first stage that is not finished; to serve the editor where all are."""
+    for standing in standings:
+        if standing.state == State.STALE:
+            return f"{run.command_for(standing.stage.name)} --rebuild"
+        if standing.state != State.FINISHED:
+            return run.command_for(standing.stage.name)
+    return f"make serve EDITOR_FOLDER={run.path('editors/finetuned')}"
