@@ -12,7 +12,10 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ORIENTATION, PROFILE, PHOTOMETRIC, BITS_PER_SAMPLE = 274, 34675, 262, 258
+ORIENTATION = 274
+PROFILE = 34675
+PHOTOMETRIC = 262
+BITS_PER_SAMPLE = 258
 """Tags of TIFF, and of EXIF, which is a small TIFF."""
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of each of TIFF's types."""
@@ -215,7 +218,10 @@ def _inflated(body: bytes) -> bytes | None:
 
 def _webp(data: bytes) -> PictureFile:
     """A WebP with the size of its canvas, which a decoder fills with pixels as soon as it is made."""
-    exif, profile, size, place = b"", None, None, 12
+    exif = b""
+    profile = None
+    size = None
+    place = 12
     while place + 8 <= len(data):
         name, length = struct.unpack_from("<4sL", data, place)
         body = data[place + 8 : place + 8 + min(length, 10)]
@@ -292,7 +298,9 @@ def _tiff(data: bytes) -> PictureFile:
     """The first picture of a TIFF, its directory cut down in place to what a decoder needs."""
     order, big = "<" if data.startswith(b"II") else ">", b"+" in data[2:4]
     [start] = struct.unpack_from(order + ("Q" if big else "L"), data.ljust(16, b"\0"), 8 if big else 4)
-    orientation, profile, total = 1, None, 0
+    orientation = 1
+    profile = None
+    total = 0
     kept: list[bytes] = []
     tags: set[int] = set()
     length = 20 if big else 12

@@ -42,8 +42,8 @@ def _named(process: int) -> str:
 def _host() -> str:
     """This machine, or this container: processes that call it the same see each other's numbers."""
     namespace = Path("/proc/self/ns/pid")
-    told = f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else 0}"
-    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
+    name = f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else 0}"
+    return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 
 def unfinished(name: str) -> str:
@@ -73,9 +73,9 @@ def is_gone(named: str, path: Path) -> bool:
 
 def is_left_behind(path: Path) -> bool:
     """Whether this is an unfinished file whose process is gone."""
-    found = UNFINISHED.fullmatch(path.name)
-    if found:
-        return is_gone(found["owner"], path)
+    match = UNFINISHED.fullmatch(path.name)
+    if match:
+        return is_gone(match["owner"], path)
     return bool(OLDER_UNFINISHED.fullmatch(path.name)) and is_old(path)
 
 

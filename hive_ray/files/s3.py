@@ -153,8 +153,8 @@ def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
             options["s3"] = {"addressing_style": addressing}
         checksums = {name: value or "when_required" for name, value in chosen.items()}
         made = session.create_client("s3", region_name=region, config=Config(**options, **checksums))
-        found = Server(made.meta.endpoint_url, region, (), signed, certificates or None)
-        if found.is_amazon:
+        s3_server = Server(made.meta.endpoint_url, region, (), signed, certificates or None)
+        if s3_server.is_amazon:
             checksums = {name: value or "when_supported" for name, value in chosen.items()}
             made = session.create_client("s3", region_name=region, config=Config(**options, **checksums))
         else:
@@ -168,7 +168,7 @@ def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
             "AWS_SHARED_CREDENTIALS_FILE and AWS_REGION"
         ) from error
     variables = tuple((CHECKSUMS[name], value.lower()) for name, value in checksums.items())
-    return Server(found.endpoint, region, variables, signed, found.certificates), made
+    return Server(s3_server.endpoint, region, variables, signed, s3_server.certificates), made
 
 
 def _addressing() -> str | None:
@@ -194,10 +194,10 @@ def virtual_host(bucket: str) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _virtual_host(bucket: str, settings: str) -> bool:
-    session, found = botocore.session.Session(), server()
+    session, s3_server = botocore.session.Session(), server()
     options = {"s3": {"addressing_style": _addressing()}} if _addressing() else {}
     unsigned = session.create_client(
-        "s3", region_name=found.region, config=Config(signature_version=UNSIGNED, **options)
+        "s3", region_name=s3_server.region, config=Config(signature_version=UNSIGNED, **options)
     )
     address = unsigned.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "key"})
     return (urlparse(address).hostname or "").startswith(f"{bucket.lower()}.")
@@ -213,26 +213,26 @@ def file_system(bucket: str, attempts: int | None = None, timeout_s: float | Non
 
 @functools.cache
 def _file_system(bucket: str, attempts: int, timeout_s: float, settings: str) -> fs.S3FileSystem:
-    found = server()
+    s3_server = server()
     options: dict[str, Any] = {
         "allow_delayed_open": True,  # a small file is one request, not the three of an upload in parts
         "connect_timeout": CONNECT_TIMEOUT_S,
         "request_timeout": timeout_s,
-        "anonymous": not found.signed,
+        "anonymous": not s3_server.signed,
     }
-    if found.certificates and os.path.isfile(found.certificates):
-        options["tls_ca_file_path"] = found.certificates
-    if proxy := _proxy(found.endpoint):
+    if s3_server.certificates and os.path.isfile(s3_server.certificates):
+        options["tls_ca_file_path"] = s3_server.certificates
+    if proxy := _proxy(s3_server.endpoint):
         options["proxy_options"] = proxy
-    address, virtual = urlparse(found.endpoint), virtual_host(bucket)
+    address, virtual = urlparse(s3_server.endpoint), virtual_host(bucket)
     if USUAL_HOST.fullmatch(address.netloc) and virtual:
-        options["region"] = found.region or fs.resolve_s3_region(bucket)
+        options["region"] = s3_server.region or fs.resolve_s3_region(bucket)
     else:
-        options["region"] = found.region or "us-east-1"
+        options["region"] = s3_server.region or "us-east-1"
         options["scheme"] = address.scheme
         options["endpoint_override"] = address.netloc + address.path.rstrip("/")
         options["force_virtual_addressing"] = virtual
-    return _made(options, attempts, found.checksums)
+    return _made(options, attempts, s3_server.checksums)
 
 
 def _proxy(endpoint: str) -> dict[str, Any] | None:
@@ -352,8 +352,8 @@ def _words_of_listing(bucket: str, key: str) -> str:
 
 
 def advice(text: str, bucket: str) -> str:
-    """What to do about an error of S3, by its text."""
-    found = server()
+    """Advice about an error of S3, by its text."""
+    s3_server = server()
     if CERTIFICATE.search(text):
         return (
             "set AWS_CA_BUNDLE to a file of the certificates that signed the server's, or correct https:// and "
@@ -366,7 +366,7 @@ def advice(text: str, bucket: str) -> str:
                 f"{ADDRESSING}=path"
             )
         return "set AWS_ENDPOINT_URL to an address that answers, and look at firewalls and HTTPS_PROXY"
-    if re.search(r"(?i)checksum|trailer|aws-chunked|decoded-content-length", text) and dict(found.checksums) != {
+    if re.search(r"(?i)checksum|trailer|aws-chunked|decoded-content-length", text) and dict(s3_server.checksums) != {
         variable: "when_required" for variable in CHECKSUMS.values()
     }:
         return " and ".join(f"set {variable}=when_required" for variable in CHECKSUMS.values())
@@ -374,7 +374,7 @@ def advice(text: str, bucket: str) -> str:
         if re.search(pattern, text):
             return words
     if re.search(r"ACCESS_DENIED|AccessDenied|status 403", text):
-        if not found.signed:
+        if not s3_server.signed:
             return f"no credentials are set, so requests are not signed: set {CREDENTIALS}"
         return (
             "these credentials may not do this: allow s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and "
@@ -420,14 +420,14 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
 
     Servers that do not know DeleteObjects are asked for each object, from then on at once.
     """
-    asked, endpoint = client(), server().endpoint
+    s3_client, endpoint = client(), server().endpoint
     in_one = len(keys) > 1 and endpoint not in _endpoints_without_batches
     what = f"{PREFIX}{bucket}/{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''} cannot be removed"
     if in_one:
         try:
             with errors_of_botocore(what):
                 named = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-                answer = asked.delete_objects(Bucket=bucket, Delete=named)
+                answer = s3_client.delete_objects(Bucket=bucket, Delete=named)
         except OSError as error:
             if not is_lasting(str(error)):
                 raise
@@ -443,7 +443,7 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
     def remove(key: str) -> None:
         with errors_of_botocore(f"{PREFIX}{bucket}/{key} cannot be removed"):
             try:
-                asked.delete_object(Bucket=bucket, Key=key)
+                s3_client.delete_object(Bucket=bucket, Key=key)
             except ClientError as error:
                 if _code(error) != "NoSuchKey":
                     raise
@@ -457,15 +457,15 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
 
 def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
     """End the uploads in parts below a prefix that began so long ago by the server's clock; how many there were."""
-    asked, ended = client(), 0
+    s3_client, ended = client(), 0
     with errors_of_botocore(f"open uploads of {PREFIX}{bucket}/{prefix} cannot be ended"):
-        for page in asked.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+        for page in s3_client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
             now = _time_of(page)
             for upload in page.get("Uploads", []):
                 if (now - upload["Initiated"]).total_seconds() < older_than_s or not upload["Key"].startswith(prefix):
                     continue
                 try:
-                    asked.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                    s3_client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
                 except ClientError as error:
                     if _code(error) != "NoSuchUpload":
                         raise
@@ -475,5 +475,5 @@ def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
 
 def _time_of(answer: dict[str, Any]) -> datetime:
     """The server's time when it answered, else this machine's."""
-    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return parsedate_to_datetime(told).astimezone(UTC) if told else datetime.now(UTC)
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(date).astimezone(UTC) if date else datetime.now(UTC)

@@ -55,25 +55,25 @@ def give_up(path: Path) -> None:
 
 def sweep() -> None:
     """Remove what processes that are gone have left in the cache."""
-    for found in _entries(_scratch()):
-        named = FOLDER.fullmatch(found.name)
-        if named and is_gone(named["owner"], found):
-            shutil.rmtree(found, ignore_errors=True)
+    for path in _entries(_scratch()):
+        named = FOLDER.fullmatch(path.name)
+        if named and is_gone(named["owner"], path):
+            shutil.rmtree(path, ignore_errors=True)
     for kind in SHARED:
         _sweep_claimed(cache_path() / kind)
     for kind in OLDER:
-        for found in _entries(cache_path() / kind):
-            if found.name.startswith("tmp") and is_old(found):
-                _remove(found)
+        for path in _entries(cache_path() / kind):
+            if path.name.startswith("tmp") and is_old(path):
+                _remove(path)
 
 
 def _sweep_claimed(shared: Path) -> None:
     """Remove what was claimed and is used by nobody any more."""
     claims: dict[str, list[tuple[Path, bool]]] = {}
-    for found in _entries(shared):
-        named = CLAIM.fullmatch(found.name)
+    for path in _entries(shared):
+        named = CLAIM.fullmatch(path.name)
         if named:
-            claims.setdefault(named["name"], []).append((found, is_gone(named["owner"], found)))
+            claims.setdefault(named["name"], []).append((path, is_gone(named["owner"], path)))
     for name, of_it in claims.items():
         if all(gone for _, gone in of_it):
             _remove(shared / name)

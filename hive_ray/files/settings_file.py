@@ -1,4 +1,4 @@
-"""Settings in YAML, as people write them: what is wrong is told with the file, the line and the setting.
+"""Settings in YAML: errors name the file, the line and the setting.
 
 <run>/config.yaml -> a Section
 """
@@ -28,19 +28,19 @@ def load_settings(address: str, kind: type[Kind]) -> Kind:
     try:
         return kind(**values)
     except ValidationError as error:
-        errors = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt name explains it
-        wrong = [f"{address}, line {_line_of(tree, one['loc'])}: {_words(one)}" for one in errors]
+        errors = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")  # a misspelt name explains it
+        wrong = [f"{address}, line {_line_of(tree, problem['loc'])}: {_words(problem)}" for problem in errors]
         raise SettingsError(_listed(wrong)) from error
 
 
 def read_settings(address: str) -> dict[str, Any]:
-    """What a YAML file holds, unchecked. Raises as `load_settings`."""
+    """The values of a YAML file, unchecked. Raises as `load_settings`."""
     return _read(address)[0]
 
 
 def wrong_settings(error: ValidationError) -> str:
-    """Settings that were not taken, in one sentence."""
-    return _listed([_words(one) for one in error.errors()])
+    """The refused settings in one sentence."""
+    return _listed([_words(problem) for problem in error.errors()])
 
 
 def _read(address: str) -> tuple[dict[str, Any], yaml.Node]:
@@ -75,8 +75,8 @@ def _text(address: str) -> str:
         return data.removeprefix(BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        seen = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 (it may be Windows-1252)"
-        raise SettingsError(f"{address}, line {line}: {seen}") from error
+        problem = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 (it may be Windows-1252)"
+        raise SettingsError(f"{address}, line {line}: {problem}") from error
 
 
 def _odd_keys(tree: yaml.Node) -> Iterator[tuple[int, str]]:
@@ -95,15 +95,15 @@ def _odd_keys(tree: yaml.Node) -> Iterator[tuple[int, str]]:
 
 
 def _odd_keys_of(node: yaml.MappingNode) -> Iterator[tuple[int, str]]:
-    seen = set()
+    names = set()
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
             yield line, f"{(key.value if isinstance(key, yaml.ScalarNode) else key.tag)!r} is no name of a setting"
-        elif key.value in seen:
+        elif key.value in names:
             yield line, f"{key.value} is set twice"
         else:
-            seen.add(key.value)
+            names.add(key.value)
 
 
 def _line_of(tree: yaml.Node, place: tuple[str | int, ...]) -> int:
@@ -111,10 +111,10 @@ def _line_of(tree: yaml.Node, place: tuple[str | int, ...]) -> int:
     line = tree.start_mark.line + 1
     for part in place:
         if isinstance(tree, yaml.MappingNode):
-            found = [(key, value) for key, value in tree.value if key.value == part]
-            if not found:
+            pairs = [(key, value) for key, value in tree.value if key.value == part]
+            if not pairs:
                 break
-            line, tree = found[0][0].start_mark.line + 1, found[0][1]
+            line, tree = pairs[0][0].start_mark.line + 1, pairs[0][1]
         elif isinstance(tree, yaml.SequenceNode) and isinstance(part, int) and part < len(tree.value):
             tree = tree.value[part]
             line = tree.start_mark.line + 1
@@ -129,10 +129,10 @@ def _words(wrong: ErrorDetails) -> str:
         return f"there is no setting {name}"
     if wrong["type"] == "missing":
         return f"{name} is missing"
-    said = wrong["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    seen = wrong["input"]
-    shown = f" is {seen!r}" if isinstance(seen, str | int | float | bool | None) else ""
-    return f"{name}{shown}: {said[:1].lower()}{said[1:]}"
+    message = wrong["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    value = wrong["input"]
+    shown = f" is {value!r}" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{name}{shown}: {message[:1].lower()}{message[1:]}"
 
 
 def _listed(wrong: list[str]) -> str:

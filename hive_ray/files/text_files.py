@@ -115,7 +115,9 @@ class LineCount:
     """Counts the lines of one file and those that cannot be used, and keeps the first of these for messages."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.lines, self.bad = name, 0, 0
+        self.name = name
+        self.lines = 0
+        self.bad = 0
         self.first: list[str] = []
 
     def take(self, wrong: str = "") -> None:
@@ -151,8 +153,8 @@ def parse_lines(source: bytes | BinaryIO, name: str) -> Iterator[Line]:
     for number, raw in enumerate(_raw_lines(source, name), 1):
         place = f"{name}, line {number}"
         if len(raw) > LONGEST_LINE:
-            seen = f"longer than {LONGEST_LINE >> 20} MiB; write one object or text a line"
-            yield Line(place, raw[: 4 * SHOWN].decode(errors="replace")[:SHOWN], TOO_LONG, seen)
+            detail = f"longer than {LONGEST_LINE >> 20} MiB; write one object or text a line"
+            yield Line(place, raw[: 4 * SHOWN].decode(errors="replace")[:SHOWN], TOO_LONG, detail)
             continue
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if not raw.strip():
@@ -160,8 +162,8 @@ def parse_lines(source: bytes | BinaryIO, name: str) -> Iterator[Line]:
         try:
             yield Line(place, raw.decode())
         except UnicodeDecodeError as error:
-            seen = f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8 (it may be Windows-1252)"
-            yield Line(place, raw.decode(errors="replace"), NOT_UTF8, seen)
+            detail = f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8 (it may be Windows-1252)"
+            yield Line(place, raw.decode(errors="replace"), NOT_UTF8, detail)
 
 
 def read_json_lines(address: str, *, objects: bool = False) -> Iterator[JsonLine]:
@@ -234,16 +236,16 @@ def _json(line: Line) -> JsonLine:
         return JsonLine(line.place, text, value=parse_json(text))
     except ValueError as error:
         is_array = text.lstrip().startswith("[")
-        seen = "the beginning of a JSON array; write one object a line" if is_array else f"not JSON ({error})"
-        return JsonLine(line.place, text, NOT_JSON, seen)
+        detail = "the beginning of a JSON array; write one object a line" if is_array else f"not JSON ({error})"
+        return JsonLine(line.place, text, NOT_JSON, detail)
 
 
 def _object(line: Line) -> JsonLine:
-    found = _json(line)
-    if found.problem or isinstance(found.value, dict):
-        return found
-    kind = JSON_KINDS[type(found.value)]
-    return JsonLine(line.place, found.text, NOT_AN_OBJECT, f"a JSON {kind}; write one object a line")
+    parsed = _json(line)
+    if parsed.problem or isinstance(parsed.value, dict):
+        return parsed
+    kind = JSON_KINDS[type(parsed.value)]
+    return JsonLine(line.place, parsed.text, NOT_AN_OBJECT, f"a JSON {kind}; write one object a line")
 
 
 def _table_rows(address: str, delimiter: str) -> Iterator[TableRow]:
@@ -301,7 +303,9 @@ class _Records:
     """
 
     def __init__(self, lines: Iterator[str], name: str, delimiter: str) -> None:
-        self.lines, self.name, self.delimiter = lines, name, delimiter
+        self.lines = lines
+        self.name = name
+        self.delimiter = delimiter
         self.width = 0
         """Values that a row of several lines must have; 0 is any number."""
         self.number = 0
@@ -361,8 +365,8 @@ class _Records:
                 return _Record(
                     place, text, [], 1, TOO_LONG, f"a value is longer than {csv.field_size_limit():,} characters"
                 )
-            seen = "a carriage return in a value without quotes" if "\r" in text else str(error)
-            return _Record(place, text, [], 1, NOT_A_ROW, seen)
+            detail = "a carriage return in a value without quotes" if "\r" in text else str(error)
+            return _Record(place, text, [], 1, NOT_A_ROW, detail)
         if reader.line_num > 1:
             return _Record(place, text, [], 1, QUOTE_NOT_CLOSED, "a quote is opened and not closed")
         return _Record(place, text, values)

@@ -67,7 +67,7 @@ def is_answer(answer: Any) -> TypeGuard[dict[str, Any]]:
 def choices_of(answer: dict) -> list[Choice]:
     """The choices of an answer to a conversation or to a request for completions, as many as can be read."""
     choices = answer.get("choices")
-    return [_choice(one) for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+    return [_choice(choice) for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def find_json(text: str, read: Callable[[Any], T | None]) -> T | None:
@@ -95,22 +95,22 @@ def json_values(text: str) -> list[Any]:
     A trailing comma and line breaks in strings are taken. What is nested too deeply for Python, or is a whole number
     of thousands of digits, is none.
     """
-    found: list[Any] = []
+    values: list[Any] = []
     run: list[dict] = []
     last_end = -1
     for value, start, end, read in _decoded(text):
         follows = last_end >= 0 and FENCE.fullmatch(read, last_end, start)
         last_end = end
         if run and not (follows and isinstance(value, dict)):
-            found.append(run[0] if len(run) == 1 else run)
+            values.append(run[0] if len(run) == 1 else run)
             run = []
         if isinstance(value, dict):
             run.append(value)
         else:
-            found.append(value)
+            values.append(value)
     if run:
-        found.append(run[0] if len(run) == 1 else run)
-    return found
+        values.append(run[0] if len(run) == 1 else run)
+    return values
 
 
 def _decoded(text: str) -> Iterator[tuple[Any, int, int, str]]:

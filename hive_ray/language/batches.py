@@ -75,11 +75,11 @@ def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
         for chunk in _chunks(requests):
             if len(at_work) == AT_ONCE:
                 done, at_work = wait(at_work, return_when="FIRST_COMPLETED")
-                for one in done:
-                    one.result()
+                for batch in done:
+                    batch.result()
             at_work.add(pool.submit(_answer, endpoint, chunk))
-        for one in at_work:
-            one.result()
+        for batch in at_work:
+            batch.result()
 
 
 def _chunks(requests: Iterable[Request]) -> Iterator[dict[str, Request]]:
@@ -130,9 +130,9 @@ def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Re
     """
     request = next(iter(chunk.values()))
     for body in account.refusals:
-        said = body.get("error", body) if isinstance(body, dict) else {}
-        said = said if isinstance(said, dict) else {}
-        endpoint.stop_if_general(request, words_in(body), said.get("code"), said.get("param"))
+        details = body.get("error", body) if isinstance(body, dict) else {}
+        details = details if isinstance(details, dict) else {}
+        endpoint.stop_if_general(request, words_in(body), details.get("code"), details.get("param"))
         refused = refused_in(body, [name for name in OPTIONAL if name in request])
         if refused:
             endpoint.leave_out(refused, words_in(body))
@@ -163,15 +163,15 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
     """A new batch of what has no answer; None if all have one. `Stopped` if no more may be spent."""
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         kept = list(pool.map(endpoint.answers.find, chunk.values()))
-    asked = {name: request for (name, request), one in zip(chunk.items(), kept, strict=True) if one is None}
-    if not asked:
+    unanswered = {name: request for (name, request), answer in zip(chunk.items(), kept, strict=True) if answer is None}
+    if not unanswered:
         return None
     endpoint.budget.exchange()
     endpoint.budget.check()
-    url = "/v1/chat/completions" if "messages" in next(iter(asked.values())) else "/v1/completions"
+    url = "/v1/chat/completions" if "messages" in next(iter(unanswered.values())) else "/v1/completions"
     lines = "".join(
         json.dumps({"custom_id": name, "method": "POST", "url": url, "body": endpoint.body_of(request)}) + "\n"
-        for name, request in asked.items()
+        for name, request in unanswered.items()
     )
     file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
     require_fields(file, "id")
@@ -180,7 +180,7 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
         input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
     )
     require_fields(batch)
-    say(f"started {batch.id} on {len(asked)} requests", stage="instructions")
+    say(f"started {batch.id} on {len(unanswered)} requests", stage="instructions")
     return batch
 
 
@@ -203,11 +203,12 @@ def _kept(endpoint: Endpoint, batch: Batch, digest: str, chunk: dict[str, Reques
     return account
 
 
-def read_batch_file(content: bytes, name: str, wanted: Iterable[str], account: Account) -> None:
-    """Add the lines of a batch's file of answers, or of errors, to `account`; a line without an answer to a request
-    that is `wanted` is left out, counted and named, and costs no other.
+def read_batch_file(content: bytes, name: str, request_ids: Iterable[str], account: Account) -> None:
+    """Add the lines of a batch's file of answers or errors to `account`.
+
+    A line without an answer to one of `request_ids` is left out and counted by its reason; the others are kept.
     """
-    known = set(wanted)
+    known = set(request_ids)
     text = content.replace(b"\0", "\ufffd".encode())  # a zero byte in the first line would cost the file
     try:
         for line in parse_json_lines(text, name, objects=True):
@@ -229,12 +230,12 @@ def _take(line: JsonLine, known: set[str], account: Account) -> None:
     if is_answer(body) and (status == 200 or not isinstance(status, int)):
         account.answers[custom_id] = body
         return None
-    said = body or line.value.get("error")
-    words = words_in(said)
+    refusal = body or line.value.get("error")
+    words = words_in(refusal)
     if not words or (status == 200 and not line.value.get("error")):
         return account.leave_out(NO_ANSWER, line.sample)
-    if said not in account.refusals and len(account.refusals) < REASONS_SHOWN:
-        account.refusals.append(said)
+    if refusal not in account.refusals and len(account.refusals) < REASONS_SHOWN:
+        account.refusals.append(refusal)
     return account.leave_out(REFUSED, f"{line.place}: {words}")
 
 

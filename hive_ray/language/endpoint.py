@@ -81,7 +81,9 @@ class Endpoint:
         self, answers: str, spending: Spending, *, structure: str = "instructions.structure", send_seed: bool = True
     ) -> None:
         self.client = openai_client.client(timeout=TIMEOUT_S, max_retries=MAX_RETRIES)
-        self.spending, self.answers, self.budget = spending, Answers(answers), Budget(answers, spending)
+        self.spending = spending
+        self.answers = Answers(answers)
+        self.budget = Budget(answers, spending)
         self.structure = structure
         self.left_out: set[str] = set() if send_seed else {"seed"}
         self.failures = 0
@@ -111,18 +113,18 @@ class Endpoint:
         Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
         """
         self.budget.exchange()
-        asked = [pool.submit(act, row) for row in rows]
-        wait(asked)
+        futures = [pool.submit(act, row) for row in rows]
+        wait(futures)
         self.budget.exchange()
-        for error in sorted(filter(None, (one.exception() for one in asked)), key=_goes_on):
+        for error in sorted(filter(None, (future.exception() for future in futures)), key=_goes_on):
             raise error
-        return [one.result() for one in asked]
+        return [future.result() for future in futures]
 
     def flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags; raises as `ask`."""
         content = self._sent(lambda: self.client.moderations.with_raw_response.create(input=texts))
         try:
-            flags = [one["flagged"] for one in parse_json(content.decode(errors="replace"))["results"]]
+            flags = [result["flagged"] for result in parse_json(content.decode(errors="replace"))["results"]]
         except (ValueError, KeyError, TypeError):
             flags = []
         if len(flags) != len(texts) or not all(isinstance(flag, bool) for flag in flags):
@@ -147,9 +149,9 @@ class Endpoint:
     def stop_if_general(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
         """`Stopped` if a refusal, in these words, is one that every request of the stage would get."""
         if "response_format" in request and ABOUT_STRUCTURE.search(words):
-            asked = request["response_format"].get("type", "")
-            others = " or ".join(kind for kind in ("json_schema", "json_object", "none") if kind != asked)
-            raise Stopped(f"the endpoint does not support {asked}: set {self.structure} to {others} ({words})")
+            structure = request["response_format"].get("type", "")
+            others = " or ".join(kind for kind in ("json_schema", "json_object", "none") if kind != structure)
+            raise Stopped(f"the endpoint does not support {structure}: set {self.structure} to {others} ({words})")
         if about == "model" or code in ABOUT_MODEL:
             raise Stopped(f"the endpoint refuses the model {request.get('model')!r}: {words}")
 
@@ -185,8 +187,9 @@ class Endpoint:
         return content
 
     def _refuse(self, request: Request, error: APIStatusError) -> None:
-        words, said = words_of(error), error.body if isinstance(error.body, dict) else {}
-        self.stop_if_general(request, words, said.get("code"), said.get("param"))
+        words = words_of(error)
+        details = error.body if isinstance(error.body, dict) else {}
+        self.stop_if_general(request, words, details.get("code"), details.get("param"))
         raise NoAnswer("request_refused", words) from error
 
     def _sent(self, ask: Callable[[], Any]) -> bytes:
@@ -237,8 +240,8 @@ def reached(ask: Callable[[], R]) -> R:
     except APITimeoutError:
         raise
     except (APIConnectionError, APIStatusError) as error:
-        said = error.body if isinstance(error.body, dict) else {}
-        no_money = said.get("code") == "insufficient_quota"
+        details = error.body if isinstance(error.body, dict) else {}
+        no_money = details.get("code") == "insufficient_quota"
         if isinstance(error, APIStatusError) and error.status_code not in OUT_OF_REACH and not no_money:
             raise
         raise Stopped(_out_of_reach(words_of(error))) from error
@@ -268,16 +271,16 @@ def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
 
 
 class Started(Protocol):
-    """What runs at the endpoint for a while: a fine-tuning job, a batch."""
+    """A job of the endpoint that takes a while: fine-tuning, or a batch."""
 
     @property
     def id(self) -> str:
-        """How the endpoint names it."""
+        """The endpoint's name for it."""
         ...
 
     @property
     def status(self) -> str | None:
-        """How far it is; `require_fields` sees to it that it is a text."""
+        """The state of the job; `require_fields` ensures that it is a text."""
         ...
 
 
@@ -285,33 +288,34 @@ S = TypeVar("S", bound=Started)
 
 
 def require_fields(value: R, *names: str) -> R:
-    """What the client read of an answer; EndpointError if it lacks one of the texts `names` ("id", "status")."""
+    """The value itself, as the client read it; EndpointError if it lacks one of the texts `names` ("id", "status")."""
     for name in names or ("id", "status"):
         if not isinstance(getattr(value, name, None), str):
-            seen = value if isinstance(value, str) else repr(value)
+            text = value if isinstance(value, str) else repr(value)
             raise EndpointError(
-                f"the endpoint answers {sample_of(seen)[:SAMPLE]!r}, without {name!r}: it may not have this part of "
+                f"the endpoint answers {sample_of(text)[:SAMPLE]!r}, without {name!r}: it may not have this part of "
                 "OpenAI's interface, or a page stands between"
             )
     return value
 
 
-def follow(name: str, one: S, look: Callable[[str], S], ended: Collection[str]) -> S:
-    """What was started, once its status is one of `ended`; EndpointError after PATIENCE_S.
+def follow(name: str, job: S, look: Callable[[str], S], ended: Collection[str]) -> S:
+    """Poll a job of the endpoint until its status is one of `ended`; EndpointError after PATIENCE_S.
 
     An endpoint that does not answer for a while is asked again.
     """
-    started, said = time.monotonic(), one.status
-    while one.status not in ended:
-        waited = time.monotonic() - started
+    began = time.monotonic()
+    status = job.status
+    while job.status not in ended:
+        waited = time.monotonic() - began
         if waited > PATIENCE_S:
-            raise EndpointError(f"{one.id} is {one.status} after {waited / 3600:.1f} h; run again to follow it on")
+            raise EndpointError(f"{job.id} is {job.status} after {waited / 3600:.1f} h; run again to follow it on")
         time.sleep(POLL_S)
         try:
-            one = require_fields(look(one.id))
+            job = require_fields(look(job.id))
         except (APIConnectionError, InternalServerError, RateLimitError) as error:
-            warn(f"no answer about {one.id} ({words_of(error)}), asking again", stage=name)
-        if one.status != said:
-            said = one.status
-            say(f"{one.id} is {said} after {time.monotonic() - started:.0f} s", stage=name)
-    return one
+            warn(f"no answer about {job.id} ({words_of(error)}), asking again", stage=name)
+        if job.status != status:
+            status = job.status
+            say(f"{job.id} is {status} after {time.monotonic() - began:.0f} s", stage=name)
+    return job

@@ -35,7 +35,7 @@ def request_id(request: Request) -> str:
 
 
 def or_stop(act: Callable[P, R]) -> Callable[P, R]:
-    """`act`, with `Stopped` for an OSError: that answers cannot be kept or found is no row's fault."""
+    """`act` that raises `Stopped` in place of an OSError, since unreachable answers are no row's fault."""
 
     @functools.wraps(act)
     def acted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,9 +55,9 @@ class Answers:
 
     @or_stop
     def find(self, request: Request) -> dict | None:
-        """What `keep` was given for this request: {"answer": ..., "batch": ...}; None if it was not answered.
+        """The kept answer to this request, {"answer": ..., "batch": ...}; None if there is none.
 
-        A file that is damaged, or holds no answer (older versions kept errors, too), is as if it were not there.
+        A file that is damaged or holds no answer (older versions kept errors, too) is ignored.
         """
         try:
             kept = parse_json(storage.read_text(self._address(request_id(request))))
@@ -105,7 +105,9 @@ class Budget:
     def __init__(self, path: str, spending: Spending) -> None:
         self.folder, self.name = storage.join(path, "spent"), f"{uuid.uuid4().hex}.json"
         self.most = spending.most_dollars
-        self.own = self.others = self.stored = 0.0
+        self.own = 0.0
+        self.others = 0.0
+        self.stored = 0.0
         self.exchanged = -STORE_S
         self.lock = threading.Lock()
 
@@ -119,7 +121,7 @@ class Budget:
 
     @or_stop
     def exchange(self) -> None:
-        """Let the other writers know what this one has spent, and learn what they have."""
+        """Store what this writer has spent, and read what the others have."""
         with self.lock:
             self._exchange()
 

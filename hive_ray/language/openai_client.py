@@ -45,33 +45,33 @@ def client(*, timeout: float, max_retries: int) -> OpenAI:
     try:
         return OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
     except Exception as error:  # what it finds in the environment, such as a proxy's address that is none
-        said = _without_secrets(str(error))
-        raise EndpointError(f"the client of {shown(base_url)} cannot be made: {said}{_proxy_words()}") from error
+        message = _without_secrets(str(error))
+        raise EndpointError(f"the client of {shown(base_url)} cannot be made: {message}{_proxy_words()}") from error
 
 
 def address() -> str:
     """The endpoint's address, without the blanks around it; EndpointError if it is none."""
-    given = os.environ.get(BASE_URL)
-    if given is None:
+    value = os.environ.get(BASE_URL)
+    if value is None:
         return DEFAULT_ADDRESS
-    found = given.strip().rstrip("/")
-    wanted = f"{BASE_URL} has to be the address below which /chat/completions lies, such as http://localhost:8000/v1"
-    if not found:
-        raise EndpointError(f"{BASE_URL} is empty. {wanted}; unset it for OpenAI's own, {DEFAULT_ADDRESS}")
-    seen = f"{BASE_URL} is {shown(found)!r}"
+    url = value.strip().rstrip("/")
+    expected = f"{BASE_URL} has to be the address below which /chat/completions lies, such as http://localhost:8000/v1"
+    if not url:
+        raise EndpointError(f"{BASE_URL} is empty. {expected}; unset it for OpenAI's own, {DEFAULT_ADDRESS}")
+    current = f"{BASE_URL} is {shown(url)!r}"
     try:
-        parts = urlsplit(found)
+        parts = urlsplit(url)
         named = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
     except ValueError as error:
-        raise EndpointError(f"{seen}, which is no address ({error}). {wanted}") from error
+        raise EndpointError(f"{current}, which is no address ({error}). {expected}") from error
     if not named:
-        raise EndpointError(f"{seen}, without http:// or https:// and a host. {wanted}")
-    if not found.isprintable() or " " in found:
-        raise EndpointError(f"{seen}, with a blank or another character that no address has. {wanted}")
+        raise EndpointError(f"{current}, without http:// or https:// and a host. {expected}")
+    if not url.isprintable() or " " in url:
+        raise EndpointError(f"{current}, with a blank or another character that no address has. {expected}")
     for end in ENDS_OF_REQUESTS:
         if parts.path.endswith(end):
-            raise EndpointError(f"{seen}, and the client adds {end} by itself. {wanted}")
-    return found
+            raise EndpointError(f"{current}, and the client adds {end} by itself. {expected}")
+    return url
 
 
 def shown(url: str) -> str:
@@ -130,7 +130,7 @@ def _models(content: bytes) -> list[str] | None:
         return None
     if not isinstance(data, list):
         return None
-    return [one["id"] for one in data if isinstance(one, dict) and isinstance(one.get("id"), str)]
+    return [model["id"] for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
 def words_of(error: OpenAIError) -> str:
@@ -140,21 +140,21 @@ def words_of(error: OpenAIError) -> str:
     if isinstance(error, APIConnectionError):
         return f"Connection error: {_cause(error)}"
     if isinstance(error, APIStatusError):
-        said = words_in(error.body)
+        words = words_in(error.body)
         advice = ""
         if error.status_code == 404:
             advice = f"; the model may have another name, or {BASE_URL} ({shown(address())}) lack a /v1"
-        return _without_secrets(f"Error code: {error.status_code} - {said or 'no words'}{advice}")
+        return _without_secrets(f"Error code: {error.status_code} - {words or 'no words'}{advice}")
     return _without_secrets(str(error))
 
 
 def words_in(body: Any) -> str:
     """What the body of a refusal says, at most WORDS characters: OpenAI's, FastAPI's and others' JSON, or a page."""
     try:
-        said = _words(body) or (json.dumps(body) if body else "")
+        words = _words(body) or (json.dumps(body) if body else "")
     except RecursionError:
-        said = "JSON that is nested too deeply"
-    return _without_secrets(" ".join(said.split()))[:WORDS]
+        words = "JSON that is nested too deeply"
+    return _without_secrets(" ".join(words.split()))[:WORDS]
 
 
 def sample_of(content: bytes | str) -> str:
@@ -171,10 +171,10 @@ def refused_settings(error: APIStatusError, names: Collection[str]) -> set[str]:
 def refused_in(body: Any, names: Collection[str]) -> set[str]:
     """As `refused_settings`, of the body of a refusal: they are its `param`, in a `loc`, or named in its words."""
     try:
-        said = json.dumps(body)
+        text = json.dumps(body)
     except (RecursionError, ValueError):
         return set()
-    return {name for name in names if re.search(rf"(?<![\w-]){name}(?![\w-])", said, re.IGNORECASE)}
+    return {name for name in names if re.search(rf"(?<![\w-]){name}(?![\w-])", text, re.IGNORECASE)}
 
 
 def _words(body: Any) -> str:
@@ -185,9 +185,9 @@ def _words(body: Any) -> str:
         return "; ".join(filter(None, map(_words, body)))
     if not isinstance(body, dict):
         return ""
-    said = next(filter(None, (_words(body.get(key)) for key in ("error", "message", "detail", "msg"))), "")
+    words = next(filter(None, (_words(body.get(key)) for key in ("error", "message", "detail", "msg"))), "")
     where = body.get("loc")
-    return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
+    return f"{'.'.join(map(str, where))}: {words}" if words and isinstance(where, list) else words
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -203,24 +203,23 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _cause(error: BaseException) -> str:
     """The first cause of a connection's failure in words."""
     host, causes = shown(address()), _causes(error)
-    said = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
+    message = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
     proxy = _proxy()
-    if proxy and any(isinstance(one, socket.gaierror | ConnectionRefusedError) for one in causes):
+    if proxy and any(isinstance(cause, socket.gaierror | ConnectionRefusedError) for cause in causes):
         variable, where = proxy
-        return (
-            f"the proxy {where} ({variable}) does not answer ({said}); correct {variable}, or set NO_PROXY for {host}"
-        )
-    if any(isinstance(one, socket.gaierror) for one in causes):
-        return f"no host is known by the name in {host} ({said}); correct {BASE_URL}"
-    if any(isinstance(one, ConnectionRefusedError) for one in causes):
-        return f"nothing listens at {host} ({said}); start the endpoint, or correct {BASE_URL}"
-    if any(isinstance(one, ssl.SSLCertVerificationError) for one in causes):
-        return f"the certificate of {host} is not trusted ({said}); SSL_CERT_FILE may name its authority's"
-    if any(isinstance(one, ssl.SSLError) for one in causes):
-        return f"{host} does not speak TLS as it should ({said}); see whether {BASE_URL} should begin with http://"
-    if "header value" in said:
-        return f"a header cannot be sent ({said}); OPENAI_ORG_ID or OPENAI_PROJECT_ID may hold a line's end"
-    return f"{host}: {said}{_proxy_words()}"
+        advice = f"correct {variable}, or set NO_PROXY for {host}"
+        return f"the proxy {where} ({variable}) does not answer ({message}); {advice}"
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return f"no host is known by the name in {host} ({message}); correct {BASE_URL}"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return f"nothing listens at {host} ({message}); start the endpoint, or correct {BASE_URL}"
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return f"the certificate of {host} is not trusted ({message}); SSL_CERT_FILE may name its authority's"
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return f"{host} does not speak TLS as it should ({message}); see whether {BASE_URL} should begin with http://"
+    if "header value" in message:
+        return f"a header cannot be sent ({message}); OPENAI_ORG_ID or OPENAI_PROJECT_ID may hold a line's end"
+    return f"{host}: {message}{_proxy_words()}"
 
 
 def _proxy() -> tuple[str, str] | None:
@@ -231,9 +230,9 @@ def _proxy() -> tuple[str, str] | None:
             return None
     except (OSError, ValueError):
         return None
-    found = getproxies()
-    names = [name for name in (parts.scheme, "all") if found.get(name)]
-    return (f"{names[0].upper()}_PROXY", shown(found[names[0]])) if names else None
+    proxies = getproxies()
+    names = [name for name in (parts.scheme, "all") if proxies.get(name)]
+    return (f"{names[0].upper()}_PROXY", shown(proxies[names[0]])) if names else None
 
 
 def _proxy_words() -> str:

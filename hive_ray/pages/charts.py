@@ -38,10 +38,11 @@ def line_chart(
     bands: Mapping[str, Points] | None = None,
     levels: Mapping[str, float] | None = None,
 ) -> str:
-    """A line for each name through its (x, y) points; the words name the axes; a legend where there are several.
+    """A line for each name through its (x, y) points, with named axes; a legend if there are several lines.
 
-    bands: name of a line -> (low, high) at each of its points, shaded. levels: name -> a height, dashed all across;
-    the legend then stands beside the chart, where it hides none of them."""
+    bands: name of a line -> (low, high) at each of its points, shaded. levels: name -> the height of a dashed line
+    across the chart. With levels the legend stands beside the chart, so that it hides none of them.
+    """
 
     def draw(axes: Axes) -> None:
         for name, points in lines.items():
@@ -82,13 +83,12 @@ def histogram(
 
 
 def bar_chart(bars: Mapping[str, int], across: str, apart: str) -> str:
-    """A bar across for each name, the first on top, with its count and its share of all; `apart` has a colour of its
-    own."""
+    """A horizontal bar for each name, the first on top, with its count and share; `apart` has another colour."""
     words = {name: f"{count:,} ({100 * count / max(1, sum(bars.values())):.1f} %)" for name, count in bars.items()}
 
     def draw(axes: Axes) -> None:
         drawn = axes.barh(
-            list(bars), list(bars.values()), height=0.6, color=[_TEAL if one == apart else _ORANGE for one in bars]
+            list(bars), list(bars.values()), height=0.6, color=[_TEAL if name == apart else _ORANGE for name in bars]
         )
         axes.bar_label(drawn, list(words.values()), padding=4)
         axes.margins(x=0.25)
@@ -96,8 +96,8 @@ def bar_chart(bars: Mapping[str, int], across: str, apart: str) -> str:
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
 
-    said = {f"{name} {count}": None for name, count in words.items()}
-    return _chart(draw, said, across, "", height=0.8 + 0.38 * len(bars), legend=False)
+    labels = {f"{name} {count}": None for name, count in words.items()}
+    return _chart(draw, labels, across, "", height=0.8 + 0.38 * len(bars), legend=False)
 
 
 def interval_chart(intervals: Mapping[str, tuple[float, float, float]], across: str) -> str:
@@ -161,5 +161,5 @@ def _chart(
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()
     axes_said = f"{upwards} by {across}" if upwards else across
-    said = escape(f"{axes_said}: {', '.join(names)}", quote=True)
-    return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
+    description = escape(f"{axes_said}: {', '.join(names)}", quote=True)
+    return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

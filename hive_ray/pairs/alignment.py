@@ -35,7 +35,9 @@ def refine_tokens(source: list[int], edited: list[int]) -> list[int]:
         for j, after in enumerate(edited, start=1):
             matched = best[i - 1][j - 1] + (1 if before == after else -1)
             best[i][j] = max(best[i][j - 1], best[i - 1][j], matched)
-    alignment, i, j = [-1] * len(edited), len(source), len(edited)
+    alignment = [-1] * len(edited)
+    i = len(source)
+    j = len(edited)
     while i and j:
         if best[i][j] == best[i][j - 1]:
             j -= 1
@@ -97,7 +99,7 @@ def swapped_mapper(source: list[Span], edited: list[Span], swapped: list[bool], 
 
 
 def changed_tokens(source: list[int], edited: list[int]) -> tuple[list[int], list[int]]:
-    """The source's tokens that are gone and the edited caption's that are new, by `refine_tokens`."""
+    """The source's removed tokens and the edited caption's new ones, by `refine_tokens`."""
     kept = refine_tokens(source, edited)
     gone = sorted(set(range(len(source))) - set(kept))
-    return gone, [index for index, found in enumerate(kept) if found < 0]
+    return gone, [index for index, source_index in enumerate(kept) if source_index < 0]

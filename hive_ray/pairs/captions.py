@@ -30,7 +30,10 @@ from hive_ray.seeds import id_for
 
 COMPRESSED = (".gz", ".bz2", ".zst")
 ROWS_AT_A_TIME = 4096
-EMPTY, NOT_TEXT, DUPLICATE, COLUMN_MISSING = "empty", "not_text", "duplicate", "column_missing"
+EMPTY = "empty"
+NOT_TEXT = "not_text"
+DUPLICATE = "duplicate"
+COLUMN_MISSING = "column_missing"
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,17 @@ def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row]:
     "not_text", "duplicate", and those of `Unusable`. Raises a TextError where more than half of what was read before
     the last caption is unusable.
     """
-    seen: set[str] = set()
+    known: set[str] = set()
     count = LineCount("captions")
     for text in texts:
         count.take(text.sample if isinstance(text, Unusable) else "")
         row = _caption_row(text)
-        if row.get("caption_id") in seen:
+        if row.get("caption_id") in known:
             row = {"dropped": DUPLICATE}
         yield row
         if "dropped" not in row:
-            seen.add(row["caption_id"])
-            if len(seen) == most:
+            known.add(row["caption_id"])
+            if len(known) == most:
                 count.refuse_most()
                 return
 
@@ -109,9 +112,9 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
 
 def _dataset_files(folder: str) -> list[str]:
     for suffix in (".parquet", ".arrow"):
-        found = storage.list_data(folder, suffix)
-        if found:
-            return [storage.join(folder, name) for name in found]
+        names = storage.list_data(folder, suffix)
+        if names:
+            return [storage.join(folder, name) for name in names]
     raise ValueError(f"captions folder {folder} has no .parquet and no .arrow files; give a dataset folder")
 
 

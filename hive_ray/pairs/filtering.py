@@ -35,7 +35,7 @@ def least_similarities(settings: Pairs) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Look:
-    """What the pictures of a pair show: (source, edited) each."""
+    """Measures of the pictures of a pair: (source, edited) each."""
 
     contrast: tuple[float, float]
     colours: tuple[np.ndarray, np.ndarray]
@@ -62,24 +62,26 @@ def mean_colours(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float32)
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two pictures are apart: the greatest difference in a channel of a cell of their `mean_colours`, 0..255.
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    """The difference of two pictures: the greatest one in any channel of any cell of their `mean_colours`, 0..255.
 
-    Means of cells leave noise and compression out, as in other tests for near-duplicates; the cell that differs most
-    speaks for all, since most edits are local. A difference hash (Krawetz 2013) has the brightness of the whole
-    picture in 64 bits: a thing that is recoloured, or a small one that is added, may change none of them.
+    Means of cells suppress noise and compression, as in other tests for near-duplicates. The greatest difference
+    counts, since most edits are local. A difference hash (Krawetz 2013) describes the brightness of the whole picture
+    in 64 bits, and a recoloured thing or a small new one may change none of them.
     """
-    return float(np.abs(one - other).max())
+    return float(np.abs(first - second).max())
 
 
 def drop_reason(pair: Row, look: Look, settings: Pairs) -> str | None:
-    """Why this pair is not kept, whatever others there are, or None: `clip_direction_below_0.2`.
+    """The reason to drop this pair regardless of others, such as `clip_direction_below_0.2`; None if there is none.
 
-    What the pictures show comes first: similarities of a flat one mean nothing.
+    Contrast is checked first, since similarities of a flat picture mean nothing.
     """
-    for one, reason in zip(look.contrast, (SOURCE_IS_FLAT, EDITED_IS_FLAT), strict=True):
-        if one < settings.least_contrast:
-            return reason
+    source_contrast, edited_contrast = look.contrast
+    if source_contrast < settings.least_contrast:
+        return SOURCE_IS_FLAT
+    if edited_contrast < settings.least_contrast:
+        return EDITED_IS_FLAT
     if difference(*look.colours) < settings.least_difference:
         return CHANGED_NOTHING
     for column, limit in least_similarities(settings).items():
@@ -89,16 +91,16 @@ def drop_reason(pair: Row, look: Look, settings: Pairs) -> str | None:
 
 
 def keep_best(pairs: Rows, settings: Pairs, flagged: Flagged) -> tuple[Rows, list[tuple[str, Row]]]:
-    """The pairs of one instruction that are kept, best first, and the others, each behind its reason.
+    """The kept pairs of one instruction, best first, and the dropped ones as (reason, pair).
 
-    Of those that pass and are not flagged, `keep_per_instruction` with the greatest clip_direction, but none that
-    shows what a better one shows; ties are broken by pair_id, so the order of the input does not matter.
+    Of the pairs that pass and are not flagged, the `keep_per_instruction` with the greatest clip_direction are kept,
+    without near-duplicates of better ones. Ties are broken by pair_id, so the order of the input does not matter.
     """
-    seen = [(pair, look_at(pair)) for pair in pairs]
-    reasons = [drop_reason(pair, look, settings) for pair, look in seen]
+    looks = [(pair, look_at(pair)) for pair in pairs]
+    reasons = [drop_reason(pair, look, settings) for pair, look in looks]
     dropped = [(reason, pair) for reason, pair in zip(reasons, pairs, strict=True) if reason]
-    passed = [one for reason, one in zip(reasons, seen, strict=True) if not reason]
-    passed.sort(key=lambda one: (-one[0]["clip_direction"], one[0]["pair_id"]))
+    passed = [passed_look for reason, passed_look in zip(reasons, looks, strict=True) if not reason]
+    passed.sort(key=lambda pair_and_look: (-pair_and_look[0]["clip_direction"], pair_and_look[0]["pair_id"]))
     kept: list[tuple[Row, Look]] = []
     unsafe_ones = _flagged_pairs([pair for pair, _ in passed], flagged)
     for (pair, look), unsafe in zip(passed, unsafe_ones, strict=True):
@@ -115,10 +117,10 @@ def keep_best(pairs: Rows, settings: Pairs, flagged: Flagged) -> tuple[Rows, lis
 
 def _flagged_pairs(pairs: Rows, flagged: Flagged) -> list[bool]:
     """Pairs of which either picture is flagged."""
-    found = flagged([pair[side] for side in ("source_image", "edited_image") for pair in pairs])
-    return [source or edited for source, edited in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
+    flags = flagged([pair[side] for side in ("source_image", "edited_image") for pair in pairs])
+    return [source or edited for source, edited in zip(flags[: len(pairs)], flags[len(pairs) :], strict=True)]
 
 
-def _apart(one: Look, other: Look) -> float:
+def _apart(first: Look, second: Look) -> float:
     """Two pairs are as far apart as those of their pictures that differ most."""
-    return max(difference(a, b) for a, b in zip(one.colours, other.colours, strict=True))
+    return max(difference(a, b) for a, b in zip(first.colours, second.colours, strict=True))

@@ -37,7 +37,10 @@ class PairGenerator:
         for start in range(0, len(samples), self.settings.resources.batch_size):
             pairs += self._draw(samples[start : start + self.settings.resources.batch_size])
         unlike = [{"dropped": NOT_REPLACEABLE}] * self.settings.samples_per_instruction
-        return [one for row in rows for one in (self._chosen(row, pairs) if self._can_be_drawn(row) else unlike)]
+        chosen: Rows = []
+        for row in rows:
+            chosen += self._chosen(row, pairs) if self._can_be_drawn(row) else unlike
+        return chosen
 
     def _can_be_drawn(self, row: Row) -> bool:
         swaps = self.settings.sharing == "replace"
@@ -58,7 +61,7 @@ class PairGenerator:
         settings = self.settings
         seeds = [seed_for(settings.seed, row["instruction_id"], draw) for row, draw in samples]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = torch.tensor([first_draws(one) for one in generators])
+        drawn = torch.tensor([first_draws(generator) for generator in generators])
         scales = _between(settings.guidance_scale, drawn[:, 1])
         source_captions = [row["source_caption"] for row, _ in samples]
         edited_captions = [row["edited_caption"] for row, _ in samples]
@@ -142,7 +145,7 @@ def controls_for(settings: Pairs, sources: list[Caption], edits: list[Caption], 
     return google(
         sources,
         edits,
-        swaps_words=[settings.sharing != "refine" and one for one in alike],
+        swaps_words=[settings.sharing != "refine" and is_alike for is_alike in alike],
         self_replace_steps=_between(settings.self_replace_steps, drawn),
         cross_replace_steps=_between(settings.cross_replace_steps, drawn),
         changed_replace_steps=_between(settings.changed_replace_steps or settings.cross_replace_steps, drawn),

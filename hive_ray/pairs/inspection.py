@@ -67,43 +67,43 @@ class Inspected:
     """Reason -> examples."""
 
 
-def write_page(seen: Inspected) -> str:
+def write_page(inspected: Inspected) -> str:
     """The whole page as a string of HTML; pictures that may be unsafe are counted, not shown."""
-    drawn = seen.num_kept + sum(seen.dropped.values())
+    drawn = inspected.num_kept + sum(inspected.dropped.values())
     shown = [
-        (f"Dropped: {reason}", _share(count, drawn) + _dropped(reason, seen))
-        for reason, count in _by_count(seen.dropped).items()
+        (f"Dropped: {reason}", _share(count, drawn) + _dropped(reason, inspected))
+        for reason, count in _by_count(inspected.dropped).items()
     ]
     sections = [
-        ("What became of the pairs", _counts(seen)),
-        ("CLIP similarities and their limits", _similarities(seen)),
-        ("Kept", contact_sheet([_example(row, seen.settings) for row in seen.kept])),
+        ("What became of the pairs", _counts(inspected)),
+        ("CLIP similarities and their limits", _similarities(inspected)),
+        ("Kept", contact_sheet([_example(row, inspected.settings) for row in inspected.kept])),
         *shown,
-        ("Instructions that failed", _failed(seen.failed)),
+        ("Instructions that failed", _failed(inspected.failed)),
     ]
-    return page("hive_ray: pairs", headline(seen), sections)
+    return page("hive_ray: pairs", headline(inspected), sections)
 
 
-def headline(seen: Inspected) -> str:
+def headline(inspected: Inspected) -> str:
     """How many pairs were kept, and what most of the others were dropped for, in a sentence."""
-    drawn = seen.num_kept + sum(seen.dropped.values())
-    said = f"{seen.num_kept:,} of {drawn:,} drawn pairs are kept ({_percent(seen.num_kept, drawn)})"
-    if not seen.dropped:
-        return f"{said}."
-    reason, count = next(iter(_by_count(seen.dropped).items()))
-    return f"{said}; most often dropped for {reason} ({_percent(count, drawn)})."
+    drawn = inspected.num_kept + sum(inspected.dropped.values())
+    words = f"{inspected.num_kept:,} of {drawn:,} drawn pairs are kept ({_percent(inspected.num_kept, drawn)})"
+    if not inspected.dropped:
+        return f"{words}."
+    reason, count = next(iter(_by_count(inspected.dropped).items()))
+    return f"{words}; most often dropped for {reason} ({_percent(count, drawn)})."
 
 
-def _counts(seen: Inspected) -> str:
-    bars = {"kept": seen.num_kept, **_by_count(seen.dropped)}
-    twins = note(f"The table also holds {seen.num_twins:,} kept pairs backwards.") if seen.num_twins else ""
+def _counts(inspected: Inspected) -> str:
+    bars = {"kept": inspected.num_kept, **_by_count(inspected.dropped)}
+    twins = note(f"The table also holds {inspected.num_twins:,} kept pairs backwards.") if inspected.num_twins else ""
     return chart(bar_chart(bars, across="drawn pairs", apart="kept")) + twins
 
 
-def _similarities(seen: Inspected) -> str:
-    limits, drawn = least_similarities(seen.settings), []
+def _similarities(inspected: Inspected) -> str:
+    limits, drawn = least_similarities(inspected.settings), []
     for column, words in SIMILARITIES.items():
-        groups = {"kept": seen.kept_values[column], "dropped": seen.dropped_values[column]}
+        groups = {"kept": inspected.kept_values[column], "dropped": inspected.dropped_values[column]}
         groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
         groups = {name: values for name, values in groups.items() if len(values)}
         if groups:
@@ -113,11 +113,11 @@ def _similarities(seen: Inspected) -> str:
     return charts(drawn) if drawn else ""
 
 
-def _dropped(reason: str, seen: Inspected) -> str:
+def _dropped(reason: str, inspected: Inspected) -> str:
     meaning = note(MEANINGS[reason]) if reason in MEANINGS else ""
     if reason == UNSAFE:
         return meaning + note("They are not shown; some are in __examples__ beside the table.")
-    sheet = contact_sheet([_example(row, seen.settings) for row in seen.examples.get(reason, [])])
+    sheet = contact_sheet([_example(row, inspected.settings) for row in inspected.examples.get(reason, [])])
     return meaning + (sheet or note("No example of it was kept."))
 
 

@@ -47,9 +47,13 @@ FORMATS = {
     "json_object": {"type": "json_object"},
 }
 """By the setting `instructions.structure`."""
-ASKED, BETWEEN, STOP = "\n##\n", "\n%%\n", "\nEND"
+ASKED = "\n##\n"
+BETWEEN = "\n%%\n"
+STOP = "\nEND"
 """InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
-NOT_OF_THE_FORM, EMPTY, EMPTY_EDIT = "answer_is_not_of_the_form", "answer_is_empty", "empty_edit"
+NOT_OF_THE_FORM = "answer_is_not_of_the_form"
+EMPTY = "answer_is_empty"
+EMPTY_EDIT = "empty_edit"
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
 """Of a delimited completion, as InstructPix2Pix's."""
 
@@ -86,12 +90,12 @@ def _usable_edits(value: Any) -> list[Written] | None:
 
 
 def _edits(value: Any) -> list[Written] | None:
-    """The edits that a JSON value is; one that is no edit has empty texts. None if it is none of the wanted forms."""
+    """The edits in a JSON value, with empty texts where an item is no edit; None if the value has another form."""
     if isinstance(value, dict):
         value = value.get("edits", [value])
     if not isinstance(value, list) or (value and not any(map(_is_edit, value))):
         return None
-    return [_edit(one) if _is_edit(one) else Written("", "", "") for one in value]
+    return [_edit(edit) if _is_edit(edit) else Written("", "", "") for edit in value]
 
 
 def _is_edit(value: Any) -> bool:
@@ -103,9 +107,9 @@ def _edit(edit: dict) -> Written:
 
 
 def _text(value: Any) -> str:
-    """The text without the blanks around it; "" for what is no text, or has no letter or digit, as "..."."""
-    said = value.strip() if isinstance(value, str) else ""
-    return said if any(map(str.isalnum, said)) else ""
+    """The stripped text; "" for other types, and for a text without letters and digits, such as "..."."""
+    stripped = value.strip() if isinstance(value, str) else ""
+    return stripped if any(map(str.isalnum, stripped)) else ""
 
 
 def parse_delimited(text: str) -> Written:
@@ -169,28 +173,28 @@ def _plain(text: str) -> str:
 
 
 def request_of(row: Row, settings: Instructions, examples: list[dict]) -> Request:
-    """What is asked for the edits of a caption; `examples` (triplets.EXAMPLES of the form) are shown before it."""
-    asked: Request = {"model": settings.llm}
+    """The request for the edits of a caption, after `examples` (triplets.EXAMPLES of the form)."""
+    request: Request = {"model": settings.llm}
     if settings.temperature is not None:
-        asked["temperature"] = settings.temperature
-    asked["seed"] = seed_for(settings.seed, row["caption_id"]) % 2**31
+        request["temperature"] = settings.temperature
+    request["seed"] = seed_for(settings.seed, row["caption_id"]) % 2**31
     if settings.form == "delimited":
         shown = "".join(f"{example['prompt']}{example['completion']}\n" for example in examples)
-        return asked | {
+        return request | {
             "prompt": shown + row["caption"] + ASKED,
             "n": settings.per_caption,
             "max_tokens": MAX_TOKENS,
             "frequency_penalty": FREQUENCY_PENALTY,
             "stop": STOP,
         }
-    asked["messages"] = [
+    request["messages"] = [
         {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
         *(message for example in examples for message in example["messages"][1:]),
         {"role": "user", "content": row["caption"]},
     ]
     if settings.structure != "none":
-        asked["response_format"] = FORMATS[settings.structure]
-    return asked
+        request["response_format"] = FORMATS[settings.structure]
+    return request
 
 
 class InstructionWriter:
@@ -223,12 +227,12 @@ class InstructionWriter:
             return [error.dropped]
         edits, results = edits_of(answer, self.settings.form)
         counted = Counter(counts)
-        found: dict[str, Row] = {}
+        row_of: dict[str, Row] = {}
         ordered = sorted(edits, key=lambda edit: reject_reason(row["caption"], edit) == EMPTY_EDIT)
         edits = ordered[: self.settings.per_caption]
         flagged = self._flagged([f"{edit.instruction}\n{edit.edited_caption}" for edit in edits])
         for edit, is_flagged in zip(edits, flagged, strict=True):
-            reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in found else None)
+            reason = reject_reason(row["caption"], edit) or ("duplicate" if edit.instruction in row_of else None)
             reason = reason or ("edit_flagged" if is_flagged else None)
             if reason == EMPTY_EDIT:
                 results.append(_dropped(reason, json.dumps(asdict(edit), ensure_ascii=False)))
@@ -237,10 +241,10 @@ class InstructionWriter:
             else:
                 inversion = invert(edit.instruction)
                 inverse = inversion.instruction or edit.inverse_instruction
-                found[edit.instruction] = self._row(row, edit, inverse)
+                row_of[edit.instruction] = self._row(row, edit, inverse)
                 if not inverse:
                     counted[f"no_inverse_{inversion.refused}"] += 1
-        return [*found.values(), *results, {"counted": dict(counted)}]
+        return [*row_of.values(), *results, {"counted": dict(counted)}]
 
     def _flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags; none if it is not to be asked."""

@@ -121,8 +121,8 @@ def invert(instruction: str) -> Inversion:
     if _ELABORATION.search(bare):
         return ELABORATE
     for pattern, rule in RULES:
-        if found := pattern.fullmatch(text):
-            inversion = rule(found)
+        if match := pattern.fullmatch(text):
+            inversion = rule(match)
             words = inversion.instruction
             if words and instruction.lstrip('"“ ')[0].isupper():
                 words = words[0].upper() + words[1:]
@@ -130,9 +130,9 @@ def invert(instruction: str) -> Inversion:
     return NO_RULE
 
 
-def _remove_again(found: re.Match[str]) -> Inversion:
+def _remove_again(match: re.Match[str]) -> Inversion:
     """Add a X to Y -> remove the X from Y."""
-    what, where = found["what"], found["where"] or ""
+    what, where = match["what"], match["where"] or ""
     what = re.sub(rf" {_any('seamlessly naturally realistically carefully')}\b", "", what)
     if re.match(rf"{_any('more some additional extra another effects? depth detail')} (?!\"|'|words?\b)", what):
         return UNKNOWN
@@ -140,9 +140,9 @@ def _remove_again(found: re.Match[str]) -> Inversion:
     return Inversion(f"remove {_definite(what)}{f' {joint} {where}' if where else ''}")
 
 
-def _add_again(found: re.Match[str]) -> Inversion:
+def _add_again(match: re.Match[str]) -> Inversion:
     """Remove the X from Y -> add the X to Y."""
-    what, where = found["what"], found["where"] or ""
+    what, where = match["what"], match["where"] or ""
     if _EVERYTHING.match(what) or re.match(r"(?:all|any|one of)\b", what, re.IGNORECASE):
         return UNKNOWN
     if re.fullmatch(r"(?:the )?(?:\w+ )?(?:background|colou?r|blur|shadows?)", what):
@@ -153,17 +153,19 @@ def _add_again(found: re.Match[str]) -> Inversion:
     return Inversion(f"add {what}{f' {joint} {where}' if where else ''}")
 
 
-def _take_away(found: re.Match[str]) -> Inversion:
+def _take_away(match: re.Match[str]) -> Inversion:
     """Place a X on Y -> remove the X on Y; "place the X" moves it from nobody says where."""
     written = rf"the (?:words?|phrase|text|letters?|numbers?) {_QUOTED}"
-    if re.match(rf"(?:an?|some|two|three|several|many|\d+)\b|{written}", found["what"], re.IGNORECASE):
-        return Inversion(f"remove {_definite(found['what'])}")
+    if re.match(rf"(?:an?|some|two|three|several|many|\d+)\b|{written}", match["what"], re.IGNORECASE):
+        return Inversion(f"remove {_definite(match['what'])}")
     return UNKNOWN
 
 
-def _exchange(found: re.Match[str]) -> Inversion:
+def _exchange(match: re.Match[str]) -> Inversion:
     """Replace X with Y -> replace Y with X, where both say what they are."""
-    before, after, tail = found["before"], found["after"].removesuffix(" instead"), found["tail"] or ""
+    before = match["before"]
+    after = match["after"].removesuffix(" instead")
+    tail = match["tail"] or ""
     if not tail and (end := re.search(rf"{_TAIL}$", before, re.IGNORECASE)):
         before, tail = before[: end.start()], end[0]
     if _EVERYTHING.match(before):
@@ -174,7 +176,7 @@ def _exchange(found: re.Match[str]) -> Inversion:
         if _SURROUNDINGS.search(things[0]) or any(map(_ATTRIBUTE.search, things)) or not _is_thing(after):
             return UNKNOWN
         changed = (_definite(after), before)
-    return Inversion(f"{found['verb'].lower()} {changed[0]} {found['to'].lower()} {changed[1]}{tail}")
+    return Inversion(f"{match['verb'].lower()} {changed[0]} {match['to'].lower()} {changed[1]}{tail}")
 
 
 def _recoloured(before: str, after: str) -> tuple[str, str] | None:
@@ -183,8 +185,8 @@ def _recoloured(before: str, after: str) -> tuple[str, str] | None:
     new = re.fullmatch(rf"(?:an? )?({_SHADE})( ones?)?", after, re.IGNORECASE)
     if not (old and new):
         return None
-    one = f"{old[2]}{new[2] or ''}"
-    return f"{old[1]} {new[1]} {old[3]}", f"{_article(one)} {one}" if one.endswith(" one") else one
+    thing = f"{old[2]}{new[2] or ''}"
+    return f"{old[1]} {new[1]} {old[3]}", f"{_article(thing)} {thing}" if thing.endswith(" one") else thing
 
 
 def _background(before: str) -> tuple[str, str] | None:
@@ -199,22 +201,22 @@ def _rewritten(before: str, after: str) -> tuple[str, str] | None:
     return (before.replace(old[0], new[0]), after.replace(new[0], old[0])) if old and new else None
 
 
-def _from_to(found: re.Match[str]) -> Inversion:
+def _from_to(match: re.Match[str]) -> Inversion:
     """Change X from A to B -> change X from B to A."""
-    comma = "," if "," in found["after"] else ""
-    way = f"from {found['after']}{comma} to {found['before']}"
-    return Inversion(f"{found['verb'].lower()} {found['what']} {way}{found['tail'] or ''}")
+    comma = "," if "," in match["after"] else ""
+    way = f"from {match['after']}{comma} to {match['before']}"
+    return Inversion(f"{match['verb'].lower()} {match['what']} {way}{match['tail'] or ''}")
 
 
-def _opposite(found: re.Match[str]) -> Inversion:
+def _opposite(match: re.Match[str]) -> Inversion:
     """The same words, with the one that has an opposite exchanged for it."""
-    start, end = found.span("word")
-    return Inversion(found.string[:start].lower() + _OPPOSITE[found["word"].lower()] + found.string[end:])
+    start, end = match.span("word")
+    return Inversion(match.string[:start].lower() + _OPPOSITE[match["word"].lower()] + match.string[end:])
 
 
-def _same(found: re.Match[str]) -> Inversion:
+def _same(match: re.Match[str]) -> Inversion:
     """What is done twice is undone: swapping two things, mirroring a picture."""
-    return Inversion(found.string[0].lower() + found.string[1:])
+    return Inversion(match.string[0].lower() + match.string[1:])
 
 
 def _head(what: str) -> str:
@@ -256,7 +258,7 @@ RULES: tuple[Rule, ...] = (
     _rule(r"(?:flip|mirror) .+", _same),
     _rule(rf"{_REPLACE} (?P<before>.+?) (?P<to>with|by|for) (?P<after>.+?){_TAIL}", _exchange),
     _rule(rf"{_CHANGE} (?P<before>.+?) (?P<to>to|into) (?P<after>.+?){_TAIL}", _exchange),
-    _rule(r"take off (?!all\b)(?P<what>.+)", lambda found: Inversion(f"put on {found['what']}")),
+    _rule(r"take off (?!all\b)(?P<what>.+)", lambda match: Inversion(f"put on {match['what']}")),
     _rule(r"(?:remove|erase|delete|eliminate|get rid of|take out) (?P<what>.+?)(?: from (?P<where>.+))?", _add_again),
     _rule(
         r"(?:add|include|insert|incorporate|introduce|draw|paint) (?P<what>.+?)(?: (?:in)?to (?P<where>.+))?",

@@ -34,21 +34,21 @@ def read_triplets(address: str, *, least: int = LEAST_TRIPLETS) -> list[Triplet]
     Raises FileNotFoundError; ValueError, which names the first of those lines, if they are more than half of all or
     fewer than `least` triplets remain.
     """
-    found: dict[Triplet, None] = {}
+    triplets: dict[Triplet, None] = {}
     count = LineCount(f"triplets {address}")
     for line in read_json_lines(address, objects=True):
         try:
-            found[_triplet(line)] = None
+            triplets[_triplet(line)] = None
             count.take()
         except ValueError as error:
             count.take(f"{line.place}: {error}: {line.text[:SHOWN]!r}")
     count.refuse_most()
-    if len(found) < least:
+    if len(triplets) < least:
         bad = f". {count}" if count.bad else ""
-        raise ValueError(f"triplets {address} has {len(found)} different ones; at least {least} are wanted{bad}")
+        raise ValueError(f"triplets {address} has {len(triplets)} different ones; at least {least} are wanted{bad}")
     if count.bad:
-        warn(f"triplets {address}: {count}\nThey are left out; {len(found)} triplets are taken")
-    return list(found)
+        warn(f"triplets {address}: {count}\nThey are left out; {len(triplets)} triplets are taken")
+    return list(triplets)
 
 
 def _triplet(line: JsonLine) -> Triplet:
@@ -67,12 +67,12 @@ def _triplet(line: JsonLine) -> Triplet:
 def chat_examples(triplets: list[Triplet]) -> list[dict]:
     """One conversation a caption, with the request and the JSON that `InstructionWriter` asks for later."""
     edits: dict[str, list[dict]] = defaultdict(list)
-    for one in triplets:
-        edits[one.caption].append(
+    for triplet in triplets:
+        edits[triplet.caption].append(
             {
-                "instruction": one.instruction,
-                "edited_caption": one.edited_caption,
-                "inverse_instruction": invert(one.instruction).instruction,
+                "instruction": triplet.instruction,
+                "edited_caption": triplet.edited_caption,
+                "inverse_instruction": invert(triplet.instruction).instruction,
             }
         )
     return [
@@ -90,8 +90,8 @@ def chat_examples(triplets: list[Triplet]) -> list[dict]:
 def delimited_examples(triplets: list[Triplet]) -> list[dict]:
     """InstructPix2Pix's prompts and completions, one a triplet."""
     return [
-        {"prompt": one.caption + ASKED, "completion": one.instruction + BETWEEN + one.edited_caption + STOP}
-        for one in triplets
+        {"prompt": triplet.caption + ASKED, "completion": triplet.instruction + BETWEEN + triplet.edited_caption + STOP}
+        for triplet in triplets
     ]
 
 

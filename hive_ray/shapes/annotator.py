@@ -114,6 +114,10 @@ def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator], per_prompt
 
 def drawn_annotators(annotators: list[SimulatedAnnotator], prompt_id: str, count: int) -> list[SimulatedAnnotator]:
     """`count` different people for a prompt, always the same ones, in the order in which they were given."""
-    by_chance = sorted(annotators, key=lambda one: seed_for("annotator of", one.seed, prompt_id, one.name))
-    chosen = {one.name for one in by_chance[:count]}
-    return [one for one in annotators if one.name in chosen]
+
+    def place(annotator: SimulatedAnnotator) -> int:
+        return seed_for("annotator of", annotator.seed, prompt_id, annotator.name)
+
+    by_chance = sorted(annotators, key=place)
+    chosen = {annotator.name for annotator in by_chance[:count]}
+    return [annotator for annotator in annotators if annotator.name in chosen]

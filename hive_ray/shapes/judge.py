@@ -126,7 +126,7 @@ def _usual_radius(size: str) -> float:
 def _located(reading: Reading, description: Description) -> list[Place | None]:
     """Where each described thing is in a picture, None for what it does not show."""
     matches = _match(reading.found, description.things, [None] * len(description.things))
-    return [None if found is None else reading.found[found].place for found in matches]
+    return [None if match is None else reading.found[match].place for match in matches]
 
 
 def _free_place(places: list[Place | None], index: int, radius: float) -> Place:
@@ -150,48 +150,48 @@ def _free_place(places: list[Place | None], index: int, radius: float) -> Place:
 # ------------------------------------------------------------ scores, each 0..1
 
 
-def _shape_score(found: Found, shape: str) -> float:
+def _shape_score(shown: Found, shape: str) -> float:
     """1 where the shape's template fits clearly better than any other's, 0.5 where two fit alike."""
-    own = found.likeness[SHAPES.index(shape)]
-    rival = max(value for name, value in zip(SHAPES, found.likeness, strict=True) if name != shape)
+    own = shown.likeness[SHAPES.index(shape)]
+    rival = max(value for name, value in zip(SHAPES, shown.likeness, strict=True) if name != shape)
     return _ramp(own - rival, -0.02, 0.02) * _ramp(own, 0.6, 0.8)
 
 
-def _size_score(found: Found, size: str) -> float:
-    large = _ramp(found.radius, BETWEEN_SIZES - 0.75, BETWEEN_SIZES + 0.75)
+def _size_score(shown: Found, size: str) -> float:
+    large = _ramp(shown.radius, BETWEEN_SIZES - 0.75, BETWEEN_SIZES + 0.75)
     return large if size == "large" else 1 - large
 
 
-def _closeness(found: Found, place: Place, full: float = 3.0, none: float = 8.0) -> float:
+def _closeness(shown: Found, place: Place, full: float = 3.0, none: float = 8.0) -> float:
     """1 within `full` pixels of the place, 0 from `none` on."""
-    return 1 - _ramp(float(np.hypot(found.x - place.x, found.y - place.y)), full, none)
+    return 1 - _ramp(float(np.hypot(shown.x - place.x, shown.y - place.y)), full, none)
 
 
 def _ramp(value: float, low: float, high: float) -> float:
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _identity(found: Found, thing: Thing) -> float:
+def _identity(shown: Found, thing: Thing) -> float:
     """How far a found thing is the described one, wherever it is; a wrong size alone makes it 0.4."""
     return (
-        (found.colour == thing.colour) * _shape_score(found, thing.shape) * (0.4 + 0.6 * _size_score(found, thing.size))
+        (shown.colour == thing.colour) * _shape_score(shown, thing.shape) * (0.4 + 0.6 * _size_score(shown, thing.size))
     )
 
 
-def _match(found: tuple[Found, ...], things: tuple[Thing, ...], places: list[Place | None]) -> list[int | None]:
+def _match(shown_things: tuple[Found, ...], things: tuple[Thing, ...], places: list[Place | None]) -> list[int | None]:
     """For each wanted thing the index of the found one that stands for it, None where no found one is
     alike."""
-    gains = np.zeros((len(things), len(found)))
+    gains = np.zeros((len(things), len(shown_things)))
     for row, (thing, place) in enumerate(zip(things, places, strict=True)):
-        for column, seen in enumerate(found):
-            alike = 1.0 * (seen.colour == thing.colour) + _shape_score(seen, thing.shape)
-            near = 0.5 if place is None else _closeness(seen, place, 2, 20)
-            gains[row, column] = alike + near + 0.2 * _size_score(seen, thing.size)
+        for column, shown in enumerate(shown_things):
+            alike = 1.0 * (shown.colour == thing.colour) + _shape_score(shown, thing.shape)
+            near = 0.5 if place is None else _closeness(shown, place, 2, 20)
+            gains[row, column] = alike + near + 0.2 * _size_score(shown, thing.size)
     matches: list[int | None] = [None] * len(things)
     for row, column in zip(*linear_sum_assignment(gains, maximize=True), strict=True):
         place = places[row]
-        near = place is not None and _closeness(found[column], place, 6, 12) > 0
-        if near or found[column].colour == things[row].colour or found[column].shape == things[row].shape:
+        near = place is not None and _closeness(shown_things[column], place, 6, 12) > 0
+        if near or shown_things[column].colour == things[row].colour or shown_things[column].shape == things[row].shape:
             matches[row] = int(column)
     return matches
 
@@ -209,10 +209,10 @@ def _cover(reading: Reading, thing: Thing, place: Place, spared: set[int]) -> fl
     return float(shown[core].mean()) if core.any() else 0.0
 
 
-def _colour_share(reading: Reading, found: int, colour: str, spared: set[int]) -> float:
+def _colour_share(reading: Reading, index: int, colour: str, spared: set[int]) -> float:
     """Share of the pixels in a found thing's circle, but for those of `spared` things, that have the
     colour."""
-    place = reading.found[found].place
+    place = reading.found[index].place
     near = np.hypot(X - place.x, Y - place.y) <= place.radius
     shown = near & (reading.labels >= 0) & ~np.isin(reading.owners, list(spared))
     return float((reading.labels[shown] == COLOUR_NAMES.index(colour)).mean()) if shown.any() else 0.0
@@ -230,14 +230,17 @@ def judge(source: bytes | np.ndarray, edited: bytes | np.ndarray, source_caption
     that should not be there.
     """
     before, after = parse_caption(source_caption), parse_caption(edited_caption)
-    seen, reading = _read_any(source), _read_any(edited)
-    wanted = _intended(seen, before, after)
+    source_reading, reading = _read_any(source), _read_any(edited)
+    intended = _intended(source_reading, before, after)
     change = _change(before, after)
-    places = [None if origin is None else place for origin, place in zip(change.origins, wanted.places, strict=True)]
+    origins_and_places = zip(change.origins, intended.places, strict=True)
+    places = [None if origin is None else place for origin, place in origins_and_places]
     matches = _match(reading.found, after.things, places)
-    gone = [(before.things[index], place) for index in change.removed if (place := _located(seen, before)[index])]
-    followed = _followed(reading, before, wanted, change, matches, gone)
-    return Verdict(followed, _preserved(reading, before, wanted, change, matches))
+    gone = [
+        (before.things[index], place) for index in change.removed if (place := _located(source_reading, before)[index])
+    ]
+    followed = _followed(reading, before, intended, change, matches, gone)
+    return Verdict(followed, _preserved(reading, before, intended, change, matches))
 
 
 def _read_any(picture: bytes | np.ndarray) -> Reading:
@@ -253,7 +256,7 @@ def _read_encoded(picture: bytes) -> Reading:
 def _followed(
     reading: Reading,
     before: Description,
-    wanted: Scene,
+    intended: Scene,
     change: _Change,
     matches: list[int | None],
     gone: list[tuple[Thing, Place]],
@@ -261,13 +264,13 @@ def _followed(
     """The product over what was asked: the new attributes of each changed thing, seen at its place; the
     presence and order of a new thing; the absence of a removed one; the share of the new background. 1 if
     nothing was asked."""
-    after, score = wanted.description, 1.0
+    after, score = intended.description, 1.0
     if after.background != before.background:
         score *= _ramp(_ground_share(reading, after.background), 0.2, 0.8)
     for index, origin in enumerate(change.origins):
         was = None if origin is None else before.things[origin]
         if was != after.things[index]:
-            score *= _asked(reading, was, wanted, index, matches)
+            score *= _asked(reading, was, intended, index, matches)
     spared = {match for match in matches if match is not None}
     for thing, place in gone:
         score *= 1 - _ramp(_cover(reading, thing, place, spared), 0.1, 0.5)
@@ -275,23 +278,23 @@ def _followed(
     return score
 
 
-def _asked(reading: Reading, was: Thing | None, wanted: Scene, index: int, matches: list[int | None]) -> float:
+def _asked(reading: Reading, was: Thing | None, intended: Scene, index: int, matches: list[int | None]) -> float:
     """How far one changed thing has what was asked of it; `was` is what stood in its place."""
-    match, thing = matches[index], wanted.description.things[index]
+    match, thing = matches[index], intended.description.things[index]
     if match is None:
         return 0.0
-    found, others = reading.found[match], {m for m in matches if m not in (None, match)}
+    shown, others = reading.found[match], {m for m in matches if m not in (None, match)}
     if was is None:
-        return _identity(found, thing) * _order(reading, index, matches)
+        return _identity(shown, thing) * _order(reading, index, matches)
     differ = [name for name in ("shape", "colour", "size") if getattr(was, name) != getattr(thing, name)]
-    score = _closeness(found, wanted.places[index], 5, 11)
-    if len(differ) > 1 or thing in wanted.description.things[:index]:  # another thing stands here now
-        return score * _identity(found, thing)
+    score = _closeness(shown, intended.places[index], 5, 11)
+    if len(differ) > 1 or thing in intended.description.things[:index]:  # another thing stands here now
+        return score * _identity(shown, thing)
     if "colour" in differ:
         score *= _colour_share(reading, match, thing.colour, others)
     if "shape" in differ:
-        score *= _shape_score(found, thing.shape)
-    return score * _size_score(found, thing.size) if "size" in differ else score
+        score *= _shape_score(shown, thing.shape)
+    return score * _size_score(shown, thing.size) if "size" in differ else score
 
 
 def _order(reading: Reading, index: int, matches: list[int | None]) -> float:
@@ -306,16 +309,16 @@ def _order(reading: Reading, index: int, matches: list[int | None]) -> float:
 
 
 def _preserved(
-    reading: Reading, before: Description, wanted: Scene, change: _Change, matches: list[int | None]
+    reading: Reading, before: Description, intended: Scene, change: _Change, matches: list[int | None]
 ) -> float:
-    after = wanted.description
+    after = intended.description
     kept = []
     for index, (origin, match) in enumerate(zip(change.origins, matches, strict=True)):
         was = None if origin is None else before.things[origin]
         differ = set() if was is None else _differences(was, after.things[index])
         if was is not None and len(differ) < 2:
-            found = None if match is None else reading.found[match]
-            kept.append(_kept(found, was, wanted.places[index], differ))
+            shown = None if match is None else reading.found[match]
+            kept.append(_kept(shown, was, intended.places[index], differ))
     score = 1.0 if not kept else (sum(kept) / len(kept) + min(kept)) / 2
     if after.background == before.background:
         score *= _ramp(_ground_share(reading, after.background), 0.5, 0.9)
@@ -327,16 +330,16 @@ def _differences(was: Thing, thing: Thing) -> set[str]:
     return {name for name in ("shape", "colour", "size") if getattr(was, name) != getattr(thing, name)}
 
 
-def _kept(found: Found | None, was: Thing, place: Place, differ: set[str]) -> float:
+def _kept(shown: Found | None, was: Thing, place: Place, differ: set[str]) -> float:
     """How far a thing kept its place and those attributes that were not asked to change."""
-    if found is None:
+    if shown is None:
         return 0.0
-    score = _closeness(found, place)
+    score = _closeness(shown, place)
     if "colour" not in differ:
-        score *= float(found.colour == was.colour)
+        score *= float(shown.colour == was.colour)
     if "shape" not in differ:
-        score *= _shape_score(found, was.shape)
-    return score if "size" in differ else score * _size_score(found, was.size)
+        score *= _shape_score(shown, was.shape)
+    return score if "size" in differ else score * _size_score(shown, was.size)
 
 
 def _new_strangers(reading: Reading, strangers: int, change: _Change) -> int:

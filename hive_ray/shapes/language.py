@@ -67,15 +67,15 @@ def write_edits(caption: str, count: int, rng: np.random.Generator) -> list[Edit
     """`count` edits of different wording for a caption; CaptionError if it is not a scene of shapes."""
     source = parse_caption(caption)
     possible = [kind for kind in KINDS if _possible(kind, source)]
-    found: dict[str, Edit] = {}
+    edits: dict[str, Edit] = {}
     order = [str(kind) for kind in rng.permutation(possible)]
     for attempt in range(20 * count):
         edit = _WRITERS[order[attempt % len(order)]](source, rng)
         if edit is not None and edit.edited != source:
-            found.setdefault(edit.instruction, edit)
-        if len(found) == count:
+            edits.setdefault(edit.instruction, edit)
+        if len(edits) == count:
             break
-    return list(found.values())
+    return list(edits.values())
 
 
 def carry_out(scene: Scene, edited: Description, rng: np.random.Generator) -> Scene | None:
@@ -214,15 +214,17 @@ def _where(index: int, count: int) -> str:
 
 
 def _add(source: Description, rng: np.random.Generator) -> Edit | None:
-    shapes = [name for name in SHAPES if name not in {thing.shape for thing in source.things}]
-    colours = [name for name in COLOURS if name not in {thing.colour for thing in source.things}]
+    used_shapes = {thing.shape for thing in source.things}
+    used_colours = {thing.colour for thing in source.things}
+    shapes = [name for name in SHAPES if name not in used_shapes]
+    colours = [name for name in COLOURS if name not in used_colours]
     thing = Thing(_pick(shapes, rng), _pick(colours, rng), _pick(("small", "large"), rng))
     index = int(rng.integers(len(source.things) + 1))
     edited = replace(source, things=(*source.things[:index], thing, *source.things[index:]))
     if not _fits(edited):
         return None
-    asked = _phrase("add", rng, a_thing=_a(thing.phrase), where=_where(index, len(edited.things)))
-    return Edit("add", asked, _phrase("remove", rng, thing=_named(thing, edited, rng)), edited)
+    instruction = _phrase("add", rng, a_thing=_a(thing.phrase), where=_where(index, len(edited.things)))
+    return Edit("add", instruction, _phrase("remove", rng, thing=_named(thing, edited, rng)), edited)
 
 
 def _remove(source: Description, rng: np.random.Generator) -> Edit:
@@ -235,8 +237,8 @@ def _remove(source: Description, rng: np.random.Generator) -> Edit:
 
 def _background(source: Description, rng: np.random.Generator) -> Edit:
     ground = _pick([name for name in BACKGROUNDS if name != source.background], rng)
-    asked, undone = (_phrase("background", rng, colour=g, a_colour=_a(g)) for g in (ground, source.background))
-    return Edit("background", asked, undone, replace(source, background=ground))
+    instruction, undone = (_phrase("background", rng, colour=g, a_colour=_a(g)) for g in (ground, source.background))
+    return Edit("background", instruction, undone, replace(source, background=ground))
 
 
 def _swap(source: Description, rng: np.random.Generator) -> Edit:

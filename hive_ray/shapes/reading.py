@@ -80,8 +80,8 @@ def read_picture(pixels: np.ndarray) -> Reading:
     own = values[nearest == background]
     ground = np.median(own, axis=0) if len(own) else _PALETTE[background]
     labels, coverage = _unmix(values, nearest, ground)
-    found, owners = _things(labels, coverage)
-    return Reading(GROUND_NAMES[background - NUM_COLOURS], found, labels, owners, nearest)
+    things, owners = _things(labels, coverage)
+    return Reading(GROUND_NAMES[background - NUM_COLOURS], things, labels, owners, nearest)
 
 
 def _unmix(values: np.ndarray, nearest: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ def _tints(values: np.ndarray, nearest: np.ndarray) -> dict[int, np.ndarray]:
 
 def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[Found, ...], np.ndarray]:
     """The connected patches of one colour that are large and solid enough, each measured."""
-    found: list[Found] = []
+    things: list[Found] = []
     owners = np.full(labels.shape, -1)
     for colour in np.unique(labels[labels >= 0]):
         patches = np.empty(labels.shape, np.int32)
@@ -133,9 +133,9 @@ def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[Found, ...]
             if patch.sum() < LEAST_PIXELS or not ndimage.binary_erosion(patch).any():
                 continue
             around = ndimage.binary_dilation(patch, SQUARE, iterations=2) & ((labels < 0) | patch)
-            owners[patch] = len(found)
-            found.append(_measure(np.where(around, coverage[colour], 0), COLOUR_NAMES[colour]))
-    return tuple(found), owners
+            owners[patch] = len(things)
+            things.append(_measure(np.where(around, coverage[colour], 0), COLOUR_NAMES[colour]))
+    return tuple(things), owners
 
 
 def _measure(mask: np.ndarray, colour: str) -> Found:

@@ -93,13 +93,13 @@ def parse_caption(caption: str) -> Description:
     listed, _, ground = caption.strip().lower().rstrip(".").partition(" on ")
     background = re.fullmatch(r"an? (\w+) background", ground)
     things = [re.fullmatch(r"an? (\w+) (\w+) (\w+)", part) for part in re.split(r", | and ", listed)]
-    wanted = "'a small red circle and a large blue square on a white background'"
+    example = "'a small red circle and a large blue square on a white background'"
     if not background or background[1] not in BACKGROUNDS or not all(things) or not 1 <= len(things) <= 3:
-        raise CaptionError(f"caption {caption!r} is not a scene of shapes; captions of this domain read like {wanted}")
+        raise CaptionError(f"caption {caption!r} is not a scene of shapes; captions of this domain read like {example}")
     parsed = tuple(Thing(size=part[1], colour=part[2], shape=part[3]) for part in things if part)
     for thing in parsed:
         if thing.shape not in SHAPES or thing.colour not in COLOURS or thing.size not in RADII:
-            raise CaptionError(f"caption {caption!r} names {thing.phrase!r}; shapes knows things like {wanted}")
+            raise CaptionError(f"caption {caption!r} names {thing.phrase!r}; shapes knows things like {example}")
     return Description(parsed, background[1])
 
 

@@ -29,7 +29,9 @@ def check_ranks(ranks: list[int], num_edits: int) -> None:
         raise RankingError(f"{len(ranks)} ranks {ranks} for {num_edits} edits; give one rank to each edit")
     if not all(isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1 for rank in ranks):
         raise RankingError(f"ranks {ranks} are not whole numbers from 1; 1 is the best")
-    dense, competition = dense_ranks(ranks), [1 + sum(other < rank for other in ranks) for rank in ranks]
+    dense = dense_ranks(ranks)
+    in_order = sorted(ranks)
+    competition = [1 + in_order.index(rank) for rank in ranks]
     if ranks not in (dense, competition):
         raise RankingError(f"ranks {ranks} leave gaps; the best is 1: write {competition} or {dense}")
 
@@ -47,7 +49,9 @@ def kendall_tau(ranks: list[int], other: list[int]) -> float:
     """
     if len(ranks) != len(other):
         raise RankingError(f"{len(ranks)} and {len(other)} ranks; compare two orders of the same edits")
-    agreed = apart = other_apart = 0
+    agreed = 0
+    apart = 0
+    other_apart = 0
     for (first, other_first), (second, other_second) in combinations(zip(ranks, other, strict=True), 2):
         sign = (first > second) - (first < second)
         other_sign = (other_first > other_second) - (other_first < other_second)
@@ -62,7 +66,10 @@ def mean_tau(orders_of: Iterable[list[list[int]]]) -> float | None:
     shared = [orders for orders in orders_of if len(orders) > 1]
     if not shared:
         return None
-    return fmean(fmean(kendall_tau(one, two) for one, two in combinations(orders, 2)) for orders in shared)
+    means = []
+    for orders in shared:
+        means.append(fmean(kendall_tau(first, second) for first, second in combinations(orders, 2)))
+    return fmean(means)
 
 
 def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float | None:
@@ -119,17 +126,17 @@ def preference_agreement(rankings: Iterable[Mapping[str, Any]]) -> PreferenceAgr
     compared = [
         pair
         for rankings_of_them in of_edits.values()
-        for one, two in combinations(rankings_of_them, 2)
-        for pair in zip(one, two, strict=True)
+        for first, second in combinations(rankings_of_them, 2)
+        for pair in zip(first, second, strict=True)
     ]
-    strict = [one == two for one, two in compared if one and two]
-    credits = [1 - abs(one - two) / 2 for one, two in compared]
-    same = [one == two for one, two in compared]
+    strict = [first == second for first, second in compared if first and second]
+    credits = [1 - abs(first - second) / 2 for first, second in compared]
+    same = [first == second for first, second in compared]
     return PreferenceAgreement(len(compared), _share(tied), _share(strict), _share(credits), _share(same))
 
 
 def _answers(ranks: Sequence[int]) -> Iterator[int]:
-    """What ranks say of each pair of edits: -1 for the first, 1 for the second, 0 for a tie."""
+    """The preference of ranks for each pair of edits: -1 for the first, 1 for the second, 0 for a tie."""
     for first, second in combinations(ranks, 2):
         yield (first > second) - (first < second)
 

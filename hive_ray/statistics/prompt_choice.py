@@ -97,14 +97,14 @@ def best_prompts(prompts: Sequence[MeasuredPrompt], count: int, settings: Choosi
     scores = _scores(prompts, settings)
     order = sorted(range(len(prompts)), key=lambda place: -scores[place])
     kinds = kinds_of([prompt.instruction for prompt in prompts])
-    wanted = {
+    least = {
         kind: math.floor(settings.least_kind_rate * count * number / len(prompts))
         for kind, number in Counter(kinds).items()
     }
     taken: set[int] = set()
     for place in order:
-        if wanted[kinds[place]] > 0:
-            wanted[kinds[place]] -= 1
+        if least[kinds[place]] > 0:
+            least[kinds[place]] -= 1
             taken.add(place)
     for place in order:
         if len(taken) == count:

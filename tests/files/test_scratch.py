@@ -33,7 +33,7 @@ def test_a_folder_lasts_as_long_as_its_block(cache):
 
 
 def test_what_a_killed_process_left_goes_with_the_next_folder(cache):
-    in_another_process("from hive_ray import scratch; (scratch.new_folder('model') / 'left').touch()")
+    in_another_process("from hive_ray.files import scratch; (scratch.new_folder('model') / 'left').touch()")
     assert files(cache) == ["left"]
     mine = scratch.new_folder("model")
     (mine / "own").touch()
@@ -43,7 +43,7 @@ def test_what_a_killed_process_left_goes_with_the_next_folder(cache):
 
 def test_what_is_shared_stays_while_one_that_claims_it_lives(cache):
     file = storage.cache_folder() / "rows" / "key.arrow"
-    claims = f"from pathlib import Path; from hive_ray import scratch; scratch.claim(Path({str(file)!r}))"
+    claims = f"from pathlib import Path; from hive_ray.files import scratch; scratch.claim(Path({str(file)!r}))"
     in_another_process(f"{claims}; Path({str(file)!r}).touch()")
     scratch.claim(file)
     scratch.sweep()

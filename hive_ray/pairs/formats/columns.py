@@ -111,12 +111,12 @@ def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iter
         yield file, _unreadable(file, "", error)
         return
     with table:
-        wanted = columns(table.schema_arrow)
-        if not wanted:
-            found = ", ".join(table.schema_arrow.names)
+        chosen = columns(table.schema_arrow)
+        if not chosen:
+            names = ", ".join(table.schema_arrow.names)
             yield (
                 file,
-                Unread("columns_unknown", f"{file} has the columns {found}, none of which is known; rename them"),
+                Unread("columns_unknown", f"{file} has the columns {names}, none of which is known; rename them"),
             )
             return
         for group in range(table.num_row_groups):
@@ -124,7 +124,7 @@ def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iter
             held = 0
             try:
                 held = table.metadata.row_group(group).num_rows
-                for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=wanted):
+                for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=chosen):
                     for row in _values(batch):
                         place = f"{file}, row {number}"
                         number += 1
@@ -146,9 +146,9 @@ def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Un
                 yield rows.unfit(rows.refusal, 0)
                 return
             batch.validate()  # an Arrow file is not looked at by its reader: wrong offsets would end the process
-            wanted = batch.select(rows.columns)
-            for first in range(0, len(wanted), ROWS_AT_A_TIME):
-                yield from rows.found(wanted.slice(first, ROWS_AT_A_TIME))
+            chosen = batch.select(rows.columns)
+            for first in range(0, len(chosen), ROWS_AT_A_TIME):
+                yield from rows.found(chosen.slice(first, ROWS_AT_A_TIME))
                 if rows.refusal:
                     yield rows.unfit(rows.refusal, 0)
                     return
@@ -210,8 +210,8 @@ class _Rows:
                 yield Unread("row_unreadable", f"{place}: {row}")
                 continue
             pair = self._pair(row, place)
-            wrong = [one for one in (pair.source_image, pair.edited_image) if isinstance(one, NoPicture)]
-            if self.number == 1 and any(one.reason == IS_NO_FILE for one in wrong):
+            wrong = [picture for picture in (pair.source_image, pair.edited_image) if isinstance(picture, NoPicture)]
+            if self.number == 1 and any(picture.reason == IS_NO_FILE for picture in wrong):
                 names = " and ".join(self.known.pictures)
                 self.refusal = Unread(IS_NO_FILE, f"{self.file}: {names} hold {wrong[0].detail}")
                 return

@@ -40,8 +40,8 @@ def prompt_folders(dataset: str, settings: Importing) -> Iterator[Found | Unread
     listed = storage.join(dataset, "seeds.json")
     for entry in _entries(listed):
         if not _is_entry(entry):
-            seen = f"{listed}: wanted [folder, seeds] or [part, folder, seeds], not {str(entry)[:80]}"
-            yield Unread("entry_unfit", seen)
+            problem = f"{listed}: wanted [folder, seeds] or [part, folder, seeds], not {str(entry)[:80]}"
+            yield Unread("entry_unfit", problem)
             continue
         *folder, seeds = entry
         yield from _prompt_folder(dataset, list(map(str, folder)), list(map(str, seeds)))

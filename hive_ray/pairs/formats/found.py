@@ -72,7 +72,7 @@ class Found:
     place: str = ""
 
 
-def imported_rows(found: Iterable[Found | Unread], settings: Importing) -> Iterator[Row]:
+def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Iterator[Row]:
     """Rows of `imported`, at most `num_pairs` and each once, and {"dropped": reason, "sample": words} for the others.
 
     Each of several instructions of a pair is a row. Reasons beside those of `Unread` and `NoPicture`:
@@ -80,26 +80,26 @@ def imported_rows(found: Iterable[Found | Unread], settings: Importing) -> Itera
 
     Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
     """
-    seen: set[str] = set()
+    pair_ids: set[str] = set()
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
-    source = iter(found)
-    while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(seen)))):
+    source = iter(pairs)
+    while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(pair_ids)))):
         for pair, pictures in zip(batch, in_threads(_kept_pictures, batch), strict=True):
             for row in _rows(pair, pictures, settings):
-                if isinstance(pair, Found) and row.get("pair_id") in seen:
+                if isinstance(pair, Found) and row.get("pair_id") in pair_ids:
                     row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
                 if "pair_id" in row:
-                    seen.add(row["pair_id"])
+                    pair_ids.add(row["pair_id"])
                 elif "dropped" in row:
                     dropped[row["dropped"]] += 1
                     samples.setdefault(row["dropped"], row["sample"])
                 else:
                     dropped.update(row["counted"])
                 yield row
-                if len(seen) == settings.num_pairs:
+                if len(pair_ids) == settings.num_pairs:
                     return
-    refuse_too_few(f"pairs of {settings.dataset}", len(seen), dropped, samples, settings.least_kept)
+    refuse_too_few(f"pairs of {settings.dataset}", len(pair_ids), dropped, samples, settings.least_kept)
 
 
 def refuse_too_few(what: str, kept: int, dropped: Counter[str], samples: dict[str, str], least_kept: float) -> None:

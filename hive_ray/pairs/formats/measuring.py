@@ -13,18 +13,26 @@ class PairMeasurer:
     """
 
     def __init__(self, settings: Importing, device: str = "cpu") -> None:
-        self.settings, self.similarity = settings, Similarity(settings.clip, device)
+        self.settings = settings
+        self.similarity = Similarity(settings.clip, device)
 
     def __call__(self, rows: Rows) -> Rows:
-        columns = ("source_image", "edited_image", "source_caption", "edited_caption")
-        measured = self.similarity.measure(*([row[name] for row in rows] for name in columns))
-        clips = [{name: float(values[index]) for name, values in measured.items()} for index in range(len(rows))]
-        return [pair for row, clip in zip(rows, clips, strict=True) for pair in self._pairs(row, clip)]
+        measured = self.similarity.measure(
+            [row["source_image"] for row in rows],
+            [row["edited_image"] for row in rows],
+            [row["source_caption"] for row in rows],
+            [row["edited_caption"] for row in rows],
+        )
+        pairs: Rows = []
+        for index, row in enumerate(rows):
+            clip = {name: float(values[index]) for name, values in measured.items()}
+            pairs += self._pairs(row, clip)
+        return pairs
 
     def _pairs(self, row: Row, clip: dict[str, float]) -> Rows:
         source, edited = bool(row["source_caption"]), bool(row["edited_caption"])
-        said = {"clip_source_text": source, "clip_edited_text": edited, "clip_direction": source and edited}
-        clip = clip | {name: clip[name] if captioned else 0.0 for name, captioned in said.items()}
+        is_captioned = {"clip_source_text": source, "clip_edited_text": edited, "clip_direction": source and edited}
+        clip = clip | {name: clip[name] if captioned else 0.0 for name, captioned in is_captioned.items()}
         if self.settings.drop_swapped and clip["clip_direction"] < 0:
             return [{"dropped": "pictures_look_swapped"}]
         known = row | clip | {"weight": 1.0}

@@ -16,7 +16,9 @@ import pyarrow as pa
 from hive_ray import storage
 from hive_ray.pairs.formats.found import NoPicture
 
-MISSING, OUTSIDE, UNREADABLE = "picture_missing", "picture_outside", "picture_unreadable"
+MISSING = "picture_missing"
+OUTSIDE = "picture_outside"
+UNREADABLE = "picture_unreadable"
 IS_ADDRESS, IS_NO_FILE = "picture_is_address", "picture_is_no_file"
 WHOLE = "write it as {bytes, path}, as the encoded bytes, or as the path of a file"
 ENCODED = re.compile(r"(iVBORw0KGgo|/9j/|UklGR|R0lGOD|Qk0|SUkq|TU0AK)[A-Za-z0-9+/\s_-]{40,}=*\s*")
@@ -78,8 +80,8 @@ class Pictures:
         if "\\" in path and "/" not in path:  # of Windows
             path = re.sub(r"^[A-Za-z]:", "", path).replace("\\", "/")
         if not is_absolute(path):
-            found = [normal(storage.join(folder, path)) for folder in self.folders]
-            yield from (place for place in found if is_within(place, self.allowed))
+            places = [normal(storage.join(folder, path)) for folder in self.folders]
+            yield from (place for place in places if is_within(place, self.allowed))
             return
         yield normal(path)
         parts = [part for part in path.removeprefix(storage.S3).split("/") if part not in ("", ".", "..")]

@@ -110,7 +110,7 @@ def read_rankings(dataset: str, settings: Importing) -> Iterator[Ranked | Unread
             yield row if isinstance(row, Unread) else _ranked(row, pictures, place)
 
 
-def ranking_rows(found: Iterable[Ranked | Unread], dataset: str, least_kept: float) -> Iterator[Row]:
+def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: float) -> Iterator[Row]:
     """Rows of `rankings`, each once, and {"dropped": reason, "sample": words} for the others.
 
     Ids that a row has are kept; else they are made from content, and rankings by the same person that say the same of
@@ -120,24 +120,24 @@ def ranking_rows(found: Iterable[Ranked | Unread], dataset: str, least_kept: flo
 
     Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
     """
-    seen: set[str] = set()
+    ranking_ids: set[str] = set()
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
-    source = iter(found)
+    source = iter(rankings)
     while batch := list(islice(source, RANKINGS_AT_A_TIME)):
         for ranking, row in zip(batch, in_threads(_row, batch), strict=True):
-            if row.get("ranking_id") in seen:
+            if row.get("ranking_id") in ranking_ids:
                 row = {"dropped": "duplicate", "sample": f"ranking {row['ranking_id']} came before"}
             if "dropped" in row:
                 dropped[row["dropped"]] += 1
                 samples.setdefault(row["dropped"], row["sample"])
             else:
-                seen.add(row["ranking_id"])
+                ranking_ids.add(row["ranking_id"])
             yield row
             if isinstance(ranking, Unread) and ranking.rows > 1:
                 dropped[ROWS_NOT_READ] += ranking.rows - 1
                 yield {"counted": {ROWS_NOT_READ: ranking.rows - 1}}
-    refuse_too_few(f"rankings of {dataset}", len(seen), dropped, samples, least_kept)
+    refuse_too_few(f"rankings of {dataset}", len(ranking_ids), dropped, samples, least_kept)
 
 
 def named_pictures(file: str) -> Iterator[list[str]]:
@@ -280,29 +280,30 @@ def _labelled(row: Row) -> list[int]:
     return [1 + (first_label < second_label), 1 + (second_label < first_label)]
 
 
-def _row(found: Ranked | Unread) -> Row:
+def _row(ranking: Ranked | Unread) -> Row:
     """The row of `rankings` that a ranking becomes, or why there is none."""
-    if isinstance(found, Unread):
-        return {"dropped": found.reason, "sample": found.sample}
-    names = ["source", *(f"edit {number}'s" for number in range(1, 1 + len(found.edits)))]
+    if isinstance(ranking, Unread):
+        return {"dropped": ranking.reason, "sample": ranking.sample}
+    names = ["source", *(f"edit {number}'s" for number in range(1, 1 + len(ranking.edits)))]
     pictures: list[bytes] = []
-    for name, given in zip(names, (found.source_image, *found.edits), strict=True):
-        picture = kept_picture(given, name)
+    for name, encoded in zip(names, (ranking.source_image, *ranking.edits), strict=True):
+        picture = kept_picture(encoded, name)
         if isinstance(picture, NoPicture):
-            return {"dropped": picture.reason, "sample": f"{found.place}: {picture.detail}"}
+            return {"dropped": picture.reason, "sample": f"{ranking.place}: {picture.detail}"}
         pictures.append(picture)
     source, *edits = pictures
-    rank_of = dict(zip(edits, found.ranks, strict=True))
-    if any(rank_of[edit] != rank for edit, rank in zip(edits, found.ranks, strict=True)):
-        return {"dropped": "pictures_are_equal", "sample": f"{found.place}: two edits are one picture, ranked apart"}
-    row, annotator = found.row, text(found.row.get("annotator")) or NOBODY
-    prompt_id = text(row.get("prompt_id")) or id_for("prompt", found.instruction, source)
+    rank_of = dict(zip(edits, ranking.ranks, strict=True))
+    if any(rank_of[edit] != rank for edit, rank in zip(edits, ranking.ranks, strict=True)):
+        return {"dropped": "pictures_are_equal", "sample": f"{ranking.place}: two edits are one picture, ranked apart"}
+    row, annotator = ranking.row, text(ranking.row.get("annotator")) or NOBODY
+    prompt_id = text(row.get("prompt_id")) or id_for("prompt", ranking.instruction, source)
     rows_of_edits = _edits(row, prompt_id, edits)
-    said = sorted(f"{edit['edit_id']} {rank}" for edit, rank in zip(rows_of_edits, found.ranks, strict=True))
+    ranked_edits = zip(rows_of_edits, ranking.ranks, strict=True)
+    edits_and_ranks = sorted(f"{edit['edit_id']} {rank}" for edit, rank in ranked_edits)
     return {
-        "ranking_id": text(row.get("ranking_id")) or id_for("ranking", prompt_id, annotator, *said),
+        "ranking_id": text(row.get("ranking_id")) or id_for("ranking", prompt_id, annotator, *edits_and_ranks),
         "prompt_id": prompt_id,
-        "instruction": found.instruction,
+        "instruction": ranking.instruction,
         "source_caption": text(first(row, SOURCE_CAPTION_KEYS)),
         "edited_caption": text(first(row, EDITED_CAPTION_KEYS)),
         "source_image": source,
@@ -310,14 +311,14 @@ def _row(found: Ranked | Unread) -> Row:
         "edits": rows_of_edits,
         "editor": _editor(row),
         "annotator": annotator,
-        "ranks": found.ranks,
+        "ranks": ranking.ranks,
     }
 
 
 def _edits(row: Row, prompt_id: str, pictures: list[bytes]) -> list[Row]:
     """The edits of a row of `rankings`; their seeds and scales are 0 where nobody knows."""
-    given = _as_list(row.get("edits"))
-    known = [edit if isinstance(edit, dict) else {} for edit in given] if isinstance(given, list) else []
+    listed = _as_list(row.get("edits"))
+    known = [edit if isinstance(edit, dict) else {} for edit in listed] if isinstance(listed, list) else []
     known = known or [{}] * len(pictures)
     return [
         {

@@ -92,21 +92,21 @@ def read_prompts(settings: Importing) -> Iterator[Row]:
 
     {"dropped": reason, "sample": words} as `found.imported_rows`. Raises a ValueError if nothing can be kept.
     """
-    file, seen = settings.prompts, set()
+    file, prompt_ids = settings.prompts, set()
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
     pictures = Pictures(file, folder_of(file), settings.prompt_pictures)
     for place, line in read_values(file):
         for row in _prompts(place, line, pictures):
-            if row.get("prompt_id") in seen:
+            if row.get("prompt_id") in prompt_ids:
                 row = {"dropped": "duplicate", "sample": f"{place}: {row['instruction']!r} of its picture came before"}
             if "dropped" in row:
                 dropped[row["dropped"]] += 1
                 samples.setdefault(row["dropped"], row["sample"])
             else:
-                seen.add(row["prompt_id"])
+                prompt_ids.add(row["prompt_id"])
             yield row
-    refuse_too_few(f"prompts of {file}", len(seen), dropped, samples, settings.least_kept)
+    refuse_too_few(f"prompts of {file}", len(prompt_ids), dropped, samples, settings.least_kept)
 
 
 def _prompts(place: str, line: Row | Unread, pictures: Pictures) -> Iterator[Row]:
@@ -136,14 +136,14 @@ def _prompts(place: str, line: Row | Unread, pictures: Pictures) -> Iterator[Row
         }
 
 
-def _lacks(row: dict[str, Any], *wanted: tuple[str, ...]) -> str:
+def _lacks(row: dict[str, Any], *kinds: tuple[str, ...]) -> str:
     """What a line lacks, in words; "" if it has a key of each kind."""
-    if EDITED_KEYS in wanted and row.keys() & set(SOURCE_KEYS) and not row.keys() & set(EDITED_KEYS):
+    if EDITED_KEYS in kinds and row.keys() & set(SOURCE_KEYS) and not row.keys() & set(EDITED_KEYS):
         return (
             f"has a source picture and no {' or '.join(EDITED_KEYS)}: these are prompts to be edited, as in HIVE's "
             "test.jsonl, and no pairs; give the file as importing.prompts"
         )
-    for keys in wanted:
+    for keys in kinds:
         if not row.keys() & set(keys):
             return f"has no {' or '.join(keys)}, only {', '.join(map(str, row)) or 'nothing'}; rename its keys"
     return ""

@@ -70,7 +70,9 @@ def write_folders(folder: str, rows: Iterable[Row], schema: pa.Schema, most_byte
     listed: list[tuple[str, list[str]]] = []
     for number, alike in enumerate(_alike(rows)):
         name = f"{number:07d}"
-        place, words, lines = storage.join(folder, name), alike[0], []
+        place = storage.join(folder, name)
+        words = alike[0]
+        lines = []
         for row in alike:
             for which, picture in enumerate(PICTURES):
                 storage.write_bytes(storage.join(place, f"{row['seed']}_{which}.jpg"), _jpeg(row[picture]))
@@ -123,12 +125,12 @@ def write_shards(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for row in shard:
-                found = {name: kind_of(row[name]) for name in PICTURES}
-                kinds = kinds or found
-                if found != kinds:
+                kinds_of_row = {name: kind_of(row[name]) for name in PICTURES}
+                kinds = kinds or kinds_of_row
+                if kinds_of_row != kinds:
                     raise ValueError(
-                        f"pair {row['pair_id']} has {found}, those before it {kinds}, and WebDataset readers want one "
-                        "kind of file; export parquet instead"
+                        f"pair {row['pair_id']} has {kinds_of_row}, those before it {kinds}, and WebDataset readers "
+                        "want one kind of file; export parquet instead"
                     )
                 words = {name: value for name, value in row.items() if name not in PICTURES}
                 _add(tar, f"{row['pair_id']}.source.{kinds['source_image']}", row["source_image"])

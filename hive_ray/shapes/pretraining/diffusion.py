@@ -49,7 +49,10 @@ class Pool:
     """Latents and tokens of pictures to draw batches from, a few of them new every few steps."""
 
     def __init__(self, model: "TextToImageModel", size: int, rng: np.random.Generator) -> None:
-        self.model, self.size, self.rng, self.oldest = model, size, rng, 0
+        self.model = model
+        self.size = size
+        self.rng = rng
+        self.oldest = 0
         self.latents = torch.empty(size, 4, 8, 8)
         self.tokens = torch.empty(size, MAX_TOKENS, dtype=torch.long)
 

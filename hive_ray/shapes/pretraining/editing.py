@@ -53,7 +53,10 @@ class TwinPool:
     """Latents of scenes and their edited twins, and tokens of their four texts; a few are new every step."""
 
     def __init__(self, model: TextToImageModel, size: int, rng: np.random.Generator) -> None:
-        self.model, self.size, self.rng, self.oldest = model, size, rng, 0
+        self.model = model
+        self.size = size
+        self.rng = rng
+        self.oldest = 0
         self.latents = torch.empty(size, 2, 4, 8, 8)
         self.tokens = torch.empty(size, 4, MAX_TOKENS, dtype=torch.long)
 
@@ -76,7 +79,9 @@ def harmed_pool(model: TextToImageModel, size: int, rng: np.random.Generator) ->
 
 def graded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Latents of edited pictures, more or less harmed, and of their sources (size, 4, 8, 8), and tokens."""
-    edited, sources, texts = [], [], []
+    edited = []
+    sources = []
+    texts = []
     for _ in range(size):
         twin, level = scene_and_twin(rng, KIND_RATES), int(rng.integers(1, 6))
         before, after = twin.scenes

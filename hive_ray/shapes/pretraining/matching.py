@@ -55,8 +55,8 @@ def train_clip(
     def loss_of(step: int) -> Tensor:
         captions, pixels, names = draw_batch(pool, rng)
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        seen = model(input_ids=tokens.input_ids, pixel_values=pixels, return_loss=True)
-        return seen.loss + NAMING * naming.loss(seen.vision_model_output.last_hidden_state, names)
+        output = model(input_ids=tokens.input_ids, pixel_values=pixels, return_loss=True)
+        return output.loss + NAMING * naming.loss(output.vision_model_output.last_hidden_state, names)
 
     parameters = [*model.parameters(), *naming.parameters()]
     train_steps("clip", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
@@ -91,17 +91,18 @@ def train_blip(
         captions, pixels, names = draw_batch(pool, rng)
         tokens = tokenizer(captions, padding=True, return_tensors="pt")
         ids, mask = tokens.input_ids, tokens.attention_mask
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state
-        said = model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
-        pictures, words = (F.normalize(part, dim=-1) for part in (model.vision_proj(seen[:, 0]), model.text_proj(said)))
+        picture_tokens = model.vision_model(pixel_values=pixels).last_hidden_state
+        text_states = model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
+        pictures = F.normalize(model.vision_proj(picture_tokens[:, 0]), dim=-1)
+        words = F.normalize(model.text_proj(text_states), dim=-1)
         alike = pictures @ words.T / BLIP_TEMPERATURE
         read = model.text_encoder(
             input_ids=ids.repeat_interleave(2, 0),
             attention_mask=mask.repeat_interleave(2, 0),
-            encoder_hidden_states=seen.unflatten(0, (TWINS, 2)).repeat_interleave(2, 0).flatten(0, 1),
+            encoder_hidden_states=picture_tokens.unflatten(0, (TWINS, 2)).repeat_interleave(2, 0).flatten(0, 1),
         ).last_hidden_state[:, 0]  # (twins x 2 captions x 2 pictures, D)
         contrast = (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
-        return contrast + F.cross_entropy(model.itm_head(read), fits) + NAMING * naming.loss(seen, names)
+        return contrast + F.cross_entropy(model.itm_head(read), fits) + NAMING * naming.loss(picture_tokens, names)
 
     parameters = [*model.parameters(), *naming.parameters()]
     train_steps("blip", parameters, loss_of, num_steps=num_steps, lr=5e-4, say=say, bf16=True)
@@ -117,7 +118,8 @@ def share_told_apart(score: Score, count: int, seed: int) -> float:
     rng = np.random.default_rng(seed)
     twins = [scene_and_twin(rng) for _ in range(count)]
     pictures = [encode(draw(twin.scenes[0])) for twin in twins]
-    own, other = (score(pictures, pictures, [twin.texts[side] for twin in twins]) for side in (0, 1))
+    own = score(pictures, pictures, [twin.texts[0] for twin in twins])
+    other = score(pictures, pictures, [twin.texts[1] for twin in twins])
     return float(np.mean(np.array(own) > np.array(other)))
 
 
