@@ -120,6 +120,7 @@ def _rankings_stage(run: Run, annotators: dict[str, Any]) -> TableStage:
         where = None
         if has_chosen:
             chosen = read_chosen(run.path("chosen"), candidates)
+            assert chosen is not None, "the table `chosen` was there as the stage was declared"
             where = {"prompt_id": {row["prompt_id"] for row in chosen}.__contains__}
         return map_table(
             candidates, CANDIDATES, ANNOTATORS[settings.annotator], produces=RANKINGS,

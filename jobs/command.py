@@ -13,9 +13,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import tyro
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -381,7 +381,8 @@ def _show_help(job: Job, arguments: list[str], program: str) -> NoReturn:
     everything = "--help-all" in arguments
     kind = Command if everything else _settings_of(job, default)
     defaults = default if everything else kind(**default.model_dump(include={*kind.model_fields}))
-    tyro.cli(kind, args=["--help"], default=defaults, prog=program, description=_description(job, program))
+    show: Callable[..., NoReturn] = cast(Any, tyro.cli)  # with --help it ends by SystemExit
+    show(kind, args=["--help"], default=defaults, prog=program, description=_description(job, program))
 
 
 def _description(job: Job, program: str) -> str:
@@ -399,7 +400,7 @@ def _description(job: Job, program: str) -> str:
 def _settings_of(job: Job, default: Command) -> type[BaseModel]:
     """A model of what one job is asked, in which settings that came before are not shown again."""
     seen: set[type] = {*SELDOM_SET, *job.hides}
-    fields = {name: _shown(getattr(default, name), seen) for name in job.sections}
+    fields: dict[str, Any] = {name: _shown(getattr(default, name), seen) for name in job.sections}
     return create_model("Settings", __base__=(RunOptions, *job.options), **fields)
 
 

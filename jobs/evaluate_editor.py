@@ -43,7 +43,7 @@ def build(run: Run) -> dict:
     for stage in stages(run):
         stage.make(run)
     draws = judged_draws(run)
-    summary = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
+    summary: dict[str, Any] = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
     report = gather(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
     storage.write_text(run.path("report.html"), write_report(report))
@@ -112,7 +112,7 @@ def is_measured(table: str, num_draws: int) -> bool:
     return made_from.get("evaluation.best_of", 1) == num_draws and made_from.get(DRAWS_MARK) == mark
 
 
-def summarise(run: Run) -> dict:
+def summarise(run: Run) -> dict[str, Any]:
     """Warnings, means with bootstrap intervals by editor, and win rates against the baseline, as plain numbers."""
     settings = run.config.evaluation
     metrics = metrics_of(run)

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hive_ray import storage
 from hive_ray.artifacts.tables import read_manifest
@@ -57,7 +57,7 @@ TO_FEEDBACK_TABLE = {
     "rejection": (sample_candidates.unguided, score_candidates.best),
 }
 """By arm, what makes what it is trained on."""
-STAGES_OF_ARM: dict[str, Callable[[Run], list[Stage]]] = {
+STAGES_OF_ARM: Mapping[str, Callable[[Run], Sequence[Stage]]] = {
     "scored": score_pairs.stages,
     "conditional": score_pairs.stages,
     "weighted": lambda run: score_pairs.stages(run, "weighted"),

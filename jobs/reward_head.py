@@ -35,7 +35,7 @@ from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
 from hive_ray.statistics.agreement import RankingError, check_ranks
 from jobs.actors.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to
 from jobs.run import Run
-from jobs.stage import ModelStage, Stage, TableStage
+from jobs.stage import ModelStage, StagesOfModel, TableStage
 
 ERRORS = "denoising_errors"
 COLUMNS = ("ranking_id", "prompt_id", "instruction", "source_caption", "edited_caption", "ranks")
@@ -81,9 +81,9 @@ def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
     return _head_stage(name, share, blip).make(run)
 
 
-def stages(name: str, share: float, blip: str = "") -> list[Stage]:
+def stages(name: str, share: float, blip: str = "") -> StagesOfModel:
     """What is measured of the ranked edits, and the model <run>/<name>."""
-    return [ERRORS_STAGE, _measures_stage(f"{name}_measures", blip), _head_stage(name, share, blip)]
+    return ERRORS_STAGE, _measures_stage(f"{name}_measures", blip), _head_stage(name, share, blip)
 
 
 def _head_stage(name: str, share: float, blip: str) -> ModelStage:

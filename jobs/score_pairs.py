@@ -124,9 +124,9 @@ def for_arm(run: Run) -> Manifest:
 
 def rewards_name(judges: tuple[str, ...]) -> str:
     """The table of what these judges say: `rewards` of the reward model alone, rewards_<judge>, or rewards_combined."""
-    if len(judges) > 1:
+    judge, *others = judges
+    if others:
         return "rewards_combined"
-    (judge,) = judges
     return "rewards" if judge == "model" else f"rewards_{re.sub(r'[.:]', '_', judge)}"
 
 

@@ -164,5 +164,9 @@ class ModelStage(Stage):
         return self.train is not None and storage.exists(run.path(f"metrics/{self.name}.jsonl"))
 
 
+StagesOfModel = tuple[*tuple[Stage, ...], ModelStage]
+"""The stages that make a model: first those of its inputs, last that of the model itself."""
+
+
 def _is_finished(address: str) -> bool:
     return read_manifest(address) is not None or is_whole(address)

@@ -468,7 +468,7 @@ def write(study: Study, preset: Config) -> str:
     """Write the document and its charts from what is finished; its text."""
     firsts = {seed: first_run(study, seed, preset) for seed in study.seeds}
     entries = {part: {seed: ENTRIES[part](study, firsts[seed]) for seed in seeds_of(study, part)} for part in PARTS}
-    scores = {part: scores_of(entries[part]) for part in PARTS}
+    scores: dict[Part, Scores] = {part: scores_of(entries[part]) for part in PARTS}
     num_rankings = {entry.name: entry.num_rankings for entry in entries["curve"][study.seeds[0]]}
     study.out.parent.mkdir(parents=True, exist_ok=True)
     sections = [

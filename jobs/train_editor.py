@@ -37,10 +37,10 @@ from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_C
 from hive_ray.training.validation import hold_out
 from jobs import average_editors, encode_latents
 from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint
-from jobs.stage import ModelStage, Stage
+from jobs.stage import ModelStage
 
 
-class _Carded:
+class _Carded(EditorObjective):
     """An editor's objective, with the card of what it will have become."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
@@ -54,7 +54,7 @@ class _Carded:
         super().save(folder, state, card or self.card)
 
 
-class EditorTraining(_Carded, EditorObjective):
+class EditorTraining(_Carded):
     """Training on pairs."""
 
 
@@ -192,7 +192,7 @@ def build(run: Run, name: str = "sft") -> Metrics:
     return editor.make(run)
 
 
-def stages(run: Run, name: str) -> list[Stage]:
+def stages(run: Run, name: str) -> list[ModelStage]:
     """The editors of an arm's parts, where it is added up, and the editor itself."""
     parts = parts_of(run, name)
     if parts == [name]:

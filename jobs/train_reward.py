@@ -31,7 +31,7 @@ from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, foretold, measured
 from hive_ray.schemas import RANKINGS, Row, Rows
 from jobs import reward_head
 from jobs.run import Run, fingerprint
-from jobs.stage import ModelStage, Stage
+from jobs.stage import ModelStage, StagesOfModel
 
 COLUMNS = ["ranking_id", "prompt_id", "instruction", "source_image", "edits", "ranks"]
 HELD_OUT_COLUMNS = [*COLUMNS, "source_caption", "edited_caption"]
@@ -105,11 +105,11 @@ def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:
     return model.make(run)
 
 
-def stages(run: Run, name: str = "reward", share: float = 1.0) -> list[Stage]:
+def stages(run: Run, name: str = "reward", share: float = 1.0) -> StagesOfModel:
     """What is made for the model <run>/<name>, and the model itself."""
     settings = run.config.reward
     if settings.features == "blip":
-        return [_blip_stage(name, share)]
+        return (_blip_stage(name, share),)
     if settings.features == "denoising_error":
         return reward_head.stages(name, share)
     blip = f"{name}_blip"
@@ -117,7 +117,7 @@ def stages(run: Run, name: str = "reward", share: float = 1.0) -> list[Stage]:
         first = _blip_stage(blip, share, beyond=reward_head.share_of_head(settings, share))
     else:
         first = _untrained_blip_stage(blip)
-    return [first, *reward_head.stages(name, share, blip)]
+    return (first, *reward_head.stages(name, share, blip))
 
 
 def _blip_stage(name: str, share: float, beyond: float = 0.0) -> ModelStage:

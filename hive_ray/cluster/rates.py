@@ -33,8 +33,8 @@ def measure_rate(plan: MapTable) -> Rate:
     require(table_name(plan.produces), plan.resources)
     if not plan.rows_in:
         raise ValueError(f"{plan.source.path} has no rows to map, so nothing can be measured")
-    options = {"num_cpus": plan.resources.num_cpus, "num_gpus": plan.resources.num_gpus}
-    return ray.get(ray.remote(**options)(_rate).remote(plan), timeout=PATIENCE_S)
+    rate = ray.remote(num_cpus=plan.resources.num_cpus, num_gpus=plan.resources.num_gpus)(_rate)
+    return ray.get(rate.remote(plan), timeout=PATIENCE_S)
 
 
 def _rate(plan: MapTable) -> Rate:

@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -147,7 +148,7 @@ def nodes_without(path: str) -> list[str]:
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SIGHT_S)
     blind = []
     for answer in answered:
-        with suppress(ray.exceptions.RayError):  # the node has gone
+        with suppress(RayError):  # the node has gone
             if not ray.get(answer):
                 blind.append(asked[answer]["NodeManagerAddress"])
     return sorted(blind)
@@ -261,9 +262,10 @@ def _of_this_driver() -> set[str]:
 
     job = ray.get_runtime_context().get_job_id()
     try:
-        return {group.placement_group_id for group in list_placement_groups(filters=[("creator_job_id", "=", job)])}
+        groups = cast(list[Any], list_placement_groups(filters=[("creator_job_id", "=", job)]))
     except (RayStateApiException, OSError):
         return set()
+    return {group.placement_group_id for group in groups}
 
 
 def _waits(workers: Resources) -> bool:

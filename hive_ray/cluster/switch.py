@@ -12,6 +12,7 @@ path is taken, so that the public path works where a release of Ray has other in
 """
 
 import os
+from typing import Any, cast
 
 import ray
 
@@ -59,8 +60,8 @@ def chosen_paths() -> frozenset[str]:
 
 def started_here() -> bool:
     """Whether this process is connected to a cluster that `start_ray` started, whose only driver it then is."""
-    variables = (ray.get_runtime_context().runtime_env or {}).get("env_vars", {})
-    return variables.get("RAY_API_SERVER_ADDRESS") == NO_DASHBOARD
+    runtime_env = cast(dict[str, Any], ray.get_runtime_context().runtime_env or {})
+    return runtime_env.get("env_vars", {}).get("RAY_API_SERVER_ADDRESS") == NO_DASHBOARD
 
 
 def has_dashboard() -> bool:

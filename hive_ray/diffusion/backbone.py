@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import (
@@ -20,6 +20,8 @@ from diffusers import (
     StableDiffusionXLInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
@@ -34,6 +36,7 @@ from hive_ray.diffusion.loading import (
 )
 from hive_ray.diffusion.single_file import check_single_file, is_single_file
 from hive_ray.diffusion.text import TextEncoder
+from hive_ray.diffusion.typed import from_config, load_config
 from hive_ray.files.model_folders import ModelFolderError, check_parts, read_model_index
 from hive_ray.storage import fetch_model
 
@@ -82,12 +85,12 @@ class Backbone(ABC):
     @property
     def vae_factor(self) -> int:
         """The side of an image over that of its latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def latent_channels(self) -> int:
         """C."""
-        return self.vae.config.latent_channels
+        return self.vae.config["latent_channels"]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an image; ValueError for a size in pixels that the VAE cannot divide."""
@@ -105,7 +108,7 @@ class Backbone(ABC):
 
         In fp16 a VAE whose activations overflow stays in fp32 where its config says `force_upcast`.
         """
-        overflows = dtype == torch.float16 and self.vae_overflows_fp16 and self.vae.config.force_upcast
+        overflows = dtype == torch.float16 and self.vae_overflows_fp16 and self.vae.config["force_upcast"]
         vae_dtype = torch.float32 if overflows else dtype
         self._cast(device, dtype, vae_dtype)
         return self
@@ -118,7 +121,7 @@ class Backbone(ABC):
     def with_weights(self, unet: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> "Backbone":
         """A backbone with these weights and every other part shared; the live modules are not touched."""
         with torch.device("meta"):  # no time for first weights that the given ones replace
-            new_unet = UNet2DConditionModel.from_config(self.unet.config).eval()
+            new_unet = from_config(UNet2DConditionModel, self.unet.config).eval()
         new_unet.load_state_dict(unet, assign=True)
         if text is None:
             return replace(self, unet=new_unet)
@@ -128,11 +131,11 @@ class Backbone(ABC):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about -1..1, in fp32 or the VAE's finer dtype."""
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        latents = (latents / self.vae.config["scaling_factor"]).to(self.vae.device, self.vae.dtype)
         chunks = _chunks(latents, latents[0, 0].numel() * self.vae_factor**2)
         precise = torch.promote_types(self.vae.dtype, torch.float32)
         with torch.autocast(self.vae.device.type, enabled=False):  # as in `posterior`
-            return torch.cat([self.vae.decode(chunk).sample.to(precise) for chunk in chunks])
+            return torch.cat([_decoded(self.vae, chunk).to(precise) for chunk in chunks])
 
 
 class StableDiffusion(Backbone):
@@ -171,7 +174,10 @@ class StableDiffusionXL(Backbone):
 
     def editing_pipeline(self, parts: dict[str, Any]) -> DiffusionPipeline:
         """InstructPix2Pix's pipeline for XL, without a watermark."""
-        switches = {"force_zeros_for_empty_prompt": self.text.empty_is_zero, "is_cosxl_edit": self.scaled_condition}
+        switches: dict[str, Any] = {
+            "force_zeros_for_empty_prompt": self.text.empty_is_zero,
+            "is_cosxl_edit": self.scaled_condition,
+        }
         pipeline = StableDiffusionXLInstructPix2PixPipeline(**parts, **switches, add_watermarker=False)
         pipeline.register_to_config(**switches)  # by itself it forgets is_cosxl_edit
         return pipeline
@@ -199,7 +205,7 @@ def load_backbone(
         backbone._cast("cpu", dtype, family.loaded_vae_dtype(dtype))
         return backbone
     check_parts(start)
-    family = _family_of(UNet2DConditionModel.load_config(start, subfolder="unet"), start)
+    family = _family_of(load_config(UNet2DConditionModel, start, "unet"), start)
     return family(
         unet=load_folder_unet(start, dtype),
         vae=load_folder_vae(start, family.loaded_vae_dtype(dtype)),
@@ -244,10 +250,16 @@ def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     images = images.to(vae.device, vae.dtype)
     chunks = _chunks(images, images[0, 0].numel())
     with torch.autocast(vae.device.type, enabled=False):  # a training's precision is not the VAE's: XL's is fp32
-        posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
+        posteriors = [cast(AutoencoderKLOutput, vae.encode(chunk)).latent_dist for chunk in chunks]
     means = torch.cat([one.mean for one in posteriors])
     deviations = torch.cat([one.std for one in posteriors])
     return means.float(), deviations.float()
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The images (B, 3, H, W) of unscaled latents (B, C, h, w)."""
+    output = vae.decode(cast(torch.FloatTensor, latents))  # which is what diffusers calls a tensor of any float dtype
+    return cast(DecoderOutput, output).sample
 
 
 def _family_of(unet_config: Mapping[str, Any], address: str | Path) -> type[Backbone]:

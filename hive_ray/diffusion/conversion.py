@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -23,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from hive_ray.config import SingleFile
 from hive_ray.diffusion.single_file import UNET, first_few, prefer_averaged, read_weights
-from hive_ray.diffusion.text import TextEncoder
+from hive_ray.diffusion.text import ClipEncoder, TextEncoder
+from hive_ray.diffusion.typed import ModuleT, channels_last
 from hive_ray.files.model_folders import ModelFolderError
 
 VAE = "first_stage_model."
@@ -32,6 +33,7 @@ HEAD_WIDTH = 64
 """Channels of an attention head in every CLIP, and in the U-Nets of Stable Diffusion 2 and XL."""
 
 Weights = dict[str, Tensor]
+Prediction = Literal["epsilon", "v_prediction"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def convert(given: Weights, settings: SingleFile, path: str | Path) -> dict[str,
     family = _family(weights)
     prediction_type = _prediction_type(weights, family, settings)
     return {
-        "unet": _convert_unet(weights, family, prediction_type).to(memory_format=torch.channels_last),
-        "vae": _convert_vae(weights, family).to(memory_format=torch.channels_last),
+        "unet": channels_last(_convert_unet(weights, family, prediction_type)),
+        "vae": channels_last(_convert_vae(weights, family)),
         "text": _convert_text(weights, family, settings.tokenizer),
         "scheduler": DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
@@ -104,7 +106,7 @@ class _Checkpoint:
         found = (re.match(r"\d+", name[len(prefix) :]) for name in self.weights if name.startswith(prefix))
         return sorted({int(number[0]) for number in found if number})
 
-    def fill(self, module: nn.Module, weights: Weights) -> nn.Module:
+    def fill(self, module: ModuleT, weights: Weights) -> ModuleT:
         """The module, made on the meta device, with converted weights in fp32; all of them must be there and fit."""
         wanted, what = module.state_dict(), type(module).__name__
         off = [
@@ -142,7 +144,7 @@ def _family(weights: _Checkpoint) -> Family:
     )
 
 
-def _prediction_type(weights: _Checkpoint, family: Family, settings: SingleFile) -> str:
+def _prediction_type(weights: _Checkpoint, family: Family, settings: SingleFile) -> Prediction:
     """What the U-Net predicts; of Stable Diffusion 2 there are both, and their weights look the same."""
     if settings.prediction_type:
         return settings.prediction_type
@@ -155,7 +157,7 @@ def _prediction_type(weights: _Checkpoint, family: Family, settings: SingleFile)
     return "epsilon"  # of Stable Diffusion 2, HIVE's editors come from 2.1-base
 
 
-def _convert_unet(weights: _Checkpoint, family: Family, prediction_type: str) -> nn.Module:
+def _convert_unet(weights: _Checkpoint, family: Family, prediction_type: Prediction) -> UNet2DConditionModel:
     config = _unet_config(weights, family, prediction_type)
     given = weights.below(UNET)
     converted = convert_ldm_unet_checkpoint(given, config)
@@ -169,7 +171,7 @@ def _convert_unet(weights: _Checkpoint, family: Family, prediction_type: str) ->
     return weights.fill(unet, converted)
 
 
-def _unet_config(weights: _Checkpoint, family: Family, prediction_type: str) -> dict[str, Any]:
+def _unet_config(weights: _Checkpoint, family: Family, prediction_type: Prediction) -> dict[str, Any]:
     """What UNet2DConditionModel is made with. LDM numbers blocks and downsamplers in one row through all levels."""
     levels: list[list[str]] = [[]]
     for place in weights.numbers(f"{UNET}input_blocks.")[1:]:
@@ -209,7 +211,7 @@ def _unet_config(weights: _Checkpoint, family: Family, prediction_type: str) -> 
     return config
 
 
-def _convert_vae(weights: _Checkpoint, family: Family) -> nn.Module:
+def _convert_vae(weights: _Checkpoint, family: Family) -> AutoencoderKL:
     levels = weights.numbers(f"{VAE}encoder.down.")
     channels = [weights.shape(f"{VAE}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels]
     config = {
@@ -227,7 +229,8 @@ def _convert_vae(weights: _Checkpoint, family: Family) -> nn.Module:
 
 
 def _convert_text(weights: _Checkpoint, family: Family, source: str) -> TextEncoder:
-    encoders, tokenizers = [], []
+    encoders: list[ClipEncoder] = []
+    tokenizers: list[CLIPTokenizer] = []
     if family.clip:
         shape = weights.shape(f"{family.clip}text_model.embeddings.token_embedding.weight")
         tokenizers.append(_tokenizer(source, shape[0], weights.path))
@@ -239,7 +242,7 @@ def _convert_text(weights: _Checkpoint, family: Family, source: str) -> TextEnco
     return TextEncoder(encoders, tokenizers, empty_is_zero=len(encoders) == 2)
 
 
-def _convert_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer) -> nn.Module:
+def _convert_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """OpenAI's text encoder, by transformers' names."""
     text = f"{prefix}text_model."
     config = _text_config(
@@ -250,7 +253,7 @@ def _convert_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer) -
     return _fill_text(weights, CLIPTextModel, config, lambda _: convert_ldm_clip_checkpoint(weights.below(prefix)))
 
 
-def _convert_open_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer, *, whole: bool) -> nn.Module:
+def _convert_open_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer, *, whole: bool) -> ClipEncoder:
     """OpenCLIP's text encoder. Not `whole`, its last layer is left out and nothing pooled, as Stable Diffusion 2 reads
     the layer before it; XL reads that of the whole one, and its pooled text."""
     blocks, given = weights.numbers(f"{prefix}transformer.resblocks."), weights.below(prefix)
@@ -274,22 +277,22 @@ def _text_config(tokenizer: CLIPTokenizer, positions: torch.Size, **sizes: Any) 
         max_position_embeddings=positions[0],
         hidden_size=positions[1],
         num_attention_heads=max(1, positions[1] // HEAD_WIDTH),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
         **sizes,
     )
 
 
 def _fill_text(
-    weights: _Checkpoint, kind: type[nn.Module], config: CLIPTextConfig, converted: Callable[[nn.Module], Weights]
-) -> nn.Module:
+    weights: _Checkpoint, kind: type[ModuleT], config: CLIPTextConfig, converted: Callable[[nn.Module], Weights]
+) -> ModuleT:
     with torch.device("meta"):
         encoder = kind(config)
     flat = not hasattr(encoder, "text_model")  # CLIPTextModel is since transformers 5.6
     named = {name.removeprefix("text_model.") if flat else name: value for name, value in converted(encoder).items()}
     weights.fill(encoder, {name: value for name, value in named.items() if not name.endswith("position_ids")})
-    embeddings = (encoder if flat else encoder.text_model).embeddings
+    embeddings = encoder.get_submodule("embeddings" if flat else "text_model.embeddings")
     embeddings.position_ids = torch.arange(config.max_position_embeddings).unsqueeze(0)  # no weight, left on meta
     return encoder
 
@@ -305,7 +308,7 @@ def _tokenizer(source: str, num_words: int, path: str | Path, **special: str) ->
     return tokenizer
 
 
-def told_tokenizer(source: str, path: str | Path, **special: str) -> CLIPTokenizer:
+def told_tokenizer(source: str, path: str | Path, **special: Any) -> CLIPTokenizer:
     """CLIP's tokenizer, which no single file holds, from a folder, a model's folder or the hub."""
     subfolder = "tokenizer" if (Path(source) / "tokenizer").is_dir() else ""
     try:

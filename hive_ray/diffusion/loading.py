@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hive_ray.diffusion.text import TextEncoder
+from hive_ray.diffusion.typed import channels_last, from_config, load_config
 from hive_ray.files.model_folders import XL_PARTS, ModelFolderError, check_parts, read_model_index
 
 _WEIGHTS = {"use_safetensors": True, "low_cpu_mem_usage": False}
@@ -18,13 +19,13 @@ _WEIGHTS = {"use_safetensors": True, "low_cpu_mem_usage": False}
 def load_folder_unet(start: str | Path, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of a folder or hub name."""
     unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", dtype=dtype, **_WEIGHTS)
-    return unet.to(memory_format=torch.channels_last)
+    return channels_last(unet)
 
 
 def load_folder_vae(start: str | Path, dtype: torch.dtype) -> AutoencoderKL:
     """The VAE of a folder or hub name."""
     vae = AutoencoderKL.from_pretrained(start, subfolder="vae", dtype=dtype, **_WEIGHTS)
-    return vae.to(memory_format=torch.channels_last)
+    return channels_last(vae)
 
 
 def load_folder_text(start: str | Path, dtype: torch.dtype) -> TextEncoder:
@@ -46,15 +47,16 @@ def load_folder_xl_text(start: str | Path, dtype: torch.dtype) -> TextEncoder:
 
 def load_folder_scheduler(start: str | Path) -> DDIMScheduler:
     """The noise schedule of a folder or hub name."""
-    config = DDIMScheduler.load_config(start, subfolder="scheduler")
+    config = load_config(DDIMScheduler, start, "scheduler")
     if "sigma_data" in config:
         raise ModelFolderError(
             f"the scheduler of {start} is {config['_class_name']}, with noise levels of EDM (CosXL); give a model whose"
             " noise is of Stable Diffusion's 1000 timesteps"
         )
-    scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+    scheduler = from_config(DDIMScheduler, config, clip_sample=False)
+    prediction_type = scheduler.config["prediction_type"]
+    if prediction_type not in ("epsilon", "v_prediction"):
         raise ModelFolderError(
-            f"{start} predicts {scheduler.config.prediction_type!r}; give a model that predicts epsilon or v_prediction"
+            f"{start} predicts {prediction_type!r}; give a model that predicts epsilon or v_prediction"
         )
     return scheduler

@@ -14,6 +14,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from hive_ray.diffusion.typed import from_config
+
 LEAST_ALPHA = 2**-24
 """What stands for a terminal alpha of zero, whose sigma is infinite (as diffusers' schedulers have it)."""
 
@@ -37,22 +39,22 @@ class Schedule:
 
 def ddim(config: Any, num_steps: int, device: torch.device) -> Schedule:
     """DDIM with eta 0 (Song et al. 2021), spaced as the model's scheduler config says."""
-    return _of_diffusers(DDIMScheduler.from_config(config), num_steps, device)
+    return _of_diffusers(from_config(DDIMScheduler, config), num_steps, device)
 
 
 def dpm_solver(config: Any, num_steps: int, device: torch.device) -> Schedule:
     """DPM-Solver++ 2M (Lu et al. 2022), spaced as the model's scheduler config says: as good in half the steps."""
-    return _of_diffusers(DPMSolverMultistepScheduler.from_config(config), num_steps, device)
+    return _of_diffusers(from_config(DPMSolverMultistepScheduler, config), num_steps, device)
 
 
 def euler_ancestral(config: Any, num_steps: int, device: torch.device) -> Schedule:
     """k-diffusion's Euler-ancestral on its own sigmas, as InstructPix2Pix drew its pairs."""
-    trained = DDIMScheduler.from_config(config)
+    trained = from_config(DDIMScheduler, config)
     timesteps = torch.linspace(len(trained.alphas_cumprod) - 1, 0, num_steps)
     sigmas = [*interpolated_sigmas(trained.alphas_cumprod, timesteps).tolist(), 0.0]
 
     def step(output: Tensor, step: int, latents: Tensor, noise: Noise) -> Tensor:
-        denoised = denoise(output, latents, sigmas[step], trained.config.prediction_type)
+        denoised = denoise(output, latents, sigmas[step], trained.config["prediction_type"])
         down, up = ancestral_step(sigmas[step], sigmas[step + 1])
         # k-diffusion's latents + (latents - denoised) / sigma (down - sigma), without its loss of digits at sigma 4096
         latents = denoised + (latents - denoised) * (down / sigmas[step])

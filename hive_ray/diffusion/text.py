@@ -4,7 +4,7 @@ B batch, E text encoders (one; Stable Diffusion XL has two), T tokens, D width o
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 MOST_KNOWN = 2**15
 """Texts whose token ids are kept, at some 0.7 kB each; at more, all are forgotten."""
+
+
+ClipEncoder = CLIPTextModel | CLIPTextModelWithProjection
 
 
 class TextStates(NamedTuple):
@@ -25,13 +28,14 @@ class TextStates(NamedTuple):
     def rows(self, places: Sequence[int]) -> "TextStates":
         """The texts at these places, in this order."""
         picked = torch.tensor(places, device=self.sequence.device)
-        return TextStates(*(None if states is None else states[picked] for states in self))
+        return TextStates(self.sequence[picked], None if self.pooled is None else self.pooled[picked])
 
     def repeated(self, copies: int) -> "TextStates":
         """All texts, so many times one after the other; the same tensors for once."""
         if copies == 1:
             return self
-        return TextStates(*(None if states is None else torch.cat([states] * copies) for states in self))
+        pooled = None if self.pooled is None else torch.cat([self.pooled] * copies)
+        return TextStates(torch.cat([self.sequence] * copies), pooled)
 
     def unet_inputs(self, height: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
         """The U-Net's keyword arguments for images of height x width pixels: states, and what XL wants besides."""
@@ -56,7 +60,7 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        encoders: Sequence[CLIPTextModel | CLIPTextModelWithProjection],
+        encoders: Sequence[ClipEncoder],
         tokenizers: Sequence[CLIPTokenizer],
         empty_is_zero: bool = False,
     ) -> None:
@@ -69,7 +73,7 @@ class TextEncoder(nn.Module):
 
     def fresh(self) -> "TextEncoder":
         """One of the same shapes with first weights; the live modules are not touched."""
-        encoders = [type(encoder)(encoder.config).eval() for encoder in self.encoders]
+        encoders = [cast(ClipEncoder, type(encoder)(encoder.config).eval()) for encoder in self.encoders]
         return TextEncoder(encoders, self.tokenizers, self.empty_is_zero)
 
     def parts(self) -> dict[str, Any]:
@@ -80,8 +84,9 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (B, E, T) token ids, padded and cut to the tokenizers' length."""
-        rows = [self._known.get(text) for text in texts]
-        missing = list(dict.fromkeys(text for text, row in zip(texts, rows, strict=True) if row is None))
+        known = {text: self._known.get(text) for text in texts}
+        rows = {text: row for text, row in known.items() if row is not None}
+        missing = [text for text in known if text not in rows]
         if missing:
             given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
             ids = torch.stack([tokenizer(missing, **given).input_ids for tokenizer in self.tokenizers], dim=1)
@@ -89,8 +94,8 @@ class TextEncoder(nn.Module):
             if len(self._known) + len(new) > MOST_KNOWN:
                 self._known.clear()
             self._known.update(new)
-            rows = [new[text] if row is None else row for text, row in zip(texts, rows, strict=True)]
-        return torch.stack(rows)
+            rows |= new
+        return torch.stack([rows[text] for text in texts])
 
     def forward(self, ids: Tensor) -> TextStates:
         """Token ids (B, E, T) -> states. XL: the last but one layers of both side by side, the second's pooled text."""

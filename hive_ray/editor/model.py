@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -23,6 +23,7 @@ from hive_ray.config import EditorFile, Section
 from hive_ray.diffusion.backbone import Backbone, load_backbone, posterior
 from hive_ray.diffusion.single_file import is_single_file
 from hive_ray.diffusion.text import TextEncoder
+from hive_ray.diffusion.typed import channels_last
 from hive_ray.files.model_folders import ModelFolderError, forget_origin
 from hive_ray.seeds import generator_for
 from hive_ray.storage import fetch_model
@@ -85,7 +86,7 @@ class Editor:
         """An editor from a text-to-image model (its U-Net widened) or from an editor: a folder, a single file (.ckpt,
         .safetensors), the s3:// address of either, or a hub name. `single_file`: what such a file does not say."""
         backbone = load_backbone(start, single_file)
-        seen, channels = backbone.unet.config.in_channels, backbone.latent_channels
+        seen, channels = backbone.unet.config["in_channels"], backbone.latent_channels
         if seen == channels:
             _widen(backbone.unet, bias)
         elif seen != 2 * channels:
@@ -103,7 +104,7 @@ class Editor:
         folder = fetch_model(folder)
         card = read_card(folder)
         backbone = load_backbone(folder)
-        seen, wanted = backbone.unet.config.in_channels, 2 * backbone.latent_channels
+        seen, wanted = backbone.unet.config["in_channels"], 2 * backbone.latent_channels
         if seen != wanted:
             raise ModelFolderError(f"the U-Net of {folder} has {seen} input channels, an editor's has {wanted}")
         return cls(backbone, card)
@@ -120,7 +121,7 @@ class Editor:
         parts = {name: _cast(part, dtype) if isinstance(part, nn.Module) else part for name, part in parts.items()}
         self.backbone.editing_pipeline(parts).save_pretrained(folder, safe_serialization=True)
         forget_origin(folder)
-        card = card.model_copy(update={"prediction_type": self.scheduler.config.prediction_type})
+        card = card.model_copy(update={"prediction_type": self.scheduler.config["prediction_type"]})
         (folder / "card.json").write_text(card.model_dump_json(indent=2) + "\n")
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Editor":
@@ -155,7 +156,7 @@ class Editor:
     @property
     def text_encoder(self) -> CLIPTextModel:
         """The first text encoder."""
-        return self.text.encoders[0]
+        return cast(CLIPTextModel, self.text.encoders[0])
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
@@ -187,7 +188,7 @@ class Editor:
 
     def draw_target(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) drawn from a posterior by standard normal noise."""
-        return (mean + std * noise) * self.vae.config.scaling_factor
+        return (mean + std * noise) * self.vae.config["scaling_factor"]
 
     def encode_condition(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> what the U-Net sees of them (B, C, h, w)."""
@@ -196,7 +197,7 @@ class Editor:
     def scale_condition(self, mean: Tensor) -> Tensor:
         """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (InstructPix2Pix's
         ddpm_edit.py) unless the model learned it so."""
-        return mean * self.vae.config.scaling_factor if self.backbone.scaled_condition else mean
+        return mean * self.vae.config["scaling_factor"] if self.backbone.scaled_condition else mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> float images (B, 3, H, W), about -1..1."""
@@ -206,7 +207,7 @@ class Editor:
 def bring(part: AutoencoderKL | TextEncoder, device: torch.device) -> None:
     """Move a frozen part to a device; once it is there, its weights are not looked through again."""
     if part.device != device:
-        part.to(device)
+        cast(nn.Module, part).to(device)  # diffusers declares its own without `self`
 
 
 def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> str:
@@ -234,7 +235,10 @@ def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]
     draws a new one, as diffusers' train_instruct_pix2pix.py does by mistake (huggingface/diffusers#4960).
     """
     old = unet.conv_in
-    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    assert old.bias is not None, "conv_in of diffusers' U-Net has a bias"
+    kernel_size, padding = cast(tuple[int, int], old.kernel_size), cast(tuple[int, int], old.padding)
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, kernel_size, padding=padding)
+    assert new.bias is not None
     with torch.no_grad():
         new.weight.zero_()
         new.weight[:, : old.in_channels].copy_(old.weight)
@@ -243,7 +247,7 @@ def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]
         else:  # nn.Conv2d's own first bias, from a generator so that a rerun repeats it
             bound = 1 / math.sqrt(new.weight[0].numel())
             nn.init.uniform_(new.bias, -bound, bound, generator=generator_for("conv_in.bias"))
-    unet.conv_in = new.to(memory_format=torch.channels_last)
+    unet.conv_in = channels_last(new)
     unet.register_to_config(in_channels=new.in_channels)
 
 
@@ -252,8 +256,8 @@ def _first_card(backbone: Backbone, single_file: EditorFile) -> EditorCard:
     return EditorCard(
         base_model=backbone.origin,
         instruction_suffix=single_file.instruction_suffix,
-        resolution=backbone.unet.config.sample_size * backbone.vae_factor,
-        prediction_type=backbone.scheduler.config.prediction_type,
+        resolution=backbone.unet.config["sample_size"] * backbone.vae_factor,
+        prediction_type=backbone.scheduler.config["prediction_type"],
     )
 
 

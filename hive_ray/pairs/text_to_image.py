@@ -44,7 +44,7 @@ class TextToImage:
         """`single_file`: what such a file does not say. ModelFolderError for a model that is not whole, or that reads
         more than a noisy latent (an editor, an inpainting model)."""
         self.backbone = load_backbone(base, single_file, dtype)
-        seen, channels = self.backbone.unet.config.in_channels, self.backbone.latent_channels
+        seen, channels = self.backbone.unet.config["in_channels"], self.backbone.latent_channels
         if seen != channels:
             raise ModelFolderError(
                 f"the U-Net of {base} has {seen} input channels and its VAE {channels} latent channels: it needs more"
@@ -114,8 +114,9 @@ class TextToImage:
             if step < int(local_blend.start * num_inference_steps):
                 return latents
             seen = torch.stack(attended).sum(0)
-            side = round(control_side * latents.shape[-1])
-            mask = blend_mask(seen.unflatten(-1, (side, side)), *latents.shape[-2:], local_blend.threshold)
+            height, width = latents.shape[-2:]
+            side = round(control_side * width)
+            mask = blend_mask(seen.unflatten(-1, (side, side)), height, width, local_blend.threshold)
             return blend(latents, mask)
 
         images = self._denoise(

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import deepspeed
 import torch
@@ -203,7 +204,7 @@ class Opened:
             return {name: joined_parts([part[name] for part in parts], shape) for name, shape in shapes.items()}
         with _only_weights():
             if self.stand.zero_stage:
-                state = get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG)
+                state = cast(dict[str, Tensor], get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG))
             else:
                 file = self.local / TAG / STATES
                 state = torch.load(file, map_location="cpu", weights_only=True)["module"]

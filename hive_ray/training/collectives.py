@@ -1,17 +1,18 @@
 """What all ranks know after each has told its own, and what they wait for together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 import torch.distributed
+from torch import Tensor
 
 from hive_ray.artifacts.model_store import Metrics
 
 POLL_S = 5.0
 
 
-def sum_over_ranks(own: Metrics, device: torch.device) -> Metrics:
+def sum_over_ranks(own: Mapping[str, float | Tensor], device: torch.device) -> Metrics:
     """The sums of measures over all ranks, which tell the same names; numbers, or tensors of one number each."""
     names = sorted(own)
     sums = torch.stack([torch.as_tensor(own[name], dtype=torch.float64, device=device) for name in names])

@@ -41,7 +41,7 @@ def skip_unused_compilers() -> None:
     its Muon. Imported by DeepSpeed, that compiles kernels, and all of torch's compiler would be imported for what
     nobody runs here: a second of each worker's start.
     """
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue] - made by its __getattr__
     compiles, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     try:
         importlib.import_module(MUON)

@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import duration
@@ -185,7 +185,7 @@ class Loop:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
         asks = self.rank == 0 and self.worker.preemption is not None and due
-        totals: Metrics = {ASKS: float(asks)}
+        totals: dict[str, float | Tensor] = {ASKS: float(asks)}
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             seed_layers(seed_for("layers", *self._draw(self.images + start)), self.device)

@@ -23,7 +23,10 @@ class Objective(Protocol):
     that shows what its model makes of them; and `beside`: frozen modules outside its model that come to its device.
     """
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """The module that is trained."""
+        ...
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """What the host does: pictures decoded, numbers drawn, texts cut into tokens; tensors on the CPU.

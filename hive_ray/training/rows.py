@@ -75,10 +75,10 @@ class RowStore:
 
     def read(self, places: np.ndarray) -> Rows:
         """The rows at these places of the selection, in this order."""
-        rows = [
-            self.reader.get_batch(place // ROWS_PER_BATCH).slice(place % ROWS_PER_BATCH, 1) for place in places.tolist()
-        ]
-        return pa.Table.from_batches(rows, self.reader.schema).to_pylist()
+        reader = self.reader
+        assert reader is not None, "the file has been closed"
+        rows = [reader.get_batch(place // ROWS_PER_BATCH).slice(place % ROWS_PER_BATCH, 1) for place in places.tolist()]
+        return pa.Table.from_batches(rows, reader.schema).to_pylist()
 
 
 def _cache_file(selection: Selection, columns: list[str]) -> Path:

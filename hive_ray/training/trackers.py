@@ -21,7 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue] - protobuf makes it as it is imported
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue] - likewise
+)
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics
@@ -145,7 +148,7 @@ class WeightsAndBiases:
     cache where the run is on S3."""
 
     def __init__(self, tracked: Tracked) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - installed apart
 
         folder = storage.cache_folder() if tracked.run.startswith(storage.S3) else Path(tracked.run)
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +186,8 @@ class MLflow:
     """A run of MLflow at MLFLOW_TRACKING_URI, or else in <run>/mlflow.db, with its pictures in <run>/mlflow."""
 
     def __init__(self, tracked: Tracked) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports] - installed apart
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports] - installed apart
 
         server = os.environ.get("MLFLOW_TRACKING_URI")
         address = server or f"sqlite:///{tracked.run}/mlflow.db"

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import cast
 
 import deepspeed
 import numpy as np
@@ -110,6 +111,7 @@ class Validation:
         depend on the number of workers.
         """
         micro, known = self.settings.micro_batch_size, len(self.good.found)
+        device = cast(torch.device, engine.device)
         batches = -(-self.store.num_rows // micro)
         totals: Metrics = {"rows": 0.0}
         for turn in range(-(-batches // self.world)):
@@ -121,12 +123,12 @@ class Validation:
             places = np.arange(place, min(place + micro, self.store.num_rows))
             batch, good = self.good.take(self.good.prepare(objective.prepare, places, draw))
             with autocast(self.settings):
-                loss, measures = objective.loss(engine, on(engine.device, batch))
+                loss, measures = objective.loss(engine, on(device, batch))
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
                 totals[key] = totals.get(key, 0.0) + value * good * counts
         for why in list(self.good.found.values())[known:]:
             warn(f"skipped the held-out {why}", stage=self.name)
-        found = sum_over_ranks(totals, engine.device)
+        found = sum_over_ranks(totals, device)
         rows = max(found.pop("rows"), 1.0)
         means = summarised(objective, {name: total / rows for name, total in found.items()}, rows)
         return {f"validation/{name.partition('/')[2]}": value for name, value in means.items()}
@@ -151,14 +153,15 @@ class Validation:
 def at_rest(engine: deepspeed.DeepSpeedEngine, average: Average | None) -> Iterator[None]:
     """The model in eval mode and with its averaged weights; afterwards everything is as before: weights, modes, random
     streams. Every rank must enter it."""
-    modes: dict[nn.Module, bool] = {module: module.training for module in engine.module.modules()}
-    devices = [engine.device] if engine.device.type == "cuda" else []
+    model, device = cast(nn.Module, engine.module), cast(torch.device, engine.device)
+    modes: dict[nn.Module, bool] = {module: module.training for module in model.modules()}
+    devices = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if average:
             stack.enter_context(average.in_place())
         stack.callback(engine.empty_partition_cache)  # before the weights change back: stage 3 keeps some gathered
-        engine.module.eval()
+        model.eval()
         try:
             yield
         finally:

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 
 from hive_ray.editor.spread import SpreadMeasure
+from hive_ray.reward.model import ScoringModel
 from hive_ray.reward.uncertainty import order_entropy
 from hive_ray.schemas import Rows
 from jobs.actors.judging import load_reward
@@ -22,16 +23,16 @@ class CandidateMeasurer:
 
     def __call__(self, rows: Rows) -> Rows:
         spreads = self.spread([[edit["image"] for edit in row["edits"]] for row in rows])
-        disagreements = self._disagreements(rows) if self.reward else [math.nan] * len(rows)
+        disagreements = self._disagreements(self.reward, rows) if self.reward else [math.nan] * len(rows)
         return [
             {"prompt_id": row["prompt_id"], "spread": spread, "disagreement": disagreement}
             for row, spread, disagreement in zip(rows, spreads, disagreements, strict=True)
         ]
 
-    def _disagreements(self, rows: Rows) -> list[float]:
+    def _disagreements(self, reward: ScoringModel, rows: Rows) -> list[float]:
         """The entropy of the order of each row's edits, in bits."""
         repeated = [row for row in rows for _ in row["edits"]]
-        rewards = self.reward.score(
+        rewards = reward.score(
             source_images=[row["source_image"] for row in repeated],
             edited_images=[edit["image"] for row in rows for edit in row["edits"]],
             instructions=[row["instruction"] for row in repeated],

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import ray
 from ray._private.services import JEMALLOC_SO
+from ray.exceptions import RayError
 
 CALMER = {
     "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
@@ -54,7 +55,7 @@ def end_data_helpers() -> None:
     """End what Ray Data has left behind, before a training that uses all cores: each such actor wakes 150 times a
     second, and where all cores compute one step together, all wait for each."""
     for name, namespace in DATA_HELPERS.items():
-        with suppress(ValueError, ray.exceptions.RayError):  # there is none, or it ends by itself
+        with suppress(ValueError, RayError):  # there is none, or it ends by itself
             helper = ray.get_actor(name, namespace)
             ray.get(helper.__ray_ready__.remote(), timeout=LAST_CALLS_S)  # what it was last asked is done
             ray.kill(helper)

@@ -1,0 +1,36 @@
+"""Calls of diffusers and torch whose own types are wrong or incomplete, with the right ones."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers import ConfigMixin
+from torch import nn
+
+Configured = TypeVar("Configured", bound=ConfigMixin)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def from_config(kind: type[Configured], config: Mapping[str, Any], **changes: Any) -> Configured:
+    """A model or scheduler of diffusers with this config and these changes of it.
+
+    diffusers declares a pair, which it returns for `return_unused_kwargs` alone.
+    """
+    return cast(Configured, kind.from_config(cast(dict[str, Any], config), **changes))
+
+
+def load_config(kind: type[ConfigMixin], start: str | Path, subfolder: str) -> dict[str, Any]:
+    """The config of a part of a diffusers folder or hub name; OSError where it cannot be read.
+
+    diffusers declares a pair, which it returns for `return_unused_kwargs` alone.
+    """
+    return cast(dict[str, Any], kind.load_config(start, subfolder=subfolder))
+
+
+def channels_last(module: ModuleT) -> ModuleT:
+    """The module itself, its convolutions' weights laid out with the channels last.
+
+    torch documents `memory_format` and leaves it out of the declaration.
+    """
+    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - see above
