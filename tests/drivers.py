@@ -39,10 +39,13 @@ def kill_when(condition: Callable[[], Any], driver: multiprocessing.Process, *, 
 
 
 def _drive(act: Callable[..., Any], arguments: tuple, environment: dict[str, str], log: Path | None) -> None:
+    from ray._raylet import Config
+
     from hive_ray.cluster.starting import start_ray
 
     os.environ.clear()  # the server's is that of whoever asked it first
     os.environ.update(environment)
+    Config.initialize("")  # Ray read the server's as it was imported there, perhaps before there was a token
     if log:
         with log.open("w") as output:
             os.dup2(output.fileno(), 1)
