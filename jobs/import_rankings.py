@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 from hive_ray import storage
 from hive_ray.artifacts.tables import Fingerprint, Manifest
+from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import RANKINGS, Row
-from jobs.import_pairs import as_kept_before, only, unless_unfinished
+from jobs.import_pairs import as_kept_before, only, sizes_of, unless_unfinished
 from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
 
@@ -46,8 +47,18 @@ def _decides(run: Run) -> Fingerprint:
     settings = run.config.importing
     dataset = dataset_of(settings.rankings)
     stage = only(settings, "rankings", "split_name", "pictures", "least_kept")
-    made_from = fingerprint(stage, content=dataset_digest(dataset, settings.pictures, named_pictures))
+    made_from = fingerprint(stage, content=content_of(settings))
     return as_kept_before(run, TABLE, RANKINGS, made_from, dataset, lambda: _rows(run))
+
+
+def content_of(settings: Importing) -> str:
+    """Names the content of the rankings: by sizes and times of files, and of shipped ones by sizes and what they hold,
+    so that two installations make the same tables."""
+    dataset = dataset_of(settings.rankings)
+    content = dataset_digest(dataset, settings.pictures, named_pictures)
+    if settings.rankings in SHIPPED:
+        return f"{sizes_of(content)}-{storage.folder_digest(dataset)}"
+    return content
 
 
 def dataset_of(rankings: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -384,3 +385,16 @@ def test_the_pipeline_imports_rankings_once_before_it_learns_from_them(tmp_path)
 def test_the_new_setting_changes_no_fingerprint_where_it_is_empty():
     assert "importing.rankings" not in fingerprint_of(Importing(dataset="given"))
     assert fingerprint_of(Importing(rankings="given"))["importing.rankings"] == "given"
+
+
+def test_shipped_rankings_are_named_by_what_they_hold_wherever_and_whenever_they_were_installed(tmp_path, monkeypatch):
+    def content(folder: str, data: bytes, time: int) -> str:
+        file = tmp_path / folder / "rankings.parquet"
+        file.parent.mkdir()
+        file.write_bytes(data)
+        os.utime(file, (time, time))
+        monkeypatch.setitem(import_rankings.SHIPPED, "shapes", file.parent)
+        return import_rankings.content_of(Importing(rankings="shapes"))
+
+    here, there, other = content("here", b"abc", 1), content("there", b"abc", 2), content("other", b"abd", 1)
+    assert here == there != other

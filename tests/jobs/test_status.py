@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from hive_ray import storage
-from hive_ray.pairs.formats.digests import dataset_digest
-from hive_ray.pairs.formats.ranked import named_pictures
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import PROMPTS
 from jobs import import_rankings, make_pairs, pipeline
@@ -40,9 +38,7 @@ def before(tmp_path) -> Run:
 def note_what_the_shipped_rankings_are(run: Run) -> None:
     """As the run does once it has compared the rankings with its table: their files have other times here."""
     made_from = import_rankings.IMPORTED_RANKINGS_STAGE.made_from(run)
-    dataset = import_rankings.dataset_of(run.config.importing.rankings)
-    now = dataset_digest(dataset, run.config.importing.pictures, named_pictures)
-    note = {"was": made_from["input.content"], "is": now}
+    note = {"was": made_from["input.content"], "is": import_rankings.content_of(run.config.importing)}
     storage.write_text(run.path("imported_rankings_seen.json"), json.dumps(note))
 
 
