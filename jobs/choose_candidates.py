@@ -26,7 +26,7 @@ from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
 from hive_ray.statistics.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
 from jobs.actors.candidate_measures import CandidateMeasurer
 from jobs.run import Run, fingerprint
-from jobs.stage import TableStage
+from jobs.stage import TableStage, make_all
 
 EDITOR = "editors/current"
 NEEDS_REWARD_MODEL = ("disagreement", "both")
@@ -38,9 +38,7 @@ def build(run: Run) -> Manifest | None:
     if _was_ranked_without(run):
         say("not made, the rankings are there; --rebuild chooses and ranks again", stage="chosen")
         return None
-    for stage in stages(run)[:-1]:
-        stage.make(run)
-    return stages(run)[-1].make(run)
+    return make_all(run, stages(run))
 
 
 def stages(run: Run) -> list[TableStage]:

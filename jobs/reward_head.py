@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hive_ray import config, console, storage
-from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
+from hive_ray.artifacts.model_store import model_digest, store_model
 from hive_ray.artifacts.tables import Fingerprint, read_edit_ids, read_rows, select, table_digest
 from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_table
@@ -71,18 +71,12 @@ class Measured:
         return Foretold(rewards, self.ranks, [row["prompt_id"] for row in self.rows])
 
 
-def build(run: Run, name: str, share: float, blip: str = "") -> Metrics:
-    """The model <run>/<name>, by the rankings of this share of the prompts that are not held out.
+def stages(name: str, share: float, blip: str = "") -> StagesOfModel:
+    """What is measured of the ranked edits, and the model <run>/<name>, by the rankings of this share of the prompts
+    that are not held out.
 
     blip: the name of the BLIP model in the run that is one more feature.
     """
-    ERRORS_STAGE.make(run)
-    _measures_stage(f"{name}_measures", blip).make(run)
-    return _head_stage(name, share, blip).make(run)
-
-
-def stages(name: str, share: float, blip: str = "") -> StagesOfModel:
-    """What is measured of the ranked edits, and the model <run>/<name>."""
     return ERRORS_STAGE, _measures_stage(f"{name}_measures", blip), _head_stage(name, share, blip)
 
 

@@ -320,8 +320,13 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
     """FileNotFoundError, with the command that makes it, where one of these tables or editors is not finished."""
     for name in names:
         address = run.path(name)
-        if read_manifest(address) is None and not is_whole(address):
+        if not is_finished(address):
             raise FileNotFoundError(f"{address} is not finished; this makes it: {run.command_for(name)}")
+
+
+def is_finished(address: str) -> bool:
+    """Whether there is a finished table or model."""
+    return read_manifest(address) is not None or is_whole(address)
 
 
 def check_nodes_see(root: str) -> None:

@@ -24,22 +24,22 @@ from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CAN
 from jobs.actors.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 from jobs.run import RANKINGS_BY_REWARD, Run
 from jobs.sample_candidates import UNGUIDED
-from jobs.stage import TableStage
+from jobs.stage import TableStage, make_all
 
 
 def build(run: Run) -> Manifest:
     """Every edit that people may rank, weighted by its optimality."""
-    return _make(run, nft_stages(run))
+    return make_all(run, nft_stages(run))
 
 
 def best(run: Run) -> Manifest:
     """The best unguided edit of each prompt by the reward model, where it is clearly better than the prompt's mean."""
-    return _make(run, rejection_stages(run))
+    return make_all(run, rejection_stages(run))
 
 
 def rank(run: Run) -> Manifest | None:
     """The reward model's own rankings of the candidates; None where none are wanted."""
-    return _make(run, dpo_stages(run)) if run.config.candidate_scoring.ranked_rate else None
+    return make_all(run, dpo_stages(run)) if run.config.candidate_scoring.ranked_rate else None
 
 
 def for_arm(run: Run) -> Manifest | None:
@@ -74,12 +74,6 @@ def rejection_stages(run: Run) -> list[TableStage]:
 def dpo_stages(run: Run) -> list[TableStage]:
     """What the arm `dpo` needs beside people's rankings: nothing where the reward model ranks no prompts."""
     return [REWARDS_STAGE, RANKINGS_BY_REWARD_STAGE] if run.config.candidate_scoring.ranked_rate else []
-
-
-def _make(run: Run, stages: list[TableStage]) -> Manifest:
-    for stage in stages[:-1]:
-        stage.make(run)
-    return stages[-1].make(run)
 
 
 def _rewards_stage(name: str, table: str) -> TableStage:

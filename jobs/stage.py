@@ -6,9 +6,11 @@ What is finished and was decided by the same is kept. What other settings or inp
 --rebuild. What was killed goes on.
 """
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -27,7 +29,10 @@ from hive_ray.artifacts.tables import (
 )
 from hive_ray.schemas import Row, Stopped
 from jobs import estimate
-from jobs.run import Run, check_inputs
+from jobs.run import Run, check_inputs, is_finished
+
+Made = TypeVar("Made", bound=Manifest | Metrics, covariant=True)
+"""What is known of what a stage made: a table's manifest, or a model's last measures."""
 
 
 class State(StrEnum):
@@ -45,14 +50,14 @@ class State(StrEnum):
 class Standing:
     """Where a stage of a run stands, and what a person should know of it."""
 
-    stage: "Stage"
+    stage: "Stage[Any]"
     state: State
     why: str = ""
     """What made it stale, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(ABC, Generic[Made]):
     """What tables and models have in common."""
 
     name: str
@@ -62,17 +67,17 @@ class Stage:
     decided_by: Callable[[Run], Fingerprint]
     """The settings and the digests of inputs that decide what it holds. The inputs are finished."""
 
-    def make(self, run: Run) -> Manifest | Metrics:
+    @abstractmethod
+    def make(self, run: Run) -> Made:
         """The finished table or model: kept, gone on with, or made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def made_from(self, run: Run) -> Fingerprint | None:
         """What decided the finished table or model that is there; None where none is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_begun(self, run: Run) -> bool:
         """Whether something of it is there."""
-        raise NotImplementedError
 
     def standing(self, run: Run, stale: Iterable[str] = ()) -> Standing:
         """How far it is. `stale` are the names of what is stale among what it may read."""
@@ -82,7 +87,7 @@ class Stage:
         stale_inputs = [name for name in self.reads if name in stale]
         if stale_inputs:
             return Standing(self, State.STALE, f"{' and '.join(stale_inputs)} will be made again")
-        absent = [name for name in self.reads if not _is_finished(run.path(name))]
+        absent = [name for name in self.reads if not is_finished(run.path(name))]
         if absent:
             return Standing(self, State.STALE, f"{' and '.join(absent)} is gone")
         try:
@@ -95,7 +100,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableStage(Stage):
+class TableStage(Stage[Manifest]):
     """A table. The cluster makes it by a `plan`, or this process from `rows`."""
 
     schema: pa.Schema
@@ -136,7 +141,7 @@ class TableStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelStage(Stage):
+class ModelStage(Stage[Metrics]):
     """A model folder. Either `store` writes it by `store_model`, or `train` keeps or trains it by `fit`."""
 
     store: Callable[[Run, Fingerprint], None] | None = None
@@ -164,9 +169,13 @@ class ModelStage(Stage):
         return self.train is not None and storage.exists(run.path(f"metrics/{self.name}.jsonl"))
 
 
-StagesOfModel = tuple[*tuple[Stage, ...], ModelStage]
+StagesOfModel = tuple[*tuple[Stage[Any], ...], ModelStage]
 """The stages that make a model: first those of its inputs, last that of the model itself."""
 
 
-def _is_finished(address: str) -> bool:
-    return read_manifest(address) is not None or is_whole(address)
+def make_all(run: Run, stages: Sequence[Stage[Made]]) -> Made:
+    """Make one stage after the other; what the last one made."""
+    *before, last = stages
+    for stage in before:
+        stage.make(run)
+    return last.make(run)

@@ -37,7 +37,7 @@ from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_C
 from hive_ray.training.validation import hold_out
 from jobs import average_editors, encode_latents
 from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint
-from jobs.stage import ModelStage
+from jobs.stage import ModelStage, make_all
 
 
 class _Carded(EditorObjective):
@@ -186,10 +186,7 @@ def parts_of(run: Run, name: str) -> list[str]:
 
 def build(run: Run, name: str = "sft") -> Metrics:
     """The editor <run>/editors/<name>, trained, or added up from its parts, which are trained first."""
-    *parts, editor = stages(run, name)
-    for part in parts:
-        part.make(run)
-    return editor.make(run)
+    return make_all(run, stages(run, name))
 
 
 def stages(run: Run, name: str) -> list[ModelStage]:
