@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,6 +115,18 @@ def train_beside_another_cluster(folder: Path) -> None:
         train(folder, settings=training(recovery=Recovery(max_failures=0)), seconds=0.3)
     finally:
         another.shutdown()
+
+
+def interrupt_when_awaited(file: Path) -> None:
+    """Have Ctrl-C reach this process once a training `awaits` this file."""
+    wanted = Path(f"{file}.wanted")
+
+    def interrupt() -> None:
+        while not wanted.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
 
 
 def write_points(folder: Path) -> None:

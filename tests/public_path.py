@@ -5,9 +5,7 @@ it prints is what it saw: the modules of `one_machine/` that were imported, and 
 """
 
 import json
-import os
 import sys
-import threading
 from pathlib import Path
 
 from hive_ray.cluster.addresses import start_on_loopback
@@ -16,7 +14,7 @@ start_on_loopback()  # before Ray is imported
 
 import lines  # noqa: E402
 import ray  # noqa: E402
-from sockets import listening, reachable  # noqa: E402
+from sockets import reachable, watched  # noqa: E402
 
 from hive_ray.cluster.starting import start_ray  # noqa: E402
 from tests.cluster import test_faults as faults  # noqa: E402
@@ -26,22 +24,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for module in (lines, faults):
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import a test file
-    seen: dict[str, set[str]] = {}
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(0.2):
-            for name, found in listening(os.getpid()).items():
-                seen.setdefault(name, set()).update(found)
-
     start_ray(num_cpus=3)
-    watching = threading.Thread(target=look)
-    watching.start()
-    faults.build(str(folder), seconds=0.0)
-    lines.write_points(folder)
-    lines.train(folder)
-    ended.set()
-    watching.join()
+    with watched() as seen:
+        faults.build(str(folder), seconds=0.0)
+        lines.write_points(folder)
+        lines.train(folder)
     ray.shutdown()
     special = sorted(name for name in sys.modules if name.startswith("hive_ray.cluster.one_machine"))
     print(json.dumps({"special": special, "reachable": {name: sorted(ips) for name, ips in reachable(seen).items()}}))

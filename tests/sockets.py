@@ -1,6 +1,10 @@
 """Which addresses processes listen on, as the system tells it."""
 
 import ipaddress
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 
@@ -16,6 +20,26 @@ def listening(pid: int) -> dict[str, set[str]]:
         except psutil.Error:  # it has just ended
             continue
     return found
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, set[str]]]:
+    """As long as it lasts, what this process and all below it ever listened on, as `listening` has it."""
+    seen: dict[str, set[str]] = {}
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            for name, found in listening(os.getpid()).items():
+                seen.setdefault(name, set()).update(found)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watching.join()
 
 
 def reachable(found: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -4,8 +4,6 @@ import math
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import drivers
@@ -18,6 +16,7 @@ from lines import (
     NUM_POINTS,
     POINTS,
     Line,
+    interrupt_when_awaited,
     log,
     train,
     train_beside_another_cluster,
@@ -362,14 +361,8 @@ def test_no_idle_actor_stands_beside_a_training_and_ray_data_goes_on_after_it(tm
 @pytest.mark.ray
 def test_an_interrupted_training_leaves_no_worker_and_the_same_call_goes_on(tmp_path, cluster):
     write_points(tmp_path)
-    go, wanted = tmp_path / "go", tmp_path / "go.wanted"
-
-    def interrupt() -> None:
-        while not wanted.exists():
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
+    go = tmp_path / "go"
+    interrupt_when_awaited(go)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, awaits=str(go))
     go.touch()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import lines
 import pytest
 import ray
 import torch
-from lines import log, train, training, weights, write_points
+from lines import interrupt_when_awaited, log, train, training, weights, write_points
 from ray.util import placement_group_table
 
 from hive_ray.cluster.starting import start_ray
@@ -83,15 +82,9 @@ def test_a_worker_that_dies_as_it_is_handed_its_work_leaves_its_place_to_the_nex
 
 def test_ctrl_c_is_a_keyboard_interrupt_and_later_ones_are_the_callers(tmp_path, cluster):
     write_points(tmp_path)
-    go, wanted = tmp_path / "go", tmp_path / "go.wanted"
+    go = tmp_path / "go"
     handler = signal.getsignal(signal.SIGINT)
-
-    def interrupt() -> None:
-        while not wanted.exists():
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
+    interrupt_when_awaited(go)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, awaits=str(go))
     assert signal.getsignal(signal.SIGINT) is handler

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 from lines import train, training, write_points
-from sockets import is_loopback, listening, reachable
+from sockets import is_loopback, listening, reachable, watched
 
 from hive_ray.cluster import addresses, this_machine
 from hive_ray.cluster.addresses import LOOPBACK, SHORT_FOLDER
@@ -104,17 +104,7 @@ def test_every_port_of_a_map_stage_and_of_a_training_is_on_the_loopback_address(
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
     for module in (lines, faults):
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import a test file
-    seen: dict[str, set[str]] = {}
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(0.2):
-            for name, found in listening(os.getpid()).items():
-                seen.setdefault(name, set()).update(found)
-
     start_ray(num_cpus=3)
-    watching = threading.Thread(target=look)
-    watching.start()
     address = ray.get_runtime_context().gcs_address
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     stranger = subprocess.Popen(
@@ -125,22 +115,21 @@ def test_every_port_of_a_map_stage_and_of_a_training_is_on_the_loopback_address(
         text=True,
     )
     try:
-        faults.build(str(tmp_path), seconds=0.02)
-        write_points(tmp_path)
-        train(tmp_path, "line", training())
-        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
-        assert [asked(address, given) for given in ("", 64 * "0", token)] == ["UNAUTHENTICATED"] * 2 + ["OK"]
-        joined = subprocess.run(
-            [sys.executable, "-c", FRIEND],
-            env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert joined.stdout == "joined 1\n", joined.stderr
-        refused = stranger.communicate(timeout=200)
-        assert "joined" not in refused[0]
-        assert "Authentication token is missing or incorrect" in refused[1]
+        with watched() as seen:
+            faults.build(str(tmp_path), seconds=0.02)
+            write_points(tmp_path)
+            train(tmp_path, "line", training())
+            token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+            assert [asked(address, given) for given in ("", 64 * "0", token)] == ["UNAUTHENTICATED"] * 2 + ["OK"]
+            joined = subprocess.run(
+                [sys.executable, "-c", FRIEND],
+                env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=200,
+            )  # fmt: skip
+            assert joined.stdout == "joined 1\n", joined.stderr
+            refused = stranger.communicate(timeout=200)
+            assert "joined" not in refused[0]
+            assert "Authentication token is missing or incorrect" in refused[1]
     finally:
-        ended.set()
-        watching.join()
         stranger.kill()
         ray.shutdown()
     assert {"gcs_server", "raylet"} <= set(seen)
