@@ -25,10 +25,9 @@ from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
 from hive_ray.statistics.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
 from jobs.actors.candidate_measures import CandidateMeasurer
-from jobs.run import Run, fingerprint
+from jobs.run import CURRENT, Run, fingerprint
 from jobs.stage import TableStage, make_all
 
-EDITOR = "editors/current"
 NEEDS_REWARD_MODEL = ("disagreement", "both")
 """Values of `choosing.by` that ask a reward model."""
 
@@ -58,7 +57,7 @@ def _chosen_stage(*reads: str) -> TableStage:
 
 def _decides_spreads(run: Run) -> Fingerprint:
     reward = _reward_model(run)
-    inputs = {"candidates": table_digest(run.path("candidates")), "editor": model_digest(run.path(EDITOR))}
+    inputs = {"candidates": table_digest(run.path("candidates")), "editor": model_digest(run.path(CURRENT))}
     if reward:
         inputs |= {"reward": model_digest(reward), "temperature": f"{run.config.reward.temperature:g}"}
     return fingerprint_of(**inputs)
@@ -68,13 +67,13 @@ def _measure_spreads(run: Run) -> MapTable:
     """By as many actors as sample the candidates."""
     return map_table(
         run.path("candidates"), CANDIDATES, CandidateMeasurer, produces=SPREADS,
-        resources=run.config.candidates.resources, editor=run.path(EDITOR), reward=_reward_model(run),
+        resources=run.config.candidates.resources, editor=run.path(CURRENT), reward=_reward_model(run),
         temperature=run.config.reward.temperature,
     )  # fmt: skip
 
 
 SPREADS_STAGE = TableStage(
-    name="spreads", schema=SPREADS, reads=("candidates", EDITOR), decided_by=_decides_spreads, plan=_measure_spreads
+    name="spreads", schema=SPREADS, reads=("candidates", CURRENT), decided_by=_decides_spreads, plan=_measure_spreads
 )
 
 

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
     run_job("collect_rankings")
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from hive_ray import storage
@@ -81,15 +82,16 @@ THUMBS_PER_FILE = 32
 def build(run: Run) -> Manifest:
     settings = run.config.rankings
     annotators: dict[str, Any] = {"settings": settings}
+    said = b""
     if settings.annotator == "people":
         path = _annotations(run)
-        content = storage.read_bytes(path)
+        said = storage.read_bytes(path)
         # They are read before an older table is deleted.
         if run.on_mismatch == "rebuild" or read_manifest(run.path("rankings")) is None:
-            annotators = _annotations_of_people(run, content, path)
+            annotators = _annotations_of_people(run, said, path)
     if settings.thumbs:
         take_thumbs(run)
-    return _rankings_stage(run, annotators).make(run)
+    return _rankings_stage(run, annotators, said).make(run)
 
 
 def stages(run: Run) -> list[Stage]:
@@ -97,31 +99,34 @@ def stages(run: Run) -> list[Stage]:
     return [_rankings_stage(run, {})]
 
 
-def _rankings_stage(run: Run, annotators: dict[str, Any]) -> TableStage:
-    """The table `rankings`; `annotators` is what its actors are made with."""
+def _rankings_stage(run: Run, annotators: dict[str, Any], said: bytes | None = None) -> TableStage:
+    """The table `rankings`; `annotators` is what its actors are made with, `said` the file of what people said, where
+    it has been read."""
     settings, candidates = run.config.rankings, run.path("candidates")
     by_people = settings.annotator == "people"
     has_chosen = not by_people and read_manifest(run.path("chosen")) is not None
 
+    @cache
+    def chosen_prompts() -> set[str]:
+        chosen = read_chosen(run.path("chosen"), candidates)
+        assert chosen is not None, "the table `chosen` was there as the stage was declared"
+        return {row["prompt_id"] for row in chosen}
+
     def decides(run: Run) -> Fingerprint:
         content = ""
         if by_people:
-            lines = storage.read_bytes(_annotations(run)).decode(errors="replace").splitlines()
-            content = id_for(*lines)
+            read = storage.read_bytes(_annotations(run)) if said is None else said
+            content = id_for(*read.decode(errors="replace").splitlines())
         inputs = {"candidates": table_digest(candidates), "annotations": content}
         if has_chosen:
-            read_chosen(run.path("chosen"), candidates)  # refuses what was chosen from others
+            chosen_prompts()  # refuses what was chosen from others
             inputs["chosen"] = table_digest(run.path("chosen"))
         made_from = fingerprint(settings.model_copy(update={"annotations": ""}), **inputs)
         del made_from["rankings.thumbs"]  # another table
         return made_from
 
     def plan(run: Run) -> MapTable:
-        where = None
-        if has_chosen:
-            chosen = read_chosen(run.path("chosen"), candidates)
-            assert chosen is not None, "the table `chosen` was there as the stage was declared"
-            where = {"prompt_id": {row["prompt_id"] for row in chosen}.__contains__}
+        where = {"prompt_id": chosen_prompts().__contains__} if has_chosen else None
         return map_table(
             candidates, CANDIDATES, ANNOTATORS[settings.annotator], produces=RANKINGS,
             resources=Resources(num_gpus=0), where=where, **annotators,

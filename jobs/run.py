@@ -37,6 +37,8 @@ SHARED = (
 """What is made once, and is the first round's in every round."""
 ANSWERS = ("answers", "judge_answers")
 """Folders of a file for each answer, too many to look through in every job: those that write there do."""
+CURRENT = "editors/current"
+"""The editor that a round starts from: sft, or what the round before made."""
 RANKINGS_BY_REWARD = "rankings_by_reward"
 """The table of the reward model's own rankings."""
 
@@ -48,7 +50,7 @@ MADE_BY = {
     "pairs": "make_pairs",
     "prompts": "make_pairs",
     "latents": "encode_latents",
-    "editors/current": "train_editor",
+    CURRENT: "train_editor",
     "candidates": "sample_candidates",
     "candidates_unguided": "sample_candidates --arm rejection",
     "spreads": "choose_candidates",
@@ -102,7 +104,7 @@ class Run:
         for made, address in self.elsewhere.items():
             if name == made or name.startswith(f"{made}/"):
                 return address + name.removeprefix(made)
-        return self.path("editors/sft") if name == "editors/current" else storage.join(self.root, name)
+        return self.path("editors/sft") if name == CURRENT else storage.join(self.root, name)
 
     def command(self, job: str) -> str:
         """What to type to have a job work in this run, or round, with its settings."""
@@ -113,7 +115,7 @@ class Run:
 
         KeyError for what no job makes.
         """
-        if name == "editors/current" and self.before:
+        if name == CURRENT and self.before:
             return f"{self.before.command('train_editor')} --arm finetuned"
         if name in ("pairs", "prompts") and self.config.importing.dataset:
             return self.command("import_pairs")
@@ -160,7 +162,7 @@ class Run:
         """The next round, which starts from this one's `editor`."""
         first, number = self.so_far[0], self.number + 1
         current = {
-            "editors/current": self.path(f"editors/{editor}"),
+            CURRENT: self.path(f"editors/{editor}"),
             "metrics/editors/current.jsonl": self.path(f"metrics/editors/{editor}.jsonl"),
         }
         return replace(

@@ -19,11 +19,10 @@ from hive_ray.config import Candidates
 from hive_ray.editor.sampling import EditSampler
 from hive_ray.schemas import CANDIDATES, PROMPTS
 from hive_ray.seeds import seed_for
-from jobs.run import Run, fingerprint
+from jobs.run import CURRENT, Run, fingerprint
 from jobs.stage import TableStage
 
 UNGUIDED = "candidates_unguided"
-EDITOR = "editors/current"
 
 
 def build(run: Run) -> Manifest:
@@ -53,11 +52,11 @@ def _unguided(run: Run) -> Candidates:
 
 def _stage(name: str, settings_of: Callable[[Run], Candidates]) -> TableStage:
     def decides(run: Run) -> Fingerprint:
-        prompts, editor = table_digest(run.path("prompts")), model_digest(run.path(EDITOR))
+        prompts, editor = table_digest(run.path("prompts")), model_digest(run.path(CURRENT))
         return fingerprint(settings_of(run), prompts=prompts, editor=editor)
 
     def plan(run: Run) -> MapTable:
-        settings, editor = settings_of(run), run.path(EDITOR)
+        settings, editor = settings_of(run), run.path(CURRENT)
         return map_table(
             run.path("prompts"), PROMPTS, EditSampler, produces=CANDIDATES, resources=settings.resources,
             where={"split": "rank"}, limit=settings.num_prompts, editor=editor, settings=settings,
@@ -67,7 +66,7 @@ def _stage(name: str, settings_of: Callable[[Run], Candidates]) -> TableStage:
     return TableStage(
         name=name,
         schema=CANDIDATES,
-        reads=("prompts", EDITOR),
+        reads=("prompts", CURRENT),
         decided_by=decides,
         plan=plan,
         least_kept=lambda run: run.config.candidates.least_kept,

@@ -18,7 +18,7 @@ from hive_ray.artifacts.progress import duration
 from hive_ray.artifacts.tables import read_manifest
 from hive_ray.console import tell_result
 from jobs import pipeline
-from jobs.run import Run, round_of
+from jobs.run import CURRENT, Run, round_of
 from jobs.stage import Stage, Standing, State
 
 COLUMNS = ("", "state", "rows", "dropped", "time", "on disk")
@@ -61,7 +61,7 @@ def _each_once(stages: Iterable[Stage]) -> list[Stage]:
 
 def _names(stage: Stage) -> set[str]:
     """What others call what this stage writes."""
-    return {stage.name, "editors/current"} if stage.name == "editors/sft" else {stage.name}
+    return {stage.name, CURRENT} if stage.name == "editors/sft" else {stage.name}
 
 
 def table(run: Run, standings: Sequence[Standing]) -> str:

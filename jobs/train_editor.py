@@ -36,7 +36,7 @@ from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
 from hive_ray.training.validation import hold_out
 from jobs import average_editors, encode_latents
-from jobs.run import RANKINGS_BY_REWARD, Run, fingerprint
+from jobs.run import CURRENT, RANKINGS_BY_REWARD, Run, fingerprint
 from jobs.stage import ModelStage, make_all
 
 
@@ -136,7 +136,6 @@ SCHEMAS = {
     "best_candidates": SCORED_CANDIDATES,
 }
 """Of tables; any other is of scored pairs."""
-CURRENT = "editors/current"  # sft, or in a later round what the one before made
 ARMS = {
     "sft": Arm("pairs", None),
     "control": Arm("pairs", CURRENT),  # trained on as long as the arms below, without feedback
