@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-Level = Literal["progress", "info", "warning", "error", "result"]
-"""A result is what a stage made or found."""
+Level = Literal["progress", "info", "warning", "error", "result", "end"]
+"""A result is what a stage made or found. An end is not shown: a worker has said everything about the work it names."""
 LogFormat = Literal["text", "json"]
 
 RECORDS = "HIVE_RAY_RECORDS"
@@ -33,6 +33,8 @@ EVERY_S = 10.0
 """Seconds between two lines of progress, where such a line stays."""
 REWRITTEN_EVERY_S = 1.0
 """Seconds between two states of the line that rewrites itself."""
+LATE_S = 10.0
+"""How long a command waits for the last lines of its workers, in seconds."""
 WORKER = re.compile(r"\((?P<worker>[^\n]*?\bpid=\d+(?:, ip=(?P<ip>[^)\s]+))?)\) ")
 """How Ray begins a line of a worker's."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -101,6 +103,21 @@ def fail(message: str) -> None:
         _console.show(Record("error", message))
 
 
+def tell_end(work: str) -> None:
+    """Say, in a worker, that everything has been said about this work. The driver waits for it with `wait_for_end`."""
+    if RECORDS in os.environ:
+        _tell(Record("end", work))
+
+
+def wait_for_end(work: str) -> None:
+    """Wait until what workers have said about this work is shown, at most LATE_S seconds.
+
+    Ray's log monitor brings their lines, and may bring them later than the driver learns that the work is done.
+    """
+    if _console is not None:
+        _console.wait_for_end(work)
+
+
 def show_progress(message: str, *, stage: str, **counts: Any) -> None:
     """Say how far a stage is. counts: those of `Record`."""
     _tell(Record("progress", message, stage, counts))
@@ -141,6 +158,9 @@ class Console:
         self.stream, self.quiet, self.log_format, self.stage = stream, quiet, log_format, stage
         self._lock = threading.RLock()
         self._results: list[Record] = []
+        self._ended: set[str] = set()
+        self._one_more_ended = threading.Condition(self._lock)
+        self._is_closed = False
         self._line = RewrittenLine(stream) if log_format == "text" and not quiet and rewrites(stream) else None
 
     @property
@@ -151,19 +171,31 @@ class Console:
     def show(self, record: Record) -> None:
         """Show a record, or keep it back where only warnings, errors and the last result are wanted."""
         with self._lock:
-            if self.quiet and record.level == "result":
+            if record.level == "end":
+                self._ended.add(record.message)
+                self._one_more_ended.notify_all()
+            elif self._is_closed and record.level == "progress":
+                pass
+            elif self.quiet and record.level == "result":
                 self._results = [record]
             elif not self.quiet or record.level in ("warning", "error"):
                 self._show(record)
 
+    def wait_for_end(self, work: str) -> None:
+        """Wait until a worker has told the end of this work, at most LATE_S seconds."""
+        with self._one_more_ended:
+            self._one_more_ended.wait_for(lambda: work in self._ended, timeout=LATE_S)
+
     def close(self, *, finished: bool) -> None:
         """Take the progress away; where the command has finished, show the last result that was kept back."""
         with self._lock:
+            self._is_closed = True
             if finished:
                 for record in self._results:
                     self._show(record)
             if self._line:
                 self._line.end()
+            self._line = None
 
     def _show(self, record: Record) -> None:
         if self.log_format == "json":
@@ -227,10 +259,14 @@ def rewrites(stream: TextIO) -> bool:
 
 
 @contextmanager
-def speaking(*, quiet: bool = False, log_format: LogFormat = "text", stage: str = "") -> Iterator[None]:
+def speaking(
+    *, quiet: bool = False, log_format: LogFormat = "text", stage: str = "", ends_process: bool = False
+) -> Iterator[None]:
     """As long as it lasts, this process and its workers say what they say through one console on standard output.
 
     What libraries print there is shown by it, too. Workers take the setting over with the environment of the driver.
+
+    ends_process: the process ends after it. What workers say while Ray ends is shown in the same way, without progress.
     """
     global _console
     console = Console(sys.stdout, quiet=quiet, log_format=log_format, stage=stage)
@@ -258,6 +294,8 @@ def speaking(*, quiet: bool = False, log_format: LogFormat = "text", stage: str 
             del os.environ[RECORDS]
         else:
             os.environ[RECORDS] = set_before
+        if ends_process:
+            sys.stdout = Lines(sys.stdout, lambda line: console.show(heard(line)))
 
 
 class Lines(io.TextIOBase):

@@ -237,7 +237,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     arguments = sys.argv[1:] if arguments is None else arguments
     job, program = JOBS[name], program or f"python -m jobs.{name}"
     settings, shown = read_arguments(job, list(arguments), program)
-    with speaking(quiet=shown.quiet, log_format=shown.log_format, stage=name):
+    with speaking(quiet=shown.quiet, log_format=shown.log_format, stage=name, ends_process=True):
         if job.only_reads:
             _read(job, name, settings)
         else:

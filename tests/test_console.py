@@ -11,7 +11,7 @@ from terminal import run_on_terminal, screen
 
 from hive_ray import console
 from hive_ray.artifacts.progress import Progress
-from hive_ray.console import RECORDS, heard, say, speaking, tell_result, warn
+from hive_ray.console import RECORDS, heard, say, speaking, tell_end, tell_result, wait_for_end, warn
 
 PREFIX = "\x1b[36m(RayTrainWorker pid=17)\x1b[0m "
 AFAR = "\x1b[36m(MapWorker(MapBatches(_Contracted)) pid=17, ip=10.0.0.2)\x1b[0m "
@@ -124,6 +124,44 @@ def test_what_a_worker_says_is_shown_as_if_the_driver_said_it(monkeypatch, capsy
         print(PREFIX + line)
         print(PREFIX + "a library's words")
     assert capsys.readouterr().out == "editors/sft: trained on 8 images\n(RayTrainWorker pid=17) a library's words\n"
+
+
+def test_a_command_waits_for_what_a_worker_says_late(monkeypatch, capsys):
+    lines = [
+        line_of_a_worker(lambda: tell_result("trained on 8 images"), monkeypatch, capsys),
+        line_of_a_worker(lambda: tell_end("editors/sft"), monkeypatch, capsys),
+    ]
+
+    def log_monitor(stream) -> None:
+        time.sleep(0.5)
+        for line in lines:
+            stream.write(f"{PREFIX}{line}\n")
+
+    with speaking(quiet=True):
+        threading.Thread(target=log_monitor, args=(sys.stdout,)).start()
+        wait_for_end("editors/sft")
+    assert capsys.readouterr().out == "trained on 8 images\n"
+
+
+def test_a_command_waits_no_longer_than_it_says(monkeypatch):
+    monkeypatch.setattr(console, "LATE_S", 0.2)
+    with speaking():
+        started = time.monotonic()
+        wait_for_end("editors/sft")
+        assert 0.2 <= time.monotonic() - started < 5
+
+
+def test_what_a_worker_says_as_the_process_ends_is_shown_in_the_same_way(monkeypatch, capsys):
+    line = line_of_a_worker(lambda: warn("S3 does not answer"), monkeypatch, capsys)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with speaking(log_format="json", ends_process=True):
+        pass
+    print(PREFIX + line)
+    print("a library's words")
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["level"], one["message"]) for one in records] == [
+        ("warning", "S3 does not answer"), ("info", "a library's words"),
+    ]  # fmt: skip
 
 
 def test_a_warning_from_another_machine_says_from_where(monkeypatch, capsys):

@@ -41,7 +41,7 @@ from hive_ray.cluster.starting import (
 from hive_ray.cluster.switch import is_special, started_here
 from hive_ray.cluster.this_machine import first_line, is_on_loopback
 from hive_ray.config import Training
-from hive_ray.console import tell_result, warn
+from hive_ray.console import tell_end, tell_result, wait_for_end, warn
 from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 from hive_ray.training import loop
@@ -188,6 +188,7 @@ def _run_workers(job: TrainingJob) -> None:
                 f"{settings.micro_batch_size}; the batch stays as it is), set gradient_checkpointing, raise zero_stage "
                 f"(it is {settings.zero_stage}), or train with lora_rank. {full[0]}"
             ) from error
+    wait_for_end(job.checkpoints)
     if failed:
         raise Stopped(failed)
 
@@ -261,7 +262,10 @@ def _train(job: TrainingJob, environment: dict[str, str], preemptible: bool) -> 
         local_world=context.get_local_world_size(),
         preemption=_preemption if preemptible else None,
     )
-    return loop.train(job, worker)
+    failed = loop.train(job, worker)
+    if worker.rank == 0:  # Ray holds back for seconds what several workers say alike
+        tell_end(job.checkpoints)
+    return failed
 
 
 def _preemption() -> Preemption | None:
