@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
-from hive_ray.artifacts.tables import Fingerprint, fingerprint
+from hive_ray.artifacts.tables import Fingerprint, fingerprint_of
 from hive_ray.console import tell_result
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
@@ -48,7 +48,7 @@ def _merging_stage(
 ) -> ModelStage:
     def decides(run: Run) -> Fingerprint:
         digests = [model_digest(run.path(editor)) for editor in editors]
-        return fingerprint(**{f"editor.{place}": digest for place, digest in enumerate(digests)})
+        return fingerprint_of(**{f"editor.{place}": digest for place, digest in enumerate(digests)})
 
     def store(run: Run, made_from: Fingerprint) -> None:
         started = time.monotonic()

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from hive_ray import storage
-from hive_ray.artifacts.model_store import is_whole, model_digest
-from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.model_store import is_finished_model, model_digest
+from hive_ray.artifacts.tables import Fingerprint, Manifest, fingerprint_of, read_manifest, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import say
 from hive_ray.reward.model import is_reward_model
@@ -93,7 +92,7 @@ def _reward_model(run: Run) -> str:
         return ""
     if run.before:
         address = run.before.path("reward")
-        found = is_whole(address)
+        found = is_finished_model(address)
     else:
         address = run.config.reward.start
         found = is_reward_model(storage.fetch_model(address))

@@ -26,13 +26,13 @@ from hive_ray.artifacts.chosen import read_chosen
 from hive_ray.artifacts.tables import (
     Fingerprint,
     Manifest,
+    fingerprint_of,
     read_edit_ids,
     read_manifest,
     select,
     table_digest,
     write_rows,
 )
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Rankings, Resources
 from hive_ray.console import say, tell_result, warn

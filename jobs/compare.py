@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.artifacts.progress import duration
+from hive_ray.artifacts.progress import format_duration
 from hive_ray.config import Config
 from hive_ray.console import tell_result
 from hive_ray.files.settings_file import SettingsError, load_settings, read_settings
@@ -78,7 +78,7 @@ def compare(first: Contents, second: Contents) -> Compared:
         "evaluation": _side_by_side(first.evaluation, second.evaluation),
         "tables": _side_by_side(first.tables, second.tables),
         "models": _side_by_side(first.models, second.models),
-        "time": [("tables and models together", duration(first.seconds), duration(second.seconds))],
+        "time": [("tables and models together", format_duration(first.seconds), format_duration(second.seconds))],
     }
     return Compared((first.address, second.address), (first.missing, second.missing), sections)
 
@@ -199,7 +199,7 @@ def _tables(manifests: Mapping[str, Mapping[str, Any]]) -> Cells:
     """Rows and time of every table, and a row for each reason for which rows were dropped."""
     found = {}
     for name, manifest in manifests.items():
-        took = duration(manifest.get("seconds", 0.0))
+        took = format_duration(manifest.get("seconds", 0.0))
         found[name] = f"{manifest['rows_out']} rows from {manifest['rows_in']} in {took}"
         for reason, count in manifest.get("dropped", {}).items():
             found[f"{name}: dropped, {reason}"] = str(count)
@@ -210,7 +210,7 @@ def _models(made: Mapping[str, Mapping[str, Any]], reward: Mapping[str, Any]) ->
     """Time and last measures of every model."""
     found = {}
     for name, one in made.items():
-        found[name] = f"made in {duration(one.get('seconds', 0.0))}"
+        found[name] = f"made in {format_duration(one.get('seconds', 0.0))}"
         for metric, value in one.get("metrics", {}).items():
             if metric.startswith(SHOWN_METRICS):
                 found[f"{name}: {metric}"] = f"{value:.4f}"

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from hive_ray import storage
-from hive_ray.artifacts.progress import duration, listed
+from hive_ray.artifacts.progress import format_counts, format_duration
 from hive_ray.artifacts.tables import Manifest
 from hive_ray.cluster.mapping import MapTable
 from hive_ray.cluster.rates import measure_rate
@@ -43,8 +43,8 @@ def measure(run: Run, plan: MapTable) -> Estimate:
     )
     storage.write_text(_address(run, name), json.dumps(asdict(made), indent=2))
     tell_result(
-        f"{name}, estimated: {made.rows:,} rows become {made.rows_out:,} in {duration(made.seconds)} with {actors} "
-        f"actors, {made.gpu_hours:,.3g} GPU-hours{listed(made.counts)}"
+        f"{name}, estimated: {made.rows:,} rows become {made.rows_out:,} in {format_duration(made.seconds)} with "
+        f"{actors} actors, {made.gpu_hours:,.3g} GPU-hours{format_counts(made.counts)}"
     )
     return made
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.artifacts.model_store import is_whole, model_digest
+from hive_ray.artifacts.model_store import is_finished_model, model_digest
 from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import tell_result, warn
@@ -161,7 +161,7 @@ def metrics_of(run: Run) -> tuple[str, ...]:
 def reward_of(run: Run) -> str:
     """The address of the run's reward model, or "" where none is finished."""
     address = run.path("reward")
-    return address if is_whole(address) else ""
+    return address if is_finished_model(address) else ""
 
 
 def unmeasured(run: Run) -> list[str]:

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import json
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import Fingerprint, OnMismatch, mismatch, read_rows, table_digest
+from hive_ray.artifacts.tables import Fingerprint, OnMismatch, mismatch_error, read_rows, table_digest
 from hive_ray.console import tell_result
 from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import PAIRS, SCORED_PAIRS
@@ -59,7 +59,7 @@ def kept(folder: str, card: str, begun: str, made_from: Fingerprint, on_mismatch
         return False
     old = exports[0]["fingerprint"]
     if old != made_from and on_mismatch == "refuse":
-        raise mismatch(folder, old, made_from)
+        raise mismatch_error(folder, old, made_from)
     return old == made_from and "rows" in exports[0]
 
 

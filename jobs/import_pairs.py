@@ -19,7 +19,7 @@ from hive_ray.artifacts.tables import (
     Fingerprint,
     Manifest,
     OnMismatch,
-    mismatch,
+    mismatch_error,
     read_manifest,
     read_rows,
     table_digest,
@@ -146,7 +146,7 @@ def as_kept_before(
         return made_from
     raise FileExistsError(
         f"{dataset} has changed since {name} was made of it, in files, sizes or content. "
-        f"{mismatch(path, before, made_from)}"
+        f"{mismatch_error(path, before, made_from)}"
     )
 
 

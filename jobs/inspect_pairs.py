@@ -11,8 +11,8 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import numpy as np
 
 from hive_ray import storage
-from hive_ray.artifacts.dropped import read_examples, read_measured
-from hive_ray.artifacts.tables import ERROR, Fingerprint, Selection, finished_manifest, select
+from hive_ray.artifacts.dropped import read_examples, read_kept_and_dropped
+from hive_ray.artifacts.tables import ERROR_PREFIX, Fingerprint, Selection, finished_manifest, select
 from hive_ray.config import Pairs
 from hive_ray.console import tell_result
 from hive_ray.pairs.inspection import SIMILARITIES, Inspected, write_page
@@ -29,18 +29,18 @@ def build(run: Run) -> str:
 
 
 def gather(run: Run) -> Inspected:
-    """What the page shows, from the table's manifest, some columns of at most MOST_FILES files and a few rows."""
+    """What the page shows, from the table's manifest, some columns of at most MAX_FILES files and a few rows."""
     path, most = run.path("pairs"), run.config.pairs.inspection.num_shown
     rows = select(path, PAIRS)
     manifest = finished_manifest(path)
     if "pairs.samples_per_instruction" not in manifest.fingerprint:
         raise ValueError(f"{path} was imported, not drawn: of its pairs nobody dropped any for the reasons of the page")
     settings = made_with(run.config.pairs, manifest.fingerprint)
-    failed = {reason: count for reason, count in manifest.dropped.items() if reason.startswith(ERROR)}
+    failed = {reason: count for reason, count in manifest.dropped.items() if reason.startswith(ERROR_PREFIX)}
     dropped = {reason: count for reason, count in manifest.dropped.items() if reason not in failed}
     num_drawn = (manifest.rows_in - sum(failed.values())) * settings.samples_per_instruction
     num_kept = num_drawn - sum(dropped.values())
-    with_twins, dropped_values = read_measured(path, manifest.files, PAIRS, [*SIMILARITIES, "origin"])
+    with_twins, dropped_values = read_kept_and_dropped(path, manifest.files, PAIRS, [*SIMILARITIES, "origin"])
     forth = np.array([origin != "cycle" for origin in with_twins["origin"].to_pylist()], dtype=bool)
     return Inspected(
         settings=settings,

@@ -17,9 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from hive_ray import console, storage
-from hive_ray.artifacts.model_store import is_whole, model_digest
-from hive_ray.artifacts.tables import OnMismatch, read_manifest
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.model_store import is_finished_model, model_digest
+from hive_ray.artifacts.tables import OnMismatch, fingerprint_of, read_manifest
 from hive_ray.cluster.lost import GOES_ON, ending_in_words, in_words, starting_in_words
 from hive_ray.cluster.noise import without_known_noise
 from hive_ray.cluster.starting import nodes_without, num_nodes, start_ray
@@ -328,7 +327,7 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
 
 def is_finished(address: str) -> bool:
     """Whether there is a finished table or model."""
-    return read_manifest(address) is not None or is_whole(address)
+    return read_manifest(address) is not None or is_finished_model(address)
 
 
 def check_nodes_see(root: str) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.artifacts.tables import Fingerprint, Manifest, read_rows, table_digest
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import Fingerprint, Manifest, fingerprint_of, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Resources, Scoring, VisionJudge
 from hive_ray.console import say

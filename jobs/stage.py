@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.artifacts.model_store import Metrics, build_model, is_whole
+from hive_ray.artifacts.model_store import Metrics, build_model, is_finished_model
 from hive_ray.artifacts.tables import (
     ROWS_PER_FILE,
     Fingerprint,
@@ -23,7 +23,7 @@ from hive_ray.artifacts.tables import (
     OnMismatch,
     Plan,
     build_table,
-    differences,
+    describe_differences,
     read_manifest,
     write_rows,
 )
@@ -95,7 +95,7 @@ class Stage(ABC, Generic[Made]):
         except (ValueError, OSError, Stopped) as error:
             return Standing(self, State.STALE, str(error))
         if made_from != decided_by:
-            return Standing(self, State.STALE, differences(made_from, decided_by))
+            return Standing(self, State.STALE, describe_differences(made_from, decided_by))
         return Standing(self, State.FINISHED)
 
 
@@ -160,7 +160,7 @@ class ModelStage(Stage[Metrics]):
         )
 
     def made_from(self, run: Run) -> Fingerprint | None:
-        if not is_whole(run.path(self.name)):
+        if not is_finished_model(run.path(self.name)):
             return None
         made = storage.read_json(storage.join(run.path(self.name), "made.json"))
         return made["fingerprint"] if made else {}

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from collections.abc import Iterable, Sequence
 
 from hive_ray import storage
-from hive_ray.artifacts.progress import duration
+from hive_ray.artifacts.progress import format_duration
 from hive_ray.artifacts.tables import read_manifest
 from hive_ray.console import tell_result
 from jobs import pipeline
@@ -90,9 +90,9 @@ def _cells(run: Run, standing: Standing) -> tuple[str, ...]:
     manifest = read_manifest(address)
     if manifest is not None:
         dropped = sum(manifest.dropped.values())
-        return stage.name, state, f"{manifest.rows_out:,}", f"{dropped:,}", duration(manifest.seconds), size
+        return stage.name, state, f"{manifest.rows_out:,}", f"{dropped:,}", format_duration(manifest.seconds), size
     made = storage.read_json(storage.join(address, "made.json"))
-    return stage.name, state, "", "", duration(made["seconds"]) if made else "", size
+    return stage.name, state, "", "", format_duration(made["seconds"]) if made else "", size
 
 
 def _size(num_bytes: float) -> str:

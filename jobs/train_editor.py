@@ -23,8 +23,7 @@ from torch import Tensor
 from hive_ray import config
 from hive_ray.artifacts.joined import join
 from hive_ray.artifacts.model_store import Metrics, model_digest
-from hive_ray.artifacts.tables import Fingerprint, Selection, read_manifest, select, table_digest
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import Fingerprint, Selection, fingerprint_of, read_manifest, select, table_digest
 from hive_ray.cluster.fitting import fit
 from hive_ray.config import ADDED_ARMS, Dpo, Nft, Training, parts_of_arm
 from hive_ray.editor.model import Editor, EditorCard

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from hive_ray import storage
 from hive_ray.schemas import Row, Rows, table_name, to_table
 
-DROPPED, EXAMPLES = "__dropped__", "__examples__"
-MOST_FILES = 256
-"""Files of a table that are looked into for what was dropped, spread evenly."""
+DROPPED_FOLDER, EXAMPLES_FOLDER = "__dropped__", "__examples__"
+MAX_FILES = 256
+"""Files of a table that are read for what was dropped, evenly spaced."""
 
 
-def thin(rows: Iterable[Row], schema: pa.Schema, num_whole: int) -> Iterator[Row]:
+def strip_pictures(rows: Iterable[Row], schema: pa.Schema, num_whole: int) -> Iterator[Row]:
     """The rows as they come; of dropped ones the first `num_whole` of each reason keep their pictures."""
     seen, pictures = Counter(), _pictures(schema)
     for row in rows:
@@ -40,20 +40,22 @@ def write_dropped(path: str, number: int, rows: Rows, schema: pa.Schema) -> None
     told = [row["row"] | {"reason": row["dropped"]} for row in rows]
     measured = [_without(pictures, row) for row in told]
     whole = [row for row in told if row.keys() & pictures]
-    _write(_file(path, DROPPED, number), measured, _dropped_schema(schema, pictures), rows_per_group=1 << 20)
-    _write(_file(path, EXAMPLES, number), whole, _dropped_schema(schema, set()), rows_per_group=1)
+    _write(_file(path, DROPPED_FOLDER, number), measured, _dropped_schema(schema, pictures), rows_per_group=1 << 20)
+    _write(_file(path, EXAMPLES_FOLDER, number), whole, _dropped_schema(schema, set()), rows_per_group=1)
 
 
-def read_measured(path: str, files: list[str], schema: pa.Schema, columns: list[str]) -> tuple[pa.Table, pa.Table]:
+def read_kept_and_dropped(
+    path: str, files: list[str], schema: pa.Schema, columns: list[str]
+) -> tuple[pa.Table, pa.Table]:
     """Some columns of the rows in these files of the table at `path`, and of what was dropped on the way to them.
 
-    Of more than MOST_FILES files only as many are read.
+    Of more than MAX_FILES files only as many are read.
     """
     nothing = pa.schema([schema.field(name) for name in columns]).empty_table()
     kept, dropped = [nothing], [nothing]
-    for file in spread(files):
+    for file in evenly_spaced(files):
         kept.append(_read(storage.join(path, file), columns))
-        beside = storage.join(path, DROPPED, file.rpartition("/")[2])
+        beside = storage.join(path, DROPPED_FOLDER, file.rpartition("/")[2])
         if storage.exists(beside):
             dropped.append(_read(beside, columns))
     return pa.concat_tables(kept), pa.concat_tables(dropped)
@@ -61,8 +63,8 @@ def read_measured(path: str, files: list[str], schema: pa.Schema, columns: list[
 
 def read_examples(path: str, most: int) -> dict[str, Rows]:
     """Reason -> at most `most` rows that were dropped for it; the first of each shard before the second of any."""
-    folder, places = storage.join(path, EXAMPLES), defaultdict(list)
-    for file in spread([name for name in storage.list_files(folder) if not name.startswith(".")]):
+    folder, places = storage.join(path, EXAMPLES_FOLDER), defaultdict(list)
+    for file in evenly_spaced([name for name in storage.list_files(folder) if not name.startswith(".")]):
         seen = Counter()
         for group, reason in enumerate(_read(storage.join(folder, file), ["reason"])["reason"].to_pylist()):
             places[reason].append((seen[reason], file, group))
@@ -73,9 +75,9 @@ def read_examples(path: str, most: int) -> dict[str, Rows]:
     }
 
 
-def spread(files: list[str]) -> list[str]:
-    """At most MOST_FILES of them, evenly."""
-    return files[:: -(-len(files) // MOST_FILES) or 1]
+def evenly_spaced(files: list[str]) -> list[str]:
+    """At most MAX_FILES of them, evenly."""
+    return files[:: -(-len(files) // MAX_FILES) or 1]
 
 
 def _pictures(schema: pa.Schema) -> set[str]:

@@ -16,7 +16,7 @@ from hive_ray.seeds import id_for
 
 
 @dataclass(frozen=True)
-class Joined(Selection):
+class JoinedSelection(Selection):
     """Selected rows; row i has the further columns of row partner[i] of `beside`."""
 
     beside: Selection
@@ -42,7 +42,7 @@ class Joined(Selection):
         return id_for(super().key(), self.beside.key(), self.partner.tobytes())
 
 
-def join(rows: Selection, beside: Selection) -> Joined:
+def join(rows: Selection, beside: Selection) -> JoinedSelection:
     """The rows that have a partner of the same id in `beside`; says how many have none."""
     key = id_column(rows.schema)
     twice = set(rows.schema.names) & set(beside.schema.names) - {key}
@@ -62,4 +62,4 @@ def join(rows: Selection, beside: Selection) -> Joined:
     partner = np.asarray(places.drop_null(), dtype=np.int64)
     further = [field for field in beside.schema if field.name != key]
     schema = pa.schema([*rows.schema, *further], metadata=rows.schema.metadata)
-    return Joined(rows.paths, schema, rows.files, rows.file_of[found], rows.row_of[found], beside, partner)
+    return JoinedSelection(rows.paths, schema, rows.files, rows.file_of[found], rows.row_of[found], beside, partner)

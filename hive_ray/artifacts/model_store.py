@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import Fingerprint, OnMismatch, differences, git_commit, mismatch
+from hive_ray.artifacts.tables import Fingerprint, OnMismatch, describe_differences, git_commit, mismatch_error
 from hive_ray.console import say, tell_result
 from hive_ray.files import scratch
 from hive_ray.seeds import id_for
@@ -52,20 +52,20 @@ def build_model(
     """
     storage.sweep(path)
     scratch.sweep()
-    if is_whole(path):
+    if is_finished_model(path):
         made = storage.read_json(storage.join(path, "made.json")) or {"fingerprint": {}}
         if made["fingerprint"] == fingerprint:
             tell_result("kept (nothing changed)", stage=name)
             return made["metrics"]
         if on_mismatch == "refuse":
-            raise mismatch(path, made["fingerprint"], fingerprint)
-        say(f"made again, since {differences(made['fingerprint'], fingerprint)}", stage=name)
+            raise mismatch_error(path, made["fingerprint"], fingerprint)
+        say(f"made again, since {describe_differences(made['fingerprint'], fingerprint)}", stage=name)
         storage.remove_tree(path)
     make()
     return json.loads(storage.read_text(storage.join(path, "made.json")))["metrics"]
 
 
-def is_whole(model: str) -> bool:
+def is_finished_model(model: str) -> bool:
     """Whether a model folder is finished: its card is written last, and holds JSON."""
     return storage.read_json(storage.join(model, "card.json")) is not None
 

@@ -42,7 +42,7 @@ class Progress:
         if self.done > self.started_with:
             rate = self.per_second
             left = (self.total - self.done) / rate
-            message += f", {rate:.1f} {self.unit}/s, {duration(left)} left"
+            message += f", {rate:.1f} {self.unit}/s, {format_duration(left)} left"
         console.show_progress(
             message + note,
             stage=self.name,
@@ -54,12 +54,12 @@ class Progress:
         )
 
 
-def listed(counts: Mapping[str, float]) -> str:
+def format_counts(counts: Mapping[str, float]) -> str:
     """`; dollars: 1.2; prompt_tokens: 8,000`, to stand behind something else; nothing where nothing was counted."""
     return "".join(f"; {name}: {count:,.10g}" for name, count in counts.items())
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`2m 20s`, `45s` or `3h 5m`."""
     whole = round(seconds)
     if whole < 60:

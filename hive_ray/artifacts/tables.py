@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from hive_ray import storage
 from hive_ray.artifacts.dropped import write_dropped
-from hive_ray.artifacts.progress import Progress, duration, listed
+from hive_ray.artifacts.progress import Progress, format_counts, format_duration
 from hive_ray.config import (
     DenoisingError,
     Inspection,
@@ -51,14 +51,16 @@ OnMismatch = Literal["refuse", "rebuild"]
 Where = Mapping[str, Any]
 """Column -> the value that a row must have there, or a predicate of the value."""
 
-ERROR = "error: "
+ERROR_PREFIX = "error: "
 """How the drop reason of a row starts that made its actor raise."""
-SAMPLES, SAMPLE_LENGTH = 3, 300
+MAX_SAMPLES, MAX_SAMPLE_CHARS = 3, 300
 """Samples that a manifest keeps of a drop reason, and characters of each."""
 ROWS_PER_GROUP = 32
 ROWS_PER_FILE = 1024
 """Rows a file of the tables that the driver writes itself."""
-OURS = re.compile(r"(data|__dropped__|__examples__)/part-\d+\.parquet|(manifest|building|card)\.json|rewards\.svg")
+TABLE_FILES = re.compile(
+    r"(data|__dropped__|__examples__)/part-\d+\.parquet|(manifest|building|card)\.json|rewards\.svg"
+)
 """Files of a table's folder."""
 
 
@@ -102,7 +104,7 @@ class Shard:
     @property
     def errors(self) -> dict[str, int]:
         """Drops of rows that made the actor raise; a resumed build tries the whole shard again."""
-        return {reason: count for reason, count in self.dropped.items() if reason.startswith(ERROR)}
+        return {reason: count for reason, count in self.dropped.items() if reason.startswith(ERROR_PREFIX)}
 
 
 class Plan(Protocol):
@@ -119,9 +121,19 @@ class Plan(Protocol):
         ...
 
 
-UNCOUNTED = (DenoisingError, Inspection, LearningCurve, Preview, Recovery, Resources, Spending, Training, Watching)
+IGNORED_SECTIONS = (
+    DenoisingError,
+    Inspection,
+    LearningCurve,
+    Preview,
+    Recovery,
+    Resources,
+    Spending,
+    Training,
+    Watching,
+)
 """Sections inside others that a stage's fingerprint leaves out."""
-UNCOUNTED_SETTINGS = {"least_kept", "send_seed"}
+IGNORED_SETTINGS = {"least_kept", "send_seed"}
 """Settings of any section that it leaves out: they decide whether a table is finished, or how an endpoint is asked."""
 VALUES_BEFORE = {
     "instructions.temperature": 0.7,
@@ -150,10 +162,10 @@ VALUES_BEFORE = {
 tables made before are kept."""
 
 
-def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
+def fingerprint_of(*settings: BaseModel, **inputs: str) -> Fingerprint:
     """Flat settings and the digests of inputs: what decides the rows of a table or the weights of a model.
 
-    UNCOUNTED sections change no rows and no weights, but speed, costs or what is looked at: they are left out; so is a
+    IGNORED_SECTIONS change no rows and no weights, but speed, costs or what is looked at: they are left out; so is a
     `Training` inside a stage's settings, since `fit` adds the one that it runs, and a `DenoisingError`, since the
     stages that it decides add it.
     """
@@ -167,27 +179,27 @@ def fingerprint(*settings: BaseModel, **inputs: str) -> Fingerprint:
 
 def _flatten(section: BaseModel, prefix: str, flat: Fingerprint) -> None:
     for name in type(section).model_fields:
-        if name in UNCOUNTED_SETTINGS:
+        if name in IGNORED_SETTINGS:
             continue
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            if not isinstance(value, UNCOUNTED):
+            if not isinstance(value, IGNORED_SECTIONS):
                 _flatten(value, f"{prefix}.{name}", flat)
         else:
             flat[f"{prefix}.{name}"] = value
 
 
-def differences(old: Fingerprint, new: Fingerprint) -> str:
+def describe_differences(old: Fingerprint, new: Fingerprint) -> str:
     """`pairs.seed was 0, is 1; ...`"""
     absent = "absent"
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key, absent) != new.get(key, absent)]
     return "; ".join(f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}" for key in changed)
 
 
-def mismatch(path: str, old: Fingerprint, new: Fingerprint) -> FileExistsError:
+def mismatch_error(path: str, old: Fingerprint, new: Fingerprint) -> FileExistsError:
     """The error of a folder that other settings or inputs made."""
     return FileExistsError(
-        f"{path} was made otherwise: {differences(old, new)}. "
+        f"{path} was made otherwise: {describe_differences(old, new)}. "
         f"Move it away, choose another run folder, or pass --rebuild to delete it and make it again"
     )
 
@@ -304,8 +316,8 @@ def _kept(
         _clear_remains(path, on_mismatch)
     if old is not None and old != fingerprint:
         if on_mismatch == "refuse":
-            raise mismatch(path, old, fingerprint)
-        say(f"made again, since {differences(old, fingerprint)}", stage=table_name(schema))
+            raise mismatch_error(path, old, fingerprint)
+        say(f"made again, since {describe_differences(old, fingerprint)}", stage=table_name(schema))
         storage.remove_tree(path)
     return None
 
@@ -315,7 +327,7 @@ def _clear_remains(path: str, on_mismatch: OnMismatch) -> None:
     be remains of one of ours, or nobody has said that they may go."""
     found = storage.list_files(path)
     names = [name for name in found if not is_unfinished(name.rpartition("/")[2])]
-    if names and (on_mismatch == "refuse" or not all(OURS.fullmatch(name) for name in names)):
+    if names and (on_mismatch == "refuse" or not all(TABLE_FILES.fullmatch(name) for name in names)):
         shown = ", ".join(names[:3])
         raise FileExistsError(
             f"{path} holds files ({shown}), but no manifest.json or building.json that says of which table: move it "
@@ -368,8 +380,8 @@ def _finish(
     storage.sweep(path)
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     tell_result(
-        f"{manifest.rows_out} rows from {manifest.rows_in} in {duration(manifest.seconds)}; "
-        f"dropped: {reasons}{listed(manifest.counts)}",
+        f"{manifest.rows_out} rows from {manifest.rows_in} in {format_duration(manifest.seconds)}; "
+        f"dropped: {reasons}{format_counts(manifest.counts)}",
         stage=manifest.table,
     )
     for reason, samples in manifest.samples.items():
@@ -396,12 +408,12 @@ def _why_too_few(path: str, manifest: Manifest, reasons: str, least_kept: float)
 
 
 def _sampled(samples: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
-    """The first SAMPLES of each reason."""
+    """The first MAX_SAMPLES of each reason."""
     found: dict[str, list[str]] = {}
     for one in samples:
         for reason, texts in one.items():
             known = found.setdefault(reason, [])
-            known += texts[: SAMPLES - len(known)]
+            known += texts[: MAX_SAMPLES - len(known)]
     return found
 
 
@@ -411,7 +423,7 @@ def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
     count = sum(sum(errors.values()) for errors in failed)
     if 2 * count <= rows_in:
         return
-    first = next(iter(failed[0])).removeprefix(ERROR)
+    first = next(iter(failed[0])).removeprefix(ERROR_PREFIX)
     raise RuntimeError(
         f"{name}: {count} of {rows_in} rows failed, the first with {first!r}; correct that and run the job again"
     )
@@ -427,7 +439,7 @@ def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_i
     dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
     counts = _summed(row["counted"] for row in rows if row.keys() == {"counted"})
     table = to_table([row for row in rows if "dropped" not in row and row.keys() != {"counted"}], schema)
-    samples = _sampled({row["dropped"]: [row["sample"][:SAMPLE_LENGTH]]} for row in rows if "sample" in row)
+    samples = _sampled({row["dropped"]: [row["sample"][:MAX_SAMPLE_CHARS]]} for row in rows if "sample" in row)
     shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())), samples)
     footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts, "samples": samples})
     buffer = io.BytesIO()

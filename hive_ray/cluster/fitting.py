@@ -26,8 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics, build_model, store_model
-from hive_ray.artifacts.tables import Fingerprint, OnMismatch, Selection
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
+from hive_ray.artifacts.tables import Fingerprint, OnMismatch, Selection, fingerprint_of
 from hive_ray.cluster.environment import carried, take_over
 from hive_ray.cluster.starting import (
     cluster_in_words,

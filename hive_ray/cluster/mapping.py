@@ -21,8 +21,8 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from hive_ray import storage
-from hive_ray.artifacts.dropped import thin
-from hive_ray.artifacts.tables import ERROR, Selection, Shard, Where, select, write_shard
+from hive_ray.artifacts.dropped import strip_pictures
+from hive_ray.artifacts.tables import ERROR_PREFIX, Selection, Shard, Where, select, write_shard
 from hive_ray.cluster.environment import carried, take_over
 from hive_ray.cluster.starting import require
 from hive_ray.config import Resources
@@ -185,7 +185,7 @@ class _Contracted:
         with self.turn:
             size = plan.resources.batch_size
             mapped = (map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size))
-            made = list(thin(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
+            made = list(strip_pictures(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
         return write_shard(self.path, number, made, plan.produces, rows_in=len(rows))
 
 
@@ -205,4 +205,4 @@ def map_rows(actor: Actor, rows: Rows) -> Rows:
 
 
 def _dropped(error: Exception) -> Row:
-    return {"dropped": f"{ERROR}{type(error).__name__}: {str(error)[:120]}"}
+    return {"dropped": f"{ERROR_PREFIX}{type(error).__name__}: {str(error)[:120]}"}

@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from hive_ray.artifacts.model_store import Metrics, store_model
-from hive_ray.artifacts.progress import duration
+from hive_ray.artifacts.progress import format_duration
 from hive_ray.config import Training
 from hive_ray.console import say, tell_result, warn
 from hive_ray.schemas import Stopped
@@ -168,7 +168,7 @@ class Loop:
                 metrics,
                 seconds,
             )
-            took = f"{self.images} images in {duration(seconds)}"
+            took = f"{self.images} images in {format_duration(seconds)}"
             tell_result(f"trained on {took}, saved to {job.out}", stage=job.name)
 
     def close(self) -> None:

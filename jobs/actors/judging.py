@@ -15,7 +15,7 @@ import torch
 
 import hive_ray
 from hive_ray import storage
-from hive_ray.artifacts.model_store import is_whole, model_digest
+from hive_ray.artifacts.model_store import is_finished_model, model_digest
 from hive_ray.config import DenoisingError
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.denoising_errors import errors_of_edits
@@ -91,7 +91,7 @@ def load_reward(folder: str | Path, device: str = "cpu") -> ScoringModel:
     folder = storage.absolute(str(folder))
     if not storage.exists(storage.join(folder, HEAD)):
         return RewardModel.load(folder).to(device)
-    if not is_whole(folder):
+    if not is_finished_model(folder):
         raise ModelFolderError(f"{folder} lacks card.json: no finished reward model; train one first")
     head = Head.load(folder)
     editor = Editor.load(editor_of(folder, head)).to(device, sampling_dtype(device, head.settings.precision))
@@ -105,7 +105,7 @@ def editor_of(folder: str, head: Head) -> str:
     address = seen_from(folder, head.editor)
     needs = f"the reward model {folder} scores edits by denoising errors of the editor {address}"
     remedy = "Put the editor back, move the whole run folder and not a part of it, or train the reward model again"
-    if not is_whole(address):
+    if not is_finished_model(address):
         raise ModelFolderError(f"{needs}, which is no finished editor. {remedy}")
     digest = model_digest(address)
     if digest != head.editor_digest:

@@ -46,7 +46,7 @@ class InDriver:
     def run(self, path, shards):
         for number in shards:
             rows = Sorter("cpu")(shots(60)[12 * number : 12 * number + 12])
-            yield tables.write_shard(path, number, list(dropped.thin(rows, SHOTS, 2)), SHOTS, rows_in=12)
+            yield tables.write_shard(path, number, list(dropped.strip_pictures(rows, SHOTS, 2)), SHOTS, rows_in=12)
 
 
 def build(folder: Path) -> str:
@@ -65,7 +65,7 @@ def names(rows) -> list[str]:
 
 
 def test_the_first_of_each_reason_keep_their_pictures_and_the_others_their_numbers():
-    thinned = list(dropped.thin(Sorter("cpu")(shots(8)), SHOTS, 1))
+    thinned = list(dropped.strip_pictures(Sorter("cpu")(shots(8)), SHOTS, 1))
     assert [set(row["row"]) for row in thinned if "row" in row] == [set(FIELDS)] + [{"shot_id", "light"}] * 3
     assert [row["shot_id"] for row in thinned if "shot_id" in row] == ["s000", "s004"]
     assert thinned.count({"dropped": "lost"}) == 2
@@ -76,7 +76,7 @@ def test_what_was_dropped_lies_beside_the_table_and_not_in_it(tmp_path):
     assert names(tables.read_rows(path, SHOTS)) == [f"s{index:03d}" for index in range(0, 60, 4)]
     assert tables.read_manifest(path).dropped == {"dark": 30, "lost": 15}
 
-    kept, lost = dropped.read_measured(path, tables.read_manifest(path).files, SHOTS, ["light"])
+    kept, lost = dropped.read_kept_and_dropped(path, tables.read_manifest(path).files, SHOTS, ["light"])
     assert kept["light"].to_pylist() == list(range(0, 60, 4))
     assert lost["light"].to_pylist() == [index for index in range(60) if index % 4 in (1, 2)]
 
@@ -90,9 +90,9 @@ def test_examples_are_whole_and_come_from_every_shard_before_a_second_from_any(t
 
 def test_no_file_holds_more_pictures_than_were_asked_for(tmp_path):
     build(tmp_path)
-    files = sorted((tmp_path / dropped.EXAMPLES).iterdir())
+    files = sorted((tmp_path / dropped.EXAMPLES_FOLDER).iterdir())
     assert [pq.ParquetFile(file).metadata.num_rows for file in files] == [2] * 5
-    assert "picture" not in pq.ParquetFile(tmp_path / dropped.DROPPED / "part-00000.parquet").schema_arrow.names
+    assert "picture" not in pq.ParquetFile(tmp_path / dropped.DROPPED_FOLDER / "part-00000.parquet").schema_arrow.names
 
 
 @pytest.mark.parametrize("last", ["data/part-00002.parquet", "__examples__/part-00003.parquet", "manifest.json"])
@@ -116,7 +116,7 @@ def test_a_table_without_anything_beside_it_has_no_examples(tmp_path):
     path = str(tmp_path)
     files = tables.write_rows(path, SHOTS, shots(3), MADE).files
     assert dropped.read_examples(path, 3) == {}
-    assert [len(found) for found in dropped.read_measured(path, files, SHOTS, ["light"])] == [3, 0]
+    assert [len(found) for found in dropped.read_kept_and_dropped(path, files, SHOTS, ["light"])] == [3, 0]
 
 
 def test_a_dropped_row_is_held_to_the_schema_as_well(tmp_path):
@@ -126,10 +126,10 @@ def test_a_dropped_row_is_held_to_the_schema_as_well(tmp_path):
 
 def test_of_very_many_files_some_are_looked_into_from_first_to_last():
     files = [str(number) for number in range(1000)]
-    assert len(dropped.spread(files)) <= dropped.MOST_FILES < 2 * len(dropped.spread(files))
-    assert int(dropped.spread(files)[-1]) > 990
-    assert dropped.spread(files[:3]) == files[:3]
-    assert dropped.spread([]) == []
+    assert len(dropped.evenly_spaced(files)) <= dropped.MAX_FILES < 2 * len(dropped.evenly_spaced(files))
+    assert int(dropped.evenly_spaced(files)[-1]) > 990
+    assert dropped.evenly_spaced(files[:3]) == files[:3]
+    assert dropped.evenly_spaced([]) == []
 
 
 def test_batches_of_an_actor_do_not_change_which_examples_are_kept(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hive_ray.artifacts.model_store import build_model, is_whole, model_digest, store_model
+from hive_ray.artifacts.model_store import build_model, is_finished_model, model_digest, store_model
 
 MADE = {"seed": 0}
 
@@ -36,7 +36,7 @@ def test_a_whole_model_is_kept(tmp_path, capsys):
 def test_a_card_that_holds_nothing_is_none(tmp_path, capsys, left):
     build(tmp_path / "editor")
     (tmp_path / "editor" / "card.json").write_bytes(left)
-    assert not is_whole(str(tmp_path / "editor"))
+    assert not is_finished_model(str(tmp_path / "editor"))
     capsys.readouterr()
     build(tmp_path / "editor")
     assert "kept" not in capsys.readouterr().out

@@ -201,19 +201,19 @@ def test_a_table_of_another_name_is_a_broken_contract(tmp_path):
 
 def test_the_fingerprint_names_each_setting_and_leaves_out_what_only_changes_speed():
     pairs = shapes().pairs
-    made = tables.fingerprint(pairs, instructions="abc")
+    made = tables.fingerprint_of(pairs, instructions="abc")
 
     assert (made["pairs.seed"], made["input.instructions"]) == (0, "abc")
     assert made["pairs.guidance_scale"] == [3.0, 4.0]
     assert not any("resources" in key for key in made)
     other = {"resources": Resources(num_actors=64), "inspection": config.Inspection(num_shown=1)}
     faster = pairs.model_copy(update=other)
-    assert tables.fingerprint(faster, instructions="abc") == made
+    assert tables.fingerprint_of(faster, instructions="abc") == made
 
 
 def test_settings_that_came_later_leave_the_fingerprint_of_pairs_as_it_was():
     def digest(**changed) -> str:
-        return id_for(json.dumps(tables.fingerprint(config.Pairs(base="x", **changed)), sort_keys=True))
+        return id_for(json.dumps(tables.fingerprint_of(config.Pairs(base="x", **changed)), sort_keys=True))
 
     assert digest() == digest(single_file=config.SingleFile()) == "448f58aecf8ada8e"
     others = [{"tokenizer": "owner/name"}, {"prediction_type": "v_prediction"}]

@@ -127,7 +127,7 @@ def test_a_reason_keeps_its_first_samples(tmp_path, capsys):
     manifest = write(tmp_path, rows, rows_per_file=2)
     assert manifest.samples == {
         "blank": [f"line {number}: it is blank" for number in range(3)],
-        "long": ["x" * tables.SAMPLE_LENGTH],
+        "long": ["x" * tables.MAX_SAMPLE_CHARS],
     }
     assert tables.read_manifest(str(tmp_path)).samples == manifest.samples
     assert "words: blank, such as line 0: it is blank" in capsys.readouterr().out

@@ -14,8 +14,7 @@ import pytest
 from foreign import picture
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import fingerprint as fingerprint_of
-from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
+from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows, write_rows
 from hive_ray.config import Importing
 from hive_ray.presets import shapes
 from hive_ray.schemas import RANKINGS, Stopped

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hive_ray.artifacts import tables
-from hive_ray.artifacts.dropped import thin
+from hive_ray.artifacts.dropped import strip_pictures
 from hive_ray.config import Inspection
 from hive_ray.images import encode
 from hive_ray.pairs.cycle import twin
@@ -41,13 +41,13 @@ class Plan:
                 rows += [first, twin(first, "undo it")]
                 rows += [{"dropped": "clip_direction_below_0.41", "row": one} for one in others]
             rows = [*rows[:-4], {"dropped": "error: ValueError: no"}] if number else rows
-            yield tables.write_shard(path, number, list(thin(rows, PAIRS, 2)), PAIRS, rows_in=4)
+            yield tables.write_shard(path, number, list(strip_pictures(rows, PAIRS, 2)), PAIRS, rows_in=4)
 
 
 def run_in(folder: Path, **settings) -> Run:
     config = shapes()
     run = Run(str(folder), config.model_copy(update={"pairs": SETTINGS.model_copy(update=settings)}))
-    tables.build_table(run.path("pairs"), PAIRS, tables.fingerprint(SETTINGS), Plan)
+    tables.build_table(run.path("pairs"), PAIRS, tables.fingerprint_of(SETTINGS), Plan)
     return run
 
 
@@ -84,7 +84,7 @@ def test_the_page_is_written_beside_the_table_and_twice_the_same(tmp_path, capsy
 
 def test_a_table_of_no_rows_has_a_page(tmp_path):
     run = Run(str(tmp_path), shapes())
-    tables.write_rows(run.path("pairs"), PAIRS, [], tables.fingerprint(SETTINGS))
+    tables.write_rows(run.path("pairs"), PAIRS, [], tables.fingerprint_of(SETTINGS))
     assert "0 of 0 drawn pairs are kept" in Path(inspect_pairs.build(run)).read_text()
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hive_ray.artifacts.tables import fingerprint
+from hive_ray.artifacts.tables import fingerprint_of
 from hive_ray.config import LearningCurve
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
@@ -66,4 +66,4 @@ def test_shares_ascend_from_above_none_to_all(shares):
 def test_the_shares_of_a_curve_change_no_reward_model():
     reward = shapes().reward
     changed = reward.model_copy(update={"curve": LearningCurve(shares=(0.5,))})
-    assert fingerprint(changed) == fingerprint(reward)
+    assert fingerprint_of(changed) == fingerprint_of(reward)

@@ -11,7 +11,7 @@ import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
-from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import DenoisingError, LearningCurve
 from hive_ray.editor.denoising_errors import errors_of_edits
@@ -299,10 +299,10 @@ def test_the_fingerprints_of_models_that_were_trained_before_are_as_they_were():
     reward = shapes().reward.model_copy(update={"features": "blip"})
     before = {name for name in type(reward).model_fields if name not in ("training", "curve", "resources")}
     expected = {f"reward.{name}" for name in before - {"features", "denoising_error"}}
-    assert fingerprint(reward).keys() == expected
+    assert fingerprint_of(reward).keys() == expected
     changed = reward.model_copy(update={"denoising_error": DenoisingError(levels=(1,))})
-    assert fingerprint(changed) == fingerprint(reward)
-    assert fingerprint(reward.model_copy(update={"features": "both"})) != fingerprint(reward)
+    assert fingerprint_of(changed) == fingerprint_of(reward)
+    assert fingerprint_of(reward.model_copy(update={"features": "both"})) != fingerprint_of(reward)
 
 
 def test_blip_is_trained_first_as_it_would_be_alone(errors, monkeypatch):

@@ -15,7 +15,7 @@ from tiny_settings import editor_settings, tiny_config
 
 from bench.training import write_pairs
 from hive_ray import storage
-from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Dpo, EditorFile, Nft, Preview, Resources, Training
 from hive_ray.editor.lora import FILE
@@ -190,7 +190,7 @@ def test_a_released_checkpoint_of_one_file_is_trained_on(start, tmp_path):
 
 def test_settings_that_came_later_leave_the_fingerprint_of_a_training_as_it_was():
     def digest(dpo: dict) -> str:
-        return id_for(json.dumps(fingerprint(editor_settings(dpo=Dpo(**dpo))), sort_keys=True))
+        return id_for(json.dumps(fingerprint_of(editor_settings(dpo=Dpo(**dpo))), sort_keys=True))
 
     before = digest({})
     assert before == "be56f0605f571dcc"
@@ -242,14 +242,14 @@ def test_an_arm_is_decided_by_its_own_settings_alone():
         arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0), level_rate_factor=7.0, level_guidance_scale=2.0
     )
     for name in ("sft", "control", "conditional", "rejection"):
-        assert fingerprint(ARMS[name].deciding(settings)) == fingerprint(ARMS[name].deciding(before))
+        assert fingerprint_of(ARMS[name].deciding(settings)) == fingerprint_of(ARMS[name].deciding(before))
     own = {
         "dpo": {"editor.dpo.beta"},
         "nft": {"editor.nft.beta"},
         "level": {"editor.level_rate_factor", "editor.level_guidance_scale"},
     }
     for name, of_arm in own.items():
-        ours, theirs = (fingerprint(ARMS[name].deciding(one)) for one in (settings, before))
+        ours, theirs = (fingerprint_of(ARMS[name].deciding(one)) for one in (settings, before))
         assert {key for key in ours if ours[key] != theirs.get(key)} == of_arm
 
 

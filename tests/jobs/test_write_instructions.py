@@ -8,7 +8,7 @@ from llm_server import PAGE, USELESS, refusal
 from local_server import free_port
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import fingerprint, read_manifest, read_rows
+from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.language import endpoint
@@ -221,7 +221,7 @@ def test_captions_that_are_refused_are_dropped_with_the_words_and_too_many_of_th
 
 
 def test_settings_that_came_later_leave_old_fingerprints_as_they_were():
-    names = {name.removeprefix("instructions.") for name in fingerprint(Instructions())}
+    names = {name.removeprefix("instructions.") for name in fingerprint_of(Instructions())}
     assert not names & {"temperature", "send_seed", "least_kept"}
     for temperature in (0.5, None):
-        assert fingerprint(Instructions(temperature=temperature))["instructions.temperature"] == temperature
+        assert fingerprint_of(Instructions(temperature=temperature))["instructions.temperature"] == temperature
