@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hive_ray.errors import ContractError
 from hive_ray.seeds import id_for
 
 Row = dict[str, Any]
@@ -19,22 +20,6 @@ Rows = list[Row]
 
 SPLITS = ("train", "rank", "test")
 ORIGINS = ("generated", "cycle", "imported")
-
-
-class ContractError(ValueError):
-    """Rows that are not what the table's schema says."""
-
-
-class Stopped(RuntimeError):
-    """A stage that must not go on, such as one whose money is spent; what is finished stays, and a rerun goes on."""
-
-
-class BadRows(ValueError):
-    """Rows of a batch that nothing can be learned from: their place in it -> what is wrong with them."""
-
-    def __init__(self, reasons: dict[int, str]) -> None:
-        super().__init__("; ".join(f"row {place}: {reason}" for place, reason in reasons.items()))
-        self.reasons = reasons
 
 
 def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:

@@ -36,9 +36,10 @@ from hive_ray.artifacts.tables import (
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Rankings, Resources
 from hive_ray.console import say, tell_result, warn
+from hive_ray.errors import Stopped
 from hive_ray.files.text_files import parse_json_lines
 from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
-from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows, Stopped
+from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
 from jobs.run import Run, fingerprint

@@ -23,9 +23,9 @@ from hive_ray.cluster.lost import GOES_ON, ending_in_words, in_words, starting_i
 from hive_ray.cluster.noise import without_known_noise
 from hive_ray.cluster.starting import nodes_without, num_nodes, start_ray
 from hive_ray.config import Config, Section
+from hive_ray.errors import Stopped
 from hive_ray.files.owners import unfinished
 from hive_ray.files.settings_file import wrong_settings
-from hive_ray.schemas import Stopped
 from hive_ray.seeds import seed_for
 from jobs.command import ROUND, Command, again, config_of
 

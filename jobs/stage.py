@@ -27,7 +27,8 @@ from hive_ray.artifacts.tables import (
     read_manifest,
     write_rows,
 )
-from hive_ray.schemas import Row, Stopped
+from hive_ray.errors import Stopped
+from hive_ray.schemas import Row
 from jobs import estimate
 from jobs.run import Run, check_inputs, is_finished
 

@@ -17,7 +17,7 @@ from ray import serve
 
 from hive_ray.annotation.database import DatabaseAway
 from hive_ray.cluster.starting import start_ray
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 from serve.editor import Serving, app
 from serve.listening import warning_for
 

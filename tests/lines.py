@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from hive_ray.artifacts import tables
 from hive_ray.cluster.fitting import fit
 from hive_ray.config import Recovery, Resources, Training
+from hive_ray.errors import BadRows
 from hive_ray.images import encode
-from hive_ray.schemas import BadRows, Rows
+from hive_ray.schemas import Rows
 from hive_ray.training import loop
 
 FIELDS = [pa.field("point_id", pa.string(), nullable=False), pa.field("x", pa.float32(), nullable=False)]

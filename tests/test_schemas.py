@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from hive_ray import schemas
-from hive_ray.schemas import CAPTIONS, RANKINGS, ContractError, id_column, prompt_row, table_name, to_table
+from hive_ray.errors import ContractError
+from hive_ray.schemas import CAPTIONS, RANKINGS, id_column, prompt_row, table_name, to_table
 
 ALL = [value for value in vars(schemas).values() if isinstance(value, pa.Schema)]
 

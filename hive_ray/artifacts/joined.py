@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from hive_ray.artifacts.tables import Selection
 from hive_ray.console import warn
-from hive_ray.schemas import ContractError, id_column
+from hive_ray.errors import ContractError
+from hive_ray.schemas import id_column
 from hive_ray.seeds import id_for
 
 

@@ -42,8 +42,9 @@ from hive_ray.config import (
     Watching,
 )
 from hive_ray.console import say, tell_result
+from hive_ray.errors import ContractError, Stopped
 from hive_ray.files.owners import is_unfinished
-from hive_ray.schemas import ContractError, Row, Rows, Stopped, table_name, to_table
+from hive_ray.schemas import Row, Rows, table_name, to_table
 from hive_ray.seeds import id_for
 
 Fingerprint = dict[str, Any]

@@ -41,7 +41,7 @@ from hive_ray.cluster.switch import is_special, started_here
 from hive_ray.cluster.this_machine import first_line, is_on_loopback
 from hive_ray.config import Training
 from hive_ray.console import tell_end, tell_result, wait_for_end, warn
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 from hive_ray.seeds import id_for
 from hive_ray.training import loop
 from hive_ray.training.checkpoints import Checkpoints

@@ -19,7 +19,7 @@ from hive_ray.cluster.looking import looking
 from hive_ray.cluster.noise import end_with
 from hive_ray.cluster.switch import started_here
 from hive_ray.cluster.this_machine import first_line, lives, own_processes
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 
 PARTS = ("gcs_server", "raylet")
 """Processes without which a cluster of this machine is none."""

@@ -26,7 +26,8 @@ from hive_ray.artifacts.tables import ERROR_PREFIX, Selection, Shard, Where, sel
 from hive_ray.cluster.environment import carried, take_over
 from hive_ray.cluster.starting import require
 from hive_ray.config import Resources
-from hive_ray.schemas import Row, Rows, Stopped, table_name
+from hive_ray.errors import Stopped
+from hive_ray.schemas import Row, Rows, table_name
 
 Actor = Callable[[Rows], Rows]
 """`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are

@@ -26,7 +26,7 @@ from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, is_special, sta
 from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_on_loopback_alone, patient_start
 from hive_ray.config import Resources
 from hive_ray.console import warn
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 
 if TYPE_CHECKING:
     from hive_ray.cluster.one_machine.forks import Forks

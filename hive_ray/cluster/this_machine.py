@@ -12,7 +12,7 @@ from ray.util import get_node_ip_address
 from hive_ray.cluster.addresses import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets, is_loopback
 from hive_ray.cluster.switch import is_special
 from hive_ray.console import say, warn
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 
 PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
 """How long Ray's processes wait for each other as they start, where it is not set. Ray's own 15 and 30 s are not enough

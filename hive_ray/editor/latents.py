@@ -26,8 +26,9 @@ from torch import Tensor
 from hive_ray.config import Editor as Settings
 from hive_ray.diffusion.backbone import load_vae, posterior
 from hive_ray.editor.model import Editor, bring
+from hive_ray.errors import BadRows
 from hive_ray.images import ImageError, cut, decode, in_threads, scaled, window
-from hive_ray.schemas import BadRows, Row, Rows
+from hive_ray.schemas import Row, Rows
 
 PICTURES = ("source_image", "edited_image")
 STORED = {"fp32": torch.float32, "fp16": torch.float16}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hive_ray.editor.objective import Batch, Measures, Metrics, row_errors
 from hive_ray.editor.preference import ReferencedObjective
-from hive_ray.schemas import BadRows, Rows
+from hive_ray.errors import BadRows
+from hive_ray.schemas import Rows
 
 
 def implicit_policies(predicted: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_la
 from hive_ray.editor.lora import Adapters
 from hive_ray.editor.model import Editor, EditorCard, bring
 from hive_ray.editor.preview import draw_preview
-from hive_ray.schemas import BadRows, Rows
+from hive_ray.errors import BadRows
+from hive_ray.schemas import Rows
 from hive_ray.statistics.measures import effective_sample_size
 
 Measures = dict[str, Tensor]

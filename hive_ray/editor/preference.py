@@ -20,7 +20,8 @@ from hive_ray.editor.latents import latents_of_edit
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Measures, Metrics, row_errors, under
-from hive_ray.schemas import BadRows, Row, Rows
+from hive_ray.errors import BadRows
+from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.statistics.agreement import dense_ranks
 from hive_ray.statistics.preferences import preference_loss

@@ -9,9 +9,10 @@ from hive_ray.config import Editor as Settings
 from hive_ray.editor.latents import PICTURES, read_pictures, straight
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
+from hive_ray.errors import BadRows
 from hive_ray.images import scaled, to_pixels
 from hive_ray.pages.charts import picture_grid
-from hive_ray.schemas import BadRows, Rows
+from hive_ray.schemas import Rows
 from hive_ray.seeds import seed_for
 
 LONGEST_WORDS = 60

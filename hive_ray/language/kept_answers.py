@@ -16,9 +16,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from hive_ray import storage
 from hive_ray.config import Spending
+from hive_ray.errors import Stopped
 from hive_ray.files.text_files import parse_json
 from hive_ray.language.answer_json import is_answer
-from hive_ray.schemas import Stopped
 from hive_ray.seeds import id_for
 
 P = ParamSpec("P")

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hive_ray import config
+from hive_ray.errors import BadRows
 from hive_ray.images import ImageError, decode, in_threads, resize, to_tensor
 from hive_ray.reward.model import RewardModel
-from hive_ray.schemas import BadRows, Row, Rows
+from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import uniform_for
 from hive_ray.statistics.agreement import RankingError, check_ranks
 from hive_ray.statistics.preferences import preference_loss

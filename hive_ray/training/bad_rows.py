@@ -15,7 +15,8 @@ import torch.distributed
 
 from hive_ray.artifacts.model_store import Metrics
 from hive_ray.console import warn
-from hive_ray.schemas import BadRows, Rows, Stopped
+from hive_ray.errors import BadRows, Stopped
+from hive_ray.schemas import Rows
 from hive_ray.seeds import generator_for, seed_for
 from hive_ray.training.objectives import Batch
 from hive_ray.training.rows import RowStore

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hive_ray.config import Training
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 from hive_ray.training.deepspeed_fixes import (
     cut_gradients_at,
     has_overflowed,

@@ -18,7 +18,7 @@ from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import format_duration
 from hive_ray.config import Training
 from hive_ray.console import say, tell_result, warn
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 from hive_ray.seeds import seed_for
 from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
 from hive_ray.training.bad_rows import SKIPPED, GoodRows, Prepared

@@ -8,7 +8,7 @@ from hive_ray import storage
 from hive_ray.artifacts import dropped, tables
 from hive_ray.cluster.mapping import MapTable, _Contracted
 from hive_ray.config import Resources
-from hive_ray.schemas import ContractError
+from hive_ray.errors import ContractError
 
 FIELDS = {"shot_id": pa.string(), "light": pa.float32(), "picture": pa.large_binary()}
 SHOTS = pa.schema(

@@ -6,7 +6,7 @@ import pytest
 
 from hive_ray.artifacts import tables
 from hive_ray.artifacts.joined import join
-from hive_ray.schemas import ContractError
+from hive_ray.errors import ContractError
 from hive_ray.training.rows import RowStore
 
 

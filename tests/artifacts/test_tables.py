@@ -15,8 +15,8 @@ from hive_ray.artifacts import tables
 from hive_ray.cluster.mapping import map_table
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
+from hive_ray.errors import ContractError
 from hive_ray.presets import shapes
-from hive_ray.schemas import ContractError
 from hive_ray.seeds import id_for
 
 

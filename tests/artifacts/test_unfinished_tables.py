@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from hive_ray.artifacts import tables
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 
 FIELDS = [pa.field("word_id", pa.string(), nullable=False)]
 WORDS = pa.schema(FIELDS, metadata={"table": "words", "id": "word_id"})

@@ -140,7 +140,7 @@ FULL = """
     faults.ray.cloudpickle.register_pickle_by_value(faults)
     faults.start_ray(num_cpus=2)
     import subprocess
-    from hive_ray.schemas import Stopped
+    from hive_ray.errors import Stopped
     try:
         faults.build({disk}, seconds=0.0, size=20_000)
     except Stopped as stopped:

@@ -35,8 +35,8 @@ from hive_ray.cluster.fitting import checkpoint_folder, export
 from hive_ray.cluster.one_machine.tuning import DATA_HELPERS
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Recovery, Resources, Training
+from hive_ray.errors import Stopped
 from hive_ray.images import decode
-from hive_ray.schemas import Stopped
 from hive_ray.seeds import generator_for
 from hive_ray.training.loop import learning_rate, seed_layers
 from hive_ray.training.rows import RowStore, batch_places

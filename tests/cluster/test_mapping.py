@@ -11,7 +11,7 @@ from hive_ray.cluster import mapping
 from hive_ray.cluster.mapping import map_rows, map_table
 from hive_ray.cluster.starting import require, start_ray
 from hive_ray.config import Resources
-from hive_ray.schemas import ContractError, Stopped
+from hive_ray.errors import ContractError, Stopped
 
 FIELDS = [pa.field("number_id", pa.string(), nullable=False), pa.field("value", pa.int64(), nullable=False)]
 NUMBERS = pa.schema(FIELDS, metadata={"table": "numbers", "id": "number_id"})

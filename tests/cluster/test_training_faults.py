@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Recovery, Resources
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 
 pytestmark = pytest.mark.ray
 

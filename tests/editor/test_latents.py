@@ -9,8 +9,9 @@ from hive_ray.config import Training
 from hive_ray.editor.latents import LatentEncoder, PairLatents, Views, draw_views, mentions_side, read_pictures
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
+from hive_ray.errors import BadRows
 from hive_ray.images import decode, encode, resize, scaled, to_batch, to_tensor
-from hive_ray.schemas import LATENTS, BadRows, to_table
+from hive_ray.schemas import LATENTS, to_table
 
 TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
 UNTOUCHED = ("pair_id", "instruction", "weight")

@@ -18,10 +18,10 @@ from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective, LevelObjective
 from hive_ray.editor.preference import PreferenceObjective
 from hive_ray.editor.sampling import _Denoising, sample
+from hive_ray.errors import BadRows
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import encode
 from hive_ray.reward.shaping import LEVEL_WORDS
-from hive_ray.schemas import BadRows
 
 WORDS = ["make it red", "add a hat", "remove the cat", "add a dog"]
 

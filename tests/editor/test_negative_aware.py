@@ -7,8 +7,8 @@ from hive_ray.config import Nft
 from hive_ray.editor.model import Editor
 from hive_ray.editor.negative_aware import NegativeAwareObjective, implicit_policies, negative_aware_loss
 from hive_ray.editor.objective import EditorObjective, row_errors
+from hive_ray.errors import BadRows
 from hive_ray.images import encode
-from hive_ray.schemas import BadRows
 
 
 def row(index: int, weight: float) -> dict:

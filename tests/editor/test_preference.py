@@ -20,8 +20,8 @@ from hive_ray.editor.preference import (
     scale_rejected_gradient,
     shuffle_ranks,
 )
+from hive_ray.errors import BadRows
 from hive_ray.images import encode
-from hive_ray.schemas import BadRows
 from hive_ray.statistics.preferences import preference_loss
 
 

@@ -12,9 +12,10 @@ from foreign import picture
 from hive_ray import storage
 from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest, write_rows
 from hive_ray.config import Exporting, Importing
+from hive_ray.errors import Stopped
 from hive_ray.pairs.formats.digests import dataset_digest, first_digest
 from hive_ray.presets import shapes
-from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Stopped
+from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS
 from jobs import export_pairs, import_pairs
 from jobs.run import Run
 

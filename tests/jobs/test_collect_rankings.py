@@ -9,8 +9,9 @@ from annotation_site import make_candidates, picture
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import record
 from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
+from hive_ray.errors import Stopped
 from hive_ray.presets import shapes
-from hive_ray.schemas import RANKINGS, Stopped
+from hive_ray.schemas import RANKINGS
 from jobs import collect_rankings
 from jobs.collect_rankings import take_thumbs
 from jobs.run import Run

@@ -16,8 +16,9 @@ from foreign import picture
 from hive_ray import storage
 from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows, write_rows
 from hive_ray.config import Importing
+from hive_ray.errors import Stopped
 from hive_ray.presets import shapes
-from hive_ray.schemas import RANKINGS, Stopped
+from hive_ray.schemas import RANKINGS
 from jobs import import_rankings, pipeline, train_reward
 from jobs.run import Run
 

@@ -24,8 +24,9 @@ from hive_ray.annotation.models import RANK
 from hive_ray.artifacts.tables import count_rows, read_manifest, read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Preview, Resources
+from hive_ray.errors import Stopped
 from hive_ray.presets import sd15
-from hive_ray.schemas import RANKINGS, SCORED_PAIRS, Stopped
+from hive_ray.schemas import RANKINGS, SCORED_PAIRS
 from jobs import collect_rankings, convert_editor, evaluate_editor, export_annotations, pipeline, train_editor
 from jobs.command import read_command
 from jobs.own_settings import Conversion

@@ -7,12 +7,13 @@ from local_server import free_port
 
 from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
 from hive_ray.config import Scoring, VisionJudge
+from hive_ray.errors import Stopped
 from hive_ray.images import encode
 from hive_ray.language import endpoint
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.presets import sd15
 from hive_ray.reward.shaping import feedback
-from hive_ray.schemas import PAIRS, REWARDS, Stopped
+from hive_ray.schemas import PAIRS, REWARDS
 from jobs.actors.scoring import PairScorer, PairShaper
 from jobs.run import Run
 from jobs.score_pairs import _digest, build, for_arm, rewards_name, stages

@@ -20,9 +20,10 @@ from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Dpo, EditorFile, Nft, Preview, Resources, Training
 from hive_ray.editor.lora import FILE
 from hive_ray.editor.model import Editor
+from hive_ray.errors import Stopped
 from hive_ray.images import encode
 from hive_ray.presets import sd15
-from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS, Stopped
+from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS
 from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, sample_candidates, score_candidates, score_pairs, train_editor

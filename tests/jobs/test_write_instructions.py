@@ -11,10 +11,11 @@ from hive_ray import storage
 from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Instructions, Resources, Spending
+from hive_ray.errors import Stopped
 from hive_ray.language import endpoint
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.presets import shapes
-from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Stopped
+from hive_ray.schemas import CAPTIONS, INSTRUCTIONS
 from jobs.run import Run
 from jobs.write_instructions import CAPTIONS_STAGE, build, estimate, shown_examples
 

@@ -15,10 +15,10 @@ from llm_server import PAGE, Chat, refusal
 from local_server import LocalServer, free_port
 
 from hive_ray.config import Instructions, Resources
+from hive_ray.errors import Stopped
 from hive_ray.language import endpoint, openai_client
 from hive_ray.language.openai_client import EndpointError, address, check_endpoint, refused_in, words_in
 from hive_ray.pairs.instructions import InstructionWriter
-from hive_ray.schemas import Stopped
 
 KEY = "sk-secret-0123456789"
 

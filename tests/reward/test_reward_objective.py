@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from hive_ray.config import Reward, Training
+from hive_ray.errors import BadRows
 from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import (
@@ -29,7 +30,6 @@ from hive_ray.reward.objective import (
     rewards_of,
 )
 from hive_ray.reward.rankings import preference_pairs
-from hive_ray.schemas import BadRows
 
 PLACKETT_LUCE = partial(plackett_luce_loss, temperature=1.0)
 REWARDS = torch.tensor([[0.5, 2.0, -1.0]])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import distributed
 
-from hive_ray.schemas import BadRows, Stopped
+from hive_ray.errors import BadRows, Stopped
 from hive_ray.training.bad_rows import SKIPPED, GoodRows
 
 

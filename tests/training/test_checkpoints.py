@@ -12,7 +12,7 @@ import torch
 from gloo import in_workers
 
 from hive_ray.config import Resources
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 from hive_ray.training import checkpoints, engine
 from hive_ray.training.checkpoints import Checkpoints, Stand
 from hive_ray.training.engine import autocast, check_memory, memory_estimate

@@ -8,9 +8,10 @@ from itertools import islice
 from typing import Any
 
 from hive_ray.config import Importing
+from hive_ray.errors import Stopped
 from hive_ray.files.text_files import repaired
 from hive_ray.images import ImageError, as_kept, in_threads
-from hive_ray.schemas import ORIGINS, SPLITS, Row, Stopped
+from hive_ray.schemas import ORIGINS, SPLITS, Row
 from hive_ray.seeds import id_for, split_for
 
 INSTRUCTION = ("instruction", "edit", "edit_prompt")

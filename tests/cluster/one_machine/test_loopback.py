@@ -20,7 +20,7 @@ from hive_ray.cluster.addresses import LOOPBACK, SHORT_FOLDER
 from hive_ray.cluster.one_machine.loopback import on_loopback
 from hive_ray.cluster.starting import start_ray
 from hive_ray.cluster.this_machine import choose_ray_folder, first_line, patient_start
-from hive_ray.schemas import Stopped
+from hive_ray.errors import Stopped
 from tests.cluster import test_faults as faults
 
 FRIEND = """
