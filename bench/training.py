@@ -47,9 +47,16 @@ from hive_ray.schemas import PAIRS, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.shapes.pretraining.pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
-from hive_ray.training.ahead import on
-from hive_ray.training.engine import AUTOCAST, BUCKET, FP32, autocast, memory_estimate, start_engine
-from hive_ray.training.weights import Average
+from hive_ray.training.ahead import to_device
+from hive_ray.training.engine import (
+    AUTOCAST_DTYPES,
+    BUCKET_SIZE,
+    BYTES_PER_WEIGHT,
+    autocast,
+    estimate_memory,
+    start_engine,
+)
+from hive_ray.training.weights import WeightAverage
 from jobs import encode_latents, train_editor
 from jobs.run import Run
 from tests.gloo import in_workers
@@ -182,7 +189,7 @@ def as_in_the_script(folder: str, told: EditorSettings) -> Iterator[int]:
     vae: Any = editor.vae
     unet.to(memory_format=torch.contiguous_format)
     vae.to(memory_format=torch.contiguous_format)
-    frozen = getattr(torch, AUTOCAST.get(told.sft.precision, "float32"))
+    frozen = getattr(torch, AUTOCAST_DTYPES.get(told.sft.precision, "float32"))
     unet, vae, text = unet.to(device), vae.to(device, frozen), editor.text.requires_grad_(False).to(device, frozen)
     scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(editor.scheduler.config))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
@@ -257,10 +264,10 @@ def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterat
         model.compile()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay, fused=True)
-    average = Average(model, told.sft.ema_decay)
+    average = WeightAverage(model, told.sft.ema_decay)
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
-        prepared = on(next(model.parameters()).device, objective.prepare(batch, generator_for(start)))
+        prepared = to_device(next(model.parameters()).device, objective.prepare(batch, generator_for(start)))
         with autocast(told.sft):
             loss, _ = objective.loss(model, prepared)
         loss.backward()
@@ -288,11 +295,11 @@ def memory() -> None:
         changes = {"zero_stage": stage}
         both = in_workers(2, resident, changes)
         after, most = (max(one[place] for one in both) / 1e6 for place in (0, 1))
-        estimate = memory_estimate(WEIGHTS, 0, wide_settings(changes))["device"]
+        estimate = estimate_memory(WEIGHTS, 0, wide_settings(changes))["device"]
         full = sum(estimate.values()) / 1e6
         stays = full - (estimate["gradients"] + estimate["buffers"]) / 1e6
         if stage == 3:  # DeepSpeed keeps its part of the gradients, and a bucket
-            stays += (estimate["gradients"] + FP32 * BUCKET) / 1e6
+            stays += (estimate["gradients"] + BYTES_PER_WEIGHT * BUCKET_SIZE) / 1e6
         print(
             f"{stage:>5}  {after:>9.0f} MB  {stays:>18.0f} MB  {after / stays:>5.2f}  {most:>8.0f} MB  {full:>6.0f} MB"
             f"  {most / full:>5.2f}",
@@ -311,7 +318,7 @@ def resident(rank: int, world: int, changes: dict[str, Any]) -> tuple[int, int]:
     before = psutil.Process().memory_info().rss
     model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(WEIGHTS // side**2)))
     engine = start_engine(model, told)
-    average = Average(cast(nn.Module, engine.module), told.ema_decay)
+    average = WeightAverage(cast(nn.Module, engine.module), told.ema_decay)
     for _ in range(3):
         engine.backward(engine(x).square().mean())
         engine.step()

@@ -224,7 +224,7 @@ def _trained(run: Run, name: str) -> Metrics:
         rows=lambda: sides()[0],
         held_out=lambda: sides()[1],
         columns=arm.columns(run.config.editor),
-        shown=["source_image"] if arm.ranked else PICTURES,
+        preview_columns=["source_image"] if arm.ranked else PICTURES,
         on_mismatch=run.on_mismatch,
     )
 

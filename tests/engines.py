@@ -11,11 +11,11 @@ from hive_ray.editor.model import Editor as EditorModel
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode
 from hive_ray.training import collectives
-from hive_ray.training.checkpoints import Checkpoints, Stand
+from hive_ray.training.checkpoints import Checkpoints, TrainingState
 from hive_ray.training.deepspeed_fixes import loss_scaler
 from hive_ray.training.engine import start_engine, take_step
-from hive_ray.training.validation import Validation, at_rest
-from hive_ray.training.weights import Average, consolidated_state
+from hive_ray.training.validation import Validation, evaluation_mode
+from hive_ray.training.weights import WeightAverage, consolidated_state
 
 BATCH = 8
 Result = tuple[list[float], dict[str, list]]
@@ -49,8 +49,8 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
     """
     told = settings(world, **changes)
     checkpoints = Checkpoints(folder, rank) if folder else None
-    stand = checkpoints.newest() if folder and rank == 0 else None
-    at = torch.tensor([stand.images if stand else 0])
+    state = checkpoints.newest() if folder and rank == 0 else None
+    at = torch.tensor([state.images if state else 0])
     torch.distributed.broadcast(at, 0)
     images = at.item()
     opened = None
@@ -59,7 +59,7 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
             opened = checkpoints.open(images, world)
         torch.distributed.barrier()
     engine = start_engine(network(), told, universal=bool(opened and opened.universal))
-    average = Average(engine.module, told.ema_decay)
+    average = WeightAverage(engine.module, told.ema_decay)
     if opened:
         opened.restore(engine, average, rank, world)
     losses = []
@@ -78,8 +78,10 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
         images += BATCH
     if folder:
         scaler = loss_scaler(engine)
-        stand = Stand(images, {}, world, average.updates, told.zero_stage, scaler.state_dict() if scaler else {})
-        checkpoints.save(engine, average, stand)
+        state = TrainingState(
+            images, {}, world, average.updates, told.zero_stage, scaler.state_dict() if scaler else {}
+        )
+        checkpoints.save(engine, average, state)
         checkpoints.wait()
     average.copy_to_model()
     return losses, {name: value.tolist() for name, value in consolidated_state(engine.module).items()}
@@ -88,7 +90,7 @@ def train(rank: int, world: int, folder: str, until: int, changes: dict) -> Resu
 def seconds_together(rank: int, world: int, work_s: float) -> float:
     """How long a rank is at it where rank 0 alone has work, and they ask each other twenty times a second."""
     collectives.POLL_S, began = 0.05, time.monotonic()
-    collectives.do_together(lambda: time.sleep(work_s * (rank == 0)), torch.device("cpu"))
+    collectives.run_until_all_finish(lambda: time.sleep(work_s * (rank == 0)), torch.device("cpu"))
     return time.monotonic() - began
 
 
@@ -142,6 +144,6 @@ def previews(rank: int, world: int, base: str, stages: list[int]) -> list[bytes 
         options = Editor(start="", resolution=64, preview=preview, sft=told, finetune=told)
         objective = EditorObjective(EditorModel.build(base), options)
         engine = start_engine(objective.model, told)
-        with at_rest(engine, None):
+        with evaluation_mode(engine, None):
             found.append(Validation(store, "rows", told, rank=rank, world=world).preview(objective, engine))
     return found

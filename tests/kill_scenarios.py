@@ -17,7 +17,7 @@ from hive_ray.images import encode
 from hive_ray.language.kept_answers import Answers, request_id
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS
-from hive_ray.training.checkpoints import Checkpoints, Stand
+from hive_ray.training.checkpoints import Checkpoints, TrainingState
 from jobs import export_pairs
 from jobs.run import Run
 
@@ -93,9 +93,9 @@ def training(root: str, seed: int = 1) -> None:
         checkpoints = Checkpoints(folder, keep_last=1)
         newest = checkpoints.newest()
         seen = newest.images if newest else 0
-        checkpoints.forget_after(seen if newest else -1)
+        checkpoints.remove_after(seen if newest else -1)
         for images in range(seen + 8, LAST_IMAGE + 1, 8):
-            checkpoints.save(Engine(images), None, Stand(images=images, last={"train/loss": 1.0}, world=1))
+            checkpoints.save(Engine(images), None, TrainingState(images=images, last={"train/loss": 1.0}, world=1))
             checkpoints.wait()
         store_model(path, lambda to: _save(to, seed), {"seed": seed}, {"loss": 1.0}, seconds=1.0)
 

@@ -49,7 +49,7 @@ class Line:
         torch.manual_seed(0)
         self.ahead, self.preparing = ahead, False
         if ahead:  # it is made in the worker, before there is a helper or none
-            loop.helper_for = lambda device: ThreadPoolExecutor(1)
+            loop.prefetch_executor = lambda device: ThreadPoolExecutor(1)
         self.model = torch.nn.Linear(1, 1)
         self.flag, self.dies_at, self.seconds, self.breaks, self.calls = flag, dies_at, seconds, breaks, 0
         self.bad, self.awaits, self.stored = bad, awaits, stored

@@ -51,7 +51,7 @@ def main() -> None:
         selection=pairs(folder),
         columns=COLUMNS,
         held_out=None,
-        shown=(),
+        preview_columns=(),
         settings=SETTINGS,
         run=run,
         name="editor",

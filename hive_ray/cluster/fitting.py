@@ -66,7 +66,7 @@ def fit(
     settings: Training,
     fingerprint: Fingerprint,
     held_out: Callable[[], Selection] | None = None,
-    shown: Sequence[str] = (),
+    preview_columns: Sequence[str] = (),
     on_mismatch: OnMismatch = "refuse",
     **kwargs: Any,
 ) -> Metrics:
@@ -92,7 +92,7 @@ def fit(
                 selection=selection,
                 columns=columns,
                 held_out=unseen or None,
-                shown=shown,
+                preview_columns=preview_columns,
                 settings=settings,
                 run=run,
                 name=name,
@@ -134,7 +134,7 @@ def export(
     opened = checkpoints.open(stand.images, stand.world)
     shapes = {key: weight.shape for key, weight in built.model.named_parameters() if weight.requires_grad}
     state = built.model.state_dict() | opened.weights(shapes)
-    opened.forget()
+    opened.remove_local_files()
     out, metrics = folder(stand.images), stand.last | {"images": stand.images}
     told = fingerprint | {"images": stand.images}
     store_model(out, lambda to: built.save(to, state), told, metrics, time.monotonic() - started)

@@ -147,7 +147,7 @@ class EditorObjective:
                     cast(PreTrainedModel, encoder).gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
-    def beside(self) -> list[AutoencoderKL | TextEncoder]:
+    def frozen_modules(self) -> list[AutoencoderKL | TextEncoder]:
         """The frozen parts, which move to the device of `model` when they are needed."""
         return [self.editor.vae] if self.settings.train_text_encoder else [self.editor.vae, self.editor.text]
 
@@ -246,7 +246,7 @@ class EditorObjective:
 
     def preview(self, rows: Rows) -> bytes | None:
         """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
-        for frozen in self.beside:
+        for frozen in self.frozen_modules:
             bring(frozen, next(self.model.parameters()).device)
         return draw_preview(self.editor, rows, self.settings)
 

@@ -21,14 +21,14 @@ from hive_ray.seeds import generator_for, seed_for
 from hive_ray.training.objectives import Batch
 from hive_ray.training.rows import RowStore
 
-SKIPPED = "train/skipped_rows"
+SKIPPED_ROWS = "train/skipped_rows"
 """Rows passed over since training began, every time that one was drawn."""
-MOST_NAMED = 10
-BatchOf = Callable[[Rows, torch.Generator], Batch]
+MAX_LISTED = 10
+PrepareBatch = Callable[[Rows, torch.Generator], Batch]
 """An objective's `prepare`."""
 
 
-class Prepared(NamedTuple):
+class PreparedBatch(NamedTuple):
     """A micro batch of good rows."""
 
     batch: Batch
@@ -38,21 +38,21 @@ class Prepared(NamedTuple):
     """Of its rows."""
     found: dict[int, str]
     """Bad rows that were found on the way: place -> id and reason."""
-    again: Callable[[], "Prepared"]
+    again: Callable[[], "PreparedBatch"]
     """Makes it from what is known then."""
 
 
-class GoodRows:
+class RowQuarantine:
     """The rows of a table that can be learned from, as far as is known."""
 
     def __init__(self, rows: RowStore, name: str, most_bad_rows: float) -> None:
         self.rows, self.name, self.most_bad_rows = rows, name, most_bad_rows
-        self.bad: dict[int, str] = {}
+        self.bad_rows: dict[int, str] = {}
         """Place -> id and reason, the same on all ranks."""
-        self.found: dict[int, str] = {}
+        self.local_bad_rows: dict[int, str] = {}
         """What this rank alone knows yet."""
 
-    def prepare(self, batch_of: BatchOf, places: np.ndarray, draw: tuple[str | int, ...]) -> Prepared:
+    def prepare(self, batch_of: PrepareBatch, places: np.ndarray, draw: tuple[str | int, ...]) -> PreparedBatch:
         """A batch of the good rows among these places, by a generator from `draw`.
 
         Where there is none, of a good row from elsewhere that does not count: each rank runs the model once whatever it
@@ -66,34 +66,35 @@ class GoodRows:
                 try:
                     rows = self.rows.read(good)
                     batch, counted = batch_of(rows, generator_for(*draw)), len(good) if candidates is places else 0
-                    return Prepared(batch, counted, good, found, partial(self.prepare, batch_of, places, draw))
+                    return PreparedBatch(batch, counted, good, found, partial(self.prepare, batch_of, places, draw))
                 except BadRows as bad:
                     for index, reason in bad.reasons.items():
                         place = int(good[index])
                         found[place] = f"{rows[index].get(self.rows.key, place)}: {reason}"
                     good = self._known_good(good, found)
-        reasons = (self.bad | self.found | found).values()
+        reasons = (self.bad_rows | self.local_bad_rows | found).values()
         raise Stopped(f"{self.name}: all {self.rows.num_rows} rows are bad, such as {self._named(reasons)}")
 
-    def take(self, prepared: Prepared) -> tuple[Batch, int]:
+    def take(self, prepared: PreparedBatch) -> tuple[Batch, int]:
         """The batch, and how many of its rows count, as if it were prepared only now: made again where one of its rows
         has been found bad since."""
         if len(self._known_good(prepared.places, {})) < len(prepared.places):
             prepared = prepared.again()
-        self.found = self.found | prepared.found
+        self.local_bad_rows = self.local_bad_rows | prepared.found
         return prepared.batch, prepared.good
 
-    def settle(self, measures: Metrics, batch_size: int, skipped: float) -> Metrics:
+    def average_good_rows(self, measures: Metrics, batch_size: int, skipped: float) -> Metrics:
         """A step's measures, means over a whole batch, made means over its good rows; Stopped if too many are bad.
 
         All ranks call it with the same `measures`. Those of SKIPPED are the batch's share of bad rows, and become the
         number of rows skipped in all; `skipped` is what it was.
         """
-        share = measures[SKIPPED]
+        share = measures[SKIPPED_ROWS]
         if share:
             self._agree()
         good = max(1 - share, 1 / batch_size)
-        return {name: value / good for name, value in measures.items()} | {SKIPPED: skipped + round(share * batch_size)}
+        means = {name: value / good for name, value in measures.items()}
+        return means | {SKIPPED_ROWS: skipped + round(share * batch_size)}
 
     def _elsewhere(self, draw: tuple[str | int, ...]) -> Iterator[np.ndarray]:
         """Every row of the table, one at a time, in an order of this batch's own."""
@@ -101,26 +102,27 @@ class GoodRows:
         yield from np.split(order, len(order))
 
     def _known_good(self, places: np.ndarray, found: dict[int, str]) -> np.ndarray:
-        known = self.bad.keys() | self.found.keys() | found.keys()
+        known = self.bad_rows.keys() | self.local_bad_rows.keys() | found.keys()
         return np.array([place for place in places.tolist() if place not in known], dtype=np.int64)
 
     def _agree(self) -> None:
         """Tell all ranks what each has found, log it once, and stop all of them if it is too much."""
         told = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(told, self.found)
-        fresh = {place: why for found in told for place, why in found.items() if place not in self.bad}
-        self.bad, self.found = self.bad | dict(sorted(fresh.items())), {}
+        torch.distributed.all_gather_object(told, self.local_bad_rows)
+        fresh = {place: why for found in told for place, why in found.items() if place not in self.bad_rows}
+        self.bad_rows, self.local_bad_rows = self.bad_rows | dict(sorted(fresh.items())), {}
         if torch.distributed.get_rank() == 0:
             for why in fresh.values():
                 warn(f"skipped {why}", stage=self.name)
-        if len(self.bad) > self.most_bad_rows * self.rows.num_rows:
-            named = self._named(self.bad.values())
+        if len(self.bad_rows) > self.most_bad_rows * self.rows.num_rows:
+            named = self._named(self.bad_rows.values())
             raise Stopped(
-                f"{self.name}: {len(self.bad)} of {self.rows.num_rows} rows are bad, more than recovery.most_bad_rows "
-                f"({self.most_bad_rows:g}) allows: {named}. Mend the table, or raise it and go on"
+                f"{self.name}: {len(self.bad_rows)} of {self.rows.num_rows} rows are bad, more than "
+                f"recovery.most_bad_rows ({self.most_bad_rows:g}) allows: {named}. "
+                "Mend the table, or raise it and go on"
             )
 
     def _named(self, reasons: Iterable[str]) -> str:
         reasons = list(reasons)
-        more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
-        return "; ".join(reasons[:MOST_NAMED]) + more
+        more = f"; and {len(reasons) - MAX_LISTED} more" if len(reasons) > MAX_LISTED else ""
+        return "; ".join(reasons[:MAX_LISTED]) + more

@@ -33,16 +33,22 @@ from hive_ray.artifacts.model_store import Metrics
 from hive_ray.console import warn
 from hive_ray.files import scratch
 from hive_ray.seeds import id_for
-from hive_ray.training.deepspeed_fixes import RECORDS, STATES, UNIVERSAL, convert_to_universal, loss_scaler
-from hive_ray.training.weights import Average, joined_parts
+from hive_ray.training.deepspeed_fixes import (
+    MODEL_STATES_FILE,
+    SAFE_CLASSES,
+    UNIVERSAL_INFO,
+    convert_to_universal,
+    loss_scaler,
+)
+from hive_ray.training.weights import WeightAverage, join_partitions
 
-TAG = "state"
-FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+STATE_TAG = "state"
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch.load's own setting, stronger than what it is called with."""
 
 
 @dataclass(frozen=True)
-class Stand:
+class TrainingState:
     """Where a training stands, besides its weights."""
 
     images: int
@@ -71,7 +77,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._storing: Future | None = None
 
-    def save(self, engine: deepspeed.DeepSpeedEngine, average: Average | None, stand: Stand) -> None:
+    def save(self, engine: deepspeed.DeepSpeedEngine, average: WeightAverage | None, stand: TrainingState) -> None:
         """Collective: write the state to this machine's disk, then store it while training goes on.
 
         Waits first for the checkpoint before this one, so that one at most is on its way.
@@ -79,7 +85,9 @@ class Checkpoints:
         self.wait()
         local = scratch.new_folder("checkpoint")
         # Frozen weights are those of the start: an adapter's checkpoint is small.
-        engine.save_checkpoint(str(local), tag=TAG, client_state=dict(UNIVERSAL), exclude_frozen_parameters=True)
+        engine.save_checkpoint(
+            str(local), tag=STATE_TAG, client_state=dict(UNIVERSAL_INFO), exclude_frozen_parameters=True
+        )
         if average and (self.rank == 0 or stand.zero_stage == 3):
             weights = {name: weight.contiguous() for name, weight in average.weights.items()}
             save_file(weights, local / f"average-{self.rank}.safetensors")
@@ -91,7 +99,7 @@ class Checkpoints:
         if storing:
             storing.result()
 
-    def newest(self) -> Stand | None:
+    def newest(self) -> TrainingState | None:
         """The newest whole checkpoint; says of newer ones what they lack. They may be on their way, or damaged."""
         found = self._found()
         for images in sorted(found, reverse=True):
@@ -102,13 +110,13 @@ class Checkpoints:
             warn(f"{path} is not whole ({lack}): the checkpoint before is used")
         return None
 
-    def forget_after(self, images: int) -> None:
+    def remove_after(self, images: int) -> None:
         """Remove checkpoints of more images, before others take their names: files of two would mingle."""
         for seen in self._found():
             if seen > images:
                 storage.remove_tree(storage.join(self.folder, str(seen)))
 
-    def open(self, images: int, world: int) -> "Opened":
+    def open(self, images: int, world: int) -> "LoadedCheckpoint":
         """A whole checkpoint on this machine, ready for `world` workers; a second call finds what the first made."""
         path = storage.join(self.folder, str(images))
         local = storage.fetch_folder(path)
@@ -116,15 +124,15 @@ class Checkpoints:
             scratch.claim(local)
         stand = _stands(path, ["rank-0.json"])[0]
         if stand.world == world or not stand.zero_stage:
-            return Opened(local, local, stand)
+            return LoadedCheckpoint(local, local, stand)
         state = storage.cache_folder() / "universal" / id_for(path, json.dumps(asdict(stand), sort_keys=True))
         scratch.claim(state)
         if not (state / "latest_universal").exists():  # written last
             with _only_weights():
-                convert_to_universal(local / TAG, state / TAG)
-        return Opened(local, state, stand)
+                convert_to_universal(local / STATE_TAG, state / STATE_TAG)
+        return LoadedCheckpoint(local, state, stand)
 
-    def _store(self, local: Path, stand: Stand) -> None:
+    def _store(self, local: Path, stand: TrainingState) -> None:
         try:
             path = storage.join(self.folder, str(stand.images))
             names = [name for name in storage.list_files(str(local)) if "/" in name or name.startswith("average")]
@@ -162,69 +170,71 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedCheckpoint:
     """A checkpoint on this machine."""
 
-    local: Path
-    state: Path
+    folder: Path
+    engine_folder: Path
     """What DeepSpeed opens with TAG."""
-    stand: Stand
+    training_state: TrainingState
 
     @property
     def universal(self) -> bool:
         """Whether `state` was converted for another number of workers."""
-        return self.state != self.local
+        return self.engine_folder != self.folder
 
-    def restore(self, engine: deepspeed.DeepSpeedEngine, average: Average | None, rank: int, world: int) -> None:
+    def restore(self, engine: deepspeed.DeepSpeedEngine, average: WeightAverage | None, rank: int, world: int) -> None:
         """Collective: the weights, the optimiser, the average and fp16's loss scale as they were."""
         with _only_weights():
-            engine.load_checkpoint(str(self.state), tag=TAG, load_module_strict=False)
+            engine.load_checkpoint(str(self.engine_folder), tag=STATE_TAG, load_module_strict=False)
         if average:
-            average.load(self.average_parts(rank, world), self.stand.updates, rank)
+            average.load(self.average_partitions(rank, world), self.training_state.updates, rank)
         if scaler := loss_scaler(engine):
-            scaler.load_state_dict(self.stand.scaler)
+            scaler.load_state_dict(self.training_state.scaler)
 
-    def average_parts(self, rank: int, world: int) -> list[dict[str, Tensor]]:
-        """What `Average.load` goes on from: the whole average, or parts of it, no more than this rank needs."""
-        if self.stand.zero_stage < 3:
+    def average_partitions(self, rank: int, world: int) -> list[dict[str, Tensor]]:
+        """What `WeightAverage.load` goes on from: the whole average, or parts of it, no more than this rank needs."""
+        if self.training_state.zero_stage < 3:
             ranks = [0]
-        elif self.stand.world == world:
+        elif self.training_state.world == world:
             ranks = [rank]
         else:
-            ranks = list(range(self.stand.world))
-        return [load_file(self.local / f"average-{one}.safetensors") for one in ranks]
+            ranks = list(range(self.training_state.world))
+        return [load_file(self.folder / f"average-{one}.safetensors") for one in ranks]
 
     def weights(self, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
         """The averaged weights, or the last ones where no average was kept: whole, fp32, on the CPU.
 
         shapes: of the trained weights, by name.
         """
-        if self.stand.updates:
-            parts = self.average_parts(rank=0, world=0)
-            return {name: joined_parts([part[name] for part in parts], shape) for name, shape in shapes.items()}
+        if self.training_state.updates:
+            parts = self.average_partitions(rank=0, world=0)
+            return {name: join_partitions([part[name] for part in parts], shape) for name, shape in shapes.items()}
         with _only_weights():
-            if self.stand.zero_stage:
-                state = cast(dict[str, Tensor], get_fp32_state_dict_from_zero_checkpoint(str(self.local), tag=TAG))
+            if self.training_state.zero_stage:
+                state = cast(
+                    dict[str, Tensor], get_fp32_state_dict_from_zero_checkpoint(str(self.folder), tag=STATE_TAG)
+                )
             else:
-                file = self.local / TAG / STATES
+                file = self.folder / STATE_TAG / MODEL_STATES_FILE
                 state = torch.load(file, map_location="cpu", weights_only=True)["module"]
         return {name: state[name].float() for name in shapes}
 
-    def forget(self) -> None:
+    def remove_local_files(self) -> None:
         """Remove what was made on this machine to open it."""
         if self.universal:
-            shutil.rmtree(self.state, ignore_errors=True)
-            scratch.give_up(self.state)
-        if self.local.is_relative_to(storage.cache_folder()):
-            shutil.rmtree(self.local, ignore_errors=True)
-            scratch.give_up(self.local)
+            shutil.rmtree(self.engine_folder, ignore_errors=True)
+            scratch.give_up(self.engine_folder)
+        if self.folder.is_relative_to(storage.cache_folder()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            scratch.give_up(self.folder)
 
 
-def _stands(path: str, lists: list[str]) -> list[Stand]:
-    return [Stand(**json.loads(storage.read_text(storage.join(path, name)))) for name in lists]
+def _stands(path: str, lists: list[str]) -> list[TrainingState]:
+    return [TrainingState(**json.loads(storage.read_text(storage.join(path, name)))) for name in lists]
 
 
-def _look(files: dict[str, int], path: str) -> tuple[Stand | None, str]:
+def _look(files: dict[str, int], path: str) -> tuple[TrainingState | None, str]:
     """What rank 0 says of a whole checkpoint; else what it lacks."""
     lists = sorted(name for name in files if name.startswith("rank-"))
     if "rank-0.json" not in lists:
@@ -248,10 +258,10 @@ def _only_weights() -> Iterator[None]:
 
     ValueError where a file holds more: it may come from a bucket into which others can write.
     """
-    before = os.environ.get(FORCED)
-    os.environ[FORCED] = "1"
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals(RECORDS):
+        with torch.serialization.safe_globals(SAFE_CLASSES):
             yield
     except pickle.UnpicklingError as error:
         seen = re.sub(r"(?s).*WeightsUnpickler error: |\. .*", "", str(error))[:200]
@@ -261,6 +271,6 @@ def _only_weights() -> Iterator[None]:
         ) from error
     finally:
         if before is None:
-            del os.environ[FORCED]
+            del os.environ[FORCE_WEIGHTS_ONLY]
         else:
-            os.environ[FORCED] = before
+            os.environ[FORCE_WEIGHTS_ONLY] = before

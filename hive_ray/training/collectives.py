@@ -21,14 +21,14 @@ def sum_over_ranks(own: Mapping[str, float | Tensor], device: torch.device) -> M
     return dict(zip(names, sums.tolist(), strict=True))
 
 
-def greatest_over_ranks(own: float, device: torch.device) -> float:
+def max_over_ranks(own: float, device: torch.device) -> float:
     """The greatest of a number over all ranks."""
     found = torch.tensor([own], dtype=torch.float64, device=device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     return found.item()
 
 
-def do_together(work: Callable[[], object], device: torch.device) -> None:
+def run_until_all_finish(work: Callable[[], object], device: torch.device) -> None:
     """Each rank's `work`, until all are done. Meanwhile they ask each other every POLL_S: no collective waits for so
     long that it would be given up, however long the work of one rank takes."""
     pool = ThreadPoolExecutor(1)
@@ -39,6 +39,6 @@ def do_together(work: Callable[[], object], device: torch.device) -> None:
             done = job.done()
             if done:
                 job.result()
-            busy = greatest_over_ranks(float(not done), device) > 0
+            busy = max_over_ranks(float(not done), device) > 0
     finally:
         pool.shutdown(wait=False)  # where another rank is gone, nobody waits for this one's work

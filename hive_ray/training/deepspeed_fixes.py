@@ -22,13 +22,13 @@ from torch import Tensor
 
 from hive_ray.internals import Internal
 
-RECORDS = [fragment_address, LossScaler, ZeroStageEnum]
+SAFE_CLASSES = [fragment_address, LossScaler, ZeroStageEnum]
 """What DeepSpeed writes into checkpoints beside numbers."""
-UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+UNIVERSAL_INFO = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
 """What its conversion wants to find in a checkpoint, and its engine does not write by itself."""
-STATES = "mp_rank_00_model_states.pt"
+MODEL_STATES_FILE = "mp_rank_00_model_states.pt"
 """The file with the weights of an engine without ZeRO."""
-MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+MUON_MODULE = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 
 # --- Starting ---------------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def skip_unused_compilers() -> None:
     deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue] - made by its __getattr__
     compiles, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     try:
-        importlib.import_module(MUON)
+        importlib.import_module(MUON_MODULE)
     finally:
         compiler.compile = compiles
 
@@ -59,7 +59,7 @@ def keep_gradients_in_place(engine: deepspeed.DeepSpeedEngine, optimizer: torch.
 # --- Steps ------------------------------------------------------------------------------------------------------------
 
 
-def autocast_of(engine: deepspeed.DeepSpeedEngine) -> AbstractContextManager:
+def engine_autocast(engine: deepspeed.DeepSpeedEngine) -> AbstractContextManager:
     """The precision in which the engine computes its own forward passes."""
     return autocast_if_enabled(engine)
 
@@ -69,7 +69,7 @@ def loss_scaler(engine: deepspeed.DeepSpeedEngine) -> torch.amp.GradScaler | Non
     return engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)
 
 
-def cut_gradients_at(engine: deepspeed.DeepSpeedEngine, norm: float) -> None:
+def set_max_grad_norm(engine: deepspeed.DeepSpeedEngine, norm: float) -> None:
     """Have ZeRO's optimiser cut gradients at this norm, before fp16's loss scale is taken off."""
     optimizer: Any = engine.optimizer
     optimizer.clip_grad = norm
@@ -81,13 +81,13 @@ def has_overflowed(engine: deepspeed.DeepSpeedEngine) -> bool:
     return optimizer.overflow
 
 
-def lower_scale(scaler: torch.amp.GradScaler, scale: float) -> None:
+def lower_loss_scale(scaler: torch.amp.GradScaler, scale: float) -> None:
     """Lower fp16's loss scale from `scale`, as after a step that was left out."""
     lower = {"scale": scale * scaler.get_backoff_factor(), "_growth_tracker": 0}
     scaler.load_state_dict(scaler.state_dict() | lower)
 
 
-def leave_out_step(optimizer: Any, when: Tensor | None) -> None:
+def skip_step_where(optimizer: Any, when: Tensor | None) -> None:
     """Have torch's fused AdamW leave out its next step where `when`, a scalar on its device, is not 0."""
     optimizer.found_inf = when
 
@@ -95,12 +95,12 @@ def leave_out_step(optimizer: Any, when: Tensor | None) -> None:
 # --- Weights in parts, and checkpoints --------------------------------------------------------------------------------
 
 
-def part_of(weight: Any) -> Tensor | None:
+def partition_of(weight: Any) -> Tensor | None:
     """This rank's part of a weight under ZeRO stage 3, flat and padded; None of a weight that is whole."""
     return weight.ds_tensor.data if hasattr(weight, "ds_tensor") else None
 
 
-def whole_numel(weight: Tensor) -> int:
+def full_numel(weight: Tensor) -> int:
     """How many numbers a weight has, also where this rank holds a part of it."""
     return getattr(weight, "ds_numel", weight.numel())
 
@@ -124,50 +124,51 @@ def convert_to_universal(state: Path, to: Path) -> None:
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
-HERE = "training/deepspeed_fixes.py"
+THIS_FILE = "training/deepspeed_fixes.py"
 ENGINE = "deepspeed.runtime.engine.DeepSpeedEngine"
 INTERNALS = (
-    Internal("deepspeed.ops.__compatible_ops__", HERE, "a start that tries out no op's compiler"),
+    Internal("deepspeed.ops.__compatible_ops__", THIS_FILE, "a start that tries out no op's compiler"),
     Internal(
-        "deepspeed.runtime.compiler", HERE, "Muon imported without torch's compiler",
+        "deepspeed.runtime.compiler", THIS_FILE, "Muon imported without torch's compiler",
         attributes=("compile", "dummy_decorator"),
     ),
-    Internal(MUON, HERE, "the module that the engine would import by itself"),
-    Internal(f"{ENGINE}.enable_backward_allreduce", HERE, "one worker's gradients are not copied to be averaged"),
-    Internal(f"{ENGINE}.zero_grad", HERE, "gradients are cleared without a walk through all modules"),
+    Internal(MUON_MODULE, THIS_FILE, "the module that the engine would import by itself"),
+    Internal(f"{ENGINE}.enable_backward_allreduce", THIS_FILE, "one worker's gradients are not copied to be averaged"),
+    Internal(f"{ENGINE}.zero_grad", THIS_FILE, "gradients are cleared without a walk through all modules"),
     Internal(
-        "deepspeed.runtime.torch_autocast.autocast_if_enabled", HERE, "previews in the precision of the training",
+        "deepspeed.runtime.torch_autocast.autocast_if_enabled", THIS_FILE, "previews in the precision of the training",
         parameters=("engine",),
     ),
-    Internal(f"{ENGINE}.torch_autocast_z0_gradscaler", HERE, "fp16's loss scale in checkpoints, without ZeRO"),
+    Internal(f"{ENGINE}.torch_autocast_z0_gradscaler", THIS_FILE, "fp16's loss scale in checkpoints, without ZeRO"),
     Internal(
-        "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer", HERE,
+        "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer", THIS_FILE,
         "fp16 at ZeRO 1 and 2: the scale in checkpoints, the norm at which gradients are cut, a scale that falls",
         attributes=("torch_autocast_gradscaler", "clip_grad", "overflow"),
     ),
     Internal(
-        "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3", HERE, "the same at ZeRO 3",
+        "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3", THIS_FILE, "the same at ZeRO 3",
         attributes=("torch_autocast_gradscaler", "clip_grad", "overflow"),
     ),
     Internal(
-        "deepspeed.runtime.zero.partition_parameters", HERE, "the average of a rank's own part at ZeRO 3",
+        "deepspeed.runtime.zero.partition_parameters", THIS_FILE, "the average of a rank's own part at ZeRO 3",
         attributes=("ds_tensor", "ds_numel"),
     ),
     Internal(
-        "deepspeed.checkpoint.ds_to_universal", HERE, "checkpoints that another number of workers opens",
+        "deepspeed.checkpoint.ds_to_universal", THIS_FILE, "checkpoints that another number of workers opens",
         attributes=("main",),
     ),
     Internal(
-        "deepspeed.utils.tensor_fragment.fragment_address", HERE, "a record in checkpoints that torch.load lets pass"
+        "deepspeed.utils.tensor_fragment.fragment_address", THIS_FILE,
+        "a record in checkpoints that torch.load lets pass",
     ),
-    Internal("deepspeed.runtime.fp16.loss_scaler.LossScaler", HERE, "the same"),
-    Internal("deepspeed.runtime.zero.config.ZeroStageEnum", HERE, "the same"),
+    Internal("deepspeed.runtime.fp16.loss_scaler.LossScaler", THIS_FILE, "the same"),
+    Internal("deepspeed.runtime.zero.config.ZeroStageEnum", THIS_FILE, "the same"),
     Internal(
-        "torch.amp.GradScaler", HERE, "fp16 at ZeRO: a step that is left out lowers the scale",
+        "torch.amp.GradScaler", THIS_FILE, "fp16 at ZeRO: a step that is left out lowers the scale",
         attributes=("_growth_tracker",),
     ),
     Internal(
-        "torch.optim.AdamW", HERE, "gradients that are not finite change no weight, without a wait for the GPU",
+        "torch.optim.AdamW", THIS_FILE, "gradients that are not finite change no weight, without a wait for the GPU",
         attributes=("found_inf",),
     ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Early warnings: what the measures of a training say before it is over. Pure: steps in, words out.
 
-step after step of measures -> EarlyWarnings.see -> sentences, each kind once
+step after step of measures -> EarlyWarnings.update -> sentences, each kind once
 
 Batch losses of a diffusion model vary by a quarter of themselves, so the rules ask for evidence, at few places: each
 look is one more chance of a false alarm. With the noise of 12 real trainings of the shapes editor (200 steps of 32,
@@ -14,23 +14,23 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import fmean, median, variance
 
-LOOKS = (0.25, 0.5, 0.75, 1.0)
+CHECK_SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the run after which the loss is looked at."""
-WINDOW = 0.1
+WINDOW_SHARE = 0.1
 """Share of the run in each of the two windows that are compared."""
-LEAST_STEPS = 20
+MIN_STEPS = 20
 """Steps that a window holds at least, and that a median of gradient norms needs."""
-LEAST_FALL = 0.005
+MIN_FALL = 0.005
 """A loss that has fallen by less than this share of itself has not fallen."""
-SURE = 3.0
-"""Standard errors by which a fall has to stay below LEAST_FALL: one false alarm in 700 looks at a loss that fell so."""
+MIN_STANDARD_ERRORS = 3.0
+"""Standard errors by which a fall has to stay below MIN_FALL: one false alarm in 700 looks at a loss that fell so."""
 CHANCE_MARGIN = 0.02
 """A loss within this share of what guessing costs is a guess (as reward/objective.py's `doubt`)."""
-SPIKE = 10.0
+SPIKE_RATIO = 10.0
 """A gradient norm is a spike at so many times the running median."""
 MEDIAN_STEPS = 100
 """Steps of that median."""
-NOT_FINITE = 3
+NOT_FINITE_STEPS = 3
 """Gradients in a row that are no number: fp16's loss scale makes one now and then, and several as it begins."""
 
 
@@ -39,7 +39,7 @@ class EarlyWarnings:
 
     def __init__(self, total_images: int) -> None:
         self.total_images = total_images
-        self.said: set[str] = set()
+        self.given: set[str] = set()
         self.losses: list[float] = []
         self.chances: list[float] = []
         self.images: list[int] = []
@@ -47,7 +47,7 @@ class EarlyWarnings:
         self.steps = self.not_finite = 0
         self.first_validation: float | None = None
 
-    def see(self, images: int, measures: Mapping[str, float]) -> list[str]:
+    def update(self, images: int, measures: Mapping[str, float]) -> list[str]:
         """Take in the measures at `images` rows seen (train/loss, train/gradient_norm, validation/loss,
         .../chance_loss, what there is of them); the warnings that are new."""
         found = {"gradient": self._gradient(images, measures.get("train/gradient_norm"))}
@@ -57,10 +57,10 @@ class EarlyWarnings:
             self.images.append(images)
             self.losses.append(measures["train/loss"])
             self.chances += [value for name, value in measures.items() if name.endswith("/chance_loss")]
-            if any(before < share * self.total_images <= images for share in LOOKS):
+            if any(before < share * self.total_images <= images for share in CHECK_SHARES):
                 found |= {"loss": self._loss(), "chance": self._chance()}
-        new = {kind: words for kind, words in found.items() if words and kind not in self.said}
-        self.said |= new.keys()
+        new = {kind: words for kind, words in found.items() if words and kind not in self.given}
+        self.given |= new.keys()
         return list(new.values())
 
     def _gradient(self, images: int, norm: float | None) -> str | None:
@@ -68,17 +68,17 @@ class EarlyWarnings:
             return None
         self.steps += 1
         if not math.isfinite(norm):
-            self.not_finite += self.steps > LEAST_STEPS
-            return _not_finite(images, norm) if self.not_finite == NOT_FINITE else None
+            self.not_finite += self.steps > MIN_STEPS
+            return _not_finite(images, norm) if self.not_finite == NOT_FINITE_STEPS else None
         self.not_finite = 0
-        usual = median(self.norms) if len(self.norms) >= LEAST_STEPS else None
+        usual = median(self.norms) if len(self.norms) >= MIN_STEPS else None
         self.norms.append(norm)
         if usual == norm == 0:
             return (
                 f"the gradient is 0 at {images} images: nothing is learned. Check that some weights are trained "
                 "and that the rows' weights are not all 0"
             )
-        if usual is None or norm <= SPIKE * usual:
+        if usual is None or norm <= SPIKE_RATIO * usual:
             return None
         return (
             f"the gradient's norm is {norm:.3g} at {images} images, and its median {usual:.3g}. Clipping takes the "
@@ -103,7 +103,7 @@ class EarlyWarnings:
     def _window(self) -> int:
         """Steps of a window."""
         steps_of_run = len(self.losses) * self.total_images / self.images[-1]
-        return max(LEAST_STEPS, round(WINDOW * steps_of_run))
+        return max(MIN_STEPS, round(WINDOW_SHARE * steps_of_run))
 
     def _loss(self) -> str | None:
         """Compares the means of the first and the last window by Welch's standard error."""
@@ -113,7 +113,7 @@ class EarlyWarnings:
         first, last = self.losses[:size], self.losses[-size:]
         fall = fmean(first) - fmean(last)
         error = math.sqrt((variance(first) + variance(last)) / size)
-        if not math.isfinite(fall + error) or fall + SURE * error >= LEAST_FALL * abs(fmean(first)):
+        if not math.isfinite(fall + error) or fall + MIN_STANDARD_ERRORS * error >= MIN_FALL * abs(fmean(first)):
             return None
         return (
             f"the loss does not fall: {fmean(first):.4f} over the first {size} steps, {fmean(last):.4f} over the last, "
@@ -127,11 +127,11 @@ class EarlyWarnings:
         be better by CHANCE_MARGIN, or not surely worse than that."""
         size = len(self.losses) // 2
         early = 2 * self.images[-1] < self.total_images
-        if early or size < LEAST_STEPS or len(self.chances) != len(self.losses):
+        if early or size < MIN_STEPS or len(self.chances) != len(self.losses):
             return None
         losses, chances = self.losses[-size:], self.chances[-size:]
         gains = [guess - loss for loss, guess in zip(losses, chances, strict=True)]
-        if fmean(gains) + SURE * math.sqrt(variance(gains) / size) >= CHANCE_MARGIN * fmean(chances):
+        if fmean(gains) + MIN_STANDARD_ERRORS * math.sqrt(variance(gains) / size) >= CHANCE_MARGIN * fmean(chances):
             return None
         return (
             f"the loss is {fmean(losses):.4f} over the last {size} steps, and guessing costs {fmean(chances):.4f}: "

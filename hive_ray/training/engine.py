@@ -14,30 +14,30 @@ from torch import nn
 from hive_ray.config import Training
 from hive_ray.errors import Stopped
 from hive_ray.training.deepspeed_fixes import (
-    cut_gradients_at,
     has_overflowed,
     keep_gradients_in_place,
-    leave_out_step,
     loss_scaler,
-    lower_scale,
+    lower_loss_scale,
+    set_max_grad_norm,
+    skip_step_where,
     skip_unused_compilers,
 )
 
-AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
-FP32 = 4
+AUTOCAST_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+BYTES_PER_WEIGHT = 4
 """Bytes of a weight, and of each of its companions: they stay in fp32, a lower precision is autocast's."""
-BUCKET = 50_000_000
+BUCKET_SIZE = 50_000_000
 """Numbers that ZeRO sends at a time, 0.2 GB: DeepSpeed's own ten times as many are 2 GB of buffer, for no speed."""
-LIVE = 4 * BUCKET
+MAX_LIVE_WEIGHTS = 4 * BUCKET_SIZE
 """Weights that stage 3 has in whole at a time: DeepSpeed's own 10^9 are all of Stable Diffusion 1.5."""
-ALL = 10**15
+ALL_WEIGHTS = 10**15
 """More weights than there are."""
-CONTROL_GROUPS = (
+CGROUP_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """By version 2 and 1: the folder, the limit, what is used, and, in memory.stat, what of it is files."""
-SPARE = 0.95
+USABLE_SHARE = 0.95
 """Share of the free memory that the weights and their companions may fill: activations come on top."""
 
 
@@ -48,12 +48,12 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
     """
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
-        "reduce_bucket_size": BUCKET,
-        "allgather_bucket_size": BUCKET,
+        "reduce_bucket_size": BUCKET_SIZE,
+        "allgather_bucket_size": BUCKET_SIZE,
     }
     if settings.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0  # no weight escapes the parts
-        zero |= {"stage3_max_live_parameters": LIVE, "stage3_max_reuse_distance": LIVE}
+        zero |= {"stage3_max_live_parameters": MAX_LIVE_WEIGHTS, "stage3_max_reuse_distance": MAX_LIVE_WEIGHTS}
     if settings.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": settings.workers.num_gpus > 0}
     if settings.offload == "weights":
@@ -66,14 +66,14 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is no slower, and needs no compiler
         "steps_per_print": 1 << 40,
     }
-    if settings.precision in AUTOCAST:
+    if settings.precision in AUTOCAST_DTYPES:
         config["torch_autocast"] = {
             "enabled": True,
-            "dtype": AUTOCAST[settings.precision],
+            "dtype": AUTOCAST_DTYPES[settings.precision],
             "lower_precision_safe_modules": [],  # of which ZeRO would send gradients, and stage 3 weights, in 16 bits
         }
     if settings.precision == "fp16":
-        zero["sub_group_size"] = ALL  # stage 3 updates the loss scale with each group, in the middle of a step
+        zero["sub_group_size"] = ALL_WEIGHTS  # stage 3 updates the loss scale with each group, in the middle of a step
     if universal:
         config["checkpoint"] = {"load_universal": True}
     return config
@@ -109,8 +109,8 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
 def autocast(settings: Training) -> torch.autocast:
     """The precision of what an objective computes outside its wrapped model, such as a frozen text encoder's states."""
     device = "cuda" if settings.workers.num_gpus else "cpu"
-    dtype = getattr(torch, AUTOCAST.get(settings.precision, "float32"))
-    return torch.autocast(device, dtype=dtype, enabled=settings.precision in AUTOCAST)
+    dtype = getattr(torch, AUTOCAST_DTYPES.get(settings.precision, "float32"))
+    return torch.autocast(device, dtype=dtype, enabled=settings.precision in AUTOCAST_DTYPES)
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float | None:
@@ -130,10 +130,10 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
 def _zero_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
     scale = scaler.get_scale() if scaler else 1.0
     if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
-        cut_gradients_at(engine, max_grad_norm * scale)
+        set_max_grad_norm(engine, max_grad_norm * scale)
     engine.step()
     if scaler and has_overflowed(engine):  # DeepSpeed leaves the step out, and the scale as it is: for ever
-        lower_scale(scaler, scale)
+        lower_loss_scale(scaler, scale)
     norm = engine.get_global_grad_norm()
     assert norm is not None, "ZeRO's optimisers measure the norm in each step"
     return float(norm) / scale
@@ -149,31 +149,33 @@ def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch
     if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
         nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
     if not scaler:  # which looks for itself; torch's fused AdamW leaves out a step at which something was found
-        leave_out_step(optimizer, (~norm.isfinite()).float() if norm.is_cuda or not norm.isfinite() else None)
+        skip_step_where(optimizer, (~norm.isfinite()).float() if norm.is_cuda or not norm.isfinite() else None)
     engine.step()
     return float(norm)
 
 
-def memory_estimate(trained: int, frozen: int, settings: Training, beside: int = 0) -> dict[str, dict[str, float]]:
+def estimate_memory(
+    trained: int, frozen: int, settings: Training, other_frozen: int = 0
+) -> dict[str, dict[str, float]]:
     """Bytes that one worker holds before any activation: {"device": {what: bytes}, "host": {what: bytes}}.
 
-    trained, frozen: numbers of weights of the model that DeepSpeed wraps; beside: of frozen ones outside it.
+    trained, frozen: numbers of weights of the model that DeepSpeed wraps; other_frozen: of frozen ones outside it.
     After ZeRO (Rajbhandari et al. 2020), with fp32 weights: stage 1 parts the optimiser, 2 the gradients too, 3 the
     weights too. From stage 1 on DeepSpeed's optimiser keeps a second fp32 copy of its part. Buffers: what is sent at a
     time, at stage 0 all gradients, and the whole weights of the layers at work at stage 3.
     """
     workers, stage = settings.workers.num_actors, settings.zero_stage
-    part = FP32 * trained / workers
-    whole = FP32 * trained
-    weights = (part + FP32 * frozen / workers) if stage == 3 else whole + FP32 * frozen
+    part = BYTES_PER_WEIGHT * trained / workers
+    whole = BYTES_PER_WEIGHT * trained
+    weights = (part + BYTES_PER_WEIGHT * frozen / workers) if stage == 3 else whole + BYTES_PER_WEIGHT * frozen
     optimizer = {0: 2 * whole}.get(stage, 3 * part)
     average = 0.0 if not settings.ema_decay else part if stage == 3 else whole
     gradients = part if stage >= 2 else whole
-    buffers = FP32 * min(trained, 2 * BUCKET if stage else trained) + FP32 * min(
-        trained + frozen, LIVE if stage == 3 else 0
+    buffers = BYTES_PER_WEIGHT * min(trained, 2 * BUCKET_SIZE if stage else trained) + BYTES_PER_WEIGHT * min(
+        trained + frozen, MAX_LIVE_WEIGHTS if stage == 3 else 0
     )
     device = {"weights": weights, "gradients": gradients, "average": average, "buffers": buffers}
-    device["frozen beside"] = FP32 * beside
+    device["frozen outside the model"] = BYTES_PER_WEIGHT * other_frozen
     host: dict[str, float] = {}
     (host if settings.offload != "none" else device)["optimizer"] = optimizer
     if settings.offload == "weights":
@@ -186,26 +188,26 @@ def check_memory(
     model: nn.Module,
     settings: Training,
     local_workers: int,
-    agree: Callable[[float], float],
+    max_over_ranks: Callable[[float], float],
     free: Callable[[bool], float] | None = None,
-    beside: Sequence[nn.Module] = (),
+    frozen_modules: Sequence[nn.Module] = (),
 ) -> None:
     """Raise Stopped, on every rank alike, where some rank's weights and their companions cannot fit.
 
-    local_workers: ranks that share this machine's memory. agree: the greatest of a number over all ranks.
+    local_workers: ranks that share this machine's memory. max_over_ranks: the greatest of a number over all ranks.
     free: bytes of the device's (True) or the host's memory, to stand in for the real ones.
-    beside: frozen modules that a GPU will hold outside the model; on a CPU they are in what is taken already.
+    frozen_modules: frozen modules that a GPU will hold outside the model; on a CPU they are in what is taken already.
     """
     free = free or free_bytes
     on_gpu = settings.workers.num_gpus > 0
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    outside = sum(map(_size, beside)) if on_gpu else 0
-    estimate = memory_estimate(trained, _size(model) - trained, settings, outside)
+    outside = sum(map(_size, frozen_modules)) if on_gpu else 0
+    estimate = estimate_memory(trained, _size(model) - trained, settings, outside)
     needs = {True: sum(estimate["device"].values()), False: sum(estimate["host"].values()) * local_workers}
     if not on_gpu:
         needs = {False: needs[False] + needs[True] * local_workers}
     for device, need in needs.items():
-        lacking = agree(need - SPARE * free(device) if need else 0.0)
+        lacking = max_over_ranks(need - USABLE_SHARE * free(device) if need else 0.0)
         if lacking > 0:
             kinds = estimate["device"] | estimate["host"]
             listed = ", ".join(f"{kind} {_gigabytes(size)}" for kind, size in kinds.items())
@@ -222,15 +224,15 @@ def free_bytes(device: bool) -> float:
     """Memory that is free now: of this process's GPU, or of the machine, or of the container that it runs in."""
     if device:
         return torch.cuda.mem_get_info()[0]
-    return min(psutil.virtual_memory().available, free_in_container())
+    return min(psutil.virtual_memory().available, free_container_bytes())
 
 
-def free_in_container(root: Path = Path("/sys/fs/cgroup")) -> float:
+def free_container_bytes(root: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes that this container may still take by its memory control group, of version 2 or 1; infinity without one.
 
     What the kernel keeps of files, and gives back where memory is asked for, counts as free.
     """
-    for folder, most, used, files in CONTROL_GROUPS:
+    for folder, most, used, files in CGROUP_FILES:
         try:
             limit = (root / folder / most).read_text().strip()
             taken = int((root / folder / used).read_text())

@@ -23,7 +23,7 @@ class TrainingJob:
     columns: list[str]
     held_out: Selection | None
     """Rows that are looked at on the way and not learned from."""
-    shown: Sequence[str]
+    preview_columns: Sequence[str]
     """Further columns that pictures of the held-out rows need."""
     settings: Training
     run: str

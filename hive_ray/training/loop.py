@@ -20,26 +20,25 @@ from hive_ray.config import Training
 from hive_ray.console import say, tell_result, warn
 from hive_ray.errors import Stopped
 from hive_ray.seeds import seed_for
-from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
-from hive_ray.training.bad_rows import SKIPPED, GoodRows, Prepared
-from hive_ray.training.checkpoints import Checkpoints, Opened, Stand
-from hive_ray.training.collectives import do_together, greatest_over_ranks, sum_over_ranks
+from hive_ray.training.ahead import Prefetcher, pin_memory, prefetch_executor, to_device
+from hive_ray.training.bad_rows import SKIPPED_ROWS, PreparedBatch, RowQuarantine
+from hive_ray.training.checkpoints import Checkpoints, LoadedCheckpoint, TrainingState
+from hive_ray.training.collectives import max_over_ranks, run_until_all_finish, sum_over_ranks
 from hive_ray.training.deepspeed_fixes import loss_scaler
 from hive_ray.training.engine import autocast, check_memory, start_engine, take_step
 from hive_ray.training.job import TrainingJob, Worker
-from hive_ray.training.objectives import summarised
+from hive_ray.training.objectives import summarise_measures
 from hive_ray.training.rows import RowStore, batch_places
-from hive_ray.training.validation import LOSS as VALIDATION_LOSS
-from hive_ray.training.validation import Validation, at_rest, validation_due
-from hive_ray.training.watching import Watch
-from hive_ray.training.weights import Average, consolidated_state
+from hive_ray.training.validation import VALIDATION_LOSS, Validation, evaluation_mode, validation_due
+from hive_ray.training.watching import TrainingMonitor
+from hive_ray.training.weights import WeightAverage, consolidated_state
 
 PREEMPTION_POLL_S = 5.0
 """How often the workers ask together whether one of their nodes is about to go, by the clock of rank 0."""
-MOST_LOST = 50
+MAX_LOST_STEPS = 50
 """Steps in a row whose gradient is not finite, so that they change nothing, at which training stops; fp16's loss scale
 needs a third of that to come down from where it begins."""
-ASKS = "asks"
+PREEMPTION_DUE = "asks"
 """Among a step's measures, so that it takes no collective of its own."""
 
 
@@ -62,7 +61,7 @@ def seed_layers(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-class Loop:
+class TrainingLoop:
     """A worker's engine, rows and counters."""
 
     def __init__(self, job: TrainingJob, worker: Worker):
@@ -72,37 +71,40 @@ class Loop:
         self.worker = worker
         self.rank = worker.rank
         self.world = worker.world
-        self.first = worker.local_rank == 0  # of this machine
+        self.is_local_leader = worker.local_rank == 0  # of this machine
         if not settings.workers.num_gpus:
             torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
-        self.rows = RowStore(job.selection, job.columns, write=self.first)
-        columns = list(dict.fromkeys([*job.columns, *job.shown]))
-        self.held_out = RowStore(job.held_out, columns, write=self.first) if job.held_out else None
+        self.rows = RowStore(job.selection, job.columns, write=self.is_local_leader)
+        columns = list(dict.fromkeys([*job.columns, *job.preview_columns]))
+        self.held_out = RowStore(job.held_out, columns, write=self.is_local_leader) if job.held_out else None
         self.objective = job.objective(**job.kwargs)
-        self.good = GoodRows(self.rows, job.name, settings.recovery.most_bad_rows)
-        self.images, self.last, self.lost = 0, {}, 0
+        self.quarantine = RowQuarantine(self.rows, job.name, settings.recovery.most_bad_rows)
+        self.images = 0
+        self.last_measures: Metrics = {}
+        self.lost_steps = 0
         self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
-        self.asks, self.asked = False, time.monotonic()  # whether all ranks ask for preemptions now; when they last did
-        self.announced: set[str] = set()  # nodes that are known to go
+        self.preemption_due = False  # whether all ranks ask for preemptions after this step
+        self.last_poll = time.monotonic()  # when they last asked
+        self.preempted_nodes: set[str] = set()  # nodes that are known to go
         keep = settings.recovery
         self.checkpoints = Checkpoints(
             job.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
         )
-        agree = partial(greatest_over_ranks, device=self.device)
-        frozen = getattr(self.objective, "beside", ())
-        check_memory(job.name, self.objective.model, settings, worker.local_world, agree, beside=frozen)
+        max_of = partial(max_over_ranks, device=self.device)
+        frozen = getattr(self.objective, "frozen_modules", ())
+        check_memory(job.name, self.objective.model, settings, worker.local_world, max_of, frozen_modules=frozen)
         made_by = self._start()
         stores = [self.rows, *([self.held_out] if self.held_out else [])]
-        do_together(lambda: [store.lay(job.name) for store in stores], self.device)
+        run_until_all_finish(lambda: [store.write_cache(job.name) for store in stores], self.device)
         for store in stores:
             store.open()
         self.validation = None
         if self.held_out:
             self.validation = Validation(self.held_out, job.name, settings, rank=self.rank, world=self.world)
-        self.watch = Watch(job.run, job.name, settings, rank=self.rank, resumed_at=self.images)
-        self.ahead = Ahead(self._micro_batches(self.images), helper_for(self.device))
+        self.monitor = TrainingMonitor(job.run, job.name, settings, rank=self.rank, resumed_at=self.images)
+        self.batches = Prefetcher(self._micro_batches(self.images), prefetch_executor(self.device))
         if self.images and self.rank == 0:
-            self._say_resumed(made_by)
+            self._report_resumption(made_by)
 
     def run(self) -> None:
         """Train up to the last image, with checkpoints on the way."""
@@ -110,47 +112,47 @@ class Loop:
             self._steps()
             self.checkpoints.wait()
         finally:
-            self.ahead.close()
-            self.watch.close()
+            self.batches.close()
+            self.monitor.close()
 
     def _steps(self) -> None:
         settings = self.settings
         if self.validation and not self.images:
-            self.watch.step(0, self._look())
+            self.monitor.log_step(0, self._validate())
         while self.images < settings.total_images:
             before = self.images
-            self.last = self._step()
-            loss = self.last["train/loss"]
+            self.last_measures = self._step()
+            loss = self.last_measures["train/loss"]
             if self.validation and math.isfinite(loss) and validation_due(settings, before, self.images):
-                self.last |= self._look()
+                self.last_measures |= self._validate()
             # Once a node is known to go, each step may be the last.
-            self.watch.step(self.images, self.last, at_once=bool(self.announced))
+            self.monitor.log_step(self.images, self.last_measures, flush_now=bool(self.preempted_nodes))
             if not math.isfinite(loss):
                 raise Stopped(
                     f"{self.job.name}: the loss is {loss} after {self.images} images; lower the learning rate "
                     f"({settings.learning_rate:g}), lengthen the warm-up, or look for broken rows in the table"
                 )
-            self.lost = 0 if math.isfinite(self.last["train/gradient_norm"]) else self.lost + 1
-            if self.lost == MOST_LOST:
+            self.lost_steps = 0 if math.isfinite(self.last_measures["train/gradient_norm"]) else self.lost_steps + 1
+            if self.lost_steps == MAX_LOST_STEPS:
                 raise Stopped(
-                    f"{self.job.name}: the gradient's norm is {self.last['train/gradient_norm']} in {MOST_LOST} steps "
-                    f"in a row, up to {self.images} images; use bf16 or fp32 (it is {settings.precision}), lower the "
-                    "learning rate, or look for broken rows"
+                    f"{self.job.name}: the gradient's norm is {self.last_measures['train/gradient_norm']} in "
+                    f"{MAX_LOST_STEPS} steps in a row, up to {self.images} images; use bf16 or fp32 "
+                    f"(it is {settings.precision}), lower the learning rate, or look for broken rows"
                 )
             every, ended = settings.checkpoint_images, self.images >= settings.total_images
             if ended or before // every < self.images // every:
                 self._checkpoint()
-            if self.asks:
+            if self.preemption_due:
                 self._checkpoint_before_preemption()
 
-    def _look(self) -> Metrics:
+    def _validate(self) -> Metrics:
         """Measures of the held-out rows; a picture of some of their edits is kept."""
-        self.ahead.rest()  # its tokenizer and its threads are the look's, too
+        self.batches.wait_until_idle()  # its tokenizer and its threads are the look's, too
         assert self.validation is not None
-        with at_rest(self.engine, self.average):
+        with evaluation_mode(self.engine, self.average):
             measures = self.validation.measure(self.objective, self.engine)
             picture = self.validation.preview(self.objective, self.engine)
-        self.watch.picture(self.images, picture)
+        self.monitor.log_picture(self.images, picture)
         return measures
 
     def save(self, seconds: float) -> None:
@@ -160,7 +162,7 @@ class Loop:
         state = consolidated_state(cast(nn.Module, self.engine.module))
         if self.rank == 0:
             job = self.job
-            metrics = self.last | {"images": self.images}
+            metrics = self.last_measures | {"images": self.images}
             store_model(
                 job.out,
                 lambda folder: self.objective.save(folder, state),
@@ -183,34 +185,34 @@ class Loop:
         settings, share = self.settings, self._share
         for group in cast(torch.optim.Optimizer, self.engine.optimizer).param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
-        due = time.monotonic() - self.asked >= PREEMPTION_POLL_S
+        due = time.monotonic() - self.last_poll >= PREEMPTION_POLL_S
         asks = self.rank == 0 and self.worker.preemption is not None and due
-        totals: dict[str, float | Tensor] = {ASKS: float(asks)}
+        totals: dict[str, float | Tensor] = {PREEMPTION_DUE: float(asks)}
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             seed_layers(seed_for("layers", *self._draw(self.images + start)), self.device)
-            batch, good = self.good.take(next(self.ahead))
+            batch, good = self.quarantine.take(next(self.batches))
             with autocast(settings):
-                loss, measures = self.objective.loss(self.engine, on(self.device, batch))
+                loss, measures = self.objective.loss(self.engine, to_device(self.device, batch))
             self.engine.backward(loss * (good / micro))
             norm = take_step(self.engine, settings.max_grad_norm)
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
                 self.average.update()
             for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits
                 totals[key] = totals.get(key, 0.0) + value * good / share
-            totals[SKIPPED] = totals.get(SKIPPED, 0.0) + (micro - good) / share
+            totals[SKIPPED_ROWS] = totals.get(SKIPPED_ROWS, 0.0) + (micro - good) / share
         self.images += settings.batch_size
-        sums, skipped = sum_over_ranks(totals, self.device), self.last.get(SKIPPED, 0)
-        self.asks = sums.pop(ASKS) > 0
+        sums, skipped = sum_over_ranks(totals, self.device), self.last_measures.get(SKIPPED_ROWS, 0)
+        self.preemption_due = sums.pop(PREEMPTION_DUE) > 0
         means = {name: total / self.world for name, total in sums.items()}
-        means = self.good.settle(means, settings.batch_size, skipped)
+        means = self.quarantine.average_good_rows(means, settings.batch_size, skipped)
         measures = {"train/learning_rate": learning_rate(settings, self.images), "train/gradient_norm": norm}
         if self.device.type == "cuda":
             measures["train/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         if self.average:
             measures["train/ema_decay"] = self.average.last_decay
-        num_good = settings.batch_size - means[SKIPPED] + skipped
-        return summarised(self.objective, means, num_good) | measures
+        num_good = settings.batch_size - means[SKIPPED_ROWS] + skipped
+        return summarise_measures(self.objective, means, num_good) | measures
 
     @property
     def _share(self) -> int:
@@ -221,7 +223,7 @@ class Loop:
         """What the random numbers follow from, of this rank's micro batch after so many images."""
         return ("batch", self.settings.seed, self.rank, image)
 
-    def _micro_batches(self, images: int) -> Iterator[Prepared]:
+    def _micro_batches(self, images: int) -> Iterator[PreparedBatch]:
         """This rank's micro batches of all steps after so many images."""
         settings, share, micro = self.settings, self._share, self.settings.micro_batch_size
         for seen in range(images, settings.total_images, settings.batch_size):
@@ -229,32 +231,32 @@ class Loop:
             mine = places[self.rank * share : (self.rank + 1) * share]
             for start in range(0, share, micro):
                 draw = self._draw(seen + start)
-                made = self.good.prepare(self.objective.prepare, mine[start : start + micro], draw)
-                yield made._replace(batch=pinned_for(self.device, made.batch))
+                made = self.quarantine.prepare(self.objective.prepare, mine[start : start + micro], draw)
+                yield made._replace(batch=pin_memory(self.device, made.batch))
 
     def _checkpoint(self) -> None:
         """Collective: each rank writes its part of the state, and stores it while training goes on."""
         scaler = loss_scaler(self.engine)
-        stand = Stand(
+        state = TrainingState(
             images=self.images,
-            last=self.last,
+            last=self.last_measures,
             world=self.world,
             updates=self.average.updates if self.average else 0,
             zero_stage=self.settings.zero_stage,
             scaler=scaler.state_dict() if scaler else {},
-            bad_rows={str(place): why for place, why in self.good.bad.items()},
+            bad_rows={str(place): why for place, why in self.quarantine.bad_rows.items()},
         )
-        self.watch.flush()
-        self.checkpoints.save(self.engine, self.average, stand)
+        self.monitor.flush()
+        self.checkpoints.save(self.engine, self.average, state)
 
     def _checkpoint_before_preemption(self) -> None:
         """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
-        self.asked = time.monotonic()
+        self.last_poll = time.monotonic()
         preemption = self.worker.preemption() if self.worker.preemption else None
-        fresh = preemption.nodes - self.announced if preemption else frozenset()
+        fresh = preemption.nodes - self.preempted_nodes if preemption else frozenset()
         if preemption is None or not fresh:
             return
-        self.announced |= fresh
+        self.preempted_nodes |= fresh
         self._checkpoint()
         self.checkpoints.wait()
         torch.distributed.barrier()
@@ -265,42 +267,42 @@ class Loop:
     def _start(self) -> int:
         """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
         workers that wrote it, 0 without one."""
-        settings, opened = self.settings, self._open_newest()
-        self.engine = start_engine(self.objective.model, settings, universal=bool(opened and opened.universal))
+        settings, checkpoint = self.settings, self._open_newest()
+        self.engine = start_engine(self.objective.model, settings, universal=bool(checkpoint and checkpoint.universal))
         self.average = (
-            Average(cast(nn.Module, self.engine.module), settings.ema_decay, settings.ema_rule)
+            WeightAverage(cast(nn.Module, self.engine.module), settings.ema_decay, settings.ema_rule)
             if settings.ema_decay
             else None
         )
-        if opened is None:
+        if checkpoint is None:
             return 0
-        opened.restore(self.engine, self.average, self.rank, self.world)
-        stand = opened.stand
-        self.images, self.last = stand.images, stand.last
-        self.good.bad = {int(place): why for place, why in stand.bad_rows.items()}
+        checkpoint.restore(self.engine, self.average, self.rank, self.world)
+        state = checkpoint.training_state
+        self.images, self.last_measures = state.images, state.last
+        self.quarantine.bad_rows = {int(place): why for place, why in state.bad_rows.items()}
         torch.distributed.barrier()
-        if self.first:
-            opened.forget()
-        return stand.world
+        if self.is_local_leader:
+            checkpoint.remove_local_files()
+        return state.world
 
-    def _open_newest(self) -> Opened | None:
+    def _open_newest(self) -> LoadedCheckpoint | None:
         """Collective: the newest whole checkpoint, fetched by one rank of each machine; None if there is none."""
-        stand = self.checkpoints.newest() if self.rank == 0 else None
+        state = self.checkpoints.newest() if self.rank == 0 else None
         if self.rank == 0:
-            self.checkpoints.forget_after(stand.images if stand else -1)
-        images = int(greatest_over_ranks(stand.images if stand else -1, self.device))
+            self.checkpoints.remove_after(state.images if state else -1)
+        images = int(max_over_ranks(state.images if state else -1, self.device))
         if images < 0:
             return None
-        if not self.first:
+        if not self.is_local_leader:
             torch.distributed.barrier()
-        opened = self.checkpoints.open(images, self.world)
-        if self.first:
+        checkpoint = self.checkpoints.open(images, self.world)
+        if self.is_local_leader:
             torch.distributed.barrier()
-        return opened
+        return checkpoint
 
-    def _say_resumed(self, made_by: int) -> None:
+    def _report_resumption(self, made_by: int) -> None:
         """Say where training goes on, and how many steps have to be made again."""
-        repeated = (self.watch.furthest - self.images) // self.settings.batch_size
+        repeated = (self.monitor.last_logged - self.images) // self.settings.batch_size
         others = f", made by {made_by} workers" if made_by != self.world else ""
         say(f"resumed at {self.images} images{others}, {repeated} logged steps are made again", stage=self.job.name)
 
@@ -312,11 +314,11 @@ def train(job: TrainingJob, worker: Worker) -> str:
     """
     started = time.monotonic()
     try:
-        loop = Loop(job, worker)
+        loop = TrainingLoop(job, worker)
         loop.run()
     except Stopped as error:  # to start again would end in the same
         return str(error)
     loop.save(time.monotonic() - started)
-    loop.watch.tell()
+    loop.monitor.report()
     loop.close()
     return ""

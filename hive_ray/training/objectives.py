@@ -20,7 +20,7 @@ class Objective(Protocol):
 
     An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
     these means (an accuracy over some of them, say, from two of the means); `preview(rows) -> bytes | None`: a PNG
-    that shows what its model makes of them; and `beside`: frozen modules outside its model that come to its device.
+    that shows what its model makes of them; and `frozen_modules`: those outside its model that come to its device.
     """
 
     @property
@@ -46,7 +46,7 @@ class Objective(Protocol):
         ...
 
 
-def summarised(objective: Objective, means: Metrics, num_rows: float) -> Metrics:
+def summarise_measures(objective: Objective, means: Metrics, num_rows: float) -> Metrics:
     """What is logged of so many rows whose measures have these means: the objective's word, if it has one."""
     summarise = getattr(objective, "summarise", None)
     return summarise(means, num_rows) if summarise else means

@@ -46,7 +46,7 @@ class RowStore:
         self.selection, self.columns, self.file = selection, columns, _cache_file(selection, columns)
         self.num_rows, self.write, self.key = len(selection), write, id_column(selection.schema)
 
-    def lay(self, name: str) -> "RowStore":
+    def write_cache(self, name: str) -> "RowStore":
         """Write the file, where this process does and it is not there yet; `name`: what progress lines begin with."""
         if not self.write:
             return self
@@ -54,7 +54,7 @@ class RowStore:
         try:
             if not self.file.exists():
                 progress = Progress(f"{name}: rows brought here", self.num_rows, "rows")
-                _lay(self.selection, self.columns, self.file, progress)
+                _write_rows(self.selection, self.columns, self.file, progress)
         except BaseException:
             scratch.give_up(self.file)
             raise
@@ -86,7 +86,7 @@ def _cache_file(selection: Selection, columns: list[str]) -> Path:
     return storage.cache_folder() / "rows" / f"{key}.arrow"
 
 
-def _lay(selection: Selection, columns: list[str], file: Path, progress: Progress) -> None:
+def _write_rows(selection: Selection, columns: list[str], file: Path, progress: Progress) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([selection.schema.field(name) for name in columns])
     part = scratch.new_folder("rows") / file.name

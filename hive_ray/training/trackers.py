@@ -30,17 +30,17 @@ from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics
 from hive_ray.files import scratch
 
-INSTALLED_APART = ("wandb", "mlflow")
+OPTIONAL_TRACKERS = ("wandb", "mlflow")
 """Trackers that are named as the package that they need, which hive_ray does not bring."""
-MOST_AT_ONCE = 1000
+MAX_POINTS_PER_REQUEST = 1000
 """Points that MLflow takes in one request."""
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-LEAST_SECRET = 8
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+MIN_SECRET_LENGTH = 8
 """Characters of a secret: shorter values are words."""
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackedTraining:
     """What is tracked: a training, where its run lies, and where it stands."""
 
     run: str
@@ -54,15 +54,15 @@ class Tracked:
 class Tracker(Protocol):
     """One training's curves and pictures, each at a number of rows seen."""
 
-    place: str
+    location: str
     """Where to look, in words."""
 
-    def scalars(self, images: int, measures: Metrics) -> None: ...
+    def log_scalars(self, images: int, measures: Metrics) -> None: ...
 
-    def picture(self, images: int, name: str, pixels: np.ndarray) -> None: ...
+    def log_picture(self, images: int, name: str, pixels: np.ndarray) -> None: ...
 
-    def flush(self, *, lasting: bool) -> None:
-        """Show what was given so far; `lasting`, as at a checkpoint: so that it outlives this machine."""
+    def flush(self, *, durable: bool) -> None:
+        """Show what was given so far; `durable`, as at a checkpoint: so that it outlives this machine."""
         ...
 
     def close(self) -> None: ...
@@ -70,7 +70,7 @@ class Tracker(Protocol):
 
 def require_tracker(name: str, run: str) -> None:
     """Raise, before anything has started, if a tracker cannot work here."""
-    if name not in INSTALLED_APART:
+    if name not in OPTIONAL_TRACKERS:
         return
     try:
         package = importlib.import_module(name)
@@ -91,7 +91,7 @@ def require_tracker(name: str, run: str) -> None:
         )
 
 
-def start_tracker(name: str, tracked: Tracked) -> "Tracker | None":
+def start_tracker(name: str, tracked: TrackedTraining) -> "Tracker | None":
     """The tracker of this name, or None for "none"; it begins at `tracked.resumed_at`."""
     return None if name == "none" else TRACKERS[name](tracked)
 
@@ -99,14 +99,14 @@ def start_tracker(name: str, tracked: Tracked) -> "Tracker | None":
 class TensorBoard:
     """Event files in <run>/tensorboard/<name>/; of a run on S3 they are written here and sent at checkpoints."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def __init__(self, tracked: TrackedTraining) -> None:
         self.folder = storage.join(tracked.run, "tensorboard", tracked.name)
-        self.place = f"tensorboard --logdir {storage.join(tracked.run, 'tensorboard')} (pip install tensorboard)"
+        self.location = f"tensorboard --logdir {storage.join(tracked.run, 'tensorboard')} (pip install tensorboard)"
         if not tracked.resumed_at:
             storage.remove_tree(self.folder)  # of an older training by this name
         self.is_remote = self.folder.startswith(storage.S3)
         if self.is_remote:
-            self.place = f"{self.folder}: copy it to disk, then tensorboard --logdir (pip install tensorboard)"
+            self.location = f"{self.folder}: copy it to disk, then tensorboard --logdir (pip install tensorboard)"
         self.local = str(scratch.new_folder("tensorboard")) if self.is_remote else self.folder
         # Files are read in the order of their names: the second of the start, the host, and this. Written here and now,
         # unlike by SummaryWriter, whose flush leaves behind what its thread has not yet taken from a queue.
@@ -116,16 +116,16 @@ class TensorBoard:
         if tracked.resumed_at:  # readers forget all points of the older files from this step on
             self._write(tracked.resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, images: int, measures: Metrics) -> None:
+    def log_scalars(self, images: int, measures: Metrics) -> None:
         for name, value in measures.items():
             self._write(images, summary=summary.scalar(name, value))
 
-    def picture(self, images: int, name: str, pixels: np.ndarray) -> None:
+    def log_picture(self, images: int, name: str, pixels: np.ndarray) -> None:
         self._write(images, summary=summary.image(name, pixels, dataformats="HWC"))
 
-    def flush(self, *, lasting: bool) -> None:
+    def flush(self, *, durable: bool) -> None:
         self.events.flush()
-        if lasting:
+        if durable:
             self._send()
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class WeightsAndBiases:
     """A run of W&B, which goes on under its id after a resume; its own files are in <run>/wandb, or in this machine's
     cache where the run is on S3."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def __init__(self, tracked: TrackedTraining) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - installed apart
 
         folder = storage.cache_folder() if tracked.run.startswith(storage.S3) else Path(tracked.run)
@@ -165,17 +165,17 @@ class WeightsAndBiases:
             ),
         )
         self.image, self.sent = wandb.Image, self.run.step - 1 if self.run.resumed else -1
-        self.place = f"wandb sync {Path(self.run.dir).parent}" if self.run.offline else self.run.url
+        self.location = f"wandb sync {Path(self.run.dir).parent}" if self.run.offline else self.run.url
 
-    def scalars(self, images: int, measures: Metrics) -> None:
+    def log_scalars(self, images: int, measures: Metrics) -> None:
         if images > self.sent:
             self.run.log(measures, step=images)
 
-    def picture(self, images: int, name: str, pixels: np.ndarray) -> None:
+    def log_picture(self, images: int, name: str, pixels: np.ndarray) -> None:
         if images > self.sent:
             self.run.log({name: self.image(pixels)}, step=images)
 
-    def flush(self, *, lasting: bool) -> None:
+    def flush(self, *, durable: bool) -> None:
         """W&B sends by itself."""
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ class WeightsAndBiases:
 class MLflow:
     """A run of MLflow at MLFLOW_TRACKING_URI, or else in <run>/mlflow.db, with its pictures in <run>/mlflow."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def __init__(self, tracked: TrackedTraining) -> None:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports] - installed apart
         from mlflow.entities import Metric  # pyright: ignore[reportMissingImports] - installed apart
 
@@ -208,20 +208,20 @@ class MLflow:
             self.id = _keep_id("mlflow", tracked, created.info.run_id)
             for key, value in (tracked.settings | {"run": tracked.run}).items():
                 self.client.log_param(self.id, key, value)
-        self.place = f"mlflow ui --backend-store-uri {without_secrets(address)}, run {self.id}"
+        self.location = f"mlflow ui --backend-store-uri {redact_secrets(address)}, run {self.id}"
 
-    def scalars(self, images: int, measures: Metrics) -> None:
+    def log_scalars(self, images: int, measures: Metrics) -> None:
         if images > self.sent:
             now = time.time_ns() // 1_000_000
             self.waiting += [self.metric(name, value, now, images) for name, value in measures.items()]
 
-    def picture(self, images: int, name: str, pixels: np.ndarray) -> None:
+    def log_picture(self, images: int, name: str, pixels: np.ndarray) -> None:
         if images > self.sent:
             self.client.log_image(self.id, pixels, artifact_file=f"{name}/{images:09d}.png")
 
-    def flush(self, *, lasting: bool = True) -> None:
-        for start in range(0, len(self.waiting), MOST_AT_ONCE):
-            self.client.log_batch(self.id, metrics=self.waiting[start : start + MOST_AT_ONCE])
+    def flush(self, *, durable: bool = True) -> None:
+        for start in range(0, len(self.waiting), MAX_POINTS_PER_REQUEST):
+            self.client.log_batch(self.id, metrics=self.waiting[start : start + MAX_POINTS_PER_REQUEST])
         self.waiting = []
 
     def close(self) -> None:
@@ -232,11 +232,11 @@ class MLflow:
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
-def _id_file(tracked: Tracked) -> str:
+def _id_file(tracked: TrackedTraining) -> str:
     return storage.join(tracked.run, "metrics", f"{tracked.name}.tracker")
 
 
-def _kept_id(tracker: str, tracked: Tracked) -> str | None:
+def _kept_id(tracker: str, tracked: TrackedTraining) -> str | None:
     """The server's id of the training that goes on; None for one that begins, or that another tracker has followed."""
     if not tracked.resumed_at or not storage.exists(_id_file(tracked)):
         return None
@@ -244,15 +244,15 @@ def _kept_id(tracker: str, tracked: Tracked) -> str | None:
     return known["id"] if known["tracker"] == tracker else None
 
 
-def _keep_id(tracker: str, tracked: Tracked, number: str) -> str:
+def _keep_id(tracker: str, tracked: TrackedTraining, number: str) -> str:
     storage.write_text(_id_file(tracked), json.dumps({"tracker": tracker, "id": number}))
     return number
 
 
-def without_secrets(words: str) -> str:
+def redact_secrets(words: str) -> str:
     """Words (an address, an error) without what says who one is: user:password@ and the values of environment
     variables that are named a key, a token, a secret or a password."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= LEAST_SECRET:
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH:
             words = words.replace(value, "***")
     return re.sub(r"://[^/@\s]+@", "://***@", words)

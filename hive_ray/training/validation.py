@@ -23,20 +23,20 @@ from hive_ray.config import Training
 from hive_ray.console import warn
 from hive_ray.schemas import Row
 from hive_ray.seeds import seed_for, uniform_for
-from hive_ray.training.ahead import on
-from hive_ray.training.bad_rows import GoodRows
+from hive_ray.training.ahead import to_device
+from hive_ray.training.bad_rows import RowQuarantine
 from hive_ray.training.collectives import sum_over_ranks
-from hive_ray.training.deepspeed_fixes import autocast_of
+from hive_ray.training.deepspeed_fixes import engine_autocast
 from hive_ray.training.engine import autocast
-from hive_ray.training.objectives import Objective, summarised
+from hive_ray.training.objectives import Objective, summarise_measures
 from hive_ray.training.rows import RowStore
-from hive_ray.training.weights import Average
+from hive_ray.training.weights import WeightAverage
 
-LOSS = "validation/loss"
-MOST_HELD_OUT = 0.1
+VALIDATION_LOSS = "validation/loss"
+MAX_HELD_OUT_SHARE = 0.1
 """Share of a table that is held out at most."""
 ROWS_PER_READ = 256
-LOOKS = 4
+DEFAULT_VALIDATIONS = 4
 """Looks at the held-out rows where no number of images is set."""
 
 
@@ -48,7 +48,7 @@ def hold_out(
     `sources_of` names what a row was made from, given its `columns`. Rows that share a name, or are linked by rows that
     do, are on one side. Hashes of the names decide, so another table of the same rows holds out the same ones.
     """
-    most = min(num_rows, int(MOST_HELD_OUT * len(selection)))
+    most = min(num_rows, int(MAX_HELD_OUT_SHARE * len(selection)))
     sources = _linked([sources_of(row) for row in _rows(selection, columns)]) if most else [""] * len(selection)
     rows_of, held_out = Counter(sources), set()
     for name in sorted(rows_of, key=lambda name: uniform_for("validation", name)):
@@ -87,7 +87,7 @@ def _those(selection: Selection, which: np.ndarray) -> Selection:
 
 def validation_due(settings: Training, before: int, images: int) -> bool:
     """Whether the held-out rows are looked at after the step from `before` to `images` rows seen."""
-    every = [settings.watching.validation_images or -(-settings.total_images // LOOKS)]
+    every = [settings.watching.validation_images or -(-settings.total_images // DEFAULT_VALIDATIONS)]
     if settings.recovery.keep_best:
         every.append(settings.checkpoint_images)
     return images >= settings.total_images or any(before // one < images // one for one in every)
@@ -101,7 +101,7 @@ class Validation:
 
     def __init__(self, store: RowStore, name: str, settings: Training, *, rank: int, world: int) -> None:
         self.store, self.name, self.settings, self.rank, self.world = store, name, settings, rank, world
-        self.good = GoodRows(store, name, settings.recovery.most_bad_rows)
+        self.quarantine = RowQuarantine(store, name, settings.recovery.most_bad_rows)
 
     @torch.no_grad()
     def measure(self, objective: Objective, engine: deepspeed.DeepSpeedEngine) -> Metrics:
@@ -110,7 +110,7 @@ class Validation:
         Batch i of `micro_batch_size` rows has the noise of (seed, i), whichever rank reads it: the figures do not
         depend on the number of workers.
         """
-        micro, known = self.settings.micro_batch_size, len(self.good.found)
+        micro, known = self.settings.micro_batch_size, len(self.quarantine.local_bad_rows)
         device = cast(torch.device, engine.device)
         batches = -(-self.store.num_rows // micro)
         totals: Metrics = {"rows": 0.0}
@@ -121,16 +121,16 @@ class Validation:
             draw = ("validation", self.settings.seed, number % batches)
             torch.manual_seed(seed_for("layers", *draw))  # whoever draws from torch's own stream
             places = np.arange(place, min(place + micro, self.store.num_rows))
-            batch, good = self.good.take(self.good.prepare(objective.prepare, places, draw))
+            batch, good = self.quarantine.take(self.quarantine.prepare(objective.prepare, places, draw))
             with autocast(self.settings):
-                loss, measures = objective.loss(engine, on(device, batch))
+                loss, measures = objective.loss(engine, to_device(device, batch))
             for key, value in (measures | {"train/loss": loss.item(), "rows": 1.0}).items():
                 totals[key] = totals.get(key, 0.0) + value * good * counts
-        for why in list(self.good.found.values())[known:]:
+        for why in list(self.quarantine.local_bad_rows.values())[known:]:
             warn(f"skipped the held-out {why}", stage=self.name)
         found = sum_over_ranks(totals, device)
         rows = max(found.pop("rows"), 1.0)
-        means = summarised(objective, {name: total / rows for name, total in found.items()}, rows)
+        means = summarise_measures(objective, {name: total / rows for name, total in found.items()}, rows)
         return {f"validation/{name.partition('/')[2]}": value for name, value in means.items()}
 
     @torch.no_grad()
@@ -144,13 +144,13 @@ class Validation:
         if draw is None or not count or (self.rank and self.settings.zero_stage < 3):
             return None
         rows = self.store.read(np.linspace(0, self.store.num_rows - 1, count).astype(int))
-        with autocast_of(engine):  # as the engine's own forward passes
+        with engine_autocast(engine):  # as the engine's own forward passes
             picture = draw(rows)
         return None if self.rank else picture
 
 
 @contextmanager
-def at_rest(engine: deepspeed.DeepSpeedEngine, average: Average | None) -> Iterator[None]:
+def evaluation_mode(engine: deepspeed.DeepSpeedEngine, average: WeightAverage | None) -> Iterator[None]:
     """The model in eval mode and with its averaged weights; afterwards everything is as before: weights, modes, random
     streams. Every rank must enter it."""
     model, device = cast(nn.Module, engine.module), cast(torch.device, engine.device)
@@ -159,7 +159,7 @@ def at_rest(engine: deepspeed.DeepSpeedEngine, average: Average | None) -> Itera
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if average:
-            stack.enter_context(average.in_place())
+            stack.enter_context(average.swapped_in())
         stack.callback(engine.empty_partition_cache)  # before the weights change back: stage 3 keeps some gathered
         model.eval()
         try:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from hive_ray.training.deepspeed_fixes import part_of, whole_numel
+from hive_ray.training.deepspeed_fixes import full_numel, partition_of
 
-GATHERED = 200_000_000
+MAX_GATHERED_WEIGHTS = 200_000_000
 """Numbers whose parts are gathered at a time."""
 
 
@@ -25,27 +25,27 @@ def ema_decay(updates: int, greatest: float, rule: str) -> float:
     return min(greatest, (1 + updates) / (10 + updates))
 
 
-class Average:
+class WeightAverage:
     """Running average of the trained weights in fp32: under ZeRO stage 3 of a rank's own part, else of all."""
 
     def __init__(self, model: nn.Module, decay: float, rule: str = "step"):
         """Of `model`'s trained weights, which it holds; `rule`: `Training.ema_rule`."""
         self.decay, self.rule, self.updates = decay, rule, 0
         self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.weights = {name: own_part(weight).clone().float() for name, weight in self.trained.items()}
+        self.weights = {name: local_partition(weight).clone().float() for name, weight in self.trained.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an optimiser step, or after a micro-batch, as the rule has it."""
         self.updates += 1
-        now = [own_part(weight).float() for weight in self.trained.values()]
+        now = [local_partition(weight).float() for weight in self.trained.values()]
         get_ema_multi_avg_fn(self.last_decay)(list(self.weights.values()), now, None)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Put the averaged weights in place of the trained ones."""
         for name, weight in self.trained.items():
-            own_part(weight).copy_(self.weights[name])
+            local_partition(weight).copy_(self.weights[name])
 
     @property
     def last_decay(self) -> float:
@@ -53,19 +53,19 @@ class Average:
         return ema_decay(self.updates, self.decay, self.rule)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The averaged weights in place of the trained ones for a while; then those are back to the last bit.
 
         Meanwhile a rank holds its part once more: less than what a backward pass holds.
         """
-        trained = {name: own_part(weight).clone() for name, weight in self.trained.items()}
+        trained = {name: local_partition(weight).clone() for name, weight in self.trained.items()}
         self.copy_to_model()
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, weight in self.trained.items():
-                    own_part(weight).copy_(trained[name])
+                    local_partition(weight).copy_(trained[name])
 
     @torch.no_grad()
     def load(self, parts: list[dict[str, Tensor]], updates: int, rank: int) -> None:
@@ -81,14 +81,14 @@ class Average:
                 weight[: mine.numel()].copy_(mine)
 
 
-def joined_parts(parts: list[Tensor], shape: torch.Size) -> Tensor:
+def join_partitions(parts: list[Tensor], shape: torch.Size) -> Tensor:
     """A whole weight from the parts that ZeRO stage 3 made of it, the last ones padded."""
     return torch.cat([part.flatten() for part in parts])[: shape.numel()].view(shape)
 
 
-def own_part(weight: nn.Parameter) -> Tensor:
+def local_partition(weight: nn.Parameter) -> Tensor:
     """What this rank holds of a weight: its part under ZeRO stage 3, else the whole."""
-    part = part_of(weight)
+    part = partition_of(weight)
     return weight.data if part is None else part
 
 
@@ -97,7 +97,7 @@ def consolidated_state(model: nn.Module) -> dict[str, Tensor]:
     parts: some weights at a time, for only in parts may all of them fit a GPU."""
     first, state = torch.distributed.get_rank() == 0, {}
     for group in _groups(model.state_dict(keep_vars=True)):
-        parts = [value for value in group.values() if part_of(value) is not None]
+        parts = [value for value in group.values() if partition_of(value) is not None]
         with deepspeed.zero.GatheredParameters(parts) if parts else nullcontext():
             if first:
                 for name, value in group.items():
@@ -109,8 +109,8 @@ def _groups(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """A state dict, some entries at a time: one, or as many as have GATHERED numbers."""
     group, size = {}, 0
     for name, value in state.items():
-        numbers = whole_numel(value)
-        if group and size + numbers > GATHERED:
+        numbers = full_numel(value)
+        if group and size + numbers > MAX_GATHERED_WEIGHTS:
             yield group
             group, size = {}, 0
         group[name], size = value, size + numbers

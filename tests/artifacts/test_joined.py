@@ -38,7 +38,7 @@ def test_each_row_finds_its_partner_in_any_order_and_file(tmp_path, monkeypatch)
     joined = join(points, write(tmp_path / "heavy", HEAVY, [heavy(index) for index in order]))
     assert joined.read(3, 9).to_pylist() == [point(index) | heavy(index) for index in range(3, 9)]
     assert joined.read(3, 4, ["bulk", "x"]).to_pylist() == [{"bulk": bytes([3]), "x": 3.0}]
-    store = RowStore(joined, ["point_id", "bulk"], write=True).lay("test").open()
+    store = RowStore(joined, ["point_id", "bulk"], write=True).write_cache("test").open()
     assert store.read(np.array([39, 0])) == [heavy(39), heavy(0)]
     store.close()
 

@@ -40,7 +40,7 @@ from hive_ray.images import decode
 from hive_ray.seeds import generator_for
 from hive_ray.training.loop import learning_rate, seed_layers
 from hive_ray.training.rows import RowStore, batch_places
-from hive_ray.training.weights import Average, ema_decay
+from hive_ray.training.weights import WeightAverage, ema_decay
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine():
 def test_the_average_starts_fast_and_slows_to_its_decay():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    average = Average(model, decay=0.25)
+    average = WeightAverage(model, decay=0.25)
     model.weight.data.fill_(1.0)
     average.update()  # decay 2 / 11
     assert average.weights["weight"].item() == pytest.approx(9 / 11)
@@ -145,7 +145,7 @@ def test_the_decay_counts_as_each_rule_says():
 def test_the_rule_of_diffusers_gives_the_average_that_diffusers_does():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 3)
-    theirs, ours = EMAModel(model.parameters(), decay=0.4), Average(model, 0.4, "diffusers")
+    theirs, ours = EMAModel(model.parameters(), decay=0.4), WeightAverage(model, 0.4, "diffusers")
     for _ in range(12):
         for weight in model.parameters():
             weight.data.add_(torch.randn_like(weight))
@@ -161,7 +161,7 @@ def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     rows = [{"point_id": str(index), "x": float(index)} for index in range(100)]
     tables.write_rows(str(tmp_path / "points"), POINTS, rows, {})
     selection = tables.select(str(tmp_path / "points"), POINTS, where={"x": lambda x: x % 2 == 1})
-    store = RowStore(selection, ["x"], write=True).lay("test").open()
+    store = RowStore(selection, ["x"], write=True).write_cache("test").open()
     assert store.num_rows == 50
     assert store.read(np.array([49, 0, 33])) == [{"x": 99.0}, {"x": 1.0}, {"x": 67.0}]
     store.close()
@@ -177,7 +177,7 @@ def test_rows_that_cannot_be_brought_here_leave_nothing_behind(tmp_path, monkeyp
 
     monkeypatch.setattr(tables.Selection, "read", full)
     with pytest.raises(OSError, match="No space left"):
-        RowStore(tables.select(str(tmp_path / "points"), POINTS), ["x"], write=True).lay("test")
+        RowStore(tables.select(str(tmp_path / "points"), POINTS), ["x"], write=True).write_cache("test")
     assert not list((tmp_path / "cache" / "rows").iterdir())
 
 

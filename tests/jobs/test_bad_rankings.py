@@ -13,7 +13,7 @@ from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import is_held_out
 from hive_ray.schemas import RANKINGS
-from hive_ray.training.bad_rows import GoodRows
+from hive_ray.training.bad_rows import RowQuarantine
 from hive_ray.training.rows import RowStore
 from jobs.train_reward import COLUMNS, RewardTraining
 
@@ -51,14 +51,14 @@ def test_broken_pictures_are_named_skipped_and_counted_in_training_and_in_the_ca
     start, clip = str(tmp_path / "start"), str(tmp_path / "clip")
     objective = RewardTraining(start, SETTINGS, [str(tmp_path / "rankings")], clip)
 
-    store = RowStore(select(str(tmp_path / "rankings"), RANKINGS), COLUMNS, write=True).lay("test").open()
-    good = GoodRows(store, "reward", most_bad_rows=0.1)
+    store = RowStore(select(str(tmp_path / "rankings"), RANKINGS), COLUMNS, write=True).write_cache("test").open()
+    good = RowQuarantine(store, "reward", most_bad_rows=0.1)
     places = np.array(sides[False][:4])
     batch, count = good.take(good.prepare(objective.prepare, places, ("draw",)))
     loss, _ = objective.loss(objective.model, batch)
     assert count == 3
     assert torch.isfinite(loss)
-    (why,) = good.found.values()
+    (why,) = good.local_bad_rows.values()
     assert why.startswith(f"r{sides[False][1]:02d}: source_image: 10 bytes")
     store.close()
 

@@ -6,14 +6,14 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 import torch
 
-from hive_ray.training.ahead import Ahead, helper_for, on, pinned_for
+from hive_ray.training.ahead import Prefetcher, pin_memory, prefetch_executor, to_device
 
 CPU = torch.device("cpu")
 LIMIT_S = 30
 
 
 @pytest.fixture
-def helper():
+def executor():
     with ThreadPoolExecutor(1) as pool:
         yield pool
 
@@ -38,44 +38,44 @@ class Counted:
             yield number
 
 
-def test_the_next_is_made_while_one_is_at_work_and_no_further(helper):
+def test_the_next_is_made_while_one_is_at_work_and_no_further(executor):
     counted = Counted(4)
-    ahead = Ahead(iter(counted), helper)
+    ahead = Prefetcher(iter(counted), executor)
     for number in range(4):
         assert next(ahead) == number
         if number < 3:
             assert counted.made[number + 1].wait(LIMIT_S)  # before it is asked for
-        ahead.rest()
+        ahead.wait_until_idle()
         assert len(counted.makers) == min(number + 2, 4)
     assert threading.current_thread() not in counted.makers
 
 
-def test_resting_is_until_what_was_begun_is_made(helper):
+def test_resting_is_until_what_was_begun_is_made(executor):
     counted = Counted(3, shut=1)
-    ahead = Ahead(iter(counted), helper)
-    ahead.rest()
+    ahead = Prefetcher(iter(counted), executor)
+    ahead.wait_until_idle()
     assert not counted.makers  # nobody has asked yet
     assert next(ahead) == 0
     threading.Timer(0.2, counted.gates[1].set).start()
-    ahead.rest()
+    ahead.wait_until_idle()
     assert counted.made[1].is_set()
     assert next(ahead) == 1
 
 
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("fails_at", [0, 1])
-def test_an_error_is_raised_to_who_asks_for_what_was_not_made(helper, alone, fails_at):
-    ahead = Ahead(iter(Counted(3, fails_at=fails_at)), None if alone else helper)
+def test_an_error_is_raised_to_who_asks_for_what_was_not_made(executor, alone, fails_at):
+    ahead = Prefetcher(iter(Counted(3, fails_at=fails_at)), None if alone else executor)
     for number in range(fails_at):
         assert next(ahead) == number
-        ahead.rest()
+        ahead.wait_until_idle()
     with pytest.raises(ValueError, match=f"{fails_at} is cracked"):
         next(ahead)
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_after_the_last_there_is_none(helper, alone):
-    ahead = Ahead(iter(Counted(3)), None if alone else helper)
+def test_after_the_last_there_is_none(executor, alone):
+    ahead = Prefetcher(iter(Counted(3)), None if alone else executor)
     assert list(ahead) == [0, 1, 2]
     with pytest.raises(StopIteration):
         next(ahead)
@@ -83,11 +83,11 @@ def test_after_the_last_there_is_none(helper, alone):
 
 def test_closing_waits_for_nothing_and_makes_no_more():
     counted = Counted(3, shut=1)
-    ahead = Ahead(iter(counted), ThreadPoolExecutor(1))
+    ahead = Prefetcher(iter(counted), ThreadPoolExecutor(1))
     assert next(ahead) == 0
     ahead.close()
     counted.gates[1].set()
-    ahead.helper.shutdown(wait=True)
+    ahead.executor.shutdown(wait=True)
     assert len(counted.makers) <= 2  # the second, if it was begun
     with pytest.raises((CancelledError, RuntimeError)):
         next(ahead)
@@ -95,13 +95,13 @@ def test_closing_waits_for_nothing_and_makes_no_more():
 
 def test_without_a_helper_nothing_is_made_before_it_is_asked_for():
     counted = Counted(2)
-    ahead = Ahead(iter(counted), helper_for(CPU))
+    ahead = Prefetcher(iter(counted), prefetch_executor(CPU))
     assert next(ahead) == 0
-    ahead.rest()
+    ahead.wait_until_idle()
     assert counted.makers == [threading.current_thread()]
     assert next(ahead) == 1
 
 
 def test_a_batch_for_a_cpu_is_not_copied():
     batch = {"noise": torch.ones(2)}
-    assert on(CPU, pinned_for(CPU, batch))["noise"] is batch["noise"]
+    assert to_device(CPU, pin_memory(CPU, batch))["noise"] is batch["noise"]

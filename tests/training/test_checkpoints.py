@@ -14,9 +14,9 @@ from gloo import in_workers
 from hive_ray.config import Resources
 from hive_ray.errors import Stopped
 from hive_ray.training import checkpoints, engine
-from hive_ray.training.checkpoints import Checkpoints, Stand
-from hive_ray.training.engine import autocast, check_memory, memory_estimate
-from hive_ray.training.weights import Average
+from hive_ray.training.checkpoints import Checkpoints, TrainingState
+from hive_ray.training.engine import autocast, check_memory, estimate_memory
+from hive_ray.training.weights import WeightAverage
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_not_run(resumed, t
         files = [file for name in names if (file := folder / "64" / "state" / name).exists()]
         told = json.loads((folder / "64" / f"rank-{rank}.json").read_text())
         for file in files:
-            with torch.serialization.safe_globals(checkpoints.RECORDS):
+            with torch.serialization.safe_globals(checkpoints.SAFE_CLASSES):
                 content = torch.load(file, weights_only=True)
             torch.save(content | {"more": Evil(mark)}, file)
             if f"state/{file.name}" in told["files"]:
@@ -180,9 +180,9 @@ def test_the_weights_of_a_checkpoint_are_read_without_an_engine(resumed, stage):
     for name, weight in opened.weights(shapes).items():
         assert weight.tolist() == averaged[name]
     if stage < 3:
-        kept = torch.load(opened.state / "state" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
+        kept = torch.load(opened.engine_folder / "state" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
         assert kept.keys() == shapes.keys()  # frozen weights are the start's
-    last = replace(opened, stand=Stand(64, {}, 2, updates=0, zero_stage=stage)).weights(shapes)
+    last = replace(opened, training_state=TrainingState(64, {}, 2, updates=0, zero_stage=stage)).weights(shapes)
     assert {name: weight.shape for name, weight in last.items()} == shapes
     assert last["2.bias"].tolist() != averaged["2.bias"]
 
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys
     damage(tmp_path / "16")
     assert Checkpoints(str(tmp_path)).newest().images == 8
     assert said in capsys.readouterr().out
-    Checkpoints(str(tmp_path)).forget_after(8)
+    Checkpoints(str(tmp_path)).remove_after(8)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["8"]
     assert Checkpoints(str(tmp_path / "none")).newest() is None
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_that_cannot_be_stored_is_an_error_and_not_a_loss(tmp_path,
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoints.storage, "write_text", full)
-    kept.save(engine, None, Stand(8, {}, 1))
+    kept.save(engine, None, TrainingState(8, {}, 1))
     with pytest.raises(OSError, match="No space left"):
         kept.wait()
 
@@ -248,12 +248,15 @@ def test_a_checkpoint_that_cannot_be_stored_is_an_error_and_not_a_loss(tmp_path,
 def test_the_average_of_channels_last_weights_comes_back(tmp_path):
     engine = type("Engine", (), {"save_checkpoint": lambda *_, **__: None})()
     layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    average, fresh = Average(layer, 0.5), Average(torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), 0.5)
+    average, fresh = (
+        WeightAverage(layer, 0.5),
+        WeightAverage(torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), 0.5),
+    )
     kept = Checkpoints(str(tmp_path / "kept"))
-    kept.save(engine, average, Stand(8, {}, 1, updates=3))
+    kept.save(engine, average, TrainingState(8, {}, 1, updates=3))
     kept.wait()
     opened = kept.open(8, world=1)
-    fresh.load(opened.average_parts(0, 1), opened.stand.updates, 0)
+    fresh.load(opened.average_partitions(0, 1), opened.training_state.updates, 0)
     assert fresh.updates == 3
     for name, weight in average.weights.items():
         assert torch.equal(fresh.weights[name], weight)
@@ -261,7 +264,7 @@ def test_the_average_of_channels_last_weights_comes_back(tmp_path):
 
 def test_the_memory_of_a_worker_by_zero_stage():
     def total(**changes) -> tuple[float, float]:
-        found = memory_estimate(1000, 100, engines.settings(2, **changes))
+        found = estimate_memory(1000, 100, engines.settings(2, **changes))
         return sum(found["device"].values()), sum(found["host"].values())
 
     # weights + gradients + two moments (and, parted, their fp32 copy) + average + buffers, 4 bytes each
@@ -272,8 +275,10 @@ def test_the_memory_of_a_worker_by_zero_stage():
     assert total(zero_stage=2, offload="optimizer") == (4 * (1100 + 500 + 1000 + 1000), 4 * 1500)
     assert total(zero_stage=3, offload="weights") == (4 * (500 + 2100), 4 * (1500 + 550 + 500))
     assert total(zero_stage=0, ema_decay=0.0) == (4 * (1100 + 1000 + 2000 + 1000), 0)
-    assert memory_estimate(1000, 100, engines.settings(2), beside=50)["device"]["frozen beside"] == 4 * 50
-    large = memory_estimate(10**9, 0, engines.settings(2, zero_stage=2))["device"]
+    assert (
+        estimate_memory(1000, 100, engines.settings(2), other_frozen=50)["device"]["frozen outside the model"] == 4 * 50
+    )
+    large = estimate_memory(10**9, 0, engines.settings(2, zero_stage=2))["device"]
     assert large["buffers"] == 4 * 2 * 50_000_000
 
 
@@ -290,9 +295,9 @@ def test_no_more_memory_is_free_than_the_container_may_take(folder, limit, used,
     (group / limit).write_text("8000000\n")
     (group / used).write_text("5000000\n")
     (group / "memory.stat").write_text(f"anon 4000000\n{files} 1000000\n")
-    assert engine.free_in_container(tmp_path) == 4_000_000
-    assert engine.free_in_container(tmp_path / "none") == math.inf
-    monkeypatch.setattr(engine, "free_in_container", lambda: 4_000_000)
+    assert engine.free_container_bytes(tmp_path) == 4_000_000
+    assert engine.free_container_bytes(tmp_path / "none") == math.inf
+    monkeypatch.setattr(engine, "free_container_bytes", lambda: 4_000_000)
     assert engine.free_bytes(False) == 4_000_000
 
 
@@ -300,20 +305,26 @@ def test_a_container_without_a_limit_leaves_the_machine_s_memory(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5000000\n")
     (tmp_path / "memory.stat").write_text("inactive_file 1000000\n")
-    assert engine.free_in_container(tmp_path) == math.inf
+    assert engine.free_container_bytes(tmp_path) == math.inf
     assert 0 < engine.free_bytes(False) <= psutil.virtual_memory().total
 
 
 def test_what_cannot_fit_is_refused_before_it_crashes():
     model, told = engines.network(), engines.settings(2)
-    check_memory("editors/sft", model, told, 2, agree=float, free=lambda device: 10_000)
+    check_memory("editors/sft", model, told, 2, max_over_ranks=float, free=lambda device: 10_000)
     with pytest.raises(Stopped, match=r"editors/sft: 59 trained weights need .* raise zero_stage \(now 2\)"):
-        check_memory("editors/sft", model, told, 2, agree=float, free=lambda device: 1000)
+        check_memory("editors/sft", model, told, 2, max_over_ranks=float, free=lambda device: 1000)
     on_gpu = told.model_copy(update={"workers": Resources(num_actors=2, num_gpus=1)})
-    check_memory("editors/sft", model, on_gpu, 2, agree=float, free=lambda device: 10_000)
-    with pytest.raises(Stopped, match=r"in the memory of the GPU, .* frozen beside 0\.00 GB"):
+    check_memory("editors/sft", model, on_gpu, 2, max_over_ranks=float, free=lambda device: 10_000)
+    with pytest.raises(Stopped, match=r"in the memory of the GPU, .* frozen outside the model 0\.00 GB"):
         check_memory(
-            "editors/sft", model, on_gpu, 2, agree=float, free=lambda device: 10_000, beside=[torch.nn.Linear(50, 60)]
+            "editors/sft",
+            model,
+            on_gpu,
+            2,
+            max_over_ranks=float,
+            free=lambda device: 10_000,
+            frozen_modules=[torch.nn.Linear(50, 60)],
         )
     with pytest.raises(Stopped):  # another rank's machine is smaller
-        check_memory("editors/sft", model, told, 2, agree=lambda lacking: 5.0, free=lambda device: 10**9)
+        check_memory("editors/sft", model, told, 2, max_over_ranks=lambda lacking: 5.0, free=lambda device: 10**9)

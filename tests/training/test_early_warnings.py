@@ -16,7 +16,7 @@ def warned(series: dict[str, list[float]]) -> list[tuple[int, str]]:
     warnings, said = EarlyWarnings(total_images=steps), []
     for step in range(steps):
         measures = {name: values[step] for name, values in series.items()}
-        said += [(step + 1, words) for words in warnings.see(step + 1, measures)]
+        said += [(step + 1, words) for words in warnings.update(step + 1, measures)]
     return said
 
 
@@ -86,5 +86,5 @@ def test_a_gradient_of_zero_says_that_nothing_is_learned():
 def test_the_held_out_loss_has_to_be_below_its_start_at_half_of_the_run(later, warns):
     warnings, said = EarlyWarnings(total_images=100), []
     for images, loss in ((0, 0.2), (25, 0.3), (50, later), (75, later)):
-        said += [images for _ in warnings.see(images, {"validation/loss": loss})]
+        said += [images for _ in warnings.update(images, {"validation/loss": loss})]
     assert said == warns

@@ -5,19 +5,19 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hive_ray import storage
-from hive_ray.training.trackers import Tracked, require_tracker, start_tracker, without_secrets
+from hive_ray.training.trackers import TrackedTraining, redact_secrets, require_tracker, start_tracker
 
 
-def tracked(run: str, resumed_at: int = 0) -> Tracked:
-    return Tracked(run, "editors/sft", "tests", {"learning_rate": 0.1}, resumed_at)
+def tracked(run: str, resumed_at: int = 0) -> TrackedTraining:
+    return TrackedTraining(run, "editors/sft", "tests", {"learning_rate": 0.1}, resumed_at)
 
 
 def track(name: str, run: str, begin: int, end: int, *, offset: float = 0.0, resumed_at: int = 0):
     """Points at 8, 16, ... of begin..end, and a picture at the end."""
     tracker = start_tracker(name, tracked(run, resumed_at))
     for images in range(begin + 8, end + 1, 8):
-        tracker.scalars(images, {"train/loss": images + offset})
-    tracker.picture(end, "validation/edits", np.full((4, 6, 3), 200, np.uint8))
+        tracker.log_scalars(images, {"train/loss": images + offset})
+    tracker.log_picture(end, "validation/edits", np.full((4, 6, 3), 200, np.uint8))
     return tracker
 
 
@@ -49,9 +49,9 @@ def test_a_training_that_begins_again_leaves_nothing_of_the_old_curves(tmp_path)
 def test_a_flush_brings_the_points_to_s3_while_the_training_goes_on(s3_root):
     tracker = track("tensorboard", s3_root, 0, 16)
     assert not storage.exists(storage.join(s3_root, "tensorboard"))
-    tracker.flush(lasting=False)
+    tracker.flush(durable=False)
     assert not storage.exists(storage.join(s3_root, "tensorboard"))
-    tracker.flush(lasting=True)
+    tracker.flush(durable=True)
     assert points(read(storage.join(s3_root, "tensorboard", "editors/sft"))) == [(8, 8), (16, 16)]
     tracker.close()
 
@@ -71,7 +71,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_command(name, monke
 def test_mlflow_goes_on_with_its_run_and_sends_no_point_twice(tmp_path, monkeypatch):
     client_of = pytest.importorskip("mlflow").MlflowClient
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    track("mlflow", str(tmp_path), 0, 40).flush(lasting=True)  # and killed
+    track("mlflow", str(tmp_path), 0, 40).flush(durable=True)  # and killed
     track("mlflow", str(tmp_path), 16, 56, offset=0.5, resumed_at=16).close()
     client = client_of(f"sqlite:///{tmp_path}/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
@@ -114,5 +114,5 @@ def test_wandb_without_a_key_is_refused_before_anything_starts(tmp_path, monkeyp
 def test_words_lose_their_secrets(monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("MY_TOKEN", "yes")  # too short to be one
-    words = without_secrets("POST https://me:pass@host/api 0123456789abcdef failed: yes")
+    words = redact_secrets("POST https://me:pass@host/api 0123456789abcdef failed: yes")
     assert words == "POST https://***@host/api *** failed: yes"

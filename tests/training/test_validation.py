@@ -21,8 +21,8 @@ from hive_ray.images import decode, encode
 from hive_ray.seeds import generator_for, seed_for
 from hive_ray.training.engine import start_engine, take_step
 from hive_ray.training.rows import RowStore
-from hive_ray.training.validation import Validation, at_rest, hold_out, validation_due
-from hive_ray.training.weights import Average, consolidated_state
+from hive_ray.training.validation import Validation, evaluation_mode, hold_out, validation_due
+from hive_ray.training.weights import WeightAverage, consolidated_state
 
 COLUMNS = {"point_id": pa.string(), "source": pa.string(), "x": pa.float32()}
 FIELDS = [pa.field(name, kind, nullable=False) for name, kind in COLUMNS.items()]
@@ -75,7 +75,7 @@ def process_group(tmp_path_factory):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
-    return RowStore(select(tmp_path), ["x"], write=True).lay("test").open()
+    return RowStore(select(tmp_path), ["x"], write=True).write_cache("test").open()
 
 
 def one_source(row) -> list[str]:
@@ -136,12 +136,12 @@ def test_looking_changes_no_bit_of_a_training_in_any_stage(process_group, store,
     def trained(looks: bool):
         noisy = Noisy()
         engine, norms, seen = start_engine(noisy.model, settings), [], []
-        average = Average(engine.module, settings.ema_decay)
+        average = WeightAverage(engine.module, settings.ema_decay)
         validation = Validation(store, "points", settings, rank=0, world=1)
         torch.manual_seed(1)
         for step in range(4):
             if looks:
-                with at_rest(engine, average):
+                with evaluation_mode(engine, average):
                     seen.append(validation.measure(noisy, engine)["validation/loss"])
                     assert len(validation.preview(noisy, engine)) == 3 * 4  # three rows in fp32
             loss, _ = noisy.loss(engine, noisy.prepare(store.read(np.arange(4)), generator_for("step", step)))
@@ -200,11 +200,11 @@ def test_the_held_out_loss_is_the_averaged_weights_at_fixed_noise_in_eval_mode(p
     settings = training(micro_batch_size=4, zero_stage=2)
     noisy = Noisy()
     engine = start_engine(noisy.model, settings)
-    average = Average(engine.module, settings.ema_decay)
+    average = WeightAverage(engine.module, settings.ema_decay)
     for weight in engine.module.parameters():
         weight.data.add_(1.0)  # away from the average
     validation = Validation(store, "points", settings, rank=0, world=1)
-    with at_rest(engine, average):
+    with evaluation_mode(engine, average):
         measures = validation.measure(noisy, engine)
 
     alone = Noisy()
@@ -239,10 +239,10 @@ def test_an_editor_whose_weights_are_parts_is_previewed_without_a_trace(process_
         )
         objective = EditorObjective(Editor.build(base), options)
         engine, pictures = start_engine(objective.model, settings), []
-        average = Average(engine.module, settings.ema_decay)
+        average = WeightAverage(engine.module, settings.ema_decay)
         for step in range(3):
             if looks:
-                with at_rest(engine, average):
+                with evaluation_mode(engine, average):
                     validation = Validation(store, "points", settings, rank=0, world=1)
                     validation.measure(objective, engine)
                     pictures.append(validation.preview(objective, engine))

@@ -11,7 +11,7 @@ from hive_ray.artifacts import progress
 from hive_ray.config import Resources, Training, Watching
 from hive_ray.images import encode
 from hive_ray.training import watching
-from hive_ray.training.watching import Watch
+from hive_ray.training.watching import TrainingMonitor
 
 
 def training(**changes) -> Training:
@@ -22,14 +22,14 @@ def training(**changes) -> Training:
     return Training(**settings | changes)
 
 
-def watch(run, *, resumed_at: int = 0, rank: int = 0, tracker: str = "tensorboard") -> Watch:
+def watch(run, *, resumed_at: int = 0, rank: int = 0, tracker: str = "tensorboard") -> TrainingMonitor:
     settings = training(watching=Watching(tracker=tracker))
-    return Watch(str(run), "editors/sft", settings, rank=rank, resumed_at=resumed_at)
+    return TrainingMonitor(str(run), "editors/sft", settings, rank=rank, resumed_at=resumed_at)
 
 
-def steps(eyes: Watch, begin: int, end: int) -> None:
+def steps(eyes: TrainingMonitor, begin: int, end: int) -> None:
     for images in range(begin + 1, end + 1):
-        eyes.step(images, {"train/loss": 1 / images, "train/gradient_norm": 9.0 if images == 30 else 0.5})
+        eyes.log_step(images, {"train/loss": 1 / images, "train/gradient_norm": 9.0 if images == 30 else 0.5})
 
 
 def logged(run) -> list[int]:
@@ -38,7 +38,7 @@ def logged(run) -> list[int]:
 
 def test_log_curves_and_warnings_go_on_after_a_resume_as_if_nothing_had_happened(root, capsys):
     eyes = watch(root)
-    eyes.step(0, {"validation/loss": 2.0})
+    eyes.log_step(0, {"validation/loss": 2.0})
     steps(eyes, 0, 35)
     eyes.flush()
     steps(eyes, 35, 38)  # and killed
@@ -56,7 +56,7 @@ def test_log_curves_and_warnings_go_on_after_a_resume_as_if_nothing_had_happened
     assert [point.step for point in events.Scalars("validation/loss")] == [0]
     assert "images_per_second" in "".join(events.Tags()["scalars"])
     assert "warning" not in capsys.readouterr().out
-    assert len(eyes.warnings.said) == 1
+    assert len(eyes.warnings.given) == 1
 
 
 def test_a_damaged_log_loses_its_bad_lines_and_names_them(tmp_path, capsys):
@@ -99,7 +99,7 @@ def test_a_log_that_takes_long_to_write_is_written_less_often(tmp_path, monkeypa
     eyes.progress.every_seconds = 0.0  # a line is due at each step
     steps(eyes, 0, 20)
     assert len(written) == 1
-    eyes.step(21, {"train/loss": 0.1}, at_once=True)
+    eyes.log_step(21, {"train/loss": 0.1}, flush_now=True)
     assert logged(tmp_path) == list(range(1, 22))
     steps(eyes, 21, 30)
     eyes.close()
@@ -109,11 +109,11 @@ def test_a_log_that_takes_long_to_write_is_written_less_often(tmp_path, monkeypa
 def test_the_end_says_where_everything_is(tmp_path, capsys):
     eyes = watch(tmp_path)
     steps(eyes, 0, 35)
-    eyes.picture(35, encode(np.zeros((4, 4, 3), np.uint8)))
-    eyes.picture(35, None)
+    eyes.log_picture(35, encode(np.zeros((4, 4, 3), np.uint8)))
+    eyes.log_picture(35, None)
     eyes.close()
     capsys.readouterr()
-    eyes.tell()
+    eyes.report()
     said = capsys.readouterr().out
     assert f"each step's measures are in {tmp_path}/metrics/editors/sft.jsonl" in said
     assert f"edits of held-out rows are in {tmp_path}/metrics/editors/sft/" in said
@@ -124,7 +124,7 @@ def test_the_end_says_where_everything_is(tmp_path, capsys):
 
 def test_a_training_that_begins_again_clears_the_old_pictures(tmp_path):
     eyes = watch(tmp_path)
-    eyes.picture(35, encode(np.zeros((4, 4, 3), np.uint8)))
+    eyes.log_picture(35, encode(np.zeros((4, 4, 3), np.uint8)))
     eyes.close()
     watch(tmp_path, resumed_at=0, rank=1)  # another rank clears nothing, nor writes
     assert (tmp_path / "metrics/editors/sft/000000035.png").exists()
@@ -139,7 +139,7 @@ def test_a_tracker_that_fails_ends_no_training_and_tells_no_secret(tmp_path, mon
     def fail(*_, **__):
         raise ConnectionError("https://me:word@host refused 0123456789abcdef")
 
-    broken = SimpleNamespace(scalars=fail, flush=fail, close=fail, place="nowhere")
+    broken = SimpleNamespace(log_scalars=fail, flush=fail, close=fail, location="nowhere")
     monkeypatch.setattr(watching, "start_tracker", fail if fails_at == "start" else lambda *_: broken)
     eyes = watch(tmp_path)
     steps(eyes, 0, 5)
