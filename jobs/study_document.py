@@ -13,7 +13,7 @@ import numpy as np
 
 from hive_ray.evaluation.metrics import gaps_by_prompt, means, outcomes_by_prompt, win_rate
 from hive_ray.pages.charts import interval_chart, line_chart
-from hive_ray.statistics.intervals import Interval, grouped_interval
+from hive_ray.statistics.intervals import Interval, hierarchical_interval
 from jobs.evaluate_editor import TIE_WITHIN
 
 METRICS = ("right", "preserved", "overall")
@@ -72,7 +72,7 @@ Scores = Mapping[str, Mapping[int, OfSeed]]
 class Comparison:
     """An editor against a baseline, paired by prompt, over the seeds that both were measured with.
 
-    Shares are in 0..1. Intervals are over seeds and prompts (`grouped_interval`).
+    Shares are in 0..1. Intervals are over seeds and prompts (`hierarchical_interval`).
     """
 
     editor: str
@@ -102,10 +102,10 @@ def compare(scores: Scores, editor: str, baseline: str) -> Comparison | None:
     return Comparison(
         editor=editor,
         baseline=baseline,
-        right=grouped_interval([means(of_seed["right"]) for of_seed in ours]),
-        right_gap=grouped_interval(_gaps(ours, theirs, "right")),
-        preserved_gap=grouped_interval(_gaps(ours, theirs, "preserved")),
-        decided_gap=grouped_interval([means(outcomes_by_prompt(*of_seed)) for of_seed in decided]),
+        right=hierarchical_interval([means(of_seed["right"]) for of_seed in ours]),
+        right_gap=hierarchical_interval(_gaps(ours, theirs, "right")),
+        preserved_gap=hierarchical_interval(_gaps(ours, theirs, "preserved")),
+        decided_gap=hierarchical_interval([means(outcomes_by_prompt(*of_seed)) for of_seed in decided]),
         win=fmean([rate.win for rate in rates]),
         tie=fmean([rate.tie for rate in rates]),
         loss=fmean([rate.loss for rate in rates]),

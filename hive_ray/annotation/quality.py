@@ -13,7 +13,7 @@ from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered, answered, work
 from hive_ray.annotation.models import ANNOTATOR, Person
 from hive_ray.config import Annotation
-from hive_ray.statistics.agreement import kendall_tau, krippendorff_alpha, mean_tau
+from hive_ray.statistics.agreement import kendall_tau, krippendorff_alpha, mean_kendall_tau
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def agreement(answers: Iterable[Answered]) -> Agreement:
     if shared and "ranks" not in shared[0][0].verdict:
         tau = fmean(_mean_over_pairs(group) for group in shared)
     else:
-        tau = mean_tau(_orders(group) for group in shared)
+        tau = mean_kendall_tau(_orders(group) for group in shared)
     units = [unit for group in shared for unit in _units(group)]
     return Agreement(tau, krippendorff_alpha(units), len(shared))
 

@@ -18,7 +18,7 @@ import numpy as np
 from hive_ray.evaluation.metrics import measured
 from hive_ray.schemas import Rows
 from hive_ray.statistics.intervals import Interval, interval, ratio, ratio_gap
-from hive_ray.statistics.measures import standardised, wins
+from hive_ray.statistics.measures import mann_whitney_u, standardise
 
 MEASURES = ("reward", "clip_image", "clip_direction")
 SUM = "sum"
@@ -88,7 +88,7 @@ class JudgedDraws:
             return np.array([[measured(draw, metric) for draw in of_prompt] for of_prompt in draws])
 
         values = {name: table(name) for name in MEASURES}
-        total = sum((standardised(scores) for scores in values.values()), start=np.zeros(()))
+        total = sum((standardise(scores) for scores in values.values()), start=np.zeros(()))
         return cls(table("right"), table("overall"), values | {SUM: total})
 
     @property
@@ -180,7 +180,7 @@ def _auc(sample: np.ndarray, axis: int) -> np.ndarray:
     right, values = np.split(sample, 2, axis=1)
     of_right, of_wrong = values[right == 1], values[right == 0]
     pairs = len(of_right) * len(of_wrong)
-    return np.asarray(wins(of_right, of_wrong) / pairs if pairs else 0.5, dtype=np.float64)
+    return np.asarray(mann_whitney_u(of_right, of_wrong) / pairs if pairs else 0.5, dtype=np.float64)
 
 
 def _auc_gap(sample: np.ndarray, axis: int) -> np.ndarray:

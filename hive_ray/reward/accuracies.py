@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hive_ray.reward.objective import pairwise_accuracy, ranking_accuracy, right_preferences, right_rankings
 from hive_ray.statistics.intervals import Interval, interval, ratio, ratio_gap
-from hive_ray.statistics.measures import wins
+from hive_ray.statistics.measures import mann_whitney_u
 
 ACCURACY, RANKING_ACCURACY = "reward/accuracy", "reward/ranking_accuracy"
 Counts = dict[str, tuple[float, float]]
@@ -82,7 +82,7 @@ def across_prompts(foretold: Foretold) -> float:
     pairs = len(all_best) * len(all_worst) - within_prompts
     if not pairs:
         return 0.5
-    return (wins(all_best, all_worst) - sum(wins(*group) for group in groups.values())) / pairs
+    return (mann_whitney_u(all_best, all_worst) - sum(mann_whitney_u(*group) for group in groups.values())) / pairs
 
 
 def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hive_ray.config import Scoring
 from hive_ray.reward.model import RewardModel, RewardScorer, ScoringModel
 from hive_ray.schemas import Rows, edits_as_pairs
 from hive_ray.similarity import Similarity
-from hive_ray.statistics.measures import standardised
+from hive_ray.statistics.measures import standardise
 
 Judge = Callable[[Rows], Rows]
 CLIP_MEASURES = {
@@ -122,7 +122,7 @@ def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
 
     A judge who gives all pairs the same reward counts as 0 everywhere.
     """
-    each = np.stack([standardised(of_judge) for of_judge in rewards])
+    each = np.stack([standardise(of_judge) for of_judge in rewards])
     return {"mean": np.mean, "min": np.min}[how](each, axis=0)
 
 

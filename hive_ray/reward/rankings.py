@@ -11,7 +11,7 @@ from typing import Any
 from hive_ray.files.text_files import SHOWN, JsonLine
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for
-from hive_ray.statistics.agreement import RankingError, check_ranks, mean_tau
+from hive_ray.statistics.agreement import RankingError, check_ranks, mean_kendall_tau
 
 UNKNOWN_PROMPT = "unknown_prompt"
 OTHER_EDITS = "other_edits"
@@ -33,7 +33,7 @@ def mean_agreement(rankings: Rows) -> float | None:
     ranks_of: dict[str, list[list[int]]] = defaultdict(list)
     for row in rankings:
         ranks_of[row["prompt_id"]].append(row["ranks"])
-    return mean_tau(ranks_of.values())
+    return mean_kendall_tau(ranks_of.values())
 
 
 def ranking_row(candidate: Row, annotator: str, ranks: list[int]) -> Row:

@@ -15,8 +15,8 @@ class RankingError(ValueError):
     """Ranks, or a line of an annotations file, that do not say an order of a prompt's edits; `reason` is a short name
     of what is wrong."""
 
-    def __init__(self, words: str, reason: str = "not_an_order") -> None:
-        super().__init__(words)
+    def __init__(self, message: str, reason: str = "not_an_order") -> None:
+        super().__init__(message)
         self.reason = reason
 
 
@@ -61,9 +61,9 @@ def kendall_tau(ranks: list[int], other: list[int]) -> float:
     return agreed / sqrt(apart * other_apart) if apart and other_apart else 0.0
 
 
-def mean_tau(orders_of: Iterable[list[list[int]]]) -> float | None:
+def mean_kendall_tau(orders_by_item: Iterable[list[list[int]]]) -> float | None:
     """Kendall's tau-b, mean over pairs of people of a thing that they ranked, then over things; None without pairs."""
-    shared = [orders for orders in orders_of if len(orders) > 1]
+    shared = [orders for orders in orders_by_item if len(orders) > 1]
     if not shared:
         return None
     means = []

@@ -62,7 +62,7 @@ def interval(
     return Interval(float(statistic(sample, axis=0)), float(low), float(high))
 
 
-def grouped_interval(
+def hierarchical_interval(
     groups: Sequence[Mapping[str, float] | Iterable[float]],
     *,
     resamples: int = 1000,

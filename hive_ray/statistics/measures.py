@@ -13,14 +13,14 @@ def effective_sample_size(mean: float, mean_square: float, num_rows: int) -> flo
     return num_rows * mean**2 / mean_square if mean_square else 0.0
 
 
-def wins(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
+def mann_whitney_u(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
     """In how many pairs (value, other) the value is greater; equal ones count half (U of Mann and Whitney 1947)."""
     ordered = np.sort(others)
     below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     return float((below + up_to).sum() / 2)
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
+def standardise(values: np.ndarray) -> np.ndarray:
     """The values minus their mean, in standard deviations, in the same shape; zeros where all values are equal."""
     if np.ptp(values) == 0:  # the mean of equal numbers may differ from them in the last bit
         return np.zeros_like(values, dtype=np.float64)

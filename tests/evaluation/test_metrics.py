@@ -14,7 +14,7 @@ from hive_ray.evaluation.metrics import (
     win_rate,
     win_rates,
 )
-from hive_ray.statistics.intervals import Interval, grouped_interval, interval, ratio, ratio_gap
+from hive_ray.statistics.intervals import Interval, hierarchical_interval, interval, ratio, ratio_gap
 
 
 def edit(prompt, editor, *, scale=1.4, followed=1.0, preserved=1.0, reward=0.0, image=0.9, direction=0.2):
@@ -125,32 +125,34 @@ def test_an_interval_of_nothing_is_refused():
 def test_groups_are_drawn_again_and_then_their_values():
     """Of two groups four draws are alike: (a, a), (a, b), (b, a), (b, b), whose means are 1, 2.5, 2.5 and 4."""
     groups = [[1.0, 1.0], [4.0, 4.0]]
-    assert grouped_interval(groups) == Interval(2.5, 1, 4)
-    assert grouped_interval(groups, level=0.6) == Interval(2.5, 1, 4)  # the middle 60 % leaves out less than a quarter
-    assert grouped_interval(groups, level=0.4) == Interval(2.5, 2.5, 2.5)
+    assert hierarchical_interval(groups) == Interval(2.5, 1, 4)
+    assert hierarchical_interval(groups, level=0.6) == Interval(
+        2.5, 1, 4
+    )  # the middle 60 % leaves out less than a quarter
+    assert hierarchical_interval(groups, level=0.4) == Interval(2.5, 2.5, 2.5)
 
 
 def test_within_a_group_values_are_drawn_again():
     """Of the values 0 and 1, a draw of two has the mean 0 in a quarter of all cases, 0.5 in half, 1 in a quarter."""
-    assert grouped_interval([[0.0, 1.0]]) == Interval(0.5, 0, 1)
-    assert grouped_interval([[0.0, 1.0]], level=0.4) == Interval(0.5, 0.5, 0.5)
+    assert hierarchical_interval([[0.0, 1.0]]) == Interval(0.5, 0, 1)
+    assert hierarchical_interval([[0.0, 1.0]], level=0.4) == Interval(0.5, 0.5, 0.5)
 
 
 def test_groups_count_alike_whatever_their_sizes():
-    assert grouped_interval([[0.0] * 9, [1.0]]).value == 0.5
+    assert hierarchical_interval([[0.0] * 9, [1.0]]).value == 0.5
 
 
 def test_an_interval_over_groups_repeats_and_does_not_depend_on_the_order_of_prompts():
     forward = {str(number): float(number) for number in range(9)}
     backward = dict(reversed(forward.items()))
-    assert grouped_interval([forward], seed=1) == grouped_interval([backward], seed=1)
-    assert grouped_interval([forward], seed=1) != grouped_interval([forward], seed=2)
+    assert hierarchical_interval([forward], seed=1) == hierarchical_interval([backward], seed=1)
+    assert hierarchical_interval([forward], seed=1) != hierarchical_interval([forward], seed=2)
 
 
 def test_an_interval_over_no_group_or_an_empty_one_is_refused():
     for groups in ([], [[1.0], []]):
         with pytest.raises(ValueError, match="wanted at least 1 in each"):
-            grouped_interval(groups)
+            hierarchical_interval(groups)
 
 
 def test_a_paired_difference_ignores_what_prompts_have_in_common():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hive_ray.statistics.measures import effective_sample_size, standardised, wins
+from hive_ray.statistics.measures import effective_sample_size, mann_whitney_u, standardise
 
 
 @pytest.mark.parametrize(
@@ -15,12 +15,12 @@ def test_the_effective_sample_size_is_n_for_equal_weights_and_one_for_a_single_w
 
 
 def test_wins_count_pairs_and_equal_values_by_half():
-    assert wins([2.0, 3.0], [3.0, 1.0, 0.0, 3.0]) == 2 + 3
-    assert wins([], [1.0]) == wins([1.0], []) == 0
+    assert mann_whitney_u([2.0, 3.0], [3.0, 1.0, 0.0, 3.0]) == 2 + 3
+    assert mann_whitney_u([], [1.0]) == mann_whitney_u([1.0], []) == 0
 
 
 def test_standardised_values_have_mean_zero_and_deviation_one():
     np.testing.assert_allclose(
-        standardised(np.array([[1.0, 3.0], [2.0, 2.0]])), np.sqrt(2) * np.array([[-1, 1], [0, 0]])
+        standardise(np.array([[1.0, 3.0], [2.0, 2.0]])), np.sqrt(2) * np.array([[-1, 1], [0, 0]])
     )
-    assert standardised(np.full(3, 0.1)).tolist() == [0, 0, 0]  # their mean is 0.10000000000000002
+    assert standardise(np.full(3, 0.1)).tolist() == [0, 0, 0]  # their mean is 0.10000000000000002
