@@ -31,7 +31,7 @@ from hive_ray.evaluation.metrics import (
 )
 from hive_ray.evaluation.report import Finding, Report
 from hive_ray.files.text_files import TextError, read_objects
-from hive_ray.pages.html import Example, Shown
+from hive_ray.pages.html import CaptionedPicture, Example
 from hive_ray.reward import distribution
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from hive_ray.reward.shaping import SHAPINGS
@@ -218,11 +218,11 @@ def _edits(rows: dict[str, Rows], judged: bool) -> list[Example]:
     """The first prompts, each editor's edit beside the source: neither picked nor sorted."""
     found = []
     for group in islice(zip(*rows.values(), strict=True), NUM_SHOWN):
-        shown = [Shown(group[0]["source_image"], "source")]
+        shown = [CaptionedPicture(group[0]["source_image"], "source")]
         for row in group:
             words = f"{row['editor']}: followed {row['followed']:.2f}, preserved {row['preserved']:.2f}"
             right = measured(row, "right") == 1 if judged else None
-            shown.append(Shown(row["edited_image"], words if judged else row["editor"], right))
+            shown.append(CaptionedPicture(row["edited_image"], words if judged else row["editor"], right))
         found.append(Example(group[0]["instruction"], tuple(shown)))
     return found
 
@@ -233,7 +233,10 @@ def _pairs(run: Run) -> list[Example]:
     return [
         Example(
             row["instruction"],
-            (Shown(row["source_image"], "source"), Shown(row["edited_image"], f"edited, {row['origin']}")),
+            (
+                CaptionedPicture(row["source_image"], "source"),
+                CaptionedPicture(row["edited_image"], f"edited, {row['origin']}"),
+            ),
         )
         for row in islice(read_rows(run.path("pairs"), PAIRS), NUM_SHOWN)
     ]
@@ -245,8 +248,8 @@ def _rankings(run: Run) -> list[Example]:
     found = []
     for row in islice(read_rows(run.path("rankings"), RANKINGS), NUM_SHOWN // 3):
         order = sorted(zip(row["ranks"], row["edits"], strict=True), key=lambda one: one[0])
-        edits = tuple(Shown(edit["image"], f"rank {rank}") for rank, edit in order)
-        found.append(Example(row["instruction"], (Shown(row["source_image"], "source"), *edits)))
+        edits = tuple(CaptionedPicture(edit["image"], f"rank {rank}") for rank, edit in order)
+        found.append(Example(row["instruction"], (CaptionedPicture(row["source_image"], "source"), *edits)))
     return found
 
 

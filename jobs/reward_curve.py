@@ -94,11 +94,11 @@ def draw(found: dict[str, Any]) -> str:
     points = found["points"]
     return line_chart(
         {"reward model": [(point["rankings"], point[ACCURACY]["value"]) for point in points]},
-        across="rankings learned from",
-        upwards="held-out preferences right",
-        dots=True,
+        x_label="rankings learned from",
+        y_label="held-out preferences right",
+        markers=True,
         bands={"reward model": [(point[ACCURACY]["low"], point[ACCURACY]["high"]) for point in points]},
-        levels={
+        horizontal_lines={
             words: found["beside"][name][ACCURACY]["value"] for name, words in BESIDE.items() if name in found["beside"]
         },
     )

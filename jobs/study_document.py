@@ -319,7 +319,7 @@ def curve_chart(curve: Scores, num_rankings: Mapping[str, int]) -> str:
         name: [(place, gap.value) for place, gap in zip(places, each, strict=True)] for name, each in values.items()
     }
     bands = {name: [(gap.low, gap.high) for gap in each] for name, each in values.items()}
-    return line_chart(lines, across="rankings", upwards="minus sft, points", dots=True, bands=bands)
+    return line_chart(lines, x_label="rankings", y_label="minus sft, points", markers=True, bands=bands)
 
 
 def share(found: Interval) -> str:

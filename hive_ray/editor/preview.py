@@ -49,4 +49,4 @@ def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None
         named = [(to_pixels(picture), name) for picture, name in zip(pictures, names, strict=True)]
         examples.append((textwrap.shorten(row["instruction"], LONGEST_WORDS), named))
     least, most = SIDES
-    return picture_grid(examples, across=1, side=min(most, max(least, settings.resolution / PIXELS_PER_INCH)))
+    return picture_grid(examples, columns=1, picture_width=min(most, max(least, settings.resolution / PIXELS_PER_INCH)))

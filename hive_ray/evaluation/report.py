@@ -14,7 +14,7 @@ from hive_ray.evaluation.draws import CLEAR, DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.images import decode
 from hive_ray.pages.charts import histogram, line_chart, picture_grid
-from hive_ray.pages.html import MARKS, Example, chart, contact_sheet, note, page, table
+from hive_ray.pages.html import VERDICT_MARKS, Example, chart, contact_sheet, note, page, table
 from hive_ray.statistics.intervals import Interval
 
 METRIC_WORDS = {
@@ -112,9 +112,9 @@ def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
     grid = []
     for example in examples[:most]:
         pictures = []
-        for picture in example.shown:
-            name = picture.words.partition(":")[0]
-            pictures.append((decode(picture.image), f"{name} {MARKS[picture.right]}".strip()))
+        for picture in example.pictures:
+            name = picture.caption.partition(":")[0]
+            pictures.append((decode(picture.image), f"{name} {VERDICT_MARKS[picture.right]}".strip()))
         grid.append((example.instruction, pictures))
     return picture_grid(grid)
 
@@ -239,7 +239,7 @@ def _curve(points: Sequence[CurvePoint]) -> str:
         return ""
     scales = sorted({point.image_guidance_scale for point in points})
     words = f"One point an image guidance scale, {scales[0]:g} to {scales[-1]:g}; further up and right is better."
-    return chart(line_chart(lines, across="CLIP direction", upwards="CLIP image", dots=True)) + note(words)
+    return chart(line_chart(lines, x_label="CLIP direction", y_label="CLIP image", markers=True)) + note(words)
 
 
 def _losses(losses: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -261,10 +261,10 @@ def _reward(report: Report) -> str:
         parts.append(note(BENEATH))
     if report.reward_calibration:
         lines = {"reward model": report.reward_calibration, "as sure as right": [(0.5, 0.5), (1.0, 1.0)]}
-        parts.append(chart(line_chart(lines, "predicted share right", "observed share right", dots=True)))
+        parts.append(chart(line_chart(lines, "predicted share right", "observed share right", markers=True)))
     groups = {name: values for name, values in report.rewards.items() if len(values)}
     if groups:
-        parts.append(chart(histogram(groups, across="reward", upwards="share of edits")))
+        parts.append(chart(histogram(groups, x_label="reward", y_label="share of edits")))
     parts += [chart(svg) + note(words) for svg, words in report.reward_charts]
     return "".join(parts)
 

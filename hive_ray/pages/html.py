@@ -8,17 +8,17 @@ from pathlib import Path
 
 from hive_ray.images import ImageError, as_plain, media_type
 
-STYLE = Path(__file__).with_name("pages.css")
-MARKS = {None: "", True: "\u2713", False: "\u2717"}
+STYLESHEET = Path(__file__).with_name("pages.css")
+VERDICT_MARKS = {None: "", True: "\u2713", False: "\u2717"}
 """What an edit that is right, or wrong, is marked with, on a page and on a sheet."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class CaptionedPicture:
     """One picture with the words under it."""
 
     image: bytes
-    words: str
+    caption: str
     right: bool | None = None
     """Marks the edit as right or wrong; None where nobody judged it."""
 
@@ -28,10 +28,10 @@ class Example:
     """Pictures in one row under one instruction: a source and its edits, or the two sides of a pair."""
 
     instruction: str
-    shown: tuple[Shown, ...]
+    pictures: tuple[CaptionedPicture, ...]
 
 
-def page(title: str, finding: str, sections: Iterable[tuple[str, str]], further: Iterable[str] = ()) -> str:
+def page(title: str, finding: str, sections: Iterable[tuple[str, str]], more_findings: Iterable[str] = ()) -> str:
     """A whole page: its title, what was found in a sentence, `further` findings, and sections (title, HTML); empty
     parts are left out.
 
@@ -39,11 +39,11 @@ def page(title: str, finding: str, sections: Iterable[tuple[str, str]], further:
     """
     body = "".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
     headline = f'<p class="finding">{escape(finding)}</p>' if finding else ""
-    headline += "".join(f'<p class="further">{escape(words)}</p>' for words in further)
+    headline += "".join(f'<p class="further">{escape(words)}</p>' for words in more_findings)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{STYLESHEET.read_text()}</style></head><body><main>"
         f"<h1>{escape(title)}</h1>{headline}{body}</main></body></html>"
     )
 
@@ -78,17 +78,17 @@ def contact_sheet(examples: Sequence[Example]) -> str:
     """Examples as cards of captioned pictures; no HTML where there are none."""
     parts = []
     for example in examples:
-        figures = "".join(_figure(shown, example.instruction) for shown in example.shown)
+        figures = "".join(_figure(shown, example.instruction) for shown in example.pictures)
         parts.append(f'<div class="example"><h3>\u201c{escape(example.instruction)}\u201d</h3>{figures}</div>')
-    kind = "examples short" if all(len(example.shown) <= 2 for example in examples) else "examples"
+    kind = "examples short" if all(len(example.pictures) <= 2 for example in examples) else "examples"
     return f'<div class="{kind}">{"".join(parts)}</div>' if parts else ""
 
 
-def _figure(shown: Shown, instruction: str) -> str:
+def _figure(shown: CaptionedPicture, instruction: str) -> str:
     mark = {None: "", True: " right", False: " wrong"}[shown.right]
-    words = f"{MARKS[shown.right]} {shown.words}".strip()
+    words = f"{VERDICT_MARKS[shown.right]} {shown.caption}".strip()
     address = _address(shown.image)
-    alt = escape(f"{shown.words.splitlines()[0] if shown.words else 'picture'}: {instruction}", quote=True)
+    alt = escape(f"{shown.caption.splitlines()[0] if shown.caption else 'picture'}: {instruction}", quote=True)
     caption = escape(words).replace("\n", "<br>")
     image = f'<img src="{address}" alt="{alt}">'
     return f'<figure class="shown{mark}">{image}<figcaption>{caption}</figcaption></figure>'

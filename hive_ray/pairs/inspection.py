@@ -12,7 +12,7 @@ import numpy as np
 from hive_ray.config import Pairs
 from hive_ray.images import thumbnail
 from hive_ray.pages.charts import bar_chart, histogram
-from hive_ray.pages.html import Example, Shown, chart, charts, contact_sheet, note, page, table
+from hive_ray.pages.html import CaptionedPicture, Example, chart, charts, contact_sheet, note, page, table
 from hive_ray.pairs.filtering import (
     CHANGED_NOTHING,
     EDITED_IS_FLAT,
@@ -97,7 +97,7 @@ def headline(inspected: Inspected) -> str:
 def _counts(inspected: Inspected) -> str:
     bars = {"kept": inspected.num_kept, **_by_count(inspected.dropped)}
     twins = note(f"The table also holds {inspected.num_twins:,} kept pairs backwards.") if inspected.num_twins else ""
-    return chart(bar_chart(bars, across="drawn pairs", apart="kept")) + twins
+    return chart(bar_chart(bars, x_label="drawn pairs", highlighted="kept")) + twins
 
 
 def _similarities(inspected: Inspected) -> str:
@@ -109,7 +109,9 @@ def _similarities(inspected: Inspected) -> str:
         if groups:
             total = sum(len(values) for values in groups.values())
             marks = {f"limit {limits[column]:g}": [limits[column]]}
-            drawn.append(histogram(groups, words, "share of drawn pairs", of=total, marks=marks, half=True))
+            drawn.append(
+                histogram(groups, words, "share of drawn pairs", total=total, vertical_lines=marks, half_width=True)
+            )
     return charts(drawn) if drawn else ""
 
 
@@ -141,8 +143,8 @@ def _example(row: Row, settings: Pairs) -> Example:
     return Example(
         row["instruction"],
         (
-            Shown(thumbnail(row["source_image"], LONGEST_SIDE), source),
-            Shown(thumbnail(row["edited_image"], LONGEST_SIDE), "\n".join([edited, " \u00b7 ".join(both)])),
+            CaptionedPicture(thumbnail(row["source_image"], LONGEST_SIDE), source),
+            CaptionedPicture(thumbnail(row["edited_image"], LONGEST_SIDE), "\n".join([edited, " \u00b7 ".join(both)])),
         ),
     )
 

@@ -65,4 +65,4 @@ def draw(shaped: np.ndarray, origins: Sequence[str], feedback: Feedback) -> str:
     of = np.array(origins)
     groups = {origin: shaped[of == origin] for origin in sorted(set(origins))}
     across = "reward" if feedback.baseline is None else "reward above what the instruction's words lead to expect"
-    return histogram(groups, across, "share of pairs", marks={"level edges": feedback.edges})
+    return histogram(groups, across, "share of pairs", vertical_lines={"level edges": feedback.edges})

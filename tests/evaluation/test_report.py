@@ -15,7 +15,7 @@ from hive_ray.evaluation.report import (
     write_sheet,
 )
 from hive_ray.images import decode, encode
-from hive_ray.pages.html import Example, Shown
+from hive_ray.pages.html import CaptionedPicture, Example
 from hive_ray.statistics.intervals import Interval
 
 PICTURE = encode(np.zeros((4, 4, 3), dtype=np.uint8))
@@ -45,7 +45,10 @@ class Balance(HTMLParser):
 
 def full_report():
     metrics = {"right": Interval(0.5, 0.4, 0.6), "reward": Interval(-0.1, -0.2, 0.1)}
-    example = Example('make it <b>"red"</b>', (Shown(PICTURE, "source"), Shown(PICTURE, "sft\nfollowed 0.10", False)))
+    example = Example(
+        'make it <b>"red"</b>',
+        (CaptionedPicture(PICTURE, "source"), CaptionedPicture(PICTURE, "sft\nfollowed 0.10", False)),
+    )
     return Report(
         findings=[Finding("finetuned", "sft", "right", Interval(0.1, 0.05, 0.15), 80, 320)],
         summaries=[Summary("sft", 80, 320, metrics), Summary("finetuned", 80, 320, metrics)],

@@ -270,7 +270,7 @@ def test_every_figure_is_of_all_edits_and_says_of_how_many(drawn, capsys):
 
 def test_of_each_prompt_the_first_edit_is_shown(drawn):
     example = report_of(drawn).edits[0]
-    assert [shown.right for shown in example.shown] == [None, False, True, False]
+    assert [shown.right for shown in example.pictures] == [None, False, True, False]
 
 
 def test_what_is_measured_is_read_without_pictures(drawn):

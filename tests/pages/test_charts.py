@@ -32,11 +32,11 @@ def test_groups_of_a_histogram_share_their_bins_and_one_value_alone_is_drawn():
 
 
 def test_bars_have_their_counts_and_shares_and_say_them():
-    drawn = bar_chart({"kept": 1234, "flat": 2}, "pairs", apart="kept")
+    drawn = bar_chart({"kept": 1234, "flat": 2}, "pairs", highlighted="kept")
     assert re.search(r'aria-label="pairs: kept 1,234 \(99.8 %\), flat 2 \(0.2 %\)"', drawn)
     assert ">1,234 (99.8 %)<" in drawn
     assert "legend" not in drawn
-    assert "<svg" in bar_chart({"kept": 0}, "pairs", apart="kept")
+    assert "<svg" in bar_chart({"kept": 0}, "pairs", highlighted="kept")
 
 
 def test_intervals_lie_below_each_other_at_their_values():
@@ -53,7 +53,8 @@ def test_intervals_lie_below_each_other_at_their_values():
 
 def test_several_marks_of_a_name_are_lines_with_one_word_in_the_legend():
     one, four = (
-        histogram({"a": [0.0, 1.0]}, "x", "y", marks={"edges": places}) for places in ([0.5], [0.1, 0.2, 0.5, 0.9])
+        histogram({"a": [0.0, 1.0]}, "x", "y", vertical_lines={"edges": places})
+        for places in ([0.5], [0.1, 0.2, 0.5, 0.9])
     )
     assert four.count(">edges<") == 1
     assert four.count("stroke-dasharray") == one.count("stroke-dasharray") + 3
@@ -62,7 +63,9 @@ def test_several_marks_of_a_name_are_lines_with_one_word_in_the_legend():
 def test_a_band_lies_about_its_line_and_a_level_has_a_colour_and_a_name_of_its_own():
     rising = {"model": [(0, 0.5), (1, 0.75)]}
     plain = line_chart(rising, "rankings", "right")
-    drawn = line_chart(rising, "rankings", "right", bands={"model": [(0.4, 0.6), (0.7, 0.8)]}, levels={"CLIP": 0.625})
+    drawn = line_chart(
+        rising, "rankings", "right", bands={"model": [(0.4, 0.6), (0.7, 0.8)]}, horizontal_lines={"CLIP": 0.625}
+    )
     assert "fill-opacity: 0.18" not in plain
     assert drawn.count("fill-opacity: 0.18") == 1
     assert ">CLIP<" in drawn
@@ -70,6 +73,6 @@ def test_a_band_lies_about_its_line_and_a_level_has_a_colour_and_a_name_of_its_o
 
 
 def test_shares_may_be_of_all_and_a_limit_is_a_line_with_its_number():
-    drawn = histogram({"a": [0.0, 1.0]}, "x", "y", marks={"limit 0.25": [0.25]})
+    drawn = histogram({"a": [0.0, 1.0]}, "x", "y", vertical_lines={"limit 0.25": [0.25]})
     assert ">limit 0.25<" in drawn
-    assert histogram({"a": [0.0, 1.0]}, "x", "y") != histogram({"a": [0.0, 1.0]}, "x", "y", of=4)
+    assert histogram({"a": [0.0, 1.0]}, "x", "y") != histogram({"a": [0.0, 1.0]}, "x", "y", total=4)

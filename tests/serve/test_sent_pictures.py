@@ -9,7 +9,7 @@ from pictures import SCENE, cut_out, encoded, exif, given, on_white
 
 from hive_ray import config
 from hive_ray.images import ImageError, decode, encode
-from hive_ray.pages.html import Example, Shown, contact_sheet
+from hive_ray.pages.html import CaptionedPicture, Example, contact_sheet
 from hive_ray.reward.vision import FOLLOWING, VerdictError, request_of
 from serve.gallery import as_sent
 
@@ -28,7 +28,7 @@ def test_an_annotator_a_page_and_a_language_model_see_what_an_editor_sees(stored
     content, media_type = as_sent(stored)
     assert media_type == "image/png"
     assert np.array_equal(decode(content), decode(stored))
-    sheet = contact_sheet([Example("make it red", (Shown(stored, "source"),))])
+    sheet = contact_sheet([Example("make it red", (CaptionedPicture(stored, "source"),))])
     [shown] = re.findall(r'src="data:image/png;base64,([^"]*)"', sheet)
     assert base64.b64decode(shown) == content
     row = {"source_image": stored, "edited_image": encode(on_white()), "instruction": "make it red"}
@@ -45,7 +45,7 @@ def test_a_broken_picture_is_named_and_ends_no_page():
     broken = encoded(cut_out(), "PNG")[:100]
     with pytest.raises(ImageError, match="not a readable image"):
         as_sent(broken)
-    assert 'src="data:,"' in contact_sheet([Example("make it red", (Shown(broken, "source"),))])
+    assert 'src="data:,"' in contact_sheet([Example("make it red", (CaptionedPicture(broken, "source"),))])
     row = {"source_image": broken, "edited_image": encode(SCENE), "instruction": "make it red"}
     with pytest.raises(VerdictError, match="picture_unreadable"):
         request_of(FOLLOWING, row, config.VisionJudge())
