@@ -18,9 +18,9 @@ from hive_ray.artifacts.model_store import is_finished_model, model_digest
 from hive_ray.artifacts.tables import Fingerprint, Manifest, read_manifest, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import tell_result, warn
-from hive_ray.evaluation.draws import DrawsSummary, judge_measures
-from hive_ray.evaluation.metrics import baseline_of, compare, summarize, win_rates
-from hive_ray.evaluation.report import write_report, write_sheet
+from hive_ray.evaluation.draws import DrawsSummary, evaluate_measures
+from hive_ray.evaluation.metrics import choose_baseline, compare_with_baseline, summarise_editors, win_rates
+from hive_ray.evaluation.report import write_contact_sheet, write_report
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from hive_ray.statistics.intervals import Interval
@@ -43,11 +43,13 @@ def build(run: Run) -> dict:
     for stage in stages(run):
         stage.make(run)
     draws = judged_draws(run)
-    summary: dict[str, Any] = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
+    summary: dict[str, Any] = summarise_editors(run) | {
+        "reward_on_draws": {name: asdict(one) for name, one in draws.items()}
+    }
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
     report = gather(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
     storage.write_text(run.path("report.html"), write_report(report))
-    storage.write_bytes(run.path("edits.png"), write_sheet(report.edits))
+    storage.write_bytes(run.path("edits.png"), write_contact_sheet(report.edits))
     print_summary(run, summary)
     return summary
 
@@ -117,16 +119,16 @@ def summarise(run: Run) -> dict[str, Any]:
     settings = run.config.evaluation
     metrics = metrics_of(run)
     rows = [row for name in settings.editors for row in without_pictures(run, name)]
-    baseline = baseline_of(settings.editors)
+    baseline = choose_baseline(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     scored = scored_card(run)
     return {
         "warnings": own_judges(run, metrics) + chosen_by_reward(run, metrics) + unmeasured(run),
         "baseline": baseline,
-        "editors": [asdict(one) for one in summarize(rows, metrics, **options)],
+        "editors": [asdict(one) for one in summarise_editors(rows, metrics, **options)],
         "differences": {
             name: {metric: asdict(gap) for metric, gap in gaps.items()}
-            for name, gaps in compare(rows, baseline, metrics, **options).items()
+            for name, gaps in compare_with_baseline(rows, baseline, metrics, **options).items()
         },
         "win_rates": {
             name: asdict(rate)
@@ -148,7 +150,7 @@ def judged_draws(run: Run) -> dict[str, DrawsSummary]:
     for name in settings.editors:
         if name not in CONTROLS:
             rows = list(read_rows(run.path(f"evaluation/{name}"), EVALUATION, ["prompt_id", "draws"]))
-            found[name] = judge_measures(rows, **options)
+            found[name] = evaluate_measures(rows, **options)
     return {name: summary for name, summary in found.items() if summary}
 
 

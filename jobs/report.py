@@ -20,12 +20,12 @@ from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (
     CurvePoint,
     WinRate,
-    baseline_of,
-    by_editor,
-    compare,
-    edits_of,
-    measured,
-    summarize,
+    choose_baseline,
+    compare_with_baseline,
+    group_by_editor,
+    measured_edits,
+    metric_value,
+    summarise_editors,
     trade_off_curve,
     win_rates,
 )
@@ -63,11 +63,11 @@ def gather(
     tables = [run.path(f"evaluation/{name}") for name in settings.editors]
     columns = shown_columns(settings.best_of)
     flat = [row for table in tables for row in read_rows(table, EVALUATION, columns)]
-    rows = by_editor(flat)
-    baseline = baseline_of(settings.editors)
+    rows = group_by_editor(flat)
+    baseline = choose_baseline(settings.editors)
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
-    summaries = {summary.editor: summary for summary in summarize(flat, metrics, **options)}
-    differences = compare(flat, baseline, metrics, **options)
+    summaries = {summary.editor: summary for summary in summarise_editors(flat, metrics, **options)}
+    differences = compare_with_baseline(flat, baseline, metrics, **options)
     wins = {metric: win_rates(flat, baseline, metric, tie_within) for metric in won_by(metrics)}
     rewarded = "reward" in metrics
     return Report(
@@ -180,7 +180,7 @@ def _rewards(run: Run) -> dict[str, list[float]]:
 
 def _rewards_of_edits(rows: Mapping[str, Rows]) -> dict[str, list[float]]:
     """By editor, the rewards of all its edits."""
-    return {editor: [edit["reward"] for row in group for edit in edits_of(row)] for editor, group in rows.items()}
+    return {editor: [edit["reward"] for row in group for edit in measured_edits(row)] for editor, group in rows.items()}
 
 
 def scored_card(run: Run) -> tuple[str, dict[str, Any]] | None:
@@ -221,7 +221,7 @@ def _edits(rows: dict[str, Rows], judged: bool) -> list[Example]:
         shown = [CaptionedPicture(group[0]["source_image"], "source")]
         for row in group:
             words = f"{row['editor']}: followed {row['followed']:.2f}, preserved {row['preserved']:.2f}"
-            right = measured(row, "right") == 1 if judged else None
+            right = metric_value(row, "right") == 1 if judged else None
             shown.append(CaptionedPicture(row["edited_image"], words if judged else row["editor"], right))
         found.append(Example(group[0]["instruction"], tuple(shown)))
     return found

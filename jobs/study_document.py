@@ -11,7 +11,7 @@ from statistics import fmean
 
 import numpy as np
 
-from hive_ray.evaluation.metrics import gaps_by_prompt, means, outcomes_by_prompt, win_rate
+from hive_ray.evaluation.metrics import differences_by_prompt, outcomes_by_prompt, prompt_means, win_rate
 from hive_ray.pages.charts import interval_chart, line_chart
 from hive_ray.statistics.intervals import Interval, hierarchical_interval
 from jobs.evaluate_editor import TIE_WITHIN
@@ -102,10 +102,10 @@ def compare(scores: Scores, editor: str, baseline: str) -> Comparison | None:
     return Comparison(
         editor=editor,
         baseline=baseline,
-        right=hierarchical_interval([means(of_seed["right"]) for of_seed in ours]),
+        right=hierarchical_interval([prompt_means(of_seed["right"]) for of_seed in ours]),
         right_gap=hierarchical_interval(_gaps(ours, theirs, "right")),
         preserved_gap=hierarchical_interval(_gaps(ours, theirs, "preserved")),
-        decided_gap=hierarchical_interval([means(outcomes_by_prompt(*of_seed)) for of_seed in decided]),
+        decided_gap=hierarchical_interval([prompt_means(outcomes_by_prompt(*of_seed)) for of_seed in decided]),
         win=fmean([rate.win for rate in rates]),
         tie=fmean([rate.tie for rate in rates]),
         loss=fmean([rate.loss for rate in rates]),
@@ -119,7 +119,10 @@ def _common_seeds(scores: Scores, *editors: str) -> list[int]:
 
 def _gaps(ours: Sequence[OfSeed], theirs: Sequence[OfSeed], metric: str) -> list[dict[str, float]]:
     """Seed by seed, each prompt's mean over our edits minus that over theirs."""
-    return [gaps_by_prompt(means(our[metric]), means(their[metric])) for our, their in zip(ours, theirs, strict=True)]
+    return [
+        differences_by_prompt(prompt_means(our[metric]), prompt_means(their[metric]))
+        for our, their in zip(ours, theirs, strict=True)
+    ]
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

@@ -15,22 +15,22 @@ from functools import partial
 
 import numpy as np
 
-from hive_ray.evaluation.metrics import measured
+from hive_ray.evaluation.metrics import metric_value
 from hive_ray.schemas import Rows
 from hive_ray.statistics.intervals import Interval, interval, ratio, ratio_gap
 from hive_ray.statistics.measures import mann_whitney_u, standardise
 
 MEASURES = ("reward", "clip_image", "clip_direction")
-SUM = "sum"
+SUM_OF_MEASURES = "sum"
 """The sum of all MEASURES, each standardised over all draws."""
 
-CLEAR = 0.3
+CLEAR_GAP = 0.3
 """Two edits of one prompt make a clear preference if their `overall` (0..1) differs by more than this.
 
 It is two standard deviations of a simulated person's noise (`shapes.annotator.NOISE`), so such a person seldom reverses
 a clear preference. Most other pairs of edits are about equally good, and their order says nothing of a measure."""
 
-Bounds = Callable[..., Interval]
+IntervalFunction = Callable[..., Interval]
 """`interval` with its options."""
 
 
@@ -81,22 +81,22 @@ class JudgedDraws:
     """By name: MEASURES and SUM."""
 
     @classmethod
-    def of(cls, draws: list[Rows]) -> "JudgedDraws":
+    def from_rows(cls, draws: list[Rows]) -> "JudgedDraws":
         """From P lists of N draws, the column `draws` of `evaluation`."""
 
         def table(metric: str) -> np.ndarray:
-            return np.array([[measured(draw, metric) for draw in of_prompt] for of_prompt in draws])
+            return np.array([[metric_value(draw, metric) for draw in of_prompt] for of_prompt in draws])
 
         values = {name: table(name) for name in MEASURES}
         total = sum((standardise(scores) for scores in values.values()), start=np.zeros(()))
-        return cls(table("right"), table("overall"), values | {SUM: total})
+        return cls(table("right"), table("overall"), values | {SUM_OF_MEASURES: total})
 
     @property
     def clear(self) -> np.ndarray:
         """(P, N, N): whether the first of two draws is clearly better than the second."""
-        return self.overall[:, :, None] - self.overall[:, None, :] > CLEAR
+        return self.overall[:, :, None] - self.overall[:, None, :] > CLEAR_GAP
 
-    def clear_in_order(self, values: np.ndarray) -> np.ndarray:
+    def count_clear_in_order(self, values: np.ndarray) -> np.ndarray:
         """(P, 2): how many of a prompt's clear preferences the values (P, N) have in order, equal values counting half,
         and how many it has."""
         in_order = (np.sign(values[:, :, None] - values[:, None, :]) + 1) / 2
@@ -107,7 +107,7 @@ class JudgedDraws:
         return self.right[np.arange(len(values)), values.argmax(1)]
 
 
-def judge_measures(rows: Rows, *, resamples: int = 1000, seed: int = 0) -> DrawsSummary | None:
+def evaluate_measures(rows: Rows, *, resamples: int = 1000, seed: int = 0) -> DrawsSummary | None:
     """How well the MEASURES and their SUM tell good edits from bad ones on the `draws` of an editor's own rows, one a
     prompt.
 
@@ -118,8 +118,8 @@ def judge_measures(rows: Rows, *, resamples: int = 1000, seed: int = 0) -> Draws
     prompts = [prompt for prompt in sorted(draws_of) if _is_whole(draws_of[prompt])]
     if not prompts:
         return None
-    draws = JudgedDraws.of([draws_of[prompt] for prompt in prompts])
-    bounds: Bounds = partial(interval, resamples=resamples, seed=seed)
+    draws = JudgedDraws.from_rows([draws_of[prompt] for prompt in prompts])
+    bounds: IntervalFunction = partial(interval, resamples=resamples, seed=seed)
     reward = draws.values["reward"]
     num_clear = draws.clear.sum((1, 2))
     return DrawsSummary(
@@ -143,30 +143,34 @@ def _is_whole(draws: Rows) -> bool:
     return all(math.isfinite(value) for draw in draws for value in draw.values())
 
 
-def _score(draws: JudgedDraws, values: np.ndarray, bounds: Bounds) -> MeasureScore:
+def _score(draws: JudgedDraws, values: np.ndarray, interval_of: IntervalFunction) -> MeasureScore:
     return MeasureScore(
-        auc=_auc_bounds(draws.right, np.hstack([draws.right, values]), _auc, bounds),
-        clear=_clear_bounds(draws.clear_in_order(values), ratio, bounds),
-        right=bounds(draws.right_of_best(values)),
+        auc=_auc_bounds(draws.right, np.hstack([draws.right, values]), _auc, interval_of),
+        clear=_clear_bounds(draws.count_clear_in_order(values), ratio, interval_of),
+        right=interval_of(draws.right_of_best(values)),
     )
 
 
-def _difference(draws: JudgedDraws, ours: np.ndarray, theirs: np.ndarray, bounds: Bounds) -> MeasureScore:
-    clear = np.hstack([draws.clear_in_order(ours), draws.clear_in_order(theirs)])
+def _difference(
+    draws: JudgedDraws, ours: np.ndarray, theirs: np.ndarray, interval_of: IntervalFunction
+) -> MeasureScore:
+    clear = np.hstack([draws.count_clear_in_order(ours), draws.count_clear_in_order(theirs)])
     return MeasureScore(
-        auc=_auc_bounds(draws.right, np.hstack([draws.right, ours, theirs]), _auc_gap, bounds),
-        clear=_clear_bounds(clear, ratio_gap, bounds),
-        right=bounds(draws.right_of_best(ours) - draws.right_of_best(theirs)),
+        auc=_auc_bounds(draws.right, np.hstack([draws.right, ours, theirs]), _auc_gap, interval_of),
+        clear=_clear_bounds(clear, ratio_gap, interval_of),
+        right=interval_of(draws.right_of_best(ours) - draws.right_of_best(theirs)),
     )
 
 
-def _auc_bounds(right: np.ndarray, sample: np.ndarray, statistic: Callable, bounds: Bounds) -> Interval | None:
-    return bounds(sample, statistic) if right.min() < right.max() else None
+def _auc_bounds(
+    right: np.ndarray, sample: np.ndarray, statistic: Callable, interval_of: IntervalFunction
+) -> Interval | None:
+    return interval_of(sample, statistic) if right.min() < right.max() else None
 
 
-def _clear_bounds(counts: np.ndarray, statistic: Callable, bounds: Bounds) -> Interval | None:
+def _clear_bounds(counts: np.ndarray, statistic: Callable, interval_of: IntervalFunction) -> Interval | None:
     has_any = counts[:, 1] > 0
-    return bounds(counts[has_any], statistic) if has_any.any() else None
+    return interval_of(counts[has_any], statistic) if has_any.any() else None
 
 
 def _auc(sample: np.ndarray, axis: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from hive_ray.statistics.intervals import Interval, interval
 METRICS = ("followed", "preserved", "right", "clip_image", "clip_direction", "reward")
 """What is measured of every edit; `right` is derived from `followed` and `preserved`."""
 
-RIGHT = 0.5
+RIGHT_THRESHOLD = 0.5
 """An edit is right when both `followed` and `preserved` reach this."""
 
 
@@ -59,16 +59,16 @@ class CurvePoint:
     num_edits: int
 
 
-def measured(row: Row, metric: str) -> float:
+def metric_value(row: Row, metric: str) -> float:
     """The value of one metric of one edit; `right` is 1 or 0, `overall` the geometric mean of what it derives from."""
     if metric == "right":
-        return float(row["followed"] >= RIGHT and row["preserved"] >= RIGHT)
+        return float(row["followed"] >= RIGHT_THRESHOLD and row["preserved"] >= RIGHT_THRESHOLD)
     if metric == "overall":
         return float(row["followed"] * row["preserved"]) ** 0.5
     return float(row[metric])
 
 
-def edits_of(row: Row) -> Rows:
+def measured_edits(row: Row) -> Rows:
     """What was measured of the edits that a row of `evaluation` stands for: all its `draws`, or its own edit where it
     has none."""
     return row.get("draws") or [row]
@@ -78,26 +78,26 @@ def draws_by_prompt(rows: Rows, metric: str) -> dict[str, np.ndarray]:
     """The values (N,) of each prompt's edits, in the order of their draws (one editor, one setting of the scales)."""
     gathered: dict[str, list[float]] = {}
     for row in rows:
-        gathered.setdefault(row["prompt_id"], []).extend(measured(edit, metric) for edit in edits_of(row))
+        gathered.setdefault(row["prompt_id"], []).extend(metric_value(edit, metric) for edit in measured_edits(row))
     return {prompt: np.array(values) for prompt, values in gathered.items()}
 
 
-def means(draws: Mapping[str, np.ndarray]) -> dict[str, float]:
+def prompt_means(draws: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Each prompt's mean over its edits."""
     return {prompt: float(values.mean()) for prompt, values in draws.items()}
 
 
 def values_by_prompt(rows: Rows, metric: str) -> dict[str, float]:
     """Each prompt's mean over its edits (one editor, one setting of the scales)."""
-    return means(draws_by_prompt(rows, metric))
+    return prompt_means(draws_by_prompt(rows, metric))
 
 
-def gaps_by_prompt(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
+def differences_by_prompt(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
     """Ours - baseline of each prompt that both have. ValueError where there is none."""
     return {prompt: ours[prompt] - baseline[prompt] for prompt in _shared(ours, baseline)}
 
 
-def difference(
+def paired_difference(
     ours: Mapping[str, float],
     baseline: Mapping[str, float],
     *,
@@ -106,7 +106,7 @@ def difference(
     level: float = 0.95,
 ) -> Interval:
     """The mean of ours - baseline over the prompts that both have, paired by prompt, with its interval."""
-    return interval(gaps_by_prompt(ours, baseline), resamples=resamples, seed=seed, level=level)
+    return interval(differences_by_prompt(ours, baseline), resamples=resamples, seed=seed, level=level)
 
 
 def outcomes_by_prompt(
@@ -152,12 +152,12 @@ def _shared(ours: Mapping[str, object], baseline: Mapping[str, object]) -> list[
     return shared
 
 
-def baseline_of(editors: tuple[str, ...]) -> str:
+def choose_baseline(editors: tuple[str, ...]) -> str:
     """What the others are compared with: the control if there is one, which was trained as long."""
     return "control" if "control" in editors else editors[0]
 
 
-def by_editor(rows: Rows) -> dict[str, Rows]:
+def group_by_editor(rows: Rows) -> dict[str, Rows]:
     """Rows of each editor, in the order in which editors first appear."""
     groups: dict[str, Rows] = {}
     for row in rows:
@@ -165,7 +165,7 @@ def by_editor(rows: Rows) -> dict[str, Rows]:
     return groups
 
 
-def at_scales(rows: Rows, guidance_scale: float, image_guidance_scale: float) -> Rows:
+def rows_at_scales(rows: Rows, guidance_scale: float, image_guidance_scale: float) -> Rows:
     """The rows made at these scales; columns are float32, hence the tolerance."""
     return [
         row
@@ -175,12 +175,14 @@ def at_scales(rows: Rows, guidance_scale: float, image_guidance_scale: float) ->
     ]
 
 
-def summarize(rows: Rows, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0) -> list[Summary]:
+def summarise_editors(
+    rows: Rows, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0
+) -> list[Summary]:
     """A summary of each editor; rows at one setting of the scales."""
     summaries = []
-    for editor, group in by_editor(rows).items():
+    for editor, group in group_by_editor(rows).items():
         num_prompts = len({row["prompt_id"] for row in group})
-        num_edits = sum(len(edits_of(row)) for row in group)
+        num_edits = sum(len(measured_edits(row)) for row in group)
         means = {
             metric: interval(values_by_prompt(group, metric), resamples=resamples, seed=seed) for metric in metrics
         }
@@ -188,16 +190,16 @@ def summarize(rows: Rows, metrics: tuple[str, ...] = METRICS, *, resamples: int 
     return summaries
 
 
-def compare(
+def compare_with_baseline(
     rows: Rows, baseline: str, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Interval]]:
     """The paired difference of each other editor from the baseline, by metric."""
-    groups = by_editor(rows)
+    groups = group_by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
     return {
         editor: {
-            metric: difference(
+            metric: paired_difference(
                 values_by_prompt(group, metric),
                 values_by_prompt(groups[baseline], metric),
                 resamples=resamples,
@@ -212,7 +214,7 @@ def compare(
 
 def win_rates(rows: Rows, baseline: str, metric: str, tie_within: float = 0.0) -> dict[str, WinRate]:
     """Of each editor but the baseline, its win rate by one metric."""
-    groups = by_editor(rows)
+    groups = group_by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
     reference = draws_by_prompt(groups[baseline], metric)
@@ -227,7 +229,7 @@ def trade_off_curve(rows: Rows) -> list[CurvePoint]:
     """Mean clip_direction (x) and clip_image (y) of each editor at each image guidance scale, scales
     ascending."""
     points = []
-    for editor, group in by_editor(rows).items():
+    for editor, group in group_by_editor(rows).items():
         scales = sorted({round(float(row["image_guidance_scale"]), 4) for row in group})
         for scale in scales:
             here = [row for row in group if abs(row["image_guidance_scale"] - scale) < 1e-4]

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from hive_ray.evaluation.draws import CLEAR, DrawsSummary, MeasureScore
+from hive_ray.evaluation.draws import CLEAR_GAP, DrawsSummary, MeasureScore
 from hive_ray.evaluation.metrics import CurvePoint, Summary, WinRate
 from hive_ray.images import decode
 from hive_ray.pages.charts import histogram, line_chart, picture_grid
 from hive_ray.pages.html import VERDICT_MARKS, Example, chart, contact_sheet, note, page, table
 from hive_ray.statistics.intervals import Interval
 
-METRIC_WORDS = {
+METRIC_LABELS = {
     "followed": "instruction followed",
     "preserved": "rest preserved",
     "right": "right edits",
@@ -27,8 +27,8 @@ METRIC_WORDS = {
     "reward": "reward",
     "sum": "sum of these, standardised",
 }
-SHARES = ("followed", "preserved", "right", "overall", "accuracy")  # shown in per cent
-BENEATH = "Beneath a share its 95 % bootstrap interval by prompt."
+PERCENT_METRICS = ("followed", "preserved", "right", "overall", "accuracy")  # shown in per cent
+INTERVAL_NOTE = "Beneath a share its 95 % bootstrap interval by prompt."
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def write_report(report: Report) -> str:
     return page(report.title, "".join(headlines[:1]), sections, headlines[1:])
 
 
-def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
+def write_contact_sheet(examples: Sequence[Example], max_examples: int = 12) -> bytes:
     """The first examples as one PNG, to look at or to paste somewhere."""
     grid = []
-    for example in examples[:most]:
+    for example in examples[:max_examples]:
         pictures = []
         for picture in example.pictures:
             name = picture.caption.partition(":")[0]
@@ -124,7 +124,7 @@ def write_sheet(examples: Sequence[Example], most: int = 12) -> bytes:
 
 def headline(finding: Finding) -> str:
     """The finding in one sentence; a difference is claimed only where the interval excludes zero."""
-    gap, word = finding.difference, METRIC_WORDS[finding.metric]
+    gap, word = finding.difference, METRIC_LABELS[finding.metric]
     measured = (
         f"{_signed(gap.value, finding.metric)} on {word} "
         f"(95 % interval {_signed(gap.low, finding.metric)} to {_signed(gap.high, finding.metric)}, "
@@ -140,18 +140,18 @@ def _wins(rate: WinRate | None) -> str:
 
 
 def _signed(value: float, metric: str) -> str:
-    if metric in SHARES:
+    if metric in PERCENT_METRICS:
         return f"{100 * value:+.1f} points".replace("-", "\u2212")
     return f"{value:+.3f}".replace("-", "\u2212")
 
 
 def _number(value: float, metric: str) -> str:
-    text = f"{100 * value:.1f} %" if metric in SHARES else f"{value:.3f}"
+    text = f"{100 * value:.1f} %" if metric in PERCENT_METRICS else f"{value:.3f}"
     return text.replace("-", "\u2212")
 
 
 def _bounds(bounds: Interval, metric: str) -> str:
-    scale, digits = (100, 1) if metric in SHARES else (1, 3)
+    scale, digits = (100, 1) if metric in PERCENT_METRICS else (1, 3)
     return f"{bounds.low * scale:.{digits}f} to {bounds.high * scale:.{digits}f}".replace("-", "\u2212")
 
 
@@ -187,7 +187,7 @@ def _table_of_editors(report: Report) -> str:
     )
     if report.differences:
         words += f" Last line: paired difference from {report.baseline}; * its interval excludes zero."
-    return table(["editor", "prompts", "edits", *(METRIC_WORDS[m] for m in metrics)], rows) + "".join(
+    return table(["editor", "prompts", "edits", *(METRIC_LABELS[m] for m in metrics)], rows) + "".join(
         map(note, (words, *report.warnings))
     )
 
@@ -206,7 +206,7 @@ def _win_rates(report: Report) -> str:
             )
             parts.append(
                 f'<p class="bars-name">{escape(editor)} against {escape(report.baseline)}, '
-                f"{METRIC_WORDS[metric]} "
+                f"{METRIC_LABELS[metric]} "
                 f"<small>{rate.num_pairs} pairs of edits of {rate.num_prompts} prompts: {words}</small></p>"
                 f'<div class="bars" role="img" aria-label="{words}">{bars}</div>'
             )
@@ -258,7 +258,7 @@ def _reward(report: Report) -> str:
     if report.reward_noticed:
         rows = [[escape(name), _share(rate)] for name, rate in report.reward_noticed.items()]
         parts.append(table(["a good edit against", "the edit has the greater reward (chance 50 %)"], rows))
-        parts.append(note(BENEATH))
+        parts.append(note(INTERVAL_NOTE))
     if report.reward_calibration:
         lines = {"reward model": report.reward_calibration, "as sure as right": [(0.5, 0.5), (1.0, 1.0)]}
         parts.append(chart(line_chart(lines, "predicted share right", "observed share right", markers=True)))
@@ -284,7 +284,7 @@ def _accuracies(report: Report) -> str:
         if name in report.reward_minus:
             cells[0] += _gap(report.reward_minus[name], "accuracy")
         rows.append([escape(name), *cells])
-    words = BENEATH
+    words = INTERVAL_NOTE
     if report.reward_minus:
         words += " Last line: the reward model minus this, paired by prompt; * its interval excludes zero."
     return table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows) + note(words)
@@ -301,7 +301,7 @@ def _draws_of(summary: DrawsSummary) -> str:
         ["a random edit", "", "", _cell(summary.mean, "right")],
     ]
     for name, score in summary.measures.items():
-        rows.append([METRIC_WORDS[name], *_scores(score, summary.reward_minus.get(name))])
+        rows.append([METRIC_LABELS[name], *_scores(score, summary.reward_minus.get(name))])
     rows.append(["the judge: the ceiling", "", "", _cell(summary.ceiling, "right")])
     head = [
         "who chooses",
@@ -328,8 +328,8 @@ def _about_draws(summary: DrawsSummary) -> list[str]:
     """What the table is of, what its ceiling is, and how to read it."""
     return [
         f"{summary.num_draws} edits of each of {summary.num_prompts} prompts, each judged. A preference is clear where "
-        f"the judge's scores of two edits of a prompt differ by more than {CLEAR:g}: {summary.num_clear} preferences "
-        f"of {summary.num_clear_prompts} prompts.",
+        f"the judge's scores of two edits of a prompt differ by more than {CLEAR_GAP:g}: {summary.num_clear} "
+        f"preferences of {summary.num_clear_prompts} prompts.",
         f"The ceiling: {_number(summary.ceiling.value, 'right')} of the prompts have a right edit among the "
         f"{summary.num_draws}, and no choice can find more. The judge itself orders all clear preferences, and its AUC "
         "is 1. CLIP direction knows the captions of both pictures; the reward does not.",

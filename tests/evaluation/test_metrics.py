@@ -3,12 +3,12 @@ import pytest
 
 from hive_ray.evaluation.metrics import (
     WinRate,
-    at_scales,
-    compare,
-    difference,
+    compare_with_baseline,
     draws_by_prompt,
     outcomes_by_prompt,
-    summarize,
+    paired_difference,
+    rows_at_scales,
+    summarise_editors,
     trade_off_curve,
     values_by_prompt,
     win_rate,
@@ -158,7 +158,7 @@ def test_an_interval_over_no_group_or_an_empty_one_is_refused():
 def test_a_paired_difference_ignores_what_prompts_have_in_common():
     baseline = {str(i): float(i) for i in range(50)}  # prompts differ a lot
     ours = {prompt: value + 1 for prompt, value in baseline.items()}  # and ours is 1 better on each
-    found = difference(ours, baseline)
+    found = paired_difference(ours, baseline)
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
     assert found.excludes_zero
 
@@ -192,23 +192,23 @@ def test_overall_is_the_geometric_mean_so_that_one_score_cannot_make_up_for_the_
 
 def test_a_summary_counts_prompts_and_edits_and_has_every_metric():
     rows = [edit("a", "sft"), edit("a", "sft"), edit("b", "sft", followed=0.0), edit("a", "finetuned")]
-    first, second = summarize(rows)
+    first, second = summarise_editors(rows)
     assert (first.editor, first.num_prompts, first.num_edits) == ("sft", 2, 3)
     assert first.metrics["followed"].value == pytest.approx(0.5)
     assert first.metrics["right"].value == pytest.approx(0.5)
     assert second.editor == "finetuned"
-    [several] = summarize([with_draws(edit("a", "sft"), 1.0, 2.0), with_draws(edit("b", "sft"), 3.0, 6.0)])
+    [several] = summarise_editors([with_draws(edit("a", "sft"), 1.0, 2.0), with_draws(edit("b", "sft"), 3.0, 6.0)])
     assert (several.num_prompts, several.num_edits, several.metrics["reward"].value) == (2, 4, 3.0)
 
 
 def test_editors_are_compared_with_the_baseline_only():
     rows = [edit(p, e, reward=r) for p in "abc" for e, r in (("sft", 0.0), ("finetuned", 0.5))]
-    found = compare(rows, "sft", ("reward",))
+    found = compare_with_baseline(rows, "sft", ("reward",))
     assert list(found) == ["finetuned"]
     assert found["finetuned"]["reward"] == Interval(0.5, 0.5, 0.5)
     assert win_rates(rows, "sft", "reward") == {"finetuned": WinRate(1.0, 0.0, 0.0, 3, 3)}
     with pytest.raises(ValueError, match="'control'"):
-        compare(rows, "control")
+        compare_with_baseline(rows, "control")
 
 
 def test_all_edits_of_both_editors_and_the_best_of_several_are_compared():
@@ -218,7 +218,7 @@ def test_all_edits_of_both_editors_and_the_best_of_several_are_compared():
         with_draws(edit("a", "finetuned"), 1.0, 0.5),
         edit("a", "finetuned, best of 2", reward=1.0) | {"draws": []},
     ]
-    gaps = {editor: found["reward"].value for editor, found in compare(rows, "sft", ("reward",)).items()}
+    gaps = {editor: found["reward"].value for editor, found in compare_with_baseline(rows, "sft", ("reward",)).items()}
     assert gaps == {"finetuned": 0.25, "finetuned, best of 2": 0.5}
     assert win_rates(rows, "sft", "reward") == {
         "finetuned": WinRate(0.5, 0.0, 0.5, 1, 2), "finetuned, best of 2": WinRate(0.5, 0.5, 0.0, 1, 2),
@@ -227,7 +227,7 @@ def test_all_edits_of_both_editors_and_the_best_of_several_are_compared():
 
 def test_rows_are_found_at_their_float32_scales():
     rows = [edit("a", "sft", scale=1.4), edit("a", "sft", scale=1.8)]
-    assert at_scales(rows, 3.0, 1.4) == rows[:1]
+    assert rows_at_scales(rows, 3.0, 1.4) == rows[:1]
 
 
 def test_the_curve_has_a_point_of_means_for_each_editor_and_scale():

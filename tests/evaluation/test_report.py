@@ -11,8 +11,8 @@ from hive_ray.evaluation.report import (
     Finding,
     Report,
     headline,
+    write_contact_sheet,
     write_report,
-    write_sheet,
 )
 from hive_ray.images import decode, encode
 from hive_ray.pages.html import CaptionedPicture, Example
@@ -200,6 +200,6 @@ def test_a_difference_whose_interval_contains_zero_has_no_star():
 
 def test_the_sheet_is_one_picture_of_the_first_examples():
     example = full_report().edits[0]
-    small, large = (decode(write_sheet([example] * count, most=6)) for count in (3, 20))
+    small, large = (decode(write_contact_sheet([example] * count, max_examples=6)) for count in (3, 20))
     assert large.shape[0] == pytest.approx(2 * small.shape[0], abs=4)  # two rows of three
     assert large.shape[1] == small.shape[1]
