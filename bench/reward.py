@@ -34,7 +34,7 @@ from hive_ray.images import encode, resize, to_batch
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
 from hive_ray.schemas import PAIRS, REWARDS, Row
-from hive_ray.shapes.pretraining.pictures import scene_and_twin
+from hive_ray.shapes.pretraining.scene_pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
 from jobs import score_pairs
 from jobs.actors.scoring import rewards_of

@@ -45,7 +45,7 @@ from hive_ray.images import encode, resize, to_batch
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS, Rows
 from hive_ray.seeds import generator_for
-from hive_ray.shapes.pretraining.pictures import scene_and_twin
+from hive_ray.shapes.pretraining.scene_pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
 from hive_ray.training.ahead import to_device
 from hive_ray.training.engine import (

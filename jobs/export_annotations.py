@@ -12,8 +12,8 @@ from hive_ray import storage
 from hive_ray.annotation.database import database_of
 from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
 from hive_ray.annotation.models import RANK
+from hive_ray.annotation.productivity import preference_yield
 from hive_ray.annotation.quality import flagged, standings
-from hive_ray.annotation.yields import preference_yield
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
 from hive_ray.artifacts.tables import read_manifest, select
 from hive_ray.console import say, tell_result

@@ -28,9 +28,9 @@ from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Importing
 from hive_ray.console import say, warn
 from hive_ray.pairs.formats.digests import dataset_digest, first_digest
-from hive_ray.pairs.formats.found import imported_rows
+from hive_ray.pairs.formats.imported import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
-from hive_ray.pairs.formats.reading import read_pairs
+from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row, to_table
 from jobs.make_pairs import held_out

@@ -14,8 +14,8 @@ from hive_ray.annotation.exports import answered, csv_lines, ranking_lines
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.overview import overview
 from hive_ray.annotation.people import invite, set_paused
-from hive_ray.annotation.progress import progress
 from hive_ray.annotation.quality import flagged, standings
+from hive_ray.annotation.task_counts import progress
 from hive_ray.annotation.tasks import project_name, project_secret
 from serve.annotating import Asked
 from serve.gallery import as_sent

@@ -33,10 +33,10 @@ from hive_ray import storage
 from hive_ray.annotation import tasks
 from hive_ray.annotation.answers import AnswerError
 from hive_ray.annotation.database import Database, DatabaseAway, database_of
-from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
+from hive_ray.annotation.task_queue import Desk, Plan, Refused
 from hive_ray.cluster.this_machine import keep_replica_here
 from hive_ray.config import Annotation
 from hive_ray.files.settings_file import read_settings

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
-from hive_ray.annotation.handing import Showing
 from hive_ray.annotation.people import SESSION_S, SignedIn, sign_in, sign_out, who
-from hive_ray.annotation.progress import done_by
+from hive_ray.annotation.task_counts import done_by
+from hive_ray.annotation.task_queue import Showing
 from serve.gallery import SOURCE, PictureError, as_sent
 from serve.sessions import COOKIE, Person, from_this_site
 

@@ -40,7 +40,7 @@ from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode, size_of
 from hive_ray.presets import sd15, shapes
 from hive_ray.seeds import seed_for
-from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.edits import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
 from hive_ray.shapes.scenes import draw, place, random_description
 from hive_ray.storage import absolute, fetch_folder

@@ -14,7 +14,7 @@ from hive_ray import storage
 from hive_ray.artifacts.model_store import build_model, store_model
 from hive_ray.artifacts.tables import Shard, build_table, write_rows, write_shard
 from hive_ray.images import encode
-from hive_ray.language.kept_answers import Answers, request_id
+from hive_ray.language.answer_cache import Answers, request_id
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS
 from hive_ray.training.checkpoints import Checkpoints, TrainingState

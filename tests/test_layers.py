@@ -169,7 +169,7 @@ def test_a_crossing_would_be_seen():
 
 def test_the_answer_key_ranks_and_evaluates_and_nothing_else_sees_it():
     """No training may see the judge; `pretrain_shapes` measures its base with it."""
-    keys = {"hive_ray.shapes.judge", "hive_ray.shapes.annotator", "hive_ray.shapes.reading"}
+    keys = {"hive_ray.shapes.judge", "hive_ray.shapes.annotator", "hive_ray.shapes.scene_reader"}
     code = [path for part in ("hive_ray", "jobs", "serve") for path in (ROOT.parent / part).rglob("*.py")]
     readers = {str(path.relative_to(ROOT.parent)) for path in code if keys & imported_modules(path.read_text())}
     inside = {"hive_ray/shapes/judge.py", "hive_ray/shapes/annotator.py"}

@@ -8,10 +8,10 @@ from types import MappingProxyType
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered, answered
 from hive_ray.annotation.models import ANNOTATOR
-from hive_ray.annotation.progress import Progress, progress
+from hive_ray.annotation.productivity import LONGEST_S, preference_yield
 from hive_ray.annotation.quality import Agreement, Standing, agreement, flagged, standings
-from hive_ray.annotation.study import OUTCOMES, Comparison, results
-from hive_ray.annotation.yields import LONGEST_S, preference_yield
+from hive_ray.annotation.task_counts import Progress, progress
+from hive_ray.annotation.user_study import OUTCOMES, Comparison, results
 from hive_ray.config import Annotation
 from hive_ray.pages import charts, html
 from hive_ray.statistics.intervals import Interval

@@ -19,9 +19,9 @@ from openai.types import Batch
 from hive_ray import storage
 from hive_ray.console import say, tell_result
 from hive_ray.files.text_files import JsonLine, TextError, parse_json_lines
+from hive_ray.language.answer_cache import Request, counts_of, request_id
 from hive_ray.language.answer_json import is_answer
 from hive_ray.language.endpoint import MARK, OPTIONAL, Endpoint, follow, require_fields
-from hive_ray.language.kept_answers import Request, counts_of, request_id
 from hive_ray.language.openai_client import EndpointError, refused_in, sample_of, words_in, words_of
 from hive_ray.seeds import id_for
 

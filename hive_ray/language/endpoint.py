@@ -25,8 +25,8 @@ from hive_ray.console import say, warn
 from hive_ray.errors import Stopped
 from hive_ray.files.text_files import parse_json
 from hive_ray.language import openai_client
+from hive_ray.language.answer_cache import Answers, Budget, Request, counts_of, request_id
 from hive_ray.language.answer_json import SAMPLE, is_answer
-from hive_ray.language.kept_answers import Answers, Budget, Request, counts_of, request_id
 from hive_ray.language.openai_client import EndpointError, refused_settings, sample_of, words_in, words_of
 from hive_ray.schemas import Row, Rows
 

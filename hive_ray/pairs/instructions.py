@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hive_ray.config import Instructions
+from hive_ray.language.answer_cache import Request
 from hive_ray.language.answer_json import SAMPLE, Choice, choices_of, find_json
 from hive_ray.language.endpoint import Endpoint, NoAnswer
-from hive_ray.language.kept_answers import Request
 from hive_ray.pairs.inversion import invert
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for

@@ -18,9 +18,9 @@ from typing import Any
 
 from hive_ray import config
 from hive_ray.images import ImageError, as_plain, media_type
+from hive_ray.language.answer_cache import Request
 from hive_ray.language.answer_json import SAMPLE, choices_of, find_json
 from hive_ray.language.endpoint import Endpoint, NoAnswer
-from hive_ray.language.kept_answers import Request
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import seed_for
 

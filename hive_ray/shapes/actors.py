@@ -6,7 +6,7 @@ from hive_ray.config import Instructions, Pairs
 from hive_ray.images import encode
 from hive_ray.schemas import Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for, split_for
-from hive_ray.shapes.language import Edit, carry_out, write_edits
+from hive_ray.shapes.edits import Edit, carry_out, write_edits
 from hive_ray.shapes.scenes import CaptionError, Scene, draw, parse_caption, place, random_description
 
 NO_ROOM = "no_room_for_the_edit"

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from hive_ray.images import decode, resize
-from hive_ray.shapes.reading import (
+from hive_ray.shapes.scene_reader import (
     BETWEEN_SIZES,
     COLOUR_NAMES,
     GROUND_NAMES,

@@ -7,12 +7,12 @@ from work import hired, prompts
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import Answered, answered, csv_lines, ranking_lines
-from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK, STUDY
 from hive_ray.annotation.overview import overview
 from hive_ray.annotation.quality import agreement, flagged, standings
-from hive_ray.annotation.study import results
+from hive_ray.annotation.task_queue import Desk, Plan
 from hive_ray.annotation.tasks import GoldError, Prompt, known_bad, known_from, load
+from hive_ray.annotation.user_study import results
 from hive_ray.config import Annotation
 from hive_ray.files.text_files import parse_json_lines
 

@@ -3,8 +3,8 @@ import itertools
 from annotation_site import make_candidates, make_chosen
 from work import hired
 
-from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK
+from hive_ray.annotation.task_queue import Desk, Plan
 from hive_ray.artifacts.tables import read_rows, write_rows
 from hive_ray.config import Annotation
 from hive_ray.files.text_files import read_json_lines

@@ -19,8 +19,8 @@ from tiny_models import tiny_clip, tiny_stable_diffusion
 from tiny_settings import tiny_config
 from work import hired
 
-from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK
+from hive_ray.annotation.task_queue import Desk, Plan
 from hive_ray.artifacts.tables import count_rows, read_manifest, read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Preview, Resources

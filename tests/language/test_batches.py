@@ -9,9 +9,9 @@ from mutate import mutated
 from hive_ray.config import Instructions, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import batches, endpoint
+from hive_ray.language.answer_cache import Budget
 from hive_ray.language.batches import Account, answer_in_batches, read_batch_file
 from hive_ray.language.endpoint import Endpoint
-from hive_ray.language.kept_answers import Budget
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 

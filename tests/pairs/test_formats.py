@@ -14,8 +14,8 @@ from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.images import decode, kind_of
 from hive_ray.pairs.formats.folders import shared_attention_of
-from hive_ray.pairs.formats.found import Found, imported_rows
-from hive_ray.pairs.formats.reading import read_pairs
+from hive_ray.pairs.formats.imported import Found, imported_rows
+from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.pairs.formats.writing import WRITERS, parquet_schema
 from hive_ray.schemas import IMPORTED, PAIRS, to_table

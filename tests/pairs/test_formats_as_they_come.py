@@ -21,8 +21,8 @@ from hive_ray.config import Importing
 from hive_ray.errors import Stopped
 from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.files import data_files, is_system
-from hive_ray.pairs.formats.found import imported_rows
-from hive_ray.pairs.formats.reading import read_pairs
+from hive_ray.pairs.formats.imported import imported_rows
+from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, to_table

@@ -25,9 +25,9 @@ from mutate import COUNT, mutated
 
 from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest
-from hive_ray.pairs.formats.found import Found, Unread, imported_rows
+from hive_ray.pairs.formats.imported import Found, Unread, imported_rows
+from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.pictures import Pictures
-from hive_ray.pairs.formats.reading import read_pairs
 from hive_ray.schemas import IMPORTED, to_table
 
 NUM_PAIRS = 6

@@ -17,8 +17,8 @@ from mutate import mutated
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import endpoint
+from hive_ray.language.answer_cache import counts_of, request_id
 from hive_ray.language.endpoint import NoAnswer, read_answer
-from hive_ray.language.kept_answers import counts_of, request_id
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs import instructions
 from hive_ray.pairs.instructions import AnswerError, InstructionWriter, edits_of, parse_answer, request_of

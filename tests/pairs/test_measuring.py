@@ -6,7 +6,7 @@ from foreign import picture
 from tiny_models import tiny_clip
 
 from hive_ray.config import Importing
-from hive_ray.pairs.formats.found import Found, imported_rows
+from hive_ray.pairs.formats.imported import Found, imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
 from hive_ray.schemas import PAIRS, to_table
 from hive_ray.similarity import Similarity

@@ -14,8 +14,8 @@ from hive_ray.config import Spending, VisionJudge
 from hive_ray.errors import Stopped
 from hive_ray.images import decode, encode, encode_jpeg
 from hive_ray.language import endpoint
+from hive_ray.language.answer_cache import request_id
 from hive_ray.language.endpoint import NoAnswer, read_answer
-from hive_ray.language.kept_answers import request_id
 from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, request_of, scores_of
 
 GREY, WHITE = (np.full((4, 4, 3), level, dtype=np.uint8) for level in (128, 255))

@@ -7,9 +7,9 @@ from scipy import ndimage
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, RANKINGS, to_table
 from hive_ray.shapes.annotator import SimulatedAnnotator, preference, rank_candidates
+from hive_ray.shapes.edits import carry_out, write_edits
 from hive_ray.shapes.judge import Verdict, adherence, intended_scene, judge
-from hive_ray.shapes.language import carry_out, write_edits
-from hive_ray.shapes.reading import read_scene
+from hive_ray.shapes.scene_reader import read_scene
 from hive_ray.shapes.scenes import (
     BACKGROUNDS,
     Description,

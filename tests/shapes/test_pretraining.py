@@ -10,11 +10,11 @@ from transformers import BlipForImageTextRetrieval, CLIPModel, CLIPTokenizer
 
 from hive_ray.editor.model import Editor
 from hive_ray.reward.model import RewardModel
-from hive_ray.shapes.language import all_words
+from hive_ray.shapes.edits import all_words
 from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, emphasis, is_thing, with_next_words
-from hive_ray.shapes.pretraining.pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.pool import NAMES, PatchNaming, TwinPictures, patch_names
+from hive_ray.shapes.pretraining.scene_pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
 from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, Place, Scene, Thing
 from jobs import pretrain_shapes

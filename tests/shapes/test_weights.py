@@ -15,7 +15,7 @@ from hive_ray.seeds import generator_for
 from hive_ray.shapes.actors import edit_that_fits, random_captions
 from hive_ray.shapes.judge import adherence, judge
 from hive_ray.shapes.pretraining.matching import share_told_apart
-from hive_ray.shapes.pretraining.pictures import crowded_scenes, to_batch
+from hive_ray.shapes.pretraining.scene_pictures import crowded_scenes, to_batch
 from hive_ray.shapes.scenes import draw
 from hive_ray.similarity import Similarity
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.pairs.formats.found import (
+from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     INSTRUCTION,
     OURS,

@@ -15,7 +15,7 @@ from hive_ray import storage
 from hive_ray.pairs.formats import text_rows
 from hive_ray.pairs.formats.columns import BROKEN, columns_of
 from hive_ray.pairs.formats.files import data_files, is_system
-from hive_ray.pairs.formats.found import Unread, first
+from hive_ray.pairs.formats.imported import Unread, first
 from hive_ray.pairs.formats.pictures import Pictures, folder_of, is_within, named_path, normal
 from hive_ray.pairs.formats.text_rows import EDITED_KEYS, SOURCE_KEYS
 from hive_ray.seeds import id_for

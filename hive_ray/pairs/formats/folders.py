@@ -11,7 +11,7 @@ import torch
 from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.files.text_files import TextError, parse_json, parse_json_lines
-from hive_ray.pairs.formats.found import (
+from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     INSTRUCTION,
     SOURCE_CAPTION,

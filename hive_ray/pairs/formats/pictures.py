@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.pairs.formats.found import NoPicture
+from hive_ray.pairs.formats.imported import NoPicture
 
 MISSING = "picture_missing"
 OUTSIDE = "picture_outside"

@@ -29,7 +29,7 @@ from hive_ray.pairs.formats import text_rows
 from hive_ray.pairs.formats.columns import parquet_values, used_once
 from hive_ray.pairs.formats.digests import path_column
 from hive_ray.pairs.formats.files import data_files, of_split
-from hive_ray.pairs.formats.found import (
+from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     INSTRUCTION,
     ROWS_NOT_READ,

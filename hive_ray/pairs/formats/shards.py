@@ -15,7 +15,7 @@ from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.files.text_files import NOT_AN_OBJECT, NOT_JSON, NOT_UTF8, SHOWN, parse_json
 from hive_ray.pairs.formats.files import is_system
-from hive_ray.pairs.formats.found import (
+from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     EDITED_IMAGE,
     INSTRUCTION,

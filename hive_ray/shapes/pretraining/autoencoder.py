@@ -10,8 +10,8 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hive_ray.shapes.pretraining.loop import Say, train_steps
-from hive_ray.shapes.pretraining.pictures import crowded_scenes, to_batch
+from hive_ray.shapes.pretraining.scene_pictures import crowded_scenes, to_batch
+from hive_ray.shapes.pretraining.steps import Say, train_steps
 
 
 def bias_of(conv: nn.Conv2d) -> Tensor:

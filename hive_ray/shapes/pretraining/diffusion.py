@@ -15,10 +15,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hive_ray.diffusion.noising import add_noise, velocity
 from hive_ray.files.model_folders import forget_origin
-from hive_ray.shapes.language import write_edits
+from hive_ray.shapes.edits import write_edits
 from hive_ray.shapes.pretraining.autoencoder import as_channels_last, bias_of, encode
-from hive_ray.shapes.pretraining.loop import Say, train_averaged
-from hive_ray.shapes.pretraining.pictures import degrade, to_batch
+from hive_ray.shapes.pretraining.scene_pictures import degrade, to_batch
+from hive_ray.shapes.pretraining.steps import Say, train_averaged
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, shapes_tokenizer, with_quality
 from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, draw, place, random_description
 

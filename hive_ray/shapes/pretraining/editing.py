@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hive_ray.diffusion.noising import add_noise, velocity
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel, differs, emphasis, harmed, is_thing
-from hive_ray.shapes.pretraining.loop import Say, train_averaged
-from hive_ray.shapes.pretraining.pictures import degrade, scene_and_twin
+from hive_ray.shapes.pretraining.scene_pictures import degrade, scene_and_twin
+from hive_ray.shapes.pretraining.steps import Say, train_averaged
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, with_quality
 from hive_ray.shapes.scenes import draw, random_description
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from hive_ray.images import encode
-from hive_ray.shapes.pretraining.loop import Say, train_steps
-from hive_ray.shapes.pretraining.pictures import scene_and_twin
 from hive_ray.shapes.pretraining.pool import PATCH, PatchNaming, TwinPictures
+from hive_ray.shapes.pretraining.scene_pictures import scene_and_twin
+from hive_ray.shapes.pretraining.steps import Say, train_steps
 from hive_ray.shapes.pretraining.words import MAX_TOKENS
 from hive_ray.shapes.scenes import RESOLUTION, draw
 from hive_ray.similarity import normalize

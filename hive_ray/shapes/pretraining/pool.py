@@ -13,7 +13,7 @@ from torch import Tensor
 from hive_ray.images import to_pixels
 from hive_ray.shapes.pretraining.autoencoder import as_channels_last, decode, encode
 from hive_ray.shapes.pretraining.diffusion import is_thing
-from hive_ray.shapes.pretraining.pictures import Twin, scene_and_twin, to_batch
+from hive_ray.shapes.pretraining.scene_pictures import Twin, scene_and_twin, to_batch
 from hive_ray.shapes.scenes import BACKGROUNDS, COLOURS, RADII, RESOLUTION, SHAPES, Scene, draw
 
 PATCH = 8

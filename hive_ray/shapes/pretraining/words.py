@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from hive_ray.shapes.language import all_words
+from hive_ray.shapes.edits import all_words
 
 MAX_TOKENS = 32
 """Longest text of this domain, start and end included; the longest wording with the quality phrase is 28."""

@@ -4,11 +4,11 @@ import pytest
 from work import hired, prompts
 
 from hive_ray.annotation.exports import Answered
-from hive_ray.annotation.handing import Desk, Plan
 from hive_ray.annotation.models import RANK, STUDY
 from hive_ray.annotation.overview import overview
+from hive_ray.annotation.productivity import preference_yield, tie_rate_of_all, ties_and_pairs
+from hive_ray.annotation.task_queue import Desk, Plan
 from hive_ray.annotation.tasks import load
-from hive_ray.annotation.yields import preference_yield, tie_rate_of_all, ties_and_pairs
 from hive_ray.config import Annotation
 
 

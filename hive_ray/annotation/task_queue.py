@@ -15,9 +15,9 @@ from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
 from hive_ray.annotation.answers import Verdict, as_shown, checked
-from hive_ray.annotation.choosing import Plan, can_be_done, choose
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import ANSWERED, EXPIRED, LEASED, PAUSED, SKIPPED, Answer, Assignment, Person, Task
+from hive_ray.annotation.task_selection import Plan, can_be_done, choose
 
 MAX_HELD = 3
 """Leases that one person may hold: the task on the screen, the next one, and one that was given back late."""

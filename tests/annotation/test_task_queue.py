@@ -10,9 +10,9 @@ from work import hired, loaded, prompts
 from hive_ray.annotation.answers import AnswerError
 from hive_ray.annotation.database import DatabaseAway
 from hive_ray.annotation.exports import answered
-from hive_ray.annotation.handing import Desk, Plan, Refused
 from hive_ray.annotation.models import RANK, Answer, Task
 from hive_ray.annotation.people import set_paused
+from hive_ray.annotation.task_queue import Desk, Plan, Refused
 from hive_ray.annotation.tasks import known_bad, known_from, load
 from hive_ray.files.text_files import parse_json_lines
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from hive_ray.shapes.language import carry_out, write_edits
+from hive_ray.shapes.edits import carry_out, write_edits
 from hive_ray.shapes.scenes import Scene, draw, place, random_description
 
 

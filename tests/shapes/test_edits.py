@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hive_ray.shapes.language import KINDS, all_words, carry_out, write_edits
+from hive_ray.shapes.edits import KINDS, all_words, carry_out, write_edits
 from hive_ray.shapes.scenes import CaptionError, is_apart, parse_caption, place, random_description
 
 TWO = "a small red circle and a large blue square on a white background"

@@ -10,8 +10,7 @@ import pytest
 from hive_ray.cluster.mapping import map_rows
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
-from hive_ray.language import kept_answers
-from hive_ray.language.kept_answers import Budget, counts_of, request_id
+from hive_ray.language.answer_cache import Budget, counts_of, request_id
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 
 PRICES = {"prompt_price": 1000.0, "completion_price": 2000.0}

@@ -14,7 +14,7 @@ from hive_ray.pairs.formats import shards, text_rows
 from hive_ray.pairs.formats.columns import arrow_rows, parquet_rows
 from hive_ray.pairs.formats.files import data_files, of_split
 from hive_ray.pairs.formats.folders import HIVE_CYCLE, hive, prompt_folders
-from hive_ray.pairs.formats.found import Found, Unread
+from hive_ray.pairs.formats.imported import Found, Unread
 from hive_ray.pairs.formats.pictures import folder_of
 
 METADATA = tuple(f"metadata{ending}" for ending in (*text_rows.ENDINGS, ".parquet"))
