@@ -114,7 +114,7 @@ def test_what_other_writers_have_spent_counts(tmp_path):
 
 
 def test_what_is_spent_outlives_a_writer_that_is_killed_in_the_middle_of_a_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_answers, "STORE_S", 0.0)
+    monkeypatch.setattr(answer_cache, "STORE_S", 0.0)
     spending = Spending(most_dollars=1.0, **PRICES)
     Budget(str(tmp_path), spending).spend(1.5)  # and is never heard of again
     after = Budget(str(tmp_path), spending)
