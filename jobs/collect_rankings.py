@@ -20,8 +20,8 @@ from functools import cache
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.annotation.database import Database, DatabaseAway
-from hive_ray.annotation.feedback import rankings_of, thumbs
+from hive_ray.annotation.database import Database, DatabaseUnavailableError
+from hive_ray.annotation.feedback import rankings_from_thumbs, read_thumbs
 from hive_ray.artifacts.chosen import read_chosen
 from hive_ray.artifacts.tables import (
     Fingerprint,
@@ -195,13 +195,13 @@ def take_thumbs(run: Run) -> None:
         raise FileNotFoundError(f"rankings.thumbs is {database}, which is no database: correct it, or set it to ''")
     try:
         database.migrate()
-        found = thumbs(database)
+        found = read_thumbs(database)
         content = id_for(*(f"{one.key} {one.edit_id} {one.liked}" for one in found))
         made = write_rows(
-            table, RANKINGS, rankings_of(database, found), fingerprint_of(thumbs=content), on_mismatch=run.on_mismatch,
-            rows_per_file=THUMBS_PER_FILE, may_be_empty=True,
+            table, RANKINGS, rankings_from_thumbs(database, found), fingerprint_of(thumbs=content),
+            on_mismatch=run.on_mismatch, rows_per_file=THUMBS_PER_FILE, may_be_empty=True,
         )  # fmt: skip
-    except DatabaseAway as error:
+    except DatabaseUnavailableError as error:
         raise Stopped(f"thumbs: {error}; nothing was lost: mend that and run again") from error
     finally:
         database.close()

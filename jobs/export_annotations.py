@@ -9,11 +9,11 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
     run_job("export_annotations")
 
 from hive_ray import storage
-from hive_ray.annotation.database import database_of
-from hive_ray.annotation.exports import answered, csv_lines, ranking_lines, work
+from hive_ray.annotation.database import open_database
+from hive_ray.annotation.exports import csv_lines, ranking_lines, read_answers, regular_answers
 from hive_ray.annotation.models import RANK
-from hive_ray.annotation.productivity import preference_yield
-from hive_ray.annotation.quality import flagged, standings
+from hive_ray.annotation.productivity import measure_productivity
+from hive_ray.annotation.quality import annotator_stats, flagged_names
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
 from hive_ray.artifacts.tables import read_manifest, select
 from hive_ray.console import say, tell_result
@@ -24,23 +24,23 @@ from jobs.run import Run
 def build(run: Run) -> str:
     """The address of the file that `rankings.annotations` takes."""
     settings, path = run.config.annotation, run.path("annotations.jsonl")
-    database = database_of(run.root, settings)
+    database = open_database(run.root, settings)
     database.migrate()
-    without = flagged(standings(database, settings)) if settings.leave_out_flagged else set()
-    answers, editors = answered(database), _editors(run.path(settings.candidates))
+    without = flagged_names(annotator_stats(database, settings)) if settings.leave_out_flagged else set()
+    answers, editors = read_answers(database), _editors(run.path(settings.candidates))
     of_others = [one.kind == RANK and bool(editors) and not editors >= set(one.editors) for one in answers]
     answers = [one for one, other in zip(answers, of_others, strict=True) if not other]
     storage.write_text(path, "".join(ranking_lines(answers, without)))
     storage.write_text(run.path("annotations.csv"), "".join(csv_lines(answers, without)))
     of_rank = [one for one in answers if one.kind == RANK]
-    ranked = work(of_rank, without)
+    ranked = regular_answers(of_rank, without)
     left = f", without {', '.join(sorted(without))}" if without else ""
     left += f", without {sum(of_others)} of other rounds" if any(of_others) else ""
     probabilities = _probabilities(run)
     tell_result(
         f"{len(ranked)} rankings by {len({one.annotator for one in ranked})} people{left}; {path}", stage="annotations"
     )
-    say(str(preference_yield(of_rank, probabilities, without)), stage="annotations")
+    say(str(measure_productivity(of_rank, probabilities, without)), stage="annotations")
     return path
 
 

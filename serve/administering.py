@@ -10,12 +10,12 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from hive_ray.annotation import label_studio
-from hive_ray.annotation.exports import answered, csv_lines, ranking_lines
+from hive_ray.annotation.exports import csv_lines, ranking_lines, read_answers
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.overview import overview
 from hive_ray.annotation.people import invite, set_paused
-from hive_ray.annotation.quality import flagged, standings
-from hive_ray.annotation.task_counts import progress
+from hive_ray.annotation.quality import annotator_stats, flagged_names
+from hive_ray.annotation.task_counts import count_tasks
 from hive_ray.annotation.tasks import project_name, project_secret
 from serve.annotating import Asked
 from serve.gallery import as_sent
@@ -44,8 +44,8 @@ class Pause(Asked):
 def people(_: Administrator, request: Request) -> dict[str, Any]:
     """Everybody's standing, and how far the work is."""
     state = request.app.state
-    found = standings(state.database, state.settings)
-    done = progress(state.database, state.settings.mode)
+    found = annotator_stats(state.database, state.settings)
+    done = count_tasks(state.database, state.settings.mode)
     return {"people": [vars(one) for one in found], "progress": vars(done), "mode": state.settings.mode}
 
 
@@ -73,7 +73,7 @@ def overview_page(_: Administrator, request: Request) -> HTMLResponse:
 
 def _without(request: Request, leave_out_flagged: bool) -> set[str]:
     state = request.app.state
-    return flagged(standings(state.database, state.settings)) if leave_out_flagged else set()
+    return flagged_names(annotator_stats(state.database, state.settings)) if leave_out_flagged else set()
 
 
 def _attached(name: str) -> dict[str, str]:
@@ -83,14 +83,14 @@ def _attached(name: str) -> dict[str, str]:
 @routes.get("/admin/export/rankings.jsonl")
 def export_rankings(_: Administrator, request: Request, leave_out_flagged: LeaveOut = False) -> Response:
     """What `rankings.annotations` takes."""
-    lines = ranking_lines(answered(request.app.state.database, RANK), _without(request, leave_out_flagged))
+    lines = ranking_lines(read_answers(request.app.state.database, RANK), _without(request, leave_out_flagged))
     return StreamingResponse(lines, media_type="application/x-ndjson", headers=_attached("rankings.jsonl"))
 
 
 @routes.get("/admin/export/answers.csv")
 def export_csv(_: Administrator, request: Request, leave_out_flagged: LeaveOut = False) -> Response:
     """Every answer, known tasks, repeats and skips too."""
-    lines = csv_lines(answered(request.app.state.database), _without(request, leave_out_flagged))
+    lines = csv_lines(read_answers(request.app.state.database), _without(request, leave_out_flagged))
     return StreamingResponse(lines, media_type="text/csv", headers=_attached("answers.csv"))
 
 
@@ -99,22 +99,22 @@ def export_label_studio(_: Administrator, request: Request, leave_out_flagged: L
     """Tasks with the addresses of their pictures on this server as it was asked, and the answers so far."""
     state = request.app.state
     without = _without(request, leave_out_flagged)
-    answers = [one for one in answered(state.database, RANK) if one.annotator not in without]
+    answers = [one for one in read_answers(state.database, RANK) if one.annotator not in without]
 
     secret, picture = project_secret(state.database), request.url_for("signed_picture")
 
     def address(prompt_id: str, edit_id: str) -> str:
-        signed = label_studio.signature(secret, prompt_id, edit_id)
+        signed = label_studio.picture_signature(secret, prompt_id, edit_id)
         return str(picture.include_query_params(prompt=prompt_id, edit=edit_id, signature=signed))
 
-    rows = label_studio.tasks(state.database, project_name(state.database), address, answers)
+    rows = label_studio.export_tasks(state.database, project_name(state.database), address, answers)
     return StreamingResponse(rows, media_type="application/json", headers=_attached("label-studio.json"))
 
 
 @routes.get("/admin/export/label-studio.xml")
 def export_configuration(_: Administrator, request: Request) -> Response:
     """The labeling configuration that those tasks need."""
-    found = label_studio.configuration(request.app.state.database)
+    found = label_studio.labeling_config(request.app.state.database)
     return Response(found, media_type="text/xml", headers=_attached("label-studio.xml"))
 
 
@@ -122,7 +122,7 @@ def export_configuration(_: Administrator, request: Request) -> Response:
 def signed_picture(prompt: str, edit: str, signature: str, request: Request) -> Response:
     """A picture for Label Studio's page, which is signed in nowhere here: whoever has its address may see it."""
     state = request.app.state
-    wanted = label_studio.signature(project_secret(state.database), prompt, edit)
+    wanted = label_studio.picture_signature(project_secret(state.database), prompt, edit)
     if not hmac.compare_digest(wanted.encode(), signature.encode()):
         raise HTTPException(403, "this address is not signed by this project; export the tasks for Label Studio again")
     content, media_type = as_sent(state.gallery.edit(prompt, edit) if edit else state.gallery.source(prompt))
@@ -133,6 +133,6 @@ def signed_picture(prompt: str, edit: str, signature: str, request: Request) -> 
 def take_in(given: Annotated[Any, Body()], _: Administrator, request: Request) -> dict[str, Any]:
     """Take in what was exported from Label Studio as JSON; the first answers that are left out are named."""
     database = request.app.state.database
-    taken = label_studio.take_in(database, project_name(database), given, time.time())
-    reasons = taken.left_out[: label_studio.SHOWN]
+    taken = label_studio.import_answers(database, project_name(database), given, time.time())
+    reasons = taken.left_out[: label_studio.MAX_REASONS_SHOWN]
     return {"imported": taken.new, "known": taken.known, "left_out": len(taken.left_out), "reasons": reasons}

@@ -32,11 +32,11 @@ from starlette.exceptions import HTTPException
 from hive_ray import storage
 from hive_ray.annotation import tasks
 from hive_ray.annotation.answers import AnswerError
-from hive_ray.annotation.database import Database, DatabaseAway, database_of
+from hive_ray.annotation.database import Database, DatabaseUnavailableError, open_database
 from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
-from hive_ray.annotation.task_queue import Desk, Plan, Refused
+from hive_ray.annotation.task_queue import AssignmentPolicy, RequestRefusedError, TaskQueue
 from hive_ray.cluster.this_machine import keep_replica_here
 from hive_ray.config import Annotation
 from hive_ray.files.settings_file import read_settings
@@ -96,14 +96,14 @@ def settings_of(run: str) -> dict[str, Any]:
 def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
     """The database with the tables of this version and the tasks of this run, and the pictures."""
     gallery = Gallery(storage.absolute(run), settings)
-    database = database_of(run, settings)
+    database = open_database(run, settings)
     database.migrate()
     gold = []
     if settings.gold == "automatic":
-        gold = list(tasks.known_bad(gallery.prompts))
+        gold = list(tasks.automatic_gold(gallery.prompts))
     elif settings.gold:
-        gold = tasks.known_from(read_json_lines(settings.gold, objects=True), settings.gold, gallery.prompts)
-    added = tasks.load(database, settings.mode, [*gallery.prompts, *gold], settings.people_per_task)
+        gold = tasks.read_gold(read_json_lines(settings.gold, objects=True), settings.gold, gallery.prompts)
+    added = tasks.load_tasks(database, settings.mode, [*gallery.prompts, *gold], settings.people_per_task)
     known = f"{len(gold)} tasks of known answer"
     print(f"annotation: {len(gallery.prompts)} prompts and {known}, {added} new; {database}", flush=True)
     return database, gallery
@@ -114,8 +114,8 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
     handlers: dict[Any, Callable[..., Any]] = {
         HTTPException: answer_refused,
         RequestValidationError: answer_invalid,
-        DatabaseAway: _answer_away,
-        Refused: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
+        DatabaseUnavailableError: _answer_away,
+        RequestRefusedError: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
         PictureError: lambda _, error: refusal(404, str(error)),
         Exception: answer_failure,
     }
@@ -129,12 +129,12 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
         lifespan=_few_threads,
         exception_handlers=handlers,
     )
-    plan = Plan(
+    plan = AssignmentPolicy(
         settings.mode, settings.lease_minutes * 60, settings.gold_rate, settings.repeat_rate, settings.repeat_after
     )
     site.state.database, site.state.gallery, site.state.settings = database, gallery, settings
-    desk = site.state.desk = Desk(database, plan)
-    site.state.showing = lru_cache(REMEMBERED)(desk.showing)  # whose task it is and what it shows never changes
+    desk = site.state.desk = TaskQueue(database, plan)
+    site.state.showing = lru_cache(REMEMBERED)(desk.shown_task)  # whose task it is and what it shows never changes
     site.add_middleware(
         Guard, most_bytes=BODY_BYTES, larger=administering.LARGER, headers={**HEADERS, "Cache-Control": "no-store"}
     )
@@ -175,9 +175,9 @@ async def _few_threads(_: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-async def _answer_away(_: Request, error: DatabaseAway) -> JSONResponse:
+async def _answer_away(_: Request, error: DatabaseUnavailableError) -> JSONResponse:
     logger.warning("%s", error)
-    return refusal(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
+    return refusal(503, error.summary, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
 
 
 def links(database: Database, address: str) -> str:
@@ -195,13 +195,13 @@ def app(settings: Annotating) -> Application:
     given = {name: value for name, value in settings.model_dump().items() if name in settings.model_fields_set}
     chosen = Annotation(**_own(settings_of(settings.run) | given))
     database, _ = prepare(settings.run, chosen)
-    chosen = chosen.model_copy(update={"database": database.address})
+    chosen = chosen.model_copy(update={"database": database.connection_url})
     print(links(database, settings.public_address or "http://127.0.0.1:8000"), flush=True)
     database.close()
 
     def build() -> FastAPI:
         keep_replica_here()
-        return web(database_of(settings.run, chosen), Gallery(storage.absolute(settings.run), chosen), chosen)
+        return web(open_database(settings.run, chosen), Gallery(storage.absolute(settings.run), chosen), chosen)
 
     return serve.deployment(serve.ingress(build)(), name="Annotation").options(max_ongoing_requests=200).bind()
 
@@ -220,7 +220,7 @@ def main() -> None:
         print(links(database, address.rstrip("/")), flush=True)
         if warning := warning_for(settings.host):
             print(warning, file=sys.stderr, flush=True)
-    except (ValueError, OSError, DatabaseAway) as error:  # what a person can mend
+    except (ValueError, OSError, DatabaseUnavailableError) as error:  # what a person can mend
         sys.exit(f"{type(error).__name__}: {error}")
     uvicorn.run(web(database, gallery, settings), host=settings.host, port=settings.port, **HTTP)
 

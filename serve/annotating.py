@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
-from hive_ray.annotation.people import SESSION_S, SignedIn, sign_in, sign_out, who
-from hive_ray.annotation.task_counts import done_by
-from hive_ray.annotation.task_queue import Showing
+from hive_ray.annotation.people import SESSION_S, SignedIn, session_owner, sign_in, sign_out
+from hive_ray.annotation.task_counts import num_answered
+from hive_ray.annotation.task_queue import ShownTask
 from serve.gallery import SOURCE, PictureError, as_sent
 from serve.sessions import COOKIE, Person, from_this_site
 
@@ -61,8 +61,8 @@ def _about(request: Request, person: SignedIn) -> dict[str, Any]:
         "paused": person.paused,
         "forgery_token": person.forgery_token,
         "mode": state.settings.mode,
-        "lease_s": state.desk.plan.lease_s,
-        "done": done_by(state.database, person.id),
+        "lease_s": state.desk.policy.lease_s,
+        "done": num_answered(state.database, person.id),
     }
 
 
@@ -71,7 +71,7 @@ def begin(asked: SignIn, request: Request) -> JSONResponse:
     """A session for the owner of a personal link."""
     database = request.app.state.database
     cookie = sign_in(database, asked.token)
-    person = who(database, cookie) if cookie else None
+    person = session_owner(database, cookie) if cookie else None
     if cookie is None or person is None:
         raise HTTPException(401, "this link is not valid (any more); ask the administrator for a new one")
     answer = JSONResponse(_about(request, person))
@@ -95,7 +95,7 @@ def me(person: Person, request: Request) -> dict[str, Any]:
     return _about(request, person)
 
 
-def _described(showing: Showing | None) -> dict[str, Any]:
+def _described(showing: ShownTask | None) -> dict[str, Any]:
     """A task as the page gets it: nothing in it says which editor made what."""
     if showing is None:
         return {"task": None}
@@ -120,11 +120,11 @@ def next_task(asked: Next, person: Person, request: Request) -> dict[str, Any]:
     showing, passed = _readable(state, person.id, asked.holding)
     if passed:
         logger.warning("tasks passed over, which other processes may show: %s", "; ".join(map(str, passed.values())))
-        state.desk.give_back(person.id, passed)
+        state.desk.release(person.id, passed)
     return _described(showing)
 
 
-def _readable(state: State, person_id: int, holding: list[int]) -> tuple[Showing | None, dict[int, PictureError]]:
+def _readable(state: State, person_id: int, holding: list[int]) -> tuple[ShownTask | None, dict[int, PictureError]]:
     """The next task whose pictures can be shown, and the leases that were passed over, with why.
 
     A task with a picture that cannot be read is set aside for everybody. One with a picture that this process does not
@@ -149,13 +149,13 @@ def _readable(state: State, person_id: int, holding: list[int]) -> tuple[Showing
 @routes.post("/api/undo")
 def undo(asked: Undo, person: Person, request: Request) -> dict[str, Any]:
     """The last task that this person answered, with the answer."""
-    return _described(request.app.state.desk.undo(person.id, asked.before))
+    return _described(request.app.state.desk.last_answered(person.id, asked.before))
 
 
 @routes.post("/api/renew")
 def renew(asked: Renew, person: Person, request: Request) -> dict[str, list[int]]:
     """Hold on to tasks that are on the screen."""
-    return {"renewed": request.app.state.desk.renew(person.id, asked.assignments)}
+    return {"renewed": request.app.state.desk.renew_leases(person.id, asked.assignments)}
 
 
 @routes.post("/api/answers")
@@ -163,14 +163,18 @@ def answer(asked: Said, person: Person, request: Request) -> dict[str, Any]:
     """Store an answer; it is on the disk when this returns."""
     state = request.app.state
     stored = state.desk.submit(person.id, asked.assignment, asked.key, asked.answer, asked.seconds, asked.corrects)
-    return {"stored": stored.answer_id, "repeated": stored.repeated, "done": done_by(state.database, person.id)}
+    return {
+        "stored": stored.answer_id,
+        "repeated": stored.already_stored,
+        "done": num_answered(state.database, person.id),
+    }
 
 
 @routes.get("/api/pictures/{assignment}/{place}")
 def picture(assignment: int, place: str, person: Person, request: Request) -> Response:
     """A picture of one of this person's own tasks, by its place on the screen."""
     state = request.app.state
-    showing: Showing = state.showing(person.id, assignment)
+    showing: ShownTask = state.showing(person.id, assignment)
     task = showing.task
     if place == SOURCE:
         image = state.gallery.source(task.prompt_id)

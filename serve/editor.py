@@ -31,8 +31,8 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from hive_ray.annotation.database import Database, DatabaseAway
-from hive_ray.annotation.feedback import record
+from hive_ray.annotation.database import Database, DatabaseUnavailableError
+from hive_ray.annotation.feedback import store_feedback
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.cluster.this_machine import keep_replica_here
 from hive_ray.config import Section
@@ -289,7 +289,7 @@ class EditorPage:
         source, after = await image.read(), await edited.read()
 
         def store() -> bool:
-            return record(
+            return store_feedback(
                 feedback, key=key, editor=self.version, instruction=instruction.strip(), liked=liked,
                 settings=asked, source_image=fit(source, self.card.resolution),
                 edited_image=fit(after, self.card.resolution),
@@ -297,8 +297,8 @@ class EditorPage:
 
         try:
             return {"new": await asyncio.to_thread(store)}
-        except DatabaseAway as error:
-            raise HTTPException(503, error.plainly, {"Retry-After": str(RETRY_AFTER_S)}) from error
+        except DatabaseUnavailableError as error:
+            raise HTTPException(503, error.summary, {"Retry-After": str(RETRY_AFTER_S)}) from error
 
     @web.get("/v1/models")
     async def list_models(self) -> dict:
@@ -456,5 +456,5 @@ def app(settings: Serving) -> Application:
         version, database = model_digest(folder), Database(settings.feedback)
         database.migrate()
         database.close()
-        settings = settings.model_copy(update={"feedback": database.address})
+        settings = settings.model_copy(update={"feedback": database.connection_url})
     return page.bind(model, Path(folder).name, card, version, settings)

@@ -15,7 +15,7 @@ from threading import Lock
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.annotation.tasks import ANOTHER, UNCHANGED, Prompt
+from hive_ray.annotation.tasks import OTHER_SOURCE_PREFIX, UNCHANGED_PREFIX, Prompt
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
 from hive_ray.artifacts.tables import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
 from hive_ray.config import Annotation
@@ -182,7 +182,7 @@ class Catalogue:
 
     def edit(self, prompt_id: str, edit_id: str) -> bytes:
         """As `Gallery.edit`."""
-        for bad in (UNCHANGED, ANOTHER):
+        for bad in (UNCHANGED_PREFIX, OTHER_SOURCE_PREFIX):
             if edit_id.startswith(bad):
                 return self.source(edit_id.removeprefix(bad))
         for place in self._places(prompt_id):

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Cookie, Depends, Header, Request
 from starlette.exceptions import HTTPException
 
-from hive_ray.annotation.people import SignedIn, same_token, who
+from hive_ray.annotation.people import SignedIn, session_owner, tokens_match
 
 COOKIE = "hive_ray_session"
 CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
@@ -23,12 +23,12 @@ def signed_in(
     x_forgery_token: Annotated[str, Header()] = "",
 ) -> SignedIn:
     """The person whose session this is; changes need the page's token as well."""
-    person = who(request.app.state.database, hive_ray_session) if hive_ray_session else None
+    person = session_owner(request.app.state.database, hive_ray_session) if hive_ray_session else None
     if person is None:
         raise HTTPException(401, "you are not signed in; open your personal link")
     if request.method in CHANGES:
         from_this_site(request.headers.get("sec-fetch-site"))
-        if not same_token(x_forgery_token, person.forgery_token):
+        if not tokens_match(x_forgery_token, person.forgery_token):
             raise HTTPException(403, "the forgery token is missing or not this session's; load the page again")
     return person
 

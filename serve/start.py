@@ -15,7 +15,7 @@ import tyro
 from pydantic import Field
 from ray import serve
 
-from hive_ray.annotation.database import DatabaseAway
+from hive_ray.annotation.database import DatabaseUnavailableError
 from hive_ray.cluster.starting import start_ray
 from hive_ray.errors import Stopped
 from serve.editor import Serving, app
@@ -59,7 +59,7 @@ def main() -> None:
     """Read the command line and serve."""
     try:
         serve_editor(tyro.cli(Starting, default=Starting(), prog="python -m serve.start"))
-    except (ValueError, OSError, Stopped, DatabaseAway) as error:  # what a person can mend
+    except (ValueError, OSError, Stopped, DatabaseUnavailableError) as error:  # what a person can mend
         sys.exit(f"{type(error).__name__}: {error}")
 
 

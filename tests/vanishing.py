@@ -18,7 +18,7 @@ import time
 from sqlalchemy import text
 
 from hive_ray.annotation import database
-from hive_ray.annotation.database import Database, DatabaseAway
+from hive_ray.annotation.database import Database, DatabaseUnavailableError
 
 SILENCE_S, PROBE_S, PATIENCE_S = 2.0, 1.0, 2.0
 SET_FLAGS, IS_UP = 0x8914, 1
@@ -54,13 +54,13 @@ def seconds_until_away(asked: Database, query: str) -> float:
     began = time.monotonic()
     try:
         asked.read(lambda session: session.execute(text(query)).all())
-    except DatabaseAway:
+    except DatabaseUnavailableError:
         return time.monotonic() - began
     raise AssertionError(f"{query} was answered")
 
 
 def main(folder: str, name: str) -> None:
-    database.SILENCE_S, database.PROBE_S, database.PATIENCE_S = SILENCE_S, PROBE_S, PATIENCE_S
+    database.TCP_TIMEOUT_S, database.KEEPALIVE_S, database.TIMEOUT_S = SILENCE_S, PROBE_S, PATIENCE_S
     switch(on=True)
     asked = Database(f"postgresql://hive@127.0.0.1:{door(f'{folder}/.s.PGSQL.5432')}/{name}")
     threading.Timer(0.5, switch, [False]).start()

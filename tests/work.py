@@ -3,7 +3,7 @@
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import RANK, Person
 from hive_ray.annotation.people import invite
-from hive_ray.annotation.tasks import Prompt, load
+from hive_ray.annotation.tasks import Prompt, load_tasks
 
 
 def prompts(count: int, num_edits: int = 4) -> list[Prompt]:
@@ -18,7 +18,7 @@ def _prompt(prompt_id: str, instruction: str, num_edits: int) -> Prompt:
 
 def loaded(database: Database, count: int, people_per_task: int = 1, num_edits: int = 4, kind: str = RANK) -> None:
     """`count` tasks of that kind."""
-    load(database, kind, prompts(count, num_edits), people_per_task)
+    load_tasks(database, kind, prompts(count, num_edits), people_per_task)
 
 
 def hired(database: Database, name: str) -> int:

@@ -16,7 +16,7 @@ from hive_ray.statistics.agreement import RankingError, check_ranks, dense_ranks
 
 QUESTIONS = ("follows", "preserves")
 """Of the user study: which edit follows the instruction better, and which keeps the rest better."""
-MAX_REASON = 300
+MAX_REASON_LENGTH = 300
 Verdict = dict[str, Any]
 
 
@@ -24,7 +24,7 @@ class AnswerError(ValueError):
     """An answer that does not fit its task."""
 
 
-def checked(kind: str, answer: Any, shown: Sequence[int]) -> Verdict:
+def to_verdict(kind: str, answer: Any, shown: Sequence[int]) -> Verdict:
     """An answer about edits in the order `shown` as a verdict about them in the task's order; or an AnswerError.
 
     `shown[i]` is the place in the task of the edit that was shown at place i.
@@ -38,10 +38,15 @@ def checked(kind: str, answer: Any, shown: Sequence[int]) -> Verdict:
 
 def _skipped(answer: Verdict) -> Verdict:
     reason = answer["skipped"]
-    if set(answer) != {"skipped"} or not isinstance(reason, str) or not reason.strip() or len(reason) > MAX_REASON:
+    if (
+        set(answer) != {"skipped"}
+        or not isinstance(reason, str)
+        or not reason.strip()
+        or len(reason) > MAX_REASON_LENGTH
+    ):
         raise AnswerError(
             f"skipped is {str(reason)[:60]!r} beside {sorted(set(answer) - {'skipped'})}; give a reason of 1 to"
-            f" {MAX_REASON} characters, and nothing else"
+            f" {MAX_REASON_LENGTH} characters, and nothing else"
         )
     return {"skipped": repaired(reason.strip()).replace("\0", "\ufffd")}
 
@@ -76,8 +81,8 @@ def _compared(answer: Verdict, shown: list[int]) -> Verdict:
     return verdict
 
 
-def as_shown(verdict: Verdict, shown: Sequence[int]) -> Verdict:
-    """A verdict about the task's edits as an answer about them in the order `shown`: undoes `checked`."""
+def to_answer(verdict: Verdict, shown: Sequence[int]) -> Verdict:
+    """A verdict about the task's edits as an answer about them in the order `shown`: undoes `to_verdict`."""
     if "ranks" in verdict:
         return verdict | {"ranks": [verdict["ranks"][place] for place in shown]}
     if "skipped" in verdict:
@@ -86,7 +91,7 @@ def as_shown(verdict: Verdict, shown: Sequence[int]) -> Verdict:
     return {name: None if verdict[name] is None else place_of[verdict[name]] for name in QUESTIONS}
 
 
-def knows_better(gold: dict[str, list[str]], edit_ids: Sequence[str], verdict: Verdict) -> bool | None:
+def agrees_with_gold(gold: dict[str, list[str]], edit_ids: Sequence[str], verdict: Verdict) -> bool | None:
     """Whether an answer agrees with the known one: the best of the better edits is above the best of the worse ones.
 
     None where the person skipped the task.

@@ -25,28 +25,28 @@ from sqlalchemy.orm import Session
 from hive_ray import storage
 from hive_ray.config import Annotation
 
-PATIENCE_S = 4.0
+TIMEOUT_S = 4.0
 """How long a request waits for the database before it is answered that it is not there."""
-SILENCE_S = 10.0
+TCP_TIMEOUT_S = 10.0
 """A connection to PostgreSQL on which nothing is acknowledged for so long is given up: the server's machine is gone.
 By itself the system sends again for a quarter of an hour, and listens for two hours. A server that is only slow, or
 waits for a lock, does acknowledge."""
-PROBE_S = 2.0
+KEEPALIVE_S = 2.0
 """After so long without a word the other machine is asked whether it is there, and then as often again."""
-CONNECTIONS = 16
+POOL_SIZE = 16
 """Kept open by a process; a few more come and go where that many are in use."""
-ATTEMPTS = 4
+MAX_ATTEMPTS = 4
 """Times that a transaction is done, where PostgreSQL gave it up for another one."""
-LOST_RACES = {"40001", "40P01"}  # serialization_failure, deadlock_detected
+CONFLICT_CODES = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 MIGRATIONS = Path(__file__).parent / "migrations"
 T = TypeVar("T")
 
 
-class DatabaseAway(RuntimeError):
+class DatabaseUnavailableError(RuntimeError):
     """The database is locked, read-only or gone: nothing was stored; the same request may be sent again."""
 
     @property
-    def plainly(self) -> str:
+    def summary(self) -> str:
         """What is wrong, without the address, for people who need not know it."""
         message = str(self).lower()
         busy = any(word in message for word in ("locked", "lock timeout", "busy", "no free connection"))
@@ -81,7 +81,7 @@ class Database:
         self.engine = _sqlite(self.file) if self.file is not None else _postgresql(parsed)
 
     @property
-    def address(self) -> str:
+    def connection_url(self) -> str:
         """What opens the same database from any folder; with its password."""
         if self.file is not None:
             return f"sqlite:///{self.file.absolute()}"
@@ -109,10 +109,10 @@ class Database:
 
     def write(self, act: Callable[[Session], T]) -> T:
         """`act` in a transaction that is stored before this returns, or not at all; `act` may be called again."""
-        for _ in range(ATTEMPTS - 1):
+        for _ in range(MAX_ATTEMPTS - 1):
             try:
                 return self._transaction(act, writes=True)
-            except LostRace:
+            except TransactionConflictError:
                 continue
         return self._transaction(act, writes=True)
 
@@ -139,8 +139,8 @@ class Database:
                 yield connection
             return
         self._same_file(self.file)
-        if writes and not self._writer.acquire(timeout=PATIENCE_S):
-            raise DatabaseAway(f"{self} has been busy for {PATIENCE_S:g} s; try again")
+        if writes and not self._writer.acquire(timeout=TIMEOUT_S):
+            raise DatabaseUnavailableError(f"{self} has been busy for {TIMEOUT_S:g} s; try again")
         try:
             with self.engine.connect().execution_options(writes=writes) as connection, connection.begin():
                 yield connection
@@ -153,7 +153,7 @@ class Database:
         try:
             status = os.stat(file)
         except OSError as error:
-            raise DatabaseAway(f"{self} is gone ({error.strerror}); put it back") from error
+            raise DatabaseUnavailableError(f"{self} is gone ({error.strerror}); put it back") from error
         if self._identity is None:
             self._identity = status.st_dev, status.st_ino
         elif self._identity != (status.st_dev, status.st_ino):
@@ -162,28 +162,30 @@ class Database:
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """Errors of the way to the database as DatabaseAway; those of what is stored as they are."""
+        """Errors of the way to the database as DatabaseUnavailableError; those of what is stored as they are."""
         try:
             yield
         except (IntegrityError, DataError, ProgrammingError):
             raise
         except PoolTimeout as error:
-            raise DatabaseAway(f"{self}: no free connection for {PATIENCE_S:g} s; try again") from error
+            raise DatabaseUnavailableError(f"{self}: no free connection for {TIMEOUT_S:g} s; try again") from error
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) in LOST_RACES:
-                raise LostRace(str(error.orig)) from error
-            raise DatabaseAway(f"{self} cannot be used now: {str(error.orig).strip().splitlines()[0]}") from error
+            if getattr(error.orig, "sqlstate", None) in CONFLICT_CODES:
+                raise TransactionConflictError(str(error.orig)) from error
+            raise DatabaseUnavailableError(
+                f"{self} cannot be used now: {str(error.orig).strip().splitlines()[0]}"
+            ) from error
 
 
-class LostRace(DatabaseAway):
+class TransactionConflictError(DatabaseUnavailableError):
     """PostgreSQL gave up this transaction for another one."""
 
 
 def _sqlite(file: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///file:{quote(str(file.absolute()))}?mode=rw&uri=true",  # never make an empty one where it is missing
-        connect_args={"timeout": PATIENCE_S, "check_same_thread": False},
-        pool_size=CONNECTIONS, pool_timeout=PATIENCE_S,
+        connect_args={"timeout": TIMEOUT_S, "check_same_thread": False},
+        pool_size=POOL_SIZE, pool_timeout=TIMEOUT_S,
     )  # fmt: skip
 
     @event.listens_for(engine, "connect")
@@ -202,16 +204,16 @@ def _sqlite(file: Path) -> Engine:
 
 def _postgresql(url: Any) -> Engine:
     return create_engine(
-        url, pool_size=CONNECTIONS, pool_timeout=PATIENCE_S, pool_pre_ping=True,
+        url, pool_size=POOL_SIZE, pool_timeout=TIMEOUT_S, pool_pre_ping=True,
         connect_args={
-            "connect_timeout": int(PATIENCE_S), "options": f"-c lock_timeout={int(PATIENCE_S * 1000)}",
-            "keepalives": 1, "keepalives_idle": int(PROBE_S), "keepalives_interval": int(PROBE_S),
-            "keepalives_count": int(SILENCE_S / PROBE_S), "tcp_user_timeout": int(SILENCE_S * 1000),
+            "connect_timeout": int(TIMEOUT_S), "options": f"-c lock_timeout={int(TIMEOUT_S * 1000)}",
+            "keepalives": 1, "keepalives_idle": int(KEEPALIVE_S), "keepalives_interval": int(KEEPALIVE_S),
+            "keepalives_count": int(TCP_TIMEOUT_S / KEEPALIVE_S), "tcp_user_timeout": int(TCP_TIMEOUT_S * 1000),
         },
     )  # fmt: skip
 
 
-def database_of(run: str, settings: Annotation) -> Database:
+def open_database(run: str, settings: Annotation) -> Database:
     """The database of a run."""
     if settings.database:
         return Database(settings.database)

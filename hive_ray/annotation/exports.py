@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from hive_ray.annotation.answers import QUESTIONS, Verdict, knows_better
+from hive_ray.annotation.answers import QUESTIONS, Verdict, agrees_with_gold
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Answer, Assignment, Person, Task
 from hive_ray.files.text_files import repaired
 
-COLUMNS = (
+CSV_COLUMNS = (
     "kind", "prompt_id", "instruction", "annotator", "attempt", "edit_ids", "editors", "shown", "ranks",
     "none_acceptable", *QUESTIONS, "skipped", "known", "seconds", "at",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerRecord:
     """One answer that counts, with its task and its person."""
 
     kind: str
@@ -50,17 +50,17 @@ class Answered:
     """Whether its task is handed out now. Tasks of earlier rounds, for example, are not."""
 
     @property
-    def known(self) -> bool | None:
+    def agrees_with_gold(self) -> bool | None:
         """Whether it agrees with the known answer of a gold task; None for other tasks and for skipped ones."""
-        return knows_better(self.gold, self.edit_ids, self.verdict) if self.gold else None
+        return agrees_with_gold(self.gold, self.edit_ids, self.verdict) if self.gold else None
 
     @property
-    def is_work(self) -> bool:
+    def is_regular(self) -> bool:
         """Whether it is the first answer to a task without a known answer, and not a skip."""
         return not self.gold and not self.attempt and "skipped" not in self.verdict
 
 
-def answered(database: Database, kind: str | None = None) -> list[Answered]:
+def read_answers(database: Database, kind: str | None = None) -> list[AnswerRecord]:
     """Every answer that counts (the last of each showing), in the order of tasks and then of time."""
     latest = select(func.max(Answer.id)).group_by(Answer.assignment_id)
     query = (
@@ -74,9 +74,9 @@ def answered(database: Database, kind: str | None = None) -> list[Answered]:
     if kind is not None:
         query = query.where(Task.kind == kind)
 
-    def read(session: Session) -> list[Answered]:
+    def read(session: Session) -> list[AnswerRecord]:
         return [
-            Answered(
+            AnswerRecord(
                 task.kind, task.prompt_id, task.instruction, tuple(task.edit_ids), tuple(task.editors), task.gold, name,
                 assignment.attempt, tuple(assignment.shown), answer.verdict, answer.seconds, answer.at, task.id,
                 answer.id, task.present,
@@ -87,14 +87,14 @@ def answered(database: Database, kind: str | None = None) -> list[Answered]:
     return database.read(read)
 
 
-def work(answers: list[Answered], without: Collection[str] = ()) -> list[Answered]:
-    """The answers that count as work (`Answered.is_work`), of people who are not in `without`."""
-    return [answer for answer in answers if answer.is_work and answer.annotator not in without]
+def regular_answers(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> list[AnswerRecord]:
+    """The answers that count as work (`AnswerRecord.is_regular`), of people who are not in `excluded`."""
+    return [answer for answer in answers if answer.is_regular and answer.annotator not in excluded]
 
 
-def ranking_lines(answers: list[Answered], without: Collection[str] = ()) -> Iterator[str]:
+def ranking_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> Iterator[str]:
     """JSON lines as `rankings.annotations` reads them: ranks aligned with edit_ids, 1 is best, ties share a rank."""
-    for answer in work(answers, without):
+    for answer in regular_answers(answers, excluded):
         if "ranks" in answer.verdict:
             record = {
                 "prompt_id": answer.prompt_id, "annotator": answer.annotator, "ranks": answer.verdict["ranks"],
@@ -104,17 +104,17 @@ def ranking_lines(answers: list[Answered], without: Collection[str] = ()) -> Ite
             yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def csv_lines(answers: list[Answered], without: Collection[str] = ()) -> Iterator[str]:
+def csv_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> Iterator[str]:
     """CSV: a header, and a row for every answer.
 
     Lists are separated by spaces. An apostrophe protects texts that a spreadsheet would take for a formula.
     """
-    yield _csv(COLUMNS)
+    yield _csv(CSV_COLUMNS)
     for answer in answers:
-        if answer.annotator not in without:
+        if answer.annotator not in excluded:
             verdict = answer.verdict
             sides = [_side(answer, verdict[name]) if name in verdict else "" for name in QUESTIONS]
-            known = "" if answer.known is None else str(answer.known).lower()
+            known = "" if answer.agrees_with_gold is None else str(answer.agrees_with_gold).lower()
             none_acceptable = str(verdict["none_acceptable"]).lower() if "ranks" in verdict else ""
             yield _csv(
                 (
@@ -127,7 +127,7 @@ def csv_lines(answers: list[Answered], without: Collection[str] = ()) -> Iterato
             )  # fmt: skip
 
 
-def _side(answer: Answered, place: int | None) -> str:
+def _side(answer: AnswerRecord, place: int | None) -> str:
     return "same" if place is None else answer.editors[place]
 
 

@@ -19,13 +19,13 @@ from hive_ray.files.text_files import repaired
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
 
-AT_ONCE = 50
-ANNOTATOR = "thumbs"
-MOST_LIKED, MOST_DISLIKED = 5, 4
+BATCH_ROWS = 50
+THUMBS_ANNOTATOR = "thumbs"
+MAX_LIKED, MAX_DISLIKED = 5, 4
 """Most edits of each kind in a ranking: together as many as people rank at a time."""
 
 
-def record(
+def store_feedback(
     database: Database, *, key: str, editor: str, instruction: str, liked: bool, settings: dict[str, Any],
     source_image: bytes, edited_image: bytes, now: float | None = None,
 ) -> bool:  # fmt: skip
@@ -54,9 +54,9 @@ def record(
     return database.write(store)
 
 
-def recorded(database: Database, editor: str | None = None) -> Iterator[Feedback]:
+def read_feedback(database: Database, editor: str | None = None) -> Iterator[Feedback]:
     """All feedback, or that on one version of an editor (its digest), in the order in which it came."""
-    query = select(Feedback).order_by(Feedback.id).limit(AT_ONCE)
+    query = select(Feedback).order_by(Feedback.id).limit(BATCH_ROWS)
     if editor is not None:
         query = query.where(Feedback.editor == editor)
     last = 0
@@ -81,28 +81,28 @@ class Thumb:
     liked: bool
 
 
-def thumbs(database: Database) -> list[Thumb]:
+def read_thumbs(database: Database) -> list[Thumb]:
     """All thumbs as they are now, in the order in which they came."""
     all_thumbs = []
-    for row in recorded(database):
-        prompt_id = id_for("prompt", ANNOTATOR, repaired(row.instruction), row.source_image)
+    for row in read_feedback(database):
+        prompt_id = id_for("prompt", THUMBS_ANNOTATOR, repaired(row.instruction), row.source_image)
         all_thumbs.append(Thumb(row.id, row.key, prompt_id, id_for("thumb", prompt_id, row.edited_image), row.liked))
     return all_thumbs
 
 
-def rankings_of(database: Database, all_thumbs: list[Thumb]) -> Iterator[Row]:
+def rankings_from_thumbs(database: Database, thumbs: list[Thumb]) -> Iterator[Row]:
     """Thumbs -> RANKINGS rows by the annotator "thumbs", and {"dropped": reason} for each thumb that is in none.
 
     For each picture and instruction, edits with more thumbs up than down have rank 1, those with fewer rank 2. There
     is a ranking only where there are both. Pictures have the editor's resolution; captions are "".
     """
     of_prompt: dict[str, dict[str, list[Thumb]]] = defaultdict(lambda: defaultdict(list))
-    for thumb in all_thumbs:
+    for thumb in thumbs:
         of_prompt[thumb.prompt_id][thumb.edit_id].append(thumb)
     for edits in of_prompt.values():
         balance = {edit_id: _balance(thumbs_of_edit) for edit_id, thumbs_of_edit in edits.items()}
-        liked = [edit_id for edit_id in edits if balance[edit_id] > 0][-MOST_LIKED:]
-        disliked = [edit_id for edit_id in edits if balance[edit_id] < 0][-MOST_DISLIKED:]
+        liked = [edit_id for edit_id in edits if balance[edit_id] > 0][-MAX_LIKED:]
+        disliked = [edit_id for edit_id in edits if balance[edit_id] < 0][-MAX_DISLIKED:]
         ranked = [*liked, *disliked] if liked and disliked else []
         for edit_id in edits.keys() - set(ranked):
             alone = "too_many_edits" if ranked else "nothing_to_compare_with"
@@ -122,7 +122,7 @@ def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
     first = next(iter(edits.values()))
     sampled = ("seed", "guidance_scale", "image_guidance_scale")
     return {
-        "ranking_id": id_for("ranking", prompt_id, ANNOTATOR, *edits),
+        "ranking_id": id_for("ranking", prompt_id, THUMBS_ANNOTATOR, *edits),
         "prompt_id": prompt_id,
         "instruction": first.instruction,
         "source_caption": "",
@@ -138,7 +138,7 @@ def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
             for edit_id, edit in edits.items()
         ],
         "editor": " ".join(sorted({edit.editor for edit in edits.values()})),
-        "annotator": ANNOTATOR,
+        "annotator": THUMBS_ANNOTATOR,
         "ranks": [1] * num_liked + [2] * (len(edits) - num_liked),
     }
 

@@ -17,37 +17,37 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.exports import Answered
+from hive_ray.annotation.exports import AnswerRecord
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, ANSWERED, RANK, SKIPPED, Answer, Assignment, Person, Task
 from hive_ray.files.text_files import repaired
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import dense_ranks
 
-BUCKET = "rank_"
+BUCKET_PREFIX = "rank_"
 MAX_EDITS = 9
-MOST_SECONDS = 1e9
-MOST_ID = 2**63 - 1
-NAME_LENGTH = 200
-SHOWN, SAMPLE_LENGTH = 5, 300
+MAX_SECONDS = 1e9
+MAX_ID = 2**63 - 1
+MAX_NAME_LENGTH = 200
+MAX_REASONS_SHOWN, MAX_REASON_SHOWN = 5, 300
 """Reasons that an error shows, and characters of each."""
-SKIPPED_THERE = "skipped in Label Studio"
+SKIP_REASON = "skipped in Label Studio"
 
 
 class LabelStudioError(ValueError):
     """A file that is not what Label Studio gives for the tasks of this project."""
 
 
-def signature(secret: str, prompt_id: str, edit_id: str) -> str:
+def picture_signature(secret: str, prompt_id: str, edit_id: str) -> str:
     """Of the address of one picture, which whoever has it may see ("" is the source): HMAC-SHA256, 32 hex digits."""
     return hmac.new(secret.encode(), json.dumps([prompt_id, edit_id]).encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def configuration(database: Database) -> str:
+def labeling_config(database: Database) -> str:
     """The labeling configuration that the tasks need: a bucket for each rank of the task with the most edits."""
     query = select(Task.edit_ids).where(Task.kind == RANK)
     edit_ids_of_tasks = database.read(lambda session: list(session.scalars(query)))
     num_edits = max(map(len, edit_ids_of_tasks), default=MAX_EDITS)
-    buckets = "".join(f'<Bucket name="{BUCKET}{rank}" title="Rank {rank}"/>' for rank in range(1, num_edits + 1))
+    buckets = "".join(f'<Bucket name="{BUCKET_PREFIX}{rank}" title="Rank {rank}"/>' for rank in range(1, num_edits + 1))
     return (
         '<View><Header value="$instruction"/><Image name="picture" value="$source_image" maxWidth="360px"/>'
         f'<List name="edits" value="$edits" title="Edits"/><Ranker name="ranks" toName="edits">{buckets}</Ranker>'
@@ -55,15 +55,15 @@ def configuration(database: Database) -> str:
     )
 
 
-def tasks(
-    database: Database, project: str, address: Callable[[str, str], str], answers: list[Answered]
+def export_tasks(
+    database: Database, project: str, address: Callable[[str, str], str], answers: list[AnswerRecord]
 ) -> Iterator[str]:
     """The pieces of a JSON file with every task of unknown answer, its pictures' addresses, and the answers to it.
 
     `address` takes a prompt and an edit id, or "" for the source. Answers are nobody's there, since Label Studio
     refuses a file that names people whom it does not know; they are known again by `import_id` when they come back.
     """
-    by_task: dict[int, list[Answered]] = {}
+    by_task: dict[int, list[AnswerRecord]] = {}
     for answer in answers:
         if not answer.attempt and not answer.gold:
             by_task.setdefault(answer.task_id, []).append(answer)
@@ -80,7 +80,7 @@ def _array(rows: Iterable[str]) -> Iterator[str]:
     yield "\n]\n"
 
 
-def _task(task: Task, project: str, address: Callable[[str, str], str], answers: list[Answered]) -> dict[str, Any]:
+def _task(task: Task, project: str, address: Callable[[str, str], str], answers: list[AnswerRecord]) -> dict[str, Any]:
     def shown(edit_id: str) -> str:
         return f'<img src="{escape(address(task.prompt_id, edit_id), quote=True)}" alt="an edit" width="100%">'
 
@@ -92,14 +92,14 @@ def _task(task: Task, project: str, address: Callable[[str, str], str], answers:
     return {"data": data, "annotations": [_annotation(answer) for answer in answers]}
 
 
-def _annotation(answer: Answered) -> dict[str, Any]:
+def _annotation(answer: AnswerRecord) -> dict[str, Any]:
     same = {"id": answer.answer_id, "import_id": answer.answer_id, "lead_time": round(answer.seconds, 2)}
     if "skipped" in answer.verdict:
         return {**same, "was_cancelled": True, "result": []}
     ranks = answer.verdict["ranks"]
-    buckets: dict[str, list[str]] = {f"{BUCKET}{rank}": [] for rank in sorted(set(ranks))}
+    buckets: dict[str, list[str]] = {f"{BUCKET_PREFIX}{rank}": [] for rank in sorted(set(ranks))}
     for edit_id, rank in zip(answer.edit_ids, ranks, strict=True):
-        buckets[f"{BUCKET}{rank}"].append(edit_id)
+        buckets[f"{BUCKET_PREFIX}{rank}"].append(edit_id)
     result = [{"from_name": "ranks", "to_name": "edits", "type": "ranker", "value": {"ranker": buckets}}]
     if answer.verdict["none_acceptable"]:
         chosen = {"choices": ["None is acceptable"]}
@@ -108,7 +108,7 @@ def _annotation(answer: Answered) -> dict[str, Any]:
 
 
 @dataclass
-class Taken:
+class ImportResult:
     """What became of the answers in a Label Studio file."""
 
     new: int = 0
@@ -118,7 +118,7 @@ class Taken:
     """What is wrong with each of the others, and with each task that cannot be used."""
 
 
-def take_in(database: Database, project: str, export: Any, now: float) -> Taken:
+def import_answers(database: Database, project: str, export: Any, now: float) -> ImportResult:
     """Store the answers of a Label Studio export (JSON), and name those that cannot be used.
 
     Raises a LabelStudioError, and stores nothing, if the file holds no list, or more of it cannot be used than can: it
@@ -131,8 +131,8 @@ def take_in(database: Database, project: str, export: Any, now: float) -> Taken:
     except RecursionError as error:
         raise LabelStudioError("the file is nested too deeply to be an export of tasks") from error
 
-    def store(session: Session) -> Taken:
-        taken = Taken()
+    def store(session: Session) -> ImportResult:
+        taken = ImportResult()
         for number, row in enumerate(rows):
             try:
                 task = _known_task(session, project, row, number)
@@ -141,17 +141,17 @@ def take_in(database: Database, project: str, export: Any, now: float) -> Taken:
                 taken.left_out += [str(error)] * _num_answers(row)
                 continue
             for place, annotation in annotations:
-                _take(session, task, annotation, place, now, taken)
+                _import_annotation(session, task, annotation, place, now, taken)
         if len(taken.left_out) > taken.new + taken.known:
-            raise LabelStudioError(_why_nothing(taken))
+            raise LabelStudioError(_mostly_unusable(taken))
         return taken
 
     return database.write(store)
 
 
-def _why_nothing(taken: Taken) -> str:
+def _mostly_unusable(taken: ImportResult) -> str:
     usable = taken.new + taken.known
-    shown = "; ".join(list(dict.fromkeys(taken.left_out))[:SHOWN])
+    shown = "; ".join(list(dict.fromkeys(taken.left_out))[:MAX_REASONS_SHOWN])
     return (
         f"{len(taken.left_out)} of {len(taken.left_out) + usable} answers and tasks cannot be used, and nothing is "
         f"taken in: {shown}"
@@ -171,7 +171,9 @@ def _annotations_of(row: dict[str, Any], place: str) -> list[tuple[str, Any]]:
     return [(f"{place}, annotation {number}", annotation) for number, annotation in enumerate(annotations)]
 
 
-def _take(session: Session, task: Task, annotation: Any, place: str, now: float, taken: Taken) -> None:
+def _import_annotation(
+    session: Session, task: Task, annotation: Any, place: str, now: float, taken: ImportResult
+) -> None:
     """Store one answer if it is new and can be used."""
     try:
         if _is_ours(session, task, annotation):
@@ -180,9 +182,9 @@ def _take(session: Session, task: Task, annotation: Any, place: str, now: float,
         name = _name(annotation.get("completed_by"))
         verdict, seconds = _verdict(task, annotation), _seconds(annotation.get("lead_time"))
     except (AttributeError, KeyError, TypeError) as error:
-        taken.left_out.append(f"{place} is not as Label Studio writes it: {error!r}"[:SAMPLE_LENGTH])
+        taken.left_out.append(f"{place} is not as Label Studio writes it: {error!r}"[:MAX_REASON_SHOWN])
     except ValueError as error:
-        taken.left_out.append(f"{place}: {error}"[:SAMPLE_LENGTH])
+        taken.left_out.append(f"{place}: {error}"[:MAX_REASON_SHOWN])
     else:
         is_new = _store(session, task, name, verdict, seconds, now)
         taken.new += is_new
@@ -194,7 +196,7 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
     if not isinstance(data, dict):
         raise LabelStudioError(f"task {number} has no data; export the tasks as JSON (not JSON-MIN)")
     if data.get("hive_ray_project") != project:
-        whose = repr(data.get("hive_ray_project"))[:NAME_LENGTH]
+        whose = repr(data.get("hive_ray_project"))[:MAX_NAME_LENGTH]
         raise LabelStudioError(
             f"task {number} is of the project {whose}, and this is {project!r}: give results of the tasks that were "
             "exported here"
@@ -203,7 +205,7 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
     query = select(Task).where(Task.key == key, Task.kind == RANK, Task.gold.is_(None))
     task = session.scalars(query).first() if _storable(key) else None
     if task is None:
-        raise LabelStudioError(f"task {number} is {repr(key)[:NAME_LENGTH]}, which is unknown here")
+        raise LabelStudioError(f"task {number} is {repr(key)[:MAX_NAME_LENGTH]}, which is unknown here")
     return task
 
 
@@ -215,7 +217,7 @@ def _storable(text: Any) -> bool:
 def _is_ours(session: Session, task: Task, annotation: dict[str, Any]) -> bool:
     """Whether an answer was exported from here."""
     ours = annotation.get("import_id")
-    if type(ours) is not int or not 0 < ours <= MOST_ID:
+    if type(ours) is not int or not 0 < ours <= MAX_ID:
         return False
     known = select(Answer.id).join(Assignment).where(Answer.id == ours, Assignment.task_id == task.id)
     return session.scalars(known).first() is not None
@@ -257,10 +259,10 @@ def _person(session: Session, name: str, now: float) -> Person:
 def _name(completed_by: Any) -> str:
     """Who answered, by what Label Studio says of them."""
     name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
-    if type(name) is int and 0 <= name <= MOST_ID:
+    if type(name) is int and 0 <= name <= MAX_ID:
         return f"Label Studio {name}"
-    if not isinstance(name, str) or not _storable(name) or not name.strip() or len(name) > NAME_LENGTH:
-        raise LabelStudioError(f"completed_by is {repr(completed_by)[:NAME_LENGTH]}; it names no person")
+    if not isinstance(name, str) or not _storable(name) or not name.strip() or len(name) > MAX_NAME_LENGTH:
+        raise LabelStudioError(f"completed_by is {repr(completed_by)[:MAX_NAME_LENGTH]}; it names no person")
     return name
 
 
@@ -268,20 +270,20 @@ def _seconds(lead_time: Any) -> float:
     """Time for an answer; 0 where Label Studio did not measure it."""
     if lead_time is None:
         return 0.0
-    if type(lead_time) not in (int, float) or not 0 <= lead_time <= MOST_SECONDS:
-        raise LabelStudioError(f"lead_time is {str(lead_time)[:60]}; wanted 0 to {MOST_SECONDS:g} seconds")
+    if type(lead_time) not in (int, float) or not 0 <= lead_time <= MAX_SECONDS:
+        raise LabelStudioError(f"lead_time is {str(lead_time)[:60]}; wanted 0 to {MAX_SECONDS:g} seconds")
     return float(lead_time)
 
 
 def _verdict(task: Task, annotation: dict[str, Any]) -> dict[str, Any]:
     if annotation.get("was_cancelled"):
-        return {"skipped": SKIPPED_THERE}
+        return {"skipped": SKIP_REASON}
     results = annotation.get("result") or []
     buckets = next((result["value"]["ranker"] for result in results if result.get("type") == "ranker"), {})
     ranked = [
-        (edit_id, int(name.removeprefix(BUCKET)))
+        (edit_id, int(name.removeprefix(BUCKET_PREFIX)))
         for name, edit_ids in buckets.items()
-        if name.startswith(BUCKET) and name.removeprefix(BUCKET).isdecimal()
+        if name.startswith(BUCKET_PREFIX) and name.removeprefix(BUCKET_PREFIX).isdecimal()
         for edit_id in edit_ids
     ]
     named = sorted(edit_id for edit_id, _ in ranked)

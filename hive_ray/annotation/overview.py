@@ -6,34 +6,34 @@ from html import escape
 from types import MappingProxyType
 
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.exports import Answered, answered
+from hive_ray.annotation.exports import AnswerRecord, read_answers
 from hive_ray.annotation.models import ANNOTATOR
-from hive_ray.annotation.productivity import LONGEST_S, preference_yield
-from hive_ray.annotation.quality import Agreement, Standing, agreement, flagged, standings
-from hive_ray.annotation.task_counts import Progress, progress
-from hive_ray.annotation.user_study import OUTCOMES, Comparison, results
+from hive_ray.annotation.productivity import MAX_ANSWER_S, measure_productivity
+from hive_ray.annotation.quality import AgreementStats, AnnotatorStats, agreement, annotator_stats, flagged_names
+from hive_ray.annotation.task_counts import TaskCounts, count_tasks
+from hive_ray.annotation.user_study import OUTCOMES, EditorComparison, compare_editors
 from hive_ray.config import Annotation
 from hive_ray.pages import charts, html
 from hive_ray.statistics.intervals import Interval
 
-MOST_LINES = 6
+MAX_LINES = 6
 """People with a line of their own in a chart: those with the most answers."""
-WORDS = {"follows": "Follows the instruction better", "preserves": "Keeps the rest better"}
+QUESTION_TEXTS = {"follows": "Follows the instruction better", "preserves": "Keeps the rest better"}
 
 
 def overview(
     database: Database, settings: Annotation, probabilities: Mapping[str, float] = MappingProxyType({})
 ) -> str:
-    """The whole page as HTML. probabilities: as `preference_yield`'s."""
-    answers = answered(database, settings.mode)
-    people = standings(database, settings)
-    done = progress(database, settings.mode)
+    """The whole page as HTML. probabilities: as `measure_productivity`'s."""
+    answers = read_answers(database, settings.mode)
+    people = annotator_stats(database, settings)
+    done = count_tasks(database, settings.mode)
     agreed = agreement(answers)
     judged = [answer for answer in answers if "skipped" not in answer.verdict]
     sections = [
         ("Agreement", _agreement(agreed, answers, people, settings)),
         ("What people's time gave", _yield(answers, probabilities, settings)),
-        ("What the study finds", _study(results(answers, flagged(people)))),
+        ("What the study finds", _study(compare_editors(answers, flagged_names(people)))),
         ("People", _people(people, settings)),
         ("Over time", _over_time(judged)),
         ("Time for a task", _times(judged)),
@@ -43,8 +43,8 @@ def overview(
     return html.page(f"Annotation: {settings.mode}", _finding(done, people), sections)
 
 
-def _finding(done: Progress, people: list[Standing]) -> str:
-    doubtful = len(flagged(people))
+def _finding(done: TaskCounts, people: list[AnnotatorStats]) -> str:
+    doubtful = len(flagged_names(people))
     annotators = sum(person.role == ANNOTATOR for person in people)
     share = f" ({done.answers / done.wanted:.0%})" if done.wanted else ""
     return (
@@ -57,10 +57,12 @@ def _number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def _agreement(agreed: Agreement, answers: list[Answered], people: list[Standing], settings: Annotation) -> str:
+def _agreement(
+    agreed: AgreementStats, answers: list[AnswerRecord], people: list[AnnotatorStats], settings: Annotation
+) -> str:
     if not agreed.tasks:
         return html.note("No task has been done by two people yet.")
-    kept = agreement(answer for answer in answers if answer.annotator not in flagged(people))
+    kept = agreement(answer for answer in answers if answer.annotator not in flagged_names(people))
     head = ("", "Kendall's tau-b" if settings.mode == "rank" else "same answers", "Krippendorff's alpha", "tasks")
     rows = [
         (name, _number(result.tau), _number(result.alpha), f"{result.tasks:,}")
@@ -71,15 +73,15 @@ def _agreement(agreed: Agreement, answers: list[Answered], people: list[Standing
     )
 
 
-def _yield(answers: list[Answered], probabilities: Mapping[str, float], settings: Annotation) -> str:
-    gave = preference_yield((answer for answer in answers if answer.present), probabilities)
+def _yield(answers: list[AnswerRecord], probabilities: Mapping[str, float], settings: Annotation) -> str:
+    gave = measure_productivity((answer for answer in answers if answer.present), probabilities)
     if settings.mode != "rank" or not gave.hours:
         return ""
     note = (
         "A preference is two edits of a prompt that one person ranked apart. Time is that of all answers, known tasks, "
-        f"repeats and skips too; more than {LONGEST_S:g} s for one count as {LONGEST_S:g}."
+        f"repeats and skips too; more than {MAX_ANSWER_S:g} s for one count as {MAX_ANSWER_S:g}."
     )
-    if gave.ties_of_all is not None:
+    if gave.estimated_tie_rate is not None:
         note += (
             " The estimate for all prompts weights each ranked prompt by 1 / the probability with which it was chosen; "
             "until all chosen prompts are ranked it leans towards those that come first."
@@ -87,7 +89,7 @@ def _yield(answers: list[Answered], probabilities: Mapping[str, float], settings
     return html.note(f"{gave}.") + html.note(note)
 
 
-def _people(people: list[Standing], settings: Annotation) -> str:
+def _people(people: list[AnnotatorStats], settings: Annotation) -> str:
     head = ("", "answers", "skipped", "seconds", "known right", "with others", "with themselves", "")
     rows = [
         (
@@ -104,14 +106,14 @@ def _people(people: list[Standing], settings: Annotation) -> str:
     )
 
 
-def _busiest(answers: list[Answered]) -> dict[str, list[Answered]]:
-    groups: dict[str, list[Answered]] = defaultdict(list)
+def _busiest(answers: list[AnswerRecord]) -> dict[str, list[AnswerRecord]]:
+    groups: dict[str, list[AnswerRecord]] = defaultdict(list)
     for answer in answers:
         groups[answer.annotator].append(answer)
-    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LINES])
+    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_LINES])
 
 
-def _over_time(answers: list[Answered]) -> str:
+def _over_time(answers: list[AnswerRecord]) -> str:
     if len(answers) < 2:
         return ""
     start = min(answer.at for answer in answers)
@@ -125,24 +127,24 @@ def _over_time(answers: list[Answered]) -> str:
     return html.chart(charts.line_chart(lines, "hours since the first answer", "answers"))
 
 
-def _times(answers: list[Answered]) -> str:
+def _times(answers: list[AnswerRecord]) -> str:
     if len(answers) < 2:
         return ""
     groups = {}
     for name, group in _busiest(answers).items():
-        groups[name] = [min(answer.seconds, LONGEST_S) for answer in group]
+        groups[name] = [min(answer.seconds, MAX_ANSWER_S) for answer in group]
     drawn = html.chart(charts.histogram(groups, "seconds", "share of answers"))
-    return drawn + html.note(f"More than {LONGEST_S:g} s count as {LONGEST_S:g}.")
+    return drawn + html.note(f"More than {MAX_ANSWER_S:g} s count as {MAX_ANSWER_S:g}.")
 
 
-def _verdicts(answers: list[Answered]) -> str:
+def _verdicts(answers: list[AnswerRecord]) -> str:
     counts: dict[str, int] = defaultdict(int)
     for answer in answers:
         counts[_kind(answer)] += 1
     return html.chart(charts.bar_chart(dict(counts), "answers", "in order")) if counts else ""
 
 
-def _kind(answer: Answered) -> str:
+def _kind(answer: AnswerRecord) -> str:
     if "skipped" in answer.verdict:
         return "skipped"
     if "ranks" not in answer.verdict:
@@ -159,22 +161,19 @@ def _share(share: Interval) -> str:
     return f"{100 * share.value:.1f} % <small>{100 * share.low:.1f} to {100 * share.high:.1f}</small>"
 
 
-def _study(comparisons: list[Comparison]) -> str:
+def _study(comparisons: list[EditorComparison]) -> str:
     if not comparisons:
         return ""
     head = ("", "win", "tie", "loss", "win - loss", "win - loss, by person")
-    rows = [
-        (
-            f"{WORDS[comparison.question]}", *(_share(comparison.by_prompt[name]) for name in (*OUTCOMES, "net")),
-            _share(comparison.by_annotator["net"]),
-        )
-        for comparison in comparisons
-    ]  # fmt: skip
-    each = [
-        (f"{escape(name)}: {WORDS[comparison.question].lower()}", *(f"{100 * shares[side]:.0f} %" for side in OUTCOMES))
-        for comparison in comparisons
-        for name, shares in comparison.people.items()
-    ]  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    each: list[tuple[str, ...]] = []
+    for comparison in comparisons:
+        question = QUESTION_TEXTS[comparison.question]
+        shares_of_prompts = [_share(comparison.by_prompt[name]) for name in (*OUTCOMES, "net")]
+        rows.append((question, *shares_of_prompts, _share(comparison.by_annotator["net"])))
+        for name, shares in comparison.people.items():
+            percentages = [f"{100 * shares[outcome]:.0f} %" for outcome in OUTCOMES]
+            each.append((f"{escape(name)}: {question.lower()}", *percentages))
     first = comparisons[0]
     note = html.note(
         f"{first.editor} against {first.baseline}, {first.num_answers} answers to {first.num_prompts} prompts, flagged"

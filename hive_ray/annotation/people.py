@@ -18,7 +18,7 @@ from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import ACTIVE, ADMINISTRATOR, ANNOTATOR, PAUSED, Person, Session
 
 SESSION_S = 30 * 24 * 3600.0
-NAME = re.compile(r"[\w][\w .@+-]{0,63}")
+NAME_PATTERN = re.compile(r"[\w][\w .@+-]{0,63}")
 
 
 class PersonError(ValueError):
@@ -44,7 +44,7 @@ class SignedIn:
 
 def invite(database: Database, name: str, role: str = ANNOTATOR, now: float | None = None) -> str:
     """The token of a new link of a person, who is made if there is none of this name; older links end."""
-    if not NAME.fullmatch(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise PersonError(f"name is {name[:80]!r}; give 1 to 64 letters, digits, spaces or _ . @ + -")
     if role not in (ANNOTATOR, ADMINISTRATOR):
         raise PersonError(f"role is {role!r}; give {ANNOTATOR} or {ADMINISTRATOR}")
@@ -78,7 +78,7 @@ def sign_in(database: Database, token: str, now: float | None = None) -> str | N
     return database.write(begin)
 
 
-def who(database: Database, cookie: str, now: float | None = None) -> SignedIn | None:
+def session_owner(database: Database, cookie: str, now: float | None = None) -> SignedIn | None:
     """Whose session this is; None if it is nobody's or over."""
     at = now or time.time()
 
@@ -95,7 +95,7 @@ def who(database: Database, cookie: str, now: float | None = None) -> SignedIn |
     return database.read(find)
 
 
-def same_token(token: str, expected: str) -> bool:
+def tokens_match(token: str, expected: str) -> bool:
     """Whether two tokens are the same, in a time that does not say where they differ."""
     return hmac.compare_digest(token.encode(), expected.encode())
 

@@ -8,22 +8,22 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hive_ray.annotation.exports import Answered, work
+from hive_ray.annotation.exports import AnswerRecord, regular_answers
 from hive_ray.statistics.intervals import ratio
 
-LONGEST_S = 120.0
+MAX_ANSWER_S = 120.0
 """More time for one answer counts as this much: the page was left open."""
 
 
 @dataclass(frozen=True)
-class PreferenceYield:
+class Productivity:
     """Counts of the pairs of edits in people's rankings, and the time that all their answers took."""
 
     preferences: int
     """Pairs ranked strictly apart."""
     ties: int
     hours: float
-    ties_of_all: float | None
+    estimated_tie_rate: float | None
     """The share of ties, 0 to 1, estimated over all prompts that could be chosen; None without probabilities."""
 
     @property
@@ -40,41 +40,45 @@ class PreferenceYield:
     def __str__(self) -> str:
         words = f"{self.preferences:,} preferences in {self.hours:.2f} hours: {self.per_hour:,.0f} an hour; "
         words += f"{self.tie_rate:.0%} of pairs are ties"
-        return words if self.ties_of_all is None else f"{words}, an estimated {self.ties_of_all:.0%} over all prompts"
+        return (
+            words
+            if self.estimated_tie_rate is None
+            else f"{words}, an estimated {self.estimated_tie_rate:.0%} over all prompts"
+        )
 
 
-def preference_yield(
-    answers: Iterable[Answered],
+def measure_productivity(
+    answers: Iterable[AnswerRecord],
     probabilities: Mapping[str, float] = MappingProxyType({}),
-    without: Collection[str] = (),
-) -> PreferenceYield:
-    """What these answers gave, less those of people in `without`.
+    excluded: Collection[str] = (),
+) -> Productivity:
+    """What these answers gave, less those of people in `excluded`.
 
     probabilities: prompt id -> inclusion probability, if the prompts were chosen from more.
     Pairs count in answers that count as work; time counts in all, since people spent it.
     """
-    answers = [answer for answer in answers if answer.annotator not in without]
-    rankings = [answer for answer in work(answers) if "ranks" in answer.verdict]
+    answers = [answer for answer in answers if answer.annotator not in excluded]
+    rankings = [answer for answer in regular_answers(answers) if "ranks" in answer.verdict]
     ties_by_prompt: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for answer in rankings:
-        ties_by_prompt[answer.prompt_id].append(ties_and_pairs(answer.verdict["ranks"]))
+        ties_by_prompt[answer.prompt_id].append(count_ties(answer.verdict["ranks"]))
     counts = [count for of_prompt in ties_by_prompt.values() for count in of_prompt]
     ties = sum(tied for tied, _ in counts)
-    return PreferenceYield(
+    return Productivity(
         preferences=sum(pairs for _, pairs in counts) - ties,
         ties=ties,
-        hours=sum(min(answer.seconds, LONGEST_S) for answer in answers) / 3600,
-        ties_of_all=tie_rate_of_all(ties_by_prompt, probabilities),
+        hours=sum(min(answer.seconds, MAX_ANSWER_S) for answer in answers) / 3600,
+        estimated_tie_rate=estimate_tie_rate(ties_by_prompt, probabilities),
     )
 
 
-def ties_and_pairs(ranks: list[int]) -> tuple[int, int]:
+def count_ties(ranks: list[int]) -> tuple[int, int]:
     """How many pairs of edits share a rank, and how many pairs there are."""
     pairs = list(combinations(ranks, 2))
     return sum(first == other for first, other in pairs), len(pairs)
 
 
-def tie_rate_of_all(counts: Mapping[str, list[tuple[int, int]]], probabilities: Mapping[str, float]) -> float | None:
+def estimate_tie_rate(counts: Mapping[str, list[tuple[int, int]]], probabilities: Mapping[str, float]) -> float | None:
     """The share of ties over all prompts, from (ties, pairs) of each ranking of some of them.
 
     The ratio of two Horvitz-Thompson estimates (Hajek 1971): sum of ties / p over the sum of pairs / p, each prompt

@@ -10,14 +10,14 @@ from sqlalchemy import select
 
 from hive_ray.annotation.answers import QUESTIONS
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.exports import Answered, answered, work
+from hive_ray.annotation.exports import AnswerRecord, read_answers, regular_answers
 from hive_ray.annotation.models import ANNOTATOR, Person
 from hive_ray.config import Annotation
 from hive_ray.statistics.agreement import kendall_tau, krippendorff_alpha, mean_kendall_tau
 
 
 @dataclass(frozen=True)
-class Standing:
+class AnnotatorStats:
     """One person's work in numbers; None where there is nothing to count yet."""
 
     id: int
@@ -39,7 +39,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class AgreementStats:
     """Agreement over tasks that several people have done; None if there are no such tasks."""
 
     tau: float | None
@@ -49,34 +49,34 @@ class Agreement:
     tasks: int
 
 
-def same_order(first: Answered, second: Answered) -> float:
+def answer_similarity(first: AnswerRecord, second: AnswerRecord) -> float:
     """The similarity of two answers to a task: Kendall's tau-b, or the share of questions with the same answer."""
     if "ranks" in first.verdict:
         return kendall_tau(first.verdict["ranks"], second.verdict["ranks"])
     return fmean(first.verdict[question] == second.verdict[question] for question in QUESTIONS)
 
 
-def agreement(answers: Iterable[Answered]) -> Agreement:
+def agreement(answers: Iterable[AnswerRecord]) -> AgreementStats:
     """Agreement between people about tasks of one kind; known tasks, repeats and skips do not count."""
-    by_task = _by_task(work(list(answers)))
+    by_task = _by_task(regular_answers(list(answers)))
     shared = [group for group in by_task.values() if len(group) > 1]
     if shared and "ranks" not in shared[0][0].verdict:
         tau = fmean(_mean_over_pairs(group) for group in shared)
     else:
         tau = mean_kendall_tau(_orders(group) for group in shared)
     units = [unit for group in shared for unit in _units(group)]
-    return Agreement(tau, krippendorff_alpha(units), len(shared))
+    return AgreementStats(tau, krippendorff_alpha(units), len(shared))
 
 
-def _orders(group: list[Answered]) -> list[list[int]]:
+def _orders(group: list[AnswerRecord]) -> list[list[int]]:
     return [answer.verdict["ranks"] for answer in group]
 
 
-def _mean_over_pairs(group: list[Answered]) -> float:
-    return fmean(same_order(first, second) for first, second in combinations(group, 2))
+def _mean_over_pairs(group: list[AnswerRecord]) -> float:
+    return fmean(answer_similarity(first, second) for first, second in combinations(group, 2))
 
 
-def _units(group: list[Answered]) -> list[list[int]]:
+def _units(group: list[AnswerRecord]) -> list[list[int]]:
     """Values by edit, or by question: 0 the first editor better, 1 about the same, 2 the second better."""
     if "ranks" in group[0].verdict:
         return [list(ranks) for ranks in zip(*_orders(group), strict=True)]
@@ -87,41 +87,43 @@ def _units(group: list[Answered]) -> list[list[int]]:
     return units
 
 
-def _by_task(answers: Iterable[Answered]) -> dict[int, list[Answered]]:
-    groups: dict[int, list[Answered]] = defaultdict(list)
+def _by_task(answers: Iterable[AnswerRecord]) -> dict[int, list[AnswerRecord]]:
+    groups: dict[int, list[AnswerRecord]] = defaultdict(list)
     for answer in answers:
         groups[answer.task_id].append(answer)
     return groups
 
 
-def standings(database: Database, settings: Annotation) -> list[Standing]:
+def annotator_stats(database: Database, settings: Annotation) -> list[AnnotatorStats]:
     """Everybody's standing in the current mode, by name."""
-    answers = answered(database, settings.mode)
-    own: dict[str, list[Answered]] = defaultdict(list)
+    answers = read_answers(database, settings.mode)
+    own: dict[str, list[AnswerRecord]] = defaultdict(list)
     for answer in answers:
         own[answer.annotator].append(answer)
-    by_task = _by_task(work(answers))
+    by_task = _by_task(regular_answers(answers))
     people = database.read(lambda session: list(session.scalars(select(Person).order_by(Person.name))))
-    return [_standing(person, own[person.name], by_task, settings) for person in people]
+    return [_annotator_stats(person, own[person.name], by_task, settings) for person in people]
 
 
-def _standing(
-    person: Person, own: list[Answered], by_task: dict[int, list[Answered]], settings: Annotation
-) -> Standing:
+def _annotator_stats(
+    person: Person, own: list[AnswerRecord], by_task: dict[int, list[AnswerRecord]], settings: Annotation
+) -> AnnotatorStats:
     judged = [answer for answer in own if "skipped" not in answer.verdict]
-    known = [answer.known for answer in judged if answer.known is not None]
+    known = [answer.agrees_with_gold for answer in judged if answer.agrees_with_gold is not None]
     first = {answer.task_id: answer for answer in judged if not answer.attempt}
     again = [
-        same_order(answer, first[answer.task_id]) for answer in judged if answer.attempt and answer.task_id in first
+        answer_similarity(answer, first[answer.task_id])
+        for answer in judged
+        if answer.attempt and answer.task_id in first
     ]
     others = [
-        same_order(answer, other)
-        for answer in work(own)
+        answer_similarity(answer, other)
+        for answer in regular_answers(own)
         for other in by_task[answer.task_id]
         if other.annotator != person.name
     ]
-    return Standing(
-        id=person.id, name=person.name, role=person.role, state=person.state, answers=len(work(own)),
+    return AnnotatorStats(
+        id=person.id, name=person.name, role=person.role, state=person.state, answers=len(regular_answers(own)),
         skipped=len(own) - len(judged), median_seconds=median(answer.seconds for answer in judged) if judged else None,
         known_right=sum(known), known_answers=len(known), with_others=fmean(others) if others else None,
         with_self=fmean(again) if again else None, last_at=max((answer.at for answer in own), default=None),
@@ -135,6 +137,6 @@ def _flag(role: str, known: list[bool], settings: Annotation) -> str:
     return f"{sum(known)} of {len(known)} known tasks right, below {settings.least_known:.0%}"
 
 
-def flagged(people: Iterable[Standing]) -> set[str]:
+def flagged_names(people: Iterable[AnnotatorStats]) -> set[str]:
     """Names of people whose answers are doubtful."""
     return {person.name for person in people if person.flag}

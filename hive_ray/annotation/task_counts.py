@@ -10,7 +10,7 @@ from hive_ray.annotation.models import ANSWERED, LEASED, Assignment, Task
 
 
 @dataclass(frozen=True)
-class Progress:
+class TaskCounts:
     """Counts of tasks of one kind, without those whose answer is known."""
 
     tasks: int
@@ -23,16 +23,16 @@ class Progress:
     """Why tasks cannot be shown."""
 
 
-def done_by(database: Database, person_id: int) -> int:
+def num_answered(database: Database, person_id: int) -> int:
     """Tasks that a person has answered."""
     count = select(func.count()).where(Assignment.person_id == person_id, Assignment.state == ANSWERED)
     return database.read(lambda session: session.scalar(count)) or 0
 
 
-def progress(database: Database, kind: str) -> Progress:
+def count_tasks(database: Database, kind: str) -> TaskCounts:
     """How far the work of one kind is, at one moment."""
 
-    def count(session: Session) -> Progress:
+    def count(session: Session) -> TaskCounts:
         tasks = select(Task.id).where(Task.kind == kind, Task.gold.is_(None), Task.present)
         by_state = dict(
             session.execute(
@@ -50,7 +50,7 @@ def progress(database: Database, kind: str) -> Progress:
         total, wanted = session.execute(can_be_done).one()
         finished = session.scalar(select(func.count()).where(Task.id.in_(tasks), answered >= Task.wanted))
         broken = session.scalars(select(Task.broken).where(Task.kind == kind, Task.broken.is_not(None)).limit(100))
-        return Progress(
+        return TaskCounts(
             total,
             finished or 0,
             by_state.get(ANSWERED, 0),

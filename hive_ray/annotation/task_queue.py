@@ -14,17 +14,17 @@ from functools import partial
 from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
-from hive_ray.annotation.answers import Verdict, as_shown, checked
+from hive_ray.annotation.answers import Verdict, to_answer, to_verdict
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import ANSWERED, EXPIRED, LEASED, PAUSED, SKIPPED, Answer, Assignment, Person, Task
-from hive_ray.annotation.task_selection import Plan, can_be_done, choose
+from hive_ray.annotation.task_selection import AssignmentPolicy, assign_task, is_available
 
-MAX_HELD = 3
+MAX_LEASES = 3
 """Leases that one person may hold: the task on the screen, the next one, and one that was given back late."""
-SWEPT_AT_ONCE = 50
+SWEEP_BATCH = 50
 
 
-class Refused(ValueError):
+class RequestRefusedError(ValueError):
     """A request that cannot be granted, and a word for programs that says why."""
 
     def __init__(self, reason: str, words: str) -> None:
@@ -33,7 +33,7 @@ class Refused(ValueError):
 
 
 @dataclass(frozen=True)
-class Showing:
+class ShownTask:
     """A task as one person sees it."""
 
     assignment_id: int
@@ -46,61 +46,65 @@ class Showing:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredAnswer:
     """An answer that is in the database."""
 
     answer_id: int
     assignment_id: int
-    repeated: bool
+    already_stored: bool
     """Whether it was there already: the same request had come before."""
 
 
-class Desk:
+class TaskQueue:
     """Where tasks are handed out and answers handed in."""
 
-    def __init__(self, database: Database, plan: Plan, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, policy: AssignmentPolicy, now: Callable[[], float] = time.time) -> None:
         self.database = database
-        self.plan = plan
+        self.policy = policy
         self.now = now
 
     # --- Handing out ---
 
-    def next(self, person_id: int, holding: Collection[int] = (), passed: Collection[int] = ()) -> Showing | None:
+    def next(
+        self, person_id: int, on_screen: Collection[int] = (), skipped_over: Collection[int] = ()
+    ) -> ShownTask | None:
         """The next task for a person, leased to them; None if there is none left for them.
 
-        First comes what they hold a lease on already but do not have on the screen (`holding`): a browser that was
-        closed gets its tasks back. Leases that were `passed` over are neither shown again nor too many; `give_back`
+        First comes what they hold a lease on already but do not have on the screen (`on_screen`): a browser that was
+        closed gets its tasks back. Leases that were `skipped_over` are neither shown again nor too many; `release`
         ends them.
         """
-        handed = partial(self._next, person_id=person_id, holding={*holding, *passed}, most=MAX_HELD + len(passed))
-        for waits in (False, True):  # before "nothing is left" is said, what others hold just now is waited for
-            self.sweep(waits=waits)
-            showing = self.database.write(partial(handed, waits=waits))
+        handed = partial(
+            self._next, person_id=person_id, on_screen={*on_screen, *skipped_over}, most=MAX_LEASES + len(skipped_over)
+        )
+        for wait in (False, True):  # before "nothing is left" is said, what others hold just now is waited for
+            self.end_expired_leases(wait=wait)
+            showing = self.database.write(partial(handed, wait=wait))
             if showing is not None:
                 return showing
         return None
 
-    def _next(self, session: Session, person_id: int, holding: set[int], most: int, waits: bool) -> Showing | None:
+    def _next(self, session: Session, person_id: int, on_screen: set[int], most: int, wait: bool) -> ShownTask | None:
         person = self._person(session, person_id)
         held = session.scalars(
             select(Assignment)
             .join(Task, Task.id == Assignment.task_id)
-            .where(Assignment.person_id == person_id, Assignment.state == LEASED, *can_be_done(self.plan.kind))
+            .where(Assignment.person_id == person_id, Assignment.state == LEASED, *is_available(self.policy.kind))
             .order_by(Assignment.id)
             .with_for_update(of=Assignment, skip_locked=True)
         ).all()
         for assignment in held:
-            if assignment.id not in holding:
-                assignment.expires = self.now() + self.plan.lease_s
-                return self._showing(session, assignment)
+            if assignment.id not in on_screen:
+                assignment.expires = self.now() + self.policy.lease_s
+                return self._shown_task(session, assignment)
         if len(held) >= most:
             return None
-        assignment = choose(session, person, self.plan, self.now(), waits)
-        return self._showing(session, assignment) if assignment is not None else None
+        assignment = assign_task(session, person, self.policy, self.now(), wait)
+        return self._shown_task(session, assignment) if assignment is not None else None
 
-    def sweep(self, *, waits: bool = False) -> int:
+    def end_expired_leases(self, *, wait: bool = False) -> int:
         """Take back leases that ended without an answer; how many. Those that others take back are passed over, unless
-        it `waits` for them."""
+        `wait`."""
         overdue = and_(Assignment.state == LEASED, Assignment.expires < self.now())
         if not self.database.read(lambda session: session.scalar(select(Assignment.id).where(overdue).limit(1))):
             return 0
@@ -110,15 +114,15 @@ class Desk:
                 select(Assignment)
                 .where(overdue)
                 .order_by(Assignment.id)
-                .limit(SWEPT_AT_ONCE)
-                .with_for_update(skip_locked=not waits)
+                .limit(SWEEP_BATCH)
+                .with_for_update(skip_locked=not wait)
             ).all()
             self._end(session, overdue_leases)
             return len(overdue_leases)
 
         return self.database.write(take_back)
 
-    def give_back(self, person_id: int, assignment_ids: Collection[int]) -> None:
+    def release(self, person_id: int, assignment_ids: Collection[int]) -> None:
         """End leases of this person's without an answer: their places are free for others at once, and for this person
         when nothing else is left."""
         self.database.write(lambda session: self._end(session, self._leased(session, person_id, assignment_ids)))
@@ -129,17 +133,19 @@ class Desk:
             assignment.state = EXPIRED
         session.flush()
         for assignment in sorted(leases, key=lambda lease: lease.task_id):
-            self._release(session, assignment)
+            self._free_place(session, assignment)
 
     # --- Handing in ---
 
     def submit(
         self, person_id: int, assignment_id: int, key: str, answer: object, seconds: float, corrects: int | None = None
-    ) -> Stored:
+    ) -> StoredAnswer:
         """Store an answer, or confirm the one that is stored under this key.
 
-        `corrects` is the id of the answer that the person saw and changed. Refused, with the reason: not_yours,
-        answered (by another showing), lease_gone (the place went to somebody else), stale (corrected meanwhile).
+        `corrects` is the id of the answer that the person saw and changed.
+
+        Raises RequestRefusedError with one of these reasons: not_yours, answered (the task has an answer under another
+        key), lease_gone (the place went to somebody else), stale (the answer was corrected meanwhile).
         """
         return self.database.write(
             lambda session: self._submit(session, person_id, assignment_id, key, answer, seconds, corrects)
@@ -148,26 +154,28 @@ class Desk:
     def _submit(
         self, session: Session, person_id: int, assignment_id: int, key: str, answer: object, seconds: float,
         corrects: int | None,
-    ) -> Stored:  # fmt: skip
+    ) -> StoredAnswer:  # fmt: skip
         self._person(session, person_id)
         assignment = self._own(session, person_id, assignment_id)
         known = session.scalars(select(Answer).where(Answer.key == key)).first()
         if known is not None:
             if known.assignment_id != assignment.id:
-                raise Refused("not_yours", f"the key {key[:40]!r} belongs to another answer; take a new one")
-            return Stored(known.id, assignment.id, repeated=True)
+                raise RequestRefusedError(
+                    "not_yours", f"the key {key[:40]!r} belongs to another answer; take a new one"
+                )
+            return StoredAnswer(known.id, assignment.id, already_stored=True)
         task = session.get_one(Task, assignment.task_id)
-        verdict = checked(task.kind, answer, assignment.shown)
+        verdict = to_verdict(task.kind, answer, assignment.shown)
         last = self._last(session, assignment)
         if (last.id if last else None) != corrects:
             if corrects is None:
-                raise Refused("answered", "you have answered this task already; undo shows your answer")
-            raise Refused("stale", "this answer was corrected meanwhile; undo shows what counts now")
+                raise RequestRefusedError("answered", "you have answered this task already; undo shows your answer")
+            raise RequestRefusedError("stale", "this answer was corrected meanwhile; undo shows what counts now")
         was, now = assignment.state, "skipped" in verdict
         if was in (EXPIRED, SKIPPED) and not now and assignment.attempt == 0:  # the place was given back
             self._retake(session, task)
         elif was in (LEASED, ANSWERED) and now:
-            self._release(session, assignment)
+            self._free_place(session, assignment)
         assignment.state = SKIPPED if now else ANSWERED
         at = self.now()
         stored = Answer(
@@ -176,39 +184,39 @@ class Desk:
         )  # fmt: skip
         session.add(stored)
         session.flush()
-        return Stored(stored.id, assignment.id, repeated=False)
+        return StoredAnswer(stored.id, assignment.id, already_stored=False)
 
     def _retake(self, session: Session, task: Task) -> None:
         """Take a place again that was given back: possible while nobody else has the last one."""
         session.refresh(task, with_for_update=True)
         if task.taken >= task.wanted:
-            raise Refused(
+            raise RequestRefusedError(
                 "lease_gone", "this task was given to somebody else, since no answer came in time; it is not needed now"
             )
         task.taken += 1
 
-    def _release(self, session: Session, assignment: Assignment) -> None:
+    def _free_place(self, session: Session, assignment: Assignment) -> None:
         if assignment.attempt == 0:
             session.execute(update(Task).where(Task.id == assignment.task_id).values(taken=Task.taken - 1))
 
-    def renew(self, person_id: int, assignment_ids: Collection[int]) -> list[int]:
+    def renew_leases(self, person_id: int, assignment_ids: Collection[int]) -> list[int]:
         """Hold on to leases for a while longer; those that could be."""
 
         def renewed(session: Session) -> list[int]:
             mine = self._leased(session, person_id, assignment_ids)
             for assignment in mine:
-                assignment.expires = self.now() + self.plan.lease_s
+                assignment.expires = self.now() + self.policy.lease_s
             return [assignment.id for assignment in mine]
 
         return self.database.write(renewed)
 
-    def undo(self, person_id: int, before: int | None = None) -> Showing | None:
+    def last_answered(self, person_id: int, before: int | None = None) -> ShownTask | None:
         """The last answer of a person as a task with that answer, to be corrected; None if there is none.
 
         `before` is the assignment on the screen, if it is a corrected one: then the answer before that one.
         """
 
-        def last(session: Session) -> Showing | None:
+        def last(session: Session) -> ShownTask | None:
             newest = (
                 select(Answer.assignment_id, func.min(Answer.id).label("first"))
                 .join(Assignment, Assignment.id == Answer.assignment_id)
@@ -223,14 +231,14 @@ class Desk:
             assignment_id = session.scalar(query)
             if assignment_id is None:
                 return None
-            return self._showing(session, session.get_one(Assignment, assignment_id))
+            return self._shown_task(session, session.get_one(Assignment, assignment_id))
 
         return self.database.read(last)
 
-    def showing(self, person_id: int, assignment_id: int) -> Showing:
-        """A task of this person's own; Refused if it is anybody else's."""
+    def shown_task(self, person_id: int, assignment_id: int) -> ShownTask:
+        """A task of this person's own; RequestRefusedError if it is anybody else's."""
         return self.database.read(
-            lambda session: self._showing(session, self._own(session, person_id, assignment_id, lock=False))
+            lambda session: self._shown_task(session, self._own(session, person_id, assignment_id, lock=False))
         )
 
     def mark_broken(self, task_id: int, reason: str) -> None:
@@ -245,14 +253,14 @@ class Desk:
         """The person, locked: one request of a person at a time."""
         person = session.scalars(select(Person).where(Person.id == person_id).with_for_update()).one()
         if person.state == PAUSED:
-            raise Refused("paused", "your work is paused; the administrator can say why")
+            raise RequestRefusedError("paused", "your work is paused; the administrator can say why")
         return person
 
     def _own(self, session: Session, person_id: int, assignment_id: int, *, lock: bool = True) -> Assignment:
         query = select(Assignment).where(Assignment.id == assignment_id, Assignment.person_id == person_id)
         assignment = session.scalars(query.with_for_update() if lock else query).first()
         if assignment is None:
-            raise Refused("not_yours", f"task {assignment_id} was not given to you")
+            raise RequestRefusedError("not_yours", f"task {assignment_id} was not given to you")
         return assignment
 
     def _leased(self, session: Session, person_id: int, assignment_ids: Collection[int]) -> Sequence[Assignment]:
@@ -269,7 +277,7 @@ class Desk:
             select(Answer).where(Answer.assignment_id == assignment.id).order_by(Answer.id.desc()).limit(1)
         ).first()
 
-    def _showing(self, session: Session, assignment: Assignment) -> Showing:
+    def _shown_task(self, session: Session, assignment: Assignment) -> ShownTask:
         last, task = self._last(session, assignment), session.get_one(Task, assignment.task_id)
-        verdict = as_shown(last.verdict, assignment.shown) if last else None
-        return Showing(assignment.id, task, assignment.shown, self.plan.lease_s, verdict, last.id if last else None)
+        verdict = to_answer(last.verdict, assignment.shown) if last else None
+        return ShownTask(assignment.id, task, assignment.shown, self.policy.lease_s, verdict, last.id if last else None)

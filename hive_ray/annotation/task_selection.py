@@ -14,7 +14,7 @@ from hive_ray.seeds import seed_for, uniform_for
 
 
 @dataclass(frozen=True)
-class Plan:
+class AssignmentPolicy:
     """How tasks are handed out."""
 
     kind: str
@@ -25,37 +25,39 @@ class Plan:
     """New tasks that lie between a task and its repeat."""
 
 
-def can_be_done(kind: str) -> tuple[ColumnElement[bool] | InstrumentedAttribute[bool], ...]:
+def is_available(kind: str) -> tuple[ColumnElement[bool] | InstrumentedAttribute[bool], ...]:
     """What is true of tasks of a kind that can be shown."""
     return Task.kind == kind, Task.present, Task.broken.is_(None)
 
 
-def choose(session: Session, person: Person, plan: Plan, now: float, waits: bool) -> Assignment | None:
+def assign_task(
+    session: Session, person: Person, policy: AssignmentPolicy, now: float, wait: bool
+) -> Assignment | None:
     """A new assignment for a person, leased to them; None if nothing is left for them.
 
-    Unless it `waits`, tasks that others are handing out at this moment are passed over.
+    Unless `wait`, tasks that others are handing out at this moment are passed over.
     """
     draw = uniform_for("handed", person.id, person.handed)
     task = None
     attempt = 0
-    if draw < plan.gold_rate:
-        task = _gold(session, person, plan, waits)
-    elif draw < plan.gold_rate + plan.repeat_rate:
-        task = _repeat(session, person, plan)
+    if draw < policy.gold_rate:
+        task = _gold(session, person, policy, wait)
+    elif draw < policy.gold_rate + policy.repeat_rate:
+        task = _repeat(session, person, policy)
         attempt = int(task is not None)
-    task = task or _work(session, person, plan, waits)
+    task = task or _work(session, person, policy, wait)
     if task is None:
         return None
-    assignment = _lease(session, person, task, attempt, now, plan.lease_s)
+    assignment = _lease(session, person, task, attempt, now, policy.lease_s)
     person.handed += 1
     session.flush()
     return assignment
 
 
-def _work(session: Session, person: Person, plan: Plan, waits: bool) -> Task | None:
+def _work(session: Session, person: Person, policy: AssignmentPolicy, wait: bool) -> Task | None:
     """The next open task that this person has not had, looking on from their last one."""
     had = _had(person)
-    open_tasks = _tasks(plan, waits).where(Task.taken < Task.wanted, Task.gold.is_(None))
+    open_tasks = _tasks(policy, wait).where(Task.taken < Task.wanted, Task.gold.is_(None))
     task = session.scalars(open_tasks.where(Task.position > person.last_position, ~had.exists())).first()
     if task is not None:
         person.last_position = task.position
@@ -64,12 +66,12 @@ def _work(session: Session, person: Person, plan: Plan, waits: bool) -> Task | N
     return session.scalars(open_tasks.where(~kept.exists())).first()
 
 
-def _gold(session: Session, person: Person, plan: Plan, waits: bool) -> Task | None:
+def _gold(session: Session, person: Person, policy: AssignmentPolicy, wait: bool) -> Task | None:
     """A task whose answer is known and that this person has not had."""
-    return session.scalars(_tasks(plan, waits).where(Task.gold.is_not(None), ~_had(person).exists())).first()
+    return session.scalars(_tasks(policy, wait).where(Task.gold.is_not(None), ~_had(person).exists())).first()
 
 
-def _repeat(session: Session, person: Person, plan: Plan) -> Task | None:
+def _repeat(session: Session, person: Person, policy: AssignmentPolicy) -> Task | None:
     """The task that this person answered longest ago, with enough others since, and was not asked for again."""
     again = aliased(Assignment)
     repeated = select(again.id).where(
@@ -79,20 +81,20 @@ def _repeat(session: Session, person: Person, plan: Plan) -> Task | None:
         select(Assignment)
         .join(Task, Task.id == Assignment.task_id)
         .where(Assignment.person_id == person.id, Assignment.state == ANSWERED, Assignment.attempt == 0)
-        .where(*can_be_done(plan.kind), Task.gold.is_(None), ~repeated.exists())
+        .where(*is_available(policy.kind), Task.gold.is_(None), ~repeated.exists())
         .order_by(Assignment.id)
     )
     first = session.scalars(done.limit(1)).first()
     if first is None:
         return None
     since = select(func.count()).where(Assignment.person_id == person.id, Assignment.id > first.id)
-    return session.get_one(Task, first.task_id) if (session.scalar(since) or 0) >= plan.repeat_after else None
+    return session.get_one(Task, first.task_id) if (session.scalar(since) or 0) >= policy.repeat_after else None
 
 
-def _tasks(plan: Plan, waits: bool) -> Select:
+def _tasks(policy: AssignmentPolicy, wait: bool) -> Select:
     """The first task that can be done, locked."""
-    first = select(Task).where(*can_be_done(plan.kind)).order_by(Task.position).limit(1)
-    return first.with_for_update(skip_locked=not waits, of=Task)
+    first = select(Task).where(*is_available(policy.kind)).order_by(Task.position).limit(1)
+    return first.with_for_update(skip_locked=not wait, of=Task)
 
 
 def _had(person: Person) -> Select:

@@ -18,13 +18,13 @@ from hive_ray.console import warn
 from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, TextError
 from hive_ray.seeds import id_for, uniform_for
 
-AT_ONCE = 1000
-EVERYBODY = 1_000_000
+BATCH_ROWS = 1000
+GOLD_WANTED = 1_000_000
 """Places of a gold task: one for each person."""
 GOLD_SHARE = 0.1
-"""Automatic gold tasks: this share of the prompts, at least `LEAST_GOLD` of them where there are as many."""
-LEAST_GOLD = 10
-UNCHANGED, ANOTHER = "unchanged:", "another:"
+"""Automatic gold tasks: this share of the prompts, at least `MIN_GOLD` of them where there are as many."""
+MIN_GOLD = 10
+UNCHANGED_PREFIX, OTHER_SOURCE_PREFIX = "unchanged:", "another:"
 """How the ids of edits begin that are known to be bad: the source itself, and a picture of another prompt (its id)."""
 
 
@@ -47,14 +47,18 @@ class Prompt:
         return id_for("task", kind, self.prompt_id, *self.edit_ids, "gold" if self.gold else "")
 
 
-def known_bad(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+def automatic_gold(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
     """Prompts whose last edit is replaced by one that is known to be bad: in turns the unedited source, which does
     not follow the instruction, and the source of another prompt, which keeps nothing."""
-    num_known = min(len(prompts), max(LEAST_GOLD, round(GOLD_SHARE * len(prompts))))
+    num_known = min(len(prompts), max(MIN_GOLD, round(GOLD_SHARE * len(prompts))))
     chosen = sorted(prompts, key=lambda prompt: uniform_for("gold", prompt.prompt_id))[:num_known]
     for number, prompt in enumerate(chosen):
         other = chosen[(number + 1) % len(chosen)].prompt_id
-        bad = f"{ANOTHER}{other}" if number % 2 and other != prompt.prompt_id else f"{UNCHANGED}{prompt.prompt_id}"
+        bad = (
+            f"{OTHER_SOURCE_PREFIX}{other}"
+            if number % 2 and other != prompt.prompt_id
+            else f"{UNCHANGED_PREFIX}{prompt.prompt_id}"
+        )
         kept = prompt.edit_ids[:-1]
         yield Prompt(
             prompt.prompt_id, prompt.instruction, (*kept, bad), prompt.editors,
@@ -62,7 +66,7 @@ def known_bad(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         )  # fmt: skip
 
 
-def known_from(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+def read_gold(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
     """Prompts whose answer somebody wrote down: JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}.
 
     Lines that fit no prompt are left out and named on standard output; a GoldError if they are more than half.
@@ -73,7 +77,7 @@ def known_from(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) 
     count = LineCount(name)
     for line in lines:
         try:
-            known = _known(line, by_id)
+            known = _gold_prompt(line, by_id)
             if known.prompt_id in prompt_of:
                 first = place_of[known.prompt_id]
                 raise GoldError(f"{known.prompt_id} is in {first}, too, which counts; keep one of them")
@@ -91,7 +95,7 @@ def known_from(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) 
     return list(prompt_of.values())
 
 
-def _known(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
+def _gold_prompt(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
     if line.problem:
         raise GoldError(f"{line.detail}: {line.text[:SHOWN]!r}")
     record = line.value
@@ -111,7 +115,7 @@ def _known(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
     return Prompt(prompt.prompt_id, prompt.instruction, prompt.edit_ids, prompt.editors, gold)
 
 
-def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:
+def load_tasks(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:
     """Make tasks of prompts that are new, mark those of this kind that are gone, and set how many people each wants.
 
     Returns the number of new ones. Work is handed out in the order of `prompts`. Gold prompts are for everybody, and
@@ -125,8 +129,8 @@ def load(database: Database, kind: str, prompts: Iterable[Prompt], people_per_ta
         first = 1 + (session.scalar(select(func.max(Task.position))) or 0)
         added = 0
         keys = list(by_key)
-        for start in range(0, len(keys), AT_ONCE):
-            chunk = keys[start : start + AT_ONCE]
+        for start in range(0, len(keys), BATCH_ROWS):
+            chunk = keys[start : start + BATCH_ROWS]
             known = set(session.scalars(select(Task.key).where(Task.key.in_(chunk))))
             session.execute(update(Task).where(Task.key.in_(known)).values(present=True, broken=None))
             work = (Task.key.in_(known), Task.gold.is_(None))
@@ -163,7 +167,7 @@ def _row(key: str, kind: str, prompt: Prompt, position: int, people_per_task: in
     return {
         "key": key, "kind": kind, "prompt_id": prompt.prompt_id, "instruction": prompt.instruction,
         "edit_ids": list(prompt.edit_ids), "editors": list(prompt.editors), "gold": prompt.gold, "position": position,
-        "wanted": EVERYBODY if prompt.gold else people_per_task, "taken": 0, "present": True, "broken": None,
+        "wanted": GOLD_WANTED if prompt.gold else people_per_task, "taken": 0, "present": True, "broken": None,
     }  # fmt: skip
 
 
@@ -196,7 +200,7 @@ def project_secret(database: Database) -> str:
     return database.write(secret)
 
 
-def num_open(database: Database, kind: str = RANK) -> int:
+def num_open_places(database: Database, kind: str = RANK) -> int:
     """Places of tasks that nobody has taken."""
     left = select(func.coalesce(func.sum(Task.wanted - Task.taken), 0)).where(
         Task.kind == kind, Task.taken < Task.wanted, Task.present, Task.broken.is_(None), Task.gold.is_(None)

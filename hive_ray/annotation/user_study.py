@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from hive_ray.annotation.answers import QUESTIONS
-from hive_ray.annotation.exports import Answered, work
+from hive_ray.annotation.exports import AnswerRecord, regular_answers
 from hive_ray.statistics.intervals import Interval, interval
 
 OUTCOMES = ("win", "tie", "loss")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EditorComparison:
     """One question's answers."""
 
     question: str
@@ -34,27 +34,27 @@ class Comparison:
     num_answers: int
 
 
-def results(
-    answers: list[Answered], without: Collection[str] = (), *, resamples: int = 1000, seed: int = 0
-) -> list[Comparison]:
+def compare_editors(
+    answers: list[AnswerRecord], excluded: Collection[str] = (), *, resamples: int = 1000, seed: int = 0
+) -> list[EditorComparison]:
     """A comparison for each question, over the answers that count as work; none if there are no answers."""
-    counted = [answer for answer in work(answers, without) if "ranks" not in answer.verdict]
+    counted = [answer for answer in regular_answers(answers, excluded) if "ranks" not in answer.verdict]
     if not counted:
         return []
     return [_compared(question, counted, resamples, seed) for question in QUESTIONS]
 
 
-def _compared(question: str, answers: list[Answered], resamples: int, seed: int) -> Comparison:
+def _compared(question: str, answers: list[AnswerRecord], resamples: int, seed: int) -> EditorComparison:
     prompts = _shares(question, answers, "prompt_id")
     people = _shares(question, answers, "annotator")
     baseline, editor = answers[0].editors
-    return Comparison(
+    return EditorComparison(
         question, editor, baseline, _intervals(prompts, resamples, seed), _intervals(people, resamples, seed),
         people, len(prompts), len(answers),
     )  # fmt: skip
 
 
-def _shares(question: str, answers: list[Answered], unit: str) -> dict[str, dict[str, float]]:
+def _shares(question: str, answers: list[AnswerRecord], unit: str) -> dict[str, dict[str, float]]:
     """The shares of wins, ties and losses of each prompt or person."""
     outcomes_of: dict[str, list[str]] = defaultdict(list)
     for answer in answers:

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event, inspect, select, text
 
-from hive_ray.annotation.database import Database, DatabaseAway, DatabaseError
+from hive_ray.annotation.database import Database, DatabaseError, DatabaseUnavailableError
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, Base, Person
 
 
@@ -110,7 +110,7 @@ def test_a_password_is_not_shown():
     ],
 )
 def test_people_are_told_what_is_wrong_but_not_where(words, plainly):
-    assert DatabaseAway(words).plainly == f"the database is {plainly}; nothing was lost"
+    assert DatabaseUnavailableError(words).summary == f"the database is {plainly}; nothing was lost"
 
 
 # --- A database that is not there -------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_people_are_told_what_is_wrong_but_not_where(words, plainly):
 
 @pytest.fixture
 def sqlite(tmp_path, monkeypatch):
-    monkeypatch.setattr("hive_ray.annotation.database.PATIENCE_S", 0.3)
+    monkeypatch.setattr("hive_ray.annotation.database.TIMEOUT_S", 0.3)
     database = Database(f"sqlite:///{tmp_path / 'annotation.sqlite'}")
     database.migrate()
     database.write(lambda session: session.add(person("Ada")))
@@ -130,7 +130,7 @@ def test_a_locked_sqlite_says_so_in_time_and_is_used_again(sqlite):
     other = sqlite3.connect(sqlite.file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    with pytest.raises(DatabaseAway, match="locked"):
+    with pytest.raises(DatabaseUnavailableError, match="locked"):
         sqlite.write(lambda session: session.add(person("Bea")))
     assert time.monotonic() - began < 2
     assert names(sqlite) == ["Ada"]  # reading goes on
@@ -145,7 +145,7 @@ def test_a_read_only_sqlite_says_so(sqlite):
     readable = Database(str(sqlite.url))
     with readable.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only=ON")
-    with pytest.raises(DatabaseAway, match="readonly"):
+    with pytest.raises(DatabaseUnavailableError, match="readonly"):
         readable.write(lambda session: session.add(person("Bea")))
     readable.close()
 
@@ -154,7 +154,7 @@ def test_a_sqlite_file_that_is_gone_is_never_made_anew_and_is_found_when_it_is_b
     aside = tmp_path / "aside"
     sqlite.file.rename(aside)
     for act in (lambda: sqlite.write(lambda session: session.add(person("Bea"))), lambda: names(sqlite)):
-        with pytest.raises(DatabaseAway, match="gone"):
+        with pytest.raises(DatabaseUnavailableError, match="gone"):
             act()
     assert not sqlite.file.exists()
     aside.rename(sqlite.file)
@@ -168,7 +168,7 @@ def test_a_postgresql_that_was_killed_says_so_and_is_used_again(postgres):
     database.write(lambda session: session.add(person("Ada")))
     postgres.stop()
     try:
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailableError):
             database.write(lambda session: session.add(person("Bea")))
     finally:
         postgres.start()
@@ -185,7 +185,7 @@ def test_a_postgresql_is_connected_to_with_times_after_which_it_is_given_up():
         given.update(named)
         raise psycopg.OperationalError("not today")
 
-    with pytest.raises(DatabaseAway, match="not today"):
+    with pytest.raises(DatabaseUnavailableError, match="not today"):
         names(database)
     assert {name: given[name] for name in given if name.startswith(("keep", "tcp", "connect"))} == {
         "connect_timeout": 4, "tcp_user_timeout": 10_000,
@@ -214,6 +214,6 @@ def test_a_read_only_postgresql_says_so(postgres):
         lambda session: session.execute(text("ALTER DATABASE readonly SET default_transaction_read_only = on"))
     )
     database.close()
-    with pytest.raises(DatabaseAway, match="read-only"):
+    with pytest.raises(DatabaseUnavailableError, match="read-only"):
         database.write(lambda session: session.add(person("Bea")))
     database.close()

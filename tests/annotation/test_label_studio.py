@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from mutate import mutated
 from work import prompts
 
-from hive_ray.annotation.exports import answered
-from hive_ray.annotation.label_studio import LabelStudioError, Taken, take_in, tasks
+from hive_ray.annotation.exports import read_answers
+from hive_ray.annotation.label_studio import ImportResult, LabelStudioError, export_tasks, import_answers
 from hive_ray.annotation.models import RANK
-from hive_ray.annotation.tasks import load, project_name
+from hive_ray.annotation.tasks import load_tasks, project_name
 from hive_ray.files.text_files import parse_json
 
 NOW = 1000.0
@@ -22,8 +22,8 @@ SQLITE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 @pytest.fixture
 def exported(database) -> list[dict]:
     """Six tasks as they were exported, without an answer."""
-    load(database, RANK, prompts(6), people_per_task=3)
-    return json.loads("".join(tasks(database, project_name(database), lambda *_: "http://x", [])))
+    load_tasks(database, RANK, prompts(6), people_per_task=3)
+    return json.loads("".join(export_tasks(database, project_name(database), lambda *_: "http://x", [])))
 
 
 def answer(row: dict, who=1, **more) -> dict:
@@ -36,8 +36,8 @@ def ranker(**buckets) -> dict:
     return {"result": [{"type": "ranker", "value": {"ranker": buckets}}]}
 
 
-def taken(database, rows) -> Taken:
-    return take_in(database, project_name(database), rows, NOW)
+def taken(database, rows) -> ImportResult:
+    return import_answers(database, project_name(database), rows, NOW)
 
 
 @SQLITE
@@ -66,7 +66,7 @@ def test_a_bad_answer_costs_itself(database, exported, bad, words):
     assert (found.new, found.known, len(found.left_out)) == (2, 0, 1)
     assert found.left_out[0].startswith("task 0 (p0), annotation 1")
     assert words in found.left_out[0]
-    assert [one.annotator for one in answered(database)] == ["Label Studio 1", "Label Studio 3"]
+    assert [one.annotator for one in read_answers(database)] == ["Label Studio 1", "Label Studio 3"]
     again = taken(database, exported)
     assert (again.new, again.known, again.left_out) == (0, 2, found.left_out)
 
@@ -105,7 +105,7 @@ def test_a_file_of_which_most_cannot_be_used_changes_nothing(database, exported)
         taken(database, other)
     with pytest.raises(LabelStudioError, match=r"6 of 11 answers and tasks cannot be used, and nothing is taken in"):
         taken(database, [*exported[:5], *other])
-    assert answered(database) == []
+    assert read_answers(database) == []
     assert taken(database, [*exported, *other]).new == 6
 
 
@@ -136,18 +136,18 @@ def test_texts_and_numbers_that_no_database_holds_cost_their_answers(database, e
     nowhere = {"data": row["data"] | {"hive_ray_task": "\0"}}
     found = taken(database, [*exported, nowhere])
     assert (found.new, found.known, len(found.left_out)) == (2, 4, 3)
-    assert [one.annotator for one in answered(database)] == ["ann\ufffd@example.org", "Label Studio 1"]
+    assert [one.annotator for one in read_answers(database)] == ["ann\ufffd@example.org", "Label Studio 1"]
 
 
 def accounted(database, rows) -> None:
     """Every answer is stored, known or named, or the file is refused by name and changes nothing."""
-    before = len(answered(database))
+    before = len(read_answers(database))
     try:
         found = taken(database, rows)
     except LabelStudioError:
-        assert len(answered(database)) == before
+        assert len(read_answers(database)) == before
         return
-    assert len(answered(database)) == before + found.new
+    assert len(read_answers(database)) == before + found.new
     per_row = [row.get("annotations") if isinstance(row, dict) else None for row in rows]
     most = sum(max(1, len(answers)) if isinstance(answers, list) else 1 for answers in per_row)
     least = sum(len(answers) if isinstance(answers, list) else 0 for answers in per_row)

@@ -6,33 +6,33 @@ from mutate import mutated
 from work import hired, prompts
 
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.exports import Answered, answered, csv_lines, ranking_lines
+from hive_ray.annotation.exports import AnswerRecord, csv_lines, ranking_lines, read_answers
 from hive_ray.annotation.models import RANK, STUDY
 from hive_ray.annotation.overview import overview
-from hive_ray.annotation.quality import agreement, flagged, standings
-from hive_ray.annotation.task_queue import Desk, Plan
-from hive_ray.annotation.tasks import GoldError, Prompt, known_bad, known_from, load
-from hive_ray.annotation.user_study import results
+from hive_ray.annotation.quality import agreement, annotator_stats, flagged_names
+from hive_ray.annotation.task_queue import AssignmentPolicy, TaskQueue
+from hive_ray.annotation.tasks import GoldError, Prompt, automatic_gold, load_tasks, read_gold
+from hive_ray.annotation.user_study import compare_editors
 from hive_ray.config import Annotation
 from hive_ray.files.text_files import parse_json_lines
 
 KNOWN = {"better": ["a"], "worse": ["c"]}
 
 
-def said(task: int, annotator: str, verdict: dict, *, editors=("sft",) * 3, **more) -> Answered:
+def said(task: int, annotator: str, verdict: dict, *, editors=("sft",) * 3, **more) -> AnswerRecord:
     defaults = {
         "kind": RANK, "prompt_id": f"p{task}", "instruction": "make it red", "edit_ids": ("a", "b", "c"),
         "editors": editors, "gold": None, "attempt": 0, "shown": (0, 1, 2), "seconds": 1.0, "at": 0.0, "task_id": task,
         "answer_id": 0,
     }  # fmt: skip
-    return Answered(annotator=annotator, verdict=verdict, **defaults | more)
+    return AnswerRecord(annotator=annotator, verdict=verdict, **defaults | more)
 
 
-def ranked(task: int, annotator: str, *ranks: int, **more) -> Answered:
+def ranked(task: int, annotator: str, *ranks: int, **more) -> AnswerRecord:
     return said(task, annotator, {"ranks": list(ranks), "none_acceptable": False}, **more)
 
 
-def compared(task: int, annotator: str, follows, preserves=None) -> Answered:
+def compared(task: int, annotator: str, follows, preserves=None) -> AnswerRecord:
     verdict = {"follows": follows, "preserves": preserves}
     return said(task, annotator, verdict, kind=STUDY, edit_ids=("a", "b"), editors=("sft", "finetuned"))
 
@@ -83,7 +83,7 @@ def test_a_study_counts_wins_of_the_second_editor_by_prompt_and_by_person():
         compared(2, "Ada", 1, None),
         compared(3, "Ada", None, None),
     ]  # fmt: skip
-    follows, preserves = results(answers)
+    follows, preserves = compare_editors(answers)
     assert (follows.editor, follows.baseline) == ("finetuned", "sft")
     assert (follows.num_prompts, follows.num_answers) == (3, 4)
     assert follows.by_prompt["win"].value == pytest.approx((0.5 + 1 + 0) / 3)
@@ -97,16 +97,16 @@ def test_a_study_counts_wins_of_the_second_editor_by_prompt_and_by_person():
 
 def test_a_study_without_the_one_who_disagrees():
     answers = [compared(task, name, side) for task in range(5) for name, side in (("Ada", 1), ("Bea", 0))]
-    [follows, _] = results(answers, without={"Bea"})
+    [follows, _] = compare_editors(answers, excluded={"Bea"})
     assert (follows.by_prompt["win"].low, follows.by_prompt["win"].high) == (1, 1)
-    assert results([]) == []
+    assert compare_editors([]) == []
 
 
 # --- Known tasks ------------------------------------------------------------------------------------------
 
 
 def test_known_bad_edits_are_the_source_and_another_prompt_in_turns():
-    made = list(known_bad(prompts(30)))
+    made = list(automatic_gold(prompts(30)))
     assert len(made) == 10
     bad = [one.gold["worse"][0] for one in made]
     assert {name.split(":")[0] for name in bad} == {"unchanged", "another"}
@@ -124,7 +124,7 @@ GOLD = {"prompt_id": "p1", "better": "p1e2", "worse": "p1e0"}
 def known(*lines: bytes | dict) -> list[Prompt]:
     """The prompts of known answer of a file of these lines, of three prompts."""
     data = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
-    return known_from(parse_json_lines(data, "gold.jsonl", objects=True), "gold.jsonl", prompts(3))
+    return read_gold(parse_json_lines(data, "gold.jsonl", objects=True), "gold.jsonl", prompts(3))
 
 
 def test_known_answers_come_from_a_file():
@@ -188,8 +188,8 @@ def test_mutated_files_of_known_answers_are_taken_named_or_refused(capsys):
 def worked(database: Database) -> Database:
     """Ada answers by the book (p0e0 best), Eve the other way round; both do tasks, known ones and repeats."""
     work = prompts(12)
-    load(database, RANK, [*work, *known_bad(work)], people_per_task=2)
-    desk = Desk(database, Plan(RANK, 600.0, gold_rate=0.3, repeat_rate=0.3, repeat_after=2))
+    load_tasks(database, RANK, [*work, *automatic_gold(work)], people_per_task=2)
+    desk = TaskQueue(database, AssignmentPolicy(RANK, 600.0, gold_rate=0.3, repeat_rate=0.3, repeat_after=2))
     for name, backwards in (("Ada", False), ("Eve", True)):
         person = hired(database, name)
         while (showing := desk.next(person)) is not None:
@@ -200,13 +200,13 @@ def worked(database: Database) -> Database:
 
 def test_who_fails_known_tasks_is_flagged_and_can_be_left_out(worked):
     settings = Annotation(least_golds=2)
-    ada, eve = standings(worked, settings)
+    ada, eve = annotator_stats(worked, settings)
     assert ada.known_right == ada.known_answers >= 2
     assert eve.known_right == 0
-    assert flagged([ada, eve]) == {"Eve"}
+    assert flagged_names([ada, eve]) == {"Eve"}
     assert eve.flag == f"0 of {eve.known_answers} known tasks right, below 70%"
     assert (ada.with_others, ada.with_self) == (pytest.approx(-1), pytest.approx(1))
-    answers = answered(worked)
+    answers = read_answers(worked)
     everybody = [json.loads(line) for line in ranking_lines(answers)]
     without = [json.loads(line) for line in ranking_lines(answers, {"Eve"})]
     assert len(everybody) == 24
@@ -216,7 +216,7 @@ def test_who_fails_known_tasks_is_flagged_and_can_be_left_out(worked):
 
 
 def test_few_known_tasks_flag_nobody(worked):
-    assert flagged(standings(worked, Annotation(least_golds=100))) == set()
+    assert flagged_names(annotator_stats(worked, Annotation(least_golds=100))) == set()
 
 
 def test_the_overview_shows_agreement_with_and_without_flagged_people(worked):
@@ -228,8 +228,8 @@ def test_the_overview_shows_agreement_with_and_without_flagged_people(worked):
 
 
 def test_names_cannot_bring_markup_into_the_overview(database):
-    load(database, RANK, prompts(1), people_per_task=1)
-    desk, person = Desk(database, Plan(RANK, 600.0)), hired(database, "Ada")
+    load_tasks(database, RANK, prompts(1), people_per_task=1)
+    desk, person = TaskQueue(database, AssignmentPolicy(RANK, 600.0)), hired(database, "Ada")
     showing = desk.next(person)
     desk.submit(person, showing.assignment_id, "the key", {"skipped": "<script>"}, 1.0)
     desk.mark_broken(showing.task.id, "<script>alert(1)</script>")

@@ -7,7 +7,7 @@ import pytest
 from annotation_site import make_candidates, picture
 
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.feedback import record
+from hive_ray.annotation.feedback import store_feedback
 from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
 from hive_ray.errors import Stopped
 from hive_ray.presets import shapes
@@ -44,7 +44,7 @@ def press(database, source: int, edited: int, liked: bool, words: str = "make it
         "key": f"{words} {source} {edited} {liked} {changed}", "editor": "abc", "instruction": words, "liked": liked,
         "settings": SETTINGS, "source_image": picture(source), "edited_image": picture(edited),
     }  # fmt: skip
-    assert record(database, **thumb | changed)
+    assert store_feedback(database, **thumb | changed)
 
 
 def test_edits_of_one_picture_by_the_same_words_are_ranked_and_other_thumbs_are_counted(database, run, capsys):

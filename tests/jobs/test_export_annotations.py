@@ -4,7 +4,7 @@ from annotation_site import make_candidates, make_chosen
 from work import hired
 
 from hive_ray.annotation.models import RANK
-from hive_ray.annotation.task_queue import Desk, Plan
+from hive_ray.annotation.task_queue import AssignmentPolicy, TaskQueue
 from hive_ray.artifacts.tables import read_rows, write_rows
 from hive_ray.config import Annotation
 from hive_ray.files.text_files import read_json_lines
@@ -22,7 +22,7 @@ def test_what_people_said_becomes_rankings(tmp_path, capsys):
     candidates = make_candidates(run, 8)
     settings = Annotation(least_golds=1, leave_out_flagged=True)
     database, _ = prepare(run, settings)
-    desk = Desk(database, Plan(RANK, 60.0, gold_rate=0.5))
+    desk = TaskQueue(database, AssignmentPolicy(RANK, 60.0, gold_rate=0.5))
     for name, backwards in (("Ada", False), ("Eve", True)):
         person = hired(database, name)
         while (showing := desk.next(person)) is not None:
@@ -46,7 +46,7 @@ def test_rounds_that_share_a_database_are_exported_apart(tmp_path, capsys):
     write_rows(second.path("candidates"), CANDIDATES, [_by_another_editor(row) for row in rows[:2]], {})
     for run in (first, second):
         database, _ = prepare(run.root, settings)
-        desk, person = Desk(database, Plan(RANK, 60.0)), hired(database, f"Ada {run.number}")
+        desk, person = TaskQueue(database, AssignmentPolicy(RANK, 60.0)), hired(database, f"Ada {run.number}")
         while (showing := desk.next(person)) is not None:
             key = f"{run.number} {showing.assignment_id}"
             desk.submit(person, showing.assignment_id, key, {"ranks": [1, 2, 3, 4]}, 1.0)
@@ -65,7 +65,7 @@ def test_what_an_hour_gave_is_said(tmp_path, capsys):
     make_chosen(run.root, 3, 1, probability=0.25)
     database, _ = prepare(run.root, settings)
     clock = itertools.count(1000.0, 60.0)
-    desk, person = Desk(database, Plan(RANK, 600.0), lambda: next(clock)), hired(database, "Ada")
+    desk, person = TaskQueue(database, AssignmentPolicy(RANK, 600.0), lambda: next(clock)), hired(database, "Ada")
     while (showing := desk.next(person)) is not None:
         ranks = [2 if place else 1 for place in showing.shown]
         desk.submit(person, showing.assignment_id, f"{showing.assignment_id}", {"ranks": ranks}, 36.0)

@@ -17,7 +17,7 @@ from tiny_settings import ONE, tiny_config
 
 from hive_ray import storage
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.feedback import record
+from hive_ray.annotation.feedback import store_feedback
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest
 from hive_ray.cluster.starting import start_ray
@@ -313,7 +313,7 @@ def thumbs_of(run, address):
         kept = {name: one[name] for name in ("instruction", "source_image")}
         for pair, liked in ((one, True), (other, False)):
             edit = {"key": pair["pair_id"], "edited_image": pair["edited_image"], "editor": "served", "settings": {}}
-            record(database, liked=liked, **kept, **edit)
+            store_feedback(database, liked=liked, **kept, **edit)
     database.close()
     return address
 

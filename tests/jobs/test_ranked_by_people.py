@@ -20,7 +20,7 @@ from tiny_settings import tiny_config
 from work import hired
 
 from hive_ray.annotation.models import RANK
-from hive_ray.annotation.task_queue import Desk, Plan
+from hive_ray.annotation.task_queue import AssignmentPolicy, TaskQueue
 from hive_ray.artifacts.tables import count_rows, read_manifest, read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Preview, Resources
@@ -85,7 +85,7 @@ def command(folder: Path) -> Run:
 def people_rank(run: Run) -> None:
     """Ada ranks all there is to rank, in the order in which it was made."""
     database, _ = prepare(run.root, run.config.annotation)
-    desk, person = Desk(database, Plan(RANK, 60.0)), hired(database, "Ada")
+    desk, person = TaskQueue(database, AssignmentPolicy(RANK, 60.0)), hired(database, "Ada")
     while (showing := desk.next(person)) is not None:
         answer = {"ranks": [1 + place for place in showing.shown]}
         desk.submit(person, showing.assignment_id, f"{showing.assignment_id}", answer, 1.0)

@@ -10,6 +10,7 @@ import pytest
 from hive_ray.cluster.mapping import map_rows
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
+from hive_ray.language import answer_cache
 from hive_ray.language.answer_cache import Budget, counts_of, request_id
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 

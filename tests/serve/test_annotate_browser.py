@@ -10,7 +10,7 @@ import pytest
 from annotation_site import app, make_candidates, make_evaluation, served
 from playwright.sync_api import expect, sync_playwright
 
-from hive_ray.annotation.exports import answered
+from hive_ray.annotation.exports import read_answers
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
@@ -88,7 +88,7 @@ def test_a_person_ranks_ten_tasks_by_keyboard_closes_the_browser_in_the_middle_a
     assert page.problems == []
     context.close()
 
-    found = answered(site.database)
+    found = read_answers(site.database)
     assert len(found) == len({one.prompt_id for one in found}) == 10
     assert {f"“{one.instruction}”" for one in found} == set(seen)
     in_time = sorted(found, key=lambda one: one.at)
@@ -134,7 +134,7 @@ def test_ties_none_all_the_same_skip_undo_and_start_over_by_mouse_and_key(small,
         page.keyboard.press(key)
     expect(page.locator("#instruction")).to_have_text(fourth)
     assert page.problems == []
-    verdicts = {one.prompt_id: one.verdict for one in answered(small.database)}
+    verdicts = {one.prompt_id: one.verdict for one in read_answers(small.database)}
     assert verdicts["p0"] == {"ranks": [1, 1, 1, 1], "none_acceptable": True}
     assert sorted(verdicts["p1"]["ranks"]) == [1, 2, 3, 4]
     assert verdicts["p2"] == {"skipped": "I cannot tell"}
@@ -181,7 +181,7 @@ def test_an_answer_waits_in_the_browser_while_the_database_is_gone_and_is_stored
     (tmp_path / "aside").rename(small.database.file)
     task_of(page, 1)
     assert page.locator("#away").is_hidden()
-    [found] = answered(small.database)
+    [found] = read_answers(small.database)
     assert [found.verdict["ranks"][place] for place in found.shown] == [1, 2, 3, 4]
     context.close()
 
@@ -193,7 +193,7 @@ def test_a_double_click_stores_one_ranking(small, browser):
     page.dblclick("#store")
     task_of(page, 1)
     page.wait_for_timeout(300)
-    assert len(answered(small.database)) == 1
+    assert len(read_answers(small.database)) == 1
     assert page.problems == []
 
 
@@ -283,7 +283,7 @@ def test_a_study_is_answered_by_keyboard(tmp_path, browser):
         page.keyboard.press("2")
         page.keyboard.press("Enter")
         task_of(page, 1)
-        [found] = answered(site.database)
+        [found] = read_answers(site.database)
         assert found.verdict == {"follows": found.shown[0], "preserves": None}
         assert page.problems == []
 

@@ -21,8 +21,8 @@ from ray import serve
 from sockets import listening, reachable
 
 from hive_ray import storage
-from hive_ray.annotation.database import DatabaseError, database_of
-from hive_ray.annotation.exports import answered
+from hive_ray.annotation.database import DatabaseError, open_database
+from hive_ray.annotation.exports import read_answers
 from hive_ray.annotation.people import invite
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Annotation
@@ -119,7 +119,7 @@ def test_a_retried_request_is_confirmed_and_stored_once(site):
     assert (first.json()["repeated"], again.json()["repeated"]) == (False, True)
     other = hand_in(client, task)
     assert (other.status_code, other.json()["error"]["reason"]) == (409, "answered")
-    assert len(answered(site.database)) == 1
+    assert len(read_answers(site.database)) == 1
 
 
 def test_undo_and_a_correction_over_http(site):
@@ -369,7 +369,7 @@ def test_label_studio_gets_tasks_and_gives_results_once(site):
     ]
     for counts in ({"imported": 2, "known": 1}, {"imported": 0, "known": 3}):
         assert boss.post("/admin/label-studio", json=exported).json() == counts | whole
-    found = {one.annotator: one.verdict for one in answered(site.database)}
+    found = {one.annotator: one.verdict for one in read_answers(site.database)}
     assert found["Label Studio 7"] == {"ranks": [2, 3, 1, 2], "none_acceptable": False}
     assert "skipped" in found["bea@example.org"]
 
@@ -395,14 +395,14 @@ def test_a_label_studio_file_says_what_is_left_out_and_one_of_another_project_ch
     reply = boss.post("/admin/label-studio", json=other)
     assert (reply.status_code, "task 0 is of the project 'other'" in message(reply)) == (400, True), reply.text
     assert boss.post("/admin/label-studio", json={"a": 1}).status_code == 400
-    assert answered(site.database) == []
+    assert read_answers(site.database) == []
     buckets = {f"rank_{rank}": [edit["id"]] for rank, edit in enumerate(exported[0]["data"]["edits"], 1)}
     good = {"completed_by": 1, "result": [{"type": "ranker", "value": {"ranker": buckets}}]}
     exported[0]["annotations"] = [good, good | {"completed_by": 2, "lead_time": -1}]
     found = boss.post("/admin/label-studio", json=exported).json()
     assert (found["imported"], found["known"], found["left_out"]) == (1, 0, 1)
     assert found["reasons"] == ["task 0 (p0), annotation 1: lead_time is -1; wanted 0 to 1e+09 seconds"]
-    assert len(answered(site.database)) == 1
+    assert len(read_answers(site.database)) == 1
 
 
 # --- The user study ---------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_a_study_compares_two_editors_blindly_and_says_who_won(run, url):
             )
         page = site.signed_in("Boss", "administrator").get("/admin/overview").text
         assert "finetuned against sft, 10 answers to 5 prompts" in page
-        sides = Counter(one.shown for one in answered(site.database))
+        sides = Counter(one.shown for one in read_answers(site.database))
         assert set(sides) == {(0, 1), (1, 0)}
 
 
@@ -434,7 +434,7 @@ def test_a_study_compares_two_editors_blindly_and_says_who_won(run, url):
 
 
 def test_a_locked_database_is_answered_503_and_the_retried_answer_is_stored_once(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("hive_ray.annotation.database.PATIENCE_S", 0.3)
+    monkeypatch.setattr("hive_ray.annotation.database.TIMEOUT_S", 0.3)
     make_candidates(run, 2)
     with served(app(run, f"sqlite:///{tmp_path / 'a.sqlite'}")) as site:
         client = site.signed_in("Ada")
@@ -451,7 +451,7 @@ def test_a_locked_database_is_answered_503_and_the_retried_answer_is_stored_once
         other.close()
         assert not hand_in(client, task, key="the same key").json()["repeated"]
         assert hand_in(client, task, key="the same key").json()["repeated"]
-        assert len(answered(site.database)) == 1
+        assert len(read_answers(site.database)) == 1
 
 
 def test_nothing_that_was_acknowledged_is_lost_when_postgresql_is_killed(run, postgres):
@@ -489,7 +489,7 @@ def test_nothing_that_was_acknowledged_is_lost_when_postgresql_is_killed(run, po
         for thread in threads:
             thread.join(60)
         stop.set()
-        assert len(acknowledged) == len(set(acknowledged)) == len(answered(site.database)) == 30
+        assert len(acknowledged) == len(set(acknowledged)) == len(read_answers(site.database)) == 30
 
 
 # --- Many people ------------------------------------------------------------------------------------------
@@ -523,7 +523,7 @@ def test_fifty_people_at_once_lose_and_double_nothing(run, url):
         for thread in threads:
             thread.join()
         assert not errors
-        stored = Counter((one.instruction, one.annotator) for one in answered(site.database))
+        stored = Counter((one.instruction, one.annotator) for one in read_answers(site.database))
         assert stored == acknowledged
         assert max(stored.values()) == 1
         assert set(Counter(instruction for instruction, _ in stored).values()) == {5}
@@ -606,7 +606,7 @@ def test_a_choice_that_is_made_later_changes_what_people_get_and_keeps_what_they
     make_chosen(run, 4, 0, 2)
     with served(app(run, url)) as site:
         assert all_of(site.signed_in("Ada")) == ["4", "2"]
-        assert [one.prompt_id for one in answered(site.database)] == ["p4", "p0", "p2"]
+        assert [one.prompt_id for one in read_answers(site.database)] == ["p4", "p0", "p2"]
 
 
 def test_a_choice_is_about_the_candidates_that_it_was_made_from(run):
@@ -706,7 +706,7 @@ def test_the_settings_of_the_run_count_and_a_run_on_s3_needs_a_database(run):
     storage.write_text(f"{run}/config.yaml", "annotation: {people_per_task: 5, mode: study}\n")
     assert settings_of(run) == {"people_per_task": 5, "mode": "study"}
     with pytest.raises(DatabaseError, match="say where the database is"):
-        database_of("s3://bucket/run", Annotation())
+        open_database("s3://bucket/run", Annotation())
 
 
 @pytest.mark.ray
@@ -719,7 +719,7 @@ def test_it_runs_on_ray_serve(run):
         start_ray(num_cpus=2)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(bound(Annotating(run=run, gold="", repeat_rate=0.0)))
-        database = database_of(run, Annotation())
+        database = open_database(run, Annotation())
         token = invite(database, "Ada")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             client.headers["X-Forgery-Token"] = client.post("/sign-in", json={"token": token}).json()["forgery_token"]
@@ -727,7 +727,7 @@ def test_it_runs_on_ray_serve(run):
             assert client.get(f"/{task['source']}").headers["content-type"] == "image/png"
             assert hand_in(client, task).status_code == 200
             assert "frame-ancestors 'none'" in client.get("/").headers["content-security-policy"]
-        assert len(answered(database)) == 1
+        assert len(read_answers(database)) == 1
         database.close()
         assert reachable(listening(os.getpid())) == {}
     finally:

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from tiny_models import tiny_base, tiny_stable_diffusion
 
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.feedback import recorded
+from hive_ray.annotation.feedback import read_feedback
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.cluster.addresses import is_loopback
 from hive_ray.cluster.starting import start_ray
@@ -582,7 +582,7 @@ def test_a_thumb_is_stored_with_both_pictures_and_the_version_of_the_editor(clie
     cut = files | {"image": given("cutout.webp"), "edited": picture(seed=2)}
     assert client.post("/feedback", data=said | {"liked": "false"}, files=cut).json() == {"new": False}
     database = Database(f"sqlite:///{folder.parent / 'feedback.sqlite'}")
-    [found] = recorded(database)  # nothing of what was refused
+    [found] = read_feedback(database)  # nothing of what was refused
     assert (found.editor, found.liked, found.settings["seed"]) == (model_digest(str(folder)), False, 7)
     assert np.array_equal(decode(found.edited_image), decode(picture(seed=2)))
     database.close()
