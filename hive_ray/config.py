@@ -445,23 +445,23 @@ class Preview(Section):
     image_guidance_scale: float = 1.5
 
 
-ADDED_ARMS = ("weighted", "dpo", "nft", "rejection")
+SUMMABLE_ARMS = ("weighted", "dpo", "nft", "rejection")
 """Arms whose editors hear and see the same as their start, so that what they changed of it can be added up."""
-FEEDBACK_ARMS = ("scored", "conditional", "level", *ADDED_ARMS)
+FEEDBACK_ARMS = ("scored", "conditional", "level", *SUMMABLE_ARMS)
 
 
-def parts_of_arm(name: str, alone: Sequence[str]) -> list[str]:
+def split_arm(name: str, alone: Sequence[str]) -> list[str]:
     """The arms that a name such as dpo+rejection adds up, or the one that it names.
 
-    alone: the arms that may stand alone; ADDED_ARMS may be added up. ValueError for any other, and for one twice.
+    alone: the arms that may stand alone; SUMMABLE_ARMS may be added up. ValueError for any other, and for one twice.
     """
     parts = name.split("+")
-    known = alone if len(parts) == 1 else ADDED_ARMS
+    known = alone if len(parts) == 1 else SUMMABLE_ARMS
     for part in parts:
         if part not in known:
             raise ValueError(
-                f"arm {part!r} is unknown; {choose_one_of(known, part)}, or several of {', '.join(ADDED_ARMS)}, joined "
-                "by +"
+                f"arm {part!r} is unknown; {choose_one_of(known, part)}, or several of "
+                f"{', '.join(SUMMABLE_ARMS)}, joined by +"
             )
     if len({*parts}) < len(parts):
         raise ValueError(f"arm {name!r} names an arm twice: name each once")
@@ -519,7 +519,7 @@ class Editor(Section):
     def _known_arm(cls, arm: str) -> str:
         if arm == "weighted_dpo":
             raise ValueError("editor.arm 'weighted_dpo' is gone: 'weighted+dpo' adds up what both change")
-        parts_of_arm(arm, FEEDBACK_ARMS)
+        split_arm(arm, FEEDBACK_ARMS)
         return arm
 
     @model_validator(mode="after")

@@ -46,7 +46,7 @@ def sum_stage(name: str, start: str, arms: Sequence[str]) -> ModelStage:
 def _merging_stage(
     name: str, editors: Sequence[str], words: str, merge: Callable[[Sequence[str]], Editor]
 ) -> ModelStage:
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         digests = [model_digest(run.path(editor)) for editor in editors]
         return fingerprint_of(**{f"editor.{place}": digest for place, digest in enumerate(digests)})
 
@@ -57,4 +57,4 @@ def _merging_stage(
         store_model(path, lambda to: editor.save(to, editor.card), made_from, {}, time.monotonic() - started)
         tell_result(f"editors/{name}: {words}, saved to {path}")
 
-    return ModelStage(name=f"editors/{name}", reads=tuple(editors), decided_by=decides, store=store)
+    return ModelStage(name=f"editors/{name}", reads=tuple(editors), fingerprint=compute_fingerprint, store=store)

@@ -47,14 +47,14 @@ def stages(run: Run) -> list[TableStage]:
 
 
 def _chosen_stage(*reads: str) -> TableStage:
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         inputs = {name: table_digest(run.path(name)) for name in reads}
         return fingerprint(run.config.choosing, held_out_rate=f"{run.config.reward.held_out_rate:g}", **inputs)
 
-    return TableStage(name="chosen", schema=CHOSEN, reads=reads, decided_by=decides, rows=_rows)
+    return TableStage(name="chosen", schema=CHOSEN, reads=reads, fingerprint=compute_fingerprint, rows=_rows)
 
 
-def _decides_spreads(run: Run) -> Fingerprint:
+def _spreads_fingerprint(run: Run) -> Fingerprint:
     reward = _reward_model(run)
     inputs = {"candidates": table_digest(run.path("candidates")), "editor": model_digest(run.path(CURRENT))}
     if reward:
@@ -72,7 +72,11 @@ def _measure_spreads(run: Run) -> MapTable:
 
 
 SPREADS_STAGE = TableStage(
-    name="spreads", schema=SPREADS, reads=("candidates", CURRENT), decided_by=_decides_spreads, plan=_measure_spreads
+    name="spreads",
+    schema=SPREADS,
+    reads=("candidates", CURRENT),
+    fingerprint=_spreads_fingerprint,
+    plan=_measure_spreads,
 )
 
 

@@ -46,7 +46,7 @@ from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
 
 
-class People:
+class PeopleRanker:
     """Gives the candidates what people said of them, and the account of their lines with the prompt `first`."""
 
     def __init__(
@@ -63,7 +63,7 @@ class People:
         return [*rankings_from_people(row, self.annotations), *account]
 
 
-class Simulated:
+class SimulatedRanker:
     """Ranks by the judge, with a person's noise and ties."""
 
     def __init__(self, settings: Rankings, device: str = "cpu") -> None:
@@ -75,7 +75,7 @@ class Simulated:
         return rank_candidates(rows, self.annotators, self.per_prompt)
 
 
-ANNOTATORS = {"people": People, "shapes": Simulated}
+ANNOTATORS = {"people": PeopleRanker, "shapes": SimulatedRanker}
 THUMBS_PER_FILE = 32
 """Rankings of thumbs in a file: their pictures are in memory at a time."""
 
@@ -113,7 +113,7 @@ def _rankings_stage(run: Run, annotators: dict[str, Any], said: bytes | None = N
         assert chosen is not None, "the table `chosen` was there as the stage was declared"
         return {row["prompt_id"] for row in chosen}
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         content = ""
         if by_people:
             read = storage.read_bytes(_annotations(run)) if said is None else said
@@ -134,7 +134,7 @@ def _rankings_stage(run: Run, annotators: dict[str, Any], said: bytes | None = N
         )  # fmt: skip
 
     reads = ("candidates", "chosen") if has_chosen else ("candidates",)
-    return TableStage(name="rankings", schema=RANKINGS, reads=reads, decided_by=decides, plan=plan)
+    return TableStage(name="rankings", schema=RANKINGS, reads=reads, fingerprint=compute_fingerprint, plan=plan)
 
 
 def _annotations_of_people(run: Run, said: bytes, path: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from hive_ray.config import (
     SingleFile,
     Training,
     Watching,
-    parts_of_arm,
+    split_arm,
 )
 from hive_ray.console import LogFormat, speaking
 from hive_ray.files.settings_file import load_settings, wrong_settings
@@ -52,7 +52,7 @@ TRAINED_ARMS = (
     "rejection",
 )  # fmt: skip
 """Names of editors that `train_editor` knows, beside sums of them."""
-SELDOM_SET = (EditorFile, Preview, Recovery, SingleFile, Watching)
+HIDDEN_SECTIONS = (EditorFile, Preview, Recovery, SingleFile, Watching)
 INNER_SECTIONS = (Dpo, Nft, Resources, Training)
 """Sections within others that help leaves out: of every job, and of those that do not train."""
 
@@ -153,7 +153,7 @@ JOBS = {
     "encode_latents": Job("pairs -> their latents, encoded once", ("editor",), hides=INNER_SECTIONS, reads=("pairs",)),
     "train_editor": Job(
         "pairs, rankings or scored candidates -> an editor", ("editor",), (ArmOption,),
-        "shapes --run runs/one --arm dpo --editor.dpo.beta 1000", function="for_arm", hides=(Nft, Resources),
+        "shapes --run runs/one --arm dpo --editor.dpo.beta 1000", function="build_for_arm", hides=(Nft, Resources),
     ),
     "export_editor": Job(
         "a training's newest checkpoint -> an editor", ("editor",), (ArmOption,), "shapes --run runs/one --arm sft",
@@ -165,7 +165,8 @@ JOBS = {
     ),
     "sample_candidates": Job(
         "prompts -> several edits each, for people to rank", ("candidates",), (ArmOption,),
-        "shapes --run runs/one --candidates.num-edits 4", function="for_arm", reads=("prompts", "editors/current"),
+        "shapes --run runs/one --candidates.num-edits 4", function="build_for_arm",
+        reads=("prompts", "editors/current"),
     ),
     "choose_candidates": Job(
         "candidates -> which prompts people rank, and in which order", ("choosing",), reads=("candidates",)
@@ -182,11 +183,11 @@ JOBS = {
     ),
     "score_pairs": Job(
         "pairs -> pairs with weights, phrases or levels by their rewards", ("scoring",), (ArmOption,),
-        "shapes --run runs/one --arm weighted", function="for_arm", reads=("pairs",),
+        "shapes --run runs/one --arm weighted", function="build_for_arm", reads=("pairs",),
     ),
     "score_candidates": Job(
         "candidates -> candidates with their rewards", ("candidate_scoring",), (ArmOption,),
-        "shapes --run runs/one --arm rejection", function="for_arm",
+        "shapes --run runs/one --arm rejection", function="build_for_arm",
     ),
     "average_editors": Job(
         "editors -> one with the mean of their weights", ("averaging",),
@@ -248,12 +249,12 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
 def _work(job: Job, name: str, settings: Any) -> None:
     start_on_loopback()
     hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))  # before they are imported
-    from jobs.run import work  # and with it all that a job works with, which takes seconds
+    from jobs.run import run_command  # and with it all that a job works with, which takes seconds
 
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     module = importlib.import_module(f"jobs.{name}")
-    work(getattr(module, job.function), settings, module, job.reads)
+    run_command(getattr(module, job.function), settings, module, job.reads)
 
 
 def _read(job: Job, name: str, settings: Any) -> None:
@@ -299,15 +300,15 @@ def read_command(arguments: list[str], program: str = "job") -> Command:
 
     Raises ValueError, OSError and pydantic's ValidationError for what cannot be understood, or read.
     """
-    default, flags = _starting_point(arguments)
+    default, flags = _defaults_and_flags(arguments)
     command = _parsed(flags, default, program)
     root = storage.absolute(command.run)
     later = ROUND.fullmatch(root)
     if later:  # it has its run's settings, unless others are named
         names_settings = flags != arguments
         settings = default if names_settings else load_settings(storage.join(later["run"], "config.yaml"), Command)
-        command = _parsed(flags, _command(again(config_of(settings))), program)
-    parts_of_arm(command.arm, TRAINED_ARMS)
+        command = _parsed(flags, _command(for_later_rounds(config_of(settings))), program)
+    split_arm(command.arm, TRAINED_ARMS)
     return command.model_copy(update={"run": root})
 
 
@@ -316,7 +317,7 @@ def _with_settings_of_run(arguments: list[str]) -> list[str]:
     named without --run."""
     if arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
         arguments = ["--run", *arguments]
-    default, flags = _starting_point(arguments)
+    default, flags = _defaults_and_flags(arguments)
     if flags != arguments:
         return arguments
     root = storage.absolute(_parsed(flags, default, "job").run)
@@ -326,7 +327,7 @@ def _with_settings_of_run(arguments: list[str]) -> list[str]:
     return ["--config", file, *arguments]
 
 
-def again(config: Config) -> Config:
+def for_later_rounds(config: Config) -> Config:
     """A run's settings without what they say of the first round's own edits: who said what of them."""
     gold = config.annotation.gold and Annotation().gold
     return config.changed({"rankings": {"annotations": ""}, "annotation": {"gold": gold}})
@@ -341,7 +342,7 @@ def _command(config: Config) -> Command:
     return Command(**config.model_dump())
 
 
-def _starting_point(arguments: list[str]) -> tuple[Command, list[str]]:
+def _defaults_and_flags(arguments: list[str]) -> tuple[Command, list[str]]:
     """The preset or the settings file that the flags are applied to, and the flags."""
     for place, argument in enumerate(arguments):
         if argument.startswith("--config="):
@@ -377,7 +378,7 @@ def _own_settings(job: Job, arguments: list[str], program: str) -> tuple[Any, Co
 def _show_help(job: Job, arguments: list[str], program: str) -> NoReturn:
     """Print the settings of a job, or of all, with the defaults of the preset that is named. Raises SystemExit."""
     asked = [argument for argument in arguments if argument not in ("-h", "--help", "--help-all")]
-    default, _ = _starting_point(asked)
+    default, _ = _defaults_and_flags(asked)
     everything = "--help-all" in arguments
     kind = Command if everything else _settings_of(job, default)
     defaults = default if everything else kind(**default.model_dump(include={*kind.model_fields}))
@@ -399,7 +400,7 @@ def _description(job: Job, program: str) -> str:
 
 def _settings_of(job: Job, default: Command) -> type[BaseModel]:
     """A model of what one job is asked, in which settings that came before are not shown again."""
-    seen: set[type] = {*SELDOM_SET, *job.hides}
+    seen: set[type] = {*HIDDEN_SECTIONS, *job.hides}
     fields: dict[str, Any] = {name: _shown(getattr(default, name), seen) for name in job.sections}
     return create_model("Settings", __base__=(RunOptions, *job.options), **fields)
 

@@ -34,7 +34,7 @@ Cells = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Contents:
+class RunContents:
     """What is found in one run folder. What a run does not have is left out, and named in `missing`."""
 
     address: str
@@ -48,7 +48,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunComparison:
     """Rows (name, value of the first run, value of the second) of each section, and what the runs do not have."""
 
     runs: tuple[str, str]
@@ -56,7 +56,7 @@ class Compared:
     sections: dict[str, list[tuple[str, str, str]]]
 
 
-def build(settings: Comparison) -> Compared:
+def build(settings: Comparison) -> RunComparison:
     """Compare two run folders, or rounds of a run; nothing is changed in them.
 
     Raises FileNotFoundError for a folder that holds nothing of a run.
@@ -65,11 +65,11 @@ def build(settings: Comparison) -> Compared:
     compared = compare(first, second)
     if settings.html:
         storage.write_text(storage.absolute(settings.html), page(compared))
-    tell_result(json.dumps(asdict(compared), indent=2) if settings.as_json else in_words(compared))
+    tell_result(json.dumps(asdict(compared), indent=2) if settings.as_json else as_text(compared))
     return compared
 
 
-def compare(first: Contents, second: Contents) -> Compared:
+def compare(first: RunContents, second: RunContents) -> RunComparison:
     """What differs in the settings, and all results of both."""
     names = sorted(first.settings.keys() | second.settings.keys())
     settings = [(name, _setting(name, first), _setting(name, second)) for name in names]
@@ -80,10 +80,10 @@ def compare(first: Contents, second: Contents) -> Compared:
         "models": _side_by_side(first.models, second.models),
         "time": [("tables and models together", format_duration(first.seconds), format_duration(second.seconds))],
     }
-    return Compared((first.address, second.address), (first.missing, second.missing), sections)
+    return RunComparison((first.address, second.address), (first.missing, second.missing), sections)
 
 
-def read_run(address: str) -> Contents:
+def read_run(address: str) -> RunContents:
     """What a run folder, on disk or s3://, says of itself. Raises FileNotFoundError where it says nothing."""
     names = [name for name in storage.list_files(address) if not name.startswith("rounds/")]
     settings, missing = _settings(address)
@@ -102,7 +102,7 @@ def read_run(address: str) -> Contents:
     if not made:
         missing.append("models (none is finished)")
     reward = storage.read_json(storage.join(address, "reward/card.json"))
-    return Contents(
+    return RunContents(
         address=address,
         settings=settings,
         evaluation=_evaluation(summary or {}),
@@ -113,7 +113,7 @@ def read_run(address: str) -> Contents:
     )
 
 
-def in_words(compared: Compared) -> str:
+def as_text(compared: RunComparison) -> str:
     """A table for a terminal: A is the first run, B the second."""
     lines = []
     for letter, address, missing in zip("AB", compared.runs, compared.missing, strict=True):
@@ -130,7 +130,7 @@ def in_words(compared: Compared) -> str:
     return "\n".join(lines)
 
 
-def page(compared: Compared) -> str:
+def page(compared: RunComparison) -> str:
     """The same as an HTML page that stands alone."""
     head = ("", "A", "B")
     sections = [
@@ -166,7 +166,7 @@ def _flat(values: Mapping[str, Any], start: str = "") -> Iterable[tuple[str, Any
             yield f"{start}{name}", value
 
 
-def _setting(name: str, run: Contents) -> str:
+def _setting(name: str, run: RunContents) -> str:
     return json.dumps(run.settings[name], ensure_ascii=False) if name in run.settings else ABSENT
 
 

@@ -24,7 +24,7 @@ from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, table_na
 from jobs.run import Run
 from jobs.stage import TableStage
 
-DECIDING = ("resolution", "crop", "flip", "latents")
+LATENT_SETTINGS = ("resolution", "crop", "flip", "latents")
 """Of the editor's settings, those that change the latents."""
 
 
@@ -32,7 +32,7 @@ def build(run: Run) -> Manifest:
     return LATENTS_STAGE.make(run)
 
 
-def of_rankings(run: Run, tables: Sequence[str]) -> Manifest:
+def build_for_rankings(run: Run, tables: Sequence[str]) -> Manifest:
     """The latents of all rankings in `tables`; it fails where more are broken than a training would bear."""
     return ranking_latents_stage(tables).make(run)
 
@@ -54,12 +54,14 @@ def _latents_stage(
     reads: tuple[str, ...] = (),
     least_kept: Callable[[Run], float] = lambda run: 0.0,
 ) -> TableStage:
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         settings = run.config.editor
         if settings.latents == "none":
             raise ValueError("editor.latents is 'none': set it to 'fp32' or 'fp16' to encode latents once")
         inputs = {table_name(schema): table_digest(*tables_of(run)), "start": model_digest(settings.start)}
-        return fingerprint_of(**inputs) | {f"editor.{setting}": getattr(settings, setting) for setting in DECIDING}
+        return fingerprint_of(**inputs) | {
+            f"editor.{setting}": getattr(settings, setting) for setting in LATENT_SETTINGS
+        }
 
     def plan(run: Run) -> MapTable:
         settings = run.config.editor
@@ -68,7 +70,9 @@ def _latents_stage(
             start=settings.start, settings=settings,
         )  # fmt: skip
 
-    return TableStage(name=name, schema=produces, reads=reads, decided_by=decides, plan=plan, least_kept=least_kept)
+    return TableStage(
+        name=name, schema=produces, reads=reads, fingerprint=compute_fingerprint, plan=plan, least_kept=least_kept
+    )
 
 
 LATENTS_STAGE = _latents_stage(

@@ -25,7 +25,7 @@ from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from hive_ray.statistics.intervals import Interval
 from jobs.actors.evaluating import EditEvaluator, best_of_name
-from jobs.report import gather, scored_card, shown_columns, won_by
+from jobs.report import gather_report, scored_card, shown_columns, won_by
 from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
 from jobs.train_editor import ARMS, CONTROLS, arm_of, parts_of
@@ -47,7 +47,7 @@ def build(run: Run) -> dict:
         "reward_on_draws": {name: asdict(one) for name, one in draws.items()}
     }
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
-    report = gather(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
+    report = gather_report(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
     storage.write_text(run.path("report.html"), write_report(report))
     storage.write_bytes(run.path("edits.png"), write_contact_sheet(report.edits))
     print_summary(run, summary)
@@ -81,7 +81,7 @@ def measuring_stage(
     """What `measure` makes."""
     editor = f"editors/{name}"
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         reward = reward_of(run) if with_reward else ""
         settings = run.config.evaluation.model_copy(
             update={"editors": (), "num_prompts": limit, "curve": scales, "curve_prompts": 0, "best_of": num_draws}
@@ -101,7 +101,9 @@ def measuring_stage(
             with_best=name not in CONTROLS,
         )  # fmt: skip
 
-    return TableStage(name=table, schema=EVALUATION, reads=("prompts", editor), decided_by=decides, plan=plan)
+    return TableStage(
+        name=table, schema=EVALUATION, reads=("prompts", editor), fingerprint=compute_fingerprint, plan=plan
+    )
 
 
 def is_measured(table: str, num_draws: int) -> bool:
@@ -123,7 +125,7 @@ def summarise(run: Run) -> dict[str, Any]:
     options = {"resamples": settings.bootstrap, "seed": settings.seed}
     scored = scored_card(run)
     return {
-        "warnings": own_judges(run, metrics) + chosen_by_reward(run, metrics) + unmeasured(run),
+        "warnings": judge_warnings(run, metrics) + selection_warnings(run, metrics) + unmeasured_warnings(run),
         "baseline": baseline,
         "editors": [asdict(one) for one in summarise_editors(rows, metrics, **options)],
         "differences": {
@@ -166,16 +168,16 @@ def reward_of(run: Run) -> str:
     return address if is_finished_model(address) else ""
 
 
-def unmeasured(run: Run) -> list[str]:
+def unmeasured_warnings(run: Run) -> list[str]:
     """In words, what could not be measured."""
     return [] if reward_of(run) else [f"{run.path('reward')} is no finished reward model: nothing is measured by one."]
 
 
-def own_judges(run: Run, metrics: Sequence[str]) -> list[str]:
+def judge_warnings(run: Run, metrics: Sequence[str]) -> list[str]:
     """In words, which of these measures come from a judge that one of the editors was trained to please."""
     pleased: dict[tuple[str, ...], list[str]] = {}
     for name in run.config.evaluation.editors:
-        pleased.setdefault(judges_pleased(run, name), []).append(name)
+        pleased.setdefault(training_judges(run, name), []).append(name)
     warnings = []
     for judges, names in pleased.items():
         same_clip = model_digest(run.config.scoring.clip) == model_digest(run.config.evaluation.clip)
@@ -198,7 +200,7 @@ def measures_of(run: Run, judge: str) -> tuple[str, ...]:
     return (*MEASURES_OF.get(judge, ()), *(("clip_image",) if sees_clip else ()))
 
 
-def chosen_by_reward(run: Run, metrics: Sequence[str]) -> list[str]:
+def selection_warnings(run: Run, metrics: Sequence[str]) -> list[str]:
     """In words, that the best of several edits has a great reward because it was chosen by it."""
     settings = run.config.evaluation
     names = [best_of_name(name, settings.best_of) for name in settings.editors if name not in CONTROLS]
@@ -210,13 +212,13 @@ def chosen_by_reward(run: Run, metrics: Sequence[str]) -> list[str]:
     ]
 
 
-def judges_pleased(run: Run, name: str) -> tuple[str, ...]:
+def training_judges(run: Run, name: str) -> tuple[str, ...]:
     """The judges by whose rewards an editor of this run was trained; none of one that learned from people directly."""
     if name == "current" and run.before:
         name = "finetuned"
     parts = parts_of(run, name)
     if parts != [name]:
-        return tuple(dict.fromkeys(judge for part in parts for judge in judges_pleased(run, part)))
+        return tuple(dict.fromkeys(judge for part in parts for judge in training_judges(run, part)))
     if name not in ARMS:
         return ()
     arm = arm_of(run, name)

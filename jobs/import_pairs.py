@@ -37,7 +37,7 @@ from jobs.make_pairs import held_out
 from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
 
-BARE = "without_captions"
+WITHOUT_CAPTIONS = "without_captions"
 CONTENT = "input.content"
 """Under which a fingerprint has the digest of a dataset."""
 ROWS_PER_FILE = 64
@@ -45,7 +45,7 @@ ROWS_PER_FILE = 64
 
 
 def build(run: Run) -> Manifest:
-    take_pairs(run)
+    build_imported(run)
     PROMPTS_STAGE.make(run)
     return PAIRS_STAGE.make(run)
 
@@ -55,8 +55,8 @@ def stages(run: Run) -> list[Stage]:
     return [IMPORTED_STAGE, PROMPTS_STAGE, PAIRS_STAGE]
 
 
-def _decides_pairs(run: Run) -> Fingerprint:
-    settings = only(run.config.importing, "clip", "cycle", "drop_swapped")
+def _pairs_fingerprint(run: Run) -> Fingerprint:
+    settings = select_settings(run.config.importing, "clip", "cycle", "drop_swapped")
     return fingerprint(settings, "clip", imported=table_digest(run.path("imported")))
 
 
@@ -68,24 +68,26 @@ def _plan_pairs(run: Run) -> MapTable:
     )  # fmt: skip
 
 
-def _decides_imported(run: Run) -> Fingerprint:
+def _imported_fingerprint(run: Run) -> Fingerprint:
     settings = run.config.importing
-    stage = only(settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate", "least_kept")
+    stage = select_settings(
+        settings, "dataset", "split_name", "pictures", "num_pairs", "rank_rate", "test_rate", "least_kept"
+    )
     made_from = fingerprint(stage, content=dataset_digest(settings.dataset, settings.pictures))
-    return as_kept_before(
+    return keep_if_unchanged(
         run, "imported", IMPORTED, made_from, settings.dataset, lambda: imported_rows(read_pairs(settings), settings)
     )
 
 
 def _rows_of_imported(run: Run) -> Iterator[Row]:
     settings = run.config.importing
-    return counting_bare(imported_rows(read_pairs(settings), settings))
+    return count_missing_captions(imported_rows(read_pairs(settings), settings))
 
 
-def take_pairs(run: Run) -> Manifest:
+def build_imported(run: Run) -> Manifest:
     """The `imported` table: a copy of what can be kept, with splits, and what was dropped for which reason."""
     made = IMPORTED_STAGE.make(run)
-    if bare := round(made.counts.get(BARE, 0)):
+    if bare := round(made.counts.get(WITHOUT_CAPTIONS, 0)):
         warn(
             f"{bare} of {made.rows_out} pairs have no captions, so their clip_source_text "
             "and clip_direction are 0: not measured",
@@ -94,25 +96,25 @@ def take_pairs(run: Run) -> Manifest:
     return made
 
 
-def _decides_prompts(run: Run) -> Fingerprint:
+def _prompts_fingerprint(run: Run) -> Fingerprint:
     settings, imported = run.config.importing, run.path("imported")
     content = dataset_digest(settings.prompts, settings.prompt_pictures) if settings.prompts else ""
     made_from = fingerprint(
-        only(settings, "prompts", "prompt_pictures"), content=content, imported=table_digest(imported)
+        select_settings(settings, "prompts", "prompt_pictures"), content=content, imported=table_digest(imported)
     )
     if settings.prompts:
-        made_from = as_kept_before(
-            run, "prompts", PROMPTS, made_from, settings.prompts, lambda: found_prompts(settings, imported)
+        made_from = keep_if_unchanged(
+            run, "prompts", PROMPTS, made_from, settings.prompts, lambda: imported_prompts(settings, imported)
         )
     return made_from
 
 
-def unless_unfinished(name: str) -> Callable[[Run], OnMismatch]:
+def rebuild_if_unfinished(name: str) -> Callable[[Run], OnMismatch]:
     """What is done with this table of other settings; an unfinished one begins anew in any case."""
     return lambda run: run.on_mismatch if read_manifest(run.path(name)) else "rebuild"
 
 
-def as_kept_before(
+def keep_if_unchanged(
     run: Run, name: str, schema: pa.Schema, made_from: Fingerprint, dataset: str, rows: Callable[[], Iterable[Row]]
 ) -> Fingerprint:
     """The fingerprint of a finished table, in place of `made_from`, where only the times of a dataset's files are other
@@ -166,7 +168,7 @@ def has_rows(path: str, schema: pa.Schema, rows: Iterable[Row]) -> bool:
     )
 
 
-def found_prompts(settings: Importing, imported: str) -> Iterator[Row]:
+def imported_prompts(settings: Importing, imported: str) -> Iterator[Row]:
     """Held-out pairs, but no twins, as prompts; then those of `importing.prompts`."""
     for row in read_rows(imported, IMPORTED, where={"split": held_out, "origin": "imported"}):
         yield prompt_row(row | {"instruction_id": row["pair_id"]}, row["source_image"])
@@ -174,15 +176,15 @@ def found_prompts(settings: Importing, imported: str) -> Iterator[Row]:
         yield from read_prompts(settings)
 
 
-def counting_bare(rows: Iterable[Row]) -> Iterator[Row]:
+def count_missing_captions(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, and beside each that has no source caption one that counts it."""
     for row in rows:
         yield row
         if row.get("source_caption") == "":
-            yield {"counted": {BARE: 1}}
+            yield {"counted": {WITHOUT_CAPTIONS: 1}}
 
 
-def only(settings: Importing, *names: str) -> Importing:
+def select_settings(settings: Importing, *names: str) -> Importing:
     """The settings that decide one table, so that the others do not make it again."""
     return Importing(**{name: getattr(settings, name) for name in names})
 
@@ -190,19 +192,21 @@ def only(settings: Importing, *names: str) -> Importing:
 IMPORTED_STAGE = TableStage(
     name="imported",
     schema=IMPORTED,
-    decided_by=_decides_imported,
+    fingerprint=_imported_fingerprint,
     rows=_rows_of_imported,
     rows_per_file=ROWS_PER_FILE,
-    on_mismatch=unless_unfinished("imported"),
+    on_mismatch=rebuild_if_unfinished("imported"),
 )
 PROMPTS_STAGE = TableStage(
     name="prompts",
     schema=PROMPTS,
     reads=("imported",),
-    decided_by=_decides_prompts,
-    rows=lambda run: found_prompts(run.config.importing, run.path("imported")),
+    fingerprint=_prompts_fingerprint,
+    rows=lambda run: imported_prompts(run.config.importing, run.path("imported")),
     rows_per_file=ROWS_PER_FILE,
-    on_mismatch=unless_unfinished("prompts"),
+    on_mismatch=rebuild_if_unfinished("prompts"),
 )
 """Held-out pairs without their edited picture, then the prompts of a file."""
-PAIRS_STAGE = TableStage(name="pairs", schema=PAIRS, reads=("imported",), decided_by=_decides_pairs, plan=_plan_pairs)
+PAIRS_STAGE = TableStage(
+    name="pairs", schema=PAIRS, reads=("imported",), fingerprint=_pairs_fingerprint, plan=_plan_pairs
+)

@@ -17,7 +17,7 @@ from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import RANKINGS, Row
-from jobs.import_pairs import as_kept_before, only, sizes_of, unless_unfinished
+from jobs.import_pairs import keep_if_unchanged, rebuild_if_unfinished, select_settings, sizes_of
 from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
 
@@ -43,12 +43,12 @@ def _rows(run: Run) -> Iterator[Row]:
     return ranking_rows(read_rankings(dataset, settings), dataset, settings.least_kept)
 
 
-def _decides(run: Run) -> Fingerprint:
+def _compute_fingerprint(run: Run) -> Fingerprint:
     settings = run.config.importing
     dataset = dataset_of(settings.rankings)
-    stage = only(settings, "rankings", "split_name", "pictures", "least_kept")
+    stage = select_settings(settings, "rankings", "split_name", "pictures", "least_kept")
     made_from = fingerprint(stage, content=content_of(settings))
-    return as_kept_before(run, TABLE, RANKINGS, made_from, dataset, lambda: _rows(run))
+    return keep_if_unchanged(run, TABLE, RANKINGS, made_from, dataset, lambda: _rows(run))
 
 
 def content_of(settings: Importing) -> str:
@@ -83,8 +83,8 @@ def dataset_of(rankings: str) -> str:
 IMPORTED_RANKINGS_STAGE = TableStage(
     name=TABLE,
     schema=RANKINGS,
-    decided_by=_decides,
+    fingerprint=_compute_fingerprint,
     rows=_rows,
     rows_per_file=ROWS_PER_FILE,
-    on_mismatch=unless_unfinished(TABLE),
+    on_mismatch=rebuild_if_unfinished(TABLE),
 )

@@ -47,7 +47,7 @@ def prompts(run: Run) -> MapTable:
     )  # fmt: skip
 
 
-def _decides(run: Run) -> Fingerprint:
+def _compute_fingerprint(run: Run) -> Fingerprint:
     settings = run.config.pairs
     models = ("base", "clip", "safety_checker") if settings.safety_checker else ("base", "clip")
     return fingerprint(settings, *models, instructions=table_digest(run.path("instructions")))
@@ -82,12 +82,14 @@ def _rows_at_a_time(settings) -> int:
     return max(1, settings.resources.batch_size // settings.samples_per_instruction)
 
 
-PROMPTS_STAGE = TableStage(name="prompts", schema=PROMPTS, reads=("instructions",), decided_by=_decides, plan=prompts)
+PROMPTS_STAGE = TableStage(
+    name="prompts", schema=PROMPTS, reads=("instructions",), fingerprint=_compute_fingerprint, plan=prompts
+)
 PAIRS_STAGE = TableStage(
     name="pairs",
     schema=PAIRS,
     reads=("instructions",),
-    decided_by=_decides,
+    fingerprint=_compute_fingerprint,
     plan=pairs,
     least_kept=lambda run: run.config.pairs.least_kept,
 )

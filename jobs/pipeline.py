@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hive_ray import storage
 from hive_ray.artifacts.tables import read_manifest
-from hive_ray.config import FEEDBACK_ARMS, parts_of_arm
+from hive_ray.config import FEEDBACK_ARMS, split_arm
 from hive_ray.console import say, tell_result
 from hive_ray.statistics.intervals import Interval
 from jobs import (
@@ -40,7 +40,7 @@ from jobs import (
     train_reward,
     write_instructions,
 )
-from jobs.run import Run, again, write_settings
+from jobs.run import Run, for_later_rounds, write_settings
 from jobs.stage import Stage
 
 TO_PAIRS = (write_instructions.build, make_pairs.build)
@@ -80,12 +80,12 @@ WORKERS_IMPORT = (
 def build(run: Run) -> None:
     start = time.monotonic()
     _build(run, stages_of(run), start)
-    while run.number < run.rounds:
+    while run.number < run.num_rounds:
         run = run.after()
-        write_settings(run.root, again(run.so_far[0].config))
+        write_settings(run.root, for_later_rounds(run.rounds[0].config))
         _build(run, (*FEEDBACK, *learning(run)), start)
     if run.before:
-        tell_result(told(run))
+        tell_result(describe_rounds(run))
 
 
 def stages_of(run: Run) -> Sequence[Callable[[Run], object]]:
@@ -117,7 +117,7 @@ def declared(run: Run) -> list[Stage]:
     stages += choose_candidates.stages(run)
     stages += collect_rankings.stages(run)
     stages += train_reward.stages(run)
-    for arm in parts_of_arm(settings.editor.arm, FEEDBACK_ARMS):
+    for arm in split_arm(settings.editor.arm, FEEDBACK_ARMS):
         stages += STAGES_OF_ARM[arm](run)
     for name in settings.evaluation.editors:
         if name in train_editor.CONTROLS:
@@ -130,7 +130,7 @@ def declared(run: Run) -> list[Stage]:
 def learning(run: Run) -> Sequence[Callable[[Run], object]]:
     """The stages that make an editor better by feedback: no more than its arm needs."""
     return (
-        *(stage for arm in parts_of_arm(run.config.editor.arm, FEEDBACK_ARMS) for stage in TO_FEEDBACK_TABLE[arm]),
+        *(stage for arm in split_arm(run.config.editor.arm, FEEDBACK_ARMS) for stage in TO_FEEDBACK_TABLE[arm]),
         train_editor.controls,
         train_editor.finetune,
         evaluate_editor.build,
@@ -145,10 +145,10 @@ def _build(run: Run, stages: Sequence[Callable[[Run], object]], start: float) ->
         stage(run)
 
 
-def told(run: Run) -> str:
+def describe_rounds(run: Run) -> str:
     """What each round measured of its editors, and which one to serve, in words."""
     lines, metric = [""], "reward" if run.config.evaluation.judge == "none" else "right"
-    for one in run.so_far:
+    for one in run.rounds:
         summary = json.loads(storage.read_text(one.path("summary.json")))
         for editor in summary["editors"]:
             gap = summary["differences"].get(editor["editor"], {}).get(metric)

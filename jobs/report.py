@@ -50,7 +50,7 @@ PACKAGES = ("ray", "torch", "diffusers", "transformers", "deepspeed")
 NUM_SHOWN = 24
 
 
-def gather(
+def gather_report(
     run: Run,
     metrics: tuple[str, ...],
     tie_within: float,
@@ -197,7 +197,7 @@ def _reward_charts(run: Run) -> list[tuple[str, str]]:
     found, address, scored = [], run.path(reward_curve.CURVE), scored_card(run)
     if storage.exists(address):
         curve = json.loads(storage.read_text(address))
-        if curve["rankings"] == table_digest(*run.rankings_so_far()):
+        if curve["rankings"] == table_digest(*run.ranking_tables()):
             found.append((reward_curve.draw(curve), f"{reward_curve.BAND} Found: {curve['finding']}."))
     if scored:
         name, card = scored

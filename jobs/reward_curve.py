@@ -35,7 +35,7 @@ def build(run: Run) -> dict[str, Any]:
     for share, name in zip(shares, names, strict=True):
         train_reward.build(run, name, share)
     found = curve(shares, [_read(run, name, "card.json") for name in names], [_counts(run, name) for name in names])
-    found["rankings"] = table_digest(*run.rankings_so_far())
+    found["rankings"] = table_digest(*run.ranking_tables())
     storage.write_text(run.path(CURVE), json.dumps(found, indent=2))
     storage.write_text(run.path(CHART), draw(found))
     for point in found["points"]:
@@ -106,13 +106,15 @@ def draw(found: dict[str, Any]) -> str:
 
 def _refuse_too_few(run: Run, shares: Sequence[float]) -> None:
     """Say before anything is trained that there is nothing to learn from, or to measure by."""
-    rankings, rate = run.rankings_so_far(), run.config.reward.held_out_rate
+    rankings, rate = run.ranking_tables(), run.config.reward.held_out_rate
     unseen, fewest, all_learned = (
         len(select(rankings, RANKINGS, where=where))
         for where in (
-            train_reward.side(rate, held_out=True), train_reward.side(rate, shares[0]), train_reward.side(rate),
+            train_reward.rankings_where(rate, held_out=True),
+            train_reward.rankings_where(rate, shares[0]),
+            train_reward.rankings_where(rate),
         )
-    )  # fmt: skip
+    )
     if not unseen:
         raise ValueError(f"none of {all_learned} rankings is held out at reward.held_out_rate {rate}: raise it")
     if not fewest:

@@ -38,7 +38,7 @@ from jobs.stage import ModelStage, StagesOfModel, TableStage
 
 ERRORS = "denoising_errors"
 COLUMNS = ("ranking_id", "prompt_id", "instruction", "source_caption", "edited_caption", "ranks")
-OF_THE_HEAD = ("denoisingerror.ridge", "denoisingerror.train_blip", "denoisingerror.clip_image")
+HEAD_SETTINGS = ("denoisingerror.ridge", "denoisingerror.train_blip", "denoisingerror.clip_image")
 """Settings that change no error."""
 GUIDED_PASSES = 3
 """Network evaluations of a step of sampling: with instruction and source, with the source, with neither."""
@@ -50,7 +50,7 @@ REMEDIES = Remedies(
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRankings:
     """Rankings without pictures, and what was measured of their edits; 0 where an edit is not there.
 
     N rankings, K edits of each, F features.
@@ -65,7 +65,7 @@ class Measured:
     similarities: Mapping[str, Tensor]
     """"blip", "clip_direction" and "clip_image", (N, K) each."""
 
-    def foretold(self, rewards: Tensor) -> Foretold:
+    def predictions(self, rewards: Tensor) -> Foretold:
         """What rewards (N, K) foretell."""
         return Foretold(rewards, self.ranks, [row["prompt_id"] for row in self.rows])
 
@@ -82,8 +82,8 @@ def stages(name: str, share: float, blip: str = "") -> StagesOfModel:
 def _head_stage(name: str, share: float, blip: str) -> ModelStage:
     measures_name = f"{name}_measures"
 
-    def decides(run: Run) -> Fingerprint:
-        settings, rankings = run.config.reward, run.rankings_so_far()
+    def compute_fingerprint(run: Run) -> Fingerprint:
+        settings, rankings = run.config.reward, run.ranking_tables()
         made_from = fingerprint_of(
             settings.denoising_error, features=settings.features, loss=settings.loss,
             tie_threshold=f"{settings.tie_threshold:g}", temperature=f"{settings.temperature:g}",
@@ -96,26 +96,26 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
         return made_from
 
     def store(run: Run, made_from: Fingerprint) -> None:
-        settings, rankings, editor = run.config.reward, run.rankings_so_far(), run.path("editors/sft")
+        settings, rankings, editor = run.config.reward, run.ranking_tables(), run.path("editors/sft")
         measures, out = run.path(measures_name), run.path(name)
         started = time.monotonic()
-        learned, unseen, bad = sides(run, measures, share, with_blip=bool(blip))
-        beside = further(settings, with_blip=bool(blip))
+        learned, unseen, bad = split_rankings(run, measures, share, with_blip=bool(blip))
+        beside = extra_features(settings, with_blip=bool(blip))
         names = (*feature_names(settings.denoising_error), *beside.values())
         linear = fit(learned, names, settings)
-        ours = unseen.foretold(linear(unseen.features))
+        ours = unseen.predictions(linear(unseen.features))
         card = {
             "rankings": table_digest(*rankings),
             "features": list(names),
             "bad_rankings": bad,
             "cost": cost(run.config),
-            "train": measured(learned.foretold(linear(learned.features)), settings),
+            "train": measured(learned.predictions(linear(learned.features)), settings),
             "train_rankings": len(learned.rows),
             "train_prompts": len({row["prompt_id"] for row in learned.rows}),
-            **(worth(ours, unseen, learned, linear, settings) if unseen.rows else NOTHING_HELD_OUT),
+            **(evaluate_head(ours, unseen, learned, linear, settings) if unseen.rows else NOTHING_HELD_OUT),
         }
-        say(card)
-        root = run.so_far[0].root
+        print_card(card)
+        root = run.rounds[0].root
         clip = run.config.evaluation.clip if settings.denoising_error.clip_image else ""
         head = Head(
             linear, settings.denoising_error, relative_to(out, editor, root), model_digest(editor),
@@ -133,10 +133,10 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
         metrics = measure(linear(learned.features), learned.ranks, loss_of(settings))
         store_model(out, save, made_from, metrics, time.monotonic() - started)
 
-    return ModelStage(name=name, reads=(ERRORS, measures_name), decided_by=decides, store=store)
+    return ModelStage(name=name, reads=(ERRORS, measures_name), fingerprint=compute_fingerprint, store=store)
 
 
-def further(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
+def extra_features(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
     """The features after the errors: their columns in EDIT_MEASURES and their names, in their order."""
     names = {}
     if settings.denoising_error.clip_image:
@@ -146,18 +146,18 @@ def further(settings: config.Reward, *, with_blip: bool) -> dict[str, str]:
     return names
 
 
-def _decides_errors(run: Run) -> Fingerprint:
+def _errors_fingerprint(run: Run) -> Fingerprint:
     settings = run.config.reward
     made_from = fingerprint_of(
-        settings.denoising_error, rankings=table_digest(*run.rankings_so_far()),
+        settings.denoising_error, rankings=table_digest(*run.ranking_tables()),
         editor=model_digest(run.path("editors/sft")), **_held_out_rate(settings),
     )  # fmt: skip
-    return {key: value for key, value in made_from.items() if key not in OF_THE_HEAD}
+    return {key: value for key, value in made_from.items() if key not in HEAD_SETTINGS}
 
 
 def _measure_errors(run: Run) -> MapTable:
-    settings, rankings = run.config.reward, run.rankings_so_far()
-    edits_of = first_seen(rankings, settings)
+    settings, rankings = run.config.reward, run.ranking_tables()
+    edits_of = new_edits_by_ranking(rankings, settings)
     return map_table(
         rankings, RANKINGS, ErrorMeasurer, produces=DENOISING_ERRORS, resources=settings.resources,
         where={"ranking_id": edits_of.__contains__}, editor=run.path("editors/sft"),
@@ -166,7 +166,7 @@ def _measure_errors(run: Run) -> MapTable:
 
 
 ERRORS_STAGE = TableStage(
-    name=ERRORS, schema=DENOISING_ERRORS, reads=("rankings", "editors/sft"), decided_by=_decides_errors,
+    name=ERRORS, schema=DENOISING_ERRORS, reads=("rankings", "editors/sft"), fingerprint=_errors_fingerprint,
     plan=_measure_errors,
 )  # fmt: skip
 """The denoising errors of all ranked edits, in all rounds so far."""
@@ -179,10 +179,10 @@ def _measures_stage(name: str, blip: str) -> TableStage:
     def blip_of(run: Run) -> str:
         return run.path(blip) if blip else blip_at_start(run.config.reward)
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         settings, address = run.config.reward, blip_of(run)
         made_from: Fingerprint = fingerprint_of(
-            rankings=table_digest(*run.rankings_so_far()), clip=model_digest(run.config.evaluation.clip),
+            rankings=table_digest(*run.ranking_tables()), clip=model_digest(run.config.evaluation.clip),
             blip=model_digest(address) if address else "", **_held_out_rate(settings),
         )  # fmt: skip
         if settings.denoising_error.learned_rate < 1:
@@ -190,8 +190,8 @@ def _measures_stage(name: str, blip: str) -> TableStage:
         return made_from
 
     def plan(run: Run) -> MapTable:
-        settings, rankings = run.config.reward, run.rankings_so_far()
-        edits_of = first_seen(rankings, settings)
+        settings, rankings = run.config.reward, run.ranking_tables()
+        edits_of = new_edits_by_ranking(rankings, settings)
         return map_table(
             rankings, RANKINGS, EditMeasurer, produces=EDIT_MEASURES, resources=settings.resources,
             where={"ranking_id": edits_of.__contains__}, clip=run.config.evaluation.clip, edits_of=edits_of,
@@ -199,7 +199,7 @@ def _measures_stage(name: str, blip: str) -> TableStage:
         )  # fmt: skip
 
     reads = ("rankings", blip) if blip else ("rankings",)
-    return TableStage(name=name, schema=EDIT_MEASURES, reads=reads, decided_by=decides, plan=plan)
+    return TableStage(name=name, schema=EDIT_MEASURES, reads=reads, fingerprint=compute_fingerprint, plan=plan)
 
 
 def blip_at_start(settings: config.Reward) -> str:
@@ -226,7 +226,7 @@ def is_measured(prompt_id: str, settings: config.Reward) -> bool:
     return is_held_out(prompt_id, rate) or is_learned(prompt_id, rate, settings.denoising_error.learned_rate)
 
 
-def first_seen(rankings: Sequence[str], settings: config.Reward) -> dict[str, list[str]]:
+def new_edits_by_ranking(rankings: Sequence[str], settings: config.Reward) -> dict[str, list[str]]:
     """By ranking_id, the ids of the edits that no ranking before it had: several people rank the same edits. Rankings
     that the head never reads are left out."""
     known: set[str] = set()
@@ -242,7 +242,9 @@ def first_seen(rankings: Sequence[str], settings: config.Reward) -> dict[str, li
     return edits_of
 
 
-def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Measured, Measured, int]:
+def split_rankings(
+    run: Run, measures: str, share: float, *, with_blip: bool
+) -> tuple[MeasuredRankings, MeasuredRankings, int]:
     """The rankings that are learned from, those that are held out, and how many were left out: whose ranks are no order
     of their edits, or with an edit of which nothing could be measured."""
     errors = {row["edit_id"]: row["features"] for row in read_rows(run.path(ERRORS), DENOISING_ERRORS)}
@@ -251,22 +253,24 @@ def sides(run: Run, measures: str, share: float, *, with_blip: bool) -> tuple[Me
     rate, share = settings.held_out_rate, share * settings.denoising_error.learned_rate
     learned: Rows = []
     unseen: Rows = []
-    for file in select(run.rankings_so_far(), RANKINGS).files:
+    for file in select(run.ranking_tables(), RANKINGS).files:
         for row in read_edit_ids(file, *COLUMNS):
             held_out = is_held_out(row["prompt_id"], rate)
             if not held_out and not is_learned(row["prompt_id"], rate, share):
                 continue
-            why = what_is_wrong(row["ranks"], [edit["edit_id"] for edit in row["edits"]], errors.keys() & beside.keys())
+            why = problem_with_ranking(
+                row["ranks"], [edit["edit_id"] for edit in row["edits"]], errors.keys() & beside.keys()
+            )
             if why:
                 bad += 1
                 console.warn(f"not used: {row['ranking_id']}: {why}", stage="reward")
             else:
                 (unseen if held_out else learned).append(row)
-    columns = [*further(settings, with_blip=with_blip)]
-    return gathered(learned, errors, beside, columns), gathered(unseen, errors, beside, columns), bad
+    columns = [*extra_features(settings, with_blip=with_blip)]
+    return stack_measures(learned, errors, beside, columns), stack_measures(unseen, errors, beside, columns), bad
 
 
-def what_is_wrong(ranks: list[int], edit_ids: list[str], known: set[str]) -> str:
+def problem_with_ranking(ranks: list[int], edit_ids: list[str], known: set[str]) -> str:
     """Why a ranking cannot be used; "" if it can."""
     try:
         check_ranks(ranks, len(edit_ids))
@@ -276,9 +280,9 @@ def what_is_wrong(ranks: list[int], edit_ids: list[str], known: set[str]) -> str
     return f"nothing was measured of {', '.join(missing)}" if missing else ""
 
 
-def gathered(
+def stack_measures(
     rows: Rows, errors: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
-) -> Measured:
+) -> MeasuredRankings:
     """Rankings with what was measured of their edits by edit_id. `columns`: those of `beside` that are features
     after the errors."""
     num_edits = max((len(row["edits"]) for row in rows), default=0)
@@ -293,28 +297,28 @@ def gathered(
             for name, table in similarities.items():
                 table[place, edit] = beside[found["edit_id"]][name]
     features = torch.cat([features, *(similarities[name][:, :, None].double() for name in columns)], dim=2)
-    return Measured(rows, ranks, features, similarities)
+    return MeasuredRankings(rows, ranks, features, similarities)
 
 
-def fit(learned: Measured, names: Sequence[str], settings: config.Reward) -> LinearHead:
+def fit(learned: MeasuredRankings, names: Sequence[str], settings: config.Reward) -> LinearHead:
     """The head of the first features, which have these names."""
     features = learned.features[:, :, : len(names)]
-    believed = beliefs(names)
+    believed = prior_rewards(names)
     return fit_head(features, learned.ranks, names, loss_of(settings), settings.denoising_error.ridge, believed)
 
 
-def worth(
-    ours: Foretold, unseen: Measured, learned: Measured, linear: LinearHead, settings: config.Reward
+def evaluate_head(
+    ours: Foretold, unseen: MeasuredRankings, learned: MeasuredRankings, linear: LinearHead, settings: config.Reward
 ) -> dict[str, Any]:
     """What the model is worth on rankings that it never saw, beside people, CLIP, BLIP, errors, and their sum."""
-    untaught = replace(linear, weights=beliefs(linear.names)[0])
-    before = unseen.foretold(untaught(unseen.features))
-    beside = judged_beside(ours, unseen, learned, linear, settings)
+    untaught = replace(linear, weights=prior_rewards(linear.names)[0])
+    before = unseen.predictions(untaught(unseen.features))
+    beside = other_predictions(ours, unseen, learned, linear, settings)
     return compared(ours, before, beside, {}, unseen.rows, settings, REMEDIES)
 
 
-def judged_beside(
-    ours: Foretold, unseen: Measured, learned: Measured, linear: LinearHead, settings: config.Reward
+def other_predictions(
+    ours: Foretold, unseen: MeasuredRankings, learned: MeasuredRankings, linear: LinearHead, settings: config.Reward
 ) -> dict[str, Foretold]:
     """What others foretell of the same rankings, by their names in BESIDE."""
     beside = people(unseen.rows) | by_clip(unseen.similarities, ours, unseen.rows)
@@ -323,18 +327,18 @@ def judged_beside(
     errors = linear if errors_alone else fit(learned, error_names, settings)
     by_errors, blip = errors(unseen.features[:, :, : len(error_names)]), unseen.similarities["blip"]
     if not errors_alone:
-        beside["denoising_error"] = unseen.foretold(by_errors)
+        beside["denoising_error"] = unseen.predictions(by_errors)
     if blip.isnan().any():
         return beside
-    beside["blip" if has_blip else "blip_start"] = unseen.foretold(blip)
+    beside["blip" if has_blip else "blip_start"] = unseen.predictions(blip)
     if "clip" in beside:
         clip = unseen.similarities["clip_direction"] + unseen.similarities["clip_image"]
         those = measurable(unseen.rows, CLIP_MEASURES["clip"])
-        beside["sum"] = unseen.foretold(summed([by_errors, blip, clip], unseen.ranks)).some(those)
+        beside["sum"] = unseen.predictions(sum_standardised([by_errors, blip, clip], unseen.ranks)).some(those)
     return beside
 
 
-def beliefs(names: Sequence[str]) -> Tensor:
+def prior_rewards(names: Sequence[str]) -> Tensor:
     """Rewards (D, F) that the head is made of before any ranking corrects it, the first of them alone until one says
     more: minus the mean error with the instruction; the mean error under each other condition, which says how hard a
     picture is; CLIP's similarity; BLIP's reward."""
@@ -347,7 +351,7 @@ def beliefs(names: Sequence[str]) -> Tensor:
     return means
 
 
-def summed(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:
+def sum_standardised(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:
     """The sum of rewards (N, K) of several judges, each over its spread within prompts."""
     table = torch.stack([one.double() for one in rewards], dim=2)
     return (table / spread_within(table, ranks > 0)).sum(2)
@@ -360,7 +364,7 @@ def cost(settings: config.Config) -> dict[str, int]:
     return {"network_evaluations": scoring, "network_evaluations_of_sampling": sampling}
 
 
-def say(card: Mapping[str, Any]) -> None:
+def print_card(card: Mapping[str, Any]) -> None:
     """Print what a person should know of the model."""
     if card["warning"]:
         console.warn(card["warning"], stage="reward")

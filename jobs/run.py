@@ -27,7 +27,7 @@ from hive_ray.errors import Stopped
 from hive_ray.files.owners import unfinished
 from hive_ray.files.settings_file import wrong_settings
 from hive_ray.seeds import seed_for
-from jobs.command import ROUND, Command, again, config_of
+from jobs.command import ROUND, Command, config_of, for_later_rounds
 
 SHARED = (
     "captions", "imported", "writer", "answers", "instructions", "pairs", "prompts", "latents", "judge_answers",
@@ -92,7 +92,7 @@ class Run:
     on_mismatch: OnMismatch = "refuse"
     estimate: bool = False
     arm: str = "sft"
-    rounds: int = 1
+    num_rounds: int = 1
     before: "Run | None" = None
     """The round before this one; None of the first."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
@@ -135,31 +135,31 @@ class Run:
     @property
     def number(self) -> int:
         """Which round it is, from 1."""
-        return len(self.so_far)
+        return len(self.rounds)
 
     @property
-    def so_far(self) -> "list[Run]":
+    def rounds(self) -> "list[Run]":
         """All rounds up to this one, the first one first."""
-        return [*(self.before.so_far if self.before else []), self]
+        return [*(self.before.rounds if self.before else []), self]
 
-    def rankings_so_far(self) -> list[str]:
+    def ranking_tables(self) -> list[str]:
         """The tables of rankings that this round learns from: imported ones, those of all rounds up to it, and the last
         that thumbs made, who say again what they said before."""
         imported = [self.path("imported_rankings")] if read_manifest(self.path("imported_rankings")) else []
-        taken = [one.path("thumbs") for one in self.so_far if read_manifest(one.path("thumbs"))]
-        return imported + [one.path("rankings") for one in self.so_far] + taken[-1:]
+        taken = [one.path("thumbs") for one in self.rounds if read_manifest(one.path("thumbs"))]
+        return imported + [one.path("rankings") for one in self.rounds] + taken[-1:]
 
-    def rankings_for_dpo(self) -> list[str]:
+    def dpo_ranking_tables(self) -> list[str]:
         """The tables of rankings that an editor learns from directly: in a later round, and without
         `editor.dpo.imported_rankings`, those of its own edits alone. What people said of another editor's edits tells
         little of the present one's. The reward model's own rankings are the last, where it makes some."""
         only_own = self.before or not self.config.editor.dpo.imported_rankings
-        by_people = [self.path("rankings")] if only_own else self.rankings_so_far()
+        by_people = [self.path("rankings")] if only_own else self.ranking_tables()
         return by_people + ([self.path(RANKINGS_BY_REWARD)] if self.config.candidate_scoring.ranked_rate else [])
 
     def after(self, editor: str = "finetuned") -> "Run":
         """The next round, which starts from this one's `editor`."""
-        first, number = self.so_far[0], self.number + 1
+        first, number = self.rounds[0], self.number + 1
         current = {
             CURRENT: self.path(f"editors/{editor}"),
             "metrics/editors/current.jsonl": self.path(f"metrics/editors/{editor}.jsonl"),
@@ -167,7 +167,7 @@ class Run:
         return replace(
             self,
             root=storage.join(first.root, "rounds", str(number)),
-            config=drawn_anew(again(first.config), number),
+            config=reseeded(for_later_rounds(first.config), number),
             before=self,
             elsewhere={name: first.path(name) for name in SHARED} | current,
         )
@@ -183,7 +183,7 @@ def job_that_makes(name: str) -> str:
     raise KeyError(name)
 
 
-def drawn_anew(config: Config, number: int) -> Config:
+def reseeded(config: Config, number: int) -> Config:
     """What a round's stages are told: other seeds for whatever is drawn again from the same prompts or pairs, and the
     editor that it starts from among those that are compared."""
 
@@ -215,7 +215,7 @@ def fingerprint(section: Section, *addresses: str, **inputs: str) -> dict:
     return fingerprint_of(section.model_copy(update=dict.fromkeys(addresses, "")), **models, **inputs)
 
 
-def work(
+def run_command(
     act: Callable[[Any], object],
     settings: Any,
     module: ModuleType | None = None,
@@ -227,14 +227,14 @@ def work(
     looked for. reads: what has to be finished before (`check_inputs`).
     """
     if not isinstance(settings, Command):
-        in_one_line(lambda: act(settings))
+        exit_on_error(lambda: act(settings))
         return
     estimate = getattr(module, "estimate", None)
     workers_import = getattr(module, "WORKERS_IMPORT", ())
-    in_one_line(lambda: _start(act, settings, estimate, workers_import, reads))
+    exit_on_error(lambda: _start(act, settings, estimate, workers_import, reads))
 
 
-def in_one_line(act: Callable[[], object]) -> None:
+def exit_on_error(act: Callable[[], object]) -> None:
     """Act, for a command line: what a person can mend ends the process with one sentence and status 1, Ctrl-C with 130;
     bugs keep their traceback."""
     with without_known_noise():
@@ -371,7 +371,7 @@ def run_of(command: Command) -> Run:
     if not later:
         return run
     run = round_of(run, int(later["number"]))
-    return replace(run, config=drawn_anew(config, run.number))
+    return replace(run, config=reseeded(config, run.number))
 
 
 def round_of(run: Run, number: int) -> Run:

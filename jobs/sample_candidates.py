@@ -35,7 +35,7 @@ def unguided(run: Run) -> Manifest:
     return UNGUIDED_STAGE.make(run)
 
 
-def for_arm(run: Run) -> Manifest:
+def build_for_arm(run: Run) -> Manifest:
     """What the run's arm learns from: unguided edits for `rejection`, else those that people rank."""
     return unguided(run) if run.feedback_arm == "rejection" else build(run)
 
@@ -51,7 +51,7 @@ def _unguided(run: Run) -> Candidates:
 
 
 def _stage(name: str, settings_of: Callable[[Run], Candidates]) -> TableStage:
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         prompts, editor = table_digest(run.path("prompts")), model_digest(run.path(CURRENT))
         return fingerprint(settings_of(run), prompts=prompts, editor=editor)
 
@@ -67,7 +67,7 @@ def _stage(name: str, settings_of: Callable[[Run], Candidates]) -> TableStage:
         name=name,
         schema=CANDIDATES,
         reads=("prompts", CURRENT),
-        decided_by=decides,
+        fingerprint=compute_fingerprint,
         plan=plan,
         least_kept=lambda run: run.config.candidates.least_kept,
     )

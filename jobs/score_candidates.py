@@ -41,7 +41,7 @@ def rank(run: Run) -> Manifest | None:
     return make_all(run, dpo_stages(run)) if run.config.candidate_scoring.ranked_rate else None
 
 
-def for_arm(run: Run) -> Manifest | None:
+def build_for_arm(run: Run) -> Manifest | None:
     """The table that the run's arm is trained on; where no arm was named, that of `nft`."""
     if run.feedback_arm == "dpo" and run.config.candidate_scoring.ranked_rate:
         return rank(run)
@@ -78,7 +78,7 @@ def dpo_stages(run: Run) -> list[TableStage]:
 def _rewards_stage(name: str, table: str) -> TableStage:
     """The reward model's rewards of the edits of a table of candidates."""
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         return fingerprint_of(candidates=table_digest(run.path(table)), reward=model_digest(run.path("reward")))
 
     def plan(run: Run) -> MapTable:
@@ -88,12 +88,12 @@ def _rewards_stage(name: str, table: str) -> TableStage:
         )  # fmt: skip
 
     return TableStage(
-        name=name, schema=CANDIDATE_REWARDS, reads=(table, "reward"), decided_by=decides, plan=plan,
+        name=name, schema=CANDIDATE_REWARDS, reads=(table, "reward"), fingerprint=compute_fingerprint, plan=plan,
         least_kept=lambda run: run.config.candidate_scoring.least_kept,
     )  # fmt: skip
 
 
-def _decides_rewards_by_people(run: Run) -> Fingerprint:
+def _rewards_by_people_fingerprint(run: Run) -> Fingerprint:
     return fingerprint_of(candidates=table_digest(run.path("candidates")), rankings=table_digest(run.path("rankings")))
 
 
@@ -112,7 +112,7 @@ def _rewards_by_people(run: Run) -> Rows:
 def _shaping_stage(name: str, table: str, rewards: str, shaping: dict[str, Any]) -> TableStage:
     """The edits of `table`, with a weight; `shaping` are the settings that decide what is kept and its weight."""
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         settings = {f"candidate_scoring.{setting}": value for setting, value in shaping.items()}
         return fingerprint_of(rewards=table_digest(run.path(rewards))) | settings
 
@@ -123,10 +123,12 @@ def _shaping_stage(name: str, table: str, rewards: str, shaping: dict[str, Any])
             rewards=run.path(rewards), model="people" if by_people else model_digest(run.path("reward")), **shaping,
         )  # fmt: skip
 
-    return TableStage(name=name, schema=SCORED_CANDIDATES, reads=(table, rewards), decided_by=decides, plan=plan)
+    return TableStage(
+        name=name, schema=SCORED_CANDIDATES, reads=(table, rewards), fingerprint=compute_fingerprint, plan=plan
+    )
 
 
-def _decides_ranking(run: Run) -> Fingerprint:
+def _ranking_fingerprint(run: Run) -> Fingerprint:
     rate = run.config.candidate_scoring.ranked_rate
     return fingerprint_of(rewards=table_digest(run.path(REWARDS_STAGE.name))) | {"candidate_scoring.ranked_rate": rate}
 
@@ -145,13 +147,13 @@ REWARDS_BY_PEOPLE_STAGE = TableStage(
     name="candidate_rewards_by_people",
     schema=CANDIDATE_REWARDS,
     reads=("candidates", "rankings"),
-    decided_by=_decides_rewards_by_people,
+    fingerprint=_rewards_by_people_fingerprint,
     rows=_rewards_by_people,
 )
 RANKINGS_BY_REWARD_STAGE = TableStage(
     name=RANKINGS_BY_REWARD,
     schema=RANKINGS,
     reads=("candidates", REWARDS_STAGE.name),
-    decided_by=_decides_ranking,
+    fingerprint=_ranking_fingerprint,
     plan=_plan_ranking,
 )

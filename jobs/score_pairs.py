@@ -85,7 +85,7 @@ def _scored_pairs_stage(run: Run, shaping: str | None, shaped: Feedback | None =
     """The pairs with their weights or levels; `shaped` is what all rewards say together, where that is known."""
     named, rewards = _named_shaping(run, shaping), rewards_name(run.config.scoring.judges)
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         settings = _shaping_settings(run, shaping)
         # The rewards' digest speaks for CLIP and the vision model.
         settings = settings.model_copy(update={"clip": "", "vision": VisionJudge()})
@@ -102,7 +102,7 @@ def _scored_pairs_stage(run: Run, shaping: str | None, shaped: Feedback | None =
 
     return TableStage(
         name=f"scored_pairs_{named}" if named else "scored_pairs", schema=SCORED_PAIRS, reads=("pairs", rewards),
-        decided_by=decides, plan=plan, least_kept=lambda run: run.config.scoring.least_kept,
+        fingerprint=compute_fingerprint, plan=plan, least_kept=lambda run: run.config.scoring.least_kept,
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def weighted(run: Run) -> Manifest:
     return build(run, "weighted")
 
 
-def for_arm(run: Run) -> Manifest:
+def build_for_arm(run: Run) -> Manifest:
     """The scored pairs that the run's arm is trained on; where no arm was named, those of `finetuned`."""
     arm = run.feedback_arm
     if arm in SHAPINGS:
@@ -155,7 +155,7 @@ def plan_scoring(run: Run, judge: str) -> MapTable:
 def _judging_stage(judge: str) -> TableStage:
     """The table of one judge's rewards."""
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         return fingerprint_of(pairs=table_digest(run.path("pairs")), reward=_digest(run, judge))
 
     def plan(run: Run) -> MapTable:
@@ -166,7 +166,7 @@ def _judging_stage(judge: str) -> TableStage:
 
     return TableStage(
         name=rewards_name((judge,)), schema=REWARDS, reads=("pairs", "reward") if judge == "model" else ("pairs",),
-        decided_by=decides, plan=plan, least_kept=lambda run: run.config.scoring.least_kept,
+        fingerprint=compute_fingerprint, plan=plan, least_kept=lambda run: run.config.scoring.least_kept,
     )  # fmt: skip
 
 
@@ -193,13 +193,13 @@ def _combining_stage(judges: tuple[str, ...]) -> TableStage:
     """The table of what all judges say together."""
     names = {judge: rewards_name((judge,)) for judge in judges}
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         digests = {judge: table_digest(run.path(name)) for judge, name in names.items()}
         return fingerprint_of(how=run.config.scoring.combine, **digests)
 
     return TableStage(
-        name=rewards_name(judges), schema=REWARDS, reads=tuple(names.values()), decided_by=decides, rows=_combined,
-        least_kept=lambda run: run.config.scoring.least_kept,
+        name=rewards_name(judges), schema=REWARDS, reads=tuple(names.values()), fingerprint=compute_fingerprint,
+        rows=_combined, least_kept=lambda run: run.config.scoring.least_kept,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A stage of a run: one table or one model, what decides what is in it, and how it is made.
 
-    TableStage(name="pairs", schema=PAIRS, reads=("instructions",), decided_by=..., plan=...).make(run)
+    TableStage(name="pairs", schema=PAIRS, reads=("instructions",), fingerprint=..., plan=...).make(run)
 
 What is finished and was decided by the same is kept. What other settings or inputs made is refused, or made again with
 --rebuild. What was killed goes on.
@@ -48,12 +48,12 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class StageStatus:
     """Where a stage of a run stands, and what a person should know of it."""
 
     stage: "Stage[Any]"
     state: State
-    why: str = ""
+    reason: str = ""
     """What made it stale, in words."""
 
 
@@ -65,7 +65,7 @@ class Stage(ABC, Generic[Made]):
     """What it writes: the name of the table or model in the run folder."""
     reads: tuple[str, ...] = ()
     """Names of the tables and models of the run that have to be finished before."""
-    decided_by: Callable[[Run], Fingerprint]
+    fingerprint: Callable[[Run], Fingerprint]
     """The settings and the digests of inputs that decide what it holds. The inputs are finished."""
 
     @abstractmethod
@@ -73,31 +73,31 @@ class Stage(ABC, Generic[Made]):
         """The finished table or model: kept, gone on with, or made."""
 
     @abstractmethod
-    def made_from(self, run: Run) -> Fingerprint | None:
+    def finished_fingerprint(self, run: Run) -> Fingerprint | None:
         """What decided the finished table or model that is there; None where none is."""
 
     @abstractmethod
     def is_begun(self, run: Run) -> bool:
         """Whether something of it is there."""
 
-    def standing(self, run: Run, stale: Iterable[str] = ()) -> Standing:
+    def status(self, run: Run, stale: Iterable[str] = ()) -> StageStatus:
         """How far it is. `stale` are the names of what is stale among what it may read."""
-        made_from = self.made_from(run)
+        made_from = self.finished_fingerprint(run)
         if made_from is None:
-            return Standing(self, State.UNFINISHED if self.is_begun(run) else State.MISSING)
+            return StageStatus(self, State.UNFINISHED if self.is_begun(run) else State.MISSING)
         stale_inputs = [name for name in self.reads if name in stale]
         if stale_inputs:
-            return Standing(self, State.STALE, f"{' and '.join(stale_inputs)} will be made again")
+            return StageStatus(self, State.STALE, f"{' and '.join(stale_inputs)} will be made again")
         absent = [name for name in self.reads if not is_finished(run.path(name))]
         if absent:
-            return Standing(self, State.STALE, f"{' and '.join(absent)} is gone")
+            return StageStatus(self, State.STALE, f"{' and '.join(absent)} is gone")
         try:
-            decided_by = self.decided_by(run)
+            fingerprint = self.fingerprint(run)
         except (ValueError, OSError, Stopped) as error:
-            return Standing(self, State.STALE, str(error))
-        if made_from != decided_by:
-            return Standing(self, State.STALE, describe_differences(made_from, decided_by))
-        return Standing(self, State.FINISHED)
+            return StageStatus(self, State.STALE, str(error))
+        if made_from != fingerprint:
+            return StageStatus(self, State.STALE, describe_differences(made_from, fingerprint))
+        return StageStatus(self, State.FINISHED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +118,22 @@ class TableStage(Stage[Manifest]):
         """The finished table; says how far an estimate of it was off."""
         check_inputs(run, self.reads)
         path = run.path(self.name)
-        decided_by = self.decided_by(run)
+        fingerprint = self.fingerprint(run)
         mismatch = self.on_mismatch(run)
         plan = self.plan
         if plan is None:
             assert self.rows is not None, f"{self.name} has neither a plan nor rows"
             return write_rows(
-                path, self.schema, self.rows(run), decided_by, on_mismatch=mismatch, rows_per_file=self.rows_per_file,
+                path, self.schema, self.rows(run), fingerprint, on_mismatch=mismatch, rows_per_file=self.rows_per_file,
                 least_kept=self.least_kept(run), may_be_empty=self.may_be_empty,
             )  # fmt: skip
         manifest = build_table(
-            path, self.schema, decided_by, lambda: plan(run), on_mismatch=mismatch, least_kept=self.least_kept(run)
+            path, self.schema, fingerprint, lambda: plan(run), on_mismatch=mismatch, least_kept=self.least_kept(run)
         )
         estimate.compare(run, manifest)
         return manifest
 
-    def made_from(self, run: Run) -> Fingerprint | None:
+    def finished_fingerprint(self, run: Run) -> Fingerprint | None:
         manifest = read_manifest(run.path(self.name))
         return None if manifest is None else manifest.fingerprint
 
@@ -155,12 +155,12 @@ class ModelStage(Stage[Metrics]):
         check_inputs(run, self.reads)
         store = self.store
         assert store is not None, f"{self.name} is neither stored nor trained"
-        decided_by = self.decided_by(run)
+        fingerprint = self.fingerprint(run)
         return build_model(
-            self.name, run.path(self.name), decided_by, lambda: store(run, decided_by), on_mismatch=run.on_mismatch
+            self.name, run.path(self.name), fingerprint, lambda: store(run, fingerprint), on_mismatch=run.on_mismatch
         )
 
-    def made_from(self, run: Run) -> Fingerprint | None:
+    def finished_fingerprint(self, run: Run) -> Fingerprint | None:
         if not is_finished_model(run.path(self.name)):
             return None
         made = storage.read_json(storage.join(run.path(self.name), "made.json"))

@@ -19,20 +19,20 @@ from hive_ray.artifacts.tables import read_manifest
 from hive_ray.console import tell_result
 from jobs import pipeline
 from jobs.run import CURRENT, Run, round_of
-from jobs.stage import Stage, Standing, State
+from jobs.stage import Stage, StageStatus, State
 
 COLUMNS = ("", "state", "rows", "dropped", "time", "on disk")
 KILO = 1000
 
 
-def build(run: Run) -> list[Standing]:
+def build(run: Run) -> list[StageStatus]:
     """Print how far the stages of the pipeline are, of this run and its later rounds, and what comes next."""
-    standings: list[Standing] = []
+    statuses: list[StageStatus] = []
     for each in _rounds(run):
-        found = standings_of(each)
+        found = statuses_of(each)
         tell_result(f"{each.root}\n\n{table(each, found)}\n\nnext:  {next_command(each, found)}\n")
-        standings += found
-    return standings
+        statuses += found
+    return statuses
 
 
 def _rounds(run: Run) -> list[Run]:
@@ -43,16 +43,16 @@ def _rounds(run: Run) -> list[Run]:
     return rounds
 
 
-def standings_of(run: Run) -> list[Standing]:
+def statuses_of(run: Run) -> list[StageStatus]:
     """How far each stage is, in the order of the pipeline. What reads something stale is stale, too."""
-    standings: list[Standing] = []
+    statuses: list[StageStatus] = []
     stale: set[str] = set()
     for stage in _each_once(pipeline.declared(run)):
-        standing = stage.standing(run, stale)
-        if standing.state != State.FINISHED:
+        status = stage.status(run, stale)
+        if status.state != State.FINISHED:
             stale |= _names(stage)
-        standings.append(standing)
-    return standings
+        statuses.append(status)
+    return statuses
 
 
 def _each_once(stages: Iterable[Stage]) -> list[Stage]:
@@ -64,9 +64,9 @@ def _names(stage: Stage) -> set[str]:
     return {stage.name, CURRENT} if stage.name == "editors/sft" else {stage.name}
 
 
-def table(run: Run, standings: Sequence[Standing]) -> str:
+def table(run: Run, statuses: Sequence[StageStatus]) -> str:
     """One line for each stage; why it is stale stands below it."""
-    rows = [COLUMNS, *(_cells(run, standing) for standing in standings)]
+    rows = [COLUMNS, *(_cells(run, status) for status in statuses)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
     lines = []
     for number, row in enumerate(rows):
@@ -75,14 +75,14 @@ def table(run: Run, standings: Sequence[Standing]) -> str:
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join([name, state, *numbers]).rstrip())
-        why = standings[number - 1].why if number else ""
+        why = statuses[number - 1].reason if number else ""
         if why:
             lines.append(f"    {why}")
     return "\n".join(lines)
 
 
-def _cells(run: Run, standing: Standing) -> tuple[str, ...]:
-    stage, state = standing.stage, standing.state
+def _cells(run: Run, status: StageStatus) -> tuple[str, ...]:
+    stage, state = status.stage, status.state
     address = run.path(stage.name)
     if state == State.MISSING:
         return stage.name, state, "", "", "", ""
@@ -104,11 +104,11 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
-def next_command(run: Run, standings: Sequence[Standing]) -> str:
+def next_command(run: Run, statuses: Sequence[StageStatus]) -> str:
     """What to type for the first stage that is not finished; to serve the editor where all are."""
-    for standing in standings:
-        if standing.state == State.STALE:
-            return f"{run.command_for(standing.stage.name)} --rebuild"
-        if standing.state != State.FINISHED:
-            return run.command_for(standing.stage.name)
+    for status in statuses:
+        if status.state == State.STALE:
+            return f"{run.command_for(status.stage.name)} --rebuild"
+        if status.state != State.FINISHED:
+            return run.command_for(status.stage.name)
     return f"make serve EDITOR_FOLDER={run.path('editors/finetuned')}"

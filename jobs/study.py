@@ -57,9 +57,9 @@ from jobs.study_document import METRICS, SECOND_ROUND_OF, Scores
 EVERY_SEED: tuple[Part, ...] = ("feedback",)
 """Parts that every seed has; the others are of the first seed alone."""
 
-SPARE = 1.1
+CAPTION_MARGIN = 1.1
 """Captions of the test split for each prompt that is wanted: how many fall into a split is a matter of chance."""
-DRAWING = (
+SEEDED_SECTIONS = (
     "instructions", "pairs", "editor.sft", "editor.finetune", "editor.dpo.training", "editor.nft.training",
     "candidates", "choosing", "rankings", "reward.training", "evaluation",
 )  # fmt: skip
@@ -73,7 +73,7 @@ WEAK_SFT_RATE, WEAK_RATE = 3e-4, 1e-4
 """Learning rates of the weak start, which has to forget what the shipped editor knew, and of its arms."""
 SEEN_SEEDS = (101,)
 """Seeds on whose prompts something was seen while it was chosen what the study compares."""
-OF_FEEDBACK = (
+FEEDBACK_TABLES = (
     "candidates", "spreads", "chosen", "rankings", "reward", "candidate_rewards", RANKINGS_BY_REWARD,
     "ranking_latents",
 )  # fmt: skip
@@ -88,14 +88,14 @@ ABLATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 )
 """A name -> the settings that differ from dpo's. A row that changes nothing in the preset is left out. The reward model
 stays as it is."""
-MADE_ANEW: dict[str, tuple[str, ...]] = {
+TABLES_DECIDED_BY: dict[str, tuple[str, ...]] = {
     "editor": (),
     "editor.dpo.imported_rankings": ("ranking_latents",),
     "candidate_scoring": (RANKINGS_BY_REWARD, "ranking_latents"),
     "choosing": ("chosen", "rankings", "ranking_latents"),
     "rankings": ("rankings", "ranking_latents"),
 }
-"""Sections or settings that ABLATIONS may change -> the tables of OF_FEEDBACK that they decide."""
+"""Sections or settings that ABLATIONS may change -> the tables of FEEDBACK_TABLES that they decide."""
 DIFFERENCES: dict[Part, tuple[tuple[str, str], ...]] = {
     "feedback": (
         ("control", "sft"),
@@ -147,12 +147,12 @@ def configured(study: Study, seed: int, preset: Config) -> Config:
     instructions = with_captions(
         preset.instructions,
         to_rank=max(num_edited, study.second_round_prompts),
-        to_test=math.ceil(study.num_prompts * SPARE),
+        to_test=math.ceil(study.num_prompts * CAPTION_MARGIN),
     )
     return with_settings(
         preset.changed({"instructions": dict(instructions)}),
         {
-            **{f"{section}.seed": seed for section in DRAWING},
+            **{f"{section}.seed": seed for section in SEEDED_SECTIONS},
             "candidates.num_prompts": num_edited,
             "editor.arm": "dpo",
             "editor.finetune.total_images": preset.editor.dpo.training.total_images,
@@ -286,34 +286,34 @@ def ablations(study: Study, first: Run) -> list[Entry]:
         for name, settings in ABLATIONS
         if with_settings(first.config, settings) != first.config
     ]
-    again = Entry("trained on, by the same rankings", trained_on(first), "dpo")
+    again = Entry("trained on, by the same rankings", trained_longer(first), "dpo")
     return [Entry("dpo", first, "dpo", scored=True), *changed, again]
 
 
 def ablated_run(first: Run, name: str, settings: Mapping[str, Any]) -> Run:
     """A run with other settings, which makes the tables that they decide, and finds the others in the first run."""
-    anew = {table for setting in settings for table in decided_by(setting)}
+    anew = {table for setting in settings for table in tables_decided_by(setting)}
     return replace(
         first,
         root=storage.join(first.root, "ablations", name.replace(" ", "-")),
         config=with_settings(first.config, settings),
-        elsewhere={table: first.path(table) for table in (*SHARED, *OF_FEEDBACK) if table not in anew},
+        elsewhere={table: first.path(table) for table in (*SHARED, *FEEDBACK_TABLES) if table not in anew},
     )
 
 
-def decided_by(setting: str) -> tuple[str, ...]:
-    """The tables of OF_FEEDBACK that a setting of ABLATIONS decides, by its full name."""
-    return MADE_ANEW[setting] if setting in MADE_ANEW else MADE_ANEW[setting.partition(".")[0]]
+def tables_decided_by(setting: str) -> tuple[str, ...]:
+    """The tables of FEEDBACK_TABLES that a setting of ABLATIONS decides, by its full name."""
+    return TABLES_DECIDED_BY[setting] if setting in TABLES_DECIDED_BY else TABLES_DECIDED_BY[setting.partition(".")[0]]
 
 
-def trained_on(first: Run) -> Run:
+def trained_longer(first: Run) -> Run:
     """A run in which dpo goes on from dpo, by the same rankings."""
     second = first.after("dpo")
     return replace(
         second,
         root=storage.join(first.root, "ablations", "trained-on"),
         before=None,
-        elsewhere={table: first.path(table) for table in OF_FEEDBACK} | dict(second.elsewhere),
+        elsewhere={table: first.path(table) for table in FEEDBACK_TABLES} | dict(second.elsewhere),
     )
 
 
@@ -517,8 +517,8 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
         f"Made by `python -m jobs.study`: seeds {study_document.in_words([str(seed) for seed in study.seeds])}, "
         f"{' or '.join(map(str, sorted(sizes))) or 'no'} held-out prompts of each, "
         f"{study.best_of} {'edits' if study.best_of > 1 else 'edit'} of a prompt, {minutes:.0f} minutes of work on "
-        f"{os.cpu_count()} cores. {chosen_on(study.seeds)} That an arm is the best one is said of the same prompts "
-        "that chose it. Numbers are shares of edits in percent and differences in points, paired by "
+        f"{os.cpu_count()} cores. {selection_note(study.seeds)} That an arm is the best one is said of the same "
+        "prompts that chose it. Numbers are shares of edits in percent and differences in points, paired by "
         "prompt, means over prompts and seeds, with 95 % bootstrap intervals over seeds and prompts; bold where the "
         "interval excludes 0. Wins, ties and losses are those of pairs of edits of the same seed; the best of several "
         f"edits is held against each edit of the other editor.{of_one_seed}\n\n"
@@ -529,7 +529,7 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
     )
 
 
-def chosen_on(seeds: Sequence[int]) -> str:
+def selection_note(seeds: Sequence[int]) -> str:
     """In words, of which seeds something was seen before the study's settings were made."""
     seen = [str(seed) for seed in seeds if seed in SEEN_SEEDS]
     if not seen:

@@ -62,9 +62,9 @@ WORDS = {
 }
 """What a section says of its editors, by part."""
 
-OfSeed = Mapping[str, Mapping[str, np.ndarray]]
+SeedScores = Mapping[str, Mapping[str, np.ndarray]]
 """Metric -> prompt id -> values (N,) of its edits (0..1), as `draws_by_prompt` gives them."""
-Scores = Mapping[str, Mapping[int, OfSeed]]
+Scores = Mapping[str, Mapping[int, SeedScores]]
 """Editor -> seed -> what was measured."""
 
 
@@ -117,7 +117,7 @@ def _common_seeds(scores: Scores, *editors: str) -> list[int]:
     return sorted(set.intersection(*(set(scores.get(editor, {})) for editor in editors)))
 
 
-def _gaps(ours: Sequence[OfSeed], theirs: Sequence[OfSeed], metric: str) -> list[dict[str, float]]:
+def _gaps(ours: Sequence[SeedScores], theirs: Sequence[SeedScores], metric: str) -> list[dict[str, float]]:
     """Seed by seed, each prompt's mean over our edits minus that over theirs."""
     return [
         differences_by_prompt(prompt_means(our[metric]), prompt_means(their[metric]))

@@ -25,7 +25,7 @@ from hive_ray.artifacts.joined import join
 from hive_ray.artifacts.model_store import Metrics, model_digest
 from hive_ray.artifacts.tables import Fingerprint, Selection, fingerprint_of, read_manifest, select, table_digest
 from hive_ray.cluster.fitting import fit
-from hive_ray.config import ADDED_ARMS, Dpo, Nft, Training, parts_of_arm
+from hive_ray.config import SUMMABLE_ARMS, Dpo, Nft, Training, split_arm
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective, LevelObjective
@@ -39,7 +39,7 @@ from jobs.run import CURRENT, RANKINGS_BY_REWARD, Run, fingerprint
 from jobs.stage import ModelStage, make_all
 
 
-class _Carded(EditorObjective):
+class _WithCard(EditorObjective):
     """An editor's objective, with the card of what it will have become."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
@@ -53,11 +53,11 @@ class _Carded(EditorObjective):
         super().save(folder, state, card or self.card)
 
 
-class EditorTraining(_Carded):
+class EditorTraining(_WithCard):
     """Training on pairs."""
 
 
-class LevelTraining(_Carded, LevelObjective):
+class LevelTraining(_WithCard, LevelObjective):
     """Training on pairs with a learned embedding of their quality levels."""
 
     def __init__(self, start: str, editor: config.Editor, suffix: str, table: str) -> None:
@@ -65,11 +65,11 @@ class LevelTraining(_Carded, LevelObjective):
         self.card = self.card.model_copy(update={"level_guidance_scale": editor.level_guidance_scale})
 
 
-class PreferenceTraining(_Carded, PreferenceObjective):
+class PreferenceTraining(_WithCard, PreferenceObjective):
     """Training on rankings."""
 
 
-class NegativeAwareTraining(_Carded, NegativeAwareObjective):
+class NegativeAwareTraining(_WithCard, NegativeAwareObjective):
     """Training on the editor's own edits, the bad ones included."""
 
 
@@ -102,10 +102,10 @@ class Arm:
     def columns(self, settings: config.Editor) -> list[str]:
         """What its training reads of a row."""
         if self.ranked:
-            return RANKED + (RANKED_PICTURES if settings.latents == "none" else ENCODED)
+            return RANKING_COLUMNS + (RANKING_PICTURES if settings.latents == "none" else LATENT_COLUMNS)
         is_encoded = settings.latents != "none" and self.schema is not SCORED_CANDIDATES
         levels = LEVELS if self.objective is LevelTraining else []
-        return COLUMNS + levels + (ENCODED if is_encoded else PICTURES)
+        return COLUMNS + levels + (LATENT_COLUMNS if is_encoded else PICTURES)
 
     def training(self, settings: config.Editor) -> Training:
         """How it is fitted."""
@@ -119,7 +119,7 @@ class Arm:
         """The editor's settings, as it has them."""
         return settings.model_copy(update={"dpo": settings.dpo.model_copy(update=dict(self.dpo))})
 
-    def deciding(self, settings: config.Editor) -> config.Editor:
+    def fingerprinted_settings(self, settings: config.Editor) -> config.Editor:
         """Those of its settings that decide its weights: the sections of other losses are as if nobody had set them."""
         others = {} if self.ranked else {"dpo": Dpo()}
         others |= {} if self.negative_aware else {"nft": Nft()}
@@ -153,10 +153,10 @@ CONTROLS = ("control", "shuffled")
 COLUMNS = ["pair_id", "instruction", "weight"]
 LEVELS = ["quality_level"]
 PICTURES = ["source_image", "edited_image"]
-ENCODED = ["latents"]
-SOURCES = ["origin", "source_caption", "edited_caption"]
-RANKED = ["ranking_id", "instruction", "ranks"]
-RANKED_PICTURES = ["source_image", "edits"]
+LATENT_COLUMNS = ["latents"]
+SOURCE_COLUMNS = ["origin", "source_caption", "edited_caption"]
+RANKING_COLUMNS = ["ranking_id", "instruction", "ranks"]
+RANKING_PICTURES = ["source_image", "edits"]
 
 
 def arm_of(run: Run, name: str) -> Arm:
@@ -164,7 +164,7 @@ def arm_of(run: Run, name: str) -> Arm:
     parts = parts_of(run, name)
     if len(parts) > 1:
         raise ValueError(f"{name} is added up, not trained: name one of its parts, {' or '.join(parts)}")
-    parts_of_arm(name, tuple(ARMS))  # refuses what is none
+    split_arm(name, tuple(ARMS))  # refuses what is none
     chosen, arm = run.config.editor.arm, ARMS[name]
     if name == "finetuned" and chosen != "scored":
         arm = ARMS[chosen]
@@ -178,7 +178,7 @@ def parts_of(run: Run, name: str) -> list[str]:
     """The arms whose changes an editor of this name adds up; the name itself of one that is trained."""
     added = run.config.editor.arm if name == "finetuned" else name
     parts = added.split("+")
-    is_sum = 1 < len(parts) == len({*parts}) and {*parts} <= {*ADDED_ARMS}
+    is_sum = 1 < len(parts) == len({*parts}) and {*parts} <= {*SUMMABLE_ARMS}
     return parts if is_sum else [name]
 
 
@@ -202,12 +202,12 @@ def _trained_stage(run: Run, name: str) -> ModelStage:
         by_reward = (RANKINGS_BY_REWARD,) if run.config.candidate_scoring.ranked_rate else ()
         tables = ("rankings", *by_reward)
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         arguments = training(run, name)
         return arguments["fingerprint"] | fingerprint_of(arguments["settings"])
 
     return ModelStage(
-        name=f"editors/{name}", reads=(*tables, arm.start) if arm.start else tables, decided_by=decides,
+        name=f"editors/{name}", reads=(*tables, arm.start) if arm.start else tables, fingerprint=compute_fingerprint,
         train=lambda run: _trained(run, name),
     )  # fmt: skip
 
@@ -217,7 +217,7 @@ def _trained(run: Run, name: str) -> Metrics:
 
     @cache
     def sides() -> tuple[Selection, Selection]:
-        return _sides(run, tables, arm, arguments["settings"].validation_rows)
+        return _split_rows(run, tables, arm, arguments["settings"].validation_rows)
 
     return fit(
         **arguments,
@@ -240,9 +240,9 @@ def training(run: Run, name: str) -> dict[str, Any]:
     return dict(
         objective=arm.objective,
         name=f"editors/{name}",
-        run=(run.so_far[0] if name == "sft" else run).root,
+        run=(run.rounds[0] if name == "sft" else run).root,
         settings=arm.training(settings),
-        fingerprint=fingerprint(arm.deciding(settings), table=digest, start=model_digest(start)),
+        fingerprint=fingerprint(arm.fingerprinted_settings(settings), table=digest, start=model_digest(start)),
         start=start,
         editor=arm.settings(settings),
         suffix=suffix,
@@ -250,15 +250,15 @@ def training(run: Run, name: str) -> dict[str, Any]:
     )
 
 
-def _sides(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tuple[Selection, Selection]:
+def _split_rows(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tuple[Selection, Selection]:
     """The rows to train on, and those held out: whole prompts of rankings and of candidates, whole sources of pairs.
     Pairs come with their latents where these are encoded once. Rankings that say nothing are left out."""
     schema = arm.schema
-    rows = telling_rankings(tables, run.config.editor.dpo) if arm.ranked else select(tables, schema)
+    rows = informative_rankings(tables, run.config.editor.dpo) if arm.ranked else select(tables, schema)
     if "prompt_id" in schema.names:
         sides = hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
         return _with_latents(run, sides, tables) if arm.ranked else sides
-    columns = SOURCES + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
+    columns = SOURCE_COLUMNS + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
     return _with_latents(run, hold_out(rows, columns, sources_of, num_held_out))
 
 
@@ -269,7 +269,7 @@ def _with_latents(
     if run.config.editor.latents == "none":
         return sides
     if rankings:
-        encode_latents.of_rankings(run, rankings)
+        encode_latents.build_for_rankings(run, rankings)
         latents = select(run.path("ranking_latents"), RANKING_LATENTS)
     else:
         encode_latents.build(run)
@@ -278,7 +278,7 @@ def _with_latents(
     return trained, held_out
 
 
-def telling_rankings(tables: list[str], settings: Dpo) -> Selection:
+def informative_rankings(tables: list[str], settings: Dpo) -> Selection:
     """The rankings with a comparison to learn from; ValueError if none has one."""
     found = select(tables, RANKINGS, where={"ranks": lambda ranks: has_comparison(ranks, settings)})
     if not len(found):
@@ -300,7 +300,7 @@ def _plan(run: Run, name: str) -> tuple[list[str], str, str]:
     arm = arm_of(run, name)
     start = run.path(arm.start) if arm.start else run.config.editor.start
     suffix = instruction_suffix(run.config.scoring.phrase) if arm.shaping == "conditional" else ""
-    return run.rankings_for_dpo() if arm.ranked else [run.path(arm.table)], start, suffix
+    return run.dpo_ranking_tables() if arm.ranked else [run.path(arm.table)], start, suffix
 
 
 def _made_by(run: Run, name: str, table: str) -> str:
@@ -329,6 +329,6 @@ def controls(run: Run) -> None:
             build(run, name)
 
 
-def for_arm(run: Run) -> Metrics:
+def build_for_arm(run: Run) -> Metrics:
     """The editor that the command line names."""
     return build(run, run.arm)

@@ -87,11 +87,11 @@ class RewardTraining(RewardObjective):
         return good
 
     def _read(self, columns: list[str], held_out: bool) -> Iterator[Row]:
-        where = side(self.settings.held_out_rate, self.share, held_out, self.beyond)
+        where = rankings_where(self.settings.held_out_rate, self.share, held_out, self.beyond)
         return read_rows(self.rankings, RANKINGS, columns, where=where)
 
 
-def side(rate: float, share: float = 1.0, held_out: bool = False, beyond: float = 0.0) -> Where:
+def rankings_where(rate: float, share: float = 1.0, held_out: bool = False, beyond: float = 0.0) -> Where:
     """The rankings that are held out, or those of a share of the other prompts, which are learned from."""
     return {"prompt_id": lambda name: is_held_out(name, rate) if held_out else is_learned(name, rate, share, beyond)}
 
@@ -125,23 +125,25 @@ def _blip_stage(name: str, share: float, beyond: float = 0.0) -> ModelStage:
     def settings_of(run: Run) -> config.Reward:
         return run.config.reward.model_copy(update={"features": "blip"})
 
-    def decides_without_training(run: Run) -> Fingerprint:
+    def fingerprint_without_training(run: Run) -> Fingerprint:
         settings = settings_of(run)
-        inputs = {"rankings": table_digest(*run.rankings_so_far())}
+        inputs = {"rankings": table_digest(*run.ranking_tables())}
         if share != 1:
             inputs["share"] = f"{share:g}"
         if beyond:
             inputs["beyond"] = f"{beyond:g}"
-        return fingerprint(settings.model_copy(update={"start": start_of(settings)}), "tokenizer", **inputs)
+        return fingerprint(settings.model_copy(update={"start": start_digest(settings)}), "tokenizer", **inputs)
 
-    def decides(run: Run) -> Fingerprint:
-        return decides_without_training(run) | fingerprint_of(run.config.reward.training)
+    def compute_fingerprint(run: Run) -> Fingerprint:
+        return fingerprint_without_training(run) | fingerprint_of(run.config.reward.training)
 
     def train(run: Run) -> Metrics:
-        settings, rankings = settings_of(run), run.rankings_so_far()
+        settings, rankings = settings_of(run), run.ranking_tables()
 
         def those(held_out: bool, limit: int | None = None) -> Selection:
-            return select(rankings, RANKINGS, where=side(settings.held_out_rate, share, held_out, beyond), limit=limit)
+            return select(
+                rankings, RANKINGS, where=rankings_where(settings.held_out_rate, share, held_out, beyond), limit=limit
+            )
 
         return fit(
             RewardTraining,
@@ -151,7 +153,7 @@ def _blip_stage(name: str, share: float, beyond: float = 0.0) -> ModelStage:
             held_out=lambda: those(held_out=True, limit=settings.training.validation_rows),
             columns=COLUMNS,
             settings=settings.training,
-            fingerprint=decides_without_training(run),
+            fingerprint=fingerprint_without_training(run),
             on_mismatch=run.on_mismatch,
             start=settings.start,
             reward=settings,
@@ -161,16 +163,16 @@ def _blip_stage(name: str, share: float, beyond: float = 0.0) -> ModelStage:
             beyond=beyond,
         )
 
-    return ModelStage(name=name, reads=("rankings",), decided_by=decides, train=train)
+    return ModelStage(name=name, reads=("rankings",), fingerprint=compute_fingerprint, train=train)
 
 
 def _untrained_blip_stage(name: str) -> ModelStage:
     """The BLIP that training would start from, as it is."""
 
-    def decides(run: Run) -> Fingerprint:
+    def compute_fingerprint(run: Run) -> Fingerprint:
         settings = run.config.reward
         sizes = {"resolution": str(settings.resolution), "max_tokens": str(settings.max_tokens)}
-        return fingerprint_of(start=start_of(settings), tokenizer=model_digest(settings.tokenizer), **sizes)
+        return fingerprint_of(start=start_digest(settings), tokenizer=model_digest(settings.tokenizer), **sizes)
 
     def store(run: Run, made_from: Fingerprint) -> None:
         settings = run.config.reward
@@ -181,9 +183,9 @@ def _untrained_blip_stage(name: str) -> ModelStage:
             run.path(name), lambda folder: blip.save(folder, card), made_from, {}, time.monotonic() - started
         )  # fmt: skip
 
-    return ModelStage(name=name, decided_by=decides, store=store)
+    return ModelStage(name=name, fingerprint=compute_fingerprint, store=store)
 
 
-def start_of(settings: config.Reward) -> str:
+def start_digest(settings: config.Reward) -> str:
     """Names what training starts from by its content."""
     return settings.start if settings.start == "shapes" else model_digest(settings.start)

@@ -42,7 +42,7 @@ def stages(run: Run) -> list[Stage]:
     return [CAPTIONS_STAGE, INSTRUCTIONS_STAGE]
 
 
-def _decides_instructions(run: Run) -> Fingerprint:
+def _instructions_fingerprint(run: Run) -> Fingerprint:
     settings = writer_settings(run)
     examples = id_for(*map(json.dumps, shown_examples(settings)))
     stage = settings.model_copy(update={"examples": ""})  # an address, whose content counts
@@ -128,12 +128,12 @@ def shown_examples(settings: Instructions) -> list[dict]:
     return EXAMPLES[settings.form](triplets)
 
 
-def _decides_captions(run: Run) -> Fingerprint:
+def _captions_fingerprint(run: Run) -> Fingerprint:
     settings = run.config.instructions
     return fingerprint(settings_of_captions(settings), content=captions_digest(settings))
 
 
-def found_captions(settings: Instructions) -> Iterator[Row]:
+def captions_of(settings: Instructions) -> Iterator[Row]:
     """The first `num_captions` different captions, and what was dropped on the way, as they are read."""
     if settings.captions == "shapes":
         texts = random_captions(settings.num_captions, settings.seed)
@@ -144,7 +144,7 @@ def found_captions(settings: Instructions) -> Iterator[Row]:
 
 def captions_digest(settings: Instructions) -> str:
     """Names the captions that will be kept, since a file may change under its name; ValueError if there are none."""
-    ids = [row["caption_id"] for row in found_captions(settings) if "caption_id" in row]
+    ids = [row["caption_id"] for row in captions_of(settings) if "caption_id" in row]
     if not ids:
         raise ValueError(
             f"{settings.captions} has no captions; it wants one a line, or in each row's column "
@@ -162,14 +162,14 @@ def settings_of_captions(settings: Instructions) -> Instructions:
 CAPTIONS_STAGE = TableStage(
     name="captions",
     schema=CAPTIONS,
-    decided_by=_decides_captions,
-    rows=lambda run: found_captions(run.config.instructions),
+    fingerprint=_captions_fingerprint,
+    rows=lambda run: captions_of(run.config.instructions),
 )
 INSTRUCTIONS_STAGE = TableStage(
     name="instructions",
     schema=INSTRUCTIONS,
     reads=("captions",),
-    decided_by=_decides_instructions,
+    fingerprint=_instructions_fingerprint,
     plan=_plan_instructions,
     least_kept=lambda run: run.config.instructions.least_kept,
 )

@@ -25,6 +25,6 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     with speaking(log_format=sys.argv[2], stage="speaking_training"):
         hush_libraries(starts_cluster=True)
-        from jobs.run import in_one_line
+        from jobs.run import exit_on_error
 
-        in_one_line(lambda: main(Path(sys.argv[1])))
+        exit_on_error(lambda: main(Path(sys.argv[1])))

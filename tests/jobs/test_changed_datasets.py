@@ -44,7 +44,7 @@ def write_dataset(folder: str, colour: str = "blue", first: int = 0, number: int
 
 def import_all(run: Run) -> tuple[list[str], dict[str, str]]:
     """The instructions of `imported`, and the digests of both tables."""
-    import_pairs.take_pairs(run)
+    import_pairs.build_imported(run)
     import_pairs.PROMPTS_STAGE.make(run)
     words = [row["instruction"] for row in read_rows(run.path("imported"), IMPORTED)]
     return words, {name: table_digest(run.path(name)) for name in ("imported", "prompts")}

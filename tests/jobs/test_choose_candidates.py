@@ -147,7 +147,7 @@ def test_without_a_reward_model_its_doubt_cannot_be_asked_for(run):
 def test_a_later_round_asks_the_reward_model_of_the_round_before(run):
     second = choosing(run, by="disagreement").after()
     with pytest.raises(ValueError, match=rf"{run.root}/reward.* is none"):
-        choose_candidates.SPREADS_STAGE.decided_by(second)
+        choose_candidates.SPREADS_STAGE.fingerprint(second)
 
 
 def test_at_random_nothing_is_measured(run):

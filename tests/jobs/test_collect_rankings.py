@@ -102,10 +102,10 @@ def test_a_round_keeps_the_thumbs_that_it_took_and_the_next_takes_all(database, 
     assert "thumbs: kept" in capsys.readouterr().out
     assert read_manifest(run.path("thumbs")).rows_out == 1
     second = run.after()
-    assert second.rankings_so_far() == [run.path("rankings"), second.path("rankings"), run.path("thumbs")]
+    assert second.ranking_tables() == [run.path("rankings"), second.path("rankings"), run.path("thumbs")]
     take_thumbs(second)
     assert read_manifest(second.path("thumbs")).rows_out == 2
-    assert second.rankings_so_far()[2:] == [second.path("thumbs")]
+    assert second.ranking_tables()[2:] == [second.path("thumbs")]
     take_thumbs(Run(run.root, run.config, "rebuild"))
     assert read_manifest(run.path("thumbs")).rows_out == 2
 

@@ -11,7 +11,7 @@ from hive_ray import storage
 from hive_ray.artifacts.tables import write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import CAPTIONS
-from jobs.compare import ABSENT, build, in_words
+from jobs.compare import ABSENT, as_text, build
 from jobs.own_settings import Comparison
 from jobs.run import write_settings
 
@@ -81,7 +81,7 @@ def test_what_a_run_does_not_have_is_told(runs, capsys):
 
 
 def test_runs_that_are_alike_have_no_settings_that_differ(runs):
-    assert "settings that differ: none" in in_words(build(Comparison(runs=(runs[0], runs[0]))))
+    assert "settings that differ: none" in as_text(build(Comparison(runs=(runs[0], runs[0]))))
 
 
 def test_a_page_and_json_hold_the_same(runs, root, capsys):

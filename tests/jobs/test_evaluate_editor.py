@@ -23,13 +23,13 @@ from jobs.actors.evaluating import EditEvaluator, best_of_name
 from jobs.evaluate_editor import (
     METRICS,
     TIE_WITHIN,
-    chosen_by_reward,
     in_words,
     is_measured,
+    judge_warnings,
     judged_draws,
     metrics_of,
-    own_judges,
     print_summary,
+    selection_warnings,
     summarise,
     without_pictures,
 )
@@ -48,10 +48,10 @@ def run(judges=("model",), editors=("sft", "finetuned"), **evaluation) -> Run:
 
 
 def test_a_measure_by_the_judge_that_was_trained_against_is_warned_of():
-    (words,) = own_judges(run(), METRICS[3:])
+    (words,) = judge_warnings(run(), METRICS[3:])
     assert words.startswith("finetuned: trained to please the judge behind reward.")
     assert words.endswith("look at clip_image, clip_direction, what people say.")
-    (words,) = own_judges(run(("clip", "model"), ("sft", "weighted", "conditional"), judge="shapes"), METRICS)
+    (words,) = judge_warnings(run(("clip", "model"), ("sft", "weighted", "conditional"), judge="shapes"), METRICS)
     assert words.startswith(
         "weighted, conditional: trained to please the judge behind clip_direction and clip_image and"
     )
@@ -60,29 +60,29 @@ def test_a_measure_by_the_judge_that_was_trained_against_is_warned_of():
 
 def test_that_the_best_of_several_was_chosen_by_its_reward_is_said():
     several = run(editors=("sft", "shuffled", "finetuned"), judge="shapes", best_of=4)
-    (words,) = chosen_by_reward(several, METRICS)
+    (words,) = selection_warnings(several, METRICS)
     assert words.startswith("sft, best of 4; finetuned, best of 4: chosen by the reward.")
     assert words.endswith("look at right, followed, preserved, clip_image, clip_direction.")
-    assert chosen_by_reward(several, METRICS[:-1]) == []
-    assert chosen_by_reward(run(), METRICS) == []
+    assert selection_warnings(several, METRICS[:-1]) == []
+    assert selection_warnings(run(), METRICS) == []
 
 
 def test_a_reward_that_sees_clip_is_warned_of_by_both_its_measures():
     seeing = {"reward": {"features": "denoising_error", "denoising_error": DenoisingError(clip_image=True)}}
     by_model = run(editors=("sft", "finetuned"), judge="shapes", best_of=4, clip="another/clip")
     several = replace(by_model, config=by_model.config.changed(seeing))
-    assert chosen_by_reward(several, METRICS)[0].endswith("look at right, followed, preserved, clip_direction.")
-    [words] = own_judges(several, METRICS)
+    assert selection_warnings(several, METRICS)[0].endswith("look at right, followed, preserved, clip_direction.")
+    [words] = judge_warnings(several, METRICS)
     assert words.startswith("finetuned: trained to please the judge behind clip_image and reward.")
     # scoring's own CLIP is another one than the evaluation's, and decides none of its measures
     by_clip = run(("clip",), clip="another/clip")
-    assert own_judges(replace(by_clip, config=by_clip.config.changed(seeing)), METRICS) == []
+    assert judge_warnings(replace(by_clip, config=by_clip.config.changed(seeing)), METRICS) == []
 
 
 def test_nothing_is_warned_of_where_the_measures_are_by_others():
-    assert own_judges(run(editors=("sft", "control")), METRICS) == []  # no feedback at all
-    assert own_judges(run(("openai",)), METRICS) == []
-    assert own_judges(run(("clip",), clip="another/clip"), METRICS) == []
+    assert judge_warnings(run(editors=("sft", "control")), METRICS) == []  # no feedback at all
+    assert judge_warnings(run(("openai",)), METRICS) == []
+    assert judge_warnings(run(("clip",), clip="another/clip"), METRICS) == []
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_nothing_is_warned_of_where_the_measures_are_by_others():
 def test_whom_the_finetuned_editor_was_trained_to_please_is_what_its_arm_learned_from(arm, changed, measures):
     by_clip = run(("clip",))
     told = replace(by_clip, config=by_clip.config.changed({"editor": {"arm": arm}, "candidate_scoring": changed}))
-    assert [words.split("behind ")[1].split(".")[0] for words in own_judges(told, METRICS)] == measures
+    assert [words.split("behind ")[1].split(".")[0] for words in judge_warnings(told, METRICS)] == measures
 
 
 def test_editors_that_please_different_judges_are_warned_of_apart():
-    pair, edits = own_judges(run(("clip",), ("sft", "weighted", "nft", "conditional")), METRICS)
+    pair, edits = judge_warnings(run(("clip",), ("sft", "weighted", "nft", "conditional")), METRICS)
     assert pair.startswith("weighted, conditional: trained to please the judge behind clip_direction and clip_image.")
     assert edits.startswith("nft: trained to please the judge behind reward.")
 
@@ -317,7 +317,7 @@ def made_before(monkeypatch, tmp_path):
 
     def again(num_draws: int, **mark: str) -> None:
         stage = evaluate_editor.measuring_stage("sft", "evaluation/sft", (1.5,), 2, num_draws)
-        made_from = stage.decided_by(measured)
+        made_from = stage.fingerprint(measured)
         made_from.pop("evaluation.draws", None)
         write_rows(measured.path("evaluation/sft"), OLD, [], made_from | mark, may_be_empty=True)
         assert is_measured(measured.path("evaluation/sft"), num_draws) == (num_draws == 1)

@@ -98,7 +98,7 @@ def test_missing_captions_are_said(tmp_path, capfd):
     turns = [foreign.magic_brush(str(session), 1) for session in range(3)]
     foreign.parquet(str(tmp_path / "dataset" / "train.parquet"), turns)
     run = run_with(tmp_path, prompts="")
-    import_pairs.take_pairs(run)
+    import_pairs.build_imported(run)
     assert "3 of 3 pairs have no captions, so their clip_source_text" in capfd.readouterr().out
 
 
@@ -116,7 +116,7 @@ def test_an_export_is_kept_and_comes_back_as_the_same_pairs(folder, tmp_path, ca
     assert "kept" in capfd.readouterr().out
 
     again = run_with(tmp_path, prompts="")
-    import_pairs.take_pairs(again)
+    import_pairs.build_imported(again)
     words = ("instruction", "source_caption", "edited_caption", "split")
     ours, theirs = read_rows(run.path("pairs"), PAIRS), read_rows(again.path("imported"), IMPORTED)
     assert [[row[n] for n in words] for row in ours] == [[row[n] for n in words] for row in theirs]
@@ -155,7 +155,7 @@ def test_a_run_anywhere_imports_from_and_exports_to_anywhere(folder, root):
     export_pairs.build(run)
     settings = Importing(dataset=run.path("exports/parquet"))
     again = Run(storage.join(root, "again"), run.config.model_copy(update={"importing": settings}))
-    import_pairs.take_pairs(again)
+    import_pairs.build_imported(again)
     import_pairs.PROMPTS_STAGE.make(again)
     back = list(read_rows(again.path("imported"), IMPORTED))
     assert [row["source_image"] for row in back] == [row["source_image"] for row in pairs]

@@ -354,11 +354,11 @@ def test_every_round_learns_from_imported_rankings_first(tmp_path):
     write_rows(str(tmp_path / "theirs"), RANKINGS, [ours(0, [1, 2])], fingerprint_of(made="by them"))
     run = run_with(str(tmp_path), str(tmp_path / "theirs"))
     second = run.after()
-    assert second.rankings_so_far() == [run.path("rankings"), second.path("rankings")]
+    assert second.ranking_tables() == [run.path("rankings"), second.path("rankings")]
     import_rankings.build(run)
-    assert run.rankings_so_far() == [run.path("imported_rankings"), run.path("rankings")]
+    assert run.ranking_tables() == [run.path("imported_rankings"), run.path("rankings")]
     expected = [run.path("imported_rankings"), run.path("rankings"), second.path("rankings")]
-    assert second.rankings_so_far() == expected
+    assert second.ranking_tables() == expected
 
 
 @pytest.mark.parametrize("taken", [True, False])
@@ -368,8 +368,8 @@ def test_dpo_may_leave_out_what_people_said_of_other_editors_edits(tmp_path, tak
     dpo = run.config.editor.dpo.model_copy(update={"imported_rankings": taken})
     run = replace(run, config=run.config.changed({"editor": {"dpo": dpo}, "candidate_scoring": {"ranked_rate": 0.0}}))
     import_rankings.build(run)
-    assert run.rankings_for_dpo() == [run.path("imported_rankings")] * taken + [run.path("rankings")]
-    assert run.rankings_so_far() == [run.path("imported_rankings"), run.path("rankings")]  # for the reward model
+    assert run.dpo_ranking_tables() == [run.path("imported_rankings")] * taken + [run.path("rankings")]
+    assert run.ranking_tables() == [run.path("imported_rankings"), run.path("rankings")]  # for the reward model
 
 
 def test_the_pipeline_imports_rankings_once_before_it_learns_from_them(tmp_path):

@@ -275,7 +275,7 @@ def test_a_second_round_learns_from_all_rankings_and_starts_from_what_the_first_
     rankings = run.config.rankings.model_copy(update={"thumbs": thumbs_of(run, f"sqlite:///{tmp_path / 'thumbs'}")})
     evaluation = run.config.evaluation.model_copy(update={"curve_prompts": 0})
     config = run.config.model_copy(update={"rankings": rankings, "evaluation": evaluation})
-    twice = replace(run, rounds=2, config=config)
+    twice = replace(run, num_rounds=2, config=config)
     capfd.readouterr()
     pipeline.build(twice)
     printed, second = capfd.readouterr().out, twice.after()

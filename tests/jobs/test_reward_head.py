@@ -26,7 +26,7 @@ from jobs.actors.judging import Head, load_reward
 from jobs.actors.scoring import rewards_of
 from jobs.evaluate_editor import TIE_WITHIN, measures_of, metrics_of
 from jobs.report import gather
-from jobs.reward_head import beliefs, first_seen, share_of_head, what_is_wrong
+from jobs.reward_head import new_edits_by_ranking, prior_rewards, problem_with_ranking, share_of_head
 from jobs.run import Run
 
 pytestmark = pytest.mark.ray
@@ -213,14 +213,14 @@ def test_clips_similarity_to_the_source_becomes_one_more_feature(errors):
 
 def test_the_head_begins_as_minus_the_error_and_may_weigh_each_other_kind_of_feature_as_one():
     names = [f"error@{level}, {condition}" for level in (250, 650) for condition in ("instruction", "source")]
-    found = beliefs([*names, "CLIP's similarity to the source", "BLIP's reward"])
+    found = prior_rewards([*names, "CLIP's similarity to the source", "BLIP's reward"])
     assert found.tolist() == [
         [-0.5, 0, -0.5, 0, 0, 0],
         [0, 0.5, 0, 0.5, 0, 0],
         [0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    assert beliefs(names[:1]).tolist() == [[-1]]
+    assert prior_rewards(names[:1]).tolist() == [[-1]]
 
 
 def test_a_later_round_learns_from_all_rankings_by_the_first_rounds_editor(errors):
@@ -247,7 +247,7 @@ def test_without_a_held_out_ranking_nobody_knows_what_it_is_worth(errors, capfd)
 
 
 def test_rankings_share_edits_and_each_is_measured_in_the_first(errors):
-    edits_of = first_seen([errors.path("rankings")], errors.config.reward)
+    edits_of = new_edits_by_ranking([errors.path("rankings")], errors.config.reward)
     assert edits_of["0-one"] == ["0-0", "0-1", "0-2"]
     assert "0-two" not in edits_of
 
@@ -290,9 +290,9 @@ def test_blip_learns_from_the_prompts_that_it_leaves_to_no_head(errors, monkeypa
 
 
 def test_what_is_wrong_with_a_ranking_is_said():
-    assert what_is_wrong([1, 2], ["a", "b"], {"a", "b"}) == ""
-    assert what_is_wrong([1, 2], ["a", "b"], {"a"}) == "nothing was measured of b"
-    assert "leave gaps" in what_is_wrong([1, 3], ["a", "b"], {"a", "b"})
+    assert problem_with_ranking([1, 2], ["a", "b"], {"a", "b"}) == ""
+    assert problem_with_ranking([1, 2], ["a", "b"], {"a"}) == "nothing was measured of b"
+    assert "leave gaps" in problem_with_ranking([1, 3], ["a", "b"], {"a", "b"})
 
 
 def test_the_fingerprints_of_models_that_were_trained_before_are_as_they_were():

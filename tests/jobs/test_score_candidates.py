@@ -127,22 +127,22 @@ def test_score_pairs_makes_the_table_of_the_arm_that_finetuned_is(tmp_path, monk
     run = Run(str(tmp_path), shapes().changed({"editor": {"arm": arm}}), arm="finetuned")
     rewards, scored = score_pairs.stages(run)
     assert rewards.name == "rewards"
-    assert f"{scored.decided_by(run)['scoring.shaping']} {scored.name}" == shaped
+    assert f"{scored.fingerprint(run)['scoring.shaping']} {scored.name}" == shaped
     assert train_editor.arm_of(run, "finetuned").table == scored.name
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
     run = Run(str(tmp_path), shapes())
     with pytest.raises(FileNotFoundError, match=r"/candidates is not finished.*jobs\.sample_candidates --config \S+ "):
-        score_candidates.for_arm(run)
+        score_candidates.build_for_arm(run)
     with pytest.raises(FileNotFoundError, match=r"candidates_unguided is not.*sample_candidates .* --arm rejection"):
-        score_candidates.for_arm(replace(run, arm="rejection"))
+        score_candidates.build_for_arm(replace(run, arm="rejection"))
     write_rows(run.path("candidates"), CANDIDATES, [candidate(0)], {})
     with pytest.raises(FileNotFoundError, match=r"/reward is not finished.*jobs\.train_reward"):
-        score_candidates.for_arm(replace(run, arm="nft"))
+        score_candidates.build_for_arm(replace(run, arm="nft"))
     without = replace(run, config=run.config.changed({"candidate_scoring": {"ranked_rate": 0.0}}), arm="dpo")
     with pytest.raises(ValueError, match=r"arm 'dpo' has no scored.* or dpo with .*ranked_rate above 0"):
-        score_candidates.for_arm(without)
+        score_candidates.build_for_arm(without)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def moved(run: Run, name: str) -> bool:
 
 @pytest.mark.ray
 def test_an_editor_learns_from_its_own_edits_as_people_ranked_them(run, capfd):
-    score_candidates.for_arm(replace(run, arm="nft"))
+    score_candidates.build_for_arm(replace(run, arm="nft"))
     rows = {row["pair_id"]: row for row in read_rows(run.path("scored_candidates"), SCORED_CANDIDATES)}
     assert {name: row["reward"] for name, row in rows.items()} == {
         "p0e0": -1.0, "p0e1": -2.5, "p0e2": -2.5, "p1e0": -2.0, "p1e1": -1.0, "p1e2": -2.0,
@@ -206,7 +206,7 @@ def test_dpo_learns_from_people_and_from_the_reward_model_s_own_rankings(run, ca
     both = replace(run, config=run.config.changed(changed), arm="dpo")
     with pytest.raises(FileNotFoundError, match=r"rankings_by_reward is not finished.*score_candidates .* --arm dpo"):
         train_editor.build(both, "dpo")
-    assert score_candidates.for_arm(both).rows_out == 2
+    assert score_candidates.build_for_arm(both).rows_out == 2
     ranked = list(read_rows(both.path("rankings_by_reward"), RANKINGS))
     rewards = {row["edit_id"]: row["reward"] for row in read_rows(both.path("candidate_rewards"), CANDIDATE_REWARDS)}
     for row in ranked:
@@ -215,12 +215,12 @@ def test_dpo_learns_from_people_and_from_the_reward_model_s_own_rankings(run, ca
         assert row["ranks"][given.index(min(given))] == 3
     train_editor.build(both, "dpo")
     assert moved(both, "dpo")
-    assert len(train_editor.telling_rankings(both.rankings_for_dpo(), both.config.editor.dpo)) == 5
+    assert len(train_editor.informative_rankings(both.dpo_ranking_tables(), both.config.editor.dpo)) == 5
 
 
 def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_guidance(run):
     rejection = replace(run, arm="rejection")
-    sample_candidates.for_arm(rejection)
+    sample_candidates.build_for_arm(rejection)
     drawn = list(read_rows(run.path("candidates_unguided"), CANDIDATES))
     assert {(edit["guidance_scale"], edit["image_guidance_scale"]) for row in drawn for edit in row["edits"]} == {
         (1.0, 1.0)
@@ -228,7 +228,7 @@ def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_g
     seed = run.config.candidates.seed
     guided = {seed_for(seed, row["prompt_id"], draw) for row in drawn for draw in range(2)}
     assert not guided & {edit["seed"] for row in drawn for edit in row["edits"]}
-    score_candidates.for_arm(rejection)
+    score_candidates.build_for_arm(rejection)
     rewards = {
         row["edit_id"]: row["reward"] for row in read_rows(run.path("candidate_rewards_unguided"), CANDIDATE_REWARDS)
     }

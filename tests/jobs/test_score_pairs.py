@@ -16,7 +16,7 @@ from hive_ray.reward.shaping import feedback
 from hive_ray.schemas import PAIRS, REWARDS
 from jobs.actors.scoring import PairScorer, PairShaper
 from jobs.run import Run
-from jobs.score_pairs import _digest, build, for_arm, rewards_name, stages
+from jobs.score_pairs import _digest, build, build_for_arm, rewards_name, stages
 
 ROWS = [{"pair_id": name, "instruction": f"add {name}", "weight": 1.0} for name in ("a", "b", "c")]
 
@@ -57,7 +57,7 @@ def test_each_judge_has_a_table_of_its_own():
 
 def test_an_arm_that_is_trained_on_no_scored_pairs_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"arm 'dpo' has no scored pairs; choose one of finetuned, weighted, cond"):
-        for_arm(Run(str(tmp_path), sd15(), arm="dpo"))
+        build_for_arm(Run(str(tmp_path), sd15(), arm="dpo"))
 
 
 def judged_by(folder, llm: str, num_pairs: int = 12, **vision) -> Run:

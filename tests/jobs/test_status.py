@@ -15,7 +15,7 @@ from jobs import import_rankings, make_pairs, pipeline
 from jobs.command import read_command
 from jobs.run import Run, run_of
 from jobs.stage import State, TableStage
-from jobs.status import next_command, standings_of, table
+from jobs.status import next_command, statuses_of, table
 
 ROOT = Path(__file__).parents[2]
 BEFORE = ROOT / "tests" / "data" / "run_before.json"
@@ -37,33 +37,33 @@ def before(tmp_path) -> Run:
 
 def note_what_the_shipped_rankings_are(run: Run) -> None:
     """As the run does once it has compared the rankings with its table: their files have other times here."""
-    made_from = import_rankings.IMPORTED_RANKINGS_STAGE.made_from(run)
+    made_from = import_rankings.IMPORTED_RANKINGS_STAGE.finished_fingerprint(run)
     note = {"was": made_from["input.content"], "is": import_rankings.content_of(run.config.importing)}
     storage.write_text(run.path("imported_rankings_seen.json"), json.dumps(note))
 
 
 def states(run: Run) -> dict[str, State]:
-    return {standing.stage.name: standing.state for standing in standings_of(run)}
+    return {status.stage.name: status.state for status in statuses_of(run)}
 
 
 def test_all_of_a_run_that_was_made_before_is_kept(before):
-    standings = standings_of(before)
-    assert [(one.stage.name, one.why) for one in standings if one.state != State.FINISHED] == []
-    assert len(standings) == 29
-    assert next_command(before, standings) == f"make serve EDITOR_FOLDER={before.root}/editors/finetuned"
+    statuses = statuses_of(before)
+    assert [(one.stage.name, one.reason) for one in statuses if one.state != State.FINISHED] == []
+    assert len(statuses) == 29
+    assert next_command(before, statuses) == f"make serve EDITOR_FOLDER={before.root}/editors/finetuned"
 
 
 def test_a_changed_setting_is_named_and_what_reads_the_table_is_stale_too(before):
     changed = replace(before, config=before.config.changed({"choosing": {"num_ranked": 100}}))
-    standings = {one.stage.name: one for one in standings_of(changed)}
-    assert standings["chosen"].state == State.STALE
-    assert standings["chosen"].why == "choosing.num_ranked was 480, is 100"
-    assert standings["rankings"].why == "chosen will be made again"
-    kept = [name for name, one in standings.items() if one.state == State.FINISHED]
+    statuses = {one.stage.name: one for one in statuses_of(changed)}
+    assert statuses["chosen"].state == State.STALE
+    assert statuses["chosen"].reason == "choosing.num_ranked was 480, is 100"
+    assert statuses["rankings"].reason == "chosen will be made again"
+    kept = [name for name, one in statuses.items() if one.state == State.FINISHED]
     assert "candidates" in kept
     assert "editors/rejection" not in kept  # its reward model learned from the rankings
     assert "editors/dpo" not in kept
-    command = next_command(changed, list(standings.values()))
+    command = next_command(changed, list(statuses.values()))
     assert command == f"{changed.command('choose_candidates')} --rebuild"
 
 
@@ -76,9 +76,9 @@ def test_what_is_missing_and_what_is_begun_are_told(before):
     assert found["candidates"] == State.UNFINISHED
     assert found["editors/sft"] == State.STALE
     assert found["prompts"] == State.FINISHED
-    standings = standings_of(before)
-    assert next_command(before, standings) == before.command("make_pairs")
-    shown = table(before, standings)
+    statuses = statuses_of(before)
+    assert next_command(before, statuses) == before.command("make_pairs")
+    shown = table(before, statuses)
     [line] = [line for line in shown.splitlines() if line.startswith("pairs")]
     assert line.split() == ["pairs", "missing"]
     assert "    pairs will be made again" in shown.splitlines()
@@ -109,10 +109,10 @@ def test_a_later_round_begins_with_the_candidates(before):
 
 def test_a_stage_whose_input_is_not_there_names_the_command_that_makes_it(tmp_path):
     run = Run(str(tmp_path), pipeline_settings())
-    stage = TableStage(name="prompts", schema=PROMPTS, reads=("instructions",), decided_by=lambda run: {})
+    stage = TableStage(name="prompts", schema=PROMPTS, reads=("instructions",), fingerprint=lambda run: {})
     with pytest.raises(FileNotFoundError, match=r"instructions is not finished; this makes it: .*write_instructions"):
         stage.make(run)
-    assert make_pairs.PAIRS_STAGE.standing(run).state == State.MISSING
+    assert make_pairs.PAIRS_STAGE.status(run).state == State.MISSING
 
 
 def pipeline_settings():

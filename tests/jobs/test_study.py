@@ -15,22 +15,22 @@ from jobs.evaluate_editor import DRAWS_IN_FIRST_ROW
 from jobs.own_settings import PARTS, Study
 from jobs.study import (
     ABLATIONS,
-    OF_FEEDBACK,
+    FEEDBACK_TABLES,
     SEEN_SEEDS,
     Entry,
     ablated_run,
     ablations,
-    chosen_on,
     configured,
     curve_run,
-    decided_by,
     feedback,
     first_run,
     scores_of,
     seeds_of,
+    selection_note,
     stages_of,
+    tables_decided_by,
     train,
-    trained_on,
+    trained_longer,
     weak_run,
     with_settings,
 )
@@ -72,12 +72,12 @@ def test_no_prompt_of_the_study_was_chosen_on():
 
 
 def test_a_seed_whose_prompts_were_seen_is_named():
-    assert chosen_on((102, 103)) == "No setting was chosen on these prompts."
-    assert "prompts of seed 101;" in chosen_on((101, 102))
+    assert selection_note((102, 103)) == "No setting was chosen on these prompts."
+    assert "prompts of seed 101;" in selection_note((101, 102))
 
 
 def test_a_second_round_and_its_control_draw_anew_and_alike(first):
-    second, on = feedback(Study(), first)[-1].run, trained_on(first)
+    second, on = feedback(Study(), first)[-1].run, trained_longer(first)
     assert second.config.editor.dpo.training.seed != 101
     assert on.config.editor == second.config.editor
     assert second.config.evaluation.seed == 101  # the same noise on the same prompts
@@ -145,7 +145,7 @@ def test_runs_of_the_curve_share_the_start_and_learn_from_no_rankings_of_its_edi
     for name in ("pairs", "prompts", "editors/sft", "editors/current", "reward"):
         assert run.path(name) == first.path(name)
     assert run.path("imported_rankings") == f"{first.root}/curve/100/imported_rankings"
-    assert run.rankings_for_dpo() == [f"{first.root}/curve/100/rankings"]
+    assert run.dpo_ranking_tables() == [f"{first.root}/curve/100/rankings"]
     assert curve_run(first, "more", "imported_rankings").path("imported_rankings") == first.path("imported_rankings")
 
 
@@ -166,7 +166,7 @@ def test_an_ablation_shares_all_that_its_settings_do_not_decide(first):
 def test_every_ablation_changes_one_setting_whose_tables_are_known_and_one_that_changes_nothing_is_left_out(first):
     for _, settings in ABLATIONS:
         [name] = settings
-        assert {*decided_by(name)} <= {*OF_FEEDBACK}
+        assert {*tables_decided_by(name)} <= {*FEEDBACK_TABLES}
     names = [entry.name for entry in ablations(Study(), first)]
     assert names == ["dpo", *(name for name, _ in ABLATIONS), "trained on, by the same rankings"]
     unranked = replace(first, config=with_settings(first.config, {"candidate_scoring.ranked_rate": 0.0}))
@@ -174,12 +174,12 @@ def test_every_ablation_changes_one_setting_whose_tables_are_known_and_one_that_
 
 
 def test_what_is_trained_on_differs_from_the_second_round_by_its_rankings_alone(first):
-    second, on = first.after("dpo"), trained_on(first)
+    second, on = first.after("dpo"), trained_longer(first)
     assert on.path("editors/current") == second.path("editors/current") == first.path("editors/dpo")
     write_rows(first.path("imported_rankings"), RANKINGS, [], {}, may_be_empty=True)
     theirs = [first.path(name) for name in ("rankings", "rankings_by_reward")]
-    assert on.rankings_for_dpo() == first.rankings_for_dpo() == theirs
-    assert second.rankings_for_dpo()[0] == f"{first.root}/rounds/2/rankings"
+    assert on.dpo_ranking_tables() == first.dpo_ranking_tables() == theirs
+    assert second.dpo_ranking_tables()[0] == f"{first.root}/rounds/2/rankings"
     assert on.path("editors/dpo") == f"{first.root}/ablations/trained-on/editors/dpo"
 
 

@@ -117,7 +117,7 @@ def test_the_weak_start_learns_from_more_pairs_than_the_filter_passes(studied):
 def test_fewer_rankings_are_among_more_and_one_more_person_ranks_the_same_edits(studied):
     settings, preset = studied
     entries = study.curve(settings, first_run(settings, 101, preset))
-    tables = [entry.run.rankings_for_dpo() for entry in entries[1:]]
+    tables = [entry.run.dpo_ranking_tables() for entry in entries[1:]]
     few, everything = ({row["ranking_id"] for row in read_rows(of_entry, RANKINGS)} for of_entry in tables[:2])
     assert few < everything
     theirs, again = (list(read_rows(table, RANKINGS)) for table in tables[2])

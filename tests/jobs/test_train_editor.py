@@ -29,7 +29,7 @@ from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, sample_candidates, score_candidates, score_pairs, train_editor
 from jobs.evaluate_editor import judges_pleased
 from jobs.run import Run
-from jobs.train_editor import ARMS, telling_rankings
+from jobs.train_editor import ARMS, informative_rankings
 
 WORKERS = Resources(num_gpus=0, num_cpus=1, num_actors=2)
 
@@ -243,14 +243,16 @@ def test_an_arm_is_decided_by_its_own_settings_alone():
         arm="nft", nft=Nft(beta=0.5), dpo=Dpo(beta=3.0), level_rate_factor=7.0, level_guidance_scale=2.0
     )
     for name in ("sft", "control", "conditional", "rejection"):
-        assert fingerprint_of(ARMS[name].deciding(settings)) == fingerprint_of(ARMS[name].deciding(before))
+        assert fingerprint_of(ARMS[name].fingerprinted_settings(settings)) == fingerprint_of(
+            ARMS[name].fingerprinted_settings(before)
+        )
     own = {
         "dpo": {"editor.dpo.beta"},
         "nft": {"editor.nft.beta"},
         "level": {"editor.level_rate_factor", "editor.level_guidance_scale"},
     }
     for name, of_arm in own.items():
-        ours, theirs = (fingerprint_of(ARMS[name].deciding(one)) for one in (settings, before))
+        ours, theirs = (fingerprint_of(ARMS[name].fingerprinted_settings(one)) for one in (settings, before))
         assert {key for key in ours if ours[key] != theirs.get(key)} == of_arm
 
 
@@ -296,7 +298,7 @@ def test_rankings_of_which_too_many_are_broken_end_the_training_with_the_reason(
     editor = {"start": str(folder / "editors" / "sft"), "resolution": 64, "resources": WORKERS}
     run = Run(str(tmp_path), sd15().changed({"editor": editor}))
     with pytest.raises(Stopped, match="unreadable_picture"):
-        encode_latents.of_rankings(run, [run.path("rankings")])
+        encode_latents.build_for_rankings(run, [run.path("rankings")])
 
 
 def test_an_arm_is_added_once(tmp_path):
@@ -310,7 +312,7 @@ def test_an_arm_is_added_once(tmp_path):
 def test_a_sum_of_arms_has_no_table_of_its_own(tmp_path):
     config = sd15().changed({"editor": {"arm": "weighted+dpo"}})
     run = Run(str(tmp_path), config, arm="finetuned")
-    for job in (score_pairs.for_arm, score_candidates.for_arm, sample_candidates.for_arm):
+    for job in (score_pairs.build_for_arm, score_candidates.build_for_arm, sample_candidates.build_for_arm):
         with pytest.raises(ValueError, match=r"weighted\+dpo is several arms, .*name one, --arm weighted"):
             job(run)
 
@@ -358,9 +360,9 @@ def test_the_control_of_dpo_is_dpo_with_ranks_at_random(start):
 
 def test_rankings_that_say_nothing_are_left_out_and_where_all_do_the_setting_is_named(start):
     table = str(start[0] / "rankings")
-    assert len(telling_rankings([table], Dpo())) == 3
+    assert len(informative_rankings([table], Dpo())) == 3
     with pytest.raises(ValueError, match=r"none of the rankings in .* has two edits that are 2 ranks apart: lower "):
-        telling_rankings([table], Dpo(min_rank_gap=2))
+        informative_rankings([table], Dpo(min_rank_gap=2))
 
 
 def test_the_controls_that_the_evaluation_names_are_trained(monkeypatch):
