@@ -17,12 +17,12 @@ from hive_ray.annotation.people import invite, set_paused
 from hive_ray.annotation.quality import annotator_stats, flagged_names
 from hive_ray.annotation.task_counts import count_tasks
 from hive_ray.annotation.tasks import project_name, project_secret
-from serve.annotating import Asked
-from serve.gallery import as_sent
+from serve.annotating import RequestBody
+from serve.gallery import for_browser
 from serve.guard import POLICY
 from serve.sessions import Administrator
 
-LARGER = {"/admin/label-studio": 2**30}
+BODY_LIMITS = {"/admin/label-studio": 2**30}
 """Bytes that may come: every task with all that was said of it."""
 CHARTS_POLICY = POLICY.replace("style-src 'self'", "style-src 'unsafe-inline'").replace("script-src 'self'; ", "")
 """For a page of charts, which carry their styles with them; nothing runs there."""
@@ -30,12 +30,12 @@ LeaveOut = Annotated[bool, Query()]
 routes = APIRouter()
 
 
-class Invite(Asked):
+class InviteBody(RequestBody):
     name: str = Field(max_length=64)
     role: Literal["annotator", "administrator"] = "annotator"
 
 
-class Pause(Asked):
+class PauseBody(RequestBody):
     person: int
     paused: bool
 
@@ -50,17 +50,17 @@ def people(_: Administrator, request: Request) -> dict[str, Any]:
 
 
 @routes.post("/api/admin/invite")
-def invite_person(asked: Invite, _: Administrator, request: Request) -> dict[str, str]:
+def invite_person(body: InviteBody, _: Administrator, request: Request) -> dict[str, str]:
     """A new personal link; a link that the person had ends."""
-    token = invite(request.app.state.database, asked.name, asked.role)
-    return {"link": f"{'admin' if asked.role == 'administrator' else ''}#{token}"}
+    token = invite(request.app.state.database, body.name, body.role)
+    return {"link": f"{'admin' if body.role == 'administrator' else ''}#{token}"}
 
 
 @routes.post("/api/admin/pause")
-def pause(asked: Pause, _: Administrator, request: Request) -> dict[str, bool]:
+def pause(body: PauseBody, _: Administrator, request: Request) -> dict[str, bool]:
     """Stop a person's work, or let it go on."""
-    set_paused(request.app.state.database, asked.person, asked.paused)
-    return {"paused": asked.paused}
+    set_paused(request.app.state.database, body.person, body.paused)
+    return {"paused": body.paused}
 
 
 @routes.get("/admin/overview")
@@ -125,7 +125,7 @@ def signed_picture(prompt: str, edit: str, signature: str, request: Request) -> 
     wanted = label_studio.picture_signature(project_secret(state.database), prompt, edit)
     if not hmac.compare_digest(wanted.encode(), signature.encode()):
         raise HTTPException(403, "this address is not signed by this project; export the tasks for Label Studio again")
-    content, media_type = as_sent(state.gallery.edit(prompt, edit) if edit else state.gallery.source(prompt))
+    content, media_type = for_browser(state.gallery.edit(prompt, edit) if edit else state.gallery.source(prompt))
     return Response(content, media_type=media_type, headers={"Access-Control-Allow-Origin": "*"})
 
 

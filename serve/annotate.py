@@ -44,7 +44,7 @@ from hive_ray.files.text_files import read_json_lines
 from hive_ray.images import ImageError
 from serve import administering, annotating
 from serve.gallery import Gallery, PictureError
-from serve.guard import HEADERS, Guard, answer_failure, answer_invalid, answer_refused, refusal
+from serve.guard import HEADERS, Guard, answer_failure, answer_http_error, answer_invalid_request, error_response
 from serve.listening import warning_for
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ FILES = {
 STATUS = {"paused": 403, "not_yours": 404, "answered": 409, "stale": 409, "lease_gone": 409}
 
 
-class Annotating(Annotation):
+class AnnotateSettings(Annotation):
     """The annotation app of one run: its `annotation` settings, and where it answers."""
 
     run: str = "runs/quickstart"
@@ -112,15 +112,15 @@ def prepare(run: str, settings: Annotation) -> tuple[Database, Gallery]:
 def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
     """The app itself."""
     handlers: dict[Any, Callable[..., Any]] = {
-        HTTPException: answer_refused,
-        RequestValidationError: answer_invalid,
+        HTTPException: answer_http_error,
+        RequestValidationError: answer_invalid_request,
         DatabaseUnavailableError: _answer_away,
-        RequestRefusedError: lambda _, error: refusal(STATUS[error.reason], str(error), reason=error.reason),
-        PictureError: lambda _, error: refusal(404, str(error)),
+        RequestRefusedError: lambda _, error: error_response(STATUS[error.reason], str(error), reason=error.reason),
+        PictureError: lambda _, error: error_response(404, str(error)),
         Exception: answer_failure,
     }
     for kind in (AnswerError, ImageError, LabelStudioError, PersonError):
-        handlers[kind] = lambda _, error: refusal(400, str(error))
+        handlers[kind] = lambda _, error: error_response(400, str(error))
     site = FastAPI(
         title="hive_ray annotation",
         docs_url=None,
@@ -136,7 +136,7 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
     desk = site.state.desk = TaskQueue(database, plan)
     site.state.showing = lru_cache(REMEMBERED)(desk.shown_task)  # whose task it is and what it shows never changes
     site.add_middleware(
-        Guard, most_bytes=BODY_BYTES, larger=administering.LARGER, headers={**HEADERS, "Cache-Control": "no-store"}
+        Guard, max_bytes=BODY_BYTES, limits=administering.BODY_LIMITS, headers={**HEADERS, "Cache-Control": "no-store"}
     )
     site.include_router(annotating.routes)
     site.include_router(administering.routes)
@@ -177,7 +177,7 @@ async def _few_threads(_: FastAPI) -> AsyncIterator[None]:
 
 async def _answer_away(_: Request, error: DatabaseUnavailableError) -> JSONResponse:
     logger.warning("%s", error)
-    return refusal(503, error.summary, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
+    return error_response(503, error.summary, {"Retry-After": str(RETRY_AFTER_S)}, reason="database_away")
 
 
 def links(database: Database, address: str) -> str:
@@ -190,7 +190,7 @@ def links(database: Database, address: str) -> str:
     )
 
 
-def app(settings: Annotating) -> Application:
+def app(settings: AnnotateSettings) -> Application:
     """What `serve run serve.annotate:app run=...` runs: one replica, or as many as there are on PostgreSQL."""
     given = {name: value for name, value in settings.model_dump().items() if name in settings.model_fields_set}
     chosen = Annotation(**_own(settings_of(settings.run) | given))
@@ -214,7 +214,9 @@ def main() -> None:
     """Serve one run's annotation app until it is stopped."""
     try:
         run = _run_of(sys.argv[1:])
-        settings = tyro.cli(Annotating, default=Annotating(**settings_of(run)), prog="python -m serve.annotate")
+        settings = tyro.cli(
+            AnnotateSettings, default=AnnotateSettings(**settings_of(run)), prog="python -m serve.annotate"
+        )
         database, gallery = prepare(settings.run, settings)
         address = settings.public_address or f"http://{settings.host}:{settings.port}"
         print(links(database, address.rstrip("/")), flush=True)
@@ -232,7 +234,7 @@ def _run_of(arguments: list[str]) -> str:
             return arguments[place + 1]
         if argument.startswith("--run="):
             return argument.removeprefix("--run=")
-    return Annotating.model_fields["run"].default
+    return AnnotateSettings.model_fields["run"].default
 
 
 if __name__ == "__main__":

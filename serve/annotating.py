@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from hive_ray.annotation.people import SESSION_S, SignedIn, session_owner, sign_in, sign_out
 from hive_ray.annotation.task_counts import num_answered
 from hive_ray.annotation.task_queue import ShownTask
-from serve.gallery import SOURCE, PictureError, as_sent
+from serve.gallery import SOURCE, PictureError, for_browser
 from serve.sessions import COOKIE, Person, from_this_site
 
 logger = logging.getLogger(__name__)
@@ -23,29 +23,29 @@ MAX_BROKEN = 20
 routes = APIRouter()
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """What a request may hold: these fields and no others."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class SignIn(Asked):
+class SignInBody(RequestBody):
     token: str = Field(min_length=1, max_length=200)
 
 
-class Next(Asked):
+class NextBody(RequestBody):
     holding: list[int] = Field(default=[], max_length=10)
 
 
-class Undo(Asked):
+class UndoBody(RequestBody):
     before: int | None = None
 
 
-class Renew(Asked):
+class RenewBody(RequestBody):
     assignments: list[int] = Field(max_length=10)
 
 
-class Said(Asked):
+class AnswerBody(RequestBody):
     assignment: int
     key: str = Field(min_length=8, max_length=64)
     answer: dict[str, Any]
@@ -67,10 +67,10 @@ def _about(request: Request, person: SignedIn) -> dict[str, Any]:
 
 
 @routes.post("/sign-in", dependencies=[Depends(from_this_site)])
-def begin(asked: SignIn, request: Request) -> JSONResponse:
+def begin(body: SignInBody, request: Request) -> JSONResponse:
     """A session for the owner of a personal link."""
     database = request.app.state.database
-    cookie = sign_in(database, asked.token)
+    cookie = sign_in(database, body.token)
     person = session_owner(database, cookie) if cookie else None
     if cookie is None or person is None:
         raise HTTPException(401, "this link is not valid (any more); ask the administrator for a new one")
@@ -114,10 +114,10 @@ def _described(showing: ShownTask | None) -> dict[str, Any]:
 
 
 @routes.post("/api/next")
-def next_task(asked: Next, person: Person, request: Request) -> dict[str, Any]:
+def next_task(body: NextBody, person: Person, request: Request) -> dict[str, Any]:
     """The next task, leased; null when none is left for this person."""
     state = request.app.state
-    showing, passed = _readable(state, person.id, asked.holding)
+    showing, passed = _readable(state, person.id, body.holding)
     if passed:
         logger.warning("tasks passed over, which other processes may show: %s", "; ".join(map(str, passed.values())))
         state.desk.release(person.id, passed)
@@ -147,22 +147,22 @@ def _readable(state: State, person_id: int, holding: list[int]) -> tuple[ShownTa
 
 
 @routes.post("/api/undo")
-def undo(asked: Undo, person: Person, request: Request) -> dict[str, Any]:
+def undo(body: UndoBody, person: Person, request: Request) -> dict[str, Any]:
     """The last task that this person answered, with the answer."""
-    return _described(request.app.state.desk.last_answered(person.id, asked.before))
+    return _described(request.app.state.desk.last_answered(person.id, body.before))
 
 
 @routes.post("/api/renew")
-def renew(asked: Renew, person: Person, request: Request) -> dict[str, list[int]]:
+def renew(body: RenewBody, person: Person, request: Request) -> dict[str, list[int]]:
     """Hold on to tasks that are on the screen."""
-    return {"renewed": request.app.state.desk.renew_leases(person.id, asked.assignments)}
+    return {"renewed": request.app.state.desk.renew_leases(person.id, body.assignments)}
 
 
 @routes.post("/api/answers")
-def answer(asked: Said, person: Person, request: Request) -> dict[str, Any]:
+def answer(body: AnswerBody, person: Person, request: Request) -> dict[str, Any]:
     """Store an answer; it is on the disk when this returns."""
     state = request.app.state
-    stored = state.desk.submit(person.id, asked.assignment, asked.key, asked.answer, asked.seconds, asked.corrects)
+    stored = state.desk.submit(person.id, body.assignment, body.key, body.answer, body.seconds, body.corrects)
     return {
         "stored": stored.answer_id,
         "repeated": stored.already_stored,
@@ -184,5 +184,5 @@ def picture(assignment: int, place: str, person: Person, request: Request) -> Re
         raise HTTPException(
             404, f"there is no picture {place[:20]!r} in this task; it has source and 0 to {len(showing.shown) - 1}"
         )
-    content, media_type = as_sent(image)
+    content, media_type = for_browser(image)
     return Response(content, media_type=media_type)

@@ -47,11 +47,11 @@ from hive_ray.storage import absolute, fetch_folder
 from serve.guard import (
     Guard,
     RefusedParameter,
-    form_alone,
+    openai_error,
     openai_failure,
-    openai_invalid,
-    openai_refusal,
-    openai_refused,
+    openai_http_error,
+    openai_invalid_request,
+    require_form,
 )
 from serve.model import BATCH_ROWS, EditorModel, EditRequest
 from serve.pictures import MAX_PICTURE_PIXELS, MAX_UPLOAD_BYTES, SMALL, fit
@@ -72,7 +72,7 @@ FILES = {"editor.css": "text/css", "editor.js": "text/javascript"}
 # --- Settings ---------------------------------------------------------------------------------------------
 
 
-class Serving(Section):
+class ServeSettings(Section):
     """Serving an editor: `serve run serve.editor:app key=value`, or HIVE_RAY_<KEY> in the environment."""
 
     editor: str = "runs/quickstart/editors/finetuned"
@@ -112,7 +112,7 @@ class Defaults(Section):
     num_inference_steps: int
 
 
-def defaults_for(settings: Serving, resolution: int) -> Defaults:
+def defaults_for(settings: ServeSettings, resolution: int) -> Defaults:
     """The settings where given, else the scales at which editors of this resolution are compared."""
     small = resolution <= SHAPES_RESOLUTION
     compared = (shapes if small else sd15)().evaluation
@@ -129,7 +129,7 @@ def defaults_for(settings: Serving, resolution: int) -> Defaults:
 
 
 async def _answer_image_error(_: Request, error: ImageError) -> JSONResponse:
-    return openai_refusal(400, str(error), param="image")
+    return openai_error(400, str(error), param="image")
 
 
 web = FastAPI(
@@ -137,13 +137,13 @@ web = FastAPI(
     docs_url=None,  # the pages of /docs and /redoc load scripts from elsewhere
     redoc_url=None,
     exception_handlers={
-        HTTPException: openai_refused,
+        HTTPException: openai_http_error,
         ImageError: _answer_image_error,
-        RequestValidationError: openai_invalid,
+        RequestValidationError: openai_invalid_request,
         Exception: openai_failure,
     },
 )
-web.add_middleware(Guard, most_bytes=MAX_UPLOAD_BYTES, beside=FORM_BYTES)
+web.add_middleware(Guard, max_bytes=MAX_UPLOAD_BYTES, form_overhead=FORM_BYTES)
 
 Instruction = Annotated[str, Form(min_length=1, max_length=MAX_INSTRUCTION)]
 Scale = Annotated[float | None, Form(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
@@ -174,7 +174,9 @@ def _example(index: int) -> dict:
 class EditorPage:
     """The page and the API: checks, fits, asks the model, and answers."""
 
-    def __init__(self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: Serving) -> None:
+    def __init__(
+        self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: ServeSettings
+    ) -> None:
         keep_replica_here()
         self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
         self.defaults, self.version = defaults_for(settings, card.resolution), version
@@ -227,7 +229,7 @@ class EditorPage:
             return []
         return await asyncio.to_thread(lambda: [_example(index) for index in range(min(max(count, 0), 24))])
 
-    @web.post("/edit", dependencies=[Depends(form_alone)])
+    @web.post("/edit", dependencies=[Depends(require_form)])
     async def edit(
         self,
         request: Request,
@@ -262,7 +264,7 @@ class EditorPage:
         headers = {"X-Seed": str(asked.seeds[0]), "X-Editor": self.name}
         return Response(edits[0], media_type="image/png", headers=headers)
 
-    @web.post("/feedback", dependencies=[Depends(form_alone)])
+    @web.post("/feedback", dependencies=[Depends(require_form)])
     async def take_feedback(
         self,
         image: Annotated[UploadFile, File()],
@@ -310,13 +312,13 @@ class EditorPage:
         """The editor, as OpenAI describes a model."""
         if name != self.name:
             words = f"there is no model {name[:60]!r} here; the editor that is served is {self.name!r}"
-            return openai_refusal(404, words, param="model", code="model_not_found")
+            return openai_error(404, words, param="model", code="model_not_found")
         return JSONResponse(self._as_model())
 
     def _as_model(self) -> dict:
         return {"id": self.name, "object": "model", "created": self.since, "owned_by": "hive_ray"}
 
-    @web.post("/v1/images/edits", dependencies=[Depends(form_alone)])
+    @web.post("/v1/images/edits", dependencies=[Depends(require_form)])
     async def openai_edits(
         self,
         prompt: Instruction,
@@ -435,7 +437,7 @@ class EditorPage:
 # --- The application --------------------------------------------------------------------------------------
 
 
-def app(settings: Serving) -> Application:
+def app(settings: ServeSettings) -> Application:
     """What `serve run serve.editor:app` runs; a folder that is no finished editor is refused before that."""
     folder = absolute(settings.editor)
     card = read_card(fetch_folder(folder))

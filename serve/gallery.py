@@ -25,9 +25,9 @@ from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 logger = logging.getLogger(__name__)
 
 SOURCE = "source"
-CHOSEN_FROM = ("candidates",)
+CHOSEN_TABLES = ("candidates",)
 """The table that `chosen` is about."""
-LOOK_AGAIN_S = 5.0
+REFRESH_INTERVAL_S = 5.0
 """The tables are looked at again for what is not known, but not more often than this."""
 
 
@@ -85,18 +85,18 @@ class Gallery:
         try:
             return look(catalogue)
         except PictureError:
-            newer = self._newer(catalogue)
+            newer = self._refreshed(catalogue)
             if newer is catalogue:
                 raise
         return look(newer)
 
-    def _newer(self, catalogue: "Catalogue") -> "Catalogue":
+    def _refreshed(self, catalogue: "Catalogue") -> "Catalogue":
         """A catalogue of the tables as they are now; the same one if nothing has changed since, they are not finished,
         or they were looked at a moment ago."""
         with self._lock:
-            if self.catalogue is catalogue and self.now() >= self._looked + LOOK_AGAIN_S:
+            if self.catalogue is catalogue and self.now() >= self._looked + REFRESH_INTERVAL_S:
                 try:
-                    if not catalogue.is_of_now:
+                    if not catalogue.is_current:
                         self.catalogue = Catalogue(self.run, self.settings)
                 except (OSError, ValueError) as error:  # they are being made
                     logger.warning("the tables cannot be looked at again now: %s", error)
@@ -119,7 +119,7 @@ class Catalogue:
         """Ids of the prompts that people rank, in their order; None where nothing was chosen and all are ranked."""
         self.probabilities: dict[str, float] = {}
         """Inclusion probabilities of chosen prompts, if they stand for all."""
-        if names == CHOSEN_FROM:
+        if names == CHOSEN_TABLES:
             rows = read_chosen(chosen, paths[0])
             self.chosen = None if rows is None else [row["prompt_id"] for row in rows]
             self.probabilities = inclusion_probabilities(chosen, rows)
@@ -172,7 +172,7 @@ class Catalogue:
             yield Prompt(prompt_id, row["instruction"], (row["evaluation_id"], other["evaluation_id"]), editors)
 
     @property
-    def is_of_now(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the tables are still the same."""
         return self.manifests == [read_manifest(path) for path in self.paths]
 
@@ -247,7 +247,7 @@ def _size(pictures: dict[str, bytes]) -> int:
     return sum(map(len, pictures.values()))
 
 
-def as_sent(image: bytes) -> tuple[bytes, str]:
+def for_browser(image: bytes) -> tuple[bytes, str]:
     """A picture for a browser, and its media type: people see what models do, upright, sRGB, on white.
 
     ImageError if it has to be changed for that, and is broken.

@@ -20,31 +20,36 @@ HEADERS = {
 
 class Guard:
     """ASGI middleware: the security headers on every answer that does not set its own, and no body beyond what is
-    allowed: `most_bytes`, or `larger` by path, and so much `beside` it as a form around a file needs."""
+    allowed: `max_bytes`, or the number in `limits` by path, plus `form_overhead` for the form around a file."""
 
     def __init__(
         self,
         inner: Callable,
-        most_bytes: int,
+        max_bytes: int,
         *,
-        larger: Mapping[str, int] | None = None,
-        beside: int = 0,
+        limits: Mapping[str, int] | None = None,
+        form_overhead: int = 0,
         headers: Mapping[str, str] = HEADERS,
     ) -> None:
-        self.inner, self.most_bytes, self.larger, self.beside = inner, most_bytes, dict(larger or {}), beside
+        self.inner, self.max_bytes, self.limits, self.form_overhead = (
+            inner,
+            max_bytes,
+            dict(limits or {}),
+            form_overhead,
+        )
         self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             await self.inner(scope, receive, send)
             return
-        seen, most = 0, self.larger.get(scope["path"], self.most_bytes)
+        seen, most = 0, self.limits.get(scope["path"], self.max_bytes)
 
         async def counted() -> dict:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > most + self.beside:
+            if seen > most + self.form_overhead:
                 raise HTTPException(413, f"the request has at least {seen:,} bytes; {most:,} are taken here")
             return message
 
@@ -58,22 +63,24 @@ class Guard:
         await self.inner(scope, counted, guarded)
 
 
-def refusal(status: int, message: str, headers: Mapping[str, str] | None = None, **more: str | None) -> JSONResponse:
+def error_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None, **more: str | None
+) -> JSONResponse:
     """An error as every program of this house words it: {"error": {"message": ...}}."""
     return JSONResponse({"error": {"message": message, **more}}, status_code=status, headers=dict(headers or {}))
 
 
-async def answer_refused(_: Request, error: HTTPException) -> JSONResponse:
+async def answer_http_error(_: Request, error: HTTPException) -> JSONResponse:
     """An HTTPException in that form."""
-    return refusal(error.status_code, str(error.detail), error.headers)
+    return error_response(error.status_code, str(error.detail), error.headers)
 
 
-async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+async def answer_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
     """What was seen and what was wanted, a field at a time."""
-    return refusal(400, invalid_words(error))
+    return error_response(400, describe_invalid(error))
 
 
-def invalid_words(error: RequestValidationError) -> str:
+def describe_invalid(error: RequestValidationError) -> str:
     """What of a request was seen and what was wanted, a field at a time."""
     parts = [
         f"{one['loc'][-1]} is missing"
@@ -86,7 +93,7 @@ def invalid_words(error: RequestValidationError) -> str:
 
 async def answer_failure(_: Request, error: Exception) -> JSONResponse:
     """Any other exception, which the log says more of."""
-    return refusal(500, f"the server failed with {type(error).__name__}; its log says more")
+    return error_response(500, f"the server failed with {type(error).__name__}; its log says more")
 
 
 # --- As OpenAI words errors -------------------------------------------------------------------------------
@@ -100,7 +107,7 @@ class RefusedParameter(HTTPException):
         self.param = param
 
 
-def openai_refusal(
+def openai_error(
     status: int,
     message: str,
     headers: Mapping[str, str] | None = None,
@@ -109,25 +116,25 @@ def openai_refusal(
 ) -> JSONResponse:
     """An error as clients of OpenAI read it: {"error": {"message", "type", "param", "code"}}."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return refusal(status, message, headers, type=kind, param=param, code=code)
+    return error_response(status, message, headers, type=kind, param=param, code=code)
 
 
-async def openai_refused(_: Request, error: HTTPException) -> JSONResponse:
-    """As `answer_refused`, with the parameter where one is at fault."""
-    return openai_refusal(error.status_code, str(error.detail), error.headers, getattr(error, "param", None))
+async def openai_http_error(_: Request, error: HTTPException) -> JSONResponse:
+    """As `answer_http_error`, with the parameter where one is at fault."""
+    return openai_error(error.status_code, str(error.detail), error.headers, getattr(error, "param", None))
 
 
-async def openai_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """As `answer_invalid`, with the first field's name."""
-    return openai_refusal(400, invalid_words(error), param=str(error.errors()[0]["loc"][-1]))
+async def openai_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    """As `answer_invalid_request`, with the first field's name."""
+    return openai_error(400, describe_invalid(error), param=str(error.errors()[0]["loc"][-1]))
 
 
 async def openai_failure(_: Request, error: Exception) -> JSONResponse:
     """As `answer_failure`."""
-    return openai_refusal(500, f"the server failed with {type(error).__name__}; its log says more")
+    return openai_error(500, f"the server failed with {type(error).__name__}; its log says more")
 
 
-async def form_alone(request: Request) -> None:
+async def require_form(request: Request) -> None:
     """Refuse a body that is no form, and fields that the route does not know, which would be passed over silently."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):

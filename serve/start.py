@@ -18,17 +18,20 @@ from ray import serve
 from hive_ray.annotation.database import DatabaseUnavailableError
 from hive_ray.cluster.starting import start_ray
 from hive_ray.errors import Stopped
-from serve.editor import Serving, app
+from serve.editor import ServeSettings, app
 from serve.listening import warning_for
 
-PATIENCE = dict.fromkeys(("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"), "60")
+SERVE_TIMEOUTS = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 """What Serve is told, unless it is set: on a busy machine its 5 s have it end its own proxy."""
 
 
 CHECK_S = 10.0
 
 
-class Starting(Serving):
+class StartSettings(ServeSettings):
     """The editor that is served, and where it answers."""
 
     host: str = "127.0.0.1"
@@ -36,12 +39,12 @@ class Starting(Serving):
     port: int = Field(default=8000, ge=1, le=65535)
 
 
-def serve_editor(settings: Starting) -> None:
+def serve_editor(settings: StartSettings) -> None:
     """Serve the editor until it is stopped."""
     if warning := warning_for(settings.host):
         print(warning, file=sys.stderr, flush=True)
-    editor = app(Serving(**{name: getattr(settings, name) for name in Serving.model_fields}))
-    for name, value in PATIENCE.items():
+    editor = app(ServeSettings(**{name: getattr(settings, name) for name in ServeSettings.model_fields}))
+    for name, value in SERVE_TIMEOUTS.items():
         os.environ.setdefault(name, value)
     start_ray()
     serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -58,7 +61,7 @@ def serve_editor(settings: Starting) -> None:
 def main() -> None:
     """Read the command line and serve."""
     try:
-        serve_editor(tyro.cli(Starting, default=Starting(), prog="python -m serve.start"))
+        serve_editor(tyro.cli(StartSettings, default=StartSettings(), prog="python -m serve.start"))
     except (ValueError, OSError, Stopped, DatabaseUnavailableError) as error:  # what a person can mend
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -106,7 +106,7 @@ def test_every_environment_variable_that_the_code_reads_is_in_the_table():
     read = {name: path for path in code() for name in variables_in(path.read_text())}
     of_tests = {name: path for path in (ROOT / "tests").rglob("*.py") for name in variables_in(path.read_text())}
     read |= {name: path for name, path in of_tests.items() if name.startswith("HIVE_RAY_")}
-    read |= {f"HIVE_RAY_{name.upper()}": ROOT / "serve" for name in settings_of("Serving", "Starting")}
+    read |= {f"HIVE_RAY_{name.upper()}": ROOT / "serve" for name in settings_of("ServeSettings", "StartSettings")}
     assert len(read) > 40
     assert not {name: str(path) for name, path in read.items() if name not in known}
 
@@ -244,7 +244,7 @@ def problem_of(line: str) -> str:
     if package == "bench":
         known = path.read_text()
         return next((f"{word} is unknown" for word in words if not word.isdigit() and word not in known), "")
-    names = settings_of("Serving", "Starting", "Annotating") | set(Annotation.model_fields)
+    names = settings_of("ServeSettings", "StartSettings", "AnnotateSettings") | set(Annotation.model_fields)
     known = {f"--{name.replace('_', '-')}" for name in names}
     return next((f"{word} is unknown" for word in words if word.startswith("--") and word not in known), "")
 

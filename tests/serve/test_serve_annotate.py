@@ -30,9 +30,9 @@ from hive_ray.files.text_files import parse_json_lines
 from hive_ray.images import decode
 from hive_ray.reward.rankings import join_annotations, rankings_from_people
 from hive_ray.schemas import RANKINGS, to_table
-from serve.annotate import Annotating, prepare, settings_of
+from serve.annotate import AnnotateSettings, prepare, settings_of
 from serve.annotate import app as bound
-from serve.gallery import LOOK_AGAIN_S, Gallery, PictureError
+from serve.gallery import REFRESH_INTERVAL_S, Gallery, PictureError
 
 KEYS = iter(f"key number {number}" for number in range(10**6))
 HALVED = "odd \ud83d\0"
@@ -556,14 +556,14 @@ def test_a_gallery_looks_at_the_tables_again_for_what_it_does_not_know_but_not_a
     made_anew(run, 4)
     with pytest.raises(PictureError, match="prompt p3 is not in the tables"):
         gallery.source("p3")
-    now[0] += LOOK_AGAIN_S
+    now[0] += REFRESH_INTERVAL_S
     manifest = tmp_path / "candidates" / "manifest.json"
     manifest.rename(tmp_path / "aside")
     with pytest.raises(PictureError):  # the table is being made
         gallery.source("p3")
     assert gallery.source("p0") == picture(0)
     (tmp_path / "aside").rename(manifest)
-    now[0] += LOOK_AGAIN_S
+    now[0] += REFRESH_INTERVAL_S
     assert gallery.edit("p3", "p3e1") == picture(302)
     assert len(gallery.prompts) == 4
 
@@ -622,9 +622,9 @@ def test_a_choice_is_about_the_candidates_that_it_was_made_from(run):
 def test_a_gallery_that_runs_looks_at_a_choice_that_was_made_since(run):
     make_candidates(run, 6)
     gallery = Gallery(run, Annotation())
-    assert (gallery.catalogue.is_of_now, gallery.probabilities) == (True, {})
+    assert (gallery.catalogue.is_current, gallery.probabilities) == (True, {})
     make_chosen(run, 4, 0, 2, probability=0.5)
-    assert not gallery.catalogue.is_of_now
+    assert not gallery.catalogue.is_current
 
 
 def test_the_overview_estimates_over_all_prompts_where_the_chosen_ones_stand_for_all(run, url):
@@ -718,7 +718,7 @@ def test_it_runs_on_ray_serve(run):
     try:
         start_ray(num_cpus=2)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(bound(Annotating(run=run, gold="", repeat_rate=0.0)))
+        serve.run(bound(AnnotateSettings(run=run, gold="", repeat_rate=0.0)))
         database = open_database(run, Annotation())
         token = invite(database, "Ada")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

@@ -29,7 +29,7 @@ from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import SamplingStopped
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import ImageError, decode, encode
-from serve.editor import Serving, app, defaults_for
+from serve.editor import ServeSettings, app, defaults_for
 from serve.listening import warning_for
 from serve.model import EditQueue, EditRequest, denoise
 from serve.pictures import fit, fitted_size
@@ -71,27 +71,27 @@ def folder(tmp_path_factory):
 
 
 def test_small_editors_have_the_scales_of_shapes_and_others_those_of_instructpix2pix():
-    small, large = defaults_for(Serving(), 64), defaults_for(Serving(), 512)
+    small, large = defaults_for(ServeSettings(), 64), defaults_for(ServeSettings(), 512)
     assert (small.guidance_scale, small.image_guidance_scale, small.num_inference_steps) == (2.0, 1.4, 10)
     assert (large.guidance_scale, large.image_guidance_scale, large.num_inference_steps) == (7.5, 1.5, 50)
 
 
 def test_a_given_scale_replaces_the_default_and_leaves_the_others():
-    given = defaults_for(Serving(guidance_scale=5.0), 512)
+    given = defaults_for(ServeSettings(guidance_scale=5.0), 512)
     assert (given.guidance_scale, given.image_guidance_scale) == (5.0, 1.5)
 
 
 def test_settings_come_from_the_environment_and_arguments_win(monkeypatch):
     monkeypatch.setenv("HIVE_RAY_EDITOR", "somewhere")
     monkeypatch.setenv("HIVE_RAY_NUM_INFERENCE_STEPS", "7")
-    assert Serving().editor == "somewhere"
-    assert Serving(num_inference_steps=9).num_inference_steps == 9
-    assert Serving().num_inference_steps == 7
+    assert ServeSettings().editor == "somewhere"
+    assert ServeSettings(num_inference_steps=9).num_inference_steps == 9
+    assert ServeSettings().num_inference_steps == 7
 
 
 def test_a_folder_without_an_editor_is_refused_before_serve_starts(tmp_path):
     with pytest.raises(ModelFolderError, match=r"has no card.json.*run it first"):
-        app(Serving(editor=str(tmp_path)))
+        app(ServeSettings(editor=str(tmp_path)))
     assert not ray.is_initialized()
 
 
@@ -300,7 +300,7 @@ def address(folder):
     }
     port = free_port()
     thumbs = f"sqlite:///{folder.parent / 'feedback.sqlite'}"
-    settings = Serving(
+    settings = ServeSettings(
         editor=str(folder), feedback=thumbs, num_inference_steps=2, max_ongoing=1, max_queued=1, timeout_s=300
     )
     try:
