@@ -42,7 +42,7 @@ from hive_ray.config import Annotation
 from hive_ray.files.settings_file import read_settings
 from hive_ray.files.text_files import read_json_lines
 from hive_ray.images import ImageError
-from serve import administering, annotating
+from serve import admin_routes, annotation_routes
 from serve.gallery import Gallery, PictureError
 from serve.guard import HEADERS, Guard, answer_failure, answer_http_error, answer_invalid_request, error_response
 from serve.listening import warning_for
@@ -136,10 +136,10 @@ def web(database: Database, gallery: Gallery, settings: Annotation) -> FastAPI:
     desk = site.state.desk = TaskQueue(database, plan)
     site.state.showing = lru_cache(REMEMBERED)(desk.shown_task)  # whose task it is and what it shows never changes
     site.add_middleware(
-        Guard, max_bytes=BODY_BYTES, limits=administering.BODY_LIMITS, headers={**HEADERS, "Cache-Control": "no-store"}
+        Guard, max_bytes=BODY_BYTES, limits=admin_routes.BODY_LIMITS, headers={**HEADERS, "Cache-Control": "no-store"}
     )
-    site.include_router(annotating.routes)
-    site.include_router(administering.routes)
+    site.include_router(annotation_routes.routes)
+    site.include_router(admin_routes.routes)
 
     @site.get("/")
     def page() -> FileResponse:

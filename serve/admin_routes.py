@@ -17,7 +17,7 @@ from hive_ray.annotation.people import invite, set_paused
 from hive_ray.annotation.quality import annotator_stats, flagged_names
 from hive_ray.annotation.task_counts import count_tasks
 from hive_ray.annotation.tasks import project_name, project_secret
-from serve.annotating import RequestBody
+from serve.annotation_routes import RequestBody
 from serve.gallery import for_browser
 from serve.guard import POLICY
 from serve.sessions import Administrator
