@@ -9,6 +9,7 @@ A scenario is done over what it left with another seed, so that removals are amo
 """
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -34,18 +35,23 @@ def main() -> None:
     target = OnS3(*remote, Path(folder)) if remote else OnDisk(Path(folder))
     scenario = SCENARIOS[name]
     git_commit()  # once, and not in each fork
+    gc.freeze()  # else each fork looks through all that was imported
     target.begin()
     fork(lambda: scenario(target.root, 0))
     target.remember()
-    fork(lambda: target.count(lambda: scenario(target.root, 1)))
-    calls, wanted = target.counted(), snapshot_of(target)
+    wanted = snapshot_after(target, lambda: target.count(lambda: scenario(target.root, 1)))
+    calls = target.counted()
     wrong = []
     for at in range(1, calls + 1):
-        target.restore()
-        killed = fork(lambda at=at: target.killed_at(at, lambda: scenario(target.root, 1)), may_die=True)
+        target.empty()
+
+        def die(at: int = at) -> None:
+            target.restore()
+            target.killed_at(at, lambda: scenario(target.root, 1))
+
+        killed = fork(die, may_die=True)
         try:
-            fork(lambda: scenario(target.root, 1))
-            left = snapshot_of(target)
+            left = snapshot_after(target, lambda: scenario(target.root, 1))
             if left != wanted:
                 wrong.append(f"call {at}: {differences(wanted, left)}")
         except RuntimeError as error:
@@ -79,10 +85,16 @@ def fork(act: Callable[[], None], *, may_die: bool = False) -> bool:
     return died
 
 
-def snapshot_of(target: "OnDisk | OnS3") -> dict[str, str]:
-    """Its `snapshot`, taken in a fork: connections to S3 of this process would be every later fork's, too."""
+def snapshot_after(target: "OnDisk | OnS3", act: Callable[[], None]) -> dict[str, str]:
+    """Do something in a fork and take the `snapshot` there: each later fork would inherit this process's connections to
+    S3."""
     file = target.folder.with_name("snapshot.json")
-    fork(lambda: file.write_text(json.dumps(snapshot(target.root, target.cache))))
+
+    def act_and_look() -> None:
+        act()
+        file.write_text(json.dumps(snapshot(target.root, target.cache)))
+
+    fork(act_and_look)
     return json.loads(file.read_text())
 
 
@@ -120,8 +132,10 @@ class OnDisk:
     def remember(self) -> None:
         shutil.copytree(self.folder, self.before)
 
-    def restore(self) -> None:
+    def empty(self) -> None:
         shutil.rmtree(self.folder)
+
+    def restore(self) -> None:
         shutil.copytree(self.before, self.folder)
 
     def count(self, act: Callable[[], None]) -> None:
@@ -164,16 +178,14 @@ class OnS3:
         fork(read)
         self.files = {name: bytes.fromhex(data) for name, data in json.loads(keep.read_text()).items()}
 
-    def restore(self) -> None:
+    def empty(self) -> None:
         self.number += 1
         self.root = f"{self.base}-{self.number}"
         shutil.rmtree(self.cache, ignore_errors=True)
 
-        def write() -> None:
-            for name, data in self.files.items():
-                storage.write_bytes(f"{self.root}/{name}", data)
-
-        fork(write)
+    def restore(self) -> None:
+        for name, data in self.files.items():
+            storage.write_bytes(f"{self.root}/{name}", data)
 
     def count(self, act: Callable[[], None]) -> None:
         self._tell(at=0)
