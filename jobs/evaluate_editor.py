@@ -43,9 +43,7 @@ def build(run: Run) -> dict:
     for stage in stages(run):
         stage.make(run)
     draws = judged_draws(run)
-    summary: dict[str, Any] = summarise_editors(run) | {
-        "reward_on_draws": {name: asdict(one) for name, one in draws.items()}
-    }
+    summary: dict[str, Any] = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
     storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
     report = gather_report(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
     storage.write_text(run.path("report.html"), write_report(report))
