@@ -57,5 +57,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --upgrade-deps .venv
 	$(BIN)/pip install --quiet --no-compile torch==2.13.0
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c "from hive_ray.cluster.noise import hush_libraries; hush_libraries(starts_cluster=True); import jobs.pipeline, serve.editor, serve.annotate"
+	$(BIN)/python -c "from hive_ray.cluster.noise import quiet_libraries; quiet_libraries(starts_cluster=True); import jobs.pipeline, serve.editor, serve.annotate"
 	touch $(READY)

@@ -21,7 +21,7 @@ from bench.ratios import say
 from bench.starts import short_stage, write_instructions
 from bench.training import one_training, write_pairs
 from hive_ray.cluster.starting import start_ray
-from hive_ray.cluster.switch import PATHS, SWITCH
+from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE
 from hive_ray.config import Resources
 from hive_ray.presets import shapes
 from jobs import encode_latents, train_editor
@@ -32,7 +32,7 @@ ROUNDS = {"stage": 4, "training": 4, "quickstart": 2}
 CORES = 2
 IMAGES = 640
 """Images that the training sees, 20 steps."""
-TIMED = [path for path in PATHS if path != "loopback"]
+TIMED = [path for path in SPECIAL_PATHS if path != "loopback"]
 Seconds = dict[str, float]
 
 
@@ -54,7 +54,9 @@ def in_turns(work: str, without: str, number: int) -> tuple[Seconds, Seconds]:
 
 def alone(work: str, switch: str) -> Seconds:
     """The work in a process of its own, by the paths that the switch names: what took how long."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {SWITCH: switch}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        SWITCH_VARIABLE: switch
+    }
     with tempfile.TemporaryDirectory() as folder:
         if work == "quickstart":
             command = [sys.executable, "-m", "jobs.pipeline", "shapes", "--run", f"{folder}/run"]

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from hive_ray import storage
 from hive_ray.choices import choose_one_of
 from hive_ray.cluster.addresses import start_on_loopback
-from hive_ray.cluster.noise import hush_libraries
+from hive_ray.cluster.noise import quiet_libraries
 from hive_ray.config import (
     Annotation,
     Config,
@@ -248,7 +248,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
 
 def _work(job: Job, name: str, settings: Any) -> None:
     start_on_loopback()
-    hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))  # before they are imported
+    quiet_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))  # before they are imported
     from jobs.run import run_command  # and with it all that a job works with, which takes seconds
 
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
@@ -260,7 +260,7 @@ def _work(job: Job, name: str, settings: Any) -> None:
 def _read(job: Job, name: str, settings: Any) -> None:
     of_run = isinstance(settings, Command)
     if of_run:
-        hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
+        quiet_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
     module = importlib.import_module(f"jobs.{name}")
     try:
         if of_run:

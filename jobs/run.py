@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from hive_ray import console, storage
 from hive_ray.artifacts.model_store import is_finished_model, model_digest
 from hive_ray.artifacts.tables import OnMismatch, fingerprint_of, read_manifest
-from hive_ray.cluster.lost import GOES_ON, ending_in_words, in_words, starting_in_words
-from hive_ray.cluster.noise import without_known_noise
-from hive_ray.cluster.starting import nodes_without, num_nodes, start_ray
+from hive_ray.cluster.lost import RESUME_HINT, exiting_when_cluster_is_lost, exiting_when_start_fails, explain_ray_error
+from hive_ray.cluster.noise import filtering_known_noise
+from hive_ray.cluster.starting import nodes_missing_file, num_nodes, start_ray
 from hive_ray.config import Config, Section
 from hive_ray.errors import Stopped
 from hive_ray.files.owners import unfinished
@@ -237,19 +237,19 @@ def run_command(
 def exit_on_error(act: Callable[[], object]) -> None:
     """Act, for a command line: what a person can mend ends the process with one sentence and status 1, Ctrl-C with 130;
     bugs keep their traceback."""
-    with without_known_noise():
+    with filtering_known_noise():
         try:
             act()
         except ValidationError as error:
             ended = f"ValueError: {wrong_settings(error)}"
         except (ValueError, OSError, Stopped) as error:
-            ended = in_words(error) or f"{type(error).__name__}: {error}"
+            ended = explain_ray_error(error) or f"{type(error).__name__}: {error}"
         except Exception as error:
-            ended = in_words(error)
+            ended = explain_ray_error(error)
             if ended is None:
                 raise
         except KeyboardInterrupt:
-            stopped = f"Stopped by Ctrl-C. {GOES_ON}"
+            stopped = f"Stopped by Ctrl-C. {RESUME_HINT}"
             console.fail(stopped)
             print(f"\n{stopped}", file=sys.stderr, flush=True)
             ended = INTERRUPTED
@@ -285,14 +285,14 @@ def _start(
     except FileNotFoundError:  # it names a command with these settings
         write_settings(run.root, config_of(command))
         raise
-    with starting_in_words():
+    with exiting_when_start_fails():
         start_ray(workers_import=workers_import)
     check_nodes_see(run.root)
     try:
         write_settings(run.root, config_of(command))
     except OSError as error:
         raise OSError(f"the run folder {run.root} cannot be written: {error}") from error
-    with ending_in_words():
+    with exiting_when_cluster_is_lost():
         if run.estimate and estimate is not None:
             estimate(run)
         else:
@@ -338,7 +338,7 @@ def check_nodes_see(root: str) -> None:
     probe = _nearest(root) / unfinished("probe")
     probe.touch()
     try:
-        blind = nodes_without(str(probe))
+        blind = nodes_missing_file(str(probe))
     finally:
         probe.unlink()
     if blind:

@@ -37,7 +37,7 @@ from hive_ray.annotation.label_studio import LabelStudioError
 from hive_ray.annotation.models import ADMINISTRATOR, ANNOTATOR
 from hive_ray.annotation.people import PersonError, invite
 from hive_ray.annotation.task_queue import AssignmentPolicy, RequestRefusedError, TaskQueue
-from hive_ray.cluster.this_machine import keep_replica_here
+from hive_ray.cluster.this_machine import bind_replica_to_loopback
 from hive_ray.config import Annotation
 from hive_ray.files.settings_file import read_settings
 from hive_ray.files.text_files import read_json_lines
@@ -200,7 +200,7 @@ def app(settings: AnnotateSettings) -> Application:
     database.close()
 
     def build() -> FastAPI:
-        keep_replica_here()
+        bind_replica_to_loopback()
         return web(open_database(settings.run, chosen), Gallery(storage.absolute(settings.run), chosen), chosen)
 
     return serve.deployment(serve.ingress(build)(), name="Annotation").options(max_ongoing_requests=200).bind()

@@ -34,7 +34,7 @@ from starlette.exceptions import HTTPException
 from hive_ray.annotation.database import Database, DatabaseUnavailableError
 from hive_ray.annotation.feedback import store_feedback
 from hive_ray.artifacts.model_store import model_digest
-from hive_ray.cluster.this_machine import keep_replica_here
+from hive_ray.cluster.this_machine import bind_replica_to_loopback
 from hive_ray.config import Section
 from hive_ray.editor.model import EditorCard, read_card
 from hive_ray.images import ImageError, encode, size_of
@@ -177,7 +177,7 @@ class EditorPage:
     def __init__(
         self, model: DeploymentHandle, name: str, card: EditorCard, version: str, settings: ServeSettings
     ) -> None:
-        keep_replica_here()
+        bind_replica_to_loopback()
         self.model, self.name, self.card, self.timeout_s = model, name, card, settings.timeout_s
         self.defaults, self.version = defaults_for(settings, card.resolution), version
         self.since = int(time.time())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from ray import serve
 
-from hive_ray.cluster.this_machine import keep_replica_here
+from hive_ray.cluster.this_machine import bind_replica_to_loopback
 from hive_ray.config import Section
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.model import Editor, append_suffix
@@ -132,7 +132,7 @@ class EditorModel:
     """Holds one editor on one device."""
 
     def __init__(self, folder: str, num_cpus: float) -> None:
-        keep_replica_here()
+        bind_replica_to_loopback()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(max(1, int(num_cpus)))

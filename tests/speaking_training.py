@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hive_ray.cluster.noise import hush_libraries
+from hive_ray.cluster.noise import quiet_libraries
 from hive_ray.console import speaking
 
 
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     with speaking(log_format=sys.argv[2], stage="speaking_training"):
-        hush_libraries(starts_cluster=True)
+        quiet_libraries(starts_cluster=True)
         from jobs.run import exit_on_error
 
         exit_on_error(lambda: main(Path(sys.argv[1])))

@@ -215,10 +215,10 @@ STAGE = """
 import os, sys, time
 from hive_ray import console
 from hive_ray.artifacts.progress import Progress
-from hive_ray.cluster.noise import without_known_noise
+from hive_ray.cluster.noise import filtering_known_noise
 
 console.REWRITTEN_EVERY_S = 0.0
-with console.speaking(), without_known_noise():
+with console.speaking(), filtering_known_noise():
     progress = Progress("pairs", 40, "rows")
     for done in range(4):
         time.sleep(0.1)

@@ -85,8 +85,8 @@ def test_each_row_is_used_where_it_says(row):
             "deepspeed.runtime.compiler.no_such_decorator",
         ),
         (
-            Internal(f"{table.WORKERS}._no_such_context", "", ""),
-            f"{table.WORKERS}._no_such_context",
+            Internal(f"{table.WORKER_GROUP}._no_such_context", "", ""),
+            f"{table.WORKER_GROUP}._no_such_context",
         ),
     ],
 )

@@ -11,7 +11,7 @@ import select
 import socket
 import sys
 
-from hive_ray.cluster.one_machine.forks import LARGEST, become, import_all, run
+from hive_ray.cluster.one_machine.forks import MAX_REQUEST_BYTES, become_worker, import_modules, run_script
 
 IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.linalg", "matplotlib.figure", "boto3",
             "pydantic", "jsonschema", "tensorboardX", "google.protobuf.message", "openai", "tyro", "sqlalchemy.orm",
@@ -28,11 +28,11 @@ def serve(address: str) -> list[str] | None:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(address)
     listening.listen(64)  # who asks before all is imported waits
-    import_all(IMPORTED)
+    import_modules(IMPORTED)
     jobs: dict[str, socket.socket] = {}
     while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
         client, _ = listening.accept()
-        asked, streams, _, _ = socket.recv_fds(client, LARGEST, 3)
+        asked, streams, _, _ = socket.recv_fds(client, MAX_REQUEST_BYTES, 3)
         if not asked:  # the client was killed before it could ask
             client.close()
             continue
@@ -60,15 +60,15 @@ def serve_job(requests: socket.socket, environment: dict[str, str]) -> list[str]
     """The same for the workers of one job, once Ray is imported, until no more requests can come."""
     os.environ.clear()
     os.environ.update(environment)
-    import_all(("forked_ray",))
+    import_modules(("forked_ray",))
     while True:
-        asked, held, _, _ = socket.recv_fds(requests, LARGEST, 4)
+        asked, held, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, 4)
         if not asked:
             return None
         if os.fork() == 0:
             requests.close()
             client, *streams = held
-            return become(json.loads(asked), client, streams)
+            return become_worker(json.loads(asked), client, streams)
         for one in held:
             os.close(one)
 
@@ -77,4 +77,4 @@ if __name__ == "__main__":
     ours = [os.path.dirname(__file__), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     installed = [folder for folder in sys.path if folder not in ours]
     if command := serve(sys.argv[1]):
-        run(command, installed)
+        run_script(command, installed)

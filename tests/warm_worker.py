@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from hive_ray.cluster.one_machine.forked_worker import stand_for_a_fork
+from hive_ray.cluster.one_machine.forked_worker import run_in_fork
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     told, command = parser.parse_known_args()
     variables = json.loads(told.serialized_runtime_env_context).get("env_vars", {})
     os.environ.update({name: os.path.expandvars(value) for name, value in variables.items()})
-    stand_for_a_fork(os.environ["HIVE_RAY_WARM_WORKERS"], command)
+    run_in_fork(os.environ["HIVE_RAY_WARM_WORKERS"], command)
 
 
 if __name__ == "__main__":

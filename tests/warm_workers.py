@@ -16,15 +16,15 @@ import warm_python
 import warm_worker
 from ray._private import ray_constants
 
-from hive_ray.cluster.noise import QUIET
-from hive_ray.cluster.starting import allocator
+from hive_ray.cluster.noise import QUIET_ENVIRONMENT
+from hive_ray.cluster.starting import allocator_environment
 
 
 @contextmanager
 def warm_workers() -> Iterator[None]:
     """As long as it lasts, the workers of clusters that this process starts are forked."""
     with tempfile.TemporaryDirectory(prefix="warm") as folder, pytest.MonkeyPatch.context() as patch:
-        address, early = f"{folder}/s", QUIET | allocator() | {"DS_ACCELERATOR": "cpu"}
+        address, early = f"{folder}/s", QUIET_ENVIRONMENT | allocator_environment() | {"DS_ACCELERATOR": "cpu"}
         command = [sys.executable, warm_python.__file__, address]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, env=early | os.environ)
         patch.setenv("HIVE_RAY_WARM_WORKERS", address)

@@ -5,11 +5,11 @@ import os
 import sys
 import tempfile
 
-LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+LOOPBACK_VARIABLE = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """The variable by which Ray uses the loopback address alone. Ray 2.60 listens on every interface unless its node's own
 address is the loopback one, which on Linux it refuses to be told; this switch is meant for systems whose firewalls
 would ask."""
-LONGEST_FOLDER = 38
+MAX_FOLDER_LENGTH = 38
 """Characters of a folder in which sockets, Ray's too, have addresses of the 107 bytes at most that the system takes."""
 SHORT_FOLDER = "/tmp"
 
@@ -21,7 +21,7 @@ def start_on_loopback() -> None:
     may have to reach by another address.
     """
     if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault(*LOOPBACK)
+        os.environ.setdefault(*LOOPBACK_VARIABLE)
 
 
 def is_loopback(host: str) -> bool:
@@ -32,12 +32,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def holds_sockets(folder: str) -> bool:
+def fits_sockets(folder: str) -> bool:
     """Whether sockets below a folder can have addresses: it is short, and Ray can pass on its name."""
-    return folder.isascii() and len(folder) <= LONGEST_FOLDER
+    return folder.isascii() and len(folder) <= MAX_FOLDER_LENGTH
 
 
-def short_folder() -> str:
+def socket_folder() -> str:
     """The folder for temporary files if it holds sockets, else /tmp."""
     folder = tempfile.gettempdir()
-    return folder if holds_sockets(folder) else SHORT_FOLDER
+    return folder if fits_sockets(folder) else SHORT_FOLDER

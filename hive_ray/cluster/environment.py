@@ -1,6 +1,6 @@
 """What workers take over from the environment of whoever gives the command: how to reach services, and as whom.
 
-    the driver's environment -> carried() -> a stage's plan -> take_over() in each worker
+    the driver's environment -> service_variables() -> a stage's plan -> apply_service_variables() in each worker
 
 Secrets go with the plan alone: Ray writes what a runtime environment holds into its logs and shows it on its dashboard.
 The rest is in the runtime environment as well, for libraries that read it when they are imported. What belongs to a
@@ -21,39 +21,39 @@ NAMES = {
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
 }
-OF_A_MACHINE = re.compile(
+MACHINE_VARIABLE = re.compile(
     r"AWS_(CONTAINER_|ROLE_|WEB_IDENTITY_|LAMBDA_|EXECUTION_ENV)|WANDB_SERVICE|HIVE_RAY_(WARM_WORKERS|ONE_MACHINE|DASHBOARD)"
 )
 """Such names are a machine's or a process's own: the role that a cloud gave it, the door of a process beside it."""
-ENDPOINT = re.compile(
+ENDPOINT_VARIABLE = re.compile(
     r"AWS_ENDPOINT_URL(_\w+)?|HF_ENDPOINT|MLFLOW_TRACKING_URI|OPENAI_(BASE_URL|API_BASE)|WANDB_BASE_URL"
 )
 """Addresses of services: where the driver has none, no worker has one."""
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|HEADERS", re.IGNORECASE)
-SAYS_WHO = re.compile(r"://[^/\s]*@")
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|HEADERS", re.IGNORECASE)
+URL_WITH_CREDENTIALS = re.compile(r"://[^/\s]*@")
 """An address with a name and a password."""
 
 
-def carried() -> dict[str, str]:
+def service_variables() -> dict[str, str]:
     """This process's settings of services."""
     return {
         name: value
         for name, value in os.environ.items()
-        if (name in NAMES or name.startswith(PREFIXES)) and not OF_A_MACHINE.match(name)
+        if (name in NAMES or name.startswith(PREFIXES)) and not MACHINE_VARIABLE.match(name)
     }
 
 
-def public(variables: Mapping[str, str]) -> dict[str, str]:
+def public_variables(variables: Mapping[str, str]) -> dict[str, str]:
     """Those that may stand in logs and on a dashboard, and that Ray does not change: it replaces `$NAME` in values."""
     return {
         name: value
         for name, value in variables.items()
-        if not (SECRET.search(name) or SAYS_WHO.search(value) or "$" in value)
+        if not (SECRET_NAME.search(name) or URL_WITH_CREDENTIALS.search(value) or "$" in value)
     }
 
 
-def take_over(variables: Mapping[str, str]) -> None:
-    """Have this process use the services that `carried` named where the command was given, and no endpoint else."""
-    for name in [name for name in os.environ if ENDPOINT.fullmatch(name) and name not in variables]:
+def apply_service_variables(variables: Mapping[str, str]) -> None:
+    """Have this process use the services that `service_variables` named where the command was given, and no endpoint else."""
+    for name in [name for name in os.environ if ENDPOINT_VARIABLE.fullmatch(name) and name not in variables]:
         del os.environ[name]
     os.environ.update(variables)

@@ -27,18 +27,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from hive_ray import storage
 from hive_ray.artifacts.model_store import Metrics, build_model, store_model
 from hive_ray.artifacts.tables import Fingerprint, OnMismatch, Selection, fingerprint_of
-from hive_ray.cluster.environment import carried, take_over
+from hive_ray.cluster.environment import apply_service_variables, service_variables
 from hive_ray.cluster.starting import (
-    cluster_in_words,
+    describe_cluster,
+    describe_workers,
     end_data_helpers,
-    free_placement_groups,
-    of_workers,
     placement_groups,
-    require,
-    saying_what_is_missing,
+    remove_placement_groups,
+    reporting_missing_resources,
+    require_resources,
 )
-from hive_ray.cluster.switch import is_special, started_here
-from hive_ray.cluster.this_machine import first_line, is_on_loopback
+from hive_ray.cluster.switch import started_here, takes_special_path
+from hive_ray.cluster.this_machine import first_line, node_is_on_loopback
 from hive_ray.config import Training
 from hive_ray.console import tell_end, tell_result, wait_for_end, warn
 from hive_ray.errors import Stopped
@@ -50,9 +50,9 @@ from hive_ray.training.objectives import Objective
 from hive_ray.training.trackers import require_tracker
 
 COLLECTIVE_TIMEOUT_S = "1800"
-START_TRY_S = 60.0
+START_ATTEMPT_S = 60.0
 """How long Ray Train tries at a time to start the workers."""
-LOOK_S = 20.0
+RESOURCE_CHECK_S = 20.0
 """How often it is looked whether the cluster has room for them, or three times in the time that they have."""
 
 
@@ -80,7 +80,7 @@ def fit(
     checkpoints = checkpoint_folder(run, name, fingerprint)
 
     def make() -> None:
-        require(name, settings.workers)
+        require_resources(name, settings.workers)
         require_tracker(settings.watching.tracker, run)
         selection, unseen = rows(), held_out() if held_out else None
         if not len(selection):
@@ -152,29 +152,29 @@ def _run_workers(job: TrainingJob) -> None:
     settings = job.settings
     workers, recovery = settings.workers, settings.recovery
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_TRY_S, recovery.wait_minutes * 60))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_ATTEMPT_S, recovery.wait_minutes * 60))
     end_data_helpers()
     places = placement_groups()
-    look_s = min(LOOK_S, recovery.wait_minutes * 60 / 3)
+    interval_s = min(RESOURCE_CHECK_S, recovery.wait_minutes * 60 / 3)
     for failures in itertools.count(1):
         try:
-            with saying_what_is_missing(job.name, workers, look_s) as room, _own_interrupt():
+            with reporting_missing_resources(job.name, workers, interval_s) as wait, _own_interrupt():
                 failed = _trainer(job).fit().return_value
             break
         except ControllerError as error:
             cause = error.controller_failure
             died = isinstance(cause, RayActorError)
-            if room.is_lacking and not died:
+            if wait.is_waiting and not died:
                 raise Stopped(
-                    f"{job.name}: its {of_workers(workers)} did not all start within recovery.wait_minutes = "
-                    f"{recovery.wait_minutes:g}: {cluster_in_words()}. Add nodes or lower workers.num_actors, and give "
+                    f"{job.name}: its {describe_workers(workers)} did not all start within recovery.wait_minutes = "
+                    f"{recovery.wait_minutes:g}: {describe_cluster()}. Add nodes or lower workers.num_actors, and give "
                     f"the same command: it goes on from the last checkpoint. Ray said: {first_line(cause)}"
                 ) from error
             # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
-            free_placement_groups(but=places)
+            remove_placement_groups(but=places)
             if not died or failures > recovery.max_failures:
                 raise Stopped(
-                    f"{job.name}: its {of_workers(workers)} could not be started (recovery.max_failures = "
+                    f"{job.name}: its {describe_workers(workers)} could not be started (recovery.max_failures = "
                     f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
                 ) from error
             warn("a worker died as it started; all start again", stage=job.name)
@@ -208,9 +208,9 @@ def _own_interrupt() -> Iterator[None]:
 
 def _trainer(job: TrainingJob) -> TorchTrainer:
     workers, recovery = job.settings.workers, job.settings.recovery
-    tries = max(1, round(recovery.wait_minutes * 60 / START_TRY_S))
+    tries = max(1, round(recovery.wait_minutes * 60 / START_ATTEMPT_S))
     files, inside = storage.filesystem(storage.join(job.checkpoints, "ray"))
-    environment = carried()
+    environment = service_variables()
     preemptible = not started_here()
     return _trainer_class()(
         # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
@@ -233,16 +233,16 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
 
 def _trainer_class() -> type[TorchTrainer]:
     """Ray Train's trainer, or the one whose controller is this process."""
-    if not is_special("controller"):
+    if not takes_special_path("controller"):
         return TorchTrainer
-    from hive_ray.cluster.one_machine.controller import Trainer
+    from hive_ray.cluster.one_machine.controller import DriverTrainer
 
-    return Trainer
+    return DriverTrainer
 
 
 def _torch_config_class() -> type[TorchConfig]:
     """How workers find each other: by a port that PyTorch opens on all addresses, or by a file of this machine."""
-    if not (is_special("loopback") and is_on_loopback()):
+    if not (takes_special_path("loopback") and node_is_on_loopback()):
         return TorchConfig
     from hive_ray.cluster.one_machine.rendezvous import FileRendezvous
 
@@ -251,7 +251,7 @@ def _torch_config_class() -> type[TorchConfig]:
 
 def _train(job: TrainingJob, environment: dict[str, str], preemptible: bool) -> str:
     """One worker's run, with the driver's settings of services. Returns why it failed for good, or an empty string."""
-    take_over(environment)
+    apply_service_variables(environment)
     logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
     context = ray.train.get_context()
     worker = Worker(

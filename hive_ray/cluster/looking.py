@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def looking(look: Callable[[], None], every_s: float) -> Iterator[None]:
+def polling(look: Callable[[], None], every_s: float) -> Iterator[None]:
     """Call `look` every so many seconds, the first time after that, in a thread of its own until the block ends."""
     ended = threading.Event()
 

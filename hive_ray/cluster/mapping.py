@@ -23,8 +23,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from hive_ray import storage
 from hive_ray.artifacts.dropped import strip_pictures
 from hive_ray.artifacts.tables import ERROR_PREFIX, Selection, Shard, Where, select, write_shard
-from hive_ray.cluster.environment import carried, take_over
-from hive_ray.cluster.starting import require
+from hive_ray.cluster.environment import apply_service_variables, service_variables
+from hive_ray.cluster.starting import require_resources
 from hive_ray.config import Resources
 from hive_ray.errors import Stopped
 from hive_ray.schemas import Row, Rows, table_name
@@ -34,12 +34,12 @@ Actor = Callable[[Rows], Rows]
 counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`), of {"dropped": reason, "sample":
 words} the first words; `Stopped` ends the stage."""
 
-LAST_WORDS_S = 10.0
+STOP_GRACE_S = 10.0
 """After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""
-READ_AHEAD = 2
+SHARDS_PER_ACTOR = 2
 """Shards an actor holds: one is read or written while another is mapped."""
-SHARD_BYTES = 64 * 2**20
-"""About the most that a shard's rows take in their files: an actor holds READ_AHEAD of them, several times over."""
+MAX_SHARD_BYTES = 64 * 2**20
+"""About the most that a shard's rows take in their files: an actor holds SHARDS_PER_ACTOR of them, several times over."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MapTable:
     rows_per_shard: int
     dropped_per_shard: int
     """Dropped rows of each reason that keep their pictures."""
-    environment: dict[str, str] = field(default_factory=carried, repr=False)
+    environment: dict[str, str] = field(default_factory=service_variables, repr=False)
     """How and as whom the actors reach services, as whoever plans the stage does."""
 
     @property
@@ -64,7 +64,7 @@ class MapTable:
 
     def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
         """Map and write these shards of the table at `path`; yields each once it is written."""
-        require(table_name(self.produces), self.resources)
+        require_resources(table_name(self.produces), self.resources)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
@@ -87,7 +87,7 @@ class MapTable:
                 yield Shard(**became)
             elif not stopped:
                 stopped, since = became["stopped"], time.monotonic()
-            if stopped and time.monotonic() - since > LAST_WORDS_S:
+            if stopped and time.monotonic() - since > STOP_GRACE_S:
                 break
         if stopped:
             raise Stopped(stopped)
@@ -109,25 +109,25 @@ def map_table(
     """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` (or of several of one schema) that
     `where` keeps.
 
-    A shard has `rows_per_shard` rows, fewer where pictures are large (`SHARD_BYTES`).
+    A shard has `rows_per_shard` rows, fewer where pictures are large (`MAX_SHARD_BYTES`).
     """
     source = select(path, schema, where=where, limit=limit)
     return MapTable(source, actor, produces, resources, kwargs, _fitting(source, rows_per_shard), dropped_per_shard)
 
 
 def _fitting(source: Selection, rows: int) -> int:
-    """So many rows, halved until they take at most SHARD_BYTES, going by the size of the first file; at least one."""
+    """So many rows, halved until they take at most MAX_SHARD_BYTES, going by the size of the first file; at least one."""
     if source.files:
         first = source.files[0]
         each = (storage.file_size(first) or 0) / max(1, storage.open_parquet(first).metadata.num_rows)
-        while rows > 1 and rows * each > SHARD_BYTES:
+        while rows > 1 and rows * each > MAX_SHARD_BYTES:
             rows //= 2
     return rows
 
 
 def load_actor(plan: MapTable) -> Actor:
     """The plan's actor, loaded in this process on the device that the plan gives it."""
-    take_over(plan.environment)
+    apply_service_variables(plan.environment)
     on_gpu = plan.resources.num_gpus > 0
     if not on_gpu:
         torch.set_num_threads(max(1, int(plan.resources.num_cpus)))
@@ -139,7 +139,7 @@ def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
     most = min(resources.num_actors, shards)
     least = min(resources.least_actors or most, most)
     return ActorPoolStrategy(
-        min_size=least, max_size=most, max_concurrent_calls_per_actor=READ_AHEAD, enable_true_multi_threading=True
+        min_size=least, max_size=most, max_concurrent_calls_per_actor=SHARDS_PER_ACTOR, enable_true_multi_threading=True
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import ray
 
 from hive_ray.cluster.mapping import MapTable, load_actor, map_rows
-from hive_ray.cluster.starting import require
+from hive_ray.cluster.starting import require_resources
 from hive_ray.schemas import table_name
 
-TIMED_S = 10.0
+MEASURE_S = 10.0
 """Batches are mapped by the clock until so much time has passed, or the input ends."""
-PATIENCE_S = 1800.0
+RATE_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ def measure_rate(plan: MapTable) -> Rate:
 
     What an actor need not do again, such as to ask for an answer that is kept, takes no time here either.
     """
-    require(table_name(plan.produces), plan.resources)
+    require_resources(table_name(plan.produces), plan.resources)
     if not plan.rows_in:
         raise ValueError(f"{plan.source.path} has no rows to map, so nothing can be measured")
     rate = ray.remote(num_cpus=plan.resources.num_cpus, num_gpus=plan.resources.num_gpus)(_rate)
-    return ray.get(rate.remote(plan), timeout=PATIENCE_S)
+    return ray.get(rate.remote(plan), timeout=RATE_TIMEOUT_S)
 
 
 def _rate(plan: MapTable) -> Rate:
@@ -52,7 +52,7 @@ def _rate(plan: MapTable) -> Rate:
         made += sum("dropped" not in row and "counted" not in row for row in became)
         for row in became:
             counts.update(row.get("counted", {}))
-        if seconds >= TIMED_S:
+        if seconds >= MEASURE_S:
             break
     if not made:
         reason = dropped.most_common(1)[0][0]

@@ -18,39 +18,43 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hive_ray.cluster.auth_token import keep_token
-from hive_ray.cluster.environment import carried, public
-from hive_ray.cluster.looking import looking
-from hive_ray.cluster.noise import QUIET, hush_libraries
-from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, is_special, started_here
-from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_on_loopback_alone, patient_start
+from hive_ray.cluster.auth_token import use_private_token
+from hive_ray.cluster.environment import public_variables, service_variables
+from hive_ray.cluster.looking import polling
+from hive_ray.cluster.noise import QUIET_ENVIRONMENT, quiet_libraries
+from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, started_here, takes_special_path
+from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_only_on_loopback, patient_start
 from hive_ray.config import Resources
 from hive_ray.console import warn
 from hive_ray.errors import Stopped
 
 if TYPE_CHECKING:
-    from hive_ray.cluster.one_machine.forks import Forks
+    from hive_ray.cluster.one_machine.forks import ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
-AUTOSCALES = "HIVE_RAY_AUTOSCALES"
+AUTOSCALING_VARIABLE = "HIVE_RAY_AUTOSCALES"
 """Set to 1 where the cluster can add nodes and `ray up` did not make it (KubeRay)."""
-SIGHT_S = 60.0
+FILE_CHECK_TIMEOUT_S = 60.0
 """How long nodes have to say whether they see a file, which may need a worker that starts."""
-SHOWN_S = 5.0
+SHARED_FOLDER_DELAY_S = 5.0
 """How long a shared folder may take to show a new file."""
-GLIBC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+GLIBC_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+}
 """What the allocator is told in workers, unless it is set. They compute in threads of their own; glibc's arenas of such
 threads give the memory of each step back to the system, and take it again page by page in the next. With one arena for
 all they keep it."""
 
 
-def allocator() -> dict[str, str]:
+def allocator_environment() -> dict[str, str]:
     """The environment of workers' memory in the cluster that this process starts or joins."""
-    if not is_special("allocator"):
-        return GLIBC
-    from hive_ray.cluster.one_machine.tuning import jemalloc
+    if not takes_special_path("allocator"):
+        return GLIBC_ENVIRONMENT
+    from hive_ray.cluster.one_machine.tuning import jemalloc_environment
 
-    return jemalloc() or GLIBC
+    return jemalloc_environment() or GLIBC_ENVIRONMENT
 
 
 def start_ray(
@@ -70,10 +74,10 @@ def start_ray(
     """
     if ray.is_initialized():
         return
-    hush_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
+    quiet_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = {name: os.environ[name] for name in QUIET} | {"PYTHONPATH": os.pathsep.join(paths)}
-    variables |= {name: os.environ.get(name, value) for name, value in allocator().items()}
+    variables = {name: os.environ[name] for name in QUIET_ENVIRONMENT} | {"PYTHONPATH": os.pathsep.join(paths)}
+    variables |= {name: os.environ.get(name, value) for name, value in allocator_environment().items()}
     variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # DeepSpeed takes the GPUs that it sees, told of none or not
     if os.environ.get("RAY_ADDRESS"):
         _join(variables)
@@ -90,8 +94,8 @@ def _start(
     environment: dict[str, Any] = {"env_vars": variables}
     dashboard = has_dashboard()
     choose_ray_folder()
-    keep_token()
-    if is_special("processes"):
+    use_private_token()
+    if takes_special_path("processes"):
         from hive_ray.cluster.one_machine.tuning import calm_processes
 
         calm_processes(dashboard)
@@ -100,7 +104,7 @@ def _start(
         environment["py_executable"] = _forks(workers_import, tuple(forked.items())).command
     with ExitStack() as stack:
         stack.enter_context(patient_start())
-        if is_special("loopback"):
+        if takes_special_path("loopback"):
             from hive_ray.cluster.one_machine.loopback import on_loopback, waiting_for_node
 
             stack.enter_context(on_loopback())
@@ -118,12 +122,12 @@ def _start(
 def _join(variables: dict[str, str]) -> None:
     """Join the cluster that RAY_ADDRESS names; Stopped, in words, where that cannot be."""
     address = os.environ["RAY_ADDRESS"]
-    variables |= public(carried())
+    variables |= public_variables(service_variables())
     variables["RAY_ADDRESS"] = address  # workers would else look for a cluster, and may find another
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # what `ray job submit` was told, too, is told again
     try:
         with ExitStack() as stack:
-            if is_special("loopback") and listens_on_loopback_alone(address):
+            if takes_special_path("loopback") and listens_only_on_loopback(address):
                 from hive_ray.cluster.one_machine.loopback import on_loopback
 
                 stack.enter_context(on_loopback())
@@ -136,8 +140,8 @@ def _join(variables: dict[str, str]) -> None:
         ) from error
 
 
-def nodes_without(path: str) -> list[str]:
-    """The addresses of the cluster's nodes that do not see this file. A node that does not say so in SIGHT_S is not
+def nodes_missing_file(path: str) -> list[str]:
+    """The addresses of the cluster's nodes that do not see this file. A node that does not say so in FILE_CHECK_TIMEOUT_S is not
     among them."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     look = ray.remote(num_cpus=0, max_retries=0)(_sees)
@@ -145,7 +149,7 @@ def nodes_without(path: str) -> list[str]:
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(path): node
         for node in alive
     }
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SIGHT_S)
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FILE_CHECK_TIMEOUT_S)
     blind = []
     for answer in answered:
         with suppress(RayError):  # the node has gone
@@ -156,7 +160,7 @@ def nodes_without(path: str) -> list[str]:
 
 def _sees(path: str) -> bool:
     """Whether a file is there; a shared folder may take a moment to show what another machine has just written."""
-    until = time.monotonic() + SHOWN_S
+    until = time.monotonic() + SHARED_FOLDER_DELAY_S
     while not os.path.exists(path):
         if time.monotonic() > until:
             return False
@@ -174,7 +178,7 @@ def num_nodes() -> int:
 def end_data_helpers() -> None:
     """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores. A
     dashboard would lose what it shows of past stages, so beside one they stay."""
-    if is_special("controller") and not has_dashboard():
+    if takes_special_path("controller") and not has_dashboard():
         from hive_ray.cluster.one_machine import tuning
 
         tuning.end_data_helpers()
@@ -182,20 +186,20 @@ def end_data_helpers() -> None:
 
 def can_fork() -> bool:
     """Whether workers here may be forks: not on a machine with a GPU, whose state they could not share."""
-    return is_special("forks") and sys.platform == "linux" and not torch.cuda.is_available()
+    return takes_special_path("forks") and sys.platform == "linux" and not torch.cuda.is_available()
 
 
 @cache
-def _forks(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> "Forks":
+def _forks(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> "ForkServer":
     """One for as long as this process lives."""
-    from hive_ray.cluster.one_machine.forks import Forks
+    from hive_ray.cluster.one_machine.forks import ForkServer
 
-    return Forks(modules, dict(variables))
+    return ForkServer(modules, dict(variables))
 
 
-def require(stage: str, resources: Resources) -> None:
+def require_resources(stage: str, resources: Resources) -> None:
     """Raise if the cluster can never hold the stage's actors at once: they would wait for ever, in silence."""
-    if os.environ.get(AUTOSCALES) == "1" or Path("~/ray_bootstrap_config.yaml").expanduser().exists():
+    if os.environ.get(AUTOSCALING_VARIABLE) == "1" or Path("~/ray_bootstrap_config.yaml").expanduser().exists():
         return
     has, actors = ray.cluster_resources(), resources.least_actors or resources.num_actors
     for kind, each in {"CPU": resources.num_cpus, "GPU": resources.num_gpus}.items():
@@ -204,36 +208,36 @@ def require(stage: str, resources: Resources) -> None:
             raise ValueError(
                 f"{stage} asks for {actors} actors with {each:g} {kind} each, {wanted:g} in all, "
                 f"but the cluster has {has.get(kind, 0):g} {kind}: lower the stage's resources, add nodes, "
-                f"or set {AUTOSCALES}=1 if the cluster adds them by itself"
+                f"or set {AUTOSCALING_VARIABLE}=1 if the cluster adds them by itself"
             )
 
 
 @dataclass
-class Room:
+class ResourceWait:
     """What was seen of a training's workers: whether the cluster had no room for them."""
 
-    look_s: float
-    lacked_at: float = -math.inf
+    interval_s: float
+    waited_at: float = -math.inf
     """When that was last seen, by time.monotonic()."""
 
     @property
-    def is_lacking(self) -> bool:
-        """Whether it was so at one of the last two looks: Ray Train asks for room anew after each try."""
-        return time.monotonic() - self.lacked_at < 2 * self.look_s
+    def is_waiting(self) -> bool:
+        """Whether it was so at one of the last two looks: Ray Train asks for resources anew after each try."""
+        return time.monotonic() - self.waited_at < 2 * self.interval_s
 
 
 @contextmanager
-def saying_what_is_missing(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[Room]:
+def reporting_missing_resources(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[ResourceWait]:
     """Print, as long as it lasts, that the cluster has no room for a training's workers yet, and what it has."""
-    room = Room(every_s)
+    wait = ResourceWait(every_s)
 
     def look() -> None:
         if _waits(workers):
-            room.lacked_at = time.monotonic()
-            warn(f"waiting for {of_workers(workers)}; {cluster_in_words()}", stage=stage)
+            wait.waited_at = time.monotonic()
+            warn(f"waiting for {describe_workers(workers)}; {describe_cluster()}", stage=stage)
 
-    with looking(look, every_s):
-        yield room
+    with polling(look, every_s):
+        yield wait
 
 
 def placement_groups() -> set[str]:
@@ -241,7 +245,7 @@ def placement_groups() -> set[str]:
     return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
 
 
-def free_placement_groups(but: set[str]) -> None:
+def remove_placement_groups(but: set[str]) -> None:
     """Give back the place of this driver's trainings: Ray Train keeps it, to the driver's end, where a worker died in
     the moment in which it was handed its work.
 
@@ -277,12 +281,12 @@ def _waits(workers: Resources) -> bool:
     )
 
 
-def of_workers(workers: Resources) -> str:
+def describe_workers(workers: Resources) -> str:
     """`2 workers with 4 CPU and 1 GPU each`."""
     return f"{workers.num_actors} workers with {workers.num_cpus:g} CPU and {workers.num_gpus:g} GPU each"
 
 
-def cluster_in_words() -> str:
+def describe_cluster() -> str:
     """`the cluster has 8 CPU and 1 GPU`."""
     has = ray.cluster_resources()
     return f"the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU"

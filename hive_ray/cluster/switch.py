@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import ray
 
-SWITCH = "HIVE_RAY_ONE_MACHINE"
-PATHS = {
+SWITCH_VARIABLE = "HIVE_RAY_ONE_MACHINE"
+SPECIAL_PATHS = {
     "loopback": "Ray, the workers' rendezvous and replicas of Ray Serve listen on the loopback address alone",
     "forks": "workers are forks of a process that has done their imports",
     "controller": "the driver controls its trainings itself, and ends idle actors of Ray's before them",
@@ -25,7 +25,7 @@ PATHS = {
     "allocator": "workers take memory by the allocator that Ray brings",
 }
 """The special paths, and what each does."""
-DASHBOARD = "HIVE_RAY_DASHBOARD"
+DASHBOARD_VARIABLE = "HIVE_RAY_DASHBOARD"
 """Set to 1, a cluster that is started here has Ray's dashboard: its ten processes take seconds to start, and wake often
 enough to slow a training that uses all cores."""
 NO_DASHBOARD = "http://127.0.0.1:9"
@@ -33,28 +33,30 @@ NO_DASHBOARD = "http://127.0.0.1:9"
 would have them ask whatever cluster runs on this machine."""
 
 
-def is_special(path: str) -> bool:
+def takes_special_path(path: str) -> bool:
     """Whether the cluster that this process started, or is about to start, takes this one of PATHS.
 
     Raises ValueError where the switch is none of the above.
     """
-    if path not in chosen_paths():
+    if path not in enabled_paths():
         return False
     if path == "loopback":
         return True
     return started_here() if ray.is_initialized() else not os.environ.get("RAY_ADDRESS")
 
 
-def chosen_paths() -> frozenset[str]:
+def enabled_paths() -> frozenset[str]:
     """The paths that HIVE_RAY_ONE_MACHINE asks for. ValueError where it cannot be understood."""
-    value = os.environ.get(SWITCH, "1").strip()
+    value = os.environ.get(SWITCH_VARIABLE, "1").strip()
     if value in ("", "1"):
-        return frozenset(PATHS)
+        return frozenset(SPECIAL_PATHS)
     if value == "0":
         return frozenset()
     named = frozenset(name.strip() for name in value.split(","))
-    if unknown := sorted(named - set(PATHS)):
-        raise ValueError(f"{SWITCH}={value}: {', '.join(unknown)} is none of {', '.join(PATHS)}; or set it to 0 or 1")
+    if unknown := sorted(named - set(SPECIAL_PATHS)):
+        raise ValueError(
+            f"{SWITCH_VARIABLE}={value}: {', '.join(unknown)} is none of {', '.join(SPECIAL_PATHS)}; or set it to 0 or 1"
+        )
     return named | {"loopback"}
 
 
@@ -66,4 +68,4 @@ def started_here() -> bool:
 
 def has_dashboard() -> bool:
     """Whether a cluster that is started here has one."""
-    return os.environ.get(DASHBOARD) == "1"
+    return os.environ.get(DASHBOARD_VARIABLE) == "1"

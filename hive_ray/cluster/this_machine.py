@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 import psutil
 from ray.util import get_node_ip_address
 
-from hive_ray.cluster.addresses import LONGEST_FOLDER, SHORT_FOLDER, holds_sockets, is_loopback
-from hive_ray.cluster.switch import is_special
+from hive_ray.cluster.addresses import MAX_FOLDER_LENGTH, SHORT_FOLDER, fits_sockets, is_loopback
+from hive_ray.cluster.switch import takes_special_path
 from hive_ray.console import say, warn
 from hive_ray.errors import Stopped
 
-PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
+START_TIMEOUTS = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
 """How long Ray's processes wait for each other as they start, where it is not set. Ray's own 15 and 30 s are not enough
 on a machine that others use."""
-SLOW_S = 20.0
+SLOW_START_S = 20.0
 """After so many seconds of a start, a line says what is waited for."""
 
 
@@ -28,9 +28,9 @@ def choose_ray_folder() -> None:
         folder = os.environ.get(name)
         if folder is None:
             continue
-        if holds_sockets(folder):
+        if fits_sockets(folder):
             return
-        why = f"{name}={folder} is too long for Ray's sockets (at most {LONGEST_FOLDER} characters)"
+        why = f"{name}={folder} is too long for Ray's sockets (at most {MAX_FOLDER_LENGTH} characters)"
         if not folder.isascii():
             why = f"{name}={folder} has letters that Ray cannot pass on"
         if name == "RAY_TMPDIR":
@@ -44,9 +44,9 @@ def choose_ray_folder() -> None:
 def patient_start() -> Iterator[None]:
     """As long as it lasts, Ray's processes wait long for each other, and a line says so. What Ray raises becomes
     `Stopped`."""
-    for name, value in PATIENCE.items():
+    for name, value in START_TIMEOUTS.items():
         os.environ.setdefault(name, value)
-    slow = threading.Timer(SLOW_S, _say_that_it_takes_long)
+    slow = threading.Timer(SLOW_START_S, _say_that_it_takes_long)
     slow.daemon = True
     slow.start()
     try:
@@ -62,10 +62,10 @@ def patient_start() -> Iterator[None]:
 
 
 def _say_that_it_takes_long() -> None:
-    warn(f"Ray has been starting for {SLOW_S:g} s, as it does on a busy machine")
+    warn(f"Ray has been starting for {SLOW_START_S:g} s, as it does on a busy machine")
 
 
-def listens_on_loopback_alone(address: str) -> bool:
+def listens_only_on_loopback(address: str) -> bool:
     """Whether a cluster's address is one that only this machine reaches, such as that of a cluster that another job
     started here. Ray would look for it at this machine's other address, and not find it."""
     host, _, port = address.rpartition(":")
@@ -78,7 +78,7 @@ def listens_on_loopback_alone(address: str) -> bool:
     return False
 
 
-def is_on_loopback() -> bool:
+def node_is_on_loopback() -> bool:
     """Whether this process's node, and so the cluster, is one that only this machine reaches."""
     return is_loopback(get_node_ip_address())
 
@@ -91,11 +91,11 @@ def loopback_interface() -> str:
     return "lo"
 
 
-def keep_replica_here() -> None:
+def bind_replica_to_loopback() -> None:
     """Have this replica of Ray Serve listen for other replicas on the loopback address alone where its node does; Serve
     has it listen on all addresses, and public API cannot change that. To be called while its deployment is made,
     before it listens."""
-    if is_special("loopback") and is_on_loopback():
+    if takes_special_path("loopback") and node_is_on_loopback():
         from hive_ray.cluster.one_machine.loopback import bind_replica_to
 
         bind_replica_to(get_node_ip_address())
@@ -107,14 +107,14 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0].rstrip('. ')}" if said else type(error).__name__
 
 
-def own_processes(*names: str) -> list[psutil.Process]:
+def child_processes(*names: str) -> list[psutil.Process]:
     """The processes of these names that this process has started, ended ones too."""
     with suppress(psutil.NoSuchProcess):  # one that ended as they were listed
         return [child for child in psutil.Process().children() if child.name() in names]
     return []
 
 
-def lives(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """Whether a process runs, and is not one that has ended and waits for its parent to notice."""
     with suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

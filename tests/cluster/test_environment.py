@@ -5,14 +5,14 @@ import os
 
 import pytest
 
-from hive_ray.cluster.environment import carried, public, take_over
+from hive_ray.cluster.environment import apply_service_variables, public_variables, service_variables
 from hive_ray.cluster.mapping import map_table
 
 
 @pytest.fixture
 def bare(monkeypatch):
     """An environment with nothing that would be carried, and what belongs to a machine."""
-    for name in carried():
+    for name in service_variables():
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", "/here")
     return monkeypatch
@@ -42,7 +42,7 @@ def bare(monkeypatch):
 )
 def test_what_a_stage_needs_is_carried(bare, name, value):
     bare.setenv(name, value)
-    assert carried() == {name: value}
+    assert service_variables() == {name: value}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_a_stage_needs_is_carried(bare, name, value):
 )
 def test_what_belongs_to_a_machine_is_not(bare, name):
     bare.setenv(name, "here")
-    assert carried() == {}
+    assert service_variables() == {}
 
 
 def test_secrets_go_with_the_plan_alone():
@@ -77,14 +77,14 @@ def test_secrets_go_with_the_plan_alone():
         "MLFLOW_TRACKING_URI": "https://me@host",
         "HIVE_RAY_CACHE": "/cache/$USER",  # Ray would replace it by each machine's user
     }
-    assert public(shown | hidden) == shown
+    assert public_variables(shown | hidden) == shown
 
 
 def test_a_worker_has_the_drivers_services_and_no_endpoint_of_its_own(bare):
     for name in ("OPENAI_BASE_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_ENDPOINT", "OPENAI_API_KEY"):
         bare.setenv(name, "the machine's")
-    take_over({"AWS_ENDPOINT_URL": "the driver's", "HF_TOKEN": "the driver's"})
-    assert carried() == {
+    apply_service_variables({"AWS_ENDPOINT_URL": "the driver's", "HF_TOKEN": "the driver's"})
+    assert service_variables() == {
         "AWS_ENDPOINT_URL": "the driver's",
         "HF_TOKEN": "the driver's",
         "OPENAI_API_KEY": "the machine's",  # such as a key that all of a cluster use
@@ -105,4 +105,4 @@ def test_a_plan_takes_the_environment_along_and_does_not_show_it(bare, tmp_path)
     )
     assert plan.environment["OPENAI_API_KEY"] == "sk-secret"
     assert "sk-secret" not in repr(plan)
-    assert "sk-secret" not in json.dumps(public(plan.environment))
+    assert "sk-secret" not in json.dumps(public_variables(plan.environment))

@@ -9,7 +9,7 @@ import ray
 from hive_ray.artifacts import tables
 from hive_ray.cluster import mapping
 from hive_ray.cluster.mapping import map_rows, map_table
-from hive_ray.cluster.starting import require, start_ray
+from hive_ray.cluster.starting import require_resources, start_ray
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError, Stopped
 
@@ -150,10 +150,10 @@ def test_a_shard_of_large_pictures_has_fewer_rows(tmp_path, monkeypatch):
         return plan.rows_per_shard
 
     assert rows_per_shard(256) == 256
-    monkeypatch.setattr(mapping, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(mapping, "MAX_SHARD_BYTES", 100_000)
     assert rows_per_shard(256) == 8  # 10 kB each
     assert rows_per_shard(5) == 5
-    monkeypatch.setattr(mapping, "SHARD_BYTES", 1)
+    monkeypatch.setattr(mapping, "MAX_SHARD_BYTES", 1)
     assert rows_per_shard(256) == 1
 
 
@@ -226,4 +226,4 @@ def test_a_stage_that_could_never_be_placed_is_refused_with_both_numbers(cluster
     with pytest.raises(
         ValueError, match=r"squares asks for 64 actors with 1 CPU each, 64 in all, but the cluster has 4"
     ):
-        require("squares", Resources(num_actors=64, num_gpus=0, num_cpus=1))
+        require_resources("squares", Resources(num_actors=64, num_gpus=0, num_cpus=1))

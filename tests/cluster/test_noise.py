@@ -19,14 +19,14 @@ OTHERS = (
 
 
 def run(code: str) -> subprocess.CompletedProcess:
-    start = "import os, sys\nfrom hive_ray.cluster.noise import without_known_noise\n"
+    start = "import os, sys\nfrom hive_ray.cluster.noise import filtering_known_noise\n"
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, timeout=60)
 
 
 def test_known_lines_are_left_out_and_all_others_told_in_order():
     lines = [OTHERS[0], KNOWN, CLEANER, *OTHERS[1:]]
     done = run(
-        f"with without_known_noise():\n"
+        f"with filtering_known_noise():\n"
         f"    os.write(2, {chr(10).join(lines).encode()!r} + b'\\n')\n"
         f"    os.system('echo from a child >&2')\n"
         f"    os.write(2, b'not ended')\n"
@@ -37,13 +37,13 @@ def test_known_lines_are_left_out_and_all_others_told_in_order():
 
 
 def test_the_last_words_of_a_process_that_crashes_are_told():
-    done = run("with without_known_noise():\n    os.write(2, b'last words\\n')\n    os.abort()")
+    done = run("with filtering_known_noise():\n    os.write(2, b'last words\\n')\n    os.abort()")
     assert done.returncode == -6
     assert "last words\n" in done.stderr
     assert done.stderr.endswith("the same command goes on from there\n")
 
 
 def test_an_error_keeps_its_traceback_and_status():
-    done = run("with without_known_noise():\n    1 / 0")
+    done = run("with filtering_known_noise():\n    1 / 0")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ZeroDivisionError: division by zero")

@@ -16,7 +16,7 @@ from lines import interrupt_when_awaited, log, train, training, weights, write_p
 from ray.util import placement_group_table
 
 from hive_ray.cluster.starting import start_ray
-from hive_ray.cluster.switch import PATHS, SWITCH, is_special
+from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE, takes_special_path
 from hive_ray.config import Resources
 from tests.cluster import test_faults as faults
 from tests.cluster import test_fitting as fitting
@@ -32,7 +32,7 @@ def test_public_api_alone_makes_the_same_table_and_training_and_imports_no_inter
     special, public = tmp_path / "special", tmp_path / "public"
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     command = [sys.executable, str(ROOT / "tests" / "public_path.py"), str(public)]
-    environment = os.environ | {SWITCH: "0", "PYTHONPATH": paths}
+    environment = os.environ | {SWITCH_VARIABLE: "0", "PYTHONPATH": paths}
     alone = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
     assert alone.returncode == 0, alone.stderr
     seen = json.loads(alone.stdout.splitlines()[-1])
@@ -44,7 +44,7 @@ def test_public_api_alone_makes_the_same_table_and_training_and_imports_no_inter
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import a test file
     start_ray(num_cpus=3)
     try:
-        assert all(map(is_special, PATHS))
+        assert all(map(takes_special_path, SPECIAL_PATHS))
         made = faults.build(str(special), seconds=0.0)
         write_points(special)
         train(special)
@@ -62,7 +62,7 @@ def cluster(tmp_path_factory):
         ray.cloudpickle.register_pickle_by_value(module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv(SWITCH, "0")
+        patch.setenv(SWITCH_VARIABLE, "0")
         start_ray(num_cpus=4)
         yield
         ray.shutdown()

@@ -4,30 +4,30 @@ import pytest
 import ray
 
 from hive_ray.cluster.one_machine import tuning
-from hive_ray.cluster.one_machine.tuning import JEMALLOC
-from hive_ray.cluster.starting import GLIBC, allocator, start_ray
-from hive_ray.cluster.switch import PATHS, SWITCH, is_special
+from hive_ray.cluster.one_machine.tuning import JEMALLOC_ENVIRONMENT
+from hive_ray.cluster.starting import GLIBC_ENVIRONMENT, allocator_environment, start_ray
+from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE, takes_special_path
 
 
 def test_workers_of_this_machine_have_rays_allocator_where_it_is_there_and_fits(monkeypatch):
-    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv(SWITCH_VARIABLE, raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert allocator() == JEMALLOC
+    assert allocator_environment() == JEMALLOC_ENVIRONMENT
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    assert allocator() == GLIBC  # it lies elsewhere on other machines
+    assert allocator_environment() == GLIBC_ENVIRONMENT  # it lies elsewhere on other machines
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 65536}.get)
-    assert allocator() == GLIBC
+    assert allocator_environment() == GLIBC_ENVIRONMENT
     monkeypatch.undo()
     monkeypatch.setattr(tuning, "JEMALLOC_SO", "/nowhere/libjemalloc.so")
-    assert allocator() == GLIBC
+    assert allocator_environment() == GLIBC_ENVIRONMENT
 
 
 @pytest.mark.parametrize(
     ("switch", "joined", "special"),
     [
-        (None, False, {*PATHS}),
-        ("1", False, {*PATHS}),
+        (None, False, {*SPECIAL_PATHS}),
+        ("1", False, {*SPECIAL_PATHS}),
         ("0", False, set()),
         ("forks, allocator", False, {"loopback", "forks", "allocator"}),
         ("loopback", False, {"loopback"}),
@@ -38,18 +38,18 @@ def test_workers_of_this_machine_have_rays_allocator_where_it_is_there_and_fits(
 def test_the_switch_says_which_paths_are_special_and_a_cluster_that_is_joined_has_the_public_one(
     monkeypatch, switch, joined, special
 ):
-    for name, value in ((SWITCH, switch), ("RAY_ADDRESS", "192.0.2.1:6379" if joined else None)):
+    for name, value in ((SWITCH_VARIABLE, switch), ("RAY_ADDRESS", "192.0.2.1:6379" if joined else None)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    assert {path for path in PATHS if is_special(path)} == special
+    assert {path for path in SPECIAL_PATHS if takes_special_path(path)} == special
 
 
 def test_a_switch_that_names_no_path_is_refused_with_those_that_there_are(monkeypatch):
-    monkeypatch.setenv(SWITCH, "forks,controler")
+    monkeypatch.setenv(SWITCH_VARIABLE, "forks,controler")
     with pytest.raises(ValueError, match=r"controler is none of loopback, forks, .*; or set it to 0 or 1"):
-        is_special("forks")
+        takes_special_path("forks")
 
 
 @pytest.mark.ray

@@ -21,7 +21,7 @@ from hive_ray.annotation.feedback import store_feedback
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest
 from hive_ray.cluster.starting import start_ray
-from hive_ray.cluster.switch import PATHS, SWITCH, is_special
+from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE, takes_special_path
 from hive_ray.config import LearningCurve
 from hive_ray.reward.judges import combine
 from hive_ray.reward.objective import is_held_out
@@ -343,9 +343,9 @@ def written(words: str, log: Path) -> bool:
 def test_the_public_path_makes_the_same_tables_and_models(run, tmp_path, monkeypatch):
     """The last one here: it ends the cluster of the others."""
     ray.shutdown()
-    monkeypatch.setenv(SWITCH, "0")
+    monkeypatch.setenv(SWITCH_VARIABLE, "0")
     start_ray(num_cpus=4)
-    assert not any(map(is_special, PATHS))
+    assert not any(map(takes_special_path, SPECIAL_PATHS))
     other = Run(str(tmp_path), run.config)
     pipeline.build(other)
     assert_same(run, other)

@@ -21,16 +21,18 @@ from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 
 from hive_ray.cluster.switch import has_dashboard
 
-IDLE = (DatasetsCallback, PlacementGroupCleanerCallback)
+IDLE_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Workers read rows of their own, and the cluster, which ends with this driver, gives back a place that is kept."""
 
 
-class Trainer(TorchTrainer):
+class DriverTrainer(TorchTrainer):
     """Ray Train's, for workers of a cluster that was started here, which keep their checkpoints themselves, report
     nothing, and read rows of their own."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, IDLE)]
+        return [
+            callback for callback in super()._create_default_callbacks() if not isinstance(callback, IDLE_CALLBACKS)
+        ]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         if has_dashboard() or _in_event_loop():  # which shows what actors do, or runs already

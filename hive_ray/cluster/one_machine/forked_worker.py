@@ -12,7 +12,7 @@ import socket
 import sys
 
 
-def stand_for_a_fork(address: str, command: list[str]) -> None:
+def run_in_fork(address: str, command: list[str]) -> None:
     """Have the process that listens at `address` fork, and the fork run this script and its arguments; live until its
     end. Run it in a new interpreter where nobody listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
@@ -30,4 +30,4 @@ def stand_for_a_fork(address: str, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    stand_for_a_fork(sys.argv[1], sys.argv[2:])
+    run_in_fork(sys.argv[1], sys.argv[2:])

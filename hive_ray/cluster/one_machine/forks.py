@@ -25,19 +25,19 @@ from pathlib import Path
 
 import numpy as np
 
-from hive_ray.cluster.addresses import short_folder
+from hive_ray.cluster.addresses import socket_folder
 
-CLIENT = Path(__file__).with_name("forked_worker.py")
-LARGEST = 2**20
+CLIENT_SCRIPT = Path(__file__).with_name("forked_worker.py")
+MAX_REQUEST_BYTES = 2**20
 """Bytes of a request: a command, its folder and environment."""
 
 
-class Forks:
+class ForkServer:
     """The process that is forked; it ends with the one that made this, however that ends."""
 
     def __init__(self, modules: tuple[str, ...], environment: Mapping[str, str]) -> None:
         """It imports these modules in this environment; who asks before that is done waits."""
-        self.folder = tempfile.mkdtemp(prefix="hive-ray-", dir=short_folder())
+        self.folder = tempfile.mkdtemp(prefix="hive-ray-", dir=socket_folder())
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             listening.bind(f"{self.folder}/socket")
             listening.listen(64)
@@ -52,24 +52,24 @@ class Forks:
     @property
     def command(self) -> str:
         """What runs a script in a fork, as Ray's `py_executable`; without the process, in a new interpreter."""
-        return shlex.join([sys.executable, "-IS", str(CLIENT), f"{self.folder}/socket"])
+        return shlex.join([sys.executable, "-IS", str(CLIENT_SCRIPT), f"{self.folder}/socket"])
 
 
 def serve(listening: socket.socket) -> list[str] | None:
     """In a fork, the command that it is to run; in this process None, once its standard input has ended."""
     while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
         client, _ = listening.accept()
-        asked, streams, _, _ = socket.recv_fds(client, LARGEST, 3)
+        asked, streams, _, _ = socket.recv_fds(client, MAX_REQUEST_BYTES, 3)
         if asked and os.fork() == 0:  # nothing is asked by a client that was killed before it could
             listening.close()
-            return become(json.loads(asked), client.detach(), streams)
+            return become_worker(json.loads(asked), client.detach(), streams)
         client.close()
         for stream in streams:
             os.close(stream)
     return None
 
 
-def import_all(modules: Iterable[str]) -> None:
+def import_modules(modules: Iterable[str]) -> None:
     """Import what forks will have, and be ready to fork."""
     for name in modules:
         importlib.import_module(name)
@@ -77,7 +77,7 @@ def import_all(modules: Iterable[str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave no trace
 
 
-def become(asked: dict, client: int, streams: list[int]) -> list[str]:
+def become_worker(asked: dict, client: int, streams: list[int]) -> list[str]:
     """Take over environment, folder, streams and command of a client, which lives until `client` is closed: that stays
     open to this process's end."""
     os.setpgid(0, 0)  # Ray ends a worker's whole group when the worker has died
@@ -93,7 +93,7 @@ def become(asked: dict, client: int, streams: list[int]) -> list[str]:
     return asked["command"]
 
 
-def run(command: list[str], installed: list[str]) -> None:
+def run_script(command: list[str], installed: list[str]) -> None:
     """Run a script as an interpreter does that was started for it."""
     sys.argv = command
     own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -107,7 +107,7 @@ def main() -> None:
     installed = [place for place in sys.path if place not in ours]
     own = os.getpid()
     try:
-        import_all(modules)
+        import_modules(modules)
         if "ray" in sys.modules:
             raise ImportError(f"one of {', '.join(modules)} imports Ray, which has to be left to the forks")
         command = serve(socket.socket(fileno=int(listening)))
@@ -115,7 +115,7 @@ def main() -> None:
         if os.getpid() == own:  # a fork, too, may fail here: when who asked for it has been killed
             shutil.rmtree(folder, ignore_errors=True)
     if command:
-        run(command, installed)
+        run_script(command, installed)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ from typing import Any
 
 from ray._private import ray_constants, services
 
-from hive_ray.cluster.addresses import LOOPBACK
-from hive_ray.cluster.this_machine import lives, own_processes
+from hive_ray.cluster.addresses import LOOPBACK_VARIABLE
+from hive_ray.cluster.this_machine import child_processes, is_alive
 
-START_S = 300.0
+NODE_START_TIMEOUT_S = 300.0
 """How long the node may take to come up; Ray's own 30 s cannot be set."""
 
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
     """As long as it lasts, Ray takes the loopback address for this machine's own, here and in processes it starts."""
-    variable, value = LOOPBACK
+    variable, value = LOOPBACK_VARIABLE
     before = os.environ.get(variable)
     usual = ray_constants.ENABLE_RAY_CLUSTER
     os.environ[variable] = value
@@ -38,16 +38,16 @@ def on_loopback() -> Iterator[None]:
 
 @contextmanager
 def waiting_for_node() -> Iterator[None]:
-    """As long as it lasts, a node that starts has START_S to come up, as long as its raylet lives."""
+    """As long as it lasts, a node that starts has NODE_START_TIMEOUT_S to come up, as long as its raylet lives."""
     get_node = services.get_node
-    until = time.monotonic() + START_S
+    until = time.monotonic() + NODE_START_TIMEOUT_S
 
     def get_node_patiently(*arguments: Any) -> Any:
         while True:
             try:
                 return get_node(*arguments)
             except RuntimeError:  # it is not there yet
-                if time.monotonic() > until or not any(map(lives, own_processes("raylet"))):
+                if time.monotonic() > until or not any(map(is_alive, child_processes("raylet"))):
                     raise
                 time.sleep(0.1)
 

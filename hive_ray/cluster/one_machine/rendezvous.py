@@ -18,7 +18,7 @@ from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBacken
 from hive_ray.cluster.auth_token import private_folder
 from hive_ray.cluster.this_machine import loopback_interface
 
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Where the libraries are told by which interface workers reach each other."""
 
 
@@ -45,7 +45,7 @@ class _FileBackend(_TorchBackend):
 def _meet(store: str, rank: int, world: int, config: TorchConfig) -> None:
     """Join the group of workers."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed wants them to be there
-    for name in INTERFACES:
+    for name in INTERFACE_VARIABLES:
         os.environ.setdefault(name, loopback_interface())
     torch.distributed.init_process_group(
         config.backend,

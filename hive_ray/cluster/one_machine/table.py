@@ -12,10 +12,10 @@ CONTROLLER = "cluster/one_machine/controller.py"
 TUNING = "cluster/one_machine/tuning.py"
 TRAIN = "ray.train.v2._internal"
 TRAINER = "ray.train.torch.TorchTrainer"
-CONTROL = f"{TRAIN}.execution.controller.TrainController"
-WORKERS = f"{TRAIN}.execution.worker_group.WorkerGroup"
-POLICY = f"{TRAIN}.execution.scaling_policy.FixedScalingPolicy"
-NO_ACTOR = "the driver controls the training, and no idle actor wakes beside it"
+TRAIN_CONTROLLER = f"{TRAIN}.execution.controller.TrainController"
+WORKER_GROUP = f"{TRAIN}.execution.worker_group.WorkerGroup"
+SCALING_POLICY = f"{TRAIN}.execution.scaling_policy.FixedScalingPolicy"
+NO_IDLE_ACTOR = "the driver controls the training, and no idle actor wakes beside it"
 
 INTERNALS = (
     # --- loopback
@@ -50,11 +50,11 @@ INTERNALS = (
         "what Ray Train tells workers of their ranks",
     ),
     Internal(
-        f"{WORKERS}.execute_single_async", RENDEZVOUS, "each worker joins with its rank", parameters=("rank", "fn"),
+        f"{WORKER_GROUP}.execute_single_async", RENDEZVOUS, "each worker joins with its rank", parameters=("rank", "fn"),
     ),
     # --- controller
     Internal(f"{TRAINER}._create_default_callbacks", CONTROLLER, "two callbacks that start actors are left out"),
-    Internal(f"{TRAINER}._initialize_and_run_controller", CONTROLLER, NO_ACTOR),
+    Internal(f"{TRAINER}._initialize_and_run_controller", CONTROLLER, NO_IDLE_ACTOR),
     Internal(f"{TRAIN}.callbacks.DatasetsCallback", CONTROLLER, "left out: it starts an actor that asks autoscalers"),
     Internal(
         f"{TRAIN}.callbacks.placement_group_callback.PlacementGroupCleanerCallback", CONTROLLER,
@@ -65,21 +65,21 @@ INTERNALS = (
         "left out: nobody drains a cluster's only node",
     ),
     Internal(
-        CONTROL, CONTROLLER, NO_ACTOR,
+        TRAIN_CONTROLLER, CONTROLLER, NO_IDLE_ACTOR,
         parameters=(
             "train_fn_ref", "train_run_context", "scaling_policy", "failure_policy", "callbacks", "validation_config",
         ),
         attributes=("run", "get_result", "get_worker_group", "worker_group_cls"),
     ),
-    Internal(f"{CONTROL}._worker_group_callbacks_to_propagate", CONTROLLER, "the callback of preemptions is left out"),
+    Internal(f"{TRAIN_CONTROLLER}._worker_group_callbacks_to_propagate", CONTROLLER, "the callback of preemptions is left out"),
     Internal(
-        POLICY, CONTROLLER, "no autoscaler is asked, by an actor of Ray's, for nodes of this machine",
+        SCALING_POLICY, CONTROLLER, "no autoscaler is asked, by an actor of Ray's, for nodes of this machine",
         parameters=("scaling_config",), attributes=("after_controller_start",),
     ),
     Internal(
-        f"{POLICY}.after_controller_start", CONTROLLER, "the same", parameters=("train_run_context",)
+        f"{SCALING_POLICY}.after_controller_start", CONTROLLER, "the same", parameters=("train_run_context",)
     ),
-    Internal(f"{POLICY}._maybe_send_resource_request", CONTROLLER, "the same"),
+    Internal(f"{SCALING_POLICY}._maybe_send_resource_request", CONTROLLER, "the same"),
     Internal(
         f"{TRAIN}.execution.worker_group.Worker", CONTROLLER, "what a worker is told as it starts",
         attributes=("actor", "distributed_context"),
@@ -92,18 +92,18 @@ INTERNALS = (
         ),
     ),
     Internal(
-        WORKERS, CONTROLLER, "workers that do not speak to each other through an actor",
+        WORKER_GROUP, CONTROLLER, "workers that do not speak to each other through an actor",
         attributes=("has_started", "abort"),
     ),
-    Internal(f"{WORKERS}._start", CONTROLLER, "a worker that dies as it is handed its work leaves no place taken"),
+    Internal(f"{WORKER_GROUP}._start", CONTROLLER, "a worker that dies as it is handed its work leaves no place taken"),
     Internal(
-        f"{WORKERS}._init_train_context_on_workers", CONTROLLER, "the actor through which workers would speak is ended",
+        f"{WORKER_GROUP}._init_train_context_on_workers", CONTROLLER, "the actor through which workers would speak is ended",
         parameters=("workers", "sync_actor", "train_context_args"),
     ),
-    Internal(f"{WORKERS}._train_run_context", CONTROLLER, "what a worker is told as it starts"),
-    Internal(f"{WORKERS}._storage_context", CONTROLLER, "the same"),
-    Internal(f"{WORKERS}._worker_callbacks_to_propagate", CONTROLLER, "the same"),
-    Internal(f"{WORKERS}._decorate_worker_log_file_paths", CONTROLLER, "the same", parameters=("workers",)),
+    Internal(f"{WORKER_GROUP}._train_run_context", CONTROLLER, "what a worker is told as it starts"),
+    Internal(f"{WORKER_GROUP}._storage_context", CONTROLLER, "the same"),
+    Internal(f"{WORKER_GROUP}._worker_callbacks_to_propagate", CONTROLLER, "the same"),
+    Internal(f"{WORKER_GROUP}._decorate_worker_log_file_paths", CONTROLLER, "the same", parameters=("workers",)),
     # --- tuning
     Internal("ray._private.services.JEMALLOC_SO", TUNING, "the allocator that Ray brings, for workers of this machine"),
     Internal(

@@ -29,13 +29,13 @@ DATA_HELPERS = {
 }
 """Names, and their namespaces, of the actors that Ray Data makes for its first execution and leaves behind. Each later
 one takes those that are there, or makes them again."""
-LAST_CALLS_S = 10.0
+PENDING_CALLS_S = 10.0
 """How long such an actor may take for the calls that nobody waits for; Ray would complain of those that it loses."""
-JEMALLOC = {"LD_PRELOAD": JEMALLOC_SO, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+JEMALLOC_ENVIRONMENT = {"LD_PRELOAD": JEMALLOC_SO, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
 """What has workers of this machine use the allocator that Ray brings. With one arena for all threads glibc's keeps the
 memory of each step (`starting.GLIBC`), but they wait for each other at its lock, 400 times a second. Ray's has neither
 fault; where it lies is known on this machine."""
-PAGE = 4096
+PAGE_BYTES = 4096
 """Bytes of the pages that Ray's allocator is built for; it ends where they have another size."""
 
 
@@ -45,10 +45,10 @@ def calm_processes(dashboard: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def jemalloc() -> dict[str, str]:
+def jemalloc_environment() -> dict[str, str]:
     """The environment that has workers use Ray's allocator; empty where it is not there, or does not fit."""
-    fits = os.sysconf("SC_PAGE_SIZE") == PAGE
-    return JEMALLOC if fits and JEMALLOC_SO and os.path.exists(JEMALLOC_SO) else {}
+    fits = os.sysconf("SC_PAGE_SIZE") == PAGE_BYTES
+    return JEMALLOC_ENVIRONMENT if fits and JEMALLOC_SO and os.path.exists(JEMALLOC_SO) else {}
 
 
 def end_data_helpers() -> None:
@@ -57,5 +57,5 @@ def end_data_helpers() -> None:
     for name, namespace in DATA_HELPERS.items():
         with suppress(ValueError, RayError):  # there is none, or it ends by itself
             helper = ray.get_actor(name, namespace)
-            ray.get(helper.__ray_ready__.remote(), timeout=LAST_CALLS_S)  # what it was last asked is done
+            ray.get(helper.__ray_ready__.remote(), timeout=PENDING_CALLS_S)  # what it was last asked is done
             ray.kill(helper)

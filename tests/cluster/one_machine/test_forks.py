@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from hive_ray.cluster.one_machine import forks
-from hive_ray.cluster.one_machine.forks import Forks
+from hive_ray.cluster.one_machine.forks import ForkServer
 from hive_ray.cluster.starting import can_fork
-from hive_ray.cluster.switch import SWITCH
+from hive_ray.cluster.switch import SWITCH_VARIABLE
 
 ROOT = Path(__file__).parents[3]
 DRIVER = """
@@ -94,7 +94,7 @@ def test_actors_are_forks_of_one_process_with_their_own_state_and_end_with_the_d
 def test_workers_are_forked_on_linux_without_a_gpu_unless_it_is_told_otherwise(monkeypatch, system, has_gpu, told, can):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-    monkeypatch.setenv(SWITCH, told)
+    monkeypatch.setenv(SWITCH_VARIABLE, told)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert can_fork() == can
 
@@ -102,14 +102,14 @@ def test_workers_are_forked_on_linux_without_a_gpu_unless_it_is_told_otherwise(m
 def test_without_the_process_the_script_is_run_by_a_new_interpreter(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os, sys; print(sys.argv[1:], os.environ['TOLD'], 'numpy' in sys.modules)")
-    command = [sys.executable, "-IS", str(forks.CLIENT), str(tmp_path / "nobody"), str(script), "a", "b c"]
+    command = [sys.executable, "-IS", str(forks.CLIENT_SCRIPT), str(tmp_path / "nobody"), str(script), "a", "b c"]
     said = subprocess.run(command, env=os.environ | {"TOLD": "yes"}, capture_output=True, text=True, check=True)
     assert said.stdout == "['a', 'b c'] yes False\n"
 
 
 @pytest.fixture
 def served():
-    made = Forks(("json",), os.environ)
+    made = ForkServer(("json",), os.environ)
     yield made
     made.process.communicate()
 
@@ -153,7 +153,7 @@ def test_who_is_killed_after_asking_takes_the_process_from_nobody_else(served, t
 
 
 def test_the_process_ends_with_its_input_and_leaves_no_folder(tmp_path):
-    made = Forks(("json",), os.environ)
+    made = ForkServer(("json",), os.environ)
     assert os.path.exists(f"{made.folder}/socket")
     made.process.communicate(timeout=30)
     assert made.process.returncode == 0
@@ -161,7 +161,7 @@ def test_the_process_ends_with_its_input_and_leaves_no_folder(tmp_path):
 
 
 def test_what_imports_ray_is_refused_and_workers_start_as_ever(tmp_path, capfd):
-    made = Forks(("ray",), os.environ)
+    made = ForkServer(("ray",), os.environ)
     assert made.process.wait(60) == 1
     assert "imports Ray, which has to be left to the forks" in capfd.readouterr().err
     script = tmp_path / "script.py"

@@ -16,7 +16,7 @@ from lines import train, training, write_points
 from sockets import is_loopback, listening, reachable, watched
 
 from hive_ray.cluster import addresses, this_machine
-from hive_ray.cluster.addresses import LOOPBACK, SHORT_FOLDER
+from hive_ray.cluster.addresses import LOOPBACK_VARIABLE, SHORT_FOLDER
 from hive_ray.cluster.one_machine.loopback import on_loopback
 from hive_ray.cluster.starting import start_ray
 from hive_ray.cluster.this_machine import choose_ray_folder, first_line, patient_start
@@ -48,7 +48,7 @@ def test_a_folder_that_holds_no_sockets_is_replaced_with_a_word(monkeypatch, cap
     with pytest.raises(ValueError, match=f"RAY_TMPDIR={folder} .*set it to a folder such as /tmp"):
         choose_ray_folder()
     monkeypatch.setattr(addresses.tempfile, "gettempdir", lambda: folder)
-    assert addresses.short_folder() == SHORT_FOLDER
+    assert addresses.socket_folder() == SHORT_FOLDER
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/scratch/of/somebody"])
@@ -59,12 +59,12 @@ def test_any_other_folder_stays(monkeypatch, capsys, folder):
     assert "RAY_TMPDIR" not in os.environ
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(addresses.tempfile, "gettempdir", lambda: folder)
-    assert addresses.short_folder() == folder
+    assert addresses.socket_folder() == folder
 
 
 def test_what_ray_raises_at_its_start_is_a_sentence_and_a_slow_start_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(this_machine, "SLOW_S", 0.05)
-    switch, told = LOOPBACK[0], threading.Event()
+    monkeypatch.setattr(this_machine, "SLOW_START_S", 0.05)
+    switch, told = LOOPBACK_VARIABLE[0], threading.Event()
 
     def start() -> None:
         with patient_start(), on_loopback():
@@ -109,7 +109,7 @@ def test_every_port_of_a_map_stage_and_of_a_training_is_on_the_loopback_address(
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     stranger = subprocess.Popen(
         [sys.executable, "-c", STRANGER, address],
-        env=clean | {"RAY_AUTH_MODE": "disabled", LOOPBACK[0]: LOOPBACK[1]},
+        env=clean | {"RAY_AUTH_MODE": "disabled", LOOPBACK_VARIABLE[0]: LOOPBACK_VARIABLE[1]},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
