@@ -47,7 +47,6 @@ from hive_ray.schemas import PAIRS, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.shapes.pretraining.scene_pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
-from hive_ray.training.ahead import to_device
 from hive_ray.training.engine import (
     AUTOCAST_DTYPES,
     BUCKET_SIZE,
@@ -56,6 +55,7 @@ from hive_ray.training.engine import (
     estimate_memory,
     start_engine,
 )
+from hive_ray.training.prefetching import to_device
 from hive_ray.training.weights import WeightAverage
 from jobs import encode_latents, train_editor
 from jobs.run import Run

@@ -19,7 +19,12 @@ from pydantic import ValidationError
 from hive_ray import console, storage
 from hive_ray.artifacts.model_store import is_finished_model, model_digest
 from hive_ray.artifacts.tables import OnMismatch, fingerprint_of, read_manifest
-from hive_ray.cluster.lost import RESUME_HINT, exiting_when_cluster_is_lost, exiting_when_start_fails, explain_ray_error
+from hive_ray.cluster.failures import (
+    RESUME_HINT,
+    exiting_when_cluster_is_lost,
+    exiting_when_start_fails,
+    explain_ray_error,
+)
 from hive_ray.cluster.noise import filtering_known_noise
 from hive_ray.cluster.starting import nodes_missing_file, num_nodes, start_ray
 from hive_ray.config import Config, Section

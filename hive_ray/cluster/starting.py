@@ -20,8 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hive_ray.cluster.auth_token import use_private_token
 from hive_ray.cluster.environment import public_variables, service_variables
-from hive_ray.cluster.looking import polling
 from hive_ray.cluster.noise import QUIET_ENVIRONMENT, quiet_libraries
+from hive_ray.cluster.polling import polling
 from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, started_here, takes_special_path
 from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_only_on_loopback, patient_start
 from hive_ray.config import Resources

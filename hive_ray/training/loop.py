@@ -20,7 +20,6 @@ from hive_ray.config import Training
 from hive_ray.console import say, tell_result, warn
 from hive_ray.errors import Stopped
 from hive_ray.seeds import seed_for
-from hive_ray.training.ahead import Prefetcher, pin_memory, prefetch_executor, to_device
 from hive_ray.training.bad_rows import SKIPPED_ROWS, PreparedBatch, RowQuarantine
 from hive_ray.training.checkpoints import Checkpoints, LoadedCheckpoint, TrainingState
 from hive_ray.training.collectives import max_over_ranks, run_until_all_finish, sum_over_ranks
@@ -28,6 +27,7 @@ from hive_ray.training.deepspeed_fixes import loss_scaler
 from hive_ray.training.engine import autocast, check_memory, start_engine, take_step
 from hive_ray.training.job import TrainingJob, Worker
 from hive_ray.training.objectives import summarise_measures
+from hive_ray.training.prefetching import Prefetcher, pin_memory, prefetch_executor, to_device
 from hive_ray.training.rows import RowStore, batch_places
 from hive_ray.training.validation import VALIDATION_LOSS, Validation, evaluation_mode, validation_due
 from hive_ray.training.watching import TrainingMonitor

@@ -23,12 +23,12 @@ from hive_ray.config import Training
 from hive_ray.console import warn
 from hive_ray.schemas import Row
 from hive_ray.seeds import seed_for, uniform_for
-from hive_ray.training.ahead import to_device
 from hive_ray.training.bad_rows import RowQuarantine
 from hive_ray.training.collectives import sum_over_ranks
 from hive_ray.training.deepspeed_fixes import engine_autocast
 from hive_ray.training.engine import autocast
 from hive_ray.training.objectives import Objective, summarise_measures
+from hive_ray.training.prefetching import to_device
 from hive_ray.training.rows import RowStore
 from hive_ray.training.weights import WeightAverage
 

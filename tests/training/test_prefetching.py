@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 import torch
 
-from hive_ray.training.ahead import Prefetcher, pin_memory, prefetch_executor, to_device
+from hive_ray.training.prefetching import Prefetcher, pin_memory, prefetch_executor, to_device
 
 CPU = torch.device("cpu")
 LIMIT_S = 30

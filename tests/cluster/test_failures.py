@@ -15,8 +15,8 @@ from local_server import free_port
 from ray.exceptions import ActorDiedError, NodeDiedError, RaySystemError, RayTaskError, RpcError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from hive_ray.cluster import lost
-from hive_ray.cluster.lost import RESUME_HINT, explain_ray_error
+from hive_ray.cluster import failures
+from hive_ray.cluster.failures import RESUME_HINT, explain_ray_error
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,9 +61,9 @@ def test_bugs_keep_their_traceback(error):
 
 
 def test_a_head_that_is_away_for_long_is_lost_and_one_that_comes_back_is_not(monkeypatch):
-    monkeypatch.setattr(lost, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(failures, "HEAD_TIMEOUT_S", 0.5)
     port = free_port()
-    what_is_lost = lost._head_at(f"127.0.0.1:{port}")
+    what_is_lost = failures._head_at(f"127.0.0.1:{port}")
     assert what_is_lost() == ""
     time.sleep(0.3)
     with socket.create_server(("127.0.0.1", port)):

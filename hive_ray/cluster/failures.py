@@ -15,8 +15,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from hive_ray import console
 from hive_ray.cluster.auth_token import remove_private_folder
-from hive_ray.cluster.looking import polling
 from hive_ray.cluster.noise import exit_with
+from hive_ray.cluster.polling import polling
 from hive_ray.cluster.switch import started_here
 from hive_ray.cluster.this_machine import child_processes, first_line, is_alive
 from hive_ray.errors import Stopped
