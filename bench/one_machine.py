@@ -4,7 +4,7 @@ python -m bench.one_machine stage [PATH ...]       a short map stage: the first 
 python -m bench.one_machine training [PATH ...]    a training of a few steps, after a map stage as in the pipeline
 python -m bench.one_machine quickstart [PATH ...]  the whole of `make quickstart`: minutes, several times
 
-PATH is forks, controller, processes or allocator, or `all` for HIVE_RAY_ONE_MACHINE=0; without any, each of these.
+PATH is forks, controller or allocator, or `all` for HIVE_RAY_ONE_MACHINE=0; without any, each of these.
 (`loopback` keeps others out, and gains no time.) A ratio is seconds without the path over seconds with all paths: above
 1 it is a gain. Both sides run in turns, each in a process and on a cluster of its own, another one first in each round.
 """

@@ -95,10 +95,6 @@ def _start(
     dashboard = has_dashboard()
     choose_ray_folder()
     use_private_token()
-    if takes_special_path("processes"):
-        from hive_ray.cluster.one_machine.tuning import calm_processes
-
-        calm_processes(dashboard)
     if workers_import and can_fork():
         forked = os.environ | variables | {"OMP_NUM_THREADS": "1"}
         environment["py_executable"] = _forks(workers_import, tuple(forked.items())).command

@@ -21,7 +21,6 @@ SPECIAL_PATHS = {
     "loopback": "Ray, the workers' rendezvous and replicas of Ray Serve listen on the loopback address alone",
     "forks": "workers are forks of a process that has done their imports",
     "controller": "the driver controls its trainings itself, and ends idle actors of Ray's before them",
-    "processes": "Ray's own processes wake less often, and workers have the priority of others",
     "allocator": "workers take memory by the allocator that Ray brings",
 }
 """The special paths, and what each does."""

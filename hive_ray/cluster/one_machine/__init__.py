@@ -4,7 +4,7 @@ loopback    Ray listens on the loopback address alone, and has time to start on 
 rendezvous  training workers find each other by a file, not by a port
 forks       workers are forks of one process that has imported what they need
 controller  Ray Train without actors that have nothing to do
-tuning      calmer processes of Ray's, helpers of Ray Data that are ended, the allocator of workers
+tuning      Ray Data's idle actors are ended; workers use Ray's allocator
 table       each internal of Ray that these use, and why
 
 `hive_ray.cluster.switch` says which of them are taken; the others are not imported.

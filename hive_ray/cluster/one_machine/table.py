@@ -123,17 +123,5 @@ INTERNALS = (
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator", TUNING,
         "this helper is found by its name", attributes=("AutoscalingCoordinator",),
     ),
-    Internal(
-        "ray._private.log_monitor.RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", TUNING,
-        "the log monitor looks for files less often; the variable has this name",
-    ),
-    Internal(
-        "ray.dashboard.modules.event.event_consts.EVENT_AGENT_REPORT_INTERVAL_SECONDS", TUNING,
-        "the agent looks for events less often; the variable has this name",
-    ),
-    Internal(
-        "ray.dashboard.modules.reporter.reporter_consts.REPORTER_UPDATE_INTERVAL_MS", TUNING,
-        "the agent measures the machine less often; the variable has this name",
-    ),
 )  # fmt: skip
 """By file, in the order of use."""

@@ -1,4 +1,4 @@
-"""Settings of Ray's own processes, actors that it leaves behind, and the allocator of workers."""
+"""Idle actors that Ray Data leaves behind, and the allocator of workers."""
 
 import os
 from contextlib import suppress
@@ -7,21 +7,6 @@ import ray
 from ray._private.services import JEMALLOC_SO
 from ray.exceptions import RayError
 
-CALMER = {
-    "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-}
-"""What Ray's own processes are told, unless it is set, in a cluster that is started here without a dashboard. Ten times
-a second its agent would look for what it would tell that, and its log monitor for files that no worker writes yet (now
-twice a second); and all would keep times of each event for a file that nobody reads."""
-WORKERS = {
-    "RAY_worker_niceness": "0",  # at Ray's 15 whatever else runs here starves its workers
-    "RAY_prestart_worker_first_driver": "0",  # workers without our environment, never used
-}
-"""What its raylet is told of workers, unless it is set."""
 DATA_HELPERS = {
     "ActorLocationTracker": "ActorLocationTracker",
     "AutoscalingCoordinator": "AutoscalingCoordinator",
@@ -37,12 +22,6 @@ memory of each step (`starting.GLIBC`), but they wait for each other at its lock
 fault; where it lies is known on this machine."""
 PAGE_BYTES = 4096
 """Bytes of the pages that Ray's allocator is built for; it ends where they have another size."""
-
-
-def calm_processes(dashboard: bool) -> None:
-    """Set what Ray's processes read in the environment as they start. `dashboard`: they have one to report to."""
-    for name, value in (WORKERS if dashboard else WORKERS | CALMER).items():
-        os.environ.setdefault(name, value)
 
 
 def jemalloc_environment() -> dict[str, str]:
