@@ -24,7 +24,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from hive_ray.files.image_files import BITS_PER_SAMPLE, PHOTOMETRIC, PictureFile, is_heic, orientation_of, read_file
+from hive_ray.files.image_files import (
+    BITS_PER_SAMPLE,
+    PHOTOMETRIC,
+    PictureFile,
+    is_heic,
+    orientation_of,
+    read_picture_file,
+)
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
 """How the kinds of pictures that tables hold begin."""
@@ -42,7 +49,7 @@ DECODERS = {
 FORMATS = "PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused before they are decoded; Pillow's own limit."""
-UPRIGHT = {
+TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,9 +59,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture of each orientation upright."""
-NUMBERS = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Pillow's modes of one channel with more than 8 bits."""
-WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 """What a profile must describe to fit a mode."""
 WHITE = (255, 255, 255)
@@ -64,7 +71,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Crop = Literal["none", "center", "random"]
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Made")
 
 
 class ImageError(ValueError):
@@ -97,7 +104,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if image.mode != "RGB" or file.profile or file.colour_key:
             image = _as_rgb(image, file)
         if file.orientation != 1:
-            image = image.transpose(UPRIGHT[file.orientation])
+            image = image.transpose(TO_UPRIGHT[file.orientation])
         return np.asarray(image)
     except ImageError:
         raise
@@ -119,7 +126,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, PictureFile]:
     """A picture whose pixels are not decoded yet, and its file; raises whatever Pillow does."""
-    file = read_file(data)
+    file = read_picture_file(data)
     if file is None:
         raise _unreadable(data, "HEIC, which is not read: save it as JPEG" if is_heic(data) else "no known format")
     if file.size:
@@ -157,9 +164,9 @@ def _as_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
         differs = np.asarray(image) != np.array(file.colour_key)
         shown = differs.any(-1) if differs.ndim == 3 else differs
         alpha = Image.fromarray(np.where(shown, 255, 0).astype(np.uint8))
-    if image.mode in NUMBERS:
+    if image.mode in DEEP_MODES:
         image = Image.fromarray(_eight_bits(image))
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
         with_alpha = "LA" if image.mode in ("LA", "La") else "RGBA"
         if image.mode != with_alpha:
             image = image.convert(with_alpha)
@@ -259,7 +266,7 @@ def encode_small_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def kind_of(data: bytes) -> str:
+def image_format(data: bytes) -> str:
     """ "png" or "jpg" by the first bytes of an encoded picture, "" if it is neither."""
     return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")
 
@@ -267,28 +274,28 @@ def kind_of(data: bytes) -> str:
 def is_plain(data: bytes) -> bool:
     """Whether this is a PNG or JPEG that every viewer shows as `decode` does, by its header: 8 bits or less, RGB, grey
     or a palette, nothing transparent, upright, sRGB."""
-    if not kind_of(data):
+    if not image_format(data):
         return False
-    file = read_file(data)
+    file = read_picture_file(data)
     if file is None or not file.is_common or file.orientation != 1:
         return False
     return not file.profile or not any(_to_srgb(file.profile, mode) for mode in ("L", "RGB"))
 
 
-def as_plain(data: bytes) -> bytes:
+def to_plain(data: bytes) -> bytes:
     """The picture for viewers of any kind: as it is where it `is_plain`, else a PNG of what `decode` sees."""
     return data if is_plain(data) else encode(decode(data))
 
 
-def as_kept(data: bytes) -> bytes:
-    """The picture for a table: `as_plain`, after all of it was decoded; ImageError if it is broken anywhere."""
+def to_stored(data: bytes) -> bytes:
+    """The picture for a table: `to_plain`, after all of it was decoded; ImageError if it is broken anywhere."""
     pixels = decode(data)
     return data if is_plain(data) else encode(pixels)
 
 
 def media_type(data: bytes) -> str:
     """The media type of a plain picture."""
-    return MEDIA_TYPES[kind_of(data)]
+    return MEDIA_TYPES[image_format(data)]
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------
@@ -316,7 +323,7 @@ def window(
     return Window(height, width, int(place[0] * (down + 1)), int(place[1] * (across + 1)))
 
 
-def cut(pixels: np.ndarray, seen: Window, resolution: int) -> np.ndarray:
+def crop_to(pixels: np.ndarray, seen: Window, resolution: int) -> np.ndarray:
     """The resolution x resolution pixels of a window; of another size or aspect, they are first scaled to it."""
     scaled = _scale(pixels, seen.height, seen.width)
     return scaled[seen.top : seen.top + resolution, seen.left : seen.left + resolution]
@@ -330,7 +337,7 @@ def _scale(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def thumbnail(data: bytes, longest: int) -> bytes:
-    """The picture with no side longer than `longest`, for a page: `as_plain` where it is small, else a JPEG."""
+    """The picture with no side longer than `longest`, for a page: `to_plain` where it is small, else a JPEG."""
     image = Image.fromarray(decode(data))
     if max(image.size) <= longest:
         return data if is_plain(data) else encode(np.asarray(image))
@@ -342,10 +349,10 @@ def thumbnail(data: bytes, longest: int) -> bytes:
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """Pixels -> tensor."""
-    return scaled(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
+    return normalize_pixels(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
 
 
-def scaled(pixels: Tensor) -> Tensor:
+def normalize_pixels(pixels: Tensor) -> Tensor:
     """Numbers 0..255 of any shape -> float in -1..1."""
     return pixels.float() / 127.5 - 1
 
@@ -359,11 +366,11 @@ def to_pixels(tensor: Tensor) -> np.ndarray:
 def to_batch(images: list[bytes], resolution: int) -> Tensor:
     """Encoded images -> float (B, 3, resolution, resolution) in -1..1."""
     return torch.stack(
-        [to_tensor(pixels) for pixels in in_threads(lambda one: resize(decode(one), resolution), images)]
+        [to_tensor(pixels) for pixels in map_in_threads(lambda one: resize(decode(one), resolution), images)]
     )
 
 
-def in_threads(function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """What `function` makes of each item, in their order, by as many threads as torch has: decoding takes most of what
     a batch of large pictures takes of a host. (A `function` that calls torch would begin as many threads in each.)"""
     threads = min(len(items), torch.get_num_threads())

@@ -25,27 +25,27 @@ from pyarrow import fs
 
 from hive_ray.console import warn
 from hive_ray.files import s3, scratch
-from hive_ray.files.owners import is_gone, is_left_behind, owner, unfinished
+from hive_ray.files.owners import current_owner, is_abandoned, owner_is_gone, unfinished_name
 from hive_ray.files.scratch import cache_folder
 
 S3 = s3.PREFIX
-S3_PATIENCE_S = 120.0
+S3_TIMEOUT_S = 120.0
 """How long an S3 may be away before what needs it fails."""
-UNREACHABLE_PATIENCE_S = 20.0
+UNREACHABLE_TIMEOUT_S = 20.0
 """How long `check_storage` waits for an address at which nothing answers."""
 CHECK_TIMEOUT_S = 10.0
 """How long a request of `check_storage` may be without an answer."""
-COPIED_AT_A_TIME = 1 << 22
+COPY_BUFFER_BYTES = 1 << 22
 """Bytes."""
-PROBE = ".hive_ray-probe-"
+PROBE_PREFIX = ".hive_ray-probe-"
 """How the names of the small files begin by which a run's folder is tried."""
 P = ParamSpec("P")
 R = TypeVar("R")
-MARKERS = ("manifest.json", "card.json")
+FINISHED_FILES = ("manifest.json", "card.json")
 """Files that say that their folder is whole: written last, removed first."""
-BEGUN = ("building.json", "exporting.json")
+STARTED_FILES = ("building.json", "exporting.json")
 """Files that say that their folder is being made, and of what: written first, removed last."""
-OTHERS_UPLOADS_S = 86_400.0
+ABANDONED_UPLOAD_S = 86_400.0
 """Uploads in parts that began longer ago are nobody's any more."""
 ADVICE = {
     errno.ENOSPC: "free some space",
@@ -76,8 +76,8 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     return s3.file_system(inside.split("/")[0]), inside
 
 
-def patient(act: Callable[P, R]) -> Callable[P, R]:
-    """`act`, which may be done again, done again until S3 is back: for S3_PATIENCE_S, after 1, 2, 4, ... 15 s.
+def retry_s3(act: Callable[P, R]) -> Callable[P, R]:
+    """`act`, which may be done again, done again until S3 is back: for S3_TIMEOUT_S, after 1, 2, 4, ... 15 s.
 
     Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read. What
     waiting does not mend is raised at once, as `s3.S3Error`, which says what to do.
@@ -86,7 +86,7 @@ def patient(act: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(act)
     def patiently(*args: P.args, **kwargs: P.kwargs) -> R:
         address = next((value for value in args if isinstance(value, str) and value.startswith(S3)), S3)
-        return _until_done(lambda: act(*args, **kwargs), address, S3_PATIENCE_S)
+        return _until_done(lambda: act(*args, **kwargs), address, S3_TIMEOUT_S)
 
     return patiently
 
@@ -102,16 +102,16 @@ def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
             text = str(error)
             if isinstance(error, s3.S3Error | FileNotFoundError) or not s3.is_error(text):
                 raise
-            patience_s = min(unreachable_s if "NETWORK_CONNECTION" in text else S3_PATIENCE_S, S3_PATIENCE_S)
-            if s3.is_lasting(text) or time.monotonic() - started > patience_s:
-                raise s3.explained(error, address) from error
+            patience_s = min(unreachable_s if "NETWORK_CONNECTION" in text else S3_TIMEOUT_S, S3_TIMEOUT_S)
+            if s3.is_permanent(text) or time.monotonic() - started > patience_s:
+                raise s3.explain(error, address) from error
             if attempt == 1:
                 warn(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}")
             time.sleep(min(2.0**attempt, 15.0))
             attempt += 1
 
 
-@patient
+@retry_s3
 def exists(path: str) -> bool:
     """Is there a file or a folder?"""
     files, inside = filesystem(path)
@@ -132,7 +132,7 @@ def list_data(path: str, *endings: str) -> list[str]:
     ]
 
 
-@patient
+@retry_s3
 def list_sizes(path: str) -> dict[str, int]:
     """Name -> bytes of all files below a folder, relative to it and sorted."""
     files, inside = filesystem(path)
@@ -140,24 +140,24 @@ def list_sizes(path: str) -> dict[str, int]:
     return dict(sorted((os.path.relpath(info.path, inside), info.size) for info in found if info.is_file))
 
 
-@patient
-def list_versions(path: str, passed_over: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
+@retry_s3
+def list_versions(path: str, skipped: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
     """Name -> version (`file_version`) of all files below a folder, relative to it and sorted; none if there is none.
 
-    Files and folders whose own name is `passed_over` are left out, and such folders are not looked into. Links are
+    Files and folders whose own name is `skipped` are left out, and such folders are not looked into. Links are
     followed. On disk this takes a look at each file, on S3 a request for each 1,000 objects.
     """
     if path.startswith(S3):
         found = {name: f"{size} {etag}" for name, (etag, size) in _s3_objects(path).items()}
-        return {name: found[name] for name in sorted(found) if not any(map(passed_over, name.split("/")))}
+        return {name: found[name] for name in sorted(found) if not any(map(skipped, name.split("/")))}
     top = absolute(path)
     found, walked = {}, set()
     for folder, folders, names in os.walk(top, onerror=_raise, followlinks=True):
         place = os.path.realpath(folder)
-        folders[:] = [] if place in walked else [name for name in folders if not passed_over(name)]
+        folders[:] = [] if place in walked else [name for name in folders if not skipped(name)]
         for name in names if place not in walked else ():
             file = os.path.join(folder, name)
-            version = None if passed_over(name) else file_version(file)
+            version = None if skipped(name) else file_version(file)
             if version is not None:
                 found[os.path.relpath(file, top)] = version
         walked.add(place)
@@ -169,7 +169,7 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-@patient
+@retry_s3
 def file_version(path: str) -> str | None:
     """Bytes of a file and when it was changed last, in ns (on S3: its ETag); None if there is no such file."""
     if path.startswith(S3):
@@ -188,7 +188,7 @@ def is_file(path: str) -> bool:
     return file_size(path) is not None
 
 
-@patient
+@retry_s3
 def file_size(path: str) -> int | None:
     """Bytes of a file, None of a folder; FileNotFoundError if there is nothing."""
     files, inside = filesystem(path)
@@ -198,7 +198,7 @@ def file_size(path: str) -> int | None:
     return found.size if found.is_file else None
 
 
-@patient
+@retry_s3
 def read_bytes(path: str) -> bytes:
     """The content of a file."""
     files, inside = filesystem(path)
@@ -223,7 +223,7 @@ def read_json(path: str) -> Any:
         return None
 
 
-@patient
+@retry_s3
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file that is either absent (or the old one) or whole, whenever the process or the machine ends.
 
@@ -231,13 +231,13 @@ def write_bytes(path: str, data: bytes) -> None:
     """
     if path.startswith(S3):
         return _upload(path, lambda stream: stream.write(data))
-    _write_whole(path, lambda stream: stream.write(data))
+    _write_atomically(path, lambda stream: stream.write(data))
 
 
-def _write_whole(path: str, write: Callable[[BinaryIO], object]) -> None:
+def _write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
     """Write a local file beside its place, onto the disk, and rename it."""
     target = Path(absolute(path))
-    beside = target.with_name(unfinished(target.name))
+    beside = target.with_name(unfinished_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as stream:
@@ -245,25 +245,25 @@ def _write_whole(path: str, write: Callable[[BinaryIO], object]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         beside.replace(target)
-        _keep_names(target.parent)
+        _sync_folder(target.parent)
     except OSError as error:
-        _forget(beside)
+        _remove_if_possible(beside)
         if error.errno not in ADVICE:
             raise
         what_to_do = f"{ADVICE[error.errno]}, and give the same command again"
         raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno)}; {what_to_do}") from error
     except BaseException:
-        _forget(beside)
+        _remove_if_possible(beside)
         raise
 
 
-def _forget(file: Path) -> None:
+def _remove_if_possible(file: Path) -> None:
     """Remove a file that may not be there, or may not be removed."""
     with suppress(OSError):
         file.unlink()
 
 
-def _keep_names(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Have a folder's names on the disk, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -279,7 +279,7 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-@patient
+@retry_s3
 def read_columns(path: str, columns: list[str]) -> pa.Table:
     """Some columns of a Parquet file."""
     with open_parquet(path) as parquet:
@@ -299,7 +299,7 @@ def remove_file(path: str) -> None:
     Path(absolute(path)).unlink()
 
 
-@patient
+@retry_s3
 def remove_tree(path: str) -> None:
     """Remove a folder and all below it, in an order that may be broken off anywhere: what says that it is whole goes
     first, what says of what it is the remains goes last."""
@@ -316,24 +316,24 @@ def remove_tree(path: str) -> None:
 
 def _removal_turn(name: str) -> int:
     """When a file of a folder is removed. Shards go before what was dropped of them: one that is there has it."""
-    if name in MARKERS:
+    if name in FINISHED_FILES:
         return 0
-    if name in BEGUN:
+    if name in STARTED_FILES:
         return 3
     return 1 if name.startswith("data/") else 2
 
 
-def sweep(path: str, *, but: Collection[str] = (), uploads_older_than_s: float = 0.0) -> None:
-    """Remove what processes that are gone have left half written below a folder: on disk unfinished files, `but` those
-    in folders of these names; on S3 the uploads in parts that began so long ago, which nobody may be sending."""
+def remove_unfinished(path: str, *, skipped: Collection[str] = (), uploads_older_than_s: float = 0.0) -> None:
+    """Remove what processes that are gone have left half written below a folder: on disk unfinished files, without those
+    in folders named in `skipped`; on S3 the uploads in parts that began so long ago, which nobody may be sending."""
     if path.startswith(S3):
         abort_uploads(path, uploads_older_than_s)
         return
     for folder, folders, names in os.walk(absolute(path)):
-        folders[:] = [name for name in folders if name not in but]
+        folders[:] = [name for name in folders if name not in skipped]
         for name in names:
-            if is_left_behind(Path(folder, name)):
-                _forget(Path(folder, name))
+            if is_abandoned(Path(folder, name)):
+                _remove_if_possible(Path(folder, name))
 
 
 def fetch_folder(path: str) -> Path:
@@ -368,7 +368,7 @@ def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
         return target
     cache = cache_folder() / "folders"
     cache.mkdir(exist_ok=True)
-    with scratch.folder("fetch") as folder:
+    with scratch.temporary_folder("fetch") as folder:
         size = sum(size for _, size in objects.values())
         no_room = f"{cache} has no room for a copy of {path} ({size} bytes): make room, or set HIVE_RAY_CACHE"
         if shutil.disk_usage(cache).free < size:
@@ -406,8 +406,8 @@ def check_storage(address: str) -> None:
 
     OSError or ValueError says what failed and which setting to correct.
 
-    On S3 that is five requests. An address at which nothing answers is waited for UNREACHABLE_PATIENCE_S, an S3 that
-    asks to be asked later for S3_PATIENCE_S.
+    On S3 that is five requests. An address at which nothing answers is waited for UNREACHABLE_TIMEOUT_S, an S3 that
+    asks to be asked later for S3_TIMEOUT_S.
     """
     if address.startswith(S3):
         _check_s3(address.rstrip("/"))
@@ -416,7 +416,7 @@ def check_storage(address: str) -> None:
 
 
 def _check_s3(address: str) -> None:
-    path = join(address, f"{PROBE}{owner()}-{uuid.uuid4().hex[:8]}")
+    path = join(address, f"{PROBE_PREFIX}{current_owner()}-{uuid.uuid4().hex[:8]}")
     content = b"hive_ray looks whether it can write here"
     bucket, key = s3.split(path)
     files, inside = s3.file_system(bucket, attempts=1, timeout_s=CHECK_TIMEOUT_S), path.removeprefix(S3)
@@ -430,15 +430,15 @@ def _check_s3(address: str) -> None:
             return stream.read()
 
     def names() -> list[str]:
-        return [item["Key"] for item in s3.list_objects(bucket, key.rpartition(PROBE)[0] + PROBE)]
+        return [item["Key"] for item in s3.list_objects(bucket, key.rpartition(PROBE_PREFIX)[0] + PROBE_PREFIX)]
 
     def attempt(what: str, act: Callable[[], R]) -> R:
         try:
-            return _until_done(act, path, UNREACHABLE_PATIENCE_S)
+            return _until_done(act, path, UNREACHABLE_TIMEOUT_S)
         except OSError as error:
             raise type(error)(f"{address} cannot be used: {what} there failed. {error}") from error
 
-    odd = f"the server at {s3.server().in_words(bucket)} is no S3, or one that shows late what was written: correct"
+    odd = f"the server at {s3.server().describe(bucket)} is no S3, or one that shows late what was written: correct"
     attempt("writing", write)
     try:
         if attempt("reading", read) != content:
@@ -450,12 +450,12 @@ def _check_s3(address: str) -> None:
         with suppress(OSError):
             s3.remove_objects(bucket, [key])
         raise
-    left = [name for name in found if is_gone(name.rpartition(PROBE)[2].rpartition("-")[0], Path(name))]
+    left = [name for name in found if owner_is_gone(name.rpartition(PROBE_PREFIX)[2].rpartition("-")[0], Path(name))]
     attempt("removing", lambda: s3.remove_objects(bucket, [key, *left]))
 
 
 def _check_folder(folder: Path) -> None:
-    probe = folder / unfinished("probe")
+    probe = folder / unfinished_name("probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -472,7 +472,7 @@ def _check_folder(folder: Path) -> None:
         ) from error
 
 
-@patient
+@retry_s3
 def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
     """Name below the folder -> (etag, bytes), of names that begin with `start`."""
     bucket, prefix = s3.split(f"{path.rstrip('/')}/")
@@ -480,7 +480,7 @@ def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
     return {item["Key"].removeprefix(prefix): (item["ETag"], item["Size"]) for item in found}
 
 
-@patient
+@retry_s3
 def _s3_tree(path: str) -> list[str]:
     """Addresses of all objects below a folder, sorted: files, and the empty objects that stand for folders."""
     bucket, prefix = s3.split(f"{path.rstrip('/')}/")
@@ -490,16 +490,16 @@ def _s3_tree(path: str) -> list[str]:
 def _remove_s3_files(addresses: list[str]) -> None:
     """Remove objects of one bucket, many in a request, in no order."""
     keys = [s3.split(address)[1] for address in addresses]
-    for start in range(0, len(keys), s3.DELETE_AT_ONCE):
-        _remove_objects(addresses[0], keys[start : start + s3.DELETE_AT_ONCE])
+    for start in range(0, len(keys), s3.MAX_DELETE_KEYS):
+        _remove_objects(addresses[0], keys[start : start + s3.MAX_DELETE_KEYS])
 
 
-@patient
+@retry_s3
 def _remove_objects(address: str, keys: list[str]) -> None:
     s3.remove_objects(s3.split(address)[0], keys)
 
 
-@patient
+@retry_s3
 def abort_uploads(path: str, older_than_s: float) -> int:
     """End the uploads in parts that killed processes left open below a path, if they began so long ago; how many.
 
@@ -512,7 +512,7 @@ def abort_uploads(path: str, older_than_s: float) -> int:
     try:
         return s3.abort_uploads(bucket, prefix, older_than_s)
     except OSError as error:
-        if not s3.is_lasting(str(error)):
+        if not s3.is_permanent(str(error)):
             raise
         return 0
 
@@ -521,19 +521,19 @@ def store_folder(local: Path, path: str) -> None:
     """Copy a local folder to `path` in place of what was there; card.json arrives last."""
     remove_tree(path)
     names = list_files(str(local))
-    for name in sorted(names, key=lambda name: (name in MARKERS, name)):
+    for name in sorted(names, key=lambda name: (name in FINISHED_FILES, name)):
         copy_file(str(local / name), join(path, name))
 
 
-@patient
+@retry_s3
 def copy_file(source: str, target: str) -> None:
     """Stream one file from any path to any other; the target is whole or not there, as `write_bytes` leaves it."""
     from_files, from_inside = filesystem(source)
     with from_files.open_input_stream(from_inside, compression=None) as reader:
         if not target.startswith(S3):
-            _write_whole(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME))
+            _write_atomically(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPY_BUFFER_BYTES))
             return
-        _upload(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPIED_AT_A_TIME))
+        _upload(target, lambda writer: shutil.copyfileobj(reader, writer, length=COPY_BUFFER_BYTES))
 
 
 def _upload(path: str, write: Callable[[BinaryIO], object]) -> None:

@@ -40,7 +40,7 @@ from hive_ray.config import (
     split_arm,
 )
 from hive_ray.console import LogFormat, speaking
-from hive_ray.files.settings_file import load_settings, wrong_settings
+from hive_ray.files.settings_file import describe_errors, load_settings
 from hive_ray.presets import PRESETS
 
 WRONG_USAGE = 2
@@ -288,7 +288,7 @@ def read_arguments(job: Job, arguments: list[str], program: str) -> tuple[Any, C
         command = read_command(_with_settings_of_run(arguments) if job.only_reads else arguments, program)
         return command, command
     except ValidationError as error:
-        message = wrong_settings(error)
+        message = describe_errors(error)
     except (ValueError, OSError) as error:
         message = str(error)
     print(f"{program}: {message}\n{program} --help tells what there is", file=sys.stderr)

@@ -24,7 +24,7 @@ def build(settings: Conversion) -> EditorCard:
     checkpoint = settings.checkpoint
     told = EditorFile(**settings.model_dump(exclude={"checkpoint", "folder"}))
     editor = Editor.build(storage.absolute(checkpoint) if storage.exists(checkpoint) else checkpoint, single_file=told)
-    with scratch.folder("editor") as folder:
+    with scratch.temporary_folder("editor") as folder:
         editor.save(folder, editor.card)
         storage.store_folder(folder, storage.absolute(settings.folder))
     tell_result(f"{settings.folder}: {editor.card.base_model}, {editor.card.prediction_type}")

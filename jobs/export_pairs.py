@@ -33,7 +33,7 @@ def build(run: Run) -> dict:
     if kept(folder, card, begun, made_from, run.on_mismatch):
         for name in unfinished_writes(folder):
             storage.remove_file(storage.join(folder, name))
-        storage.sweep(folder)
+        storage.remove_unfinished(folder)
         tell_result(f"{folder}: kept (nothing changed)")
         return json.loads(storage.read_text(card))
     description, schema = {"format": settings.format, "fingerprint": made_from}, TABLES[settings.table]
@@ -44,7 +44,7 @@ def build(run: Run) -> dict:
     done = description | {"rows": rows}
     storage.write_text(card, json.dumps(done, indent=2))
     storage.remove_file(begun)
-    storage.sweep(folder)
+    storage.remove_unfinished(folder)
     tell_result(f"{folder}: {rows} pairs of {table} as {settings.format}")
     return done
 

@@ -29,8 +29,8 @@ from hive_ray.cluster.noise import filtering_known_noise
 from hive_ray.cluster.starting import nodes_missing_file, num_nodes, start_ray
 from hive_ray.config import Config, Section
 from hive_ray.errors import Stopped
-from hive_ray.files.owners import unfinished
-from hive_ray.files.settings_file import wrong_settings
+from hive_ray.files.owners import unfinished_name
+from hive_ray.files.settings_file import describe_errors
 from hive_ray.seeds import seed_for
 from jobs.command import ROUND, Command, config_of, for_later_rounds
 
@@ -246,7 +246,7 @@ def exit_on_error(act: Callable[[], object]) -> None:
         try:
             act()
         except ValidationError as error:
-            ended = f"ValueError: {wrong_settings(error)}"
+            ended = f"ValueError: {describe_errors(error)}"
         except (ValueError, OSError, Stopped) as error:
             ended = explain_ray_error(error) or f"{type(error).__name__}: {error}"
         except Exception as error:
@@ -302,7 +302,7 @@ def _start(
             estimate(run)
         else:
             build(run)
-    storage.sweep(run.root, but=ANSWERS, uploads_older_than_s=storage.OTHERS_UPLOADS_S)
+    storage.remove_unfinished(run.root, skipped=ANSWERS, uploads_older_than_s=storage.ABANDONED_UPLOAD_S)
 
 
 def check_run_folder(root: str) -> None:
@@ -340,7 +340,7 @@ def check_nodes_see(root: str) -> None:
     autoscaler adds later are asked by the stages."""
     if root.startswith(storage.S3) or num_nodes() < 2:
         return
-    probe = _nearest(root) / unfinished("probe")
+    probe = _nearest(root) / unfinished_name("probe")
     probe.touch()
     try:
         blind = nodes_missing_file(str(probe))

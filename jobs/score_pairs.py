@@ -160,7 +160,7 @@ def _judging_stage(judge: str) -> TableStage:
 
     def plan(run: Run) -> MapTable:
         if judge == "openai":
-            storage.sweep(run.path("judge_answers"))
+            storage.remove_unfinished(run.path("judge_answers"))
             ask_first(run)
         return plan_scoring(run, judge)
 

@@ -53,7 +53,7 @@ def _plan_instructions(run: Run) -> MapTable:
     settings = writer_settings(run)
     examples = shown_examples(settings)
     if settings.writer == "openai":
-        storage.sweep(run.path("answers"))
+        storage.remove_unfinished(run.path("answers"))
         ask_first(run, settings, examples)
     return PLANS[settings.writer](run, settings, examples)
 

@@ -19,7 +19,7 @@ from hive_ray.annotation.tasks import OTHER_SOURCE_PREFIX, UNCHANGED_PREFIX, Pro
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
 from hive_ray.artifacts.tables import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
 from hive_ray.config import Annotation
-from hive_ray.images import ImageError, as_plain, decode, media_type
+from hive_ray.images import ImageError, decode, media_type, to_plain
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row
 
 logger = logging.getLogger(__name__)
@@ -252,5 +252,5 @@ def for_browser(image: bytes) -> tuple[bytes, str]:
 
     ImageError if it has to be changed for that, and is broken.
     """
-    plain = as_plain(image)
+    plain = to_plain(image)
     return plain, media_type(plain)

@@ -109,7 +109,7 @@ def answers(root: str, seed: int = 1) -> None:
         request = {"model": "m", "seed": seed, "number": number}
         if kept.find(request) is None:
             kept.keep(request_id(request), {"choices": [], "number": number})
-    storage.sweep(kept.path)
+    storage.remove_unfinished(kept.path)
 
 
 def pairs(root: str, seed: int = 1) -> None:

@@ -5,7 +5,7 @@ import torch
 from hive_ray.images import (
     ImageError,
     Window,
-    cut,
+    crop_to,
     decode,
     encode,
     resize,
@@ -67,9 +67,9 @@ def test_a_window_is_all_of_a_picture_or_a_square_of_its_short_side():
 
 def test_a_square_is_cut_out_of_the_scaled_picture():
     wide = np.tile(PIXELS, (1, 3, 1))  # 8 high, 24 wide
-    assert np.array_equal(cut(wide, window((8, 24), 8, "center"), 8), PIXELS)
-    assert np.array_equal(cut(wide, window((8, 24), 8, "random", (0.0, 0.5)), 8), wide[:, 8:16])
-    assert np.array_equal(cut(wide, window((8, 24), 8), 8), resize(wide, 8))
+    assert np.array_equal(crop_to(wide, window((8, 24), 8, "center"), 8), PIXELS)
+    assert np.array_equal(crop_to(wide, window((8, 24), 8, "random", (0.0, 0.5)), 8), wide[:, 8:16])
+    assert np.array_equal(crop_to(wide, window((8, 24), 8), 8), resize(wide, 8))
 
 
 def test_a_batch_keeps_its_order_whatever_the_number_of_threads():

@@ -53,8 +53,8 @@ def named_door(door, monkeypatch):
 @pytest.fixture
 def at_once(monkeypatch):
     """What is waited for is waited for in vain, at once."""
-    monkeypatch.setattr(storage, "S3_PATIENCE_S", 0.0)
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "S3_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(s3, "MAX_ATTEMPTS", 2)
 
 
 def bucket_of(door) -> str:
@@ -114,7 +114,7 @@ def test_a_refused_checksum_is_named_at_once_with_its_variable(door, monkeypatch
     started = time.monotonic()
     with pytest.raises(s3.S3Error, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
         storage.write_text(storage.join(door.root, "a"), "snow")
-    assert time.monotonic() - started < storage.S3_PATIENCE_S / 4
+    assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
 
 
 def test_a_client_sent_to_another_process_sends_no_checksums_either(door):
@@ -137,7 +137,7 @@ def test_amazon_is_sent_what_its_tools_send(monkeypatch):
     assert (found.is_amazon, found.region) == (True, "eu-north-1")
     assert dict(found.checksums) == dict.fromkeys(s3.CHECKSUMS.values(), "when_supported")
     assert s3.file_system("bucket").region == "eu-north-1"
-    assert (s3.virtual_host("bucket"), s3.virtual_host("my.bucket")) == (True, False)
+    assert (s3.uses_virtual_host("bucket"), s3.uses_virtual_host("my.bucket")) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_amazon_is_sent_what_its_tools_send(monkeypatch):
     ],
 )
 def test_an_endpoint_is_known_by_its_host(endpoint, is_amazon):
-    assert s3.Server(endpoint, None, (), True, None).is_amazon == is_amazon
+    assert s3.S3Server(endpoint, None, (), True, None).is_amazon == is_amazon
 
 
 # Addresses
@@ -312,7 +312,7 @@ def test_a_server_with_a_certificate_of_its_own(door, monkeypatch, tmp_path, cer
         storage.check_storage(door.root)
     with pytest.raises(OSError, match="set AWS_CA_BUNDLE"):
         storage._s3_objects(door.root)
-    assert time.monotonic() - started < storage.S3_PATIENCE_S / 4
+    assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
     monkeypatch.setenv(variable, str(certificate[0]))
     use_all(door.root, tmp_path)
 
@@ -519,7 +519,7 @@ def test_what_passes_is_waited_for_and_what_lasts_is_not(door, at_once, status, 
     for name, act in acts.items():
         with pytest.raises(OSError, match="AWS Error") as raised:
             act()
-        told[name] = not s3.is_lasting(str(raised.value))
+        told[name] = not s3.is_permanent(str(raised.value))
     if code == "RequestTimeout" and status == 400:
         del told["read"]  # a HEAD has no words, and 400 lasts
     assert told == dict.fromkeys(told, passes)
@@ -533,7 +533,7 @@ def test_what_lasts_costs_no_time_and_is_asked_once(door):
     started = time.monotonic()
     with pytest.raises(s3.S3Error):
         storage.write_text(storage.join(door.root, "a"), "snow")
-    assert time.monotonic() - started < storage.S3_PATIENCE_S / 4
+    assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
     assert door.operations() == ["PUT"]
 
 
@@ -573,7 +573,7 @@ def test_https_where_http_is_meant_is_not_waited_for(door, monkeypatch):
     for act in (storage.exists, storage._s3_objects, storage.check_storage):
         with pytest.raises(s3.S3Error, match="correct https:// and http:// in AWS_ENDPOINT_URL"):
             act(door.root)
-    assert time.monotonic() - started < storage.S3_PATIENCE_S / 4
+    assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
 
 
 def test_no_error_names_a_secret(door, monkeypatch, at_once):
@@ -638,7 +638,7 @@ def test_a_busy_s3_is_waited_for_at_the_check(door):
 
 def test_a_server_that_never_answers_ends_the_check(monkeypatch, door):
     monkeypatch.setattr(storage, "CHECK_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(storage, "UNREACHABLE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(storage, "UNREACHABLE_TIMEOUT_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
@@ -675,9 +675,9 @@ def test_a_folder_that_cannot_be_is_named_with_its_flag(tmp_path, place):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_told_so(tmp_path, monkeypatch):
-    full = tmp_path / f"{storage.PROBE}0"
+    full = tmp_path / f"{storage.PROBE_PREFIX}0"
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(storage, "unfinished", lambda name: full.name)
+    monkeypatch.setattr(storage, "unfinished_name", lambda name: full.name)
     with pytest.raises(OSError, match=r"No space left on device.*make room there, or give another folder"):
         storage.check_storage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []

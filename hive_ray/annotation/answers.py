@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hive_ray.annotation.models import RANK, STUDY
-from hive_ray.files.text_files import repaired
+from hive_ray.files.text_files import replace_surrogates
 from hive_ray.statistics.agreement import RankingError, check_ranks, dense_ranks
 
 QUESTIONS = ("follows", "preserves")
@@ -48,7 +48,7 @@ def _skipped(answer: Verdict) -> Verdict:
             f"skipped is {str(reason)[:60]!r} beside {sorted(set(answer) - {'skipped'})}; give a reason of 1 to"
             f" {MAX_REASON_LENGTH} characters, and nothing else"
         )
-    return {"skipped": repaired(reason.strip()).replace("\0", "\ufffd")}
+    return {"skipped": replace_surrogates(reason.strip()).replace("\0", "\ufffd")}
 
 
 def _ranked(answer: Verdict, shown: list[int]) -> Verdict:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from hive_ray.annotation.answers import QUESTIONS, Verdict, agrees_with_gold
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Answer, Assignment, Person, Task
-from hive_ray.files.text_files import repaired
+from hive_ray.files.text_files import replace_surrogates
 
 CSV_COLUMNS = (
     "kind", "prompt_id", "instruction", "annotator", "attempt", "edit_ids", "editors", "shown", "ranks",
@@ -132,7 +132,7 @@ def _side(answer: AnswerRecord, place: int | None) -> str:
 
 
 def _harmless(words: str) -> str:
-    words = repaired(words)
+    words = replace_surrogates(words)
     return f"'{words}" if words[:1] in ("=", "+", "-", "@", "\t", "\r") else words
 
 

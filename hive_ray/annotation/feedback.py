@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Feedback
-from hive_ray.files.text_files import repaired
+from hive_ray.files.text_files import replace_surrogates
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
 
@@ -34,8 +34,8 @@ def store_feedback(
     `key` names the edit on the page: a later thumb replaces an earlier one. Characters that a database cannot store
     become U+FFFD.
     """
-    key = repaired(key).replace("\0", "\ufffd")
-    instruction = repaired(instruction).replace("\0", "\ufffd")
+    key = replace_surrogates(key).replace("\0", "\ufffd")
+    instruction = replace_surrogates(instruction).replace("\0", "\ufffd")
 
     def store(session: Session) -> bool:
         known = session.scalars(select(Feedback).where(Feedback.key == key).with_for_update()).first()
@@ -85,7 +85,7 @@ def read_thumbs(database: Database) -> list[Thumb]:
     """All thumbs as they are now, in the order in which they came."""
     all_thumbs = []
     for row in read_feedback(database):
-        prompt_id = id_for("prompt", THUMBS_ANNOTATOR, repaired(row.instruction), row.source_image)
+        prompt_id = id_for("prompt", THUMBS_ANNOTATOR, replace_surrogates(row.instruction), row.source_image)
         all_thumbs.append(Thumb(row.id, row.key, prompt_id, id_for("thumb", prompt_id, row.edited_image), row.liked))
     return all_thumbs
 

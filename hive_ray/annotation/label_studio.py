@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.exports import AnswerRecord
 from hive_ray.annotation.models import ACTIVE, ANNOTATOR, ANSWERED, RANK, SKIPPED, Answer, Assignment, Person, Task
-from hive_ray.files.text_files import repaired
+from hive_ray.files.text_files import replace_surrogates
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import dense_ranks
 
@@ -127,7 +127,7 @@ def import_answers(database: Database, project: str, export: Any, now: float) ->
     if not isinstance(export, list):
         raise LabelStudioError(f"the file holds a {type(export).__name__}; export the tasks as JSON, which is a list")
     try:
-        rows = repaired(export)
+        rows = replace_surrogates(export)
     except RecursionError as error:
         raise LabelStudioError("the file is nested too deeply to be an export of tasks") from error
 

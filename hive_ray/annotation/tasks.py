@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import RANK, Project, Task
 from hive_ray.console import warn
-from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, TextError
+from hive_ray.files.text_files import SAMPLE_CHARS, JsonLine, LineCount, TextError
 from hive_ray.seeds import id_for, uniform_for
 
 BATCH_ROWS = 1000
@@ -82,12 +82,14 @@ def read_gold(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) -
                 first = place_of[known.prompt_id]
                 raise GoldError(f"{known.prompt_id} is in {first}, too, which counts; keep one of them")
         except GoldError as error:
-            count.take(f"{line.place}: {error}")
+            count.add(f"{line.place}: {error}")
         else:
-            count.take()
+            count.add()
             prompt_of[known.prompt_id], place_of[known.prompt_id] = known, line.place
     try:
-        count.refuse_most("Give prompt_id (of a candidate), better and worse (ids of its edits), an object a line")
+        count.raise_if_mostly_bad(
+            "Give prompt_id (of a candidate), better and worse (ids of its edits), an object a line"
+        )
     except TextError as error:
         raise GoldError(str(error)) from error
     if count.bad:
@@ -97,16 +99,16 @@ def read_gold(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) -
 
 def _gold_prompt(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
     if line.problem:
-        raise GoldError(f"{line.detail}: {line.text[:SHOWN]!r}")
+        raise GoldError(f"{line.detail}: {line.text[:SAMPLE_CHARS]!r}")
     record = line.value
     missing = [key for key in ("prompt_id", "better", "worse") if not isinstance(record.get(key), str)]
     if missing:
-        raise GoldError(f"{', '.join(missing)} must be a text: {line.text[:SHOWN]!r}")
+        raise GoldError(f"{', '.join(missing)} must be a text: {line.text[:SAMPLE_CHARS]!r}")
     prompt = by_id.get(record["prompt_id"])
     if prompt is None:
-        raise GoldError(f"prompt {record['prompt_id'][:SHOWN]!r} is none of the {len(by_id)} candidates")
+        raise GoldError(f"prompt {record['prompt_id'][:SAMPLE_CHARS]!r} is none of the {len(by_id)} candidates")
     better, worse = record["better"], record["worse"]
-    unknown = [edit_id[:SHOWN] for edit_id in (better, worse) if edit_id not in prompt.edit_ids]
+    unknown = [edit_id[:SAMPLE_CHARS] for edit_id in (better, worse) if edit_id not in prompt.edit_ids]
     if unknown:
         raise GoldError(f"{unknown} are no edits of {prompt.prompt_id}, which has {list(prompt.edit_ids)}")
     if better == worse:

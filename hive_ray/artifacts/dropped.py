@@ -112,7 +112,7 @@ def _read(file: str, columns: list[str]) -> pa.Table:
     return storage.read_columns(file, columns).replace_schema_metadata()
 
 
-@storage.patient
+@storage.retry_s3
 def _read_group(file: str, group: int) -> Row:
     with storage.open_parquet(file) as parquet:
         return parquet.read_row_group(group).to_pylist()[0]

@@ -24,7 +24,7 @@ def store_model(
     path: str, save: Callable[[Path], None], fingerprint: Fingerprint, metrics: Metrics, seconds: float
 ) -> None:
     """Write a model folder at `path`: what `save` writes (card.json among it), and how it was made."""
-    with scratch.folder("model") as folder:
+    with scratch.temporary_folder("model") as folder:
         save(folder)
         if not (folder / "card.json").is_file():
             raise FileNotFoundError(f"{path}: the objective saved no card.json, which says that a model is whole")
@@ -50,8 +50,8 @@ def build_model(
 
     What killed processes left half written of it, or in this machine's scratch, is removed.
     """
-    storage.sweep(path)
-    scratch.sweep()
+    storage.remove_unfinished(path)
+    scratch.remove_abandoned()
     if is_finished_model(path):
         made = storage.read_json(storage.join(path, "made.json")) or {"fingerprint": {}}
         if made["fingerprint"] == fingerprint:

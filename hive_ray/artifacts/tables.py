@@ -378,7 +378,7 @@ def _finish(
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items()) or "none"
     if least_kept is not None and _too_few(shards, manifest.rows_in, least_kept):
         raise Stopped(_why_too_few(path, manifest, reasons, least_kept))
-    storage.sweep(path)
+    storage.remove_unfinished(path)
     storage.write_text(storage.join(path, "manifest.json"), json.dumps(asdict(manifest), indent=2))
     tell_result(
         f"{manifest.rows_out} rows from {manifest.rows_in} in {format_duration(manifest.seconds)}; "
@@ -459,7 +459,7 @@ def _written_shards(path: str) -> Iterator[Shard]:
             yield _shard_of(storage.join(path, "data", name), int(name.removeprefix("part-").removesuffix(".parquet")))
 
 
-@storage.patient
+@storage.retry_s3
 def _shard_of(file: str, number: int) -> Shard:
     with storage.open_parquet(file) as parquet:
         found = json.loads(parquet.metadata.metadata[b"shard"])
@@ -544,7 +544,7 @@ def _matching(table: pa.Table, where: Where) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
-@storage.patient
+@storage.retry_s3
 def _read_at(file: str, rows: np.ndarray, wanted: pa.Schema) -> pa.Table:
     """Some rows of one file (increasing), reading only the row groups they lie in."""
     with storage.open_parquet(file) as parquet:
@@ -578,7 +578,7 @@ def _may_be_large(kind: pa.DataType) -> bool:
     return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-@storage.patient
+@storage.retry_s3
 def read_edit_ids(file: str, *columns: str) -> Rows:
     """The rows of a file of `candidates` with some of its columns, and of their edits the ids alone: no pictures."""
     with storage.open_parquet(file) as parquet:

@@ -105,7 +105,7 @@ def fit(
     metrics = build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
     # The model is whole, perhaps since a run that was killed before it came here: nothing goes on from them.
     storage.remove_tree(checkpoints)
-    storage.sweep(checkpoints)  # uploads that were broken off
+    storage.remove_unfinished(checkpoints)  # uploads that were broken off
     return metrics
 
 

@@ -27,7 +27,7 @@ from hive_ray.config import Editor as Settings
 from hive_ray.diffusion.backbone import load_vae, posterior
 from hive_ray.editor.model import Editor, bring
 from hive_ray.errors import BadRows
-from hive_ray.images import ImageError, cut, decode, in_threads, scaled, window
+from hive_ray.images import ImageError, crop_to, decode, map_in_threads, normalize_pixels, window
 from hive_ray.schemas import Row, Rows
 
 PICTURES = ("source_image", "edited_image")
@@ -85,11 +85,11 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
             return str(error)
         shown = window(pictures[0].shape[:2], side, settings.crop, views.places[index])
         for place, picture in enumerate(pictures):
-            pixels = cut(picture, shown, side).transpose(2, 0, 1)
+            pixels = crop_to(picture, shown, side).transpose(2, 0, 1)
             batch[place, index] = pixels[:, :, ::-1] if views.mirrored[index] else pixels
         return None
 
-    reasons = {index: why for index, why in enumerate(in_threads(read, range(len(rows)))) if why}
+    reasons = {index: why for index, why in enumerate(map_in_threads(read, range(len(rows)))) if why}
     if reasons:
         raise BadRows(reasons)
     return torch.from_numpy(batch)
@@ -99,7 +99,7 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
 def encode_edits(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Numbers 0..255 (1 + N, B, 3, R, R) of sources and of N edited pictures of each -> their latents
     (B, 1 + 2 N, C, h, w), as a row holds a view."""
-    mean, std = posterior(vae, scaled(pixels.flatten(0, 1).to(vae.device)))
+    mean, std = posterior(vae, normalize_pixels(pixels.flatten(0, 1).to(vae.device)))
     means, deviations = (part.unflatten(0, pixels.shape[:2]) for part in (mean, std))
     return torch.cat([means, deviations[1:]]).transpose(0, 1)
 

@@ -10,7 +10,7 @@ from hive_ray.editor.latents import PICTURES, read_pictures, straight
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.errors import BadRows
-from hive_ray.images import scaled, to_pixels
+from hive_ray.images import normalize_pixels, to_pixels
 from hive_ray.pages.charts import picture_grid
 from hive_ray.schemas import Rows
 from hive_ray.seeds import seed_for
@@ -30,7 +30,7 @@ def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None
     """
     columns = tuple(column for column in PICTURES if column in rows[0])
     try:
-        source, *edited = scaled(read_pictures(rows, settings, straight(rows), columns))
+        source, *edited = normalize_pixels(read_pictures(rows, settings, straight(rows), columns))
     except BadRows as bad:
         rows = [row for place, row in enumerate(rows) if place not in bad.reasons]
         return draw_preview(editor, rows, settings) if rows else None

@@ -17,9 +17,9 @@ PROFILE = 34675
 PHOTOMETRIC = 262
 BITS_PER_SAMPLE = 258
 """Tags of TIFF, and of EXIF, which is a small TIFF."""
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of each of TIFF's types."""
-NUMBERS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 16: "Q"}
+INTEGER_TYPES = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 16: "Q"}
 """Types that may hold a whole number, as `struct` names them."""
 PIXEL_TAGS = {
     256, 257, BITS_PER_SAMPLE, 259, PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325,
@@ -28,7 +28,7 @@ PIXEL_TAGS = {
 """What a decoder of TIFF needs to know."""
 SINGLE_TAGS = {256, 257, 259, PHOTOMETRIC, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515}
 """Those that have one value; with more, they are damaged."""
-MOST_PROFILE_BYTES = 4 * 2**20
+MAX_PROFILE_BYTES = 4 * 2**20
 
 APPEARANCE_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"acTL"}
 """Chunks of PNG that change how a picture looks: transparency, colours, orientation, animation."""
@@ -58,7 +58,7 @@ class PictureFile(NamedTuple):
     """Whether every viewer shows the pixels alike, orientation and profile aside."""
 
 
-def read_file(data: bytes) -> PictureFile | None:
+def read_picture_file(data: bytes) -> PictureFile | None:
     """The picture by its first bytes; None if it is of no kind that is meant."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data)
@@ -208,7 +208,7 @@ def _inflated(body: bytes) -> bytes | None:
     """The profile of an iCCP chunk; None if it is damaged."""
     packed = body.partition(b"\0")[2]
     try:
-        return zlib.decompressobj().decompress(packed[1:], MOST_PROFILE_BYTES) or None
+        return zlib.decompressobj().decompress(packed[1:], MAX_PROFILE_BYTES) or None
     except zlib.error:
         return None
 
@@ -278,7 +278,7 @@ def _entries(data: bytes, start: int, order: str, big: bool) -> Iterator[_Entry]
     first, length = start + struct.calcsize("=" + head), 20 if big else 12
     for place in range(first, min(first + number * length, len(data) - length + 1), length):
         tag, kind, count = struct.unpack_from(order + form, data, place)
-        size = count * SIZES.get(kind, 0)
+        size = count * TYPE_SIZES.get(kind, 0)
         value = place + length - inline
         if size > inline:
             [value] = struct.unpack_from(order + ("Q" if big else "L"), data, value)
@@ -288,9 +288,9 @@ def _entries(data: bytes, start: int, order: str, big: bool) -> Iterator[_Entry]
 
 def _orientation(data: bytes, entry: _Entry, order: str) -> int:
     """1..8 as an entry says; 1 for other values."""
-    if entry.kind not in NUMBERS:
+    if entry.kind not in INTEGER_TYPES:
         return 1
-    [value] = struct.unpack_from(order + NUMBERS[entry.kind], data, entry.start)
+    [value] = struct.unpack_from(order + INTEGER_TYPES[entry.kind], data, entry.start)
     return value if 1 <= value <= 8 else 1
 
 

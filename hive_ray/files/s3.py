@@ -31,7 +31,7 @@ from botocore.utils import get_environ_proxies
 from pyarrow import fs
 
 PREFIX = "s3://"
-ATTEMPTS = 6
+MAX_ATTEMPTS = 6
 """Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
 REQUEST_TIMEOUT_S = 20.0
 """How long an S3 may be silent in a request. Arrow's 3 s are less than some servers need to join a large upload."""
@@ -42,24 +42,24 @@ CHECKSUMS = {
     "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
 }
 """Setting of a profile -> variable that goes before it."""
-AMAZON = re.compile(r"(^|\.)(amazonaws\.com(\.cn)?|api\.aws)$")
+AMAZON_HOST = re.compile(r"(^|\.)(amazonaws\.com(\.cn)?|api\.aws)$")
 """Hosts that are Amazon's."""
-USUAL_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+REGION_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 """Amazon's own host of a region, which Arrow's client finds by itself."""
-OTHER_SETTINGS = ("HOME", ADDRESSING, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+OTHER_VARIABLES = ("HOME", ADDRESSING, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables that decide how S3 is reached, besides AWS_* and *_PROXY."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
-NO_SPACES = (
+STRIPPED_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
 )  # fmt: skip
-DELETE_AT_ONCE = 1000
+MAX_DELETE_KEYS = 1000
 """Objects that one DeleteObjects may name."""
 
 ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (-?\d+)\))?")
-"""What both clients' errors hold: Arrow's by themselves, botocore's by `errors_of_botocore`."""
-PASSING_STATUS = {408, 425, 429}
-LASTING_STATUS = {501, 505}
-PASSING = re.compile(
+"""What both clients' errors hold: Arrow's by themselves, botocore's by `translated_errors`."""
+TRANSIENT_STATUS = {408, 425, 429}
+PERMANENT_STATUS = {501, 505}
+TRANSIENT = re.compile(
     r"\b(INTERNAL_FAILURE|InternalError|SERVICE_UNAVAILABLE|ServiceUnavailable|SLOW_DOWN|SlowDown\w*|THROTTLING|"
     r"Throttl\w+|REQUEST_TIMEOUT|RequestTimeout|OperationAborted|NETWORK_CONNECTION)\b"
 )
@@ -70,7 +70,7 @@ CERTIFICATE = re.compile(
 """TLS that fails by its settings."""
 CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN if they have one), or AWS_PROFILE"
 
-RENEWED_S = 300.0
+CLIENT_LIFETIME_S = 300.0
 
 _connecting = threading.RLock()
 _environment_lock = threading.Lock()
@@ -82,7 +82,7 @@ class S3Error(OSError):
 
 
 @dataclass(frozen=True)
-class Server:
+class S3Server:
     """How S3 is reached."""
 
     endpoint: str
@@ -96,16 +96,16 @@ class Server:
 
     @property
     def is_amazon(self) -> bool:
-        return bool(AMAZON.search(urlparse(self.endpoint).hostname or ""))
+        return bool(AMAZON_HOST.search(urlparse(self.endpoint).hostname or ""))
 
-    def in_words(self, bucket: str) -> str:
-        style = "virtual" if virtual_host(bucket) else "path"
+    def describe(self, bucket: str) -> str:
+        style = "virtual" if uses_virtual_host(bucket) else "path"
         address = urlparse(self.endpoint)
         place = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
         return f"{place}, bucket {bucket!r}, {style} addresses, region {self.region or 'unset'}"
 
 
-def server() -> Server:
+def server() -> S3Server:
     """How the environment and the profile say that S3 is reached."""
     return _connected(_settings())[0]
 
@@ -118,19 +118,19 @@ def client() -> Any:
 def _settings() -> str:
     """A text that changes when the environment does. It is a digest, since keys are among the variables."""
     names = sorted(name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy"))
-    values = [(name, os.environ.get(name)) for name in [*names, *OTHER_SETTINGS]]
+    values = [(name, os.environ.get(name)) for name in [*names, *OTHER_VARIABLES]]
     return hashlib.blake2b(repr(values).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _connected(settings: str) -> tuple[Server, Any]:
+def _connected(settings: str) -> tuple[S3Server, Any]:
     """What `_connect` found, for no longer than RENEWED_S, since files of credentials are renewed while a job runs."""
     with _connecting:
-        return _connect(settings, os.getpid(), int(time.monotonic() // RENEWED_S))
+        return _connect(settings, os.getpid(), int(time.monotonic() // CLIENT_LIFETIME_S))
 
 
 @functools.lru_cache(maxsize=8)
-def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
-    for name in NO_SPACES:
+def _connect(settings: str, process: int, period: int) -> tuple[S3Server, Any]:
+    for name in STRIPPED_VARIABLES:
         value = os.environ.get(name, "")
         if value != value.strip():
             raise ValueError(f"{name} begins or ends with white space: set it without")
@@ -143,7 +143,7 @@ def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
         certificates = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
         signed = session.get_credentials() is not None
         options: dict[str, Any] = {
-            "retries": {"mode": "standard", "max_attempts": ATTEMPTS},
+            "retries": {"mode": "standard", "max_attempts": MAX_ATTEMPTS},
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": REQUEST_TIMEOUT_S,
         }
@@ -153,7 +153,7 @@ def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
             options["s3"] = {"addressing_style": addressing}
         checksums = {name: value or "when_required" for name, value in chosen.items()}
         made = session.create_client("s3", region_name=region, config=Config(**options, **checksums))
-        s3_server = Server(made.meta.endpoint_url, region, (), signed, certificates or None)
+        s3_server = S3Server(made.meta.endpoint_url, region, (), signed, certificates or None)
         if s3_server.is_amazon:
             checksums = {name: value or "when_supported" for name, value in chosen.items()}
             made = session.create_client("s3", region_name=region, config=Config(**options, **checksums))
@@ -168,7 +168,7 @@ def _connect(settings: str, process: int, period: int) -> tuple[Server, Any]:
             "AWS_SHARED_CREDENTIALS_FILE and AWS_REGION"
         ) from error
     variables = tuple((CHECKSUMS[name], value.lower()) for name, value in checksums.items())
-    return Server(s3_server.endpoint, region, variables, signed, s3_server.certificates), made
+    return S3Server(s3_server.endpoint, region, variables, signed, s3_server.certificates), made
 
 
 def _addressing() -> str | None:
@@ -187,7 +187,7 @@ def _with_md5(request: Any, **_: Any) -> None:
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
-def virtual_host(bucket: str) -> bool:
+def uses_virtual_host(bucket: str) -> bool:
     """Whether requests go to <bucket>.<host>, as botocore decides by the settings, the host and the bucket's name."""
     return bool(BUCKET.fullmatch(bucket)) and _virtual_host(bucket, _settings())
 
@@ -208,7 +208,7 @@ def file_system(bucket: str, attempts: int | None = None, timeout_s: float | Non
     if not BUCKET.fullmatch(bucket):
         raise ValueError(f"{PREFIX}{bucket} names no bucket: an address is {PREFIX}bucket/folder")
     with _connecting:
-        return _file_system(bucket, attempts or ATTEMPTS, timeout_s or REQUEST_TIMEOUT_S, _settings())
+        return _file_system(bucket, attempts or MAX_ATTEMPTS, timeout_s or REQUEST_TIMEOUT_S, _settings())
 
 
 @functools.cache
@@ -224,8 +224,8 @@ def _file_system(bucket: str, attempts: int, timeout_s: float, settings: str) ->
         options["tls_ca_file_path"] = s3_server.certificates
     if proxy := _proxy(s3_server.endpoint):
         options["proxy_options"] = proxy
-    address, virtual = urlparse(s3_server.endpoint), virtual_host(bucket)
-    if USUAL_HOST.fullmatch(address.netloc) and virtual:
+    address, virtual = urlparse(s3_server.endpoint), uses_virtual_host(bucket)
+    if REGION_HOST.fullmatch(address.netloc) and virtual:
         options["region"] = s3_server.region or fs.resolve_s3_region(bucket)
     else:
         options["region"] = s3_server.region or "us-east-1"
@@ -285,7 +285,7 @@ def split(address: str) -> tuple[str, str]:
 
 
 @contextmanager
-def errors_of_botocore(what: str) -> Iterator[None]:
+def translated_errors(what: str) -> Iterator[None]:
     """Raise botocore's errors as OSErrors in the form of Arrow's: "<what>: AWS Error <code> (HTTP status <status>)"."""
     try:
         yield
@@ -316,35 +316,35 @@ def is_error(text: str) -> bool:
     return bool(ERROR.search(text))
 
 
-def is_lasting(text: str) -> bool:
+def is_permanent(text: str) -> bool:
     """Whether waiting does not mend an error of S3: any but connection trouble, 408, 425, 429, and 5xx that is neither
     501 nor 505."""
     error = ERROR.search(text)
     if error is None or CERTIFICATE.search(text):
         return True
-    if PASSING.search(text):
+    if TRANSIENT.search(text):
         return False
     if error[2] is None:
         return error[1] != "UNKNOWN"
     status = int(error[2])
-    if status < 100 or status in PASSING_STATUS:  # below 100 there was no answer
+    if status < 100 or status in TRANSIENT_STATUS:  # below 100 there was no answer
         return False
-    return status < 500 or status in LASTING_STATUS
+    return status < 500 or status in PERMANENT_STATUS
 
 
-def explained(error: OSError, address: str) -> S3Error:
+def explain(error: OSError, address: str) -> S3Error:
     """The error, what was asked of whom, and what a person can do about it."""
     bucket, key = split(address)
     text = str(error)
-    if "No response body" in text and is_lasting(text):
+    if "No response body" in text and is_permanent(text):
         text += _words_of_listing(bucket, key)
-    return S3Error(f"{text}. It was sent to {server().in_words(bucket)}: {advice(text, bucket)}")
+    return S3Error(f"{text}. It was sent to {server().describe(bucket)}: {advice(text, bucket)}")
 
 
 def _words_of_listing(bucket: str, key: str) -> str:
     """What a listing says of the same fault: an answer to HEAD has a status and no words."""
     try:
-        with errors_of_botocore(""):
+        with translated_errors(""):
             client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     except OSError as error:
         return f" A listing{error}"
@@ -360,7 +360,7 @@ def advice(text: str, bucket: str) -> str:
             "http:// in AWS_ENDPOINT_URL"
         )
     if "NETWORK_CONNECTION" in text:
-        if virtual_host(bucket) and re.search(r"(?i)resolve|name or service|EndpointConnection|connect", text):
+        if uses_virtual_host(bucket) and re.search(r"(?i)resolve|name or service|EndpointConnection|connect", text):
             return (
                 "set AWS_ENDPOINT_URL to an address that answers; if it has no hosts named by buckets, set "
                 f"{ADDRESSING}=path"
@@ -380,7 +380,7 @@ def advice(text: str, bucket: str) -> str:
             "these credentials may not do this: allow s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and "
             f"s3:AbortMultipartUpload in the bucket, or set {CREDENTIALS} to others"
         )
-    if not is_lasting(text):
+    if not is_permanent(text):
         return "run the same command again when it answers"
     return f"look at AWS_ENDPOINT_URL, AWS_REGION, {ADDRESSING}, {CHECKSUMS['request_checksum_calculation']} and keys"
 
@@ -410,7 +410,7 @@ ADVICE = (
 
 def list_objects(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
     """Key, ETag, Size and more of every object whose key begins so; OSError in the form of Arrow's."""
-    with errors_of_botocore(f"{PREFIX}{bucket}/{prefix} cannot be listed"):
+    with translated_errors(f"{PREFIX}{bucket}/{prefix} cannot be listed"):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             yield from page.get("Contents", [])
 
@@ -425,11 +425,11 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
     what = f"{PREFIX}{bucket}/{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''} cannot be removed"
     if in_one:
         try:
-            with errors_of_botocore(what):
+            with translated_errors(what):
                 named = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
                 answer = s3_client.delete_objects(Bucket=bucket, Delete=named)
         except OSError as error:
-            if not is_lasting(str(error)):
+            if not is_permanent(str(error)):
                 raise
         else:
             for left in answer.get("Errors", []):
@@ -441,7 +441,7 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
             return
 
     def remove(key: str) -> None:
-        with errors_of_botocore(f"{PREFIX}{bucket}/{key} cannot be removed"):
+        with translated_errors(f"{PREFIX}{bucket}/{key} cannot be removed"):
             try:
                 s3_client.delete_object(Bucket=bucket, Key=key)
             except ClientError as error:
@@ -458,7 +458,7 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
 def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
     """End the uploads in parts below a prefix that began so long ago by the server's clock; how many there were."""
     s3_client, ended = client(), 0
-    with errors_of_botocore(f"open uploads of {PREFIX}{bucket}/{prefix} cannot be ended"):
+    with translated_errors(f"open uploads of {PREFIX}{bucket}/{prefix} cannot be ended"):
         for page in s3_client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
             now = _time_of(page)
             for upload in page.get("Uploads", []):

@@ -13,26 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hive_ray.files.owners import OWNER, is_gone, is_old, owner
+from hive_ray.files.owners import OWNER, current_owner, is_old, owner_is_gone
 
-FOLDER = re.compile(rf"\w+-(?P<owner>{OWNER})-[0-9a-f]+")
-CLAIM = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{OWNER})\.claim")
-SHARED = ("rows", "universal", "folders")
+FOLDER_NAME = re.compile(rf"\w+-(?P<owner>{OWNER})-[0-9a-f]+")
+CLAIM_NAME = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{OWNER})\.claim")
+CLAIMED_FOLDERS = ("rows", "universal", "folders")
 """Folders of the cache in which there are claims."""
-OLDER = ("checkpoints", "folders")
+LEGACY_FOLDERS = ("checkpoints", "folders")
 """Folders of the cache in which earlier versions had scratch, named tmp*."""
 
 
 def new_folder(kind: str) -> Path:
-    """An empty folder for this process alone; remove it, or leave it to `sweep`. What others left is removed first."""
-    sweep()
-    folder = cache_folder() / "scratch" / f"{kind}-{owner()}-{uuid.uuid4().hex[:8]}"
+    """An empty folder for this process alone; remove it, or leave it to `remove_abandoned`. What others left is removed first."""
+    remove_abandoned()
+    folder = cache_folder() / "scratch" / f"{kind}-{current_owner()}-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
     return folder
 
 
 @contextmanager
-def folder(kind: str) -> Iterator[Path]:
+def temporary_folder(kind: str) -> Iterator[Path]:
     """An empty folder for as long as this lasts."""
     made = new_folder(kind)
     try:
@@ -48,32 +48,32 @@ def claim(path: Path) -> None:
     _claim_of(path).touch()
 
 
-def give_up(path: Path) -> None:
+def release(path: Path) -> None:
     """Take this process's claim back."""
     _claim_of(path).unlink(missing_ok=True)
 
 
-def sweep() -> None:
+def remove_abandoned() -> None:
     """Remove what processes that are gone have left in the cache."""
     for path in _entries(_scratch()):
-        named = FOLDER.fullmatch(path.name)
-        if named and is_gone(named["owner"], path):
+        named = FOLDER_NAME.fullmatch(path.name)
+        if named and owner_is_gone(named["owner"], path):
             shutil.rmtree(path, ignore_errors=True)
-    for kind in SHARED:
-        _sweep_claimed(cache_path() / kind)
-    for kind in OLDER:
+    for kind in CLAIMED_FOLDERS:
+        _remove_unclaimed(cache_path() / kind)
+    for kind in LEGACY_FOLDERS:
         for path in _entries(cache_path() / kind):
             if path.name.startswith("tmp") and is_old(path):
                 _remove(path)
 
 
-def _sweep_claimed(shared: Path) -> None:
+def _remove_unclaimed(shared: Path) -> None:
     """Remove what was claimed and is used by nobody any more."""
     claims: dict[str, list[tuple[Path, bool]]] = {}
     for path in _entries(shared):
-        named = CLAIM.fullmatch(path.name)
+        named = CLAIM_NAME.fullmatch(path.name)
         if named:
-            claims.setdefault(named["name"], []).append((path, is_gone(named["owner"], path)))
+            claims.setdefault(named["name"], []).append((path, owner_is_gone(named["owner"], path)))
     for name, of_it in claims.items():
         if all(gone for _, gone in of_it):
             _remove(shared / name)
@@ -101,7 +101,7 @@ def _scratch() -> Path:
 
 
 def _claim_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{owner()}.claim")
+    return path.with_name(f".{path.name}.{current_owner()}.claim")
 
 
 def cache_folder() -> Path:

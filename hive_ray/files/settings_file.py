@@ -14,7 +14,7 @@ from hive_ray import storage
 from hive_ray.files.text_files import BYTE_ORDER_MARK, OTHER_ENCODINGS
 
 Kind = TypeVar("Kind", bound=BaseModel)
-MOST_SHOWN = 3
+MAX_SHOWN = 3
 """Wrong settings that a message names."""
 
 
@@ -38,7 +38,7 @@ def read_settings(address: str) -> dict[str, Any]:
     return _read(address)[0]
 
 
-def wrong_settings(error: ValidationError) -> str:
+def describe_errors(error: ValidationError) -> str:
     """The refused settings in one sentence."""
     return _listed([_words(problem) for problem in error.errors()])
 
@@ -136,5 +136,5 @@ def _words(wrong: ErrorDetails) -> str:
 
 
 def _listed(wrong: list[str]) -> str:
-    more = len(wrong) - MOST_SHOWN
-    return "; ".join(wrong[:MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    more = len(wrong) - MAX_SHOWN
+    return "; ".join(wrong[:MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -39,7 +39,7 @@ OTHER_ENCODINGS = {
     b"\xfe\xff": "UTF-16",
 }
 """How files in other encodings begin."""
-OTHER_FILES = {
+BINARY_FILES = {
     b"\x1f\x8b": "is compressed by gzip; name it .gz",
     b"BZh": "is compressed by bzip2; name it .bz2",
     b"\x28\xb5\x2f\xfd": "is compressed by Zstandard; name it .zst",
@@ -49,15 +49,15 @@ OTHER_FILES = {
 }
 """How files begin that are no text, and what to do with them."""
 JSON_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
-SHOWN = 80
+SAMPLE_CHARS = 80
 """Characters of a line that messages show."""
-LINES_SHOWN = 5
+MAX_SAMPLES = 5
 """Bad lines that messages show."""
-LONGEST_LINE = 1 << 26
+MAX_LINE_BYTES = 1 << 26
 """Bytes of a line; a longer one is passed over without being held in memory."""
-LONGEST_ROW = 1 << 20
+MAX_ROW_CHARS = 1 << 20
 """Characters of the lines that one row of a table spans: one that has not ended by then has a quote too many."""
-SMUGGLED = re.compile("[\udc80-\udcff]")
+UNDECODED = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that are not UTF-8."""
 
 
@@ -66,7 +66,7 @@ class TextError(ValueError):
 
 
 @runtime_checkable
-class ReadsLines(Protocol):
+class LineReader(Protocol):
     """A stream whose lines can be read in parts."""
 
     def readline(self, size: int, /) -> bytes:
@@ -89,7 +89,7 @@ class Line:
     @property
     def sample(self) -> str:
         """Place, problem and how the line begins, for an account of what was left out."""
-        return f"{self.place}: {self.detail or self.problem}: {self.text[:SHOWN]!r}"
+        return f"{self.place}: {self.detail or self.problem}: {self.text[:SAMPLE_CHARS]!r}"
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,15 @@ class LineCount:
         self.bad = 0
         self.first: list[str] = []
 
-    def take(self, wrong: str = "") -> None:
+    def add(self, wrong: str = "") -> None:
         """Count a line; `wrong` says what is wrong with it and where it stands, "" that it can be used."""
         self.lines += 1
         if wrong:
             self.bad += 1
-            if len(self.first) < LINES_SHOWN:
+            if len(self.first) < MAX_SAMPLES:
                 self.first.append(wrong)
 
-    def refuse_most(self, advice: str = "") -> None:
+    def raise_if_mostly_bad(self, advice: str = "") -> None:
         """Raise a TextError if more than half of the lines cannot be used; it ends with `advice`."""
         if 2 * self.bad > self.lines:
             raise TextError(f"{self.name}: {self}{f'. {advice}' if advice else ''}")
@@ -152,9 +152,9 @@ def parse_lines(source: bytes | BinaryIO, name: str) -> Iterator[Line]:
     """The lines of bytes or of a binary stream; `name` begins their places. Raises TextError as `read_lines`."""
     for number, raw in enumerate(_raw_lines(source, name), 1):
         place = f"{name}, line {number}"
-        if len(raw) > LONGEST_LINE:
-            detail = f"longer than {LONGEST_LINE >> 20} MiB; write one object or text a line"
-            yield Line(place, raw[: 4 * SHOWN].decode(errors="replace")[:SHOWN], TOO_LONG, detail)
+        if len(raw) > MAX_LINE_BYTES:
+            detail = f"longer than {MAX_LINE_BYTES >> 20} MiB; write one object or text a line"
+            yield Line(place, raw[: 4 * SAMPLE_CHARS].decode(errors="replace")[:SAMPLE_CHARS], TOO_LONG, detail)
             continue
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if not raw.strip():
@@ -182,7 +182,7 @@ def parse_json(text: str) -> Any:
     It is none, too, where Python's reader gives up: nested too deeply, or a whole number of thousands of digits.
     """
     try:
-        return repaired(json.loads(text))
+        return replace_surrogates(json.loads(text))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -196,8 +196,8 @@ def read_objects(address: str, number: str) -> Iterator[JsonLine]:
     for line in read_json_lines(address, objects=True):
         wrong = line.problem and line.sample
         if not wrong and type(line.value.get(number)) not in (int, float):
-            wrong = f"{line.place}: no number {number!r}: {line.text[:SHOWN]!r}"
-        count.take(wrong)
+            wrong = f"{line.place}: no number {number!r}: {line.text[:SAMPLE_CHARS]!r}"
+        count.add(wrong)
         if not wrong:
             yield line
     if count.bad:
@@ -217,14 +217,14 @@ def read_table(address: str, delimiter: str) -> tuple[list[str], Iterator[TableR
     return columns, rows
 
 
-def repaired(value: Any) -> Any:
+def replace_surrogates(value: Any) -> Any:
     """The value with each half of a surrogate pair in its texts, keys too, made U+FFFD."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [repaired(inner) for inner in value]
+        return [replace_surrogates(inner) for inner in value]
     if isinstance(value, dict):
-        return {repaired(key): repaired(inner) for key, inner in value.items()}
+        return {replace_surrogates(key): replace_surrogates(inner) for key, inner in value.items()}
     return value
 
 
@@ -281,7 +281,7 @@ def parse_table(source: bytes | Iterable[bytes], name: str, delimiter: str) -> I
         records.width = len(columns)
         names = dict(zip(columns, columns, strict=True))
         names.pop("", None)
-        yield TableRow(record.place, repaired(record.text), values=names, lines=record.lines)
+        yield TableRow(record.place, replace_surrogates(record.text), values=names, lines=record.lines)
 
 
 class _Record(NamedTuple):
@@ -339,7 +339,7 @@ class _Records:
         def lines() -> Iterator[str]:
             yield first
             size = len(first)
-            while size <= LONGEST_ROW and (line := self._take()) is not None:
+            while size <= MAX_ROW_CHARS and (line := self._take()) is not None:
                 taken.append(line)
                 size += len(line)
                 yield line
@@ -375,7 +375,7 @@ class _Records:
 def _header(record: _Record) -> list[str]:
     if record.problem:
         raise TextError(f"{record.place}: {record.detail}; the first row must name the columns")
-    columns = [repaired(name) for name in record.values]
+    columns = [replace_surrogates(name) for name in record.values]
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise TextError(f"{record.place} names {', '.join(twice)} more than once; give each column its own name")
@@ -387,9 +387,9 @@ def _header(record: _Record) -> list[str]:
 def _row(record: _Record, columns: list[str]) -> TableRow:
     text = record.text
     problem, detail = record.problem, record.detail
-    if not text.isascii() and SMUGGLED.search(text):
+    if not text.isascii() and UNDECODED.search(text):
         problem, detail = NOT_UTF8, "it is not UTF-8; save the file as UTF-8 (it may be Windows-1252)"
-        text = repaired(text)
+        text = replace_surrogates(text)
     elif not problem and len(record.values) != len(columns):
         problem, detail = WRONG_COLUMNS, f"{len(record.values)} values for {len(columns)} columns"
     if problem:
@@ -405,7 +405,7 @@ def _decoded(source: bytes | Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def _raw_lines(source: bytes | Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Lines with their ends, the first without a byte order mark; of one that is longer than LONGEST_LINE only one byte
+    """Lines with their ends, the first without a byte order mark; of one that is longer than MAX_LINE_BYTES only one byte
     more than that. Raises TextError if the first says that this is no text."""
     lines = _limited(io.BytesIO(source) if isinstance(source, bytes) else source)
     first = next(lines, b"")
@@ -415,12 +415,12 @@ def _raw_lines(source: bytes | Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 def _limited(source: Iterable[bytes]) -> Iterator[bytes]:
-    if not isinstance(source, ReadsLines):
+    if not isinstance(source, LineReader):
         yield from source
         return
-    while line := source.readline(LONGEST_LINE + 1):
+    while line := source.readline(MAX_LINE_BYTES + 1):
         yield line
-        if len(line) > LONGEST_LINE:
+        if len(line) > MAX_LINE_BYTES:
             while not line.endswith(b"\n") and (line := source.readline(1 << 20)):
                 pass
 
@@ -430,10 +430,10 @@ def _refuse_other_files(first: bytes, name: str) -> None:
     for mark, encoding in OTHER_ENCODINGS.items():
         if first.startswith(mark):
             raise TextError(f"{name} is {encoding} text, and UTF-8 is wanted; save it as UTF-8")
-    for mark, words in OTHER_FILES.items():
+    for mark, words in BINARY_FILES.items():
         if first.startswith(mark) and not _is_text(first):
             raise TextError(f"{name} {words}")
-    if b"\0" in first[:SHOWN]:
+    if b"\0" in first[:SAMPLE_CHARS]:
         raise TextError(f"{name} begins with {first[:8].hex()}: it is no text, or UTF-16; save it as UTF-8 text")
     if not first.endswith(b"\n") and b"\r" in first.rstrip():
         raise TextError(f"{name} has lines that end with a carriage return alone; save it with newlines")

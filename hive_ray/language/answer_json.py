@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
 
-from hive_ray.files.text_files import repaired
+from hive_ray.files.text_files import replace_surrogates
 
 T = TypeVar("T")
 THOUGHTS_END = re.compile(
@@ -139,7 +139,7 @@ def _decoded(text: str) -> Iterator[tuple[Any, int, int, str]]:
 def _raw(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int] | None:
     try:
         value, end = decoder.raw_decode(text, start)
-        return repaired(value), end
+        return replace_surrogates(value), end
     except (ValueError, RecursionError):
         return None
 
@@ -164,7 +164,7 @@ def _choice(choice: dict) -> Choice:
 def _text(content: Any) -> str:
     """Text, or the texts among the parts of a message."""
     if isinstance(content, str):
-        return repaired(content)
+        return replace_surrogates(content)
     if isinstance(content, list):
         return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
     return ""

@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI, OpenAIError
 
 from hive_ray.console import warn
-from hive_ray.files.text_files import parse_json, repaired
+from hive_ray.files.text_files import parse_json, replace_surrogates
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 DEFAULT_ADDRESS = "https://api.openai.com/v1"
@@ -159,7 +159,7 @@ def words_in(body: Any) -> str:
 
 def sample_of(content: bytes | str) -> str:
     """How an answer begins that is none, without the marks of a page."""
-    text = content.decode(errors="replace") if isinstance(content, bytes) else repaired(content)
+    text = content.decode(errors="replace") if isinstance(content, bytes) else replace_surrogates(content)
     return _without_secrets(" ".join(text.split()))[:WORDS]
 
 
@@ -180,7 +180,7 @@ def refused_in(body: Any, names: Collection[str]) -> set[str]:
 def _words(body: Any) -> str:
     if isinstance(body, str):
         text = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", " ", body[: 1 << 14])
-        return repaired(re.sub(r"<[^<>]{0,1000}>", " ", text) if "<" in text else text)
+        return replace_surrogates(re.sub(r"<[^<>]{0,1000}>", " ", text) if "<" in text else text)
     if isinstance(body, list):
         return "; ".join(filter(None, map(_words, body)))
     if not isinstance(body, dict):
@@ -243,4 +243,4 @@ def _proxy_words() -> str:
 
 def _without_secrets(text: str) -> str:
     key = os.environ.get(API_KEY, "").strip()
-    return repaired(USER.sub("", text.replace(key, "***") if len(key) >= LEAST_KEY else text))
+    return replace_surrogates(USER.sub("", text.replace(key, "***") if len(key) >= LEAST_KEY else text))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from hive_ray.images import ImageError, as_plain, media_type
+from hive_ray.images import ImageError, media_type, to_plain
 
 STYLESHEET = Path(__file__).with_name("pages.css")
 VERDICT_MARKS = {None: "", True: "\u2713", False: "\u2717"}
@@ -97,7 +97,7 @@ def _figure(shown: CaptionedPicture, instruction: str) -> str:
 def _address(image: bytes) -> str:
     """A picture as a data address, shown as models see it; an empty one where it cannot be read."""
     try:
-        plain = as_plain(image)
+        plain = to_plain(image)
     except ImageError:
         return "data:,"
     return f"data:{media_type(plain)};base64,{base64.b64encode(plain).decode()}"

@@ -16,14 +16,14 @@ from pyarrow import fs
 from hive_ray import storage
 from hive_ray.files.text_files import (
     NOT_UTF8,
-    SHOWN,
+    SAMPLE_CHARS,
     Line,
     LineCount,
     TextError,
     read_json_lines,
     read_lines,
     read_table,
-    repaired,
+    replace_surrogates,
 )
 from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
@@ -55,7 +55,7 @@ def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row]:
     known: set[str] = set()
     count = LineCount("captions")
     for text in texts:
-        count.take(text.sample if isinstance(text, Unusable) else "")
+        count.add(text.sample if isinstance(text, Unusable) else "")
         row = _caption_row(text)
         if row.get("caption_id") in known:
             row = {"dropped": DUPLICATE}
@@ -63,7 +63,7 @@ def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row]:
         if "dropped" not in row:
             known.add(row["caption_id"])
             if len(known) == most:
-                count.refuse_most()
+                count.raise_if_mostly_bad()
                 return
 
 
@@ -72,12 +72,12 @@ def _caption_row(text: Any) -> Row:
         return {"dropped": text.reason, "sample": text.sample}
     if text is not None and not isinstance(text, str):
         return {"dropped": NOT_TEXT, "sample": _no_text(text)}
-    caption = " ".join(repaired(text or "").split())
+    caption = " ".join(replace_surrogates(text or "").split())
     return {"caption_id": id_for(caption), "caption": caption} if caption else {"dropped": EMPTY}
 
 
 def _no_text(value: Any) -> str:
-    return f"{repr(value)[:SHOWN]} is a {type(value).__name__}, and no text"
+    return f"{repr(value)[:SAMPLE_CHARS]} is a {type(value).__name__}, and no text"
 
 
 def read_captions(address: str, column: str) -> Iterator[Any]:
@@ -101,13 +101,13 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
                 for caption in value if isinstance(value, list) else [value]:
                     if not isinstance(caption, str | Unusable | None):
                         caption = Unusable(NOT_TEXT, f"{file}: {_no_text(caption)}")
-                    count.take(caption.sample if isinstance(caption, Unusable) else "")
+                    count.add(caption.sample if isinstance(caption, Unusable) else "")
                     yield caption
         except TextError as error:
             raise TextError(f"captions file {error}") from error
         except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise ValueError(f"captions file {file} cannot be read: {error}") from error
-        count.refuse_most()
+        count.raise_if_mostly_bad()
 
 
 def _dataset_files(folder: str) -> list[str]:
@@ -212,13 +212,13 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _decoded(value: Any, place: str) -> Any:
-    """Bytes as text; halves of surrogate pairs, which some writers encode, are left to `repaired`."""
+    """Bytes as text; halves of surrogate pairs, which some writers encode, are left to `replace_surrogates`."""
     if not isinstance(value, bytes):
         return value
     try:
         return value.decode(errors="surrogatepass")
     except UnicodeDecodeError:
-        return Unusable(NOT_UTF8, f"{place}: not UTF-8: {value[:SHOWN]!r}")
+        return Unusable(NOT_UTF8, f"{place}: not UTF-8: {value[:SAMPLE_CHARS]!r}")
 
 
 def _require_text(column: str, schema: pa.Schema, file: str) -> None:
@@ -242,7 +242,7 @@ def _require(column: str, columns: list[str], place: str) -> None:
 
 
 def _no_column(place: str, column: str, columns: list[str]) -> str:
-    return f"{place} has no column {column!r}, only {', '.join(columns)[: 3 * SHOWN] or 'none'}; {REMEDY}"
+    return f"{place} has no column {column!r}, only {', '.join(columns)[: 3 * SAMPLE_CHARS] or 'none'}; {REMEDY}"
 
 
 REMEDY = "set instructions.caption_column"

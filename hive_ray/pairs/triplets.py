@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from hive_ray.console import warn
-from hive_ray.files.text_files import SHOWN, JsonLine, LineCount, read_json_lines
+from hive_ray.files.text_files import SAMPLE_CHARS, JsonLine, LineCount, read_json_lines
 from hive_ray.pairs.instructions import ASKED, BETWEEN, REQUEST, STOP, Written, reject_reason
 from hive_ray.pairs.inversion import invert
 
@@ -39,10 +39,10 @@ def read_triplets(address: str, *, least: int = LEAST_TRIPLETS) -> list[Triplet]
     for line in read_json_lines(address, objects=True):
         try:
             triplets[_triplet(line)] = None
-            count.take()
+            count.add()
         except ValueError as error:
-            count.take(f"{line.place}: {error}: {line.text[:SHOWN]!r}")
-    count.refuse_most()
+            count.add(f"{line.place}: {error}: {line.text[:SAMPLE_CHARS]!r}")
+    count.raise_if_mostly_bad()
     if len(triplets) < least:
         bad = f". {count}" if count.bad else ""
         raise ValueError(f"triplets {address} has {len(triplets)} different ones; at least {least} are wanted{bad}")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hive_ray import config
 from hive_ray.errors import BadRows
-from hive_ray.images import ImageError, decode, in_threads, resize, to_tensor
+from hive_ray.images import ImageError, decode, map_in_threads, resize, to_tensor
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import uniform_for
@@ -138,7 +138,7 @@ def batch_of(model: RewardModel, rows: Rows) -> Batch:
     picture that cannot be read, or with ranks that do not fit their edits.
     """
     side = model.resolution
-    read = in_threads(lambda row: _pictures_or_why(row, side), rows)
+    read = map_in_threads(lambda row: _pictures_or_why(row, side), rows)
     reasons: dict[int, str] = {}
     pictures: list[Tensor] = []
     for place, result in enumerate(read):

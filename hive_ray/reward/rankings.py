@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hive_ray.files.text_files import SHOWN, JsonLine
+from hive_ray.files.text_files import SAMPLE_CHARS, JsonLine
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import RankingError, check_ranks, mean_kendall_tau
@@ -129,7 +129,7 @@ def rankings_from_people(candidate: Row, annotations: Mapping[str, Sequence[Anno
 
 def _annotation(line: JsonLine, edits_of: Mapping[str, Sequence[str]]) -> Annotation:
     if line.problem:
-        raise RankingError(f"{line.detail}: {line.text[:SHOWN]!r}", line.problem)
+        raise RankingError(f"{line.detail}: {line.text[:SAMPLE_CHARS]!r}", line.problem)
     record = line.value
     prompt_id, annotator = _text(record, "prompt_id"), _text(record, "annotator")
     if prompt_id not in edits_of:
@@ -144,7 +144,7 @@ def _annotation(line: JsonLine, edits_of: Mapping[str, Sequence[str]]) -> Annota
 def _ranks_of(record: dict[str, Any], edit_ids: Sequence[str]) -> list[int]:
     """The ranks of a line, aligned with `edit_ids`."""
     if (record.get("order") is None) == (record.get("ranks") is None):
-        keys = ", ".join(record)[:SHOWN]
+        keys = ", ".join(record)[:SAMPLE_CHARS]
         raise RankingError(f"the line has {keys}; give one of order and ranks", "order_missing")
     if record.get("order") is not None:
         tiers = _tiers(record["order"])
@@ -166,14 +166,14 @@ def _ranks_of(record: dict[str, Any], edit_ids: Sequence[str]) -> list[int]:
 
 def _text(record: dict[str, Any], key: str) -> str:
     if not isinstance(record.get(key), str) or not record[key].strip():
-        raise RankingError(f"{key} is {repr(record.get(key))[:SHOWN]}; give a text", f"{key}_missing")
+        raise RankingError(f"{key} is {repr(record.get(key))[:SAMPLE_CHARS]}; give a text", f"{key}_missing")
     return record[key]
 
 
 def _list_of(record: dict[str, Any], key: str, kind: type) -> list[Any]:
     values = record[key]
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise RankingError(f"{key} is {repr(values)[:SHOWN]}; give a list of {kind.__name__}")
+        raise RankingError(f"{key} is {repr(values)[:SAMPLE_CHARS]}; give a list of {kind.__name__}")
     return values
 
 
@@ -182,6 +182,6 @@ def _tiers(order: Any) -> list[list[str]]:
     tiers = [tier if isinstance(tier, list) else [tier] for tier in order] if isinstance(order, list) else []
     edit_ids = [edit_id for tier in tiers for edit_id in tier]
     if not tiers or not all(tiers) or not all(isinstance(edit_id, str) for edit_id in edit_ids):
-        shown = repr(order)[:SHOWN]
+        shown = repr(order)[:SAMPLE_CHARS]
         raise RankingError(f"order is {shown}; give a list of edit ids, best first, ties in an inner list")
     return tiers

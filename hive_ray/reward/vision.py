@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from hive_ray import config
-from hive_ray.images import ImageError, as_plain, media_type
+from hive_ray.images import ImageError, media_type, to_plain
 from hive_ray.language.answer_cache import Request
 from hive_ray.language.answer_json import SAMPLE, choices_of, find_json
 from hive_ray.language.endpoint import Endpoint, NoAnswer
@@ -194,7 +194,7 @@ def _format(part: Part) -> dict:
 def _address(image: bytes) -> str:
     """A picture as a data URL; VerdictError if it cannot be read."""
     try:
-        plain = as_plain(image)
+        plain = to_plain(image)
     except ImageError as error:
         raise VerdictError("picture_unreadable") from error
     return f"data:{media_type(plain)};base64,{base64.b64encode(plain).decode()}"

@@ -224,10 +224,10 @@ class LoadedCheckpoint:
         """Remove what was made on this machine to open it."""
         if self.universal:
             shutil.rmtree(self.engine_folder, ignore_errors=True)
-            scratch.give_up(self.engine_folder)
+            scratch.release(self.engine_folder)
         if self.folder.is_relative_to(storage.cache_folder()):
             shutil.rmtree(self.folder, ignore_errors=True)
-            scratch.give_up(self.folder)
+            scratch.release(self.folder)
 
 
 def _stands(path: str, lists: list[str]) -> list[TrainingState]:

@@ -56,7 +56,7 @@ class RowStore:
                 progress = Progress(f"{name}: rows brought here", self.num_rows, "rows")
                 _write_rows(self.selection, self.columns, self.file, progress)
         except BaseException:
-            scratch.give_up(self.file)
+            scratch.release(self.file)
             raise
         return self
 
@@ -71,7 +71,7 @@ class RowStore:
         self.reader = self.source = None
         if self.write:
             self.file.unlink(missing_ok=True)
-            scratch.give_up(self.file)
+            scratch.release(self.file)
 
     def read(self, places: np.ndarray) -> Rows:
         """The rows at these places of the selection, in this order."""

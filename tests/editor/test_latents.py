@@ -10,7 +10,7 @@ from hive_ray.editor.latents import LatentEncoder, PairLatents, Views, draw_view
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.errors import BadRows
-from hive_ray.images import decode, encode, resize, scaled, to_batch, to_tensor
+from hive_ray.images import decode, encode, normalize_pixels, resize, to_batch, to_tensor
 from hive_ray.schemas import LATENTS, to_table
 
 TRAINING = Training(total_images=4, batch_size=2, micro_batch_size=2, learning_rate=1e-3, checkpoint_images=4)
@@ -76,13 +76,13 @@ def test_the_pictures_of_a_pair_are_mirrored_both_or_neither(rows):
     pixels = read_pictures(rows[:2], settings(), Views([True, False], [(0.0, 0.0)] * 2))
     for column, seen in zip(("source_image", "edited_image"), pixels, strict=True):
         whole = to_batch([row[column] for row in rows[:2]], 64)
-        assert torch.equal(scaled(seen), torch.stack([whole[0].flip(-1), whole[1]]))
+        assert torch.equal(normalize_pixels(seen), torch.stack([whole[0].flip(-1), whole[1]]))
 
 
 def test_the_pictures_of_a_pair_are_cropped_alike():
     wide = pair(4, "make it red", height=64, width=128)  # no scaling: the crop is 64 of the 128 columns
     views = draw_views([wide] * 50, settings(crop="random", latents="none"), generator())
-    pixels = scaled(read_pictures([wide] * 50, settings(crop="random", latents="none"), views))
+    pixels = normalize_pixels(read_pictures([wide] * 50, settings(crop="random", latents="none"), views))
     whole = torch.stack([to_tensor(decode(wide[column])) for column in ("source_image", "edited_image")])
     crops = whole.unfold(-1, 64, 1).permute(3, 0, 1, 2, 4)  # (65, 2, 3, 64, 64): one from each column on
     found = []
@@ -97,7 +97,7 @@ def test_an_edited_picture_of_another_size_is_scaled_to_the_source(rows):
     small = rows[0] | {"edited_image": encode(resize(decode(rows[0]["edited_image"]), 32))}
     views = Views([False], [(0.0, 0.0)])
     pixels = read_pictures([small], settings(crop="center"), views)
-    assert torch.equal(scaled(pixels[1, 0]), to_tensor(resize(decode(small["edited_image"]), 64)))
+    assert torch.equal(normalize_pixels(pixels[1, 0]), to_tensor(resize(decode(small["edited_image"]), 64)))
 
 
 def test_random_crops_change_no_draw_of_those_without(rows):

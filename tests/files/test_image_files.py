@@ -34,17 +34,17 @@ from PIL import EpsImagePlugin, Image, ImageCms
 from hive_ray.files.image_files import orientation_of
 from hive_ray.images import (
     FORMATS,
-    UPRIGHT,
+    TO_UPRIGHT,
     ImageError,
     PictureTooLargeError,
-    as_kept,
-    as_plain,
     decode,
     encode,
+    image_format,
     is_plain,
-    kind_of,
     size_of,
     thumbnail,
+    to_plain,
+    to_stored,
 )
 
 SRGB = ImageCms.createProfile("sRGB")
@@ -194,7 +194,7 @@ def key(*levels: int) -> bytes:
 def test_transparency_of_every_kind_lies_on_white(data, right):
     assert furthest(decode(data), right) == 0
     assert not is_plain(data)
-    assert furthest(decode(as_kept(data)), right) == 0
+    assert furthest(decode(to_stored(data)), right) == 0
 
 
 def test_a_key_of_few_bits_is_met():
@@ -290,7 +290,7 @@ BACK = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_of_every_format_is_turned_upright(kind, orientation):
     upright = Image.fromarray(SCENE[:40])
-    how = BACK.get(orientation, UPRIGHT.get(orientation))
+    how = BACK.get(orientation, TO_UPRIGHT.get(orientation))
     stored = upright if how is None else upright.transpose(how)
     data = encoded(stored, kind, exif=exif(orientation), **(LOSSLESS | CLOSE).get(kind, CLOSE["JPEG"]))
     assert furthest(decode(data), SCENE[:40]) <= (0 if kind in LOSSLESS else 8)
@@ -399,7 +399,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_formats_that_are_not_meant_are_refused(name):
-    for function in (decode, size_of, as_kept, as_plain):
+    for function in (decode, size_of, to_stored, to_plain):
         with pytest.raises(ImageError, match=r"\d+ bytes starting [0-9a-f]{8} are not a readable image.*" + FORMATS):
             function(OTHERS[name])
     assert not is_plain(OTHERS[name])
@@ -464,7 +464,7 @@ def test_a_large_photograph_is_read_without_a_warning():
 def test_pictures_that_are_cut_off_are_refused(kind):
     data = encoded(SCENE, kind)
     for kept in (0, 5, 30, len(data) // 2, len(data) - 40):
-        for function in (decode, as_kept):
+        for function in (decode, to_stored):
             with pytest.raises(ImageError, match="not a readable image"):
                 function(data[:kept])
 
@@ -482,8 +482,8 @@ def test_what_is_plain_stays_as_it_is_and_all_else_becomes_a_png():
     ]
     for data in kept:
         assert is_plain(data)
-        assert as_kept(data) is data
-        assert as_plain(data) is data
+        assert to_stored(data) is data
+        assert to_plain(data) is data
     changed = [
         encoded(SCENE, "WEBP"),
         encoded(Image.fromarray(SCENE).convert("CMYK"), "JPEG"),
@@ -496,10 +496,10 @@ def test_what_is_plain_stays_as_it_is_and_all_else_becomes_a_png():
     ]
     for data in changed:
         assert not is_plain(data)
-        assert kind_of(as_kept(data)) == "png"
-        assert is_plain(as_kept(data))
-        assert np.array_equal(decode(as_kept(data)), decode(data))
-        assert as_plain(data) == as_kept(data)
+        assert image_format(to_stored(data)) == "png"
+        assert is_plain(to_stored(data))
+        assert np.array_equal(decode(to_stored(data)), decode(data))
+        assert to_plain(data) == to_stored(data)
         assert is_plain(thumbnail(data, 64))
 
 
@@ -508,7 +508,7 @@ def test_damage_behind_a_good_header_is_found_where_pictures_are_kept():
         broken = data[: len(data) * 2 // 3]
         assert is_plain(broken)
         with pytest.raises(ImageError, match="not a readable image"):
-            as_kept(broken)
+            to_stored(broken)
 
 
 def test_many_threads_may_convert_by_one_profile():
@@ -543,14 +543,14 @@ def seen_or_refused(data: bytes) -> None:
         pixels = decode(data)
     except ImageError:
         with pytest.raises(ImageError):
-            as_kept(data)
+            to_stored(data)
     else:
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
         assert pixels.shape[2] == 3
         assert size_of(data) == pixels.shape[1::-1]
-        assert kind_of(as_kept(data))
-    for function in (size_of, as_plain, is_plain):
+        assert image_format(to_stored(data))
+    for function in (size_of, to_plain, is_plain):
         try:
             function(data)
         except ImageError:

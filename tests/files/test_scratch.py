@@ -26,7 +26,7 @@ def files(cache: Path) -> list[str]:
 
 
 def test_a_folder_lasts_as_long_as_its_block(cache):
-    with scratch.folder("model") as folder:
+    with scratch.temporary_folder("model") as folder:
         (folder / "a").touch()
         assert files(cache) == ["a"]
     assert files(cache) == []
@@ -37,7 +37,7 @@ def test_what_a_killed_process_left_goes_with_the_next_folder(cache):
     assert files(cache) == ["left"]
     mine = scratch.new_folder("model")
     (mine / "own").touch()
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert files(cache) == ["own"]
 
 
@@ -46,11 +46,11 @@ def test_what_is_shared_stays_while_one_that_claims_it_lives(cache):
     claims = f"from pathlib import Path; from hive_ray.files import scratch; scratch.claim(Path({str(file)!r}))"
     in_another_process(f"{claims}; Path({str(file)!r}).touch()")
     scratch.claim(file)
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert file.exists()
-    scratch.give_up(file)
+    scratch.release(file)
     in_another_process(claims)
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert files(cache) == []
 
 
@@ -58,5 +58,5 @@ def test_what_nobody_claims_is_left_alone(cache):
     model = storage.cache_folder() / "folders" / "0123" / "card.json"
     model.parent.mkdir(parents=True)
     model.touch()
-    scratch.sweep()
+    scratch.remove_abandoned()
     assert model.exists()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hive_ray.files.text_files import (
-    LONGEST_LINE,
+    MAX_LINE_BYTES,
     NOT_A_ROW,
     NOT_AN_OBJECT,
     NOT_UTF8,
@@ -28,7 +28,7 @@ from hive_ray.files.text_files import (
     read_lines,
     read_objects,
     read_table,
-    repaired,
+    replace_surrogates,
 )
 
 ANY = settings(derandomize=True, deadline=None, max_examples=150)
@@ -120,7 +120,7 @@ def test_a_line_without_end_is_one_line_and_is_not_held(tmp_path):
     path = tmp_path / "file.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as stream:
         stream.write(b'{"a": 1}\n')
-        for _ in range(2 * LONGEST_LINE // 2**20):
+        for _ in range(2 * MAX_LINE_BYTES // 2**20):
             stream.write(b"x" * 2**20)
         stream.write(b'\n{"a": 2}\n')
     one, long, two = read_json_lines(str(path))
@@ -183,12 +183,13 @@ def test_half_an_emoji_becomes_valid_text_and_nothing_else_changes(text):
         for character in text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     )
     assert found == [wanted, {wanted: wanted}]
-    assert repaired(text) == wanted
+    assert replace_surrogates(text) == wanted
     wanted.encode()
 
 
 def test_half_an_emoji_is_the_only_letter_that_is_lost():
-    assert [repaired(text) for text in ("a\ud83d", "\ud83da", "\ude00", "\ud83d\ude00", "\ud83d\ud83d\ude00")] == [
+    texts = ("a\ud83d", "\ud83da", "\ude00", "\ud83d\ude00", "\ud83d\ud83d\ude00")
+    assert [replace_surrogates(text) for text in texts] == [
         "a\ufffd", "\ufffda", "\ufffd", "\U0001f600", "\ufffd\U0001f600",
     ]  # fmt: skip
 
@@ -315,11 +316,11 @@ def test_tables_come_back_as_they_were_written(records, end):
 def test_a_file_is_refused_where_more_than_half_of_its_lines_are_bad():
     count = LineCount("file")
     for number in range(8):
-        count.take()
-        count.take(f"line {number}: bad")
-    count.refuse_most()
-    count.take("line 9: bad")
+        count.add()
+        count.add(f"line {number}: bad")
+    count.raise_if_mostly_bad()
+    count.add("line 9: bad")
     with pytest.raises(TextError) as refused:
-        count.refuse_most("Mend it")
+        count.raise_if_mostly_bad("Mend it")
     words = "".join(f"\n  line {number}: bad" for number in range(5))
     assert str(refused.value) == f"file: 9 of 17 lines cannot be used:{words}\n  (and 4 more). Mend it"

@@ -8,7 +8,7 @@ import ray
 
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Importing
-from hive_ray.images import decode, kind_of
+from hive_ray.images import decode, image_format
 from hive_ray.pairs.formats.ranked import ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import RANKINGS, to_table
@@ -35,7 +35,7 @@ def test_a_few_are_made_by_one_command_and_read_as_a_users_would_be(tmp_path):
     assert set(Counter(row["prompt_id"] for row in rows).values()) == {1}
     assert 1 < len({row["annotator"] for row in rows}) <= 6
     pictures = [picture for row in rows for picture in (row["source_image"], *(edit["image"] for edit in row["edits"]))]
-    assert {kind_of(picture) for picture in pictures} == {"jpg"}
+    assert {image_format(picture) for picture in pictures} == {"jpg"}
     assert {decode(picture).shape for picture in pictures} == {(64, 64, 3)}
 
 

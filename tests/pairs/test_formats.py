@@ -12,7 +12,7 @@ from foreign import picture
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.images import decode, kind_of
+from hive_ray.images import decode, image_format
 from hive_ray.pairs.formats.folders import shared_attention_of
 from hive_ray.pairs.formats.imported import Found, imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
@@ -185,7 +185,7 @@ def test_what_cannot_be_kept_is_dropped_with_its_reason():
 def test_ids_are_the_content_s_and_other_kinds_of_pictures_become_png():
     (row,), (same,) = (list(imported_rows([found(source_image=picture(1, "WEBP"))], Importing())) for _ in range(2))
     assert row == same
-    assert kind_of(row["source_image"]) == "png"
+    assert image_format(row["source_image"]) == "png"
     np.testing.assert_array_equal(decode(row["source_image"]), decode(picture(1, "WEBP")))
     (other,) = imported_rows([found(edited_image=picture(3))], Importing())
     assert other["pair_id"] != row["pair_id"]
@@ -362,7 +362,9 @@ def test_instruct_pix2pix_can_read_its_folders(tmp_path):
         prompt = json.loads((tmp_path / name / "prompt.json").read_text())
         assert {"input", "edit", "output"} <= prompt.keys()
         for number in numbers:
-            assert all(kind_of((tmp_path / name / f"{number}_{which}.jpg").read_bytes()) == "jpg" for which in (0, 1))
+            assert all(
+                image_format((tmp_path / name / f"{number}_{which}.jpg").read_bytes()) == "jpg" for which in (0, 1)
+            )
     line = json.loads((tmp_path / "0000000" / "metadata.jsonl").read_text().splitlines()[1])
     assert line == {
         "seed": 2**62 + 1, "p2p_threshold": 0.5, "clip_sim_0": 0.25, "clip_sim_1": 0.5, "clip_sim_dir": 0.125,

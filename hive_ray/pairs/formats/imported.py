@@ -9,8 +9,8 @@ from typing import Any
 
 from hive_ray.config import Importing
 from hive_ray.errors import Stopped
-from hive_ray.files.text_files import repaired
-from hive_ray.images import ImageError, as_kept, in_threads
+from hive_ray.files.text_files import replace_surrogates
+from hive_ray.images import ImageError, map_in_threads, to_stored
 from hive_ray.schemas import ORIGINS, SPLITS, Row
 from hive_ray.seeds import id_for, split_for
 
@@ -86,7 +86,7 @@ def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Itera
     samples: dict[str, str] = {}
     source = iter(pairs)
     while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(pair_ids)))):
-        for pair, pictures in zip(batch, in_threads(_kept_pictures, batch), strict=True):
+        for pair, pictures in zip(batch, map_in_threads(_kept_pictures, batch), strict=True):
             for row in _rows(pair, pictures, settings):
                 if isinstance(pair, Found) and row.get("pair_id") in pair_ids:
                     row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
@@ -176,7 +176,7 @@ def kept_picture(picture: bytes | NoPicture | None, name: str) -> bytes | NoPict
     if not picture:
         return NoPicture("picture_missing", f"{name} picture: it is empty")
     try:
-        return as_kept(picture)
+        return to_stored(picture)
     except ImageError as error:
         return NoPicture("picture_unreadable", f"{name} picture: {error}")
 
@@ -193,7 +193,7 @@ def text(value: Any) -> str:
 def texts(value: Any) -> list[str]:
     """The texts of a text, a {"text": text}, or a list of these, with single spaces and without empty ones."""
     if isinstance(value, str):
-        words = " ".join(repaired(value).split())
+        words = " ".join(replace_surrogates(value).split())
         return [words] if words else []
     if isinstance(value, dict):
         return texts(first(value, ("text", *INSTRUCTION))) if value.keys() & {"text", *INSTRUCTION} else []

@@ -24,7 +24,7 @@ import pyarrow as pa
 from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.files.text_files import parse_json
-from hive_ray.images import in_threads
+from hive_ray.images import map_in_threads
 from hive_ray.pairs.formats import text_rows
 from hive_ray.pairs.formats.columns import parquet_values, used_once
 from hive_ray.pairs.formats.digests import path_column
@@ -125,7 +125,7 @@ def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: 
     samples: dict[str, str] = {}
     source = iter(rankings)
     while batch := list(islice(source, RANKINGS_AT_A_TIME)):
-        for ranking, row in zip(batch, in_threads(_row, batch), strict=True):
+        for ranking, row in zip(batch, map_in_threads(_row, batch), strict=True):
             if row.get("ranking_id") in ranking_ids:
                 row = {"dropped": "duplicate", "sample": f"ranking {row['ranking_id']} came before"}
             if "dropped" in row:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.files.text_files import NOT_AN_OBJECT, NOT_JSON, NOT_UTF8, SHOWN, parse_json
+from hive_ray.files.text_files import NOT_AN_OBJECT, NOT_JSON, NOT_UTF8, SAMPLE_CHARS, parse_json
 from hive_ray.pairs.formats.files import is_system
 from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
@@ -94,7 +94,7 @@ def _pair(place: str, contents: dict[str, bytes]) -> Found | Unread:
     except UnicodeDecodeError as error:
         return Unread(NOT_UTF8, f"{place}: its JSON is not UTF-8 ({error.reason})")
     except ValueError as error:
-        return Unread(NOT_JSON, f"{place}: {contents['json'][:SHOWN]!r} is not JSON ({error})")
+        return Unread(NOT_JSON, f"{place}: {contents['json'][:SAMPLE_CHARS]!r} is not JSON ({error})")
     if not isinstance(words, dict):
         return Unread(NOT_AN_OBJECT, f"{place}: its JSON is a {type(words).__name__} and no object")
     return Found(

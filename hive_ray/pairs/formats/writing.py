@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hive_ray import storage
-from hive_ray.images import decode, encode_jpeg, kind_of
+from hive_ray.images import decode, encode_jpeg, image_format
 from hive_ray.schemas import Row, Rows
 
 PICTURES = ("source_image", "edited_image")
@@ -60,7 +60,7 @@ def parquet_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _diffusers(row: Row) -> Row:
-    pictures = {name: {"bytes": row[name], "path": f"{row['pair_id']}.{kind_of(row[name])}"} for name in PICTURES}
+    pictures = {name: {"bytes": row[name], "path": f"{row['pair_id']}.{image_format(row[name])}"} for name in PICTURES}
     return {NAMES.get(name, name): value for name, value in (row | pictures).items()}
 
 
@@ -110,7 +110,7 @@ def _alike(rows: Iterable[Row]) -> Iterator[Rows]:
 
 
 def _jpeg(picture: bytes) -> bytes:
-    return picture if kind_of(picture) == "jpg" else encode_jpeg(decode(picture))
+    return picture if image_format(picture) == "jpg" else encode_jpeg(decode(picture))
 
 
 def write_shards(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes: int) -> int:
@@ -125,7 +125,7 @@ def write_shards(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for row in shard:
-                kinds_of_row = {name: kind_of(row[name]) for name in PICTURES}
+                kinds_of_row = {name: image_format(row[name]) for name in PICTURES}
                 kinds = kinds or kinds_of_row
                 if kinds_of_row != kinds:
                     raise ValueError(
