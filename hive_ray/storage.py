@@ -324,8 +324,11 @@ def _removal_turn(name: str) -> int:
 
 
 def remove_unfinished(path: str, *, skipped: Collection[str] = (), uploads_older_than_s: float = 0.0) -> None:
-    """Remove what processes that are gone have left half written below a folder: on disk unfinished files, without those
-    in folders named in `skipped`; on S3 the uploads in parts that began so long ago, which nobody may be sending."""
+    """Remove what dead processes left half written below a folder.
+
+    On disk these are unfinished files, except in folders named in `skipped`. On S3 these are multipart uploads that
+    began more than `uploads_older_than_s` ago; make sure that no process still sends them.
+    """
     if path.startswith(S3):
         abort_uploads(path, uploads_older_than_s)
         return

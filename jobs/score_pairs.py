@@ -176,13 +176,13 @@ def ask_first(run: Run) -> None:
     EndpointError or `Stopped` says why nothing comes, or nothing that can be used. Where all of the first answers are
     kept already, the endpoint is not looked for.
     """
-    from hive_ray.language.endpoint import FIRST, stop_if_unusable  # here: the openai client takes long to import
+    from hive_ray.language.endpoint import TRIAL_ROWS, stop_if_unusable  # here: the openai client takes long to import
     from hive_ray.language.openai_client import check_endpoint
     from hive_ray.reward.vision import VisionScorer
 
     settings, answers = run.config.scoring.vision, run.path("judge_answers")
     scorer = VisionScorer(settings, answers)
-    first = list(islice(read_rows(run.path("pairs"), PAIRS), FIRST))
+    first = list(islice(read_rows(run.path("pairs"), PAIRS), TRIAL_ROWS))
     if not all(scorer.is_answered(row) for row in first):
         check_endpoint(settings.llm, "scoring.vision.llm")
     advice = "See scoring.vision.llm and .structure"

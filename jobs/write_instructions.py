@@ -17,7 +17,7 @@ from hive_ray.artifacts.tables import Fingerprint, Manifest, read_rows, table_di
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Instructions
 from hive_ray.language.batches import answer_in_batches
-from hive_ray.language.endpoint import FIRST, Endpoint, stop_if_unusable
+from hive_ray.language.endpoint import TRIAL_ROWS, Endpoint, stop_if_unusable
 from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.captions import caption_rows, read_captions
 from hive_ray.pairs.instructions import InstructionWriter, request_of
@@ -77,7 +77,7 @@ def ask_first(run: Run, settings: Instructions, examples: list[dict]) -> None:
     """
     captions, answers = run.path("captions"), run.path("answers")
     endpoint = Endpoint(answers, settings.spending, send_seed=settings.send_seed)
-    first = list(islice(read_rows(captions, CAPTIONS), FIRST))
+    first = list(islice(read_rows(captions, CAPTIONS), TRIAL_ROWS))
     if not all(endpoint.answers.find(request_of(row, settings, examples)) for row in first):
         check_endpoint(settings.llm, "instructions.llm")
     if settings.spending.batch:

@@ -14,7 +14,7 @@ from hive_ray import storage
 from hive_ray.artifacts.model_store import build_model, store_model
 from hive_ray.artifacts.tables import Shard, build_table, write_rows, write_shard
 from hive_ray.images import encode
-from hive_ray.language.answer_cache import Answers, request_id
+from hive_ray.language.answer_cache import AnswerCache, request_id
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS
 from hive_ray.training.checkpoints import Checkpoints, TrainingState
@@ -104,11 +104,11 @@ def training(root: str, seed: int = 1) -> None:
 
 
 def answers(root: str, seed: int = 1) -> None:
-    kept = Answers(storage.join(root, "answers"))
+    kept = AnswerCache(storage.join(root, "answers"))
     for number in range(3):
         request = {"model": "m", "seed": seed, "number": number}
         if kept.find(request) is None:
-            kept.keep(request_id(request), {"choices": [], "number": number})
+            kept.store(request_id(request), {"choices": [], "number": number})
     storage.remove_unfinished(kept.path)
 
 

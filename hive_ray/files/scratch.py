@@ -24,7 +24,10 @@ LEGACY_FOLDERS = ("checkpoints", "folders")
 
 
 def new_folder(kind: str) -> Path:
-    """An empty folder for this process alone; remove it, or leave it to `remove_abandoned`. What others left is removed first."""
+    """Make an empty folder for this process alone, after `remove_abandoned`.
+
+    The caller removes it. If the process dies first, a later `remove_abandoned` does.
+    """
     remove_abandoned()
     folder = cache_folder() / "scratch" / f"{kind}-{current_owner()}-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)

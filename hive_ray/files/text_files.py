@@ -405,8 +405,10 @@ def _decoded(source: bytes | Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def _raw_lines(source: bytes | Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Lines with their ends, the first without a byte order mark; of one that is longer than MAX_LINE_BYTES only one byte
-    more than that. Raises TextError if the first says that this is no text."""
+    """Yield lines with their line ends, without a byte order mark; a longer line is cut to MAX_LINE_BYTES + 1 bytes.
+
+    Raises TextError if the first line shows that the file is not UTF-8 text.
+    """
     lines = _limited(io.BytesIO(source) if isinstance(source, bytes) else source)
     first = next(lines, b"")
     _refuse_other_files(first, name)

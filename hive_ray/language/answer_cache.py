@@ -23,8 +23,8 @@ from hive_ray.seeds import id_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
-STORE_S = 2.0
-TOKENS, MOST_TOKENS = ("prompt_tokens", "completion_tokens"), 1 << 40
+STORE_INTERVAL_S = 2.0
+TOKEN_COUNTS, MAX_TOKENS = ("prompt_tokens", "completion_tokens"), 1 << 40
 Request = dict
 """The arguments of `client.chat.completions.create` or `client.completions.create`."""
 
@@ -34,7 +34,7 @@ def request_id(request: Request) -> str:
     return id_for(json.dumps(request, sort_keys=True))
 
 
-def or_stop(act: Callable[P, R]) -> Callable[P, R]:
+def stop_on_os_error(act: Callable[P, R]) -> Callable[P, R]:
     """`act` that raises `Stopped` in place of an OSError, since unreachable answers are no row's fault."""
 
     @functools.wraps(act)
@@ -47,13 +47,13 @@ def or_stop(act: Callable[P, R]) -> Callable[P, R]:
     return acted
 
 
-class Answers:
+class AnswerCache:
     """Answers by request, one file each, below a local or s3:// folder."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
-    @or_stop
+    @stop_on_os_error
     def find(self, request: Request) -> dict | None:
         """The kept answer to this request, {"answer": ..., "batch": ...}; None if there is none.
 
@@ -67,8 +67,8 @@ class Answers:
             return None
         return {"answer": kept["answer"], "batch": kept.get("batch") is True}
 
-    @or_stop
-    def keep(self, name: str, answer: dict, *, batch: bool = False) -> None:
+    @stop_on_os_error
+    def store(self, name: str, answer: dict, *, batch: bool = False) -> None:
         """Store the answer to the request of this id; once it returns, the answer outlives this process."""
         storage.write_text(self._address(name), json.dumps({"answer": answer, "batch": batch}))
 
@@ -76,14 +76,14 @@ class Answers:
         return storage.join(self.path, name[:2], f"{name}.json")
 
 
-def counts_of(usage: Any, spending: Spending, *, batch: bool = False) -> dict[str, float]:
+def usage_counts(usage: Any, spending: Spending, *, batch: bool = False) -> dict[str, float]:
     """What an answer counts in a manifest: tokens, and dollars where the prices are known.
 
     usage: the answer's own, {"prompt_tokens": ..., "completion_tokens": ...}; any other form is none.
     """
     usage = usage if isinstance(usage, dict) else {}
-    tokens: dict[str, int] = {name: usage[name] for name in TOKENS if _is_count(usage.get(name))}
-    if len(tokens) < len(TOKENS):
+    tokens: dict[str, int] = {name: usage[name] for name in TOKEN_COUNTS if _is_count(usage.get(name))}
+    if len(tokens) < len(TOKEN_COUNTS):
         return {"answers_without_usage": 1}
     if not (spending.prompt_price or spending.completion_price):
         return {**tokens}
@@ -92,7 +92,7 @@ def counts_of(usage: Any, spending: Spending, *, batch: bool = False) -> dict[st
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MOST_TOKENS
+    return type(value) is int and 0 <= value < MAX_TOKENS
 
 
 class Budget:
@@ -108,18 +108,18 @@ class Budget:
         self.own = 0.0
         self.others = 0.0
         self.stored = 0.0
-        self.exchanged = -STORE_S
+        self.exchanged = -STORE_INTERVAL_S
         self.lock = threading.Lock()
 
-    @or_stop
+    @stop_on_os_error
     def spend(self, dollars: float) -> None:
         """Count what an answer cost."""
         with self.lock:
             self.own += dollars
-            if time.monotonic() - self.exchanged >= STORE_S:
+            if time.monotonic() - self.exchanged >= STORE_INTERVAL_S:
                 self._exchange()
 
-    @or_stop
+    @stop_on_os_error
     def exchange(self) -> None:
         """Store what this writer has spent, and read what the others have."""
         with self.lock:

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard, TypeVar
 from hive_ray.files.text_files import replace_surrogates
 
 T = TypeVar("T")
-THOUGHTS_END = re.compile(
+REASONING_END = re.compile(
     r"</(?:\w{1,16}:)?(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/THINK\]|<\|end_of_thought\|>"
     r"|<\|channel\|>final<\|message\|>",
     re.IGNORECASE,
@@ -23,9 +23,9 @@ THOUGHTS_END = re.compile(
 OPENING = re.compile(r"[{\[]")
 TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+"?)|,(?=\s*+[}\]])', re.DOTALL)
 """A text in quotes, or a comma before a closing bracket."""
-MOST_STARTS, MOST_MENDED = 1000, 50
+MAX_STARTS, MAX_MENDED = 1000, 50
 """Brackets in a text that are tried as the start of a value, and of those that are tried without trailing commas."""
-SAMPLE = 200
+SAMPLE_LENGTH = 200
 """Characters of an answer that an account of what was left out shows."""
 FENCE = re.compile(r"[\s,]*+(?:```\w*+[\s,]*+){0,2}")
 """What may stand between two objects that are one list."""
@@ -37,7 +37,7 @@ class Choice:
 
     text: str
     """What it says: a conversation's message, or a completion."""
-    thoughts: str
+    reasoning: str
     """What it thought, where the endpoint tells that apart."""
     refusal: str
     """Why the model would not answer."""
@@ -49,12 +49,12 @@ class Choice:
     @property
     def is_empty(self) -> bool:
         """Whether it says nothing."""
-        return not (self.text.strip() or self.thoughts.strip())
+        return not (self.text.strip() or self.reasoning.strip())
 
     @property
     def sample(self) -> str:
         """How it begins, for an account of what was left out."""
-        return (self.refusal or self.text.strip() or self.thoughts.strip() or self.raw)[:SAMPLE]
+        return (self.refusal or self.text.strip() or self.reasoning.strip() or self.raw)[:SAMPLE_LENGTH]
 
 
 def is_answer(answer: Any) -> TypeGuard[dict[str, Any]]:
@@ -116,9 +116,9 @@ def json_values(text: str) -> list[Any]:
 def _decoded(text: str) -> Iterator[tuple[Any, int, int, str]]:
     """Each value, the places where it begins and ends, and the text that these are places of."""
     decoder = json.JSONDecoder(strict=False)
-    mendable = MOST_MENDED if re.search(r",\s*+[}\]]", text) else 0
+    mendable = MAX_MENDED if re.search(r",\s*+[}\]]", text) else 0
     place = 0
-    for _ in range(MOST_STARTS):
+    for _ in range(MAX_STARTS):
         opening = OPENING.search(text, place)
         if not opening:
             return
@@ -145,7 +145,7 @@ def _raw(decoder: json.JSONDecoder, text: str, start: int) -> tuple[Any, int] | 
 
 
 def _thoughts_end(text: str) -> int:
-    return max((match.end() for match in THOUGHTS_END.finditer(text)), default=0)
+    return max((match.end() for match in REASONING_END.finditer(text)), default=0)
 
 
 def _choice(choice: dict) -> Choice:
@@ -157,7 +157,7 @@ def _choice(choice: dict) -> Choice:
     refusal = _text(message.get("refusal"))
     if choice.get("finish_reason") == "content_filter":
         refusal = refusal or "content_filter"
-    raw = "" if text or thoughts else json.dumps(choice)[:SAMPLE]
+    raw = "" if text or thoughts else json.dumps(choice)[:SAMPLE_LENGTH]
     return Choice(text, thoughts, refusal, choice.get("finish_reason") == "length", raw)
 
 

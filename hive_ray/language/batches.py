@@ -19,27 +19,33 @@ from openai.types import Batch
 from hive_ray import storage
 from hive_ray.console import say, tell_result
 from hive_ray.files.text_files import JsonLine, TextError, parse_json_lines
-from hive_ray.language.answer_cache import Request, counts_of, request_id
+from hive_ray.language.answer_cache import Request, request_id, usage_counts
 from hive_ray.language.answer_json import is_answer
-from hive_ray.language.endpoint import MARK, OPTIONAL, Endpoint, follow, require_fields
-from hive_ray.language.openai_client import EndpointError, refused_in, sample_of, words_in, words_of
+from hive_ray.language.endpoint import METADATA_KEY, OPTIONAL_ARGUMENTS, Endpoint, require_fields, wait_for_job
+from hive_ray.language.openai_client import (
+    EndpointError,
+    describe_error,
+    error_message,
+    refused_arguments_in,
+    sample_text,
+)
 from hive_ray.seeds import id_for
 
-REQUESTS = 20_000
+BATCH_SIZE = 20_000
 """In one batch; OpenAI takes 50,000, and no file above 200 MB."""
-FILES_AT_ONCE = 16
+NUM_THREADS = 16
 """Kept answers that are read or written at one time."""
-AT_ONCE = 4
+MAX_BATCHES = 4
 """Batches at the endpoint at one time; the budget is looked at before each is started."""
 ENDED = ("completed", "failed", "expired", "cancelled")
-NO_ID, UNKNOWN_ID = "without_custom_id", "of_no_request"
+NO_CUSTOM_ID, UNKNOWN_ID = "without_custom_id", "of_no_request"
 REFUSED, NO_ANSWER = "request_refused", "no_answer"
 """Why a line of a batch's files is left out, beside the problems of `text_files`."""
 REASONS_SHOWN = 3
 
 
 @dataclass
-class Account:
+class BatchResult:
     """What became of a batch's lines."""
 
     answers: dict[str, dict] = field(default_factory=dict)
@@ -57,7 +63,7 @@ class Account:
         self.samples.setdefault(reason, sample)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """What was left out and why, most often first; "" if nothing was."""
         return "; ".join(
             f"{count} {reason}, such as {self.samples[reason]}"
@@ -70,10 +76,10 @@ def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
 
     Batches are cut by place in `requests`, so a rerun over the same ones finds what was started.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(MAX_BATCHES) as pool:
         at_work = set()
         for chunk in _chunks(requests):
-            if len(at_work) == AT_ONCE:
+            if len(at_work) == MAX_BATCHES:
                 done, at_work = wait(at_work, return_when="FIRST_COMPLETED")
                 for batch in done:
                     batch.result()
@@ -85,7 +91,7 @@ def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
 def _chunks(requests: Iterable[Request]) -> Iterator[dict[str, Request]]:
     """Requests by their ids."""
     source = iter(requests)
-    while chunk := {request_id(request): request for request in islice(source, REQUESTS)}:
+    while chunk := {request_id(request): request for request in islice(source, BATCH_SIZE)}:
         yield chunk
 
 
@@ -98,7 +104,7 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
         ended: set[str] = set()
         refused: set[str] = set()
         while batch := _started(endpoint, digest, ended) or _start(endpoint, digest, chunk):
-            batch = follow("instructions", batch, endpoint.client.batches.retrieve, ENDED)
+            batch = wait_for_job("instructions", batch, endpoint.client.batches.retrieve, ENDED)
             account = _kept(endpoint, batch, digest, chunk)
             new = set() if account.answers else _refused_arguments(endpoint, account, chunk) - refused
             if not new:
@@ -109,21 +115,23 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
             return
     except OpenAIError as error:
         advice = "an endpoint without a Batch API wants --instructions.spending.no-batch"
-        raise EndpointError(f"the batch {digest} of {len(chunk)} requests: {words_of(error)}; {advice}") from error
+        raise EndpointError(
+            f"the batch {digest} of {len(chunk)} requests: {describe_error(error)}; {advice}"
+        ) from error
     kept = len(account.answers)
     if batch.status in ("failed", "cancelled") or not kept:
-        why = "; ".join(filter(None, (_problems(batch), account.words))) or "no reason was given"
+        why = "; ".join(filter(None, (_problems(batch), account.summary))) or "no reason was given"
         raise EndpointError(
             f"batch {batch.id} {batch.status}, {kept} answers: {why}; correct that, or ask one by one "
             "(--instructions.spending.no-batch)"
         )
     left_out = dict(account.left_out)
     storage.write_text(marker, json.dumps({"batch": batch.id, "answers": kept, "left_out": left_out}))
-    words = f"; left out: {account.words}" if left_out else ""
+    words = f"; left out: {account.summary}" if left_out else ""
     tell_result(f"{batch.id} {batch.status}, {kept} of {len(chunk)} requests answered{words}", stage="instructions")
 
 
-def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Request]) -> set[str]:
+def _refused_arguments(endpoint: Endpoint, account: BatchResult, chunk: dict[str, Request]) -> set[str]:
     """The arguments that the requests were refused for and that may be left out; they are, from here on.
 
     `Stopped` if they were refused for what every request of the stage asks for.
@@ -132,10 +140,10 @@ def _refused_arguments(endpoint: Endpoint, account: Account, chunk: dict[str, Re
     for body in account.refusals:
         details = body.get("error", body) if isinstance(body, dict) else {}
         details = details if isinstance(details, dict) else {}
-        endpoint.stop_if_general(request, words_in(body), details.get("code"), details.get("param"))
-        refused = refused_in(body, [name for name in OPTIONAL if name in request])
+        endpoint.stop_if_refused_for_all(request, error_message(body), details.get("code"), details.get("param"))
+        refused = refused_arguments_in(body, [name for name in OPTIONAL_ARGUMENTS if name in request])
         if refused:
-            endpoint.leave_out(refused, words_in(body))
+            endpoint.omit(refused, error_message(body))
             return refused
     return set()
 
@@ -145,7 +153,7 @@ def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | N
     for batch in _listed(endpoint):
         fruitless = batch.status in ("failed", "cancelled") or (batch.status in ENDED and not batch.output_file_id)
         marks = batch.metadata if isinstance(batch.metadata, dict) else {}
-        if marks.get(MARK) == digest and not fruitless and batch.id not in but:
+        if marks.get(METADATA_KEY) == digest and not fruitless and batch.id not in but:
             say(f"following {batch.id}, which was started before ({batch.status})", stage="instructions")
             return batch
     return None
@@ -155,13 +163,13 @@ def _listed(endpoint: Endpoint) -> Iterator[Batch]:
     """All batches that the endpoint has."""
     page = endpoint.client.batches.list(limit=100)
     if isinstance(page, str):
-        raise EndpointError(f"the endpoint answers {sample_of(page)!r}, and no list of batches")
+        raise EndpointError(f"the endpoint answers {sample_text(page)!r}, and no list of batches")
     yield from map(require_fields, page)
 
 
 def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
     """A new batch of what has no answer; None if all have one. `Stopped` if no more may be spent."""
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         kept = list(pool.map(endpoint.answers.find, chunk.values()))
     unanswered = {name: request for (name, request), answer in zip(chunk.items(), kept, strict=True) if answer is None}
     if not unanswered:
@@ -170,40 +178,40 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
     endpoint.budget.check()
     url = "/v1/chat/completions" if "messages" in next(iter(unanswered.values())) else "/v1/completions"
     lines = "".join(
-        json.dumps({"custom_id": name, "method": "POST", "url": url, "body": endpoint.body_of(request)}) + "\n"
+        json.dumps({"custom_id": name, "method": "POST", "url": url, "body": endpoint.request_body(request)}) + "\n"
         for name, request in unanswered.items()
     )
-    file = endpoint.client.files.create(file=(f"{MARK}-{digest}.jsonl", lines.encode()), purpose="batch")
+    file = endpoint.client.files.create(file=(f"{METADATA_KEY}-{digest}.jsonl", lines.encode()), purpose="batch")
     require_fields(file, "id")
     # Sent once: whether a lost reply has started it shows when the next run looks for it.
     batch = endpoint.client.with_options(max_retries=0).batches.create(
-        input_file_id=file.id, endpoint=url, completion_window="24h", metadata={MARK: digest}
+        input_file_id=file.id, endpoint=url, completion_window="24h", metadata={METADATA_KEY: digest}
     )
     require_fields(batch)
     say(f"started {batch.id} on {len(unanswered)} requests", stage="instructions")
     return batch
 
 
-def _kept(endpoint: Endpoint, batch: Batch, digest: str, chunk: dict[str, Request]) -> Account:
+def _kept(endpoint: Endpoint, batch: Batch, digest: str, chunk: dict[str, Request]) -> BatchResult:
     """Store a batch's answers and what they cost; what became of each line of its files."""
-    account = Account()
+    account = BatchResult()
     for file in (batch.output_file_id, batch.error_file_id):
         if isinstance(file, str) and file:
             read_batch_file(endpoint.client.files.content(file).content, f"{batch.id}'s {file}", chunk.keys(), account)
 
     def keep(name: str) -> float:
         answer = account.answers[name]
-        endpoint.answers.keep(name, answer, batch=True)
-        return counts_of(answer.get("usage"), endpoint.spending, batch=True).get("dollars", 0.0)
+        endpoint.answers.store(name, answer, batch=True)
+        return usage_counts(answer.get("usage"), endpoint.spending, batch=True).get("dollars", 0.0)
 
     if account.answers:
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
             dollars = sum(pool.map(keep, account.answers))
         endpoint.budget.record(f"batch-{id_for(digest, batch.id)}.json", dollars)
     return account
 
 
-def read_batch_file(content: bytes, name: str, request_ids: Iterable[str], account: Account) -> None:
+def read_batch_file(content: bytes, name: str, request_ids: Iterable[str], account: BatchResult) -> None:
     """Add the lines of a batch's file of answers or errors to `account`.
 
     A line without an answer to one of `request_ids` is left out and counted by its reason; the others are kept.
@@ -217,12 +225,12 @@ def read_batch_file(content: bytes, name: str, request_ids: Iterable[str], accou
         account.leave_out("not_text", str(error))
 
 
-def _take(line: JsonLine, known: set[str], account: Account) -> None:
+def _take(line: JsonLine, known: set[str], account: BatchResult) -> None:
     if line.problem:
         return account.leave_out(line.problem, line.sample)
     custom_id, response = line.value.get("custom_id"), line.value.get("response")
     if not isinstance(custom_id, str):
-        return account.leave_out(NO_ID, line.sample)
+        return account.leave_out(NO_CUSTOM_ID, line.sample)
     if custom_id not in known:
         return account.leave_out(UNKNOWN_ID, f"{line.place}: {custom_id[:80]!r}")
     response = response if isinstance(response, dict) else {}
@@ -231,7 +239,7 @@ def _take(line: JsonLine, known: set[str], account: Account) -> None:
         account.answers[custom_id] = body
         return None
     refusal = body or line.value.get("error")
-    words = words_in(refusal)
+    words = error_message(refusal)
     if not words or (status == 200 and not line.value.get("error")):
         return account.leave_out(NO_ANSWER, line.sample)
     if refusal not in account.refusals and len(account.refusals) < REASONS_SHOWN:
@@ -243,4 +251,4 @@ def _problems(batch: Batch) -> str:
     """What the endpoint says of the batch as a whole."""
     data = getattr(batch.errors, "data", None)
     messages = [getattr(problem, "message", None) for problem in data] if isinstance(data, list) else []
-    return "; ".join(words_in(message) for message in messages[:REASONS_SHOWN] if message)
+    return "; ".join(error_message(message) for message in messages[:REASONS_SHOWN] if message)

@@ -1,6 +1,6 @@
 """A language model behind the openai client, whose answers are kept and paid for once.
 
-request -> Endpoint.ask -> the answer as JSON, and what it counts; or NoAnswer, or Stopped
+request -> Endpoint.ask -> the answer as JSON, and what it counts; or NoAnswerError, or Stopped
 """
 
 import json
@@ -25,18 +25,18 @@ from hive_ray.console import say, warn
 from hive_ray.errors import Stopped
 from hive_ray.files.text_files import parse_json
 from hive_ray.language import openai_client
-from hive_ray.language.answer_cache import Answers, Budget, Request, counts_of, request_id
-from hive_ray.language.answer_json import SAMPLE, is_answer
-from hive_ray.language.openai_client import EndpointError, refused_settings, sample_of, words_in, words_of
+from hive_ray.language.answer_cache import AnswerCache, Budget, Request, request_id, usage_counts
+from hive_ray.language.answer_json import SAMPLE_LENGTH, is_answer
+from hive_ray.language.openai_client import EndpointError, describe_error, error_message, refused_arguments, sample_text
 from hive_ray.schemas import Row, Rows
 
 R = TypeVar("R")
 TIMEOUT_S = 60.0
 MAX_RETRIES = 5
 """Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
-OUT_OF_REACH = (401, 402, 403, 404, 407, 429, 502, 503, 504)
+UNREACHABLE_STATUS = (401, 402, 403, 404, 407, 429, 502, 503, 504)
 """Answers, after all retries, that say more of the endpoint, the key or the quota than of the request."""
-OPTIONAL = ("temperature", "seed")
+OPTIONAL_ARGUMENTS = ("temperature", "seed")
 """Arguments that are left out for a model that refuses them."""
 ABOUT_STRUCTURE = re.compile(
     r"response_?format|structured[ _]outputs?|json_schema|json_object|json[ _]mode|guided[ _](?:json|decoding)", re.I
@@ -44,21 +44,21 @@ ABOUT_STRUCTURE = re.compile(
 """What a refusal of `response_format` speaks of."""
 ABOUT_MODEL = ("model_not_found", "invalid_model", "model_not_available")
 """Codes of refusals that every request of the stage would get."""
-FIRST = 8
+TRIAL_ROWS = 8
 """Rows of a stage that are asked for first: where nothing can be used of any, the stage stops."""
-AN_ERROR = "answer_is_an_error"
-MOST_FAILURES = 8
+ANSWER_IS_ERROR = "answer_is_an_error"
+MAX_FAILURES = 8
 """Requests in a row without an answer, each after all retries, after which the stage stops."""
-AGAIN_S = (0.5, 2.0)
+RETRY_WAITS_S = (0.5, 2.0)
 """Waits before a request is sent again whose answer, with status 200, says that a provider behind it failed."""
-MARK = "hive_ray"
+METADATA_KEY = "hive_ray"
 """Key of the digest in the metadata of what is started at the endpoint: it is found again by it, not paid twice."""
 POLL_S = 15.0
-PATIENCE_S = 3600.0 * 24
+MAX_WAIT_S = 3600.0 * 24
 """What has not ended after so long is given up, here only: run again to follow it further."""
 
 
-class NoAnswer(ValueError):
+class NoAnswerError(ValueError):
     """What came for one request is no answer; `reason` is what manifests count, `sample` what came."""
 
     def __init__(self, reason: str, sample: str) -> None:
@@ -83,32 +83,32 @@ class Endpoint:
     ) -> None:
         self.client = openai_client.client(timeout=TIMEOUT_S, max_retries=MAX_RETRIES)
         self.spending = spending
-        self.answers = Answers(answers)
+        self.answers = AnswerCache(answers)
         self.budget = Budget(answers, spending)
         self.structure = structure
-        self.left_out: set[str] = set() if send_seed else {"seed"}
+        self.omitted: set[str] = set() if send_seed else {"seed"}
         self.failures = 0
         self.lock = threading.Lock()
 
     def ask(self, request: Request) -> tuple[dict, dict[str, float]]:
         """The answer and what it counts, kept or asked for.
 
-        Raises `NoAnswer` where the endpoint refuses this request or what comes is no answer, and `Stopped` if no more
+        Raises `NoAnswerError` where the endpoint refuses this request or what comes is no answer, and `Stopped` if no more
         may be spent, the endpoint is out of reach, or refuses what all requests ask for.
         """
         kept = self.answers.find(request)
         if kept:
-            return kept["answer"], counts_of(kept["answer"].get("usage"), self.spending, batch=kept["batch"])
+            return kept["answer"], usage_counts(kept["answer"].get("usage"), self.spending, batch=kept["batch"])
         self.budget.check()
         answer = self._answered(request)
-        self.answers.keep(request_id(request), answer)
-        counts = counts_of(answer.get("usage"), self.spending)
+        self.answers.store(request_id(request), answer)
+        counts = usage_counts(answer.get("usage"), self.spending)
         if "prompt_tokens" not in counts and self.spending.most_dollars is not None:
             raise Stopped("the endpoint does not say what answers use, so spending.most_dollars cannot hold: unset it")
         self.budget.spend(counts.get("dollars", 0.0))
         return answer, counts
 
-    def each(self, pool: ThreadPoolExecutor, act: Callable[[Row], R], rows: Rows) -> list[R]:
+    def apply_to_rows(self, pool: ThreadPoolExecutor, act: Callable[[Row], R], rows: Rows) -> list[R]:
         """What `act`, which asks, makes of each row, in order; the pool's size is how many are asked at a time.
 
         Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
@@ -130,24 +130,24 @@ class Endpoint:
             flags = []
         if len(flags) != len(texts) or not all(isinstance(flag, bool) for flag in flags):
             raise Stopped(
-                f"the moderation endpoint returned {sample_of(content)!r}, which does not say which of "
+                f"the moderation endpoint returned {sample_text(content)!r}, which does not say which of "
                 f"{len(texts)} texts it flags: unset instructions.moderation if there is no moderation"
             )
         return flags
 
-    def body_of(self, request: Request) -> Request:
+    def request_body(self, request: Request) -> Request:
         """What is sent: the request without what its model refuses."""
-        return {name: value for name, value in request.items() if name not in self.left_out}
+        return {name: value for name, value in request.items() if name not in self.omitted}
 
-    def leave_out(self, names: Collection[str], words: str) -> None:
+    def omit(self, names: Collection[str], words: str) -> None:
         """Send these arguments no more, and say so once."""
         with self.lock:
-            new = set(names) - self.left_out
-            self.left_out |= new
+            new = set(names) - self.omitted
+            self.omitted |= new
         if new:
             warn(f"the model does not accept {' and '.join(sorted(new))} ({words}); requests leave it out from here on")
 
-    def stop_if_general(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
+    def stop_if_refused_for_all(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
         """`Stopped` if a refusal, in these words, is one that every request of the stage would get."""
         if "response_format" in request and ABOUT_STRUCTURE.search(words):
             structure = request["response_format"].get("type", "")
@@ -157,12 +157,12 @@ class Endpoint:
             raise Stopped(f"the endpoint refuses the model {request.get('model')!r}: {words}")
 
     def _answered(self, request: Request) -> dict:
-        """The answer to a request; raises as `_content`, and `NoAnswer` as `read_answer`."""
-        for wait_s in AGAIN_S:
+        """The answer to a request; raises as `_content`, and `NoAnswerError` as `read_answer`."""
+        for wait_s in RETRY_WAITS_S:
             try:
                 return read_answer(self._content(request))
-            except NoAnswer as error:
-                if error.reason != AN_ERROR:
+            except NoAnswerError as error:
+                if error.reason != ANSWER_IS_ERROR:
                     raise
             time.sleep(wait_s)
         return read_answer(self._content(request))
@@ -170,7 +170,7 @@ class Endpoint:
     def _content(self, request: Request) -> bytes:
         """What the endpoint answers, once it takes the request's form; InternalServerError if it fails."""
         ask = self.client.chat.completions if "messages" in request else self.client.completions
-        body, first = self.body_of(request), None
+        body, first = self.request_body(request), None
         while True:
             try:
                 content = self._sent(lambda: ask.with_raw_response.create(**body))  # noqa: B023
@@ -179,19 +179,19 @@ class Endpoint:
                 if error.status_code >= 500:
                     raise
                 first = first or error
-                refused = refused_settings(error, [name for name in OPTIONAL if name in body])
+                refused = refused_arguments(error, [name for name in OPTIONAL_ARGUMENTS if name in body])
                 if not refused:
                     self._refuse(request, first)
                 body = {name: value for name, value in body.items() if name not in refused}
         if first is not None:
-            self.leave_out(request.keys() - body.keys(), words_of(first))
+            self.omit(request.keys() - body.keys(), describe_error(first))
         return content
 
     def _refuse(self, request: Request, error: APIStatusError) -> None:
-        words = words_of(error)
+        words = describe_error(error)
         details = error.body if isinstance(error.body, dict) else {}
-        self.stop_if_general(request, words, details.get("code"), details.get("param"))
-        raise NoAnswer("request_refused", words) from error
+        self.stop_if_refused_for_all(request, words, details.get("code"), details.get("param"))
+        raise NoAnswerError("request_refused", words) from error
 
     def _sent(self, ask: Callable[[], Any]) -> bytes:
         """The body of what the endpoint answers.
@@ -200,13 +200,13 @@ class Endpoint:
         for this one alone.
         """
         try:
-            content = reached(ask).http_response.content
+            content = call_endpoint(ask).http_response.content
         except (APITimeoutError, InternalServerError) as error:
             with self.lock:
                 self.failures += 1
-                lasting = self.failures >= MOST_FAILURES
+                lasting = self.failures >= MAX_FAILURES
             if lasting:
-                raise Stopped(_out_of_reach(f"{words_of(error)}, {MOST_FAILURES} times in a row")) from error
+                raise Stopped(_out_of_reach(f"{describe_error(error)}, {MAX_FAILURES} times in a row")) from error
             raise
         except APIStatusError:
             self.failures = 0
@@ -220,21 +220,21 @@ def _goes_on(error: BaseException) -> bool:
 
 
 def read_answer(content: bytes) -> dict:
-    """An answer from what came with the status 200; `NoAnswer` if it is none: a page, an error, a form of its own."""
+    """An answer from what came with the status 200; `NoAnswerError` if it is none: a page, an error, a form of its own."""
     try:
         answer = parse_json(content.decode(errors="replace"))
     except ValueError as error:
-        raise NoAnswer("answer_is_not_json", sample_of(content)[:SAMPLE]) from error
+        raise NoAnswerError("answer_is_not_json", sample_text(content)[:SAMPLE_LENGTH]) from error
     if is_answer(answer):
         return answer
     if isinstance(answer, dict) and answer.get("error"):
-        raise NoAnswer(AN_ERROR, words_in(answer))
+        raise NoAnswerError(ANSWER_IS_ERROR, error_message(answer))
     if isinstance(answer, dict) and "choices" in answer:
-        raise NoAnswer("answer_is_empty", sample_of(content)[:SAMPLE])
-    raise NoAnswer("answer_has_no_choices", sample_of(content)[:SAMPLE])
+        raise NoAnswerError("answer_is_empty", sample_text(content)[:SAMPLE_LENGTH])
+    raise NoAnswerError("answer_has_no_choices", sample_text(content)[:SAMPLE_LENGTH])
 
 
-def reached(ask: Callable[[], R]) -> R:
+def call_endpoint(ask: Callable[[], R]) -> R:
     """What the endpoint answers; `Stopped` if it is out of reach for all requests, and not for this one alone."""
     try:
         return ask()
@@ -243,9 +243,9 @@ def reached(ask: Callable[[], R]) -> R:
     except (APIConnectionError, APIStatusError) as error:
         details = error.body if isinstance(error.body, dict) else {}
         no_money = details.get("code") == "insufficient_quota"
-        if isinstance(error, APIStatusError) and error.status_code not in OUT_OF_REACH and not no_money:
+        if isinstance(error, APIStatusError) and error.status_code not in UNREACHABLE_STATUS and not no_money:
             raise
-        raise Stopped(_out_of_reach(words_of(error))) from error
+        raise Stopped(_out_of_reach(describe_error(error))) from error
 
 
 def _out_of_reach(words: str) -> str:
@@ -271,7 +271,7 @@ def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
     )
 
 
-class Started(Protocol):
+class RemoteJob(Protocol):
     """A job of the endpoint that takes a while: fine-tuning, or a batch."""
 
     @property
@@ -285,7 +285,7 @@ class Started(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Started)
+S = TypeVar("S", bound=RemoteJob)
 
 
 def require_fields(value: R, *names: str) -> R:
@@ -294,14 +294,14 @@ def require_fields(value: R, *names: str) -> R:
         if not isinstance(getattr(value, name, None), str):
             text = value if isinstance(value, str) else repr(value)
             raise EndpointError(
-                f"the endpoint answers {sample_of(text)[:SAMPLE]!r}, without {name!r}: it may not have this part of "
-                "OpenAI's interface, or a page stands between"
+                f"the endpoint returned {sample_text(text)[:SAMPLE_LENGTH]!r}, without {name!r}: it may not implement "
+                "this part of OpenAI's API, or a proxy may answer in its place"
             )
     return value
 
 
-def follow(name: str, job: S, look: Callable[[str], S], ended: Collection[str]) -> S:
-    """Poll a job of the endpoint until its status is one of `ended`; EndpointError after PATIENCE_S.
+def wait_for_job(name: str, job: S, look: Callable[[str], S], ended: Collection[str]) -> S:
+    """Poll a job of the endpoint until its status is one of `ended`; EndpointError after MAX_WAIT_S.
 
     An endpoint that does not answer for a while is asked again.
     """
@@ -309,13 +309,13 @@ def follow(name: str, job: S, look: Callable[[str], S], ended: Collection[str]) 
     status = job.status
     while job.status not in ended:
         waited = time.monotonic() - began
-        if waited > PATIENCE_S:
+        if waited > MAX_WAIT_S:
             raise EndpointError(f"{job.id} is {job.status} after {waited / 3600:.1f} h; run again to follow it on")
         time.sleep(POLL_S)
         try:
             job = require_fields(look(job.id))
         except (APIConnectionError, InternalServerError, RateLimitError) as error:
-            warn(f"no answer about {job.id} ({words_of(error)}), asking again", stage=name)
+            warn(f"no answer about {job.id} ({describe_error(error)}), asking again", stage=name)
         if job.status != status:
             status = job.status
             say(f"{job.id} is {status} after {time.monotonic() - began:.0f} s", stage=name)

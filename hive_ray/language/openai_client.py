@@ -20,15 +20,15 @@ from hive_ray.files.text_files import parse_json, replace_surrogates
 
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 DEFAULT_ADDRESS = "https://api.openai.com/v1"
-CHECK_S = 10.0
+CHECK_TIMEOUT_S = 10.0
 """How long a check waits for the endpoint's list of models, twice."""
-WORDS = 300
+MAX_MESSAGE_LENGTH = 300
 """Characters of what an endpoint says that messages show."""
-MODELS_SHOWN = 5
-ENDS_OF_REQUESTS = ("/chat/completions", "/completions", "/models")
-USER = re.compile(r"(?<=://)[^/@\s]*@")
+MAX_MODELS_SHOWN = 5
+REQUEST_PATHS = ("/chat/completions", "/completions", "/models")
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 """The user and password of an address."""
-LEAST_KEY = 8
+MIN_KEY_LENGTH = 8
 """A key of fewer characters is a word such as "none", and no secret."""
 
 
@@ -46,7 +46,9 @@ def client(*, timeout: float, max_retries: int) -> OpenAI:
         return OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
     except Exception as error:  # what it finds in the environment, such as a proxy's address that is none
         message = _without_secrets(str(error))
-        raise EndpointError(f"the client of {shown(base_url)} cannot be made: {message}{_proxy_words()}") from error
+        raise EndpointError(
+            f"the client of {redact_url(base_url)} cannot be made: {message}{_proxy_words()}"
+        ) from error
 
 
 def address() -> str:
@@ -58,7 +60,7 @@ def address() -> str:
     expected = f"{BASE_URL} has to be the address below which /chat/completions lies, such as http://localhost:8000/v1"
     if not url:
         raise EndpointError(f"{BASE_URL} is empty. {expected}; unset it for OpenAI's own, {DEFAULT_ADDRESS}")
-    current = f"{BASE_URL} is {shown(url)!r}"
+    current = f"{BASE_URL} is {redact_url(url)!r}"
     try:
         parts = urlsplit(url)
         named = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
@@ -68,15 +70,15 @@ def address() -> str:
         raise EndpointError(f"{current}, without http:// or https:// and a host. {expected}")
     if not url.isprintable() or " " in url:
         raise EndpointError(f"{current}, with a blank or another character that no address has. {expected}")
-    for end in ENDS_OF_REQUESTS:
+    for end in REQUEST_PATHS:
         if parts.path.endswith(end):
             raise EndpointError(f"{current}, and the client adds {end} by itself. {expected}")
     return url
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """An address without its user, password and query."""
-    return USER.sub("", url).partition("?")[0]
+    return URL_CREDENTIALS.sub("", url).partition("?")[0]
 
 
 def _key() -> str:
@@ -85,8 +87,8 @@ def _key() -> str:
     if not key:
         state = "empty" if API_KEY in os.environ else "not set"
         raise EndpointError(
-            f"{API_KEY} is {state}; set it to the key of {shown(address())} (an endpoint of your own that wants none "
-            "takes any text)"
+            f"{API_KEY} is {state}; set it to the key of {redact_url(address())} (for an endpoint that needs no key, "
+            "set any text)"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise EndpointError(f"{API_KEY} holds a blank or a character that is no ASCII, so it is no key; copy it again")
@@ -101,25 +103,27 @@ def check_endpoint(model: str, setting: str) -> None:
     setting: the one that names the model, for that line. An endpoint without a list is taken as it is.
     """
     try:
-        answer = client(timeout=CHECK_S, max_retries=1).models.with_raw_response.list()
+        answer = client(timeout=CHECK_TIMEOUT_S, max_retries=1).models.with_raw_response.list()
     except APIConnectionError as error:
         if any(type(cause).__name__ == "RemoteProtocolError" for cause in _causes(error)):
-            warn(f"{shown(address())} hangs up when it is asked for its models: {words_of(error)}")
+            warn(f"{redact_url(address())} hangs up when it is asked for its models: {describe_error(error)}")
             return
-        raise EndpointError(f"the language model is out of reach: {words_of(error)}") from error
+        raise EndpointError(f"the language model is out of reach: {describe_error(error)}") from error
     except APIStatusError as error:
         if error.status_code in (401, 407):
-            raise EndpointError(f"{shown(address())} refuses the key ({API_KEY}): {words_of(error)}") from error
+            raise EndpointError(
+                f"{redact_url(address())} refuses the key ({API_KEY}): {describe_error(error)}"
+            ) from error
         return
     names = _models(answer.http_response.content)
     if names is None:
         warn(
-            f"{shown(address())} returned no list of models but {sample_of(answer.http_response.content)!r}: if "
+            f"{redact_url(address())} returned no list of models but {sample_text(answer.http_response.content)!r}: if "
             f"requests fail, see whether {BASE_URL} lacks a /v1, or a sign-in page stands between"
         )
     elif names and model not in names:
-        others = ", ".join(names[:MODELS_SHOWN]) + (", ..." if len(names) > MODELS_SHOWN else "")
-        warn(f"{shown(address())} does not list {model!r} ({setting}), but {others}")
+        others = ", ".join(names[:MAX_MODELS_SHOWN]) + (", ..." if len(names) > MAX_MODELS_SHOWN else "")
+        warn(f"{redact_url(address())} does not list {model!r} ({setting}), but {others}")
 
 
 def _models(content: bytes) -> list[str] | None:
@@ -133,43 +137,43 @@ def _models(content: bytes) -> list[str] | None:
     return [model["id"] for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
-def words_of(error: OpenAIError) -> str:
+def describe_error(error: OpenAIError) -> str:
     """What happened, in one line: the status and the endpoint's own words, or why there is no connection."""
     if isinstance(error, APITimeoutError):
-        return f"no answer in time from {shown(address())}{_proxy_words()}"
+        return f"no answer in time from {redact_url(address())}{_proxy_words()}"
     if isinstance(error, APIConnectionError):
         return f"Connection error: {_cause(error)}"
     if isinstance(error, APIStatusError):
-        words = words_in(error.body)
+        words = error_message(error.body)
         advice = ""
         if error.status_code == 404:
-            advice = f"; the model may have another name, or {BASE_URL} ({shown(address())}) lack a /v1"
+            advice = f"; the model may have another name, or {BASE_URL} ({redact_url(address())}) lack a /v1"
         return _without_secrets(f"Error code: {error.status_code} - {words or 'no words'}{advice}")
     return _without_secrets(str(error))
 
 
-def words_in(body: Any) -> str:
+def error_message(body: Any) -> str:
     """What the body of a refusal says, at most WORDS characters: OpenAI's, FastAPI's and others' JSON, or a page."""
     try:
         words = _words(body) or (json.dumps(body) if body else "")
     except RecursionError:
         words = "JSON that is nested too deeply"
-    return _without_secrets(" ".join(words.split()))[:WORDS]
+    return _without_secrets(" ".join(words.split()))[:MAX_MESSAGE_LENGTH]
 
 
-def sample_of(content: bytes | str) -> str:
+def sample_text(content: bytes | str) -> str:
     """How an answer begins that is none, without the marks of a page."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else replace_surrogates(content)
-    return _without_secrets(" ".join(text.split()))[:WORDS]
+    return _without_secrets(" ".join(text.split()))[:MAX_MESSAGE_LENGTH]
 
 
-def refused_settings(error: APIStatusError, names: Collection[str]) -> set[str]:
+def refused_arguments(error: APIStatusError, names: Collection[str]) -> set[str]:
     """Those of these arguments of a request that an endpoint's refusal is about."""
-    return refused_in(error.body, names)
+    return refused_arguments_in(error.body, names)
 
 
-def refused_in(body: Any, names: Collection[str]) -> set[str]:
-    """As `refused_settings`, of the body of a refusal: they are its `param`, in a `loc`, or named in its words."""
+def refused_arguments_in(body: Any, names: Collection[str]) -> set[str]:
+    """As `refused_arguments`, of the body of a refusal: they are its `param`, in a `loc`, or named in its words."""
     try:
         text = json.dumps(body)
     except (RecursionError, ValueError):
@@ -202,7 +206,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _cause(error: BaseException) -> str:
     """The first cause of a connection's failure in words."""
-    host, causes = shown(address()), _causes(error)
+    host, causes = redact_url(address()), _causes(error)
     message = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
     proxy = _proxy()
     if proxy and any(isinstance(cause, socket.gaierror | ConnectionRefusedError) for cause in causes):
@@ -232,7 +236,7 @@ def _proxy() -> tuple[str, str] | None:
         return None
     proxies = getproxies()
     names = [name for name in (parts.scheme, "all") if proxies.get(name)]
-    return (f"{names[0].upper()}_PROXY", shown(proxies[names[0]])) if names else None
+    return (f"{names[0].upper()}_PROXY", redact_url(proxies[names[0]])) if names else None
 
 
 def _proxy_words() -> str:
@@ -243,4 +247,4 @@ def _proxy_words() -> str:
 
 def _without_secrets(text: str) -> str:
     key = os.environ.get(API_KEY, "").strip()
-    return replace_surrogates(USER.sub("", text.replace(key, "***") if len(key) >= LEAST_KEY else text))
+    return replace_surrogates(URL_CREDENTIALS.sub("", text.replace(key, "***") if len(key) >= MIN_KEY_LENGTH else text))

@@ -11,8 +11,8 @@ from typing import Any
 
 from hive_ray.config import Instructions
 from hive_ray.language.answer_cache import Request
-from hive_ray.language.answer_json import SAMPLE, Choice, choices_of, find_json
-from hive_ray.language.endpoint import Endpoint, NoAnswer
+from hive_ray.language.answer_json import SAMPLE_LENGTH, Choice, choices_of, find_json
+from hive_ray.language.endpoint import Endpoint, NoAnswerError
 from hive_ray.pairs.inversion import invert
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
@@ -150,13 +150,13 @@ def _parsed(choice: Choice, form: str) -> list[Written]:
     try:
         return parse_answer(choice.text)
     except AnswerError:
-        if not choice.thoughts:
+        if not choice.reasoning:
             raise
-        return parse_answer(choice.thoughts)
+        return parse_answer(choice.reasoning)
 
 
 def _dropped(reason: str, sample: str) -> Row:
-    return {"dropped": reason, "sample": sample[:SAMPLE]}
+    return {"dropped": reason, "sample": sample[:SAMPLE_LENGTH]}
 
 
 def reject_reason(caption: str, written: Written) -> str | None:
@@ -215,15 +215,17 @@ class InstructionWriter:
         self.pool = ThreadPoolExecutor(settings.resources.batch_size)
 
     def __call__(self, rows: Rows) -> Rows:
-        """The instructions of these captions, in order, and what they counted; raises as `Endpoint.each`."""
-        return [written for answered in self.endpoint.each(self.pool, self._written, rows) for written in answered]
+        """The instructions of these captions, in order, and what they counted; raises as `Endpoint.apply_to_rows`."""
+        return [
+            written for answered in self.endpoint.apply_to_rows(self.pool, self._written, rows) for written in answered
+        ]
 
     def _written(self, row: Row) -> Rows:
         if any(self._flagged([row["caption"]])):
             return [{"dropped": "caption_flagged"}]
         try:
             answer, counts = self.endpoint.ask(request_of(row, self.settings, self.examples))
-        except NoAnswer as error:
+        except NoAnswerError as error:
             return [error.dropped]
         edits, results = edits_of(answer, self.settings.form)
         counted = Counter(counts)

@@ -19,8 +19,8 @@ from typing import Any
 from hive_ray import config
 from hive_ray.images import ImageError, media_type, to_plain
 from hive_ray.language.answer_cache import Request
-from hive_ray.language.answer_json import SAMPLE, choices_of, find_json
-from hive_ray.language.endpoint import Endpoint, NoAnswer
+from hive_ray.language.answer_json import SAMPLE_LENGTH, choices_of, find_json
+from hive_ray.language.endpoint import Endpoint, NoAnswerError
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import seed_for
 
@@ -64,7 +64,7 @@ class VerdictError(ValueError):
 
     def __init__(self, reason: str, sample: str = "") -> None:
         super().__init__(reason)
-        self.sample = sample[:SAMPLE]
+        self.sample = sample[:SAMPLE_LENGTH]
 
 
 class VisionScorer:
@@ -84,8 +84,8 @@ class VisionScorer:
         self.pool = ThreadPoolExecutor(in_flight)
 
     def __call__(self, rows: Rows) -> Rows:
-        """The rows in order, each followed by its counts; raises as `Endpoint.each`."""
-        return [result for judged in self.endpoint.each(self.pool, self._judged, rows) for result in judged]
+        """The rows in order, each followed by its counts; raises as `Endpoint.apply_to_rows`."""
+        return [result for judged in self.endpoint.apply_to_rows(self.pool, self._judged, rows) for result in judged]
 
     def is_answered(self, row: Row) -> bool:
         """Whether the first answers about this pair are kept already."""
@@ -122,7 +122,7 @@ class VisionScorer:
         """The least score of one answer, 0..1. Adds usage to `counted`; raises VerdictError without usable scores."""
         try:
             answer, counts = self.endpoint.ask(request)
-        except NoAnswer as error:
+        except NoAnswerError as error:
             raise VerdictError(error.reason, error.sample) from error
         counted.update(counts)
         return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
@@ -155,7 +155,7 @@ def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
     """The scores of an answer, ordered as `part.scores`; VerdictError if one is missing or not in 0..score_range."""
     choices = choices_of(answer)
     if not choices:
-        raise VerdictError("answer_is_empty", str(answer)[:SAMPLE])
+        raise VerdictError("answer_is_empty", str(answer)[:SAMPLE_LENGTH])
     choice = choices[0]
     if choice.refusal:
         raise VerdictError("model_refused", choice.sample)
@@ -166,7 +166,7 @@ def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
             return None
         return [value[name] for name in part.scores]
 
-    scores = find_json(choice.text, read) or find_json(choice.thoughts, read)
+    scores = find_json(choice.text, read) or find_json(choice.reasoning, read)
     if scores is None:
         if choice.is_cut_off:
             raise VerdictError("answer_cut_off", choice.sample)

@@ -80,7 +80,7 @@ def judged_by(folder, llm: str, num_pairs: int = 12, **vision) -> Run:
 def test_a_judge_whose_answers_are_useless_stops_the_stage_on_the_driver_and_one_is_shown(
     chat, tmp_path, monkeypatch, llm
 ):
-    monkeypatch.setattr(endpoint, "AGAIN_S", ())
+    monkeypatch.setattr(endpoint, "RETRY_WAITS_S", ())
     run, reason = judged_by(tmp_path, llm), USELESS[llm][0]
     with pytest.raises(Stopped, match=rf"none of the first answers is usable \(8 {reason}\).*\n  {reason}: .+"):
         build(run)

@@ -166,7 +166,7 @@ def test_a_model_that_refuses_all_stops_the_stage_on_the_driver_in_its_own_words
 def test_a_model_whose_answers_are_useless_stops_the_stage_on_the_driver_and_one_is_shown(
     chat, tmp_path, monkeypatch, llm
 ):
-    monkeypatch.setattr(endpoint, "AGAIN_S", ())
+    monkeypatch.setattr(endpoint, "RETRY_WAITS_S", ())
     run = asking(tmp_path, llm, 20)
     reason = USELESS[llm][0]
     with pytest.raises(Stopped, match=rf"none of the first answers is usable \(8 {reason}\).*\n  {reason}: .+"):

@@ -11,7 +11,7 @@ from hive_ray.cluster.mapping import map_rows
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import answer_cache
-from hive_ray.language.answer_cache import Budget, counts_of, request_id
+from hive_ray.language.answer_cache import Budget, request_id, usage_counts
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 
 PRICES = {"prompt_price": 1000.0, "completion_price": 2000.0}
@@ -65,10 +65,10 @@ def test_tokens_and_dollars_are_counted_and_count_the_same_from_kept_answers(cha
 def test_a_batch_is_cheaper_and_an_answer_without_usage_is_known_to_be():
     usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
     spending = Spending(**PRICES, batch_discount=0.25)
-    assert counts_of(usage, spending, batch=True)["dollars"] == pytest.approx(0.15)
+    assert usage_counts(usage, spending, batch=True)["dollars"] == pytest.approx(0.15)
     without = [None, 7, {}, {"prompt_tokens": 100}, usage | {"prompt_tokens": None}, usage | {"completion_tokens": 1e9}]
     for other in [*without, usage | {"prompt_tokens": -1}, usage | {"prompt_tokens": 10**400}]:
-        assert counts_of(other, spending) == {"answers_without_usage": 1}
+        assert usage_counts(other, spending) == {"answers_without_usage": 1}
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" + data,
@@ -115,7 +115,7 @@ def test_what_other_writers_have_spent_counts(tmp_path):
 
 
 def test_what_is_spent_outlives_a_writer_that_is_killed_in_the_middle_of_a_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(answer_cache, "STORE_S", 0.0)
+    monkeypatch.setattr(answer_cache, "STORE_INTERVAL_S", 0.0)
     spending = Spending(most_dollars=1.0, **PRICES)
     Budget(str(tmp_path), spending).spend(1.5)  # and is never heard of again
     after = Budget(str(tmp_path), spending)

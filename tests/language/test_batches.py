@@ -10,7 +10,7 @@ from hive_ray.config import Instructions, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import batches, endpoint
 from hive_ray.language.answer_cache import Budget
-from hive_ray.language.batches import Account, answer_in_batches, read_batch_file
+from hive_ray.language.batches import BatchResult, answer_in_batches, read_batch_file
 from hive_ray.language.endpoint import Endpoint
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs.instructions import InstructionWriter, request_of
@@ -103,7 +103,7 @@ class Server(Chat):
 def server(monkeypatch):
     with Server().found(monkeypatch) as server:
         monkeypatch.setattr(endpoint, "POLL_S", 0.02)
-        monkeypatch.setattr(batches, "REQUESTS", 2)
+        monkeypatch.setattr(batches, "BATCH_SIZE", 2)
         yield server
 
 
@@ -141,7 +141,7 @@ def test_what_a_batch_left_out_is_asked_for_singly(server, tmp_path):
 def test_a_batch_that_runs_already_is_followed_and_not_started_twice(server, tmp_path, monkeypatch):
     server.ends = ""
     with monkeypatch.context() as patch:
-        patch.setattr(endpoint, "PATIENCE_S", 0.1)
+        patch.setattr(endpoint, "MAX_WAIT_S", 0.1)
         with pytest.raises(EndpointError, match=r"batch\d is in_progress after 0\.0 h; run again to follow it on"):
             answer_all(tmp_path)
     server.ends = "completed"
@@ -176,7 +176,7 @@ def test_a_batch_that_answers_nothing_is_no_reason_to_ask_for_all_of_it_singly(s
 
 
 def test_no_batch_is_started_once_the_money_is_spent(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "AT_ONCE", 1)
+    monkeypatch.setattr(batches, "MAX_BATCHES", 1)
     with pytest.raises(Stopped, match=r"\$0\.2 of \$0\.15"):
         answer_all(tmp_path, most_dollars=0.15)
     assert len(server.batches) == 1
@@ -229,7 +229,7 @@ def first_line(change):
     (lambda line: b'{"custom_id": "%s", "error": {"message": "too long"}}' % line.split(b'"')[3], "request_refused"),
 ])  # fmt: skip
 def test_a_line_that_holds_no_answer_is_named_and_costs_no_other(server, tmp_path, capsys, monkeypatch, change, reason):
-    monkeypatch.setattr(batches, "REQUESTS", 5)
+    monkeypatch.setattr(batches, "BATCH_SIZE", 5)
     server.damage = first_line(change)
     answer_all(tmp_path)
     assert f"4 of 5 requests answered; left out: 1 {reason}, such as batch0" in capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_a_batch_whose_lines_cannot_be_read_is_found_again_and_not_paid_twice(se
 
 @pytest.mark.parametrize("model", REFUSING)
 def test_what_a_model_refuses_is_left_out_of_the_next_batch(server, tmp_path, capsys, monkeypatch, model):
-    monkeypatch.setattr(batches, "AT_ONCE", 1)
+    monkeypatch.setattr(batches, "MAX_BATCHES", 1)
     answer_all(tmp_path, model)
     assert "leave it out from here on" in capsys.readouterr().out
     rows = InstructionWriter(settings(model), str(tmp_path))(ROWS)
@@ -274,7 +274,7 @@ def test_requests_that_a_batch_refuses_for_all_stop_in_the_endpoints_words(serve
 
 
 def test_the_dollars_of_a_batch_that_was_cancelled_stay_beside_those_of_the_next(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "AT_ONCE", 1)
+    monkeypatch.setattr(batches, "MAX_BATCHES", 1)
     server.ends, server.left_out = "cancelled", {"a bee", "a dog"}
     with pytest.raises(EndpointError):
         answer_all(tmp_path)
@@ -306,7 +306,7 @@ def test_mutated_batch_files_lose_no_line_that_can_be_read():
     good = "\n".join(json.dumps(line) for line in lines).encode()
     kept = left_out = files = 0
     for data in mutated([good, good + b"\n", good.replace(b"\n", b"\r\n")]):
-        account = Account()
+        account = BatchResult()
         read_batch_file(data, "output", ids, account)
         files += 1
         untouched = sum(line in data.replace(b"\r", b"").split(b"\n") for line in good.split(b"\n")[:3])
@@ -314,6 +314,6 @@ def test_mutated_batch_files_lose_no_line_that_can_be_read():
         assert account.answers or account.left_out or not data.strip()
         assert account.left_out.keys() == account.samples.keys()
         kept, left_out = kept + len(account.answers), left_out + account.left_out.total()
-        str(account.words).encode()
+        str(account.summary).encode()
     print(f"{files} files: {kept} answers, {left_out} lines named")
     assert kept > left_out / 2

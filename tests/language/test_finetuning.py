@@ -216,7 +216,7 @@ def test_a_job_that_failed_says_why_and_may_be_started_again(server):
 
 
 def test_a_wait_without_end_has_one(server, monkeypatch):
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(endpoint, "MAX_WAIT_S", 0.2)
     server.polls_to_end = 10**6
     with pytest.raises(EndpointError, match=r"is running after .* run again to follow it on"):
         finetune(chat_examples(TRIPLETS), Writer())

@@ -17,7 +17,7 @@ from local_server import LocalServer, free_port
 from hive_ray.config import Instructions, Resources
 from hive_ray.errors import Stopped
 from hive_ray.language import endpoint, openai_client
-from hive_ray.language.openai_client import EndpointError, address, check_endpoint, refused_in, words_in
+from hive_ray.language.openai_client import EndpointError, address, check_endpoint, error_message, refused_arguments_in
 from hive_ray.pairs.instructions import InstructionWriter
 
 KEY = "sk-secret-0123456789"
@@ -142,7 +142,7 @@ def test_a_server_that_does_not_answer_is_waited_for_so_long_and_no_longer(monke
         def do_GET(self) -> None:
             time.sleep(2)
 
-    monkeypatch.setattr(openai_client, "CHECK_S", 0.2)
+    monkeypatch.setattr(openai_client, "CHECK_TIMEOUT_S", 0.2)
     with LocalServer(Sleeper) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.address}/v1")
         started = time.monotonic()
@@ -225,11 +225,11 @@ def test_a_refused_key_is_said_without_the_key(chat: Chat, monkeypatch):
     ("half \ud83d of it", "half \ufffd of it"),
 ])  # fmt: skip
 def test_the_words_of_a_refusal_are_found_in_any_form(body, words):
-    assert words_in(body) == words
+    assert error_message(body) == words
 
 
 def test_arguments_that_a_refusal_is_about_are_found_by_their_whole_names():
     names = ("temperature", "seed")
-    assert refused_in({"param": "seed"}, names) == {"seed"}
-    assert refused_in("Temperature and `seed` are fixed", names) == set(names)
-    assert refused_in({"message": "a seedling, temperatures, min-seed, seed_x"}, names) == set()
+    assert refused_arguments_in({"param": "seed"}, names) == {"seed"}
+    assert refused_arguments_in("Temperature and `seed` are fixed", names) == set(names)
+    assert refused_arguments_in({"message": "a seedling, temperatures, min-seed, seed_x"}, names) == set()

@@ -17,8 +17,8 @@ from mutate import mutated
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import endpoint
-from hive_ray.language.answer_cache import counts_of, request_id
-from hive_ray.language.endpoint import NoAnswer, read_answer
+from hive_ray.language.answer_cache import request_id, usage_counts
+from hive_ray.language.endpoint import NoAnswerError, read_answer
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs import instructions
 from hive_ray.pairs.instructions import AnswerError, InstructionWriter, edits_of, parse_answer, request_of
@@ -261,7 +261,7 @@ def test_each_caption_without_an_edit_is_counted_and_shown(chat, writer, model):
 def test_a_caption_without_an_answer_is_asked_for_again_by_the_next_run_and_a_paid_answer_is_not(
     chat, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(endpoint, "AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(endpoint, "RETRY_WAITS_S", (0.0, 0.0))
     for model, times in [("html", 2), ("error200", 2 * 3), ("emptychoices", 2), ("paidforempty", 1), ("prose", 1)]:
         for _ in range(2):
             one_writer(tmp_path, llm=model)(captions(model))
@@ -269,7 +269,7 @@ def test_a_caption_without_an_answer_is_asked_for_again_by_the_next_run_and_a_pa
 
 
 def test_an_error_that_comes_as_an_answer_is_asked_again_and_costs_nothing(chat, writer, monkeypatch):
-    monkeypatch.setattr(endpoint, "AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(endpoint, "RETRY_WAITS_S", (0.0, 0.0))
     chat.failures["a cat"] = [(200, {}), (200, {})]
     assert writer()(captions("a cat"))[0]["instruction"] == "add a hat"
     assert chat.asked["a cat"] == 3
@@ -380,13 +380,13 @@ def test_any_json_value_as_an_answer_is_edits_or_drops(value):
     for answer in answers:
         try:
             answer = read_answer(json.dumps(answer).encode())
-        except NoAnswer:
+        except NoAnswerError:
             continue
         for form in ("chat", "delimited"):
             edits, dropped = edits_of(answer, form)
             assert edits or dropped
             assert all(row.keys() == {"dropped", "sample"} for row in dropped)
-        counts_of(answer.get("usage"), Spending(prompt_price=1.0))
+        usage_counts(answer.get("usage"), Spending(prompt_price=1.0))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 50_000 + "]" * 50_000, '"\\"' * 50_000,
@@ -411,7 +411,7 @@ def test_mutated_answers_are_edits_or_the_named_error_and_each_caption_is_in_an_
         for body in (data, json.dumps(spoken(text)).encode()):
             try:
                 made, left_out = edits_of(read_answer(body))
-            except NoAnswer as error:
+            except NoAnswerError as error:
                 made, left_out = [], [error.dropped]
             assert made or left_out
             kept, dropped = kept + bool(made), dropped + (not made)

@@ -15,7 +15,7 @@ from hive_ray.errors import Stopped
 from hive_ray.images import decode, encode, encode_jpeg
 from hive_ray.language import endpoint
 from hive_ray.language.answer_cache import request_id
-from hive_ray.language.endpoint import NoAnswer, read_answer
+from hive_ray.language.endpoint import NoAnswerError, read_answer
 from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, request_of, scores_of
 
 GREY, WHITE = (np.full((4, 4, 3), level, dtype=np.uint8) for level in (128, 255))
@@ -130,7 +130,7 @@ def test_a_jpeg_is_sent_as_one_and_the_range_is_said(tmp_path):
     ],
 )
 def test_scores_that_cannot_be_used_are_asked_for_again_and_never_bent(eyes, tmp_path, monkeypatch, wrong, reason):
-    monkeypatch.setattr(endpoint, "AGAIN_S", ())
+    monkeypatch.setattr(endpoint, "RETRY_WAITS_S", ())
     eyes.scores["add a hat"] = [wrong.copy() if isinstance(wrong, dict) else wrong, GOOD]
     scored, counted = scorer(tmp_path / "once")([pair()])
     assert scored["reward"] == pytest.approx(0.48)
@@ -201,8 +201,8 @@ def test_mutated_answers_are_scores_or_a_named_reason():
                 scores = scores_of(read_answer(body), FOLLOWING, 25)
                 assert all(0 <= score <= 25 for score in scores)
                 scored += 1
-            except (VerdictError, NoAnswer) as error:
-                reasons.add(error.reason if isinstance(error, NoAnswer) else str(error))
+            except (VerdictError, NoAnswerError) as error:
+                reasons.add(error.reason if isinstance(error, NoAnswerError) else str(error))
     print(f"{scored} answers with scores")
     assert scored
     assert reasons <= {
