@@ -91,10 +91,10 @@ class Endpoint:
         self.lock = threading.Lock()
 
     def ask(self, request: Request) -> tuple[dict, dict[str, float]]:
-        """The answer and what it counts, kept or asked for.
+        """The answer to a request, from the cache or the endpoint, and its usage counts.
 
-        Raises `NoAnswerError` where the endpoint refuses this request or what comes is no answer, and `Stopped` if no more
-        may be spent, the endpoint is out of reach, or refuses what all requests ask for.
+        Raises `NoAnswerError` if the endpoint refuses this request or returns something that is not an answer. Raises
+        `Stopped` if the budget is spent, the endpoint is unreachable, or it refuses what all requests ask for.
         """
         kept = self.answers.find(request)
         if kept:
@@ -220,7 +220,10 @@ def _goes_on(error: BaseException) -> bool:
 
 
 def read_answer(content: bytes) -> dict:
-    """An answer from what came with the status 200; `NoAnswerError` if it is none: a page, an error, a form of its own."""
+    """Parse a response with status 200 as an answer.
+
+    Raises `NoAnswerError` if it is not one: an HTML page, an error, or an unknown format.
+    """
     try:
         answer = parse_json(content.decode(errors="replace"))
     except ValueError as error:

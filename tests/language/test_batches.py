@@ -292,7 +292,7 @@ def test_an_endpoint_without_batches_is_said_so(server, tmp_path, answer):
             self.send_json(200, answer, {})
 
     server.RequestHandlerClass = NoBatches
-    with pytest.raises(EndpointError, match="it may not have this part of OpenAI's interface"):
+    with pytest.raises(EndpointError, match="it may not implement this part of OpenAI's API"):
         answer_all(tmp_path)
 
 

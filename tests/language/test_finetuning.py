@@ -300,5 +300,5 @@ def test_an_endpoint_that_does_not_fine_tune_is_said_so(server, answer):
             self.send_json(200, answer, {})
 
     server.RequestHandlerClass = NoFineTuning
-    with pytest.raises(EndpointError, match="it may not have this part of OpenAI's interface"):
+    with pytest.raises(EndpointError, match="it may not implement this part of OpenAI's API"):
         finetune(chat_examples(TRIPLETS), Writer())

@@ -420,7 +420,7 @@ def test_mutated_answers_are_edits_or_the_named_error_and_each_caption_is_in_an_
 
 
 @pytest.mark.parametrize(("key", "message"), [
-    (None, r"OPENAI_API_KEY is not set; .* \(an endpoint of your own that wants none takes any text\)"),
+    (None, r"OPENAI_API_KEY is not set; .* \(for an endpoint that needs no key, set any text\)"),
     (" \n", "OPENAI_API_KEY is empty"),
     ("sk-a b", "OPENAI_API_KEY holds a blank"),
     ("sk-sécret", "no ASCII"),
