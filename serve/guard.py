@@ -31,12 +31,10 @@ class Guard:
         form_overhead: int = 0,
         headers: Mapping[str, str] = HEADERS,
     ) -> None:
-        self.inner, self.max_bytes, self.limits, self.form_overhead = (
-            inner,
-            max_bytes,
-            dict(limits or {}),
-            form_overhead,
-        )
+        self.inner = inner
+        self.max_bytes = max_bytes
+        self.limits = dict(limits or {})
+        self.form_overhead = form_overhead
         self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:

@@ -10,7 +10,7 @@ from hive_ray.config import Resources, Spending
 from hive_ray.presets import shapes
 from jobs import evaluate_editor, make_pairs, write_instructions
 from jobs.command import read_command
-from jobs.run import Run, work
+from jobs.run import Run, run_command
 
 pytestmark = pytest.mark.ray
 
@@ -76,4 +76,4 @@ def test_pairs_are_estimated_in_pictures_through_the_unet_and_gpu_hours(chat, tm
 def test_a_stage_that_cannot_estimate_says_so_before_anything_starts(tmp_path):
     command = read_command(["shapes", "--run", str(tmp_path), "--estimate"])
     with pytest.raises(SystemExit, match="only write_instructions and make_pairs can estimate"):
-        work(evaluate_editor.build, command, evaluate_editor)
+        run_command(evaluate_editor.build, command, evaluate_editor)

@@ -33,7 +33,7 @@ from jobs.evaluate_editor import (
     summarise,
     without_pictures,
 )
-from jobs.report import gather
+from jobs.report import gather_report
 from jobs.run import Run
 from jobs.train_editor import CONTROLS
 
@@ -121,7 +121,7 @@ def measured(tmp_path):
 
 
 def report_of(run: Run) -> Report:
-    return gather(run, metrics_of(run), TIE_WITHIN)
+    return gather_report(run, metrics_of(run), TIE_WITHIN)
 
 
 def test_an_editor_that_was_trained_elsewhere_has_no_curve_of_its_training(measured):
@@ -235,7 +235,7 @@ def test_all_draws_of_an_editor_tell_what_the_reward_knows(drawn, capsys):
     assert list(draws) == ["sft"]
     assert (draws["sft"].first.value, draws["sft"].ceiling.value) == (0, 1)
     assert draws["sft"].measures["reward"].clear.value == 1
-    assert gather(drawn, metrics_of(drawn), TIE_WITHIN, draws=draws).draws == draws
+    assert gather_report(drawn, metrics_of(drawn), TIE_WITHIN, draws=draws).draws == draws
     told = json.loads(json.dumps(asdict(draws["sft"])))  # as the summary has it
     summary = summarise(drawn) | {"reward_on_draws": {"sft": told, "finetuned": {}}}
     print_summary(drawn, summary)
@@ -304,7 +304,7 @@ def test_tables_of_one_edit_a_prompt_are_read_as_they_were_made_before_draws_wer
     write_evaluation(old, "sft", OLD)
     assert {one["editor"] for one in summarise(old)["editors"]} >= {"sft", "control"}
     assert "draws" not in without_pictures(old, "sft")[0]
-    assert gather(old, metrics_of(old), TIE_WITHIN).draws == {}
+    assert gather_report(old, metrics_of(old), TIE_WITHIN).draws == {}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hive_ray.presets import shapes
 from hive_ray.reward.rankings import join_annotations
 from hive_ray.schemas import CANDIDATES
 from jobs import export_annotations
-from jobs.collect_rankings import People
+from jobs.collect_rankings import PeopleRanker
 from jobs.run import Run
 from serve.annotate import prepare
 
@@ -31,7 +31,7 @@ def test_what_people_said_becomes_rankings(tmp_path, capsys):
     database.close()
     path = export_annotations.build(Run(run, shapes().model_copy(update={"annotation": settings})))
     assert "8 rankings by 1 people, without Eve" in capsys.readouterr().out
-    rankings = People(said(path, candidates))(candidates)
+    rankings = PeopleRanker(said(path, candidates))(candidates)
     assert [(row["prompt_id"], row["annotator"], row["ranks"]) for row in rankings] == [
         (f"p{number}", "Ada", [1, 2, 3, 4]) for number in range(8)
     ]
@@ -55,7 +55,7 @@ def test_rounds_that_share_a_database_are_exported_apart(tmp_path, capsys):
         path = export_annotations.build(run)
         assert f"{found} rankings by 1 people, without {others} of other rounds" in capsys.readouterr().out
         candidates = list(read_rows(run.path("candidates"), CANDIDATES))
-        assert len(People(said(path, candidates))(candidates)) == found
+        assert len(PeopleRanker(said(path, candidates))(candidates)) == found
 
 
 def test_what_an_hour_gave_is_said(tmp_path, capsys):

@@ -25,7 +25,7 @@ from jobs import evaluate_editor, reward_curve, score_pairs, train_reward
 from jobs.actors.judging import Head, load_reward
 from jobs.actors.scoring import rewards_of
 from jobs.evaluate_editor import TIE_WITHIN, measures_of, metrics_of
-from jobs.report import gather
+from jobs.report import gather_report
 from jobs.reward_head import new_edits_by_ranking, prior_rewards, problem_with_ranking, share_of_head
 from jobs.run import Run
 
@@ -163,7 +163,7 @@ def test_the_stages_after_it_score_pairs_and_edits_by_it(errors):
         load_reward(errors.path("reward")).score(*columns), abs=1e-4
     )
     shown = replace(errors, config=errors.config.changed({"evaluation": {"editors": ("sft",)}}))
-    report = gather(shown, metrics_of(shown), TIE_WITHIN)
+    report = gather_report(shown, metrics_of(shown), TIE_WITHIN)
     assert "BLIP + denoising errors + CLIP, held-out rankings" in report.reward_accuracy
 
 

@@ -24,8 +24,8 @@ from jobs.run import (
     check_nodes_see,
     check_run_folder,
     job_that_makes,
+    run_command,
     run_of,
-    work,
     write_settings,
 )
 
@@ -116,7 +116,7 @@ def test_there_is_no_folder_of_the_first_round(first):
 def ended(*arguments: str) -> str:
     """What a job says as it ends before it has begun."""
     with pytest.raises(SystemExit) as caught:
-        work(lambda run: pytest.fail("it was built"), read_command([*arguments]))
+        run_command(lambda run: pytest.fail("it was built"), read_command([*arguments]))
     assert not ray.is_initialized()
     return caught.value.code
 
@@ -172,7 +172,7 @@ def test_a_read_only_disk_is_told_before_ray_is_started(tmp_path):
 def test_a_job_that_lacks_a_table_names_the_command_that_makes_it_before_ray_is_started(tmp_path, name, missing, makes):
     command = read_command(["shapes", "--run", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as caught:
-        work(lambda run: pytest.fail("it was built"), command, reads=JOBS[name].reads)
+        run_command(lambda run: pytest.fail("it was built"), command, reads=JOBS[name].reads)
     assert not ray.is_initialized()
     root = tmp_path / "run"
     makes = f"python -m jobs.{makes} --config {root}/config.yaml --run {root}"

@@ -27,7 +27,7 @@ from hive_ray.schemas import PAIRS, RANKINGS, SCORED_PAIRS
 from hive_ray.seeds import id_for
 from hive_ray.shapes.pretraining.words import train_tokenizer
 from jobs import encode_latents, export_editor, sample_candidates, score_candidates, score_pairs, train_editor
-from jobs.evaluate_editor import judges_pleased
+from jobs.evaluate_editor import training_judges
 from jobs.run import Run
 from jobs.train_editor import ARMS, informative_rankings
 
@@ -258,12 +258,12 @@ def test_an_arm_is_decided_by_its_own_settings_alone():
 
 def test_what_a_reward_model_pleases_is_said_of_arms_and_of_their_sums(tmp_path):
     run = Run(str(tmp_path), sd15().changed({"editor": {"arm": "weighted+dpo"}}))
-    assert judges_pleased(run, "finetuned") == judges_pleased(run, "weighted") == ("model",)
-    assert judges_pleased(run, "dpo") == ()
-    assert judges_pleased(run, "dpo+nft") == ("model",)
+    assert training_judges(run, "finetuned") == training_judges(run, "weighted") == ("model",)
+    assert training_judges(run, "dpo") == ()
+    assert training_judges(run, "dpo+nft") == ("model",)
     ranked = replace(run, config=run.config.changed({"candidate_scoring": {"ranked_rate": 0.5}}))
-    assert judges_pleased(ranked, "dpo") == ("model",)
-    assert judges_pleased(ranked, "shuffled") == ()
+    assert training_judges(ranked, "dpo") == ("model",)
+    assert training_judges(ranked, "shuffled") == ()
 
 
 def test_arms_joined_by_a_plus_are_trained_each_and_all_that_they_changed_is_added_up(start, tmp_path, monkeypatch):

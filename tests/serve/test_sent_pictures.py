@@ -11,7 +11,7 @@ from hive_ray import config
 from hive_ray.images import ImageError, decode, encode
 from hive_ray.pages.html import CaptionedPicture, Example, contact_sheet
 from hive_ray.reward.vision import FOLLOWING, VerdictError, request_of
-from serve.gallery import as_sent
+from serve.gallery import for_browser
 
 KEPT_AS_IT_WAS = [
     encoded(cut_out(), "PNG"),
@@ -25,7 +25,7 @@ KEPT_AS_IT_WAS = [
 
 @pytest.mark.parametrize("stored", KEPT_AS_IT_WAS)
 def test_an_annotator_a_page_and_a_language_model_see_what_an_editor_sees(stored):
-    content, media_type = as_sent(stored)
+    content, media_type = for_browser(stored)
     assert media_type == "image/png"
     assert np.array_equal(decode(content), decode(stored))
     sheet = contact_sheet([Example("make it red", (CaptionedPicture(stored, "source"),))])
@@ -38,13 +38,13 @@ def test_an_annotator_a_page_and_a_language_model_see_what_an_editor_sees(stored
 
 def test_what_every_viewer_shows_alike_is_sent_as_it_is():
     for stored, media_type in ((encode(SCENE), "image/png"), (encoded(SCENE, "JPEG"), "image/jpeg")):
-        assert as_sent(stored) == (stored, media_type)
+        assert for_browser(stored) == (stored, media_type)
 
 
 def test_a_broken_picture_is_named_and_ends_no_page():
     broken = encoded(cut_out(), "PNG")[:100]
     with pytest.raises(ImageError, match="not a readable image"):
-        as_sent(broken)
+        for_browser(broken)
     assert 'src="data:,"' in contact_sheet([Example("make it red", (CaptionedPicture(broken, "source"),))])
     row = {"source_image": broken, "edited_image": encode(SCENE), "instruction": "make it red"}
     with pytest.raises(VerdictError, match="picture_unreadable"):
