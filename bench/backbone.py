@@ -19,7 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.slices import in_slices
-from bench.training import BATCH, Loop, alone, as_in_the_script, bare, device_of, one_training, ours, write_pairs
+from bench.training import (
+    BATCH,
+    Loop,
+    bare_loop,
+    device_of,
+    diffusers_loop,
+    one_training,
+    our_training,
+    timed_loop,
+    write_pairs,
+)
 from hive_ray.config import Config, Resources
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.editor.model import Editor
@@ -35,25 +45,25 @@ SIDE = 8192
 def compare(folder: str, config: Config) -> None:
     """Images/s of our training, latents stored, over each loop; shares of the matrix rate; peaks of GPU memory."""
     write_pairs(folder, side=config.editor.resolution)
-    told, work = config.editor, flop_per_image(config.editor)
+    editor_settings, work = config.editor, flop_per_image(config.editor)
     print(f"U-Net and text encoder, a training step: {work / 1e9:.3g} GFLOP an image", flush=True)
-    rate = matrix_rate() if device_of(told) == "cuda" else None
-    for loop in (as_in_the_script, bare):
+    rate = matrix_rate() if device_of(editor_settings) == "cuda" else None
+    for loop in (diffusers_loop, bare_loop):
         for _ in range(ROUNDS):
-            other = partial(alone, partial(with_peak, loop), folder, told)
-            mine, theirs = in_slices(partial(ours, folder, config), other)
+            other = partial(timed_loop, partial(with_peak, loop), folder, editor_settings)
+            mine, theirs = in_slices(partial(our_training, folder, config), other)
             print(f"{mine / theirs:.2f} x {loop.__name__}: {mine:.1f} over {theirs:.1f} images/s", flush=True)
             if rate:
                 print(f"  {mine * work / rate:.0%} of the matrix rate, {rate / 1e12:.0f} TFLOP/s", flush=True)
             print(f"  our peak: {peak_in_logs(folder)}", flush=True)
 
 
-def with_peak(loop: Loop, folder: str, told: EditorSettings) -> Iterator[int]:
+def with_peak(loop: Loop, folder: str, editor_settings: EditorSettings) -> Iterator[int]:
     """The loop, which says its peak of memory once."""
-    for step, images in enumerate(loop(folder, told)):
-        if step == 0 and device_of(told) == "cuda":
+    for step, images in enumerate(loop(folder, editor_settings)):
+        if step == 0 and device_of(editor_settings) == "cuda":
             torch.cuda.reset_peak_memory_stats()  # pictures may have been encoded before
-        if step == STEPS // 10 and device_of(told) == "cuda":
+        if step == STEPS // 10 and device_of(editor_settings) == "cuda":
             print(f"  its peak: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
         yield images
 
@@ -65,11 +75,13 @@ def peak_in_logs(folder: str) -> str:
     return f"{peak:.1f} GB" if peak else "not on a CPU"
 
 
-def flop_per_image(told: EditorSettings) -> int:
+def flop_per_image(editor_settings: EditorSettings) -> int:
     """Floating point operations of a training step: the U-Net forth and back, the text encoder forth. Counted, with
     nothing computed."""
-    editor = Editor.build(told.start).to("meta")
-    latents = torch.empty(1, 2 * editor.latent_channels, *[told.resolution // editor.vae_factor] * 2, device="meta")
+    editor = Editor.build(editor_settings.start).to("meta")
+    latents = torch.empty(
+        1, 2 * editor.latent_channels, *[editor_settings.resolution // editor.vae_factor] * 2, device="meta"
+    )
     ids = torch.zeros(1, MAX_TOKENS, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
@@ -127,8 +139,8 @@ def settings(start: Path, *, on_gpu: bool) -> Config:
     device = Resources(num_actors=1, num_gpus=int(on_gpu), num_cpus=2)
     editor = {"start": str(start), "resources": device} | ({} if on_gpu else {"resolution": 64})
     preset = preset.model_copy(update={"editor": preset.editor.model_copy(update=editor)})
-    told = {"total_images": STEPS * BATCH} if on_gpu else {"total_images": 10 * BATCH, "precision": "fp32"}
-    return one_training(preset, device, latents="fp32", zero_stage=0, **told)
+    sizes = {"total_images": STEPS * BATCH} if on_gpu else {"total_images": 10 * BATCH, "precision": "fp32"}
+    return one_training(preset, device, latents="fp32", zero_stage=0, **sizes)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ LONGEST_S = 900.0
 WAITS_S = (10.0, 15.0, 20.0, 60.0)
 """Most seconds between a start, or a kill of a worker, and the next kill: mostly in the work of one stage, and now and
 then long enough for a training."""
-BY_THE_CLOCK = ("seconds", "rows_timed", "git_commit")
+TIME_FIELDS = ("seconds", "rows_timed", "git_commit")
 PAGES = (".html", ".png", ".svg", "config.yaml")
 """Named here are files that tell of times, beside those that the clock marks."""
 
@@ -51,34 +51,36 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--s3", action="store_true", help="keep the run on an S3 server of this machine")
     parser.add_argument("--seed", type=int, default=0)
-    told = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder, served(told.s3) as bucket:
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder, s3_server(options.s3) as bucket:
         os.environ["HIVE_RAY_CACHE"] = f"{folder}/cache"
-        bench(Path(folder), bucket or f"{folder}/runs", told)
+        bench(Path(folder), bucket or f"{folder}/runs", options)
 
 
-def bench(folder: Path, runs: str, told: argparse.Namespace) -> None:
+def bench(folder: Path, runs: str, options: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from tiny_models import tiny_clip, tiny_stable_diffusion
     from tiny_settings import tiny_config
 
     tiny_stable_diffusion(folder / "base")
     tiny_clip(folder / "clip")
-    write_settings(str(folder), undaunted(tiny_config(str(folder / "base"), str(folder / "clip"))))
-    drawn, killed, wrong = random.Random(told.seed), Counter(), []
+    write_settings(str(folder), with_endless_recovery(tiny_config(str(folder / "base"), str(folder / "clip"))))
+    rng = random.Random(options.seed)
+    killed: Counter[str] = Counter()
+    wrong: list[str] = []
     began = time.monotonic()
     undisturbed = storage.join(runs, "undisturbed")
-    if started(folder, undisturbed).wait(LONGEST_S):
+    if start_pipeline(folder, undisturbed).wait(LONGEST_S):
         sys.exit(f"the undisturbed run failed: {(folder / 'log').read_text()[-3000:]}")
-    wanted = snapshot(undisturbed)
-    say(f"undisturbed: {len(wanted)} files in {time.monotonic() - began:.0f} s")
+    expected = snapshot(undisturbed)
+    say(f"undisturbed: {len(expected)} files in {time.monotonic() - began:.0f} s")
     number = finished = 0
     run = storage.join(runs, "run-0")
-    while killed.total() < told.kills:
-        process = started(folder, run)
+    while killed.total() < options.kills:
+        process = start_pipeline(folder, run)
         victim = ""
-        while process.poll() is None and victim in ("", "worker") and killed.total() < told.kills:
-            victim = disturbed(process, drawn)
+        while process.poll() is None and victim in ("", "worker") and killed.total() < options.kills:
+            victim = kill_after_a_while(process, rng)
             killed[victim] += bool(victim)
             say(f"{killed.total()}: {victim or 'nobody'} of {run.rpartition('/')[2]}")
         try:
@@ -87,26 +89,26 @@ def bench(folder: Path, runs: str, told: argparse.Namespace) -> None:
             log = (folder / "log").read_text()
             wrong.append(f"{run}: not ended {END_S:g} s after the {victim} was killed: {log[-1500:]}")
             say(wrong[-1])
-            kill(process, "tree", drawn)
+            kill(process, "tree", rng)
             status = process.wait()
         if status == 0:
             finished += 1
-            wrong += [f"{run}: {what}" for what in compared(wanted, run, folder)]
+            wrong += [f"{run}: {what}" for what in differences(expected, run, folder)]
             storage.remove_tree(run)
             number += 1
             run = storage.join(runs, f"run-{number}")
         elif victim in ("", "worker"):
             wrong.append(f"{run}: status {status} after {victim}: {(folder / 'log').read_text()[-1500:]}")
             say(wrong[-1])
-    last = started(folder, run).wait(LONGEST_S)
-    wrong += compared(wanted, run, folder) if last == 0 else [f"{run}: the last start ended with {last}"]
+    last = start_pipeline(folder, run).wait(LONGEST_S)
+    wrong += differences(expected, run, folder) if last == 0 else [f"{run}: the last start ended with {last}"]
     say(f"{killed.total()} kills ({dict(killed)}), {finished + 1} finished runs, {len(wrong)} differences")
     for what in wrong:
         say(what)
     sys.exit(bool(wrong))
 
 
-def undaunted(config: Config) -> Config:
+def with_endless_recovery(config: Config) -> Config:
     """The settings, with trainings that go on after any number of their workers' deaths."""
     recovery = {"recovery": Recovery(max_failures=1000)}
     sft, finetune, reward = (
@@ -116,25 +118,25 @@ def undaunted(config: Config) -> Config:
     return config.changed({"editor": {"sft": sft, "finetune": finetune}, "reward": {"training": reward}})
 
 
-def started(folder: Path, run: str) -> subprocess.Popen:
+def start_pipeline(folder: Path, run: str) -> subprocess.Popen:
     """The command, in a session of its own; what it says goes to <folder>/log."""
     command = [sys.executable, "-m", "jobs.pipeline", "--config", str(folder / "config.yaml"), "--run", run]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 
 
-def disturbed(process: subprocess.Popen, drawn: random.Random) -> str:
+def kill_after_a_while(process: subprocess.Popen, rng: random.Random) -> str:
     """Wait for a random time, and kill somebody; who it was, or "" where the command ended first."""
-    victim, longest = drawn.choice(VICTIMS), drawn.choice(WAITS_S)
-    until = time.monotonic() + drawn.uniform(0, longest)
+    victim, longest = rng.choice(VICTIMS), rng.choice(WAITS_S)
+    until = time.monotonic() + rng.uniform(0, longest)
     while process.poll() is None:
         time.sleep(0.05)
-        if time.monotonic() > until and kill(process, victim, drawn):
+        if time.monotonic() > until and kill(process, victim, rng):
             return victim
     return ""
 
 
-def kill(process: subprocess.Popen, victim: str, drawn: random.Random) -> bool:
+def kill(process: subprocess.Popen, victim: str, rng: random.Random) -> bool:
     """SIGKILL for a victim; whether there was one. What a killed driver leaves running has two seconds to end."""
     try:
         tree = psutil.Process(process.pid).children(recursive=True)
@@ -152,7 +154,7 @@ def kill(process: subprocess.Popen, victim: str, drawn: random.Random) -> bool:
     found = [one for one in tree if kind_of(one) == victim]
     if not found:
         return False
-    drawn.choice(found).kill()
+    rng.choice(found).kill()
     return True
 
 
@@ -177,29 +179,27 @@ def snapshot(run: str) -> dict[str, str]:
             continue
         data = storage.read_bytes(storage.join(run, name))
         if name.endswith((".json", ".jsonl")):
-            data = "\n".join(
-                map(without_the_clock, data.decode().splitlines() if name.endswith("l") else [data.decode()])
-            )
+            data = "\n".join(map(without_times, data.decode().splitlines() if name.endswith("l") else [data.decode()]))
             data = data.replace(run, "<run>").encode()
         files[name] = hashlib.blake2b(data, digest_size=8).hexdigest()
     return files
 
 
-def without_the_clock(text: str) -> str:
+def without_times(text: str) -> str:
     values = json.loads(text)
     if isinstance(values, dict):
         values = {
-            name: value for name, value in values.items() if name not in (*BY_THE_CLOCK, "train/images_per_second")
+            name: value for name, value in values.items() if name not in (*TIME_FIELDS, "train/images_per_second")
         }
     return json.dumps(values, sort_keys=True)
 
 
-def compared(wanted: dict[str, str], run: str, folder: Path) -> Iterator[str]:
+def differences(expected: dict[str, str], run: str, folder: Path) -> Iterator[str]:
     """What is not as in the undisturbed run, and what was left behind."""
     left = snapshot(run)
-    for name in sorted(wanted.keys() | left.keys()):
-        if wanted.get(name) != left.get(name):
-            yield f"{name} was {wanted.get(name)}, is {left.get(name)}"
+    for name in sorted(expected.keys() | left.keys()):
+        if expected.get(name) != left.get(name):
+            yield f"{name} was {expected.get(name)}, is {left.get(name)}"
     yield from (f"left behind: {name}" for name in left if is_unfinished(name.rpartition("/")[2]))
     cache = folder / "cache"
     yield from (
@@ -214,9 +214,9 @@ def compared(wanted: dict[str, str], run: str, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def served(wanted: bool) -> Iterator[str]:
+def s3_server(is_needed: bool) -> Iterator[str]:
     """An address on an S3 server of this process, or ""."""
-    if not wanted:
+    if not is_needed:
         yield ""
         return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

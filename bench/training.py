@@ -67,7 +67,7 @@ BATCH = 32
 IMAGES = 4800
 WEIGHTS = 100_000_000
 """Trained weights of the network whose memory is measured."""
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 """What has glibc's allocator keep nothing that is not in use: up to 0.9 GB, which would be measured too."""
 Loop = Callable[[str, EditorSettings], Iterator[int]]
 """A loop over the pairs of a folder that yields how many images it has seen, after each step."""
@@ -81,12 +81,12 @@ def settings(*, workers: int, latents: str = "fp32", zero_stage: int = 0) -> Con
 
 def one_training(preset: Config, workers: Resources, *, latents: str, **changes: Any) -> Config:
     """A preset with a frozen text encoder, as diffusers' script has it, and nothing to look at on the way."""
-    told = {
+    defaults = {
         "total_images": IMAGES, "batch_size": BATCH, "micro_batch_size": BATCH // workers.num_actors,
         "workers": workers, "warmup_images": 0, "schedule": "constant", "validation_rows": 0,
         "watching": Watching(tracker="none"),
     }  # fmt: skip
-    training = preset.editor.sft.model_copy(update=told | changes)
+    training = preset.editor.sft.model_copy(update=defaults | changes)
     training = training.model_copy(update={"checkpoint_images": 10 * training.total_images})
     editor = {"train_text_encoder": False, "sft": training, "latents": latents}
     return preset.model_copy(update={"editor": preset.editor.model_copy(update=editor)})
@@ -114,14 +114,14 @@ def script() -> None:
     """Images/s of our training, pictures encoded in each step and once, over a loop as diffusers' script."""
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
-        for workers, told in (
+        for workers, changes in (
             (1, {"latents": "fp32"}),
             (1, {"latents": "none"}),
             (CORES, {"latents": "fp32"}),
             (CORES, {"latents": "fp32", "zero_stage": 2}),
         ):
-            each = [_over(as_in_the_script, folder, workers=workers, **told) for _ in range(ROUNDS)]
-            say(f"{workers} workers, {told}: images/s over the script's loop", each)
+            each = [_over(diffusers_loop, folder, workers=workers, **changes) for _ in range(ROUNDS)]
+            say(f"{workers} workers, {changes}: images/s over the script's loop", each)
 
 
 def ray_train() -> None:
@@ -129,7 +129,7 @@ def ray_train() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder)
         for stage in (0, 2):
-            each = [_over(bare, folder, workers=1, zero_stage=stage) for _ in range(ROUNDS)]
+            each = [_over(bare_loop, folder, workers=1, zero_stage=stage) for _ in range(ROUNDS)]
             say(f"one worker, ZeRO {stage}, over the bare loop", each)
 
 
@@ -139,18 +139,21 @@ def start() -> None:
         write_pairs(folder)
         start_ray(num_cpus=CORES)
         began = time.perf_counter()
-        marks = ours(folder, settings(workers=1, latents="none"))
+        marks = our_training(folder, settings(workers=1, latents="none"))
         took = time.perf_counter() - began
         print(f"start and end: {took - marks[-1][1]:.1f} s of {took:.1f} s", flush=True)
 
 
-def _over(loop: Loop, folder: str, **told: Any) -> float:
+def _over(loop: Loop, folder: str, **changes: Any) -> float:
     """Images/s of our training over a loop's, which has the same settings but for the latents, workers and ZeRO."""
-    rates = in_slices(partial(ours, folder, settings(**told)), partial(alone, loop, folder, settings(workers=1).editor))
+    rates = in_slices(
+        partial(our_training, folder, settings(**changes)),
+        partial(timed_loop, loop, folder, settings(workers=1).editor),
+    )
     return rates[0] / rates[1]
 
 
-def ours(folder: str, config: Config) -> list[tuple[int, float]]:
+def our_training(folder: str, config: Config) -> list[tuple[int, float]]:
     """`train_editor` as users run it: images, and seconds since its first step began."""
     out = tempfile.mkdtemp(dir=folder)
     os.symlink(f"{folder}/pairs", f"{out}/pairs")
@@ -164,40 +167,40 @@ def ours(folder: str, config: Config) -> list[tuple[int, float]]:
     return [(step["images"], step["images"] / step["train/images_per_second"]) for step in steps if step["images"]]
 
 
-def alone(loop: Loop, folder: str, told: EditorSettings) -> Iterator[tuple[int, float]]:
+def timed_loop(loop: Loop, folder: str, editor_settings: EditorSettings) -> Iterator[tuple[int, float]]:
     """A loop that yields images seen, with all cores, and when it did."""
     torch.set_num_threads(CORES)
-    for images in loop(folder, told):
+    for images in loop(folder, editor_settings):
         yield images, time.perf_counter()
 
 
-def device_of(told: EditorSettings) -> str:
+def device_of(editor_settings: EditorSettings) -> str:
     """Where its training takes place."""
-    return "cuda" if told.sft.workers.num_gpus else "cpu"
+    return "cuda" if editor_settings.sft.workers.num_gpus else "cpu"
 
 
-def as_in_the_script(folder: str, told: EditorSettings) -> Iterator[int]:
+def diffusers_loop(folder: str, editor_settings: EditorSettings) -> Iterator[int]:
     """The loop of diffusers' train_instruct_pix2pix.py: both pictures and the text encoded in each step, EMA in each.
 
     Own words; its defaults but for the batch: AdamW, gradient norm 1, one draw for both conditions, EMAModel. Networks
     and pictures are contiguous, as from_pretrained and its collate_fn leave them; what is frozen is in the precision of
     the training.
     """
-    device = device_of(told)
-    editor = Editor.build(told.start)
+    device = device_of(editor_settings)
+    editor = Editor.build(editor_settings.start)
     unet: Any = editor.unet.train()  # untyped: torch and diffusers type this use of `to` wrongly
     vae: Any = editor.vae
     unet.to(memory_format=torch.contiguous_format)
     vae.to(memory_format=torch.contiguous_format)
-    frozen = getattr(torch, AUTOCAST_DTYPES.get(told.sft.precision, "float32"))
+    frozen = getattr(torch, AUTOCAST_DTYPES.get(editor_settings.sft.precision, "float32"))
     unet, vae, text = unet.to(device), vae.to(device, frozen), editor.text.requires_grad_(False).to(device, frozen)
     scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(editor.scheduler.config))
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=told.sft.learning_rate)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=editor_settings.sft.learning_rate)
     average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
     rows = list(read_rows(f"{folder}/pairs", PAIRS))
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
-        source, edited = (to_batch([row[name] for row in batch], told.resolution) for name in PICTURES)
+        source, edited = (to_batch([row[name] for row in batch], editor_settings.resolution) for name in PICTURES)
         flips = torch.rand(BATCH, 1, 1, 1) < 0.5
         source, edited = (torch.where(flips, one.flip(-1), one).to(device, frozen) for one in (source, edited))
         with torch.no_grad():
@@ -209,10 +212,10 @@ def as_in_the_script(folder: str, told: EditorSettings) -> Iterator[int]:
         timesteps = torch.randint(0, scheduler.config["num_train_timesteps"], (BATCH,), device=device)
         noisy = add_noise(scheduler, latents, noise, timesteps)
         place = torch.rand(BATCH, device=device).view(BATCH, 1, 1)
-        states = torch.where(place < 2 * told.condition_dropout, null, states)
+        states = torch.where(place < 2 * editor_settings.condition_dropout, null, states)
         place = place.view(BATCH, 1, 1, 1)
-        kept = (place < told.condition_dropout) | (place >= 3 * told.condition_dropout)
-        with autocast(told.sft):
+        kept = (place < editor_settings.condition_dropout) | (place >= 3 * editor_settings.condition_dropout)
+        with autocast(editor_settings.sft):
             predicted = unet(torch.cat([noisy, kept * condition], dim=1), timesteps, states).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
         loss.backward()
@@ -235,8 +238,8 @@ def compiled() -> None:
 def _in_turns(folder: str, blocks: int = 12, steps: int = 3) -> None:
     """Both in one process, a few steps at a time each: what else this machine does then meets both alike."""
     torch.set_num_threads(CORES)
-    told = settings(workers=1).editor
-    sides = {compiles: bare(folder, told, compiles=compiles) for compiles in (False, True)}
+    editor_settings = settings(workers=1).editor
+    sides = {compiles: bare_loop(folder, editor_settings, compiles=compiles) for compiles in (False, True)}
     first = {compiles: _seconds(side, 1) for compiles, side in sides.items()}
     print(f"  first step: {first[True]:.0f} s compiled, {first[False]:.1f} s as it is", flush=True)
     ratios = []
@@ -254,24 +257,26 @@ def _seconds(loop: Iterator[int], steps: int) -> float:
     return time.perf_counter() - started
 
 
-def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterator[int]:
+def bare_loop(folder: str, editor_settings: EditorSettings, *, compiles: bool = False) -> Iterator[int]:
     """Our step in a plain loop: the same objective on the same latents, AdamW, clipping and average. Beside a GPU, too,
     each batch is prepared when the one before is done."""
-    rows = _with_latents(Path(folder), told)
-    objective = EditorObjective(Editor.build(told.start), told)
-    model = objective.model.train().to(device_of(told))
+    rows = _with_latents(Path(folder), editor_settings)
+    objective = EditorObjective(Editor.build(editor_settings.start), editor_settings)
+    model = objective.model.train().to(device_of(editor_settings))
     if compiles:
         model.compile()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=told.sft.learning_rate, weight_decay=told.sft.weight_decay, fused=True)
-    average = WeightAverage(model, told.sft.ema_decay)
+    optimizer = torch.optim.AdamW(
+        weights, lr=editor_settings.sft.learning_rate, weight_decay=editor_settings.sft.weight_decay, fused=True
+    )
+    average = WeightAverage(model, editor_settings.sft.ema_decay)
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
         prepared = to_device(next(model.parameters()).device, objective.prepare(batch, generator_for(start)))
-        with autocast(told.sft):
+        with autocast(editor_settings.sft):
             loss, _ = objective.loss(model, prepared)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, told.sft.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(weights, editor_settings.sft.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         average.update()
@@ -279,15 +284,15 @@ def bare(folder: str, told: EditorSettings, *, compiles: bool = False) -> Iterat
         yield start + BATCH
 
 
-def _with_latents(folder: Path, told: EditorSettings) -> Rows:
+def _with_latents(folder: Path, editor_settings: EditorSettings) -> Rows:
     """Rows as training reads them where latents are encoded once."""
     rows = list(read_rows(str(folder / "pairs"), PAIRS))
-    encode_all = LatentEncoder(told.start, told, device_of(told))
+    encode_all = LatentEncoder(editor_settings.start, editor_settings, device_of(editor_settings))
     encoded = [row for start in range(0, len(rows), 64) for row in encode_all(rows[start : start + 64])]
     return [row | latents for row, latents in zip(rows, encoded, strict=True)]
 
 
-@patch.dict(os.environ, GIVES_BACK)  # read by the workers' C library when they start
+@patch.dict(os.environ, RETURNS_MEMORY)  # read by the workers' C library when they start
 def memory() -> None:
     """Resident memory of a worker of two beyond what it held before the network: after a step, at most; the formula."""
     print("stage  after a step  formula of what stays  ratio      at most    formula  ratio")
@@ -313,12 +318,12 @@ def wide_settings(changes: dict[str, Any]) -> Training:
 
 def resident(rank: int, world: int, changes: dict[str, Any]) -> tuple[int, int]:
     """Bytes after three steps, and at most, less those before the network was made."""
-    side, told = 1000, wide_settings(changes)
-    x = torch.randn(told.micro_batch_size, side)
+    side, training = 1000, wide_settings(changes)
+    x = torch.randn(training.micro_batch_size, side)
     before = psutil.Process().memory_info().rss
     model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(WEIGHTS // side**2)))
-    engine = start_engine(model, told)
-    average = WeightAverage(cast(nn.Module, engine.module), told.ema_decay)
+    engine = start_engine(model, training)
+    average = WeightAverage(cast(nn.Module, engine.module), training.ema_decay)
     for _ in range(3):
         engine.backward(engine(x).square().mean())
         engine.step()

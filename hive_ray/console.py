@@ -3,8 +3,8 @@
     say(...) in a worker -> a line of JSON on its standard output -> Ray's log monitor -> the driver's sys.stdout
     the driver's sys.stdout, say(...) in the driver -> Console -> its real standard output
 
-`speaking` opens a console for a command. It shows records as text, with progress as one line that rewrites itself on a
-terminal, or as one JSON object a line. Without a console, as in tests and notebooks, a record is printed as text.
+`open_console` opens a console for a command. It shows records as text, with progress as one line that rewrites itself
+on a terminal, or as one JSON object a line. Without a console, as in tests and notebooks, a record is printed as text.
 """
 
 import io
@@ -26,19 +26,19 @@ LogFormat = Literal["text", "json"]
 
 RECORDS = "HIVE_RAY_RECORDS"
 """Set by a driver's console for its workers, which then print records: the seconds between two of progress."""
-KEY = "hive_ray"
-MARK = f'{{"{KEY}":'
+RECORD_KEY = "hive_ray"
+RECORD_START = f'{{"{RECORD_KEY}":'
 """How the line of a record begins that a worker prints."""
-EVERY_S = 10.0
+PROGRESS_S = 10.0
 """Seconds between two lines of progress, where such a line stays."""
-REWRITTEN_EVERY_S = 1.0
+REWRITE_S = 1.0
 """Seconds between two states of the line that rewrites itself."""
 LATE_S = 10.0
 """How long a command waits for the last lines of its workers, in seconds."""
-WORKER = re.compile(r"\((?P<worker>[^\n]*?\bpid=\d+(?:, ip=(?P<ip>[^)\s]+))?)\) ")
+WORKER_PREFIX = re.compile(r"\((?P<worker>[^\n]*?\bpid=\d+(?:, ip=(?P<ip>[^)\s]+))?)\) ")
 """How Ray begins a line of a worker's."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-RETRIED = re.compile(r"\(raylet\) Task (?P<task>\S+) failed\. There are .* retries remaining.*?Error: (?P<why>.*)")
+RETRY_NOTICE = re.compile(r"\(raylet\) Task (?P<task>\S+) failed\. There are .* retries remaining.*?Error: (?P<why>.*)")
 """What Ray says where a worker was lost and its work is done again."""
 
 
@@ -75,26 +75,26 @@ class Record:
         return json.dumps(shown, ensure_ascii=False)
 
     def as_line(self) -> str:
-        """The line of a worker, which `heard` reads."""
+        """The line of a worker, which `parse_line` reads."""
         said = {"level": self.level, "message": self.message, "stage": self.stage, "time": self.time}
         if self.counts:
             said["counts"] = self.counts
-        return json.dumps({KEY: said}, separators=(",", ":"))
+        return json.dumps({RECORD_KEY: said}, separators=(",", ":"))
 
 
 def say(message: str, *, stage: str = "", level: Level = "info") -> None:
     """Say one thing about a stage: a text of one or more lines."""
-    _tell(Record(level, message, stage))
+    _emit(Record(level, message, stage))
 
 
 def warn(message: str, *, stage: str = "") -> None:
     """Say what a person should look at."""
-    _tell(Record("warning", message, stage))
+    _emit(Record("warning", message, stage))
 
 
 def tell_result(message: str, *, stage: str = "") -> None:
     """Say what a stage made or found. The last result is shown under --quiet, too."""
-    _tell(Record("result", message, stage))
+    _emit(Record("result", message, stage))
 
 
 def fail(message: str) -> None:
@@ -106,7 +106,7 @@ def fail(message: str) -> None:
 def tell_end(work: str) -> None:
     """Say, in a worker, that everything has been said about this work. The driver waits for it with `wait_for_end`."""
     if RECORDS in os.environ:
-        _tell(Record("end", work))
+        _emit(Record("end", work))
 
 
 def wait_for_end(work: str) -> None:
@@ -120,31 +120,31 @@ def wait_for_end(work: str) -> None:
 
 def show_progress(message: str, *, stage: str, **counts: Any) -> None:
     """Say how far a stage is. counts: those of `Record`."""
-    _tell(Record("progress", message, stage, counts))
+    _emit(Record("progress", message, stage, counts))
 
 
-def progress_every_s() -> float:
+def progress_interval_s() -> float:
     """How often a stage should say how far it is, in seconds."""
     if _console is not None:
-        return _console.progress_every_s
-    return float(os.environ.get(RECORDS) or EVERY_S)
+        return _console.progress_interval_s
+    return float(os.environ.get(RECORDS) or PROGRESS_S)
 
 
-def heard(line: str) -> Record:
+def parse_line(line: str) -> Record:
     """The record of a line that came to the driver's standard output: a worker's, one of Ray's, or a library's."""
     plain = COLOURS.sub("", line)
-    prefix = WORKER.match(plain)
+    prefix = WORKER_PREFIX.match(plain)
     words = plain[prefix.end() :] if prefix else plain
-    if words.startswith(MARK):
+    if words.startswith(RECORD_START):
         try:
             said, end = json.JSONDecoder().raw_decode(words)
-            record = Record(**said[KEY], worker=prefix["worker"] if prefix else "")
+            record = Record(**said[RECORD_KEY], worker=prefix["worker"] if prefix else "")
         except (ValueError, TypeError):  # a line that was cut off
             return Record("info", line)
         from_afar = record.level == "warning" and prefix and prefix["ip"]
         remark = f" ({record.worker})" if from_afar else ""
         return replace(record, message=record.message + words[end:] + remark)
-    retried = RETRIED.match(plain)
+    retried = RETRY_NOTICE.match(plain)
     if retried:
         return Record("warning", f"a worker was lost, and {retried['task']} is tried again: {retried['why']}")
     return Record("warning" if plain.startswith("(raylet) ") else "info", line)
@@ -161,12 +161,12 @@ class Console:
         self._ended: set[str] = set()
         self._one_more_ended = threading.Condition(self._lock)
         self._is_closed = False
-        self._line = RewrittenLine(stream) if log_format == "text" and not quiet and rewrites(stream) else None
+        self._line = ProgressLine(stream) if log_format == "text" and not quiet and can_rewrite(stream) else None
 
     @property
-    def progress_every_s(self) -> float:
+    def progress_interval_s(self) -> float:
         """How often a stage should say how far it is, in seconds."""
-        return REWRITTEN_EVERY_S if self._line else EVERY_S
+        return REWRITE_S if self._line else PROGRESS_S
 
     def show(self, record: Record) -> None:
         """Show a record, or keep it back where only warnings, errors and the last result are wanted."""
@@ -212,7 +212,7 @@ class Console:
         self.stream.flush()
 
 
-class RewrittenLine:
+class ProgressLine:
     """The last line of a terminal, which tells the progress and rewrites itself. Other lines are printed above it."""
 
     def __init__(self, stream: TextIO):
@@ -253,13 +253,13 @@ class RewrittenLine:
         self._shown = None
 
 
-def rewrites(stream: TextIO) -> bool:
+def can_rewrite(stream: TextIO) -> bool:
     """Whether a line on this stream can be rewritten: a terminal that understands how the cursor is moved."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 @contextmanager
-def speaking(
+def open_console(
     *, quiet: bool = False, log_format: LogFormat = "text", stage: str = "", ends_process: bool = False
 ) -> Iterator[None]:
     """As long as it lasts, this process and its workers say what they say through one console on standard output.
@@ -272,10 +272,10 @@ def speaking(
     console = Console(sys.stdout, quiet=quiet, log_format=log_format, stage=stage)
     before, _console = _console, console
     set_before = os.environ.get(RECORDS)
-    os.environ[RECORDS] = f"{console.progress_every_s:g}"
+    os.environ[RECORDS] = f"{console.progress_interval_s:g}"
     finished = False
     try:
-        with redirect_stdout(Lines(sys.stdout, lambda line: console.show(heard(line)))) as lines:
+        with redirect_stdout(LineStream(sys.stdout, lambda line: console.show(parse_line(line)))) as lines:
             yield
             lines.end()
         finished = True
@@ -295,10 +295,10 @@ def speaking(
         else:
             os.environ[RECORDS] = set_before
         if ends_process:
-            sys.stdout = Lines(sys.stdout, lambda line: console.show(heard(line)))
+            sys.stdout = Lines(sys.stdout, lambda line: console.show(parse_line(line)))
 
 
-class Lines(io.TextIOBase):
+class LineStream(io.TextIOBase):
     """A standard output that hands on whole lines. What two threads write at a time is not mixed."""
 
     def __init__(self, stream: TextIO, take: Callable[[str], None]):
@@ -335,7 +335,7 @@ _console: Console | None = None
 """This process's, while a command is done."""
 
 
-def _tell(record: Record) -> None:
+def _emit(record: Record) -> None:
     if _console is not None:
         _console.show(record)
     elif RECORDS in os.environ:

@@ -39,7 +39,7 @@ from hive_ray.config import (
     Watching,
     split_arm,
 )
-from hive_ray.console import LogFormat, speaking
+from hive_ray.console import LogFormat, open_console
 from hive_ray.files.settings_file import describe_errors, load_settings
 from hive_ray.presets import PRESETS
 
@@ -238,7 +238,7 @@ def run_job(name: str, arguments: Sequence[str] | None = None, program: str = ""
     arguments = sys.argv[1:] if arguments is None else arguments
     job, program = JOBS[name], program or f"python -m jobs.{name}"
     settings, shown = read_arguments(job, list(arguments), program)
-    with speaking(quiet=shown.quiet, log_format=shown.log_format, stage=name, ends_process=True):
+    with open_console(quiet=shown.quiet, log_format=shown.log_format, stage=name, ends_process=True):
         if job.only_reads:
             _read(job, name, settings)
         else:

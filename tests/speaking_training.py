@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from hive_ray.cluster.noise import quiet_libraries
-from hive_ray.console import speaking
+from hive_ray.console import open_console
 
 
 def main(folder: Path) -> None:
@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with speaking(log_format=sys.argv[2], stage="speaking_training"):
+    with open_console(log_format=sys.argv[2], stage="speaking_training"):
         quiet_libraries(starts_cluster=True)
         from jobs.run import exit_on_error
 

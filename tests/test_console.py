@@ -11,7 +11,7 @@ from terminal import run_on_terminal, screen
 
 from hive_ray import console
 from hive_ray.artifacts.progress import Progress
-from hive_ray.console import RECORDS, heard, say, speaking, tell_end, tell_result, wait_for_end, warn
+from hive_ray.console import RECORDS, open_console, parse_line, say, tell_end, tell_result, wait_for_end, warn
 
 PREFIX = "\x1b[36m(RayTrainWorker pid=17)\x1b[0m "
 AFAR = "\x1b[36m(MapWorker(MapBatches(_Contracted)) pid=17, ip=10.0.0.2)\x1b[0m "
@@ -43,13 +43,13 @@ def test_without_a_console_everything_is_printed_as_text(capsys):
 def test_a_console_shows_the_same_text(capsys):
     say_all()
     expected = capsys.readouterr().out
-    with speaking():
+    with open_console():
         say_all()
     assert capsys.readouterr().out == expected
 
 
 def test_every_line_is_one_object_of_json(capsys):
-    with speaking(log_format="json", stage="make_pairs"):
+    with open_console(log_format="json", stage="make_pairs"):
         say_all()
         print("not ended", end="")
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -65,7 +65,7 @@ def test_every_line_is_one_object_of_json(capsys):
 
 
 def test_progress_in_json_has_its_numbers(capsys):
-    with speaking(log_format="json"):
+    with open_console(log_format="json"):
         progress = Progress("pairs", 100, "rows", done=40, every_seconds=0.0)
         time.sleep(0.05)
         assert progress.advance(10, ", 3 kept")
@@ -80,14 +80,14 @@ def test_progress_in_json_has_its_numbers(capsys):
 
 
 def test_quiet_shows_warnings_and_the_last_result(capsys):
-    with speaking(quiet=True):
+    with open_console(quiet=True):
         say_all()
         assert capsys.readouterr().out == "pairs: one row is bad\n"
     assert capsys.readouterr().out == "the table\n"
 
 
 def test_a_command_that_fails_has_no_last_result(capsys):
-    @speaking(quiet=True, log_format="json", stage="make_pairs")
+    @open_console(quiet=True, log_format="json", stage="make_pairs")
     def command() -> None:
         tell_result("4 rows", stage="pairs")
         sys.exit("Stopped: the disk is full")
@@ -100,7 +100,7 @@ def test_a_command_that_fails_has_no_last_result(capsys):
 
 def test_an_error_is_a_record_for_programs_alone(capsys):
     for log_format in ("text", "json"):
-        with pytest.raises(ZeroDivisionError), speaking(log_format=log_format):
+        with pytest.raises(ZeroDivisionError), open_console(log_format=log_format):
             1 / 0  # noqa: B018
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert record["message"] == "ZeroDivisionError: division by zero"
@@ -108,19 +108,19 @@ def test_an_error_is_a_record_for_programs_alone(capsys):
 
 def test_workers_are_told_to_print_records_as_long_as_a_console_is_open(capsys):
     assert RECORDS not in os.environ
-    with speaking():
+    with open_console():
         assert os.environ[RECORDS] == "10"
     assert RECORDS not in os.environ
 
 
 def test_what_a_worker_says_is_shown_as_if_the_driver_said_it(monkeypatch, capsys):
     line = line_of_a_worker(lambda: tell_result("trained on 8 images", stage="editors/sft"), monkeypatch, capsys)
-    with speaking(log_format="json"):
+    with open_console(log_format="json"):
         print(PREFIX + line)
     record = json.loads(capsys.readouterr().out)
     assert (record["level"], record["stage"], record["message"]) == ("result", "editors/sft", "trained on 8 images")
     assert record["worker"] == "RayTrainWorker pid=17"
-    with speaking():
+    with open_console():
         print(PREFIX + line)
         print(PREFIX + "a library's words")
     assert capsys.readouterr().out == "editors/sft: trained on 8 images\n(RayTrainWorker pid=17) a library's words\n"
@@ -137,7 +137,7 @@ def test_a_command_waits_for_what_a_worker_says_late(monkeypatch, capsys):
         for line in lines:
             stream.write(f"{PREFIX}{line}\n")
 
-    with speaking(quiet=True):
+    with open_console(quiet=True):
         threading.Thread(target=log_monitor, args=(sys.stdout,)).start()
         wait_for_end("editors/sft")
     assert capsys.readouterr().out == "trained on 8 images\n"
@@ -145,7 +145,7 @@ def test_a_command_waits_for_what_a_worker_says_late(monkeypatch, capsys):
 
 def test_a_command_waits_no_longer_than_it_says(monkeypatch):
     monkeypatch.setattr(console, "LATE_S", 0.2)
-    with speaking():
+    with open_console():
         started = time.monotonic()
         wait_for_end("editors/sft")
         assert 0.2 <= time.monotonic() - started < 5
@@ -154,7 +154,7 @@ def test_a_command_waits_no_longer_than_it_says(monkeypatch):
 def test_what_a_worker_says_as_the_process_ends_is_shown_in_the_same_way(monkeypatch, capsys):
     line = line_of_a_worker(lambda: warn("S3 does not answer"), monkeypatch, capsys)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
-    with speaking(log_format="json", ends_process=True):
+    with open_console(log_format="json", ends_process=True):
         pass
     print(PREFIX + line)
     print("a library's words")
@@ -166,30 +166,30 @@ def test_what_a_worker_says_as_the_process_ends_is_shown_in_the_same_way(monkeyp
 
 def test_a_warning_from_another_machine_says_from_where(monkeypatch, capsys):
     line = line_of_a_worker(lambda: warn("S3 does not answer"), monkeypatch, capsys)
-    assert heard(AFAR + line).text == "S3 does not answer (MapWorker(MapBatches(_Contracted)) pid=17, ip=10.0.0.2)"
-    assert heard(PREFIX + line).text == "S3 does not answer"
+    assert parse_line(AFAR + line).text == "S3 does not answer (MapWorker(MapBatches(_Contracted)) pid=17, ip=10.0.0.2)"
+    assert parse_line(PREFIX + line).text == "S3 does not answer"
 
 
 def test_what_ray_adds_to_a_repeated_line_is_kept(monkeypatch, capsys):
     line = line_of_a_worker(lambda: warn("S3 does not answer"), monkeypatch, capsys)
-    said = heard(f"{PREFIX}{line}\x1b[32m [repeated 3x across cluster]\x1b[0m")
+    said = parse_line(f"{PREFIX}{line}\x1b[32m [repeated 3x across cluster]\x1b[0m")
     assert said.text == "S3 does not answer [repeated 3x across cluster]"
 
 
 def test_a_record_that_was_cut_off_is_shown_as_it_is(monkeypatch, capsys):
     line = line_of_a_worker(lambda: say("trained on 8 images"), monkeypatch, capsys)
     cut = PREFIX + line[: len(line) // 2]
-    assert (heard(cut).level, heard(cut).text) == ("info", cut)
+    assert (parse_line(cut).level, parse_line(cut).text) == ("info", cut)
 
 
 def test_a_lost_worker_is_told_in_words():
-    said = heard(
+    said = parse_line(
         "\x1b[33m(raylet)\x1b[0m Task _MapWorker.submit failed. There are infinite retries remaining, so the task will "
         "be retried. Error: The actor died unexpectedly."
     )
     assert said.level == "warning"
     assert said.text == "a worker was lost, and _MapWorker.submit is tried again: The actor died unexpectedly."
-    assert heard("\x1b[33m(raylet)\x1b[0m Workers were killed due to memory pressure").level == "warning"
+    assert parse_line("\x1b[33m(raylet)\x1b[0m Workers were killed due to memory pressure").level == "warning"
 
 
 def test_lines_of_several_threads_are_not_mixed(capsys):
@@ -199,7 +199,7 @@ def test_lines_of_several_threads_are_not_mixed(capsys):
                 sys.stdout.write(letter)
             sys.stdout.write("\n")
 
-    with speaking():
+    with open_console():
         threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
         for thread in threads:
             thread.start()
@@ -217,8 +217,8 @@ from hive_ray import console
 from hive_ray.artifacts.progress import Progress
 from hive_ray.cluster.noise import filtering_known_noise
 
-console.REWRITTEN_EVERY_S = 0.0
-with console.speaking(), filtering_known_noise():
+console.REWRITE_S = 0.0
+with console.open_console(), filtering_known_noise():
     progress = Progress("pairs", 40, "rows")
     for done in range(4):
         time.sleep(0.1)
@@ -288,10 +288,10 @@ def test_a_terminal_without_a_cursor_has_plain_lines():
 def test_a_line_that_stays_is_written_every_ten_seconds_at_the_most(monkeypatch, capsys):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with speaking():
+    with open_console():
         progress = Progress("pairs", 1000, "rows")
         for _ in range(25):
             now += 1
             progress.advance(10)
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert console.progress_every_s() == console.EVERY_S
+    assert console.progress_interval_s() == console.PROGRESS_S

@@ -9,14 +9,14 @@ from hive_ray import console
 class Progress:
     """Counts units of work and says `pairs: 512/1400 rows, 6.2 rows/s, 2m 20s left`.
 
-    It says so every `every_seconds`, and more often where the line rewrites itself (`console.progress_every_s`).
+    It says so every `every_seconds`, and more often where the line rewrites itself (`console.progress_interval_s`).
     """
 
-    def __init__(self, name: str, total: int, unit: str, *, done: int = 0, every_seconds: float = console.EVERY_S):
+    def __init__(self, name: str, total: int, unit: str, *, done: int = 0, every_seconds: float = console.PROGRESS_S):
         self.name, self.total, self.unit, self.every_seconds = name, total, unit, every_seconds
         self.started_with = self.done = done
         self.started = self.printed = self.shown = time.monotonic()
-        if console.progress_every_s() < every_seconds:
+        if console.progress_interval_s() < every_seconds:
             self._show("")
 
     @property
@@ -31,7 +31,7 @@ class Progress:
         due = now - self.printed >= self.every_seconds
         if due:
             self.printed = now
-        if due or now - self.shown >= console.progress_every_s():
+        if due or now - self.shown >= console.progress_interval_s():
             self.shown = now
             self._show(note)
         return due
