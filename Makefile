@@ -16,7 +16,7 @@ quickstart: $(READY) $(WEIGHTS)
 	$(BIN)/python -m jobs.pipeline shapes --run $(RUN)
 
 study: $(READY) $(WEIGHTS)
-	$(BIN)/python -m jobs.study
+	$(BIN)/python -m studies.study
 
 serve: $(READY)
 	$(BIN)/python -m serve.start --editor $(EDITOR_FOLDER)
@@ -42,7 +42,7 @@ site: tables
 
 # The models of the embedded domain, made from nothing where they are not shipped.
 $(WEIGHTS): | $(READY)
-	$(BIN)/python -m jobs.pretrain_shapes
+	$(BIN)/python -m studies.pretrain_shapes
 
 # Deletes the environment, and all of runs/ with every run in it.
 clean:

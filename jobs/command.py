@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import tyro
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -126,6 +126,8 @@ class Job:
     """Kinds of sections within its sections that its help leaves out."""
     settings: str = ""
     """For a job that belongs to no run: the name of its settings in `jobs.own_settings`."""
+    package: Literal["jobs", "studies"] = "jobs"
+    """The package of its module."""
     function: str = "build"
     """What its module is to call."""
     reads: tuple[str, ...] = ()
@@ -209,13 +211,14 @@ JOBS = {
     ),
     "study": Job(
         "compare all ways to learn from feedback on shapes", example="--seeds 102 --parts feedback", settings="Study",
-        function="main",
+        package="studies", function="main",
     ),
     "rank_shapes": Job(
-        "make the rankings that come with shapes", example="", settings="ShippedRankings", function="main"
+        "make the rankings that come with shapes", example="", settings="ShippedRankings", package="studies",
+        function="main",
     ),
     "pretrain_shapes": Job(
-        "make the models that come with shapes", example="", settings="Pretraining", function="main"
+        "make the models that come with shapes", example="", settings="Pretraining", package="studies", function="main",
     ),
 }  # fmt: skip
 """By the names of their modules, in the order of the pipeline."""
@@ -233,10 +236,15 @@ def list_jobs(program: str) -> str:
     ])  # fmt: skip
 
 
+def module_of(name: str) -> str:
+    """The module of a job, as `python -m` takes it: "jobs.make_pairs"."""
+    return f"{JOBS[name].package}.{name}"
+
+
 def run_job(name: str, arguments: Sequence[str] | None = None, program: str = "") -> NoReturn:
     """Do what a command line asks of one job, and end the process. `arguments` are sys.argv's where none are given."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    job, program = JOBS[name], program or f"python -m jobs.{name}"
+    job, program = JOBS[name], program or f"python -m {module_of(name)}"
     settings, shown = read_arguments(job, list(arguments), program)
     with open_console(quiet=shown.quiet, log_format=shown.log_format, stage=name, ends_process=True):
         if job.only_reads:
@@ -253,7 +261,7 @@ def _work(job: Job, name: str, settings: Any) -> None:
 
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    module = importlib.import_module(f"jobs.{name}")
+    module = importlib.import_module(module_of(name))
     run_command(getattr(module, job.function), settings, module, job.reads)
 
 
@@ -261,7 +269,7 @@ def _read(job: Job, name: str, settings: Any) -> None:
     of_run = isinstance(settings, Command)
     if of_run:
         quiet_libraries(starts_cluster=not os.environ.get("RAY_ADDRESS"))
-    module = importlib.import_module(f"jobs.{name}")
+    module = importlib.import_module(module_of(name))
     try:
         if of_run:
             from jobs.run import run_of

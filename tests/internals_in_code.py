@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator
 
-OURS = {"hive_ray", "jobs", "serve"}
+OURS = {"hive_ray", "jobs", "serve", "studies"}
 UNDOCUMENTED = ("deepspeed.checkpoint", "deepspeed.runtime", "deepspeed.utils.tensor_fragment", "ray.core.generated")
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "__pydantic_init_subclass__", "__version__"}
 """Names with an underscore that their packages' documentation tells users to use."""

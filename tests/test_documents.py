@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 MOST_LINES, MOST_WORDS, MEDIAN_WORDS = 180, 1500, 14
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
-CODE = ("hive_ray", "jobs", "serve", "bench")
+CODE = ("hive_ray", "jobs", "serve", "studies", "bench")
 COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b")
 INTERVAL = re.compile(r"\[-?\d+(\.\d+)?, -?\d")
 LINK = re.compile(r"(?<!\\)\[[^\]\[]*\]\(([^)\s]+)\)")
@@ -26,7 +26,7 @@ HEADING = re.compile(r"#+ (.+)")
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n?)+", re.MULTILINE)
 OUR_COMMAND = re.compile(
-    r"(?:\S*python -m (?:(?P<package>jobs|serve|bench)\.)(?P<module>\w+)|hive-ray (?P<job>[a-z-]+))\b"
+    r"(?:\S*python -m (?:(?P<package>jobs|studies|serve|bench)\.)(?P<module>\w+)|hive-ray (?P<job>[a-z-]+))\b"
 )
 VARIABLE = re.compile(
     r"(AWS|CURL|DIFFUSERS|DS|EVENT|GLOO|HF|HIVE_RAY|HUGGINGFACE|LD|LOCAL|MALLOC|MASTER|MLFLOW|NCCL|OMP|OPENAI|RAY|"
@@ -236,7 +236,7 @@ def problem_of(line: str) -> str:
     rest = line[match.end() :]
     quoted = rest.count("'") % 2  # the command of `ray exec` stands in quotes
     words = shlex.split(rest.rpartition("'")[0] if quoted else rest)
-    if package == "jobs":
+    if package in ("jobs", "studies"):
         return problem_of_job(module, words)
     path = ROOT / package / f"{module}.py"
     if not path.exists():

@@ -70,8 +70,8 @@ def offences(home: str, source: str) -> list[str]:
                 found.append(f"({home}) imports {name}; it may import {', '.join(sorted(MAY_IMPORT[home]))}")
         if LIVES_IN.get(top, home) != home:
             found.append(f"({home}) imports {name}; {top} lives in {LIVES_IN[top]}/")
-        if top in {"jobs", "serve"}:
-            found.append(f"({home}) imports {name}; nothing below jobs/ and serve/ knows them")
+        if top in {"jobs", "serve", "studies"}:
+            found.append(f"({home}) imports {name}; nothing in hive_ray/ imports jobs/, serve/ or studies/")
     return found
 
 
@@ -99,7 +99,7 @@ def is_told(symbol: str, rows: list[Internal]) -> bool:
 def code() -> dict[str, str]:
     """All files -> their sources; without the table of names, which uses none of them."""
     top = ROOT.parent
-    files = [path for part in ("hive_ray", "jobs", "serve") for path in sorted((top / part).rglob("*.py"))]
+    files = [path for part in ("hive_ray", "jobs", "serve", "studies") for path in sorted((top / part).rglob("*.py"))]
     return {str(path.relative_to(top)): path.read_text() for path in files if path != Path(table.__file__)}
 
 
@@ -170,10 +170,17 @@ def test_a_crossing_would_be_seen():
 def test_the_answer_key_ranks_and_evaluates_and_nothing_else_sees_it():
     """No training may see the judge; `pretrain_shapes` measures its base with it."""
     keys = {"hive_ray.shapes.judge", "hive_ray.shapes.annotator", "hive_ray.shapes.scene_reader"}
-    code = [path for part in ("hive_ray", "jobs", "serve") for path in (ROOT.parent / part).rglob("*.py")]
+    code = [path for part in ("hive_ray", "jobs", "serve", "studies") for path in (ROOT.parent / part).rglob("*.py")]
     readers = {str(path.relative_to(ROOT.parent)) for path in code if keys & imported_modules(path.read_text())}
     inside = {"hive_ray/shapes/judge.py", "hive_ray/shapes/annotator.py"}
-    assert readers - inside == {"jobs/collect_rankings.py", "jobs/actors/evaluating.py", "jobs/pretrain_shapes.py"}
+    assert readers - inside == {"jobs/collect_rankings.py", "jobs/actors/evaluating.py", "studies/pretrain_shapes.py"}
+
+
+def test_jobs_and_servers_import_no_study():
+    """Studies are what the authors run once: nothing that users run depends on them."""
+    for part in ("jobs", "serve"):
+        for path in (ROOT.parent / part).rglob("*.py"):
+            assert not any(name.split(".")[0] == "studies" for name in imported_modules(path.read_text())), path
 
 
 def test_actors_of_jobs_import_no_job():

@@ -12,7 +12,7 @@ import pytest
 from hive_ray.choices import choose_one_of
 from hive_ray.presets import PRESETS, shapes
 from jobs.__main__ import main
-from jobs.command import JOBS, TRAINED_ARMS, WRONG_USAGE, config_of, list_jobs, read_arguments, read_command
+from jobs.command import JOBS, TRAINED_ARMS, WRONG_USAGE, config_of, list_jobs, module_of, read_arguments, read_command
 from jobs.train_editor import ARMS
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ MOST_CPU_S = 1.5
 
 def help_of(name: str, capsys, *flags: str) -> str:
     with pytest.raises(SystemExit) as ended:
-        read_arguments(JOBS[name], ["--help", *flags], f"python -m jobs.{name}")
+        read_arguments(JOBS[name], ["--help", *flags], f"python -m {module_of(name)}")
     assert not ended.value.code
     return capsys.readouterr().out
 
@@ -31,7 +31,7 @@ def help_of(name: str, capsys, *flags: str) -> str:
 def refused(name: str, capsys, *arguments: str) -> str:
     """What a job says of arguments that it cannot understand."""
     with pytest.raises(SystemExit) as ended:
-        read_arguments(JOBS[name], list(arguments), f"python -m jobs.{name}")
+        read_arguments(JOBS[name], list(arguments), f"python -m {module_of(name)}")
     assert ended.value.code == WRONG_USAGE
     told = capsys.readouterr()
     assert not told.out
@@ -47,17 +47,18 @@ def wide(monkeypatch):
 
 
 def test_every_command_is_a_job_and_every_job_a_command():
-    commands = {path.stem for path in (ROOT / "jobs").glob("*.py") if "run_job(" in path.read_text()}
+    files = [*(ROOT / "jobs").glob("*.py"), *(ROOT / "studies").glob("*.py")]
+    commands = {path.stem for path in files if "run_job(" in path.read_text()}
     assert commands - {"__main__", "command"} == {*JOBS}
     for name in JOBS:
-        assert f'    run_job("{name}")\n' in (ROOT / "jobs" / f"{name}.py").read_text()
+        assert f'    run_job("{name}")\n' in (ROOT / f"{module_of(name).replace('.', '/')}.py").read_text()
         assert f"  {name.replace('_', '-')} " in list_jobs("hive-ray")
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_the_help_of_a_job_fits_on_a_few_pages_and_has_an_example_on_top(name, capsys):
     text = help_of(name, capsys)
-    assert f"python -m jobs.{name} {JOBS[name].example}".rstrip() in text.partition("--help")[0]
+    assert f"python -m {module_of(name)} {JOBS[name].example}".rstrip() in text.partition("--help")[0]
     if name != "pipeline":
         assert len(text.splitlines()) <= MOST_LINES
 

@@ -17,7 +17,7 @@ from hive_ray.shapes.pretraining.pool import NAMES, PatchNaming, TwinPictures, p
 from hive_ray.shapes.pretraining.scene_pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
 from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, Place, Scene, Thing
-from jobs import pretrain_shapes
+from studies import pretrain_shapes
 
 
 def quiet(line: str) -> None:

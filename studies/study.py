@@ -7,8 +7,8 @@ ablations    dpo with one setting changed at a time
 
 The first part is made of every seed, the others of the first one alone.
 
-python -m jobs.study                                  # everything
-python -m jobs.study --parts feedback --seeds 101     # some of it; what is finished is kept, and told together
+python -m studies.study                                  # everything
+python -m studies.study --parts feedback --seeds 101     # some of it; what is finished is kept, and told together
 
 The feedback part of seed 101 lies in <run>/seed101, the second round in its rounds/2, the other parts in folders by
 their names. All parts of a seed are measured on the same prompts.
@@ -46,13 +46,13 @@ from jobs import (
     make_pairs,
     pipeline,
     score_pairs,
-    study_document,
     train_editor,
 )
 from jobs.actors.evaluating import best_of_name
 from jobs.own_settings import PARTS, Part, Study
 from jobs.run import RANKINGS_BY_REWARD, SHARED, Run, write_settings
-from jobs.study_document import METRICS, SECOND_ROUND_OF, Scores
+from studies import study_document
+from studies.study_document import METRICS, SECOND_ROUND_OF, Scores
 
 EVERY_SEED: tuple[Part, ...] = ("feedback",)
 """Parts that every seed has; the others are of the first seed alone."""
@@ -514,7 +514,7 @@ def how_it_was_made(study: Study, preset: Config, firsts: Mapping[int, Run], sco
     )
     minutes = sum(minutes_of(run) for run in firsts.values())
     return (
-        f"Made by `python -m jobs.study`: seeds {study_document.in_words([str(seed) for seed in study.seeds])}, "
+        f"Made by `python -m studies.study`: seeds {study_document.in_words([str(seed) for seed in study.seeds])}, "
         f"{' or '.join(map(str, sorted(sizes))) or 'no'} held-out prompts of each, "
         f"{study.best_of} {'edits' if study.best_of > 1 else 'edit'} of a prompt, {minutes:.0f} minutes of work on "
         f"{os.cpu_count()} cores. {selection_note(study.seeds)} That an arm is the best one is said of the same "

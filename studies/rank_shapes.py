@@ -2,7 +2,7 @@
 
 captions -> prompts -> candidates of the shipped editor -> the third that differs most -> rankings -> a Parquet file
 
-python -m jobs.rank_shapes            # writes hive_ray/shapes/rankings, by way of a run in runs/shapes-rankings
+python -m studies.rank_shapes            # writes hive_ray/shapes/rankings, by way of a run in runs/shapes-rankings
 
 It stands for the published rankings that a real user starts from. `--importing.rankings shapes` reads it.
 """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hive_ray.statistics.intervals import Interval
-from jobs.study_document import (
+from studies.study_document import (
     against,
     best_arm,
     changed_settings,

@@ -14,7 +14,7 @@ from hive_ray.presets import SHAPES_WEIGHTS, shapes
 from hive_ray.schemas import RANKINGS, to_table
 from jobs.import_rankings import dataset_of
 from jobs.own_settings import ShippedRankings
-from jobs.rank_shapes import configured, main
+from studies.rank_shapes import configured, main
 
 
 def read(folder: str) -> list[dict]:

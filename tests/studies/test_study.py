@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from hive_ray.artifacts.tables import write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import EVALUATION, RANKINGS
-from jobs import score_pairs, study, train_editor
+from jobs import score_pairs, train_editor
 from jobs.evaluate_editor import DRAWS_IN_FIRST_ROW
 from jobs.own_settings import PARTS, Study
-from jobs.study import (
+from studies import study
+from studies.study import (
     ABLATIONS,
     FEEDBACK_TABLES,
     SEEN_SEEDS,

@@ -13,9 +13,9 @@ from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, DenoisingError, Watching
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import CANDIDATES, EVALUATION, PAIRS, PROMPTS, RANKINGS
-from jobs import study
 from jobs.own_settings import PARTS, Study
-from jobs.study import ABLATIONS, Entry, ablated_run, build, first_run, scores_of, weak_run, with_settings
+from studies import study
+from studies.study import ABLATIONS, Entry, ablated_run, build, first_run, scores_of, weak_run, with_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
