@@ -295,7 +295,7 @@ def open_console(
         else:
             os.environ[RECORDS] = set_before
         if ends_process:
-            sys.stdout = Lines(sys.stdout, lambda line: console.show(parse_line(line)))
+            sys.stdout = LineStream(sys.stdout, lambda line: console.show(parse_line(line)))
 
 
 class LineStream(io.TextIOBase):

@@ -71,7 +71,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Crop = Literal["none", "center", "random"]
 Item = TypeVar("Item")
-Result = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
