@@ -36,7 +36,7 @@ from hive_ray.pairs.controls import instruct_pix2pix
 from hive_ray.pairs.generation import PairGenerator
 from hive_ray.pairs.text_to_image import TextToImage
 from hive_ray.presets import shapes
-from hive_ray.schemas import INSTRUCTIONS, PAIRS, Rows
+from hive_ray.schemas import INSTRUCTIONS, PAIRS, Dropped, Result, Row, Rows
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from tests.pairs.reference_prompt_to_prompt import InstructPix2Pix, draw_pair
@@ -50,7 +50,7 @@ def instructions(count: int) -> Rows:
     """`count` edits of scenes of the embedded domain, all for training."""
     preset = shapes().instructions.model_copy(update={"rank_rate": 0.0, "test_rate": 0.0})
     captions = [{"caption_id": id_for(text), "caption": text} for text in random_captions(count, seed=0)]
-    return [row for row in ShapesWriter(preset)(captions) if "dropped" not in row]
+    return [row for row in ShapesWriter(preset)(captions) if isinstance(row, dict)]
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -97,12 +97,18 @@ def sampler() -> None:
     say("batched over one by one", ratios)
 
 
+def by_pair_id(results: list[Result]) -> dict[str, Row]:
+    """All pairs that were drawn, dropped ones too."""
+    pairs = [result.row if isinstance(result, Dropped) else result for result in results]
+    return {pair["pair_id"]: pair for pair in pairs if isinstance(pair, dict)}
+
+
 def precision(count: int = 64) -> None:
     """The whole actor, CLIP and PNGs included, in turns on one core; and how far the pictures are apart."""
     torch.set_num_threads(1)
     rows, settings = instructions(count), shapes().pairs
     actors = {name: PairGenerator(settings.model_copy(update={"precision": name})) for name in ("fp32", "bf16")}
-    made: dict[str, Rows] = {}
+    made: dict[str, list[Result]] = {}
 
     def make(name: str) -> None:
         made[name] = [pair for at in range(0, count, 8) for pair in actors[name](rows[at : at + 8])]
@@ -110,12 +116,12 @@ def precision(count: int = 64) -> None:
     for name in actors:  # warm
         make(name)
     ratios = [timed(lambda: make("fp32")) / timed(lambda: make("bf16")) for _ in range(ROUNDS)]
-    drawn = [{one["pair_id"]: one for one in (pair.get("row", pair) for pair in made[name])} for name in actors]
+    drawn = [by_pair_id(made[name]) for name in actors]
     apart = [
         np.abs(decode(one["edited_image"]).astype(float) - decode(drawn[1][name]["edited_image"])).mean()
         for name, one in drawn[0].items()
     ]
-    kept = [{pair["pair_id"] for pair in made[name] if "dropped" not in pair} for name in actors]
+    kept = [{pair["pair_id"] for pair in made[name] if isinstance(pair, dict)} for name in actors]
     print(f"edited pictures are {np.median(apart):.2f} levels of 255 apart (median), {max(apart):.2f} at most")
     print(
         f"{len(kept[0] & kept[1])} rows are kept by both, {len(kept[0] - kept[1])} by fp32 alone, "
@@ -157,7 +163,7 @@ def _bare(source: str, out: str, settings: Pairs, batch_size: int) -> None:
 
     def made():
         for start in range(0, len(rows), batch_size):
-            yield from (row for row in actor(rows[start : start + batch_size]) if "dropped" not in row)
+            yield from (row for row in actor(rows[start : start + batch_size]) if isinstance(row, dict))
 
     write_rows(out, PAIRS, made(), {})
 

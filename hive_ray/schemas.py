@@ -8,6 +8,7 @@ features=...)`. It infers an `Image` from {bytes, path} alone, which is what `ex
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,28 @@ from hive_ray.seeds import id_for
 
 Row = dict[str, Any]
 Rows = list[Row]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that does not reach the table. The manifest counts it by its reason."""
+
+    reason: str
+    row: Row | None = None
+    """The dropped row, with all columns of the table. `artifacts/dropped.py` keeps it for inspection."""
+    sample: str | None = None
+    """What the row looked like, in words. The manifest keeps the first samples of each reason."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Numbers to be added up over all rows of a stage, such as tokens and dollars. The manifest holds their sums."""
+
+    values: Mapping[str, float]
+
+
+Result = Row | Dropped | Counted
+"""What a stage makes of its input: a row of the table, a row that is dropped, or a count."""
 
 SPLITS = ("train", "rank", "test")
 ORIGINS = ("generated", "cycle", "imported")

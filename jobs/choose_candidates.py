@@ -21,7 +21,7 @@ from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import say
 from hive_ray.reward.model import is_reward_model
 from hive_ray.reward.objective import is_held_out
-from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Row
+from hive_ray.schemas import CANDIDATES, CHOSEN, SPREADS, Dropped, Result
 from hive_ray.statistics.prompt_choice import RANDOM, MeasuredPrompt, choose_prompts
 from jobs.actors.candidate_measures import CandidateMeasurer
 from jobs.run import CURRENT, Run, fingerprint
@@ -108,7 +108,7 @@ def _reward_model(run: Run) -> str:
     return address
 
 
-def _rows(run: Run) -> Iterator[Row]:
+def _rows(run: Run) -> Iterator[Result]:
     """The rows of `chosen` in their order, and a drop for each prompt that was not chosen."""
     held_out_rate = run.config.reward.held_out_rate
     prompts = _measured_prompts(run)
@@ -128,7 +128,7 @@ def _rows(run: Run) -> Iterator[Row]:
             "probability": choice.probability,
         }
     for _ in range(len(prompts) - len(chosen)):
-        yield {"dropped": "not_chosen"}
+        yield Dropped("not_chosen")
 
 
 def _measured_prompts(run: Run) -> list[MeasuredPrompt]:

@@ -39,7 +39,7 @@ from hive_ray.console import say, tell_result, warn
 from hive_ray.errors import Stopped
 from hive_ray.files.text_files import parse_json_lines
 from hive_ray.reward.rankings import Annotation, join_annotations, rankings_from_people
-from hive_ray.schemas import CANDIDATES, RANKINGS, Row, Rows
+from hive_ray.schemas import CANDIDATES, RANKINGS, Result, Row, Rows
 from hive_ray.seeds import id_for
 from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates
 from jobs.run import Run, fingerprint
@@ -50,15 +50,15 @@ class PeopleRanker:
     """Gives the candidates what people said of them, and the account of their lines with the prompt `first`."""
 
     def __init__(
-        self, annotations: dict[str, list[Annotation]], account: Sequence[Row] = (), first: str = "",
+        self, annotations: dict[str, list[Annotation]], account: Sequence[Result] = (), first: str = "",
         device: str = "cpu",
     ) -> None:  # fmt: skip
         self.annotations, self.account, self.first = annotations, account, first
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return [became for row in rows for became in self._became(row)]
 
-    def _became(self, row: Row) -> Rows:
+    def _became(self, row: Row) -> list[Result]:
         account = self.account if row["prompt_id"] == self.first else ()
         return [*rankings_from_people(row, self.annotations), *account]
 

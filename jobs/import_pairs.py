@@ -32,7 +32,7 @@ from hive_ray.pairs.formats.imported import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
 from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
-from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Row, prompt_row, to_table
+from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Counted, Result, prompt_row, to_table
 from jobs.make_pairs import held_out
 from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
@@ -79,7 +79,7 @@ def _imported_fingerprint(run: Run) -> Fingerprint:
     )
 
 
-def _rows_of_imported(run: Run) -> Iterator[Row]:
+def _rows_of_imported(run: Run) -> Iterator[Result]:
     settings = run.config.importing
     return count_missing_captions(imported_rows(read_pairs(settings), settings))
 
@@ -115,7 +115,7 @@ def rebuild_if_unfinished(name: str) -> Callable[[Run], OnMismatch]:
 
 
 def keep_if_unchanged(
-    run: Run, name: str, schema: pa.Schema, made_from: Fingerprint, dataset: str, rows: Callable[[], Iterable[Row]]
+    run: Run, name: str, schema: pa.Schema, made_from: Fingerprint, dataset: str, rows: Callable[[], Iterable[Result]]
 ) -> Fingerprint:
     """The fingerprint of a finished table, in place of `made_from`, where only the times of a dataset's files are other
     ones and the `rows` that it gives are the same.
@@ -157,10 +157,10 @@ def sizes_of(content: str) -> str:
     return content.partition("-")[0]
 
 
-def has_rows(path: str, schema: pa.Schema, rows: Iterable[Row]) -> bool:
+def has_rows(path: str, schema: pa.Schema, rows: Iterable[Result]) -> bool:
     """Whether a table holds these rows; ids stand for pictures."""
     columns = [field.name for field in schema if not pa.types.is_large_binary(field.type)]
-    kept = (row for row in rows if not row.keys() & {"dropped", "counted"})
+    kept = (row for row in rows if isinstance(row, dict))
     there = read_rows(path, schema, columns)
     return all(
         row is not None and old is not None and to_table([row], schema).select(columns).to_pylist() == [old]
@@ -168,7 +168,7 @@ def has_rows(path: str, schema: pa.Schema, rows: Iterable[Row]) -> bool:
     )
 
 
-def imported_prompts(settings: Importing, imported: str) -> Iterator[Row]:
+def imported_prompts(settings: Importing, imported: str) -> Iterator[Result]:
     """Held-out pairs, but no twins, as prompts; then those of `importing.prompts`."""
     for row in read_rows(imported, IMPORTED, where={"split": held_out, "origin": "imported"}):
         yield prompt_row(row | {"instruction_id": row["pair_id"]}, row["source_image"])
@@ -176,12 +176,12 @@ def imported_prompts(settings: Importing, imported: str) -> Iterator[Row]:
         yield from read_prompts(settings)
 
 
-def count_missing_captions(rows: Iterable[Row]) -> Iterator[Row]:
+def count_missing_captions(rows: Iterable[Result]) -> Iterator[Result]:
     """The rows, and beside each that has no source caption one that counts it."""
     for row in rows:
         yield row
-        if row.get("source_caption") == "":
-            yield {"counted": {WITHOUT_CAPTIONS: 1}}
+        if isinstance(row, dict) and row["source_caption"] == "":
+            yield Counted({WITHOUT_CAPTIONS: 1})
 
 
 def select_settings(settings: Importing, *names: str) -> Importing:

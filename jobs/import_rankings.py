@@ -16,7 +16,7 @@ from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS
-from hive_ray.schemas import RANKINGS, Row
+from hive_ray.schemas import RANKINGS, Result
 from jobs.import_pairs import keep_if_unchanged, rebuild_if_unfinished, select_settings, sizes_of
 from jobs.run import Run, fingerprint
 from jobs.stage import Stage, TableStage
@@ -37,7 +37,7 @@ def stages(run: Run) -> list[Stage]:
     return [IMPORTED_RANKINGS_STAGE]
 
 
-def _rows(run: Run) -> Iterator[Row]:
+def _rows(run: Run) -> Iterator[Result]:
     settings = run.config.importing
     dataset = dataset_of(settings.rankings)
     return ranking_rows(read_rankings(dataset, settings), dataset, settings.least_kept)

@@ -29,7 +29,7 @@ from hive_ray.editor.model import append_suffix
 from hive_ray.reward import distribution
 from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
 from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
-from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Rows
+from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Dropped, Result
 from hive_ray.seeds import id_for
 from jobs.actors.scoring import PairScorer, PairShaper, rewards_of
 from jobs.run import Run, fingerprint
@@ -203,12 +203,12 @@ def _combining_stage(judges: tuple[str, ...]) -> TableStage:
     )  # fmt: skip
 
 
-def _combined(run: Run) -> Rows:
+def _combined(run: Run) -> list[Result]:
     """What all judges say together of the pairs that each of them scored."""
     settings = run.config.scoring
     rewards = [rewards_of(run.path(rewards_name((judge,)))) for judge in settings.judges]
     pair_ids = [pair_id for pair_id in rewards[0] if all(pair_id in one for one in rewards)]
-    rows: Rows = [{"dropped": "no_reward"}] * (len(set().union(*rewards)) - len(pair_ids))
+    rows: list[Result] = [Dropped("no_reward")] * (len(set().union(*rewards)) - len(pair_ids))
     if pair_ids:
         combined = combine(np.array([[one[pair_id] for pair_id in pair_ids] for one in rewards]), settings.combine)
         rows += [

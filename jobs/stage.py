@@ -28,7 +28,7 @@ from hive_ray.artifacts.tables import (
     write_rows,
 )
 from hive_ray.errors import Stopped
-from hive_ray.schemas import Row
+from hive_ray.schemas import Result
 from jobs import estimate
 from jobs.run import Run, check_inputs, is_finished
 
@@ -106,7 +106,7 @@ class TableStage(Stage[Manifest]):
 
     schema: pa.Schema
     plan: Callable[[Run], Plan] | None = None
-    rows: Callable[[Run], Iterable[Row]] | None = None
+    rows: Callable[[Run], Iterable[Result]] | None = None
     rows_per_file: int = ROWS_PER_FILE
     """Of rows that this process writes, which are in memory at a time."""
     least_kept: Callable[[Run], float] = lambda run: 0.0

@@ -22,7 +22,7 @@ from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.captions import caption_rows, read_captions
 from hive_ray.pairs.instructions import InstructionWriter, request_of
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
-from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Row
+from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Dropped, Row
 from hive_ray.seeds import id_for
 from hive_ray.shapes.actors import ShapesWriter, random_captions
 from jobs.estimate import Estimate, measure
@@ -133,7 +133,7 @@ def _captions_fingerprint(run: Run) -> Fingerprint:
     return fingerprint(settings_of_captions(settings), content=captions_digest(settings))
 
 
-def captions_of(settings: Instructions) -> Iterator[Row]:
+def captions_of(settings: Instructions) -> Iterator[Row | Dropped]:
     """The first `num_captions` different captions, and what was dropped on the way, as they are read."""
     if settings.captions == "shapes":
         texts = random_captions(settings.num_captions, settings.seed)
@@ -144,7 +144,7 @@ def captions_of(settings: Instructions) -> Iterator[Row]:
 
 def captions_digest(settings: Instructions) -> str:
     """Names the captions that will be kept, since a file may change under its name; ValueError if there are none."""
-    ids = [row["caption_id"] for row in captions_of(settings) if "caption_id" in row]
+    ids = [row["caption_id"] for row in captions_of(settings) if not isinstance(row, Dropped)]
     if not ids:
         raise ValueError(
             f"{settings.captions} has no captions; it wants one a line, or in each row's column "

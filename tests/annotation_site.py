@@ -17,7 +17,7 @@ from hive_ray.annotation.people import invite
 from hive_ray.artifacts.tables import count_rows, table_digest, write_rows
 from hive_ray.config import Annotation
 from hive_ray.images import encode
-from hive_ray.schemas import CANDIDATES, CHOSEN, EVALUATION, Row
+from hive_ray.schemas import CANDIDATES, CHOSEN, EVALUATION, Dropped, Row
 from serve.annotate import HTTP, prepare, web
 
 
@@ -61,7 +61,7 @@ def make_chosen(run: str, *numbers: int, probability: float = 1.0) -> None:
     ]  # fmt: skip
     left = count_rows(f"{run}/candidates") - len(rows)
     made_from = {"input.candidates": table_digest(f"{run}/candidates"), "numbers": numbers}
-    write_rows(f"{run}/chosen", CHOSEN, [*rows, *[{"dropped": "not_chosen"}] * left], made_from)
+    write_rows(f"{run}/chosen", CHOSEN, [*rows, *[Dropped("not_chosen")] * left], made_from)
 
 
 def make_evaluation(run: str, editor: str, count: int) -> None:

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.artifacts.model_store import build_model, store_model
-from hive_ray.artifacts.tables import Shard, build_table, write_rows, write_shard
+from hive_ray.artifacts.tables import Mapped, Shard, build_table, write_rows, write_shard
 from hive_ray.images import encode
 from hive_ray.language.answer_cache import AnswerCache, request_id
 from hive_ray.presets import shapes
-from hive_ray.schemas import PAIRS
+from hive_ray.schemas import PAIRS, Dropped
 from hive_ray.training.checkpoints import Checkpoints, TrainingState
 from jobs import export_pairs
 from jobs.run import Run
@@ -44,8 +44,8 @@ class InThisProcess:
     def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
         for number in shards:
             *kept, last = words(self.seed, 3 * number, 3 * number + 3)
-            rows = [*kept, {"dropped": "last", "row": last}]
-            yield write_shard(path, number, rows, WORDS, rows_in=3)
+            rows = [*kept, Dropped("last", row=last)]
+            yield write_shard(path, number, Mapped.of(rows), WORDS, rows_in=3)
 
 
 def rows_table(root: str, seed: int = 1) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Feedback
 from hive_ray.files.text_files import replace_surrogates
-from hive_ray.schemas import Row
+from hive_ray.schemas import Dropped, Result, Row
 from hive_ray.seeds import id_for
 
 BATCH_ROWS = 50
@@ -90,8 +90,8 @@ def read_thumbs(database: Database) -> list[Thumb]:
     return all_thumbs
 
 
-def rankings_from_thumbs(database: Database, thumbs: list[Thumb]) -> Iterator[Row]:
-    """Thumbs -> RANKINGS rows by the annotator "thumbs", and {"dropped": reason} for each thumb that is in none.
+def rankings_from_thumbs(database: Database, thumbs: list[Thumb]) -> Iterator[Result]:
+    """Thumbs -> RANKINGS rows by the annotator "thumbs", and a `Dropped` for each thumb that is in none.
 
     For each picture and instruction, edits with more thumbs up than down have rank 1, those with fewer rank 2. There
     is a ranking only where there are both. Pictures have the editor's resolution; captions are "".
@@ -107,7 +107,7 @@ def rankings_from_thumbs(database: Database, thumbs: list[Thumb]) -> Iterator[Ro
         for edit_id in edits.keys() - set(ranked):
             alone = "too_many_edits" if ranked else "nothing_to_compare_with"
             reason = alone if balance[edit_id] else "as_many_up_as_down"
-            yield from ({"dropped": reason} for _ in edits[edit_id])
+            yield from (Dropped(reason) for _ in edits[edit_id])
         if ranked:
             rows = database.read(partial(_by_id, ids=[edits[edit_id][-1].id for edit_id in ranked]))
             yield _ranking(dict(zip(ranked, rows, strict=True)), edits[ranked[0]][0].prompt_id, len(liked))

@@ -11,37 +11,42 @@ underscores, so none takes them for rows of the table.
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hive_ray import storage
-from hive_ray.schemas import Row, Rows, table_name, to_table
+from hive_ray.schemas import Dropped, Result, Row, Rows, table_name, to_table
 
 DROPPED_FOLDER, EXAMPLES_FOLDER = "__dropped__", "__examples__"
 MAX_FILES = 256
 """Files of a table that are read for what was dropped, evenly spaced."""
 
 
-def strip_pictures(rows: Iterable[Row], schema: pa.Schema, num_whole: int) -> Iterator[Row]:
-    """The rows as they come; of dropped ones the first `num_whole` of each reason keep their pictures."""
-    seen, pictures = Counter(), _pictures(schema)
-    for row in rows:
-        if row.keys() == {"dropped", "row"}:
-            seen[row["dropped"]] += 1
-            if seen[row["dropped"]] > num_whole:
-                row = row | {"row": _without(pictures, row["row"])}
-        yield row
+def strip_pictures(results: Iterable[Result], schema: pa.Schema, num_examples: int) -> Iterator[Result]:
+    """The results as they come. Of the dropped rows of each reason, only the first `num_examples` keep their pictures.
 
-
-def write_dropped(path: str, number: int, rows: Rows, schema: pa.Schema) -> None:
-    """Write the rows {"dropped": reason, "row": row} of a shard of the table at `path`, if there are any."""
+    It takes them off one by one, so that the pictures of a shard's dropped rows are never in memory together.
+    """
+    seen: Counter[str] = Counter()
     pictures = _pictures(schema)
-    told = [row["row"] | {"reason": row["dropped"]} for row in rows]
-    measured = [_without(pictures, row) for row in told]
-    whole = [row for row in told if row.keys() & pictures]
+    for result in results:
+        if isinstance(result, Dropped) and result.row is not None:
+            seen[result.reason] += 1
+            if seen[result.reason] > num_examples:
+                result = replace(result, row=_without(pictures, result.row))
+        yield result
+
+
+def write_dropped(path: str, number: int, dropped: Iterable[Dropped], schema: pa.Schema) -> None:
+    """Write the rows that the dropped ones of a shard carry, if there are any."""
+    pictures = _pictures(schema)
+    rows = [drop.row | {"reason": drop.reason} for drop in dropped if drop.row is not None]
+    measured = [_without(pictures, row) for row in rows]
+    examples = [row for row in rows if row.keys() & pictures]
     _write(_file(path, DROPPED_FOLDER, number), measured, _dropped_schema(schema, pictures), rows_per_group=1 << 20)
-    _write(_file(path, EXAMPLES_FOLDER, number), whole, _dropped_schema(schema, set()), rows_per_group=1)
+    _write(_file(path, EXAMPLES_FOLDER, number), examples, _dropped_schema(schema, set()), rows_per_group=1)
 
 
 def read_kept_and_dropped(

@@ -44,7 +44,7 @@ from hive_ray.config import (
 from hive_ray.console import say, tell_result
 from hive_ray.errors import ContractError, Stopped
 from hive_ray.files.owners import is_unfinished
-from hive_ray.schemas import Row, Rows, table_name, to_table
+from hive_ray.schemas import Counted, Dropped, Result, Row, Rows, table_name, to_table
 from hive_ray.seeds import id_for
 
 Fingerprint = dict[str, Any]
@@ -106,6 +106,32 @@ class Shard:
     def errors(self) -> dict[str, int]:
         """Drops of rows that made the actor raise; a resumed build tries the whole shard again."""
         return {reason: count for reason, count in self.dropped.items() if reason.startswith(ERROR_PREFIX)}
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What a part of the input became."""
+
+    rows: Rows
+    """Rows of the table, in their order."""
+    dropped: list[Dropped]
+    counts: dict[str, float]
+    """The sums of everything that was counted, by name."""
+
+    @classmethod
+    def of(cls, results: Iterable[Result]) -> "Mapped":
+        """Sort the results of an actor by their kind."""
+        rows: Rows = []
+        dropped: list[Dropped] = []
+        counts: Counter[str] = Counter()
+        for result in results:
+            if isinstance(result, Dropped):
+                dropped.append(result)
+            elif isinstance(result, Counted):
+                counts.update(result.values)
+            else:
+                rows.append(result)
+        return cls(rows, dropped, dict(counts))
 
 
 class Plan(Protocol):
@@ -273,7 +299,7 @@ def build_table(
 def write_rows(
     path: str,
     schema: pa.Schema,
-    rows: Iterable[Row],
+    rows: Iterable[Result],
     fingerprint: Fingerprint,
     *,
     on_mismatch: OnMismatch = "refuse",
@@ -286,7 +312,7 @@ def write_rows(
     "rebuild" makes it again in any case: what it is made from may have changed in ways that nobody sees. `Stopped` as
     in `build_table`, unless it `may_be_empty`.
 
-    `rows` is not touched if the table is kept; a killed build starts again. {"dropped": reason} is counted. Rows of
+    `rows` is not touched if the table is kept; a killed build starts again. Dropped rows are counted. Rows of
     one file are in memory at a time: rows with pictures want fewer than `ROWS_PER_FILE`.
     """
     kept = _kept(path, schema, fingerprint, on_mismatch, again=on_mismatch == "rebuild")
@@ -296,8 +322,9 @@ def write_rows(
     storage.remove_tree(path)
     _begin(path, fingerprint, {})
     while chunk := list(islice(source, rows_per_file)):
-        rows_in = sum("counted" not in row for row in chunk)
-        shards.append(write_shard(path, len(shards), chunk, schema, rows_in=rows_in))
+        mapped = Mapped.of(chunk)
+        rows_in = len(mapped.rows) + len(mapped.dropped)
+        shards.append(write_shard(path, len(shards), mapped, schema, rows_in=rows_in))
     timed = sum(shard.rows_in for shard in shards)
     return _finish(path, schema, fingerprint, shards, started, timed, None if may_be_empty else least_kept)
 
@@ -430,24 +457,24 @@ def _refuse_failures(name: str, rows_in: int, shards: list[Shard]) -> None:
     )
 
 
-def write_shard(path: str, number: int, rows: Rows, schema: pa.Schema, *, rows_in: int) -> Shard:
-    """Write what `rows_in` input rows became, all at once.
+def write_shard(path: str, number: int, mapped: Mapped, schema: pa.Schema, *, rows_in: int) -> Shard:
+    """Write what `rows_in` input rows became, in one file.
 
-    Rows {"dropped": reason} are counted by reason, and those that carry what was dropped, {"dropped": reason, "row":
-    row}, are written beside the table first; the numbers of rows {"counted": {name: number}} are summed. Of those that
-    say what they looked like, {"dropped": reason, "sample": words}, the first are kept.
+    What `Dropped.row` carries is written to other folders first, so that a finished shard always has it.
     """
-    dropped = Counter(row["dropped"] for row in rows if "dropped" in row)
-    counts = _summed(row["counted"] for row in rows if row.keys() == {"counted"})
-    table = to_table([row for row in rows if "dropped" not in row and row.keys() != {"counted"}], schema)
-    samples = _sampled({row["dropped"]: [row["sample"][:MAX_SAMPLE_CHARS]]} for row in rows if "sample" in row)
-    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), dict(sorted(counts.items())), samples)
+    dropped = Counter(drop.reason for drop in mapped.dropped)
+    table = to_table(mapped.rows, schema)
+    samples = _sampled(
+        {drop.reason: [drop.sample[:MAX_SAMPLE_CHARS]]} for drop in mapped.dropped if drop.sample is not None
+    )
+    counts = dict(sorted(mapped.counts.items()))
+    shard = Shard(number, rows_in, table.num_rows, dict(sorted(dropped.items())), counts, samples)
     footer = json.dumps({"rows_in": rows_in, "dropped": shard.dropped, "counts": shard.counts, "samples": samples})
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         writer.add_key_value_metadata({"shard": footer})
-    write_dropped(path, number, [row for row in rows if row.keys() == {"dropped", "row"}], schema)
+    write_dropped(path, number, mapped.dropped, schema)
     storage.write_bytes(storage.join(path, shard.file), buffer.getvalue())
     return shard
 

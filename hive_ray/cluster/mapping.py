@@ -22,17 +22,16 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from hive_ray import storage
 from hive_ray.artifacts.dropped import strip_pictures
-from hive_ray.artifacts.tables import ERROR_PREFIX, Selection, Shard, Where, select, write_shard
+from hive_ray.artifacts.tables import ERROR_PREFIX, Mapped, Selection, Shard, Where, select, write_shard
 from hive_ray.cluster.environment import apply_service_variables, service_variables
 from hive_ray.cluster.starting import require_resources
 from hive_ray.config import Resources
 from hive_ray.errors import Stopped
-from hive_ray.schemas import Row, Rows, table_name
+from hive_ray.schemas import Dropped, Result, Rows, table_name
 
-Actor = Callable[[Rows], Rows]
-"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows; {"dropped": reason} and {"counted": {name: number}} are
-counted, not written, {"dropped": reason, "row": row} kept to look at (`dropped.py`), of {"dropped": reason, "sample":
-words} the first words; `Stopped` ends the stage."""
+Actor = Callable[[Rows], Sequence[Result]]
+"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows. `Dropped` and `Counted` go into the manifest, not into
+the table. `Stopped` ends the stage."""
 
 STOP_GRACE_S = 10.0
 """After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""
@@ -186,12 +185,12 @@ class _Contracted:
         with self.turn:
             size = plan.resources.batch_size
             mapped = (map_rows(self.actor, rows[at : at + size]) for at in range(0, len(rows), size))
-            made = list(strip_pictures(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
-        return write_shard(self.path, number, made, plan.produces, rows_in=len(rows))
+            became = Mapped.of(strip_pictures(chain.from_iterable(mapped), plan.produces, plan.dropped_per_shard))
+        return write_shard(self.path, number, became, plan.produces, rows_in=len(rows))
 
 
-def map_rows(actor: Actor, rows: Rows) -> Rows:
-    """The actor's rows; where a batch makes it raise, row by row, so that only rows that raise are dropped.
+def map_rows(actor: Actor, rows: Rows) -> list[Result]:
+    """The actor's results; where a batch makes it raise, row by row, so that only rows that raise are dropped.
 
     `Stopped` is for the whole stage and goes on up.
     """
@@ -201,9 +200,5 @@ def map_rows(actor: Actor, rows: Rows) -> Rows:
         raise
     except Exception as error:
         if len(rows) == 1:
-            return [_dropped(error)]
+            return [Dropped(f"{ERROR_PREFIX}{type(error).__name__}: {str(error)[:120]}")]
         return [mapped for row in rows for mapped in map_rows(actor, [row])]
-
-
-def _dropped(error: Exception) -> Row:
-    return {"dropped": f"{ERROR_PREFIX}{type(error).__name__}: {str(error)[:120]}"}

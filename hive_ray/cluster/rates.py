@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
+from hive_ray.artifacts.tables import Mapped
 from hive_ray.cluster.mapping import MapTable, load_actor, map_rows
 from hive_ray.cluster.starting import require_resources
 from hive_ray.schemas import table_name
@@ -22,7 +23,7 @@ class Rate:
     seconds: float
     rows_out: float
     counts: dict[str, float]
-    """What `{"counted": ...}` rows count, such as tokens."""
+    """What the actor counts (`Counted`), such as tokens."""
 
 
 def measure_rate(plan: MapTable) -> Rate:
@@ -43,20 +44,19 @@ def _rate(plan: MapTable) -> Rate:
     for start in range(0, plan.rows_in, size):
         rows = plan.source.read(start, start + size).to_pylist()
         began = time.monotonic()
-        became = map_rows(actor, rows)
-        dropped.update(row["dropped"] for row in became if "dropped" in row)
+        became = Mapped.of(map_rows(actor, rows))
+        dropped.update(drop.reason for drop in became.dropped)
         if start == 0 and plan.rows_in > size:  # it warmed up
             continue
         seconds += time.monotonic() - began
         mapped += len(rows)
-        made += sum("dropped" not in row and "counted" not in row for row in became)
-        for row in became:
-            counts.update(row.get("counted", {}))
+        made += len(became.rows)
+        counts.update(became.counts)
         if seconds >= MEASURE_S:
             break
     if not made:
         reason = dropped.most_common(1)[0][0]
-        sample = next((row["sample"] for row in became if row.get("dropped") == reason and "sample" in row), "")
+        sample = next((drop.sample for drop in became.dropped if drop.reason == reason and drop.sample), "")
         shown = f", such as {sample!r}" if sample else ""
         raise ValueError(f"none of the first {mapped} rows became anything; most often: {reason}{shown}")
     return Rate(seconds / mapped, made / mapped, {name: count / mapped for name, count in counts.items()})

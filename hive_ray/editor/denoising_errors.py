@@ -22,7 +22,7 @@ from hive_ray.editor.levels import class_labels
 from hive_ray.editor.model import Editor, append_suffix
 from hive_ray.editor.objective import row_errors
 from hive_ray.images import to_batch
-from hive_ray.schemas import Rows, edits_as_pairs
+from hive_ray.schemas import Dropped, Result, Rows, edits_as_pairs
 from hive_ray.seeds import generator_for
 
 MICRO_BATCH = 64
@@ -147,7 +147,7 @@ class ErrorMeasurer:
         check_levels(self.editor, settings)
         self.settings, self.edits_of = settings, edits_of
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         edits = edits_as_pairs(rows, self.edits_of)
         features = errors_of_edits(
             self.editor,
@@ -156,11 +156,11 @@ class ErrorMeasurer:
             [edit["instruction"] for edit in edits],
             self.settings,
         )
-        measured: Rows = []
+        measured: list[Result] = []
         for edit, numbers in zip(edits, features, strict=True):
             if numbers.isfinite().all():
                 ids = {"edit_id": edit["edit_id"], "prompt_id": edit["prompt_id"]}
                 measured.append(ids | {"features": numbers.tolist()})
             else:
-                measured.append({"dropped": "error_not_finite"})
+                measured.append(Dropped("error_not_finite"))
         return measured

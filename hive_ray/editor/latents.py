@@ -28,7 +28,7 @@ from hive_ray.diffusion.backbone import load_vae, posterior
 from hive_ray.editor.model import Editor, bring
 from hive_ray.errors import BadRows
 from hive_ray.images import ImageError, crop_to, decode, map_in_threads, normalize_pixels, window
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import Dropped, Result, Row, Rows
 
 PICTURES = ("source_image", "edited_image")
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
@@ -118,21 +118,21 @@ class LatentEncoder:
         self.vae.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps Module.to without `self`
         self.settings = settings
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return self.encoded(rows, "pair_id", PICTURES)
 
-    def encoded(self, rows: Rows, key: str, columns: tuple[str, ...]) -> Rows:
+    def encoded(self, rows: Rows, key: str, columns: tuple[str, ...]) -> list[Result]:
         """The latents of the pictures in these columns, the source's first, under the rows' `key`."""
         try:
             pixels = read_pictures(rows, self.settings, straight(rows), columns)
         except BadRows as bad:
             good = [row for place, row in enumerate(rows) if place not in bad.reasons]
             broken = [_dropped(rows[place], key, "unreadable_picture") for place in bad.reasons]
-            return broken + (self.encoded(good, key, columns) if good else [])
+            return [*broken, *(self.encoded(good, key, columns) if good else [])]
         views = [pixels, pixels.flip(-1)] if self.settings.flip else [pixels]
         latents = torch.stack([encode_edits(self.vae, view) for view in views], dim=1)
         stored = latents.to("cpu", STORED[self.settings.latents]).numpy()
-        encoded: Rows = []
+        encoded: list[Result] = []
         for row, numbers in zip(rows, stored, strict=True):
             if np.isfinite(numbers).all():
                 encoded.append({key: row[key], "latents": numbers.tobytes()})
@@ -144,13 +144,13 @@ class LatentEncoder:
 class RankingLatentEncoder(LatentEncoder):
     """Rankings -> the latents of their sources and of all their edits."""
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         of_length: dict[int, Rows] = {}
         for row in rows:
             edits = {f"edit {place}": edit["image"] for place, edit in enumerate(row["edits"])}
             pictures = {"ranking_id": row["ranking_id"], "source_image": row["source_image"]} | edits
             of_length.setdefault(len(edits), []).append(pictures)
-        encoded: Rows = []
+        encoded: list[Result] = []
         for length, group in of_length.items():
             columns = ("source_image", *(f"edit {place}" for place in range(length)))
             encoded += self.encoded(group, "ranking_id", columns)
@@ -228,6 +228,6 @@ def _decoded(row: Row, column: str) -> np.ndarray:
         raise ImageError(f"{column}: {error}") from error
 
 
-def _dropped(row: Row, key: str, reason: str) -> Row:
+def _dropped(row: Row, key: str, reason: str) -> Dropped:
     """A drop that names its row beside the table."""
-    return {"dropped": reason, "row": {key: row[key], "latents": b""}}
+    return Dropped(reason, row={key: row[key], "latents": b""})

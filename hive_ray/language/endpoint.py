@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +28,7 @@ from hive_ray.language import openai_client
 from hive_ray.language.answer_cache import AnswerCache, Budget, Request, request_id, usage_counts
 from hive_ray.language.answer_json import SAMPLE_LENGTH, is_answer
 from hive_ray.language.openai_client import EndpointError, describe_error, error_message, refused_arguments, sample_text
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import Counted, Dropped, Result, Row, Rows
 
 R = TypeVar("R")
 TIMEOUT_S = 60.0
@@ -66,9 +66,9 @@ class NoAnswerError(ValueError):
         self.reason, self.sample = reason, sample
 
     @property
-    def dropped(self) -> Row:
-        """The row that says so."""
-        return {"dropped": self.reason, "sample": self.sample}
+    def dropped(self) -> Dropped:
+        """The dropped row that says so."""
+        return Dropped(self.reason, sample=self.sample)
 
 
 class Endpoint:
@@ -255,18 +255,18 @@ def _out_of_reach(words: str) -> str:
     return f"the language model is out of reach ({words}); what it answered is kept: run again to go on"
 
 
-def stop_if_unusable(stage: str, made: Rows, advice: str) -> None:
+def stop_if_unusable(stage: str, made: Sequence[Result], advice: str) -> None:
     """`Stopped` if nothing can be used of what came for a stage's first rows, with the reasons and a sample.
 
     made: what an actor made of them. Rows that moderation flagged say nothing of the answers.
     """
-    dropped = [row for row in made if "dropped" in row]
-    results = [row for row in made if "dropped" not in row and row.keys() != {"counted"}]
-    if results or not dropped or any(row["dropped"].endswith("_flagged") for row in dropped):
+    dropped = [result for result in made if isinstance(result, Dropped)]
+    has_rows = any(not isinstance(result, Dropped | Counted) for result in made)
+    if has_rows or not dropped or any(drop.reason.endswith("_flagged") for drop in dropped):
         return
-    reasons = Counter(row["dropped"] for row in dropped)
+    reasons = Counter(drop.reason for drop in dropped)
     counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    samples = {row["dropped"]: row["sample"] for row in reversed(dropped) if row.get("sample")}
+    samples = {drop.reason: drop.sample for drop in reversed(dropped) if drop.sample}
     shown = "".join(f"\n  {reason}: {json.dumps(sample, ensure_ascii=False)}" for reason, sample in samples.items())
     raise Stopped(
         f"{stage}: none of the first answers is usable ({counted}), so no more requests are sent; answers are kept. "

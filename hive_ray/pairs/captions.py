@@ -25,7 +25,7 @@ from hive_ray.files.text_files import (
     read_table,
     replace_surrogates,
 )
-from hive_ray.schemas import Row
+from hive_ray.schemas import Dropped, Row
 from hive_ray.seeds import id_for
 
 COMPRESSED = (".gz", ".bz2", ".zst")
@@ -45,8 +45,8 @@ class Unusable:
     """Where it stands and what is wrong with it."""
 
 
-def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row]:
-    """Rows of `captions`, at most `most`, the first of those that are alike; {"dropped": reason} for the others.
+def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row | Dropped]:
+    """Rows of `captions`, at most `most`, the first of those that are alike; `Dropped` for the others.
 
     White space is made single spaces, half an emoji U+FFFD. Reasons: "empty" (nothing, or only white space),
     "not_text", "duplicate", and those of `Unusable`. Raises a TextError where more than half of what was read before
@@ -57,23 +57,23 @@ def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row]:
     for text in texts:
         count.add(text.sample if isinstance(text, Unusable) else "")
         row = _caption_row(text)
-        if row.get("caption_id") in known:
-            row = {"dropped": DUPLICATE}
+        if not isinstance(row, Dropped) and row["caption_id"] in known:
+            row = Dropped(DUPLICATE)
         yield row
-        if "dropped" not in row:
+        if not isinstance(row, Dropped):
             known.add(row["caption_id"])
             if len(known) == most:
                 count.raise_if_mostly_bad()
                 return
 
 
-def _caption_row(text: Any) -> Row:
+def _caption_row(text: Any) -> Row | Dropped:
     if isinstance(text, Unusable):
-        return {"dropped": text.reason, "sample": text.sample}
+        return Dropped(text.reason, sample=text.sample)
     if text is not None and not isinstance(text, str):
-        return {"dropped": NOT_TEXT, "sample": _no_text(text)}
+        return Dropped(NOT_TEXT, sample=_no_text(text))
     caption = " ".join(replace_surrogates(text or "").split())
-    return {"caption_id": id_for(caption), "caption": caption} if caption else {"dropped": EMPTY}
+    return {"caption_id": id_for(caption), "caption": caption} if caption else Dropped(EMPTY)
 
 
 def _no_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from hive_ray.pairs.cycle import twin
 from hive_ray.pairs.filtering import keep_best
 from hive_ray.pairs.safety import SafetyChecker, nothing_flagged
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
-from hive_ray.schemas import Row, Rows, prompt_row
+from hive_ray.schemas import Dropped, Result, Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.similarity import Similarity
 
@@ -30,14 +30,14 @@ class PairGenerator:
         self.similarity = Similarity(settings.clip, device)
         self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else nothing_flagged
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         drawn = [row for row in rows if self._can_be_drawn(row)]
         samples = [(row, draw) for row in drawn for draw in range(self.settings.samples_per_instruction)]
         pairs: Rows = []
         for start in range(0, len(samples), self.settings.resources.batch_size):
             pairs += self._draw(samples[start : start + self.settings.resources.batch_size])
-        unlike = [{"dropped": NOT_REPLACEABLE}] * self.settings.samples_per_instruction
-        chosen: Rows = []
+        unlike = [Dropped(NOT_REPLACEABLE)] * self.settings.samples_per_instruction
+        chosen: list[Result] = []
         for row in rows:
             chosen += self._chosen(row, pairs) if self._can_be_drawn(row) else unlike
         return chosen
@@ -46,16 +46,16 @@ class PairGenerator:
         swaps = self.settings.sharing == "replace"
         return not swaps or same_number_of_words(row["source_caption"], row["edited_caption"])
 
-    def _chosen(self, row: Row, pairs: Rows) -> Rows:
+    def _chosen(self, row: Row, pairs: Rows) -> list[Result]:
         """Kept pairs of one instruction, their twins, and the dropped ones with their reasons."""
         own = [pair for pair in pairs if pair["instruction_id"] == row["instruction_id"]]
         kept, dropped = keep_best(own, self.settings, self.flagged)
         twins = [twin(pair, row["inverse_instruction"]) for pair in kept if row["inverse_instruction"]]
-        return (
-            kept
-            + (twins if self.settings.cycle else [])
-            + [{"dropped": reason, "row": pair} for reason, pair in dropped]
-        )
+        return [
+            *kept,
+            *(twins if self.settings.cycle else []),
+            *(Dropped(reason, row=pair) for reason, pair in dropped),
+        ]
 
     def _draw(self, samples: list[tuple[Row, int]]) -> Rows:
         settings = self.settings

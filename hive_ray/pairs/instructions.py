@@ -14,7 +14,7 @@ from hive_ray.language.answer_cache import Request
 from hive_ray.language.answer_json import SAMPLE_LENGTH, Choice, choices_of, find_json
 from hive_ray.language.endpoint import Endpoint, NoAnswerError
 from hive_ray.pairs.inversion import invert
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import Counted, Dropped, Result, Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
 
 EDIT_KEYS = ("instruction", "edited_caption", "inverse_instruction")
@@ -120,7 +120,7 @@ def parse_delimited(text: str) -> Written:
     return Written(instruction.strip(), edited_caption.strip(), "")
 
 
-def edits_of(answer: dict, form: str = "chat") -> tuple[list[Written], Rows]:
+def edits_of(answer: dict, form: str = "chat") -> tuple[list[Written], list[Dropped]]:
     """The edits of an answer of this form, as many as there are, and what was dropped of it; never neither."""
     choices = choices_of(answer)
     if not choices:
@@ -129,7 +129,7 @@ def edits_of(answer: dict, form: str = "chat") -> tuple[list[Written], Rows]:
     return [edit for edits, _ in made for edit in edits], [row for _, dropped in made for row in dropped]
 
 
-def _edits_of(choice: Choice, form: str) -> tuple[list[Written], Rows]:
+def _edits_of(choice: Choice, form: str) -> tuple[list[Written], list[Dropped]]:
     """The edits of one choice, or why it has none."""
     if choice.refusal:
         return [], [_dropped("model_refused", choice.sample)]
@@ -155,8 +155,8 @@ def _parsed(choice: Choice, form: str) -> list[Written]:
         return parse_answer(choice.reasoning)
 
 
-def _dropped(reason: str, sample: str) -> Row:
-    return {"dropped": reason, "sample": sample[:SAMPLE_LENGTH]}
+def _dropped(reason: str, sample: str) -> Dropped:
+    return Dropped(reason, sample=sample[:SAMPLE_LENGTH])
 
 
 def reject_reason(caption: str, written: Written) -> str | None:
@@ -204,7 +204,7 @@ class InstructionWriter:
     and never asked again. What undoes an edit goes by rule where its words say it (`pairs/inversion.py`), else by the
     model; an edit with neither is counted with the rule's reason.
 
-    Each caption becomes rows, or {"dropped": reason}, with a sample of what came where it was the answer's fault.
+    Each caption becomes rows, or `Dropped`, with a sample of what came where it was the answer's fault.
     """
 
     def __init__(
@@ -214,15 +214,15 @@ class InstructionWriter:
         self.endpoint = Endpoint(answers, settings.spending, send_seed=settings.send_seed)
         self.pool = ThreadPoolExecutor(settings.resources.batch_size)
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         """The instructions of these captions, in order, and what they counted; raises as `Endpoint.apply_to_rows`."""
         return [
             written for answered in self.endpoint.apply_to_rows(self.pool, self._written, rows) for written in answered
         ]
 
-    def _written(self, row: Row) -> Rows:
+    def _written(self, row: Row) -> list[Result]:
         if any(self._flagged([row["caption"]])):
-            return [{"dropped": "caption_flagged"}]
+            return [Dropped("caption_flagged")]
         try:
             answer, counts = self.endpoint.ask(request_of(row, self.settings, self.examples))
         except NoAnswerError as error:
@@ -239,14 +239,14 @@ class InstructionWriter:
             if reason == EMPTY_EDIT:
                 results.append(_dropped(reason, json.dumps(asdict(edit), ensure_ascii=False)))
             elif reason:
-                results.append({"dropped": reason})
+                results.append(Dropped(reason))
             else:
                 inversion = invert(edit.instruction)
                 inverse = inversion.instruction or edit.inverse_instruction
                 row_of[edit.instruction] = self._row(row, edit, inverse)
                 if not inverse:
                     counted[f"no_inverse_{inversion.refused}"] += 1
-        return [*row_of.values(), *results, {"counted": dict(counted)}]
+        return [*row_of.values(), *results, Counted(dict(counted))]
 
     def _flagged(self, texts: list[str]) -> list[bool]:
         """Which texts the endpoint's moderation flags; none if it is not to be asked."""

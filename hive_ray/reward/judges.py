@@ -3,7 +3,7 @@
 pairs -> a judge -> pairs with a reward
 
 A judge takes rows of pairs and returns each with its `reward`, as `RewardScorer` does. A row that it cannot score
-becomes {"dropped": reason}; the tokens and dollars that it used come as {"counted": ...}.
+becomes `Dropped`; the tokens and dollars that it used come as `Counted`.
 """
 
 import math
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from hive_ray.config import Scoring
 from hive_ray.reward.model import RewardModel, RewardScorer, ScoringModel
-from hive_ray.schemas import Rows, edits_as_pairs
+from hive_ray.schemas import Result, Rows, edits_as_pairs
 from hive_ray.similarity import Similarity
 from hive_ray.statistics.measures import standardise
 
-Judge = Callable[[Rows], Rows]
+Judge = Callable[[Rows], Sequence[Result]]
 CLIP_MEASURES = {
     "clip_direction": ("clip_direction",),
     "clip_image": ("clip_image",),

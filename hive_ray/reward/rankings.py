@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hive_ray.files.text_files import SAMPLE_CHARS, JsonLine
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import Counted, Dropped, Result, Row, Rows
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import RankingError, check_ranks, mean_kendall_tau
 
@@ -78,13 +78,13 @@ class Annotations:
         if self.dropped[reason] <= SAMPLES:
             self.samples[reason].append(sample[:SAMPLE_LENGTH])
 
-    def account(self) -> Rows:
-        """The lines as rows that a table counts: {"dropped": reason} for each that is left out, with a sample for the
-        first ones, and how many there were."""
-        rows = [{"dropped": reason, "sample": sample} for reason, samples in self.samples.items() for sample in samples]
+    def account(self) -> list[Result]:
+        """What a manifest counts of the lines: a `Dropped` for each that is left out, with a sample for the first ones,
+        and how many there were."""
+        dropped = [Dropped(reason, sample=sample) for reason, samples in self.samples.items() for sample in samples]
         for reason, count in self.dropped.items():
-            rows += [{"dropped": reason}] * (count - len(self.samples[reason]))
-        return [*rows, {"counted": {"lines": self.lines}}]
+            dropped += [Dropped(reason)] * (count - len(self.samples[reason]))
+        return [*dropped, Counted({"lines": self.lines})]
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))

@@ -21,7 +21,7 @@ from hive_ray.images import ImageError, media_type, to_plain
 from hive_ray.language.answer_cache import Request
 from hive_ray.language.answer_json import SAMPLE_LENGTH, choices_of, find_json
 from hive_ray.language.endpoint import Endpoint, NoAnswerError
-from hive_ray.schemas import Row, Rows
+from hive_ray.schemas import Counted, Dropped, Result, Row, Rows
 from hive_ray.seeds import seed_for
 
 
@@ -72,8 +72,8 @@ class VisionScorer:
 
     `in_flight` edits are judged at a time. Answers are kept in the folder `answers`, and a request that has an answer
     is never sent again. Where scores are missing or out of range, the request is sent again with another seed; scores
-    are never clamped. An edit that stays without scores becomes {"dropped": reason}. The tokens and dollars that
-    answers used come as {"counted": ...}.
+    are never clamped. An edit that stays without scores becomes `Dropped`. The tokens and dollars that
+    answers used come as `Counted`.
     """
 
     def __init__(self, settings: config.VisionJudge, answers: str, in_flight: int = 16) -> None:
@@ -83,7 +83,7 @@ class VisionScorer:
         )
         self.pool = ThreadPoolExecutor(in_flight)
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         """The rows in order, each followed by its counts; raises as `Endpoint.apply_to_rows`."""
         return [result for judged in self.endpoint.apply_to_rows(self.pool, self._judged, rows) for result in judged]
 
@@ -92,7 +92,7 @@ class VisionScorer:
         requests = [request_of(part, row, self.settings) for part in (FOLLOWING, QUALITY)]
         return all(map(self.endpoint.answers.find, requests))
 
-    def _judged(self, row: Row) -> Rows:
+    def _judged(self, row: Row) -> list[Result]:
         counted: Counter[str] = Counter()
         try:
             passes = [
@@ -101,8 +101,8 @@ class VisionScorer:
             ]
             result = row | {"reward": fmean(passes)}
         except VerdictError as error:
-            result = {"dropped": str(error), "sample": error.sample}
-        return [result, {"counted": dict(counted)}]
+            result = Dropped(str(error), sample=error.sample)
+        return [result, Counted(dict(counted))]
 
     def _least(self, part: Part, row: Row, turn: int, counted: Counter[str]) -> float:
         """The least score of a part, 0..1. Adds usage to `counted`; raises VerdictError after all attempts."""

@@ -1,10 +1,12 @@
 """The actors of this domain, drop-ins for the LLM and the base model: a writer, and a painter of prompts."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hive_ray.config import Instructions, Pairs
 from hive_ray.images import encode
-from hive_ray.schemas import Row, Rows, prompt_row
+from hive_ray.schemas import Dropped, Result, Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for, split_for
 from hive_ray.shapes.edits import Edit, carry_out, write_edits
 from hive_ray.shapes.scenes import CaptionError, Scene, draw, parse_caption, place, random_description
@@ -26,16 +28,16 @@ class ShapesWriter:
     def __init__(self, settings: Instructions, device: str = "cpu") -> None:
         self.settings = settings
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return [written for row in rows for written in self._written(row["caption_id"], row["caption"])]
 
-    def _written(self, caption_id: str, caption: str) -> Rows:
+    def _written(self, caption_id: str, caption: str) -> Sequence[Result]:
         settings = self.settings
         rng = np.random.default_rng(seed_for(settings.seed, caption_id))
         try:
             edits = write_edits(caption, settings.per_caption, rng)
         except CaptionError:
-            return [{"dropped": "caption_is_no_scene_of_shapes"}]
+            return [Dropped("caption_is_no_scene_of_shapes")]
         split = split_for(caption_id, rank_rate=settings.rank_rate, test_rate=settings.test_rate)
         return [
             {
@@ -78,11 +80,11 @@ class ScenePainter:
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return [self._painted(row) for row in rows]
 
-    def _painted(self, row: Row) -> Row:
+    def _painted(self, row: Row) -> Row | Dropped:
         scenes = before_and_after(
             row, np.random.default_rng(seed_for(self.settings.seed, row["instruction_id"], "prompt"))
         )
-        return prompt_row(row, encode(draw(scenes[0]))) if scenes else {"dropped": NO_ROOM}
+        return prompt_row(row, encode(draw(scenes[0]))) if scenes else Dropped(NO_ROOM)

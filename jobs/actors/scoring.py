@@ -8,7 +8,7 @@ from hive_ray.reward.judges import judge_of
 from hive_ray.reward.model import RewardScorer
 from hive_ray.reward.optimality import best_and_worst_ranks, compare_within_prompts, widest_prompts
 from hive_ray.reward.shaping import SHAPINGS, Feedback
-from hive_ray.schemas import CANDIDATE_REWARDS, REWARDS, Row, Rows
+from hive_ray.schemas import CANDIDATE_REWARDS, REWARDS, Dropped, Result, Row, Rows
 from hive_ray.seeds import id_for
 from jobs.actors.judging import load_reward
 
@@ -23,9 +23,10 @@ class PairScorer:
         load = partial(load_reward, reward, device)
         self.judge = judge_of(judge, settings, reward=load, answers=answers, device=device)
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return [
-            {"pair_id": row["pair_id"], "reward": row["reward"]} if "reward" in row else row for row in self.judge(rows)
+            {"pair_id": result["pair_id"], "reward": result["reward"]} if isinstance(result, dict) else result
+            for result in self.judge(rows)
         ]
 
 
@@ -36,11 +37,11 @@ class PairShaper:
         self.rewards = rewards_of(rewards)
         self.fill, self.feedback, self.model = SHAPINGS[shaping], feedback, model
 
-    def __call__(self, rows: Rows) -> Rows:
-        scored = []
+    def __call__(self, rows: Rows) -> list[Result]:
+        scored: list[Result] = []
         for row in rows:
             if row["pair_id"] not in self.rewards:  # a judge could not say
-                scored.append({"dropped": "no_reward"})
+                scored.append(Dropped("no_reward"))
                 continue
             reward = self.rewards[row["pair_id"]]
             level = self.feedback.level(row["instruction"], reward)
@@ -81,19 +82,19 @@ class CandidateShaper:
         self.place_of = {row["edit_id"]: place for place, row in enumerate(scored)}
         self.standing, self.model, self.least_advantage = standing, model, least_advantage
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return [self._shaped(edit) for row in rows for edit in edits_of(row)]
 
-    def _shaped(self, edit: Row) -> Row:
+    def _shaped(self, edit: Row) -> Row | Dropped:
         if edit["pair_id"] not in self.place_of:
-            return {"dropped": "no_reward"}
+            return Dropped("no_reward")
         place = self.place_of[edit["pair_id"]]
         weight = float(self.standing.optimality[place])
         if self.least_advantage is not None:
             if not self.standing.is_best[place]:
-                return {"dropped": "not_the_best"}
+                return Dropped("not_the_best")
             if self.standing.advantage[place] < self.least_advantage:
-                return {"dropped": "not_clearly_better"}
+                return Dropped("not_clearly_better")
             weight = 1.0
         return edit | {"weight": weight, "reward": self.reward_of[edit["pair_id"]], "reward_model": self.model}
 
@@ -110,14 +111,14 @@ class CandidateRanker:
         self.ranked = widest_prompts(of_prompt, rate)
         self.model = model
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: Rows) -> list[Result]:
         return [self._ranked(row) for row in rows]
 
-    def _ranked(self, row: Row) -> Row:
+    def _ranked(self, row: Row) -> Row | Dropped:
         if not all(edit["edit_id"] in self.reward_of for edit in row["edits"]):
-            return {"dropped": "no_reward"}
+            return Dropped("no_reward")
         if row["prompt_id"] not in self.ranked:
-            return {"dropped": "alike"}
+            return Dropped("alike")
         return row | {
             "ranking_id": id_for("ranking by reward", row["prompt_id"], self.model),
             "annotator": REWARD_MODEL,

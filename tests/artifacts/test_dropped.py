@@ -9,6 +9,7 @@ from hive_ray.artifacts import dropped, tables
 from hive_ray.cluster.mapping import MapTable, _Contracted
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError
+from hive_ray.schemas import Dropped
 
 FIELDS = {"shot_id": pa.string(), "light": pa.float32(), "picture": pa.large_binary()}
 SHOTS = pa.schema(
@@ -33,7 +34,7 @@ class Sorter:
         made = []
         for row in rows:
             reason = reasons.get(row["light"] % 4)
-            whole = {"dropped": "dark", "row": row} if reason == "dark" else {"dropped": "lost"}
+            whole = Dropped("dark", row=row) if reason == "dark" else Dropped("lost")
             made.append(whole if reason else row)
         return made
 
@@ -46,7 +47,9 @@ class InDriver:
     def run(self, path, shards):
         for number in shards:
             rows = Sorter("cpu")(shots(60)[12 * number : 12 * number + 12])
-            yield tables.write_shard(path, number, list(dropped.strip_pictures(rows, SHOTS, 2)), SHOTS, rows_in=12)
+            yield tables.write_shard(
+                path, number, tables.Mapped.of(dropped.strip_pictures(rows, SHOTS, 2)), SHOTS, rows_in=12
+            )
 
 
 def build(folder: Path) -> str:
@@ -65,10 +68,11 @@ def names(rows) -> list[str]:
 
 
 def test_the_first_of_each_reason_keep_their_pictures_and_the_others_their_numbers():
-    thinned = list(dropped.strip_pictures(Sorter("cpu")(shots(8)), SHOTS, 1))
-    assert [set(row["row"]) for row in thinned if "row" in row] == [set(FIELDS)] + [{"shot_id", "light"}] * 3
-    assert [row["shot_id"] for row in thinned if "shot_id" in row] == ["s000", "s004"]
-    assert thinned.count({"dropped": "lost"}) == 2
+    mapped = tables.Mapped.of(dropped.strip_pictures(Sorter("cpu")(shots(8)), SHOTS, 1))
+    carried = [drop.row for drop in mapped.dropped if drop.row is not None]
+    assert [set(row) for row in carried] == [set(FIELDS)] + [{"shot_id", "light"}] * 3
+    assert [row["shot_id"] for row in mapped.rows] == ["s000", "s004"]
+    assert mapped.dropped.count(Dropped("lost")) == 2
 
 
 def test_what_was_dropped_lies_beside_the_table_and_not_in_it(tmp_path):
@@ -121,7 +125,9 @@ def test_a_table_without_anything_beside_it_has_no_examples(tmp_path):
 
 def test_a_dropped_row_is_held_to_the_schema_as_well(tmp_path):
     with pytest.raises(ContractError, match=r"dropped shots.*missing \['light'\]"):
-        tables.write_shard(str(tmp_path), 0, [{"dropped": "dark", "row": {"shot_id": "a"}}], SHOTS, rows_in=1)
+        tables.write_shard(
+            str(tmp_path), 0, tables.Mapped.of([Dropped("dark", row={"shot_id": "a"})]), SHOTS, rows_in=1
+        )
 
 
 def test_of_very_many_files_some_are_looked_into_from_first_to_last():

@@ -17,6 +17,7 @@ from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError
 from hive_ray.presets import shapes
+from hive_ray.schemas import Counted, Dropped
 from hive_ray.seeds import id_for
 
 
@@ -46,7 +47,7 @@ class SlowDoubler:
         made = []
         for row in rows:
             if row["size"] % 3 == 2:
-                made.append({"dropped": "third"})
+                made.append(Dropped("third"))
             else:
                 made += [{"word_id": f"{row['word_id']}-{copy}", "size": row["size"]} for copy in "ab"]
         return made
@@ -63,7 +64,8 @@ class InDriver:
     def run(self, path, shards):
         for number in shards:
             time.sleep(self.seconds)
-            yield tables.write_shard(path, number, words(30)[3 * number : 3 * number + 3], WORDS, rows_in=3)
+            mapped = tables.Mapped.of(words(30)[3 * number : 3 * number + 3])
+            yield tables.write_shard(path, number, mapped, WORDS, rows_in=3)
 
 
 def build_in_driver(folder: Path, seconds: float, out: str = "sized"):
@@ -149,14 +151,14 @@ def test_a_file_of_small_rows_is_opened_once_and_one_with_pictures_for_each_grou
 
 
 def test_dropped_rows_are_counted_by_reason(tmp_path):
-    rows = [*words(2), {"dropped": "blank"}, {"dropped": "blank"}, {"dropped": "long"}]
+    rows = [*words(2), Dropped("blank"), Dropped("blank"), Dropped("long")]
     manifest = tables.write_rows(str(tmp_path), WORDS, rows, MADE)
 
     assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (5, 2, {"blank": 2, "long": 1})
 
 
 def test_numbers_that_are_counted_are_summed_and_survive_a_shard(tmp_path):
-    rows = [*words(2), {"counted": {"tokens": 3, "dollars": 0.5}}, {"counted": {"tokens": 4}}]
+    rows = [*words(2), Counted({"tokens": 3, "dollars": 0.5}), Counted({"tokens": 4})]
     manifest = tables.write_rows(str(tmp_path), WORDS, rows, MADE)
 
     assert (manifest.rows_out, manifest.counts) == (2, {"dollars": 0.5, "tokens": 7})
@@ -267,7 +269,7 @@ def test_a_build_with_other_settings_does_not_go_on_with_an_unfinished_one(tmp_p
 
 
 def test_parquet_of_a_table_says_which_shard_it_is(tmp_path):
-    shard = tables.write_shard(str(tmp_path), 7, [*words(2), {"dropped": "x"}], WORDS, rows_in=3)
+    shard = tables.write_shard(str(tmp_path), 7, tables.Mapped.of([*words(2), Dropped("x")]), WORDS, rows_in=3)
     file = pq.ParquetFile(storage.join(str(tmp_path), "data/part-00007.parquet"))
     assert file.schema_arrow.equals(WORDS)
     assert list(tables._written_shards(str(tmp_path))) == [shard]

@@ -9,6 +9,7 @@ import pytest
 
 from hive_ray.artifacts import tables
 from hive_ray.errors import Stopped
+from hive_ray.schemas import Dropped
 
 FIELDS = [pa.field("word_id", pa.string(), nullable=False)]
 WORDS = pa.schema(FIELDS, metadata={"table": "words", "id": "word_id"})
@@ -34,7 +35,8 @@ class Plan:
     def run(self, path, shards):
         for number in shards:
             self.made.append(number)
-            yield tables.write_shard(path, number, self.rows[2 * number : 2 * number + 2], WORDS, rows_in=2)
+            mapped = tables.Mapped.of(self.rows[2 * number : 2 * number + 2])
+            yield tables.write_shard(path, number, mapped, WORDS, rows_in=2)
 
 
 def build(path: Path, plan: Plan, **options) -> tables.Manifest:
@@ -42,7 +44,7 @@ def build(path: Path, plan: Plan, **options) -> tables.Manifest:
 
 
 def drops(count: int, reason: str = "blank") -> list[dict]:
-    return [{"dropped": reason, "sample": f"line {number}: it is blank"} for number in range(count)]
+    return [Dropped(reason, sample=f"line {number}: it is blank") for number in range(count)]
 
 
 def test_a_folder_with_nothing_but_an_unfinished_file_is_empty(tmp_path):
@@ -123,7 +125,7 @@ def test_no_rows_in_make_an_empty_table(tmp_path):
 
 
 def test_a_reason_keeps_its_first_samples(tmp_path, capsys):
-    rows = [*words(2), *drops(5), {"dropped": "long", "sample": "x" * 1000}, {"dropped": "other"}]
+    rows = [*words(2), *drops(5), Dropped("long", sample="x" * 1000), Dropped("other")]
     manifest = write(tmp_path, rows, rows_per_file=2)
     assert manifest.samples == {
         "blank": [f"line {number}: it is blank" for number in range(3)],

@@ -7,6 +7,7 @@ from hive_ray.editor.sampling import EditSampler
 from hive_ray.images import decode
 from hive_ray.pairs.generation import PairGenerator
 from hive_ray.presets import SHAPES_WEIGHTS, shapes
+from hive_ray.schemas import Dropped
 from hive_ray.shapes.actors import ScenePainter, ShapesWriter, random_captions
 
 
@@ -32,7 +33,7 @@ def instructions():
     captions = random_captions(2, seed=0)
     preset = shapes().instructions.model_copy(update={"rank_rate": 0.0, "test_rate": 0.0})
     rows = ShapesWriter(preset)([{"caption_id": text, "caption": text} for text in captions])
-    assert not [row for row in rows if "dropped" in row]
+    assert not [row for row in rows if isinstance(row, Dropped)]
     return rows
 
 

@@ -13,7 +13,7 @@ from hive_ray.editor.denoising_errors import (
 )
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode, to_batch, to_pixels
-from hive_ray.schemas import DENOISING_ERRORS, to_table
+from hive_ray.schemas import DENOISING_ERRORS, Dropped, to_table
 from hive_ray.seeds import generator_for
 
 SETTINGS = DenoisingError(levels=(100, 700), draws=2, precision="fp32")
@@ -180,4 +180,4 @@ def test_an_error_that_is_not_finite_is_dropped(folder, pictures):
     measurer = ErrorMeasurer(str(folder), SETTINGS, {"one": ["a"]})
     with torch.no_grad():
         measurer.editor.unet.conv_out.bias.fill_(float("inf"))
-    assert measurer([ranking("one", pictures, ["a"])]) == [{"dropped": "error_not_finite"}]
+    assert measurer([ranking("one", pictures, ["a"])]) == [Dropped("error_not_finite")]

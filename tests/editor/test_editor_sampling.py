@@ -191,7 +191,7 @@ def test_a_prompt_whose_picture_cannot_be_read_is_dropped_alone_and_with_what_wa
     broken = whole[0] | {"prompt_id": "broken", "source_image": whole[0]["source_image"][:40]}
     kept, dropped = map_rows(sampler, [*whole, broken])
     assert kept["prompt_id"] == whole[0]["prompt_id"]
-    assert dropped["dropped"].startswith("error: ImageError: 40 bytes starting 89504e47 are not a readable image")
+    assert dropped.reason.startswith("error: ImageError: 40 bytes starting 89504e47 are not a readable image")
 
 
 def test_two_editors_meet_on_the_same_seeds_and_scales_under_other_ids(folder, images):

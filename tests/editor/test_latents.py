@@ -186,14 +186,14 @@ def test_without_flips_one_view_is_encoded(base, rows):
 def test_a_picture_that_cannot_be_read_drops_its_pair_alone(base, rows):
     broken = [rows[0], rows[1] | {"edited_image": rows[1]["edited_image"][:60]}, rows[2]]
     dropped, *kept = LatentEncoder(base, settings(), device="cpu")(broken)
-    assert (dropped["dropped"], dropped["row"]["pair_id"]) == ("unreadable_picture", "pair-1")
+    assert (dropped.reason, dropped.row["pair_id"]) == ("unreadable_picture", "pair-1")
     assert [row["pair_id"] for row in kept] == ["pair-0", "pair-2"]
 
 
 def test_latents_that_overflow_are_dropped(base, rows):
     encoder = LatentEncoder(base, settings(latents="fp16"), device="cpu")
     encoder.vae.quant_conv.bias.data.fill_(1e6)
-    assert {row["dropped"] for row in encoder(rows)} == {"latents_not_finite"}
+    assert {row.reason for row in encoder(rows)} == {"latents_not_finite"}
 
 
 def test_rows_that_nothing_can_be_learned_from_are_named(editor, base, rows):

@@ -22,6 +22,7 @@ from hive_ray.editor.preference import (
 )
 from hive_ray.errors import BadRows
 from hive_ray.images import encode
+from hive_ray.schemas import Dropped
 from hive_ray.statistics.preferences import preference_loss
 
 
@@ -306,9 +307,9 @@ def test_a_ranking_with_an_edit_that_cannot_be_read_has_no_latents(start, tmp_pa
     broken = rows[1]["edits"][2] | {"image": b"no picture"}
     rows[1] = rows[1] | {"edits": [*rows[1]["edits"][:2], broken]}
     encoded = RankingLatentEncoder(str(tmp_path / "encoder"), settings(latents="fp32"), device="cpu")(rows)
-    dropped = [row for row in encoded if "dropped" in row]
-    assert [row["row"]["ranking_id"] for row in dropped] == ["ranking-1"]
-    assert dropped[0]["dropped"] == "unreadable_picture"
+    dropped = [row for row in encoded if isinstance(row, Dropped)]
+    assert [row.row["ranking_id"] for row in dropped] == ["ranking-1"]
+    assert dropped[0].reason == "unreadable_picture"
     assert len(encoded) == len(rows)
 
 

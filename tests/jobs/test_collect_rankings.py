@@ -11,7 +11,7 @@ from hive_ray.annotation.feedback import store_feedback
 from hive_ray.artifacts.tables import read_manifest, read_rows, write_rows
 from hive_ray.errors import Stopped
 from hive_ray.presets import shapes
-from hive_ray.schemas import RANKINGS
+from hive_ray.schemas import RANKINGS, Dropped
 from jobs import collect_rankings
 from jobs.collect_rankings import take_thumbs
 from jobs.run import Run
@@ -203,7 +203,7 @@ def test_a_file_in_another_encoding_is_named(run):
 
 def test_a_wrong_file_deletes_no_older_table(run):
     wrong = annotated(run, *OTHER_RUN)
-    write_rows(run.path("rankings"), RANKINGS, [{"dropped": "before"}], {}, may_be_empty=True)
+    write_rows(run.path("rankings"), RANKINGS, [Dropped("before")], {}, may_be_empty=True)
     with pytest.raises(Stopped):
         collect_rankings.build(Run(wrong.root, wrong.config, "rebuild"))
     assert read_manifest(run.path("rankings")).dropped == {"before": 1}

@@ -10,7 +10,7 @@ import pytest
 from hive_ray import storage
 from hive_ray.artifacts.tables import write_rows
 from hive_ray.presets import shapes
-from hive_ray.schemas import CAPTIONS
+from hive_ray.schemas import CAPTIONS, Dropped
 from jobs.compare import ABSENT, as_text, build
 from jobs.own_settings import Comparison
 from jobs.run import write_settings
@@ -31,7 +31,7 @@ def make_run(root: str, seed: int, kept: int, finished: bool) -> str:
     """A run folder with a table, and with an evaluation and models if it is `finished`."""
     write_settings(root, shapes().changed({"instructions": {"seed": seed}}))
     rows = [{"caption_id": f"c{number}", "caption": "a red ball"} for number in range(kept)]
-    dropped = [{"dropped": "too long"}] * (4 - kept)
+    dropped = [Dropped("too long")] * (4 - kept)
     write_rows(storage.join(root, "captions"), CAPTIONS, rows + dropped, {})
     if finished:
         made = {"fingerprint": {}, "metrics": {"train/loss": 0.25, "images": 8}, "seconds": 90.0}

@@ -9,7 +9,7 @@ from hive_ray.config import Inspection
 from hive_ray.images import encode
 from hive_ray.pairs.cycle import twin
 from hive_ray.presets import shapes
-from hive_ray.schemas import PAIRS
+from hive_ray.schemas import PAIRS, Dropped
 from jobs import inspect_pairs
 from jobs.run import Run
 
@@ -39,9 +39,9 @@ class Plan:
             for instruction in range(4 * number, 4 * number + 4):
                 first, *others = (pair(instruction, draw) for draw in range(3))
                 rows += [first, twin(first, "undo it")]
-                rows += [{"dropped": "clip_direction_below_0.41", "row": one} for one in others]
-            rows = [*rows[:-4], {"dropped": "error: ValueError: no"}] if number else rows
-            yield tables.write_shard(path, number, list(strip_pictures(rows, PAIRS, 2)), PAIRS, rows_in=4)
+                rows += [Dropped("clip_direction_below_0.41", row=one) for one in others]
+            rows = [*rows[:-4], Dropped("error: ValueError: no")] if number else rows
+            yield tables.write_shard(path, number, tables.Mapped.of(strip_pictures(rows, PAIRS, 2)), PAIRS, rows_in=4)
 
 
 def run_in(folder: Path, **settings) -> Run:

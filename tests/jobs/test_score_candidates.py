@@ -17,7 +17,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel, load_tokenizer
-from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, PROMPTS, RANKINGS, SCORED_CANDIDATES, to_table
+from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, PROMPTS, RANKINGS, SCORED_CANDIDATES, Dropped, to_table
 from hive_ray.seeds import seed_for
 from jobs import pipeline, sample_candidates, score_candidates, score_pairs, train_editor
 from jobs.actors.scoring import CandidateRanker, CandidateShaper, edits_of
@@ -80,14 +80,14 @@ def test_each_edit_is_weighted_by_its_optimality(rewards):
 
 def test_for_rejection_the_best_edit_is_kept_where_it_is_clearly_better(rewards):
     shaped = CandidateShaper(rewards, "judge", least_advantage=0.6)([candidate(0), candidate(1)])
-    assert [row.get("dropped", row.get("pair_id")) for row in shaped] == [
+    assert [row.reason if isinstance(row, Dropped) else row["pair_id"] for row in shaped] == [
         "not_the_best", "p0e1", "not_the_best", "not_the_best", "not_clearly_better", "not_the_best",
     ]  # fmt: skip
     assert shaped[1]["weight"] == 1.0
 
 
 def test_an_edit_without_a_reward_is_dropped_with_its_reason(rewards):
-    assert CandidateShaper(rewards, "judge")([candidate(2)]) == [{"dropped": "no_reward"}] * 3
+    assert CandidateShaper(rewards, "judge")([candidate(2)]) == [Dropped("no_reward")] * 3
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,10 @@ def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_g
 def test_the_reward_model_ranks_the_prompts_on_which_it_sees_the_greatest_difference(rewards):
     rows = [candidate(0), candidate(1), candidate(2)]
     ranked = CandidateRanker(rewards, "judge", rate=0.5)(rows)
-    assert ranked[1:] == [{"dropped": "alike"}, {"dropped": "no_reward"}]
+    assert ranked[1:] == [Dropped("alike"), Dropped("no_reward")]
     assert ranked[0]["ranks"] == [3, 1, 2]
     assert ranked[0]["annotator"] == "reward model"
     assert to_table(ranked[:1], RANKINGS).num_rows == 1
-    assert [row.get("ranks") for row in CandidateRanker(rewards, "judge", rate=1.0)(rows)] == [
-        [3, 1, 2],
-        [3, 1, 2],
-        None,
-    ]
+    assert CandidateRanker(rewards, "judge", rate=1.0)(rows)[2] == Dropped("no_reward")
+    assert [row["ranks"] for row in CandidateRanker(rewards, "judge", rate=1.0)(rows)[:2]] == [[3, 1, 2], [3, 1, 2]]
     assert CandidateRanker(rewards, "other", rate=0.5)(rows)[0]["ranking_id"] != ranked[0]["ranking_id"]

@@ -13,7 +13,7 @@ from hive_ray.language import endpoint
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.presets import sd15
 from hive_ray.reward.shaping import feedback
-from hive_ray.schemas import PAIRS, REWARDS
+from hive_ray.schemas import PAIRS, REWARDS, Counted, Dropped
 from jobs.actors.scoring import PairScorer, PairShaper
 from jobs.run import Run
 from jobs.score_pairs import _digest, build, build_for_arm, rewards_name, stages
@@ -33,8 +33,8 @@ def test_a_callable_scores_pairs_and_its_rewards_alone_are_kept():
 
 def test_what_a_judge_dropped_or_counted_is_handed_on():
     scorer = PairScorer(f"{__name__}:lengths", Scoring(), reward="", answers="")
-    scorer.judge = lambda rows: [{"dropped": "score_out_of_range"}, {"counted": {"dollars": 0.1}}]
-    assert scorer(ROWS[:1]) == [{"dropped": "score_out_of_range"}, {"counted": {"dollars": 0.1}}]
+    scorer.judge = lambda rows: [Dropped("score_out_of_range"), Counted({"dollars": 0.1})]
+    assert scorer(ROWS[:1]) == [Dropped("score_out_of_range"), Counted({"dollars": 0.1})]
 
 
 def test_a_pair_that_no_judge_could_score_is_dropped_and_the_others_shaped(tmp_path):
@@ -43,7 +43,7 @@ def test_a_pair_that_no_judge_could_score_is_dropped_and_the_others_shaped(tmp_p
     )
     said = feedback(["add a", "add c"], np.array([1.0, 0.0]), Scoring(shaping="weighted"))
     shaped = PairShaper(str(tmp_path / "rewards"), "weighted", said, "judge")(ROWS)
-    assert [row.get("dropped") for row in shaped] == [None, "no_reward", None]
+    assert [getattr(row, "reason", None) for row in shaped] == [None, "no_reward", None]
     assert shaped[0]["weight"] == pytest.approx(2 * np.e / (np.e + 1))
     assert shaped[0]["reward_model"] == "judge"
 

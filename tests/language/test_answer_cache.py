@@ -13,6 +13,7 @@ from hive_ray.errors import Stopped
 from hive_ray.language import answer_cache
 from hive_ray.language.answer_cache import Budget, request_id, usage_counts
 from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.schemas import Counted
 
 PRICES = {"prompt_price": 1000.0, "completion_price": 2000.0}
 """The server's 100 and 50 tokens an answer cost 20 cents."""
@@ -34,7 +35,7 @@ def write_all(write: InstructionWriter, names) -> list[dict]:
 
 
 def counted(rows: list[dict]) -> list[dict]:
-    return [row["counted"] for row in rows if row.keys() == {"counted"}]
+    return [row.values for row in rows if isinstance(row, Counted)]
 
 
 def test_what_was_answered_is_not_asked_again_by_another_writer(chat, root):
@@ -153,7 +154,7 @@ def test_a_writer_that_is_killed_has_kept_every_answer_that_came(chat, tmp_path)
     process.join()
     before = dict(chat.asked)
     rows = writer(str(tmp_path))(captions(*names))
-    assert [row["source_caption"] for row in rows if "source_caption" in row] == names
+    assert [row["source_caption"] for row in rows if isinstance(row, dict)] == names
     assert [chat.asked[name] for name in names[:6]] == [before[name] for name in names[:6]] == [1] * 6
     assert sum(chat.asked.values()) <= 12 + 2
 

@@ -14,6 +14,7 @@ from hive_ray.language.batches import BatchResult, answer_in_batches, read_batch
 from hive_ray.language.endpoint import Endpoint
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.schemas import Counted
 
 BATCHED = {"batch": True, "prompt_price": 1000.0, "completion_price": 2000.0}
 
@@ -122,8 +123,8 @@ def answer_all(folder, llm: str = "m", **spending) -> None:
 def test_a_writer_finds_what_batches_answered_at_the_price_of_a_batch(server, tmp_path):
     answer_all(tmp_path)
     rows = InstructionWriter(settings(), str(tmp_path))(ROWS)
-    assert [row["source_caption"] for row in rows if "source_caption" in row] == [row["caption"] for row in ROWS]
-    assert [row["counted"]["dollars"] for row in rows if row.keys() == {"counted"}] == pytest.approx([0.1] * 5)
+    assert [row["source_caption"] for row in rows if isinstance(row, dict)] == [row["caption"] for row in ROWS]
+    assert [row.values["dollars"] for row in rows if isinstance(row, Counted)] == pytest.approx([0.1] * 5)
     assert (len(server.batches), sum(server.asked.values())) == (3, 0)
     answer_all(tmp_path)
     assert len(server.batches) == 3
@@ -197,7 +198,7 @@ def test_an_answer_with_any_line_separator_is_one_line(server, tmp_path, charact
         server.damage = lambda data: data.replace(json.dumps(character)[1:-1].encode(), character.encode())
     answer_all(tmp_path)
     rows = InstructionWriter(settings(), str(tmp_path))(ROWS)
-    assert [row["instruction"] for row in rows if "instruction" in row] == [f"add a hat{character}and a scarf"] * 5
+    assert [row["instruction"] for row in rows if isinstance(row, dict)] == [f"add a hat{character}and a scarf"] * 5
     assert dollars(tmp_path) == pytest.approx(0.5)
     assert sum(server.asked.values()) == 0
 
@@ -205,7 +206,7 @@ def test_an_answer_with_any_line_separator_is_one_line(server, tmp_path, charact
 def test_an_answer_without_a_status_is_one(server, tmp_path):
     server.damage = lambda data: data.replace(b'"status_code": 200, ', b"")
     answer_all(tmp_path)
-    assert sum("instruction" in row for row in InstructionWriter(settings(), str(tmp_path))(ROWS)) == 5
+    assert sum(isinstance(row, dict) for row in InstructionWriter(settings(), str(tmp_path))(ROWS)) == 5
     assert sum(server.asked.values()) == 0
 
 
@@ -234,7 +235,7 @@ def test_a_line_that_holds_no_answer_is_named_and_costs_no_other(server, tmp_pat
     answer_all(tmp_path)
     assert f"4 of 5 requests answered; left out: 1 {reason}, such as batch0" in capsys.readouterr().out
     rows = InstructionWriter(settings(), str(tmp_path))(ROWS)
-    assert sum("instruction" in row for row in rows) == 5
+    assert sum(isinstance(row, dict) for row in rows) == 5
     assert server.asked == {"an ant": 1}
 
 
@@ -254,7 +255,7 @@ def test_what_a_model_refuses_is_left_out_of_the_next_batch(server, tmp_path, ca
     answer_all(tmp_path, model)
     assert "leave it out from here on" in capsys.readouterr().out
     rows = InstructionWriter(settings(model), str(tmp_path))(ROWS)
-    assert sum("instruction" in row for row in rows) == 5
+    assert sum(isinstance(row, dict) for row in rows) == 5
     assert (len(server.batches), sum(server.asked.values())) == (4, 0)
     answer_all(tmp_path, model)
     assert len(server.batches) == 4

@@ -12,6 +12,7 @@ from mutate import mutated
 
 from hive_ray import storage
 from hive_ray.pairs.captions import caption_rows, read_captions
+from hive_ray.schemas import Dropped
 
 CAPTIONS = ["a red fox", 'a sign that says "stop, now"', "ein Fuchs im Schnee, schön"]
 ROWS = [{"id": number, "text": caption} for number, caption in enumerate(CAPTIONS)]
@@ -49,7 +50,7 @@ FILES = {
 
 
 def read(address: str, column: str = "text", most: int = 100) -> list[str]:
-    return [row["caption"] for row in caption_rows(read_captions(address, column), most) if "caption" in row]
+    return [row["caption"] for row in caption_rows(read_captions(address, column), most) if isinstance(row, dict)]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -75,7 +76,7 @@ def test_a_column_of_lists_gives_each_caption(tmp_path):
 def test_what_is_no_caption_is_dropped_with_its_reason():
     texts = ["a  cat", "", None, " \t", 7, "a cat", " a\ncat ", "a dog"]
     rows = list(caption_rows(texts, 100))
-    assert [row.get("caption") or row["dropped"] for row in rows] == [
+    assert [row.reason if isinstance(row, Dropped) else row["caption"] for row in rows] == [
         "a cat", "empty", "empty", "empty", "not_text", "duplicate", "duplicate", "a dog",
     ]  # fmt: skip
 
@@ -85,7 +86,8 @@ def test_no_more_are_read_than_wanted():
         yield from ("a cat", "a cat", "a dog")
         raise AssertionError("read on")
 
-    assert [row.get("caption") for row in caption_rows(texts(), 2)] == ["a cat", None, "a dog"]
+    first, repeated, last = caption_rows(texts(), 2)
+    assert (first["caption"], repeated, last["caption"]) == ("a cat", Dropped("duplicate"), "a dog")
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path):
@@ -156,8 +158,8 @@ SEPARATED = [caption.encode() for caption in sorted(GOOD)]
 def became(path) -> tuple[list[str], dict[str, str]]:
     """The captions, and what was dropped: reason -> what its row looked like."""
     rows = list(caption_rows(read_captions(str(path), "text"), 100))
-    dropped = [row for row in rows if "dropped" in row]
-    return [row["caption"] for row in rows if "caption" in row], {row["dropped"]: row.get("sample") for row in dropped}
+    dropped = [row for row in rows if isinstance(row, Dropped)]
+    return [row["caption"] for row in rows if isinstance(row, dict)], {row.reason: row.sample for row in dropped}
 
 
 @pytest.mark.parametrize(
@@ -274,8 +276,11 @@ def test_captions_in_mutated_files_are_kept_dropped_or_the_file_is_named(tmp_pat
         read += 1
         assert len(rows) == len(values)
         for row in rows:
-            assert row["dropped"] if "dropped" in row else row["caption"].encode()
-            row.get("sample", "").encode()
+            if isinstance(row, Dropped):
+                assert row.reason
+                assert row.sample is None or row.sample.encode()
+            else:
+                assert row["caption"].encode()
     assert read > len(refused) or name.endswith(("parquet", "arrow"))
     assert read > 0
     assert all(words.startswith(f"captions file {path}") for words in refused)
@@ -286,7 +291,7 @@ def test_captions_in_mutated_files_are_kept_dropped_or_the_file_is_named(tmp_pat
 def test_every_caption_is_in_the_account(texts):
     rows = list(caption_rows(texts, 1000))
     assert len(rows) == len(texts)
-    kept = [row["caption"] for row in rows if "caption" in row]
+    kept = [row["caption"] for row in rows if isinstance(row, dict)]
     assert len(set(kept)) == len(kept)
-    assert {row["dropped"] for row in rows if "dropped" in row} <= {"empty", "duplicate"}
-    assert all(row["caption"].encode().strip() for row in rows if "caption" in row)
+    assert {row.reason for row in rows if isinstance(row, Dropped)} <= {"empty", "duplicate"}
+    assert all(caption.encode().strip() for caption in kept)

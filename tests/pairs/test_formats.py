@@ -18,7 +18,7 @@ from hive_ray.pairs.formats.imported import Found, imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.pairs.formats.writing import WRITERS, parquet_schema
-from hive_ray.schemas import IMPORTED, PAIRS, to_table
+from hive_ray.schemas import IMPORTED, PAIRS, Dropped, to_table
 
 PROMPT = {"input": "a cat", "edit": "make it a dog", "output": "a dog", "url": "https://example.org/cat.jpg"}
 
@@ -29,7 +29,7 @@ def imported(dataset: str, **settings) -> list[dict]:
 
 
 def kept(dataset: str, **settings) -> list[dict]:
-    rows = [row for row in imported(dataset, **settings) if "dropped" not in row]
+    rows = [row for row in imported(dataset, **settings) if not isinstance(row, Dropped)]
     to_table(rows, IMPORTED)
     return rows
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_kept_is_dropped_with_its_reason():
         found(instruction=" e "), found(edited_image=picture(3)),
     ]  # fmt: skip
     rows = list(imported_rows(pairs, Importing()))
-    assert [row.get("dropped") for row in rows] == [
+    assert [getattr(row, "reason", None) for row in rows] == [
         None, "instruction_missing", "instruction_missing", "picture_missing", "picture_missing", "pictures_are_equal",
         "picture_unreadable", "duplicate", "duplicate", None,
     ]  # fmt: skip
@@ -197,7 +197,7 @@ def test_no_more_are_read_than_wanted():
         raise AssertionError("read on")
 
     rows = list(imported_rows(pairs(), Importing(num_pairs=2)))
-    assert [row.get("dropped") for row in rows] == [None, "duplicate", None]
+    assert [getattr(row, "reason", None) for row in rows] == [None, "duplicate", None]
 
 
 def test_a_large_dataset_is_not_held_in_memory(tmp_path):
@@ -222,7 +222,7 @@ def test_the_test_jsonl_of_hive_gives_prompts_of_the_test_split(root):
     first, *dropped = read_prompts(Importing(prompts=storage.join(root, "test.jsonl")))
     assert (first["instruction"], first["split"], first["source_caption"]) == ("make it snow", "test", "")
     assert first["source_image"] == picture(1, "JPEG")
-    assert [row["dropped"] for row in dropped] == [
+    assert [row.reason for row in dropped] == [
         "picture_missing", "duplicate", "picture_unreadable", "instruction_missing",
     ]  # fmt: skip
 

@@ -25,7 +25,7 @@ from hive_ray.pairs.formats.imported import imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.pairs.formats.writing import WRITERS
-from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, to_table
+from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS, Counted, Dropped, to_table
 
 INPUTS = Path(__file__).parents[1] / "inputs"
 
@@ -33,20 +33,20 @@ INPUTS = Path(__file__).parents[1] / "inputs"
 def imported(dataset, **settings) -> list[dict]:
     settings = Importing(dataset=str(dataset), **settings)
     rows = list(imported_rows(read_pairs(settings), settings))
-    to_table([row for row in rows if "pair_id" in row], IMPORTED)
+    to_table([row for row in rows if isinstance(row, dict)], IMPORTED)
     return rows
 
 
 def instructions(rows: list[dict]) -> list[str]:
-    return [row["instruction"] for row in rows if "pair_id" in row]
+    return [row["instruction"] for row in rows if isinstance(row, dict)]
 
 
 def drops(rows: list[dict]) -> list[str]:
-    return [row["dropped"] for row in rows if "dropped" in row]
+    return [row.reason for row in rows if isinstance(row, Dropped)]
 
 
 def samples(rows: list[dict]) -> str:
-    return "\n".join(row["sample"] for row in rows if "dropped" in row)
+    return "\n".join(row.sample for row in rows if isinstance(row, Dropped))
 
 
 def write_pictures(folder: str, number: int = 4) -> None:
@@ -162,7 +162,7 @@ def test_a_column_of_base64_ends_the_reading_of_its_file_and_not_of_others(tmp_p
     foreign.parquet(str(tmp_path / "train-1.parquet"), [by_path(number) for number in range(4)])
     found = imported(tmp_path)
     assert (drops(found), instructions(found)) == (["picture_is_no_file"], BLUE)
-    assert {"counted": {"rows_not_read": 49}} in found
+    assert Counted({"rows_not_read": 49}) in found
 
 
 # --- Folders with metadata files --------------------------------------------------------------------------
@@ -440,10 +440,10 @@ def test_one_broken_file_among_many_costs_itself(root):
     storage.write_bytes(storage.join(root, "train-2.parquet"), whole[:-20])
     foreign.parquet(storage.join(root, "train-4.parquet"), [{"image": b"1", "text": "e"}] * 5)
     found = imported(root)
-    assert [row["source_caption"] for row in found if "pair_id" in row] == ["a cat 0", "a cat 30"]
+    assert [row["source_caption"] for row in found if isinstance(row, dict)] == ["a cat 0", "a cat 30"]
     assert drops(found) == ["file_unreadable", "file_unreadable", "columns_unknown"]
     assert all(f"train-{number}.parquet" in samples(found) for number in (1, 2, 4))
-    assert {"counted": {"rows_not_read": 4}} in found
+    assert Counted({"rows_not_read": 4}) in found
 
 
 @pytest.mark.parametrize("doubled", ["mask", "edit_prompt"])
@@ -471,10 +471,10 @@ def test_one_broken_row_group_costs_itself(tmp_path):
     data[start : start + 30] = bytes(30)
     file.write_bytes(data)
     found = imported(tmp_path)
-    assert [row["source_caption"] for row in found if "pair_id" in row] == [f"a cat {n}" for n in (0, 10, 40, 50)]
+    assert [row["source_caption"] for row in found if isinstance(row, dict)] == [f"a cat {n}" for n in (0, 10, 40, 50)]
     assert drops(found) == ["row_group_unreadable"]
     assert "train.parquet, row group 1 cannot be read" in samples(found)
-    assert {"counted": {"rows_not_read": 1}} in found
+    assert Counted({"rows_not_read": 1}) in found
 
 
 def test_a_row_with_text_that_is_no_utf8_costs_itself(tmp_path):
@@ -484,7 +484,7 @@ def test_a_row_with_text_that_is_no_utf8_costs_itself(tmp_path):
     table = table.set_column(table.schema.get_field_index("edit_prompt"), "edit_prompt", wrong)
     pq.write_table(table, tmp_path / "train.parquet")
     found = imported(tmp_path)
-    assert [row["source_caption"] for row in found if "pair_id" in row] == [f"a cat {n}" for n in (0, 20, 30)]
+    assert [row["source_caption"] for row in found if isinstance(row, dict)] == [f"a cat {n}" for n in (0, 20, 30)]
     assert drops(found) == ["row_unreadable"]
     assert "train.parquet, row 1: " in samples(found)
 
@@ -498,7 +498,7 @@ def test_an_arrow_file_that_was_cut_off_gives_the_rows_before_the_damage(tmp_pat
     data = (tmp_path / "train-0.arrow").read_bytes()
     (tmp_path / "train-0.arrow").write_bytes(data[: len(data) * 5 // 8])
     found = imported(tmp_path)
-    assert [row["source_caption"] for row in found if "pair_id" in row] == ["a cat 0", "a cat 10", "a cat 30"]
+    assert [row["source_caption"] for row in found if isinstance(row, dict)] == ["a cat 0", "a cat 10", "a cat 30"]
     assert "train-0.arrow, from row 2 on cannot be read" in samples(found)
 
 
@@ -541,7 +541,7 @@ def test_prompt_folders_lose_what_is_broken_and_nothing_else(tmp_path):
         "prompt_unreadable", "prompt_unreadable", "keys_missing", "metadata_unreadable", "picture_missing",
         "picture_missing", "entry_unfit", "entry_unfit", "picture_outside", "picture_outside",
     ]  # fmt: skip
-    assert [row["shared_attention"] for row in found if "pair_id" in row][3] == 0.75
+    assert [row["shared_attention"] for row in found if isinstance(row, dict)][3] == 0.75
     assert "4/metadata.jsonl, line 1" in samples(found)
 
 
@@ -580,7 +580,7 @@ def test_prompts_lose_what_is_broken_and_nothing_else(tmp_path):
     ]  # fmt: skip
     (tmp_path / "test.jsonl").write_bytes(b"\n".join(lines))
     rows = list(read_prompts(Importing(prompts=str(tmp_path / "test.jsonl"))))
-    kept = [row for row in rows if "prompt_id" in row]
+    kept = [row for row in rows if isinstance(row, dict)]
     to_table(kept, PROMPTS)
     assert [row["instruction"] for row in kept] == ["make it snow", "one", "two"]
     assert drops(rows) == [

@@ -28,7 +28,7 @@ from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.imported import Found, Unread, imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.pictures import Pictures
-from hive_ray.schemas import IMPORTED, to_table
+from hive_ray.schemas import IMPORTED, Counted, Dropped, to_table
 
 NUM_PAIRS = 6
 
@@ -137,15 +137,15 @@ def account(dataset: str) -> Counter[str]:
             raise
         return Counter({"refused": 1})
     for row in read:
-        if "counted" in row:
-            found.update(row["counted"])
-        elif "dropped" in row:
-            assert row.keys() == {"dropped", "sample"}
-            assert row["sample"]
-            found[row["dropped"]] += 1
+        if isinstance(row, Counted):
+            found.update(row.values)
+        elif isinstance(row, Dropped):
+            assert row.row is None
+            assert row.sample
+            found[row.reason] += 1
         else:
             found["kept"] += 1
-    to_table([row for row in read if "pair_id" in row], IMPORTED)
+    to_table([row for row in read if isinstance(row, dict)], IMPORTED)
     return found
 
 
@@ -246,10 +246,10 @@ def test_whatever_a_reader_finds_is_in_the_account(instruction, source, caption,
     good = Found("e", picture(1), picture(2), place="here")
     strange = Found(instruction, source, picture(1), source_caption=caption, edited_caption=caption, together=together)
     read = list(imported_rows([strange, Unread(reason, "there", rows), good], Importing()))
-    to_table([row for row in read if "pair_id" in row], IMPORTED)
-    assert sum("dropped" in row for row in read) >= 2
-    assert sum("pair_id" in row for row in read) == 1
-    assert sum(row.get("counted", {}).get("rows_not_read", 0) for row in read) == max(0, rows - 1)
+    to_table([row for row in read if isinstance(row, dict)], IMPORTED)
+    assert sum(isinstance(row, Dropped) for row in read) >= 2
+    assert sum(isinstance(row, dict) for row in read) == 1
+    assert sum(row.values["rows_not_read"] for row in read if isinstance(row, Counted)) == max(0, rows - 1)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hive_ray.images import decode
 from hive_ray.pairs import generation
 from hive_ray.pairs.generation import PairGenerator, SourceGenerator, controls_for, first_draws
 from hive_ray.pairs.text_to_image import TextToImage
-from hive_ray.schemas import PAIRS, to_table
+from hive_ray.schemas import PAIRS, Dropped, to_table
 
 SOURCES, EDITS = ["a red cat", "a blue dog and a hat"], ["a green cat", "a blue dog"]
 ANYTHING = {f"least_clip_{name}": -2.0 for name in ("image", "direction", "source_text", "edited_text")}
@@ -97,8 +97,8 @@ def test_every_setting_of_schedule_and_sharing_makes_pairs(base, clip, schedule,
 
 def test_what_cannot_be_swapped_is_dropped_and_sinks_nothing(base, clip):
     made = PairGenerator(settings(base, clip, sharing="replace"))(rows())
-    assert [row.get("instruction_id") for row in made] == ["i0", "i0", None, None]
-    assert made[2:] == [{"dropped": "captions_differ_in_number_of_words"}] * 2
+    assert [row["instruction_id"] for row in made[:2]] == ["i0", "i0"]
+    assert made[2:] == [Dropped("captions_differ_in_number_of_words")] * 2
     swapped = PairGenerator(settings(base, clip, sharing="replace_or_refine"))(rows()[:1])
     assert [row["edited_image"] for row in swapped] == [row["edited_image"] for row in made[:2]]
 
@@ -207,10 +207,11 @@ def generator(tmp_path: Path, **settings) -> PairGenerator:
 
 def test_what_is_dropped_carries_its_reason_and_the_whole_pair(tmp_path):
     made = generator(tmp_path)([ROW])
-    kept, dropped = [row for row in made if "dropped" not in row], [row for row in made if "dropped" in row]
+    kept = [row for row in made if isinstance(row, dict)]
+    dropped = [row for row in made if isinstance(row, Dropped)]
     assert to_table(kept, PAIRS)["origin"].to_pylist() == ["generated", "cycle"]
-    assert [row["dropped"] for row in dropped] == ["not_among_the_best"] * 2
-    others = to_table([row["row"] for row in dropped], PAIRS)
+    assert [row.reason for row in dropped] == ["not_among_the_best"] * 2
+    others = to_table([row.row for row in dropped], PAIRS)
     assert set(others["pair_id"].to_pylist()).isdisjoint(row["pair_id"] for row in kept)
 
 
@@ -224,4 +225,4 @@ def test_a_safety_checker_is_asked_where_one_is_set(tmp_path, monkeypatch):
 
     monkeypatch.setattr(generation, "SafetyChecker", Flags)
     unsafe = generator(tmp_path, safety_checker="a/checker")([ROW])
-    assert [row["dropped"] for row in unsafe] == ["unsafe"] * 3
+    assert [row.reason for row in unsafe] == ["unsafe"] * 3

@@ -22,7 +22,7 @@ from hive_ray.language.endpoint import NoAnswerError, read_answer
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs import instructions
 from hive_ray.pairs.instructions import AnswerError, InstructionWriter, edits_of, parse_answer, request_of
-from hive_ray.schemas import INSTRUCTIONS, Rows, to_table
+from hive_ray.schemas import INSTRUCTIONS, Counted, Dropped, Rows, to_table
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def writer(tmp_path):
 
     def make(**settings) -> Callable[[Rows], Rows]:
         write = one_writer(tmp_path / str(next(number)), **settings)
-        return lambda rows: [row for row in write(rows) if row.keys() != {"counted"}]
+        return lambda rows: [row for row in write(rows) if not isinstance(row, Counted)]
 
     return make
 
@@ -78,7 +78,7 @@ def test_what_moderation_flags_is_dropped_before_anything_is_asked_of_it(chat, w
     rude = {"instruction": "be rude", "edited_caption": "a rude dog"}
     chat.answers["a dog"] = edits(rude, {"instruction": "add a bow", "edited_caption": "a dog with a bow"})
     rows = writer(moderation=True, per_caption=2)(captions("a rude cat", "a dog"))
-    assert [row.get("dropped") or row["instruction"] for row in rows] == [
+    assert [row.reason if isinstance(row, Dropped) else row["instruction"] for row in rows] == [
         "caption_flagged",
         "add a bow",
         "edit_flagged",
@@ -103,7 +103,7 @@ def test_what_moderation_flags_is_dropped_before_anything_is_asked_of_it(chat, w
 def test_an_answer_that_is_no_edit_is_dropped_with_its_reason(chat, writer, answer, reason):
     chat.answers["a cat"] = answer
     rows = writer()(captions("a cat", "a dog"))
-    assert rows[0]["dropped"] == reason
+    assert rows[0].reason == reason
     assert rows[1]["source_caption"] == "a dog"
 
 
@@ -118,23 +118,24 @@ def test_completions_are_asked_for_with_delimiters_as_instruct_pix2pix_does(chat
     wanted = {"n": 2, "stop": "\nEND", "temperature": 0.7, "max_tokens": 256, "frequency_penalty": 0.1}
     assert {name: asked[name] for name in wanted} == wanted
     chat.answers["a dog\n##\n"] = ["add a hat"]
-    dropped = [{"dropped": "answer_is_not_of_the_form", "sample": "add a hat"}]
+    dropped = [Dropped("answer_is_not_of_the_form", sample="add a hat")]
     assert writer(form="delimited")(captions("a dog")) == dropped
     chat.answers["an owl\n##\n"] = ["", None]
     rows = writer(form="delimited", per_caption=2)(captions("an owl"))
-    assert [row["dropped"] for row in rows] == ["answer_is_empty"] * 2
+    assert [row.reason for row in rows] == ["answer_is_empty"] * 2
 
 
 def test_one_completion_that_is_not_of_the_form_costs_no_other(chat, writer):
     chat.answers["a cat\n##\n"] = ["add a hat", "make it wink\n%%\na cat winks"]
     rows = writer(per_caption=2, form="delimited")(captions("a cat"))
-    assert [row.get("instruction") or row["dropped"] for row in rows] == ["make it wink", "answer_is_not_of_the_form"]
+    assert rows[0]["instruction"] == "make it wink"
+    assert [row.reason for row in rows[1:]] == ["answer_is_not_of_the_form"]
 
 
 def test_the_same_edit_twice_is_kept_once(chat, writer):
     chat.answers["a cat"] = edits({}, {})
     rows = writer(per_caption=2)(captions("a cat"))
-    assert [row.get("dropped") for row in rows] == [None, "duplicate"]
+    assert [getattr(row, "reason", None) for row in rows] == [None, "duplicate"]
 
 
 @pytest.mark.parametrize("failure", [(429, {"Retry-After": "0.3"}), (429, {}), (500, {}), (503, {}), "cut", "slow"])
@@ -152,7 +153,7 @@ def test_what_fails_for_a_while_is_asked_again_and_nothing_is_lost(chat, writer,
 def test_a_request_that_the_server_refuses_is_dropped_and_not_asked_again(chat, writer):
     chat.failures["a cat"] = [(400, {})]
     rows = writer()(captions("a cat", "a dog"))
-    assert rows[0] == {"dropped": "request_refused", "sample": "Error code: 400 - no"}
+    assert rows[0] == Dropped("request_refused", sample="Error code: 400 - no")
     assert chat.asked["a cat"] == 1
 
 
@@ -243,7 +244,8 @@ def test_edits_one_after_another_are_one_list_and_those_of_a_cut_off_answer_are_
 def test_what_is_no_text_is_no_edit_and_costs_no_other_one(chat, writer):
     chat.answers["a cat"] = json.dumps([EDIT, EDIT | {"instruction": None}, 7, EDIT | {"edited_caption": ["x"]}])
     rows = writer(per_caption=4)(captions("a cat"))
-    assert [row.get("dropped") or row["instruction"] for row in rows] == ["add a hat", *["empty_edit"] * 3]
+    assert rows[0]["instruction"] == "add a hat"
+    assert [row.reason for row in rows[1:]] == ["empty_edit"] * 3
     chat.answers["a dog"] = json.dumps([None, EDIT | {"instruction": 7}, EDIT])
     assert [row["instruction"] for row in writer(per_caption=1)(captions("a dog"))] == ["add a hat"]
 
@@ -252,10 +254,10 @@ def test_what_is_no_text_is_no_edit_and_costs_no_other_one(chat, writer):
 def test_each_caption_without_an_edit_is_counted_and_shown(chat, writer, model):
     reason, answer = USELESS[model]
     rows = writer(llm=model)(captions("a cat", "a dog"))
-    assert [row["dropped"] for row in rows] == [reason] * 2
-    assert all(len(row["sample"]) <= 300 for row in rows)
+    assert [row.reason for row in rows] == [reason] * 2
+    assert all(len(row.sample) <= 300 for row in rows)
     if model in ("html", "prose", "error200"):
-        assert rows[0]["sample"][:20] in f"{PAGE} {json.dumps(answer())}"
+        assert rows[0].sample[:20] in f"{PAGE} {json.dumps(answer())}"
 
 
 def test_a_caption_without_an_answer_is_asked_for_again_by_the_next_run_and_a_paid_answer_is_not(
@@ -279,7 +281,7 @@ def test_an_error_that_comes_as_an_answer_is_asked_again_and_costs_nothing(chat,
 def test_what_a_model_refuses_is_left_out_and_answers_are_found_again(chat, tmp_path, capsys, model):
     status, _, names = REFUSING[model]
     rows = one_writer(tmp_path, llm=model)(captions("a cat", "a dog", "an owl", "an ant", "a bee"))
-    assert sum("instruction" in row for row in rows) == 5
+    assert sum(isinstance(row, dict) for row in rows) == 5
     assert not names & chat.seen[-1].keys()
     said = capsys.readouterr().out
     assert said.count("leave it out from here on") == 1
@@ -287,7 +289,7 @@ def test_what_a_model_refuses_is_left_out_and_answers_are_found_again(chat, tmp_
     asked = sum(chat.asked.values())
     assert (
         one_writer(tmp_path, llm=model)(captions("a cat", "a dog"))
-        == [row for row in rows if row.get("source_caption") in ("a cat", "a dog") or "counted" in row][:4]
+        == [row for row in rows if isinstance(row, Counted) or row["source_caption"] in ("a cat", "a dog")][:4]
     )
     assert sum(chat.asked.values()) == asked
 
@@ -385,7 +387,7 @@ def test_any_json_value_as_an_answer_is_edits_or_drops(value):
         for form in ("chat", "delimited"):
             edits, dropped = edits_of(answer, form)
             assert edits or dropped
-            assert all(row.keys() == {"dropped", "sample"} for row in dropped)
+            assert all(row.row is None and row.sample is not None for row in dropped)
         usage_counts(answer.get("usage"), Spending(prompt_price=1.0))
 
 
@@ -445,7 +447,7 @@ def test_examples_are_shown_before_the_caption(chat, tmp_path):
 
 def test_an_edit_that_nothing_undoes_is_counted_with_the_rules_reason(chat, tmp_path):
     chat.answers["a cat"] = edits({"instruction": "change the background to a beach", "inverse_instruction": ""})
-    counted = one_writer(tmp_path)(captions("a cat"))[-1]["counted"]
+    counted = one_writer(tmp_path)(captions("a cat"))[-1].values
     assert {name: count for name, count in counted.items() if name.startswith("no_inverse")} == {
         "no_inverse_state_before_not_said": 1
     }

@@ -8,7 +8,7 @@ from tiny_models import tiny_clip
 from hive_ray.config import Importing
 from hive_ray.pairs.formats.imported import Found, imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
-from hive_ray.schemas import PAIRS, to_table
+from hive_ray.schemas import PAIRS, Dropped, to_table
 from hive_ray.similarity import Similarity
 
 
@@ -55,7 +55,7 @@ def test_pairs_have_no_twin_without_an_inverse_or_where_none_is_wanted(clip):
 
 def test_pictures_that_look_swapped_are_dropped_or_kept_as_the_settings_say(clip):
     row = swapped(agreeing(clip))
-    assert PairMeasurer(Importing(clip=clip))([row]) == [{"dropped": "pictures_look_swapped"}]
+    assert PairMeasurer(Importing(clip=clip))([row]) == [Dropped("pictures_look_swapped")]
     pair, _ = PairMeasurer(Importing(clip=clip, drop_swapped=False))([row])
     assert pair["clip_direction"] < 0
 

@@ -14,7 +14,7 @@ from hive_ray.reward.rankings import (
     ranking_row,
     rankings_from_people,
 )
-from hive_ray.schemas import RANKINGS, to_table
+from hive_ray.schemas import RANKINGS, Counted, Dropped, to_table
 from hive_ray.statistics.agreement import RankingError, check_ranks
 
 EDITS = [
@@ -178,9 +178,9 @@ def test_a_bad_line_is_left_out_and_the_others_are_kept(bad, reason, words):
 def test_every_line_left_out_is_a_row_of_the_account():
     found = said({"ranks": [1, 2, 3]}, *[{"prompt_id": f"x{number}"} for number in range(5)], {"ranks": [9, 9, 9]})
     rows = found.account()
-    assert [row.get("dropped") for row in rows].count("unknown_prompt") == 5
-    assert sum("sample" in row for row in rows) == 3 + 1
-    assert rows[-1] == {"counted": {"lines": 7}}
+    assert [getattr(row, "reason", None) for row in rows].count("unknown_prompt") == 5
+    assert sum(isinstance(row, Dropped) and row.sample is not None for row in rows) == 3 + 1
+    assert rows[-1] == Counted({"lines": 7})
     assert str(found).startswith(
         "1 of 7 lines fit the candidates; left out: 1 not_an_order, 5 unknown_prompt\n  unknown"
     )
@@ -240,8 +240,10 @@ def accounted(found: Annotations, lines: int) -> None:
     """Each line is kept or left out by name, and what is kept are rankings."""
     kept = [one for annotations in found.of_prompt.values() for one in annotations]
     rows = found.account()
-    assert lines == found.lines == len(kept) + sum("dropped" in row for row in rows)
+    assert lines == found.lines == len(kept) + sum(isinstance(row, Dropped) for row in rows)
     for one in kept:
         check_ranks(list(one.ranks), 3)
         one.annotator.encode()
-    assert all(row["dropped"] and row.get("sample", "").encode() is not None for row in rows if "dropped" in row)
+    for row in rows[:-1]:
+        assert row.reason
+        assert row.sample is None or row.sample.encode()

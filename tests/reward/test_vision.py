@@ -17,6 +17,7 @@ from hive_ray.language import endpoint
 from hive_ray.language.answer_cache import request_id
 from hive_ray.language.endpoint import NoAnswerError, read_answer
 from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, request_of, scores_of
+from hive_ray.schemas import Counted, Dropped
 
 GREY, WHITE = (np.full((4, 4, 3), level, dtype=np.uint8) for level in (128, 255))
 GOOD = {"instruction_following": 20, "preservation": 16, "naturalness": 25, "freedom_from_artifacts": 9}
@@ -78,7 +79,7 @@ def test_the_reward_is_the_geometric_mean_of_the_least_scores_as_shares(eyes, tm
     scored, counted = scorer(tmp_path)([pair()])
     assert scored["reward"] == pytest.approx((16 / 25 * 9 / 25) ** 0.5)  # 0.48
     assert scored["instruction"] == "add a hat"
-    assert counted == {"counted": {"prompt_tokens": 200, "completion_tokens": 100}}
+    assert counted == Counted({"prompt_tokens": 200, "completion_tokens": 100})
 
 
 def test_the_reward_is_the_mean_over_passes_each_with_another_seed(eyes, tmp_path):
@@ -134,11 +135,11 @@ def test_scores_that_cannot_be_used_are_asked_for_again_and_never_bent(eyes, tmp
     eyes.scores["add a hat"] = [wrong.copy() if isinstance(wrong, dict) else wrong, GOOD]
     scored, counted = scorer(tmp_path / "once")([pair()])
     assert scored["reward"] == pytest.approx(0.48)
-    assert counted["counted"][f"asked_again_{reason}"] == 1
+    assert counted.values[f"asked_again_{reason}"] == 1
     eyes.scores["add a hat"] = [wrong] * 2
     dropped = scorer(tmp_path / "always", max_attempts=2)([pair()])[0]
-    assert dropped["dropped"] == reason
-    assert len(dropped["sample"]) <= 300
+    assert dropped.reason == reason
+    assert len(dropped.sample) <= 300
 
 
 SCORES = json.dumps({"reasoning": "so [good] {it} is"} | GOOD)
@@ -229,8 +230,8 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(eyes, tmp_path):
 
 def test_a_refused_key_stops_and_a_refused_request_drops_its_edit_alone(eyes, tmp_path):
     eyes.scores["rude"] = [(400, {})]
-    rows = [row for row in scorer(tmp_path)([pair("rude"), pair()]) if "counted" not in row]
-    assert rows[0] == {"dropped": "request_refused", "sample": "Error code: 400 - no"}
+    rows = [row for row in scorer(tmp_path)([pair("rude"), pair()]) if not isinstance(row, Counted)]
+    assert rows[0] == Dropped("request_refused", sample="Error code: 400 - no")
     assert rows[1]["reward"] == pytest.approx(0.48)
     eyes.scores["wear a hat"] = [(401, {})]
     with pytest.raises(Stopped, match="out of reach"):

@@ -11,7 +11,7 @@ from hive_ray.config import Importing
 from hive_ray.errors import Stopped
 from hive_ray.files.text_files import replace_surrogates
 from hive_ray.images import ImageError, map_in_threads, to_stored
-from hive_ray.schemas import ORIGINS, SPLITS, Row
+from hive_ray.schemas import ORIGINS, SPLITS, Counted, Dropped, Result, Row
 from hive_ray.seeds import id_for, split_for
 
 INSTRUCTION = ("instruction", "edit", "edit_prompt")
@@ -73,8 +73,8 @@ class Found:
     place: str = ""
 
 
-def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Iterator[Row]:
-    """Rows of `imported`, at most `num_pairs` and each once, and {"dropped": reason, "sample": words} for the others.
+def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Iterator[Result]:
+    """Rows of `imported`, at most `num_pairs` and each once, and `Dropped` with a sample for the others.
 
     Each of several instructions of a pair is a row. Reasons beside those of `Unread` and `NoPicture`:
     "instruction_missing", "picture_missing", "picture_unreadable", "pictures_are_equal", "duplicate".
@@ -88,15 +88,15 @@ def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Itera
     while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(pair_ids)))):
         for pair, pictures in zip(batch, map_in_threads(_kept_pictures, batch), strict=True):
             for row in _rows(pair, pictures, settings):
-                if isinstance(pair, Found) and row.get("pair_id") in pair_ids:
+                if isinstance(row, dict) and isinstance(pair, Found) and row["pair_id"] in pair_ids:
                     row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
-                if "pair_id" in row:
-                    pair_ids.add(row["pair_id"])
-                elif "dropped" in row:
-                    dropped[row["dropped"]] += 1
-                    samples.setdefault(row["dropped"], row["sample"])
+                if isinstance(row, Dropped):
+                    dropped[row.reason] += 1
+                    samples.setdefault(row.reason, row.sample or "")
+                elif isinstance(row, Counted):
+                    dropped[ROWS_NOT_READ] += int(row.values[ROWS_NOT_READ])
                 else:
-                    dropped.update(row["counted"])
+                    pair_ids.add(row["pair_id"])
                 yield row
                 if len(pair_ids) == settings.num_pairs:
                     return
@@ -123,12 +123,12 @@ def _kept_pictures(pair: Found | Unread) -> tuple[bytes | NoPicture, ...]:
     return kept_picture(pair.source_image, "source"), kept_picture(pair.edited_image, "edited")
 
 
-def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], settings: Importing) -> Iterator[Row]:
+def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], settings: Importing) -> Iterator[Result]:
     """A row for each instruction of a pair, or why there is none."""
     if isinstance(pair, Unread):
-        yield {"dropped": pair.reason, "sample": pair.sample}
+        yield Dropped(pair.reason, sample=pair.sample)
         if pair.rows > 1:
-            yield {"counted": {ROWS_NOT_READ: pair.rows - 1}}
+            yield Counted({ROWS_NOT_READ: pair.rows - 1})
         return
     instructions, inverses = texts(pair.instruction), texts(pair.inverse_instruction)
     if not instructions:
@@ -181,8 +181,8 @@ def kept_picture(picture: bytes | NoPicture | None, name: str) -> bytes | NoPict
         return NoPicture("picture_unreadable", f"{name} picture: {error}")
 
 
-def _dropped(reason: str, place: str, detail: str) -> Row:
-    return {"dropped": reason, "sample": f"{place}: {detail}" if place else detail}
+def _dropped(reason: str, place: str, detail: str) -> Dropped:
+    return Dropped(reason, sample=f"{place}: {detail}" if place else detail)
 
 
 def text(value: Any) -> str:

@@ -43,7 +43,7 @@ from hive_ray.pairs.formats.imported import (
     text,
 )
 from hive_ray.pairs.formats.pictures import Pictures, folder_of, named_path
-from hive_ray.schemas import SPLITS, Row
+from hive_ray.schemas import SPLITS, Counted, Dropped, Result, Row
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import RankingError, check_ranks
 
@@ -110,8 +110,8 @@ def read_rankings(dataset: str, settings: Importing) -> Iterator[Ranked | Unread
             yield row if isinstance(row, Unread) else _ranked(row, pictures, place)
 
 
-def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: float) -> Iterator[Row]:
-    """Rows of `rankings`, each once, and {"dropped": reason, "sample": words} for the others.
+def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: float) -> Iterator[Result]:
+    """Rows of `rankings`, each once, and `Dropped` with a sample for the others.
 
     Ids that a row has are kept; else they are made from content, and rankings by the same person that say the same of
     the same edits are one. Reasons beside those of `Unread` and `NoPicture`: "keys_missing", "instruction_missing",
@@ -126,17 +126,17 @@ def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: 
     source = iter(rankings)
     while batch := list(islice(source, RANKINGS_AT_A_TIME)):
         for ranking, row in zip(batch, map_in_threads(_row, batch), strict=True):
-            if row.get("ranking_id") in ranking_ids:
-                row = {"dropped": "duplicate", "sample": f"ranking {row['ranking_id']} came before"}
-            if "dropped" in row:
-                dropped[row["dropped"]] += 1
-                samples.setdefault(row["dropped"], row["sample"])
+            if not isinstance(row, Dropped) and row["ranking_id"] in ranking_ids:
+                row = Dropped("duplicate", sample=f"ranking {row['ranking_id']} came before")
+            if isinstance(row, Dropped):
+                dropped[row.reason] += 1
+                samples.setdefault(row.reason, row.sample or "")
             else:
                 ranking_ids.add(row["ranking_id"])
             yield row
             if isinstance(ranking, Unread) and ranking.rows > 1:
                 dropped[ROWS_NOT_READ] += ranking.rows - 1
-                yield {"counted": {ROWS_NOT_READ: ranking.rows - 1}}
+                yield Counted({ROWS_NOT_READ: ranking.rows - 1})
     refuse_too_few(f"rankings of {dataset}", len(ranking_ids), dropped, samples, least_kept)
 
 
@@ -280,21 +280,21 @@ def _labelled(row: Row) -> list[int]:
     return [1 + (first_label < second_label), 1 + (second_label < first_label)]
 
 
-def _row(ranking: Ranked | Unread) -> Row:
+def _row(ranking: Ranked | Unread) -> Row | Dropped:
     """The row of `rankings` that a ranking becomes, or why there is none."""
     if isinstance(ranking, Unread):
-        return {"dropped": ranking.reason, "sample": ranking.sample}
+        return Dropped(ranking.reason, sample=ranking.sample)
     names = ["source", *(f"edit {number}'s" for number in range(1, 1 + len(ranking.edits)))]
     pictures: list[bytes] = []
     for name, encoded in zip(names, (ranking.source_image, *ranking.edits), strict=True):
         picture = kept_picture(encoded, name)
         if isinstance(picture, NoPicture):
-            return {"dropped": picture.reason, "sample": f"{ranking.place}: {picture.detail}"}
+            return Dropped(picture.reason, sample=f"{ranking.place}: {picture.detail}")
         pictures.append(picture)
     source, *edits = pictures
     rank_of = dict(zip(edits, ranking.ranks, strict=True))
     if any(rank_of[edit] != rank for edit, rank in zip(edits, ranking.ranks, strict=True)):
-        return {"dropped": "pictures_are_equal", "sample": f"{ranking.place}: two edits are one picture, ranked apart"}
+        return Dropped("pictures_are_equal", sample=f"{ranking.place}: two edits are one picture, ranked apart")
     row, annotator = ranking.row, text(ranking.row.get("annotator")) or NOBODY
     prompt_id = text(row.get("prompt_id")) or id_for("prompt", ranking.instruction, source)
     rows_of_edits = _edits(row, prompt_id, edits)

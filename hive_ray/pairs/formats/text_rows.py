@@ -29,7 +29,7 @@ from hive_ray.pairs.formats.imported import (
     texts,
 )
 from hive_ray.pairs.formats.pictures import Pictures, folder_of
-from hive_ray.schemas import Row
+from hive_ray.schemas import Dropped, Row
 from hive_ray.seeds import id_for
 
 SOURCE_KEYS = (*SOURCE_IMAGE, *(f"{name}{FILE_NAME}" for name in SOURCE_IMAGE), "file_name")
@@ -87,10 +87,10 @@ def _lines(file: str) -> Iterator[JsonLine | TableRow]:
     return read_json_lines(file, objects=True) if delimiter is None else read_table(file, delimiter)[1]
 
 
-def read_prompts(settings: Importing) -> Iterator[Row]:
+def read_prompts(settings: Importing) -> Iterator[Row | Dropped]:
     """Rows of `prompts`, each once and all of the test split, from HIVE's {instruction, source_img} a line.
 
-    {"dropped": reason, "sample": words} as `found.imported_rows`. Raises a ValueError if nothing can be kept.
+    `Dropped` with a sample as `found.imported_rows`. Raises a ValueError if nothing can be kept.
     """
     file, prompt_ids = settings.prompts, set()
     dropped: Counter[str] = Counter()
@@ -98,32 +98,32 @@ def read_prompts(settings: Importing) -> Iterator[Row]:
     pictures = Pictures(file, folder_of(file), settings.prompt_pictures)
     for place, line in read_values(file):
         for row in _prompts(place, line, pictures):
-            if row.get("prompt_id") in prompt_ids:
-                row = {"dropped": "duplicate", "sample": f"{place}: {row['instruction']!r} of its picture came before"}
-            if "dropped" in row:
-                dropped[row["dropped"]] += 1
-                samples.setdefault(row["dropped"], row["sample"])
+            if not isinstance(row, Dropped) and row["prompt_id"] in prompt_ids:
+                row = Dropped("duplicate", sample=f"{place}: {row['instruction']!r} of its picture came before")
+            if isinstance(row, Dropped):
+                dropped[row.reason] += 1
+                samples.setdefault(row.reason, row.sample or "")
             else:
                 prompt_ids.add(row["prompt_id"])
             yield row
     refuse_too_few(f"prompts of {file}", len(prompt_ids), dropped, samples, settings.least_kept)
 
 
-def _prompts(place: str, line: Row | Unread, pictures: Pictures) -> Iterator[Row]:
+def _prompts(place: str, line: Row | Unread, pictures: Pictures) -> Iterator[Row | Dropped]:
     """A row for each instruction of a line, or why there is none."""
     if isinstance(line, Unread):
-        yield {"dropped": line.reason, "sample": line.sample}
+        yield Dropped(line.reason, sample=line.sample)
         return
     if problem := _lacks(line, INSTRUCTION, SOURCE_KEYS):
-        yield {"dropped": "keys_missing", "sample": f"{place} {problem}"}
+        yield Dropped("keys_missing", sample=f"{place} {problem}")
         return
     instructions = texts(first(line, INSTRUCTION))
     if not instructions:
-        yield {"dropped": "instruction_missing", "sample": f"{place}: no text"}
+        yield Dropped("instruction_missing", sample=f"{place}: no text")
         return
     source = kept_picture(pictures.read(first(line, SOURCE_KEYS)), "source")
     if isinstance(source, NoPicture):
-        yield {"dropped": source.reason, "sample": f"{place}: {source.detail}"}
+        yield Dropped(source.reason, sample=f"{place}: {source.detail}")
         return
     for instruction in instructions:
         yield {
