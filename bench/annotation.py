@@ -24,7 +24,7 @@ import numpy as np
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.people import invite
-from hive_ray.artifacts.tables import write_rows
+from hive_ray.artifacts.building import write_rows
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, Row
 

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from bench.ratios import rate_of, say
-from hive_ray.artifacts.tables import build_table, write_rows
+from hive_ray.artifacts.building import build_table, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
 from hive_ray.images import encode, resize, to_batch

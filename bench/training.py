@@ -33,7 +33,7 @@ from torch import nn
 
 from bench.ratios import say
 from bench.slices import in_slices
-from hive_ray.artifacts.tables import read_rows, write_rows
+from hive_ray.artifacts.building import read_rows, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings

@@ -22,8 +22,7 @@ from typing import Any
 from hive_ray import storage
 from hive_ray.annotation.database import Database, DatabaseUnavailableError
 from hive_ray.annotation.feedback import rankings_from_thumbs, read_thumbs
-from hive_ray.artifacts.chosen import read_chosen
-from hive_ray.artifacts.tables import (
+from hive_ray.artifacts.building import (
     Fingerprint,
     Manifest,
     fingerprint_of,
@@ -33,6 +32,7 @@ from hive_ray.artifacts.tables import (
     table_digest,
     write_rows,
 )
+from hive_ray.artifacts.chosen import read_chosen
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Rankings, Resources
 from hive_ray.console import say, tell_result, warn

@@ -15,7 +15,7 @@ from itertools import zip_longest
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import (
+from hive_ray.artifacts.building import (
     Fingerprint,
     Manifest,
     OnMismatch,

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import finished_manifest, git_commit, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.building import finished_manifest, git_commit, read_manifest, read_rows, table_digest
 from hive_ray.console import warn
 from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (

@@ -15,8 +15,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.artifacts.model_store import Metrics, build_model, is_finished_model
-from hive_ray.artifacts.tables import (
+from hive_ray.artifacts.building import (
     ROWS_PER_FILE,
     Fingerprint,
     Manifest,
@@ -27,6 +26,7 @@ from hive_ray.artifacts.tables import (
     read_manifest,
     write_rows,
 )
+from hive_ray.artifacts.model_store import Metrics, build_model, is_finished_model
 from hive_ray.errors import Stopped
 from hive_ray.schemas import Result
 from jobs import estimate

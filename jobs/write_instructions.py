@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import Fingerprint, Manifest, read_rows, table_digest
+from hive_ray.artifacts.building import Fingerprint, Manifest, read_rows, table_digest
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Instructions
 from hive_ray.language.batches import answer_in_batches

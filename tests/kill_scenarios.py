@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from hive_ray import storage
+from hive_ray.artifacts.building import Mapped, Shard, build_table, write_rows, write_shard
 from hive_ray.artifacts.model_store import build_model, store_model
-from hive_ray.artifacts.tables import Mapped, Shard, build_table, write_rows, write_shard
 from hive_ray.images import encode
 from hive_ray.language.answer_cache import AnswerCache, request_id
 from hive_ray.presets import shapes

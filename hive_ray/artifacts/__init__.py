@@ -1,6 +1,6 @@
 """What stages leave: Parquet tables and model folders that are finished or absent. No Ray, no DeepSpeed.
 
-tables       checked Parquet in and out; the manifest is written last; builds resume
+building     checked Parquet in and out; the manifest is written last; builds resume
 dropped      what is left of rows that were dropped
 joined       rows of two tables by their ids
 chosen       which prompts people rank first

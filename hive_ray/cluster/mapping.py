@@ -21,8 +21,8 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from hive_ray import storage
+from hive_ray.artifacts.building import ERROR_PREFIX, Mapped, Selection, Shard, Where, select, write_shard
 from hive_ray.artifacts.dropped import strip_pictures
-from hive_ray.artifacts.tables import ERROR_PREFIX, Mapped, Selection, Shard, Where, select, write_shard
 from hive_ray.cluster.environment import apply_service_variables, service_variables
 from hive_ray.cluster.starting import require_resources
 from hive_ray.config import Resources
@@ -43,7 +43,7 @@ MAX_SHARD_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class MapTable:
-    """A plan for `tables.build_table`: rows of one table, mapped into rows of another."""
+    """A plan for `building.build_table`: rows of one table, mapped into rows of another."""
 
     source: Selection
     actor: Callable[..., Actor]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from hive_ray.artifacts.tables import Mapped
+from hive_ray.artifacts.building import Mapped
 from hive_ray.cluster.mapping import MapTable, load_actor, map_rows
 from hive_ray.cluster.starting import require_resources
 from hive_ray.schemas import table_name

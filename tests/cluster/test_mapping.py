@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from hive_ray.artifacts import tables
+from hive_ray.artifacts import building
 from hive_ray.cluster import mapping
 from hive_ray.cluster.mapping import map_rows, map_table
 from hive_ray.cluster.starting import require_resources, start_ray
@@ -94,12 +94,12 @@ def cluster():
 
 def build(folder, actor=Squarer, *, count=20, out="squares", actors=2, batch=4, where=None, limit=None, **kwargs):
     source = str(folder / "numbers")
-    tables.write_rows(source, NUMBERS, numbers(count), {"count": count})
+    building.write_rows(source, NUMBERS, numbers(count), {"count": count})
     resources = Resources(num_actors=actors, num_gpus=0, num_cpus=1, batch_size=batch)
-    return tables.build_table(
+    return building.build_table(
         str(folder / out),
         SQUARES,
-        {"numbers": tables.table_digest(source)},
+        {"numbers": building.table_digest(source)},
         lambda: map_table(
             source, NUMBERS, actor, produces=SQUARES, resources=resources, where=where, limit=limit,
             rows_per_shard=6, **kwargs,
@@ -108,7 +108,7 @@ def build(folder, actor=Squarer, *, count=20, out="squares", actors=2, batch=4, 
 
 
 def values(folder) -> list[int]:
-    return [row["value"] for row in tables.read_rows(str(folder / "squares"), SQUARES)]
+    return [row["value"] for row in building.read_rows(str(folder / "squares"), SQUARES)]
 
 
 @pytest.mark.ray
@@ -144,7 +144,7 @@ def test_a_shard_of_large_pictures_has_fewer_rows(tmp_path, monkeypatch):
     )
     source = str(tmp_path / "pictures")
     rows = [{"picture_id": str(number), "image": os.urandom(10_000)} for number in range(40)]
-    tables.write_rows(source, pictures, rows, {})
+    building.write_rows(source, pictures, rows, {})
 
     def rows_per_shard(most: int) -> int:
         plan = map_table(source, pictures, Squarer, produces=SQUARES, resources=Resources(), rows_per_shard=most)
@@ -173,7 +173,7 @@ def test_rows_keep_their_order_whatever_the_batch_size_and_the_number_of_actors(
     build(tmp_path, poison=(3, 11), out="other", actors=1, batch=5)
 
     assert values(tmp_path) == [value**2 for value in range(20) if value not in (3, 11)]
-    for name in tables.read_manifest(str(tmp_path / "squares")).files:
+    for name in building.read_manifest(str(tmp_path / "squares")).files:
         assert (tmp_path / "squares" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 

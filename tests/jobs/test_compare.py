@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import write_rows
+from hive_ray.artifacts.building import write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import CAPTIONS, Dropped
 from jobs.compare import ABSENT, as_text, build

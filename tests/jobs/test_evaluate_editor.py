@@ -10,7 +10,7 @@ from tiny_models import tiny_clip, tiny_editor, tiny_tokenizer
 
 import jobs.run
 from hive_ray import storage
-from hive_ray.artifacts.tables import write_rows
+from hive_ray.artifacts.building import write_rows
 from hive_ray.config import Config, DenoisingError, Evaluation
 from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15

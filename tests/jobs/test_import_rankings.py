@@ -14,7 +14,7 @@ import pytest
 from foreign import picture
 
 from hive_ray import storage
-from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows, write_rows
 from hive_ray.config import Importing
 from hive_ray.errors import Stopped
 from hive_ray.presets import shapes

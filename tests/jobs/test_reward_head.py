@@ -11,7 +11,7 @@ import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
-from hive_ray.artifacts.tables import fingerprint_of, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows, write_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import DenoisingError, LearningCurve
 from hive_ray.editor.denoising_errors import errors_of_edits

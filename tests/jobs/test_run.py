@@ -11,7 +11,7 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
-from hive_ray.artifacts.tables import write_rows
+from hive_ray.artifacts.building import write_rows
 from hive_ray.cluster.starting import num_nodes, start_ray
 from hive_ray.presets import shapes
 from hive_ray.schemas import PROMPTS

@@ -7,7 +7,7 @@ import pytest
 from annotation_site import picture
 from pydantic import BaseModel
 
-from hive_ray.artifacts.tables import write_rows
+from hive_ray.artifacts.building import write_rows
 from hive_ray.presets import shapes
 from hive_ray.schemas import EVALUATION, RANKINGS
 from jobs import score_pairs, train_editor

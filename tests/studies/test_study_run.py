@@ -8,7 +8,7 @@ import ray
 from tiny_models import tiny_clip, tiny_stable_diffusion
 from tiny_settings import ONE, tiny_config
 
-from hive_ray.artifacts.tables import read_manifest, read_rows, table_digest
+from hive_ray.artifacts.building import read_manifest, read_rows, table_digest
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, DenoisingError, Watching
 from hive_ray.presets import SHAPES_WEIGHTS
