@@ -27,7 +27,9 @@ from diffusers import StableDiffusionPipeline
 from bench.ratios import say
 from bench.stand_in import Sleeper
 from hive_ray import storage
-from hive_ray.artifacts.building import build_table, read_rows, table_digest, write_rows
+from hive_ray.artifacts.building import build_table, write_rows
+from hive_ray.artifacts.manifest import table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import map_table
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Pairs, Resources

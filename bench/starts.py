@@ -11,7 +11,8 @@ import ray
 from bench.pairs import instructions, timed
 from bench.ratios import say
 from hive_ray import storage
-from hive_ray.artifacts.building import build_table, table_digest, write_rows
+from hive_ray.artifacts.building import build_table, write_rows
+from hive_ray.artifacts.manifest import table_digest
 from hive_ray.cluster.mapping import map_table
 from hive_ray.cluster.starting import start_ray
 from hive_ray.pairs.generation import PairGenerator

@@ -33,7 +33,8 @@ from torch import nn
 
 from bench.ratios import say
 from bench.slices import in_slices
-from hive_ray.artifacts.building import read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
@@ -43,7 +44,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode, resize, to_batch
 from hive_ray.presets import shapes
-from hive_ray.schemas import PAIRS, Rows
+from hive_ray.schemas import PAIRS, Row, Rows
 from hive_ray.seeds import generator_for
 from hive_ray.shapes.pretraining.scene_pictures import scene_and_twin
 from hive_ray.shapes.scenes import draw
@@ -288,7 +289,9 @@ def _with_latents(folder: Path, editor_settings: EditorSettings) -> Rows:
     """Rows as training reads them where latents are encoded once."""
     rows = list(read_rows(str(folder / "pairs"), PAIRS))
     encode_all = LatentEncoder(editor_settings.start, editor_settings, device_of(editor_settings))
-    encoded = [row for start in range(0, len(rows), 64) for row in encode_all(rows[start : start + 64])]
+    encoded: list[Row] = []
+    for start in range(0, len(rows), 64):
+        encoded += [row for row in encode_all(rows[start : start + 64]) if isinstance(row, dict)]
     return [row | latents for row, latents in zip(rows, encoded, strict=True)]
 
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import time
 from collections.abc import Callable, Sequence
 
-from hive_ray.artifacts.building import Fingerprint, fingerprint_of
+from hive_ray.artifacts.manifest import Fingerprint, fingerprint_of
 from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
 from hive_ray.console import tell_result
 from hive_ray.editor.averaging import add_changes, average_editors

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, Manifest, fingerprint_of, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, fingerprint_of, read_manifest, table_digest
 from hive_ray.artifacts.model_store import is_finished_model, model_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import say
 from hive_ray.reward.model import is_reward_model

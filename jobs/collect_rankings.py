@@ -22,17 +22,10 @@ from typing import Any
 from hive_ray import storage
 from hive_ray.annotation.database import Database, DatabaseUnavailableError
 from hive_ray.annotation.feedback import rankings_from_thumbs, read_thumbs
-from hive_ray.artifacts.building import (
-    Fingerprint,
-    Manifest,
-    fingerprint_of,
-    read_edit_ids,
-    read_manifest,
-    select,
-    table_digest,
-    write_rows,
-)
+from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.chosen import read_chosen
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, fingerprint_of, read_manifest, table_digest
+from hive_ray.artifacts.selection import read_edit_ids, select
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Rankings, Resources
 from hive_ray.console import say, tell_result, warn

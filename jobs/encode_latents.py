@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from hive_ray.artifacts.building import Fingerprint, Manifest, fingerprint_of, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, fingerprint_of, table_digest
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.cluster.mapping import Actor, MapTable, map_table
 from hive_ray.editor.latents import LatentEncoder, RankingLatentEncoder

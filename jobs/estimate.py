@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Manifest
+from hive_ray.artifacts.manifest import Manifest
 from hive_ray.artifacts.progress import format_counts, format_duration
 from hive_ray.cluster.mapping import MapTable
 from hive_ray.cluster.rates import measure_rate

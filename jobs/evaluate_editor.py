@@ -14,8 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, Manifest, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, read_manifest, table_digest
 from hive_ray.artifacts.model_store import is_finished_model, model_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import tell_result, warn
 from hive_ray.evaluation.draws import DrawsSummary, evaluate_measures

@@ -14,8 +14,9 @@ from hive_ray.annotation.exports import csv_lines, ranking_lines, read_answers, 
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.productivity import measure_productivity
 from hive_ray.annotation.quality import annotator_stats, flagged_names
-from hive_ray.artifacts.building import read_manifest, select
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
+from hive_ray.artifacts.manifest import read_manifest
+from hive_ray.artifacts.selection import select
 from hive_ray.console import say, tell_result
 from hive_ray.schemas import CANDIDATES
 from jobs.run import Run

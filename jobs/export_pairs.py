@@ -14,7 +14,8 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import json
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, OnMismatch, mismatch_error, read_rows, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, OnMismatch, mismatch_error, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.console import tell_result
 from hive_ray.pairs.formats.writing import WRITERS
 from hive_ray.schemas import PAIRS, SCORED_PAIRS

@@ -15,15 +15,8 @@ from itertools import zip_longest
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.artifacts.building import (
-    Fingerprint,
-    Manifest,
-    OnMismatch,
-    mismatch_error,
-    read_manifest,
-    read_rows,
-    table_digest,
-)
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, OnMismatch, mismatch_error, read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Importing
 from hive_ray.console import say, warn

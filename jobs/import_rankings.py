@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from collections.abc import Iterator
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, Manifest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest
 from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest
 from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings

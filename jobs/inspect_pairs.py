@@ -11,8 +11,10 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 import numpy as np
 
 from hive_ray import storage
-from hive_ray.artifacts.building import ERROR_PREFIX, Fingerprint, Selection, finished_manifest, select
+from hive_ray.artifacts.building import ERROR_PREFIX
 from hive_ray.artifacts.dropped import read_examples, read_kept_and_dropped
+from hive_ray.artifacts.manifest import Fingerprint, finished_manifest
+from hive_ray.artifacts.selection import Selection, select
 from hive_ray.config import Pairs
 from hive_ray.console import tell_result
 from hive_ray.pairs.inspection import SIMILARITIES, Inspected, write_page

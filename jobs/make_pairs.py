@@ -8,7 +8,7 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("make_pairs")
 
-from hive_ray.artifacts.building import Fingerprint, Manifest, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, table_digest
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.console import say
 from hive_ray.diffusion.backbone import check_backbone

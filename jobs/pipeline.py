@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from hive_ray import storage
-from hive_ray.artifacts.building import read_manifest
+from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.config import FEEDBACK_ARMS, split_arm
 from hive_ray.console import say, tell_result
 from hive_ray.statistics.intervals import Interval

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from hive_ray import storage
-from hive_ray.artifacts.building import finished_manifest, git_commit, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import finished_manifest, git_commit, read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.console import warn
 from hive_ray.evaluation.draws import DrawsSummary
 from hive_ray.evaluation.metrics import (

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.artifacts.building import select, table_digest
+from hive_ray.artifacts.manifest import table_digest
+from hive_ray.artifacts.selection import select
 from hive_ray.console import say, tell_result
 from hive_ray.pages.charts import line_chart
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, differences, in_words

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from hive_ray import config, console, storage
-from hive_ray.artifacts.building import Fingerprint, fingerprint_of, read_edit_ids, read_rows, select, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, fingerprint_of, table_digest
 from hive_ray.artifacts.model_store import model_digest, store_model
+from hive_ray.artifacts.selection import read_edit_ids, read_rows, select
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.editor.denoising_errors import ErrorMeasurer, evaluations_per_edit, feature_names
 from hive_ray.reward.accuracies import ACCURACY, Foretold

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from hive_ray import console, storage
-from hive_ray.artifacts.building import OnMismatch, fingerprint_of, read_manifest
+from hive_ray.artifacts.manifest import OnMismatch, fingerprint_of, read_manifest
 from hive_ray.artifacts.model_store import is_finished_model, model_digest
 from hive_ray.cluster.failures import (
     RESUME_HINT,

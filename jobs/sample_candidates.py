@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 from collections.abc import Callable
 
-from hive_ray.artifacts.building import Fingerprint, Manifest, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, table_digest
 from hive_ray.artifacts.model_store import model_digest
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Candidates

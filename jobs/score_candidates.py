@@ -14,8 +14,9 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 
 from typing import Any
 
-from hive_ray.artifacts.building import Fingerprint, Manifest, fingerprint_of, read_edit_ids, select, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, fingerprint_of, table_digest
 from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.selection import read_edit_ids, select
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Resources
 from hive_ray.reward.optimality import mean_ranks

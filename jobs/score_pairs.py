@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, Manifest, fingerprint_of, read_rows, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, fingerprint_of, table_digest
 from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Resources, Scoring, VisionJudge
 from hive_ray.console import say

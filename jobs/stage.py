@@ -15,17 +15,8 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.artifacts.building import (
-    ROWS_PER_FILE,
-    Fingerprint,
-    Manifest,
-    OnMismatch,
-    Plan,
-    build_table,
-    describe_differences,
-    read_manifest,
-    write_rows,
-)
+from hive_ray.artifacts.building import ROWS_PER_FILE, Plan, build_table, write_rows
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, OnMismatch, describe_differences, read_manifest
 from hive_ray.artifacts.model_store import Metrics, build_model, is_finished_model
 from hive_ray.errors import Stopped
 from hive_ray.schemas import Result

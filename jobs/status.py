@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from collections.abc import Iterable, Sequence
 
 from hive_ray import storage
-from hive_ray.artifacts.building import read_manifest
+from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.artifacts.progress import format_duration
 from hive_ray.console import tell_result
 from jobs import pipeline

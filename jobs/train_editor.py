@@ -21,9 +21,10 @@ import pyarrow as pa
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.artifacts.building import Fingerprint, Selection, fingerprint_of, read_manifest, select, table_digest
 from hive_ray.artifacts.joined import join
+from hive_ray.artifacts.manifest import Fingerprint, fingerprint_of, read_manifest, table_digest
 from hive_ray.artifacts.model_store import Metrics, model_digest
+from hive_ray.artifacts.selection import Selection, select
 from hive_ray.cluster.fitting import fit
 from hive_ray.config import SUMMABLE_ARMS, Dpo, Nft, Training, split_arm
 from hive_ray.editor.model import Editor, EditorCard

@@ -19,8 +19,9 @@ from pathlib import Path
 from torch import Tensor
 
 from hive_ray import config
-from hive_ray.artifacts.building import Fingerprint, Selection, Where, fingerprint_of, read_rows, select, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, fingerprint_of, table_digest
 from hive_ray.artifacts.model_store import Metrics, model_digest, store_model
+from hive_ray.artifacts.selection import Selection, Where, read_rows, select
 from hive_ray.cluster.fitting import fit
 from hive_ray.console import say, tell_result, warn
 from hive_ray.reward.accuracies import ACCURACY

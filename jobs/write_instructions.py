@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, Manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import Fingerprint, Manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import MapTable, map_rows, map_table
 from hive_ray.config import Instructions
 from hive_ray.language.batches import answer_in_batches

@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.annotation.tasks import OTHER_SOURCE_PREFIX, UNCHANGED_PREFIX, Prompt
-from hive_ray.artifacts.building import ROWS_PER_GROUP, Selection, read_edit_ids, read_manifest, select
+from hive_ray.artifacts.building import ROWS_PER_GROUP
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
+from hive_ray.artifacts.manifest import read_manifest
+from hive_ray.artifacts.selection import Selection, read_edit_ids, select
 from hive_ray.config import Annotation
 from hive_ray.images import ImageError, decode, media_type, to_plain
 from hive_ray.schemas import CANDIDATES, EVALUATION, Row

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hive_ray import storage
-from hive_ray.artifacts.building import read_rows
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config
 from hive_ray.console import tell_result

@@ -29,7 +29,9 @@ from functools import partial
 from typing import Any
 
 from hive_ray import storage
-from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import fingerprint_of, read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Instructions
 from hive_ray.console import say, tell_result

@@ -14,7 +14,8 @@ from fastapi import FastAPI
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.people import invite
-from hive_ray.artifacts.building import count_rows, table_digest, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import count_rows, table_digest
 from hive_ray.config import Annotation
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, CHOSEN, EVALUATION, Dropped, Row

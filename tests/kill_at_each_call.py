@@ -25,7 +25,7 @@ import pyarrow.dataset  # noqa: F401
 from kill_scenarios import SCENARIOS, digest
 
 from hive_ray import storage
-from hive_ray.artifacts.building import git_commit
+from hive_ray.artifacts.manifest import git_commit
 
 BY_THE_CLOCK = ("seconds", "rows_timed", "git_commit")
 

@@ -17,7 +17,8 @@ from local_server import free_port
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.selection import select
 from hive_ray.cluster.fitting import fit
 from hive_ray.config import Recovery, Resources, Training
 from hive_ray.errors import BadRows
@@ -99,7 +100,7 @@ class Line:
 
 def train(folder: Path, name: str = "line", settings: Training | None = None, **kwargs):
     return fit(
-        Line, name=name, run=str(folder / "run"), rows=lambda: building.select(str(folder / "points"), POINTS),
+        Line, name=name, run=str(folder / "run"), rows=lambda: select(str(folder / "points"), POINTS),
         columns=["point_id", "x"], settings=settings or training(), fingerprint={"input.points": "p"}, **kwargs,
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def interrupt_when_awaited(file: Path) -> None:
 
 def write_points(folder: Path) -> None:
     rows = [{"point_id": str(index), "x": index / NUM_POINTS} for index in range(NUM_POINTS)]
-    building.write_rows(str(folder / "points"), POINTS, rows, {})
+    write_rows(str(folder / "points"), POINTS, rows, {})
 
 
 def log(folder: Path, name: str = "line") -> list[dict]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 
 from hive_ray import config
-from hive_ray.artifacts import building
+from hive_ray.artifacts.selection import Selection, select
 from hive_ray.config import Resources, Training
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
@@ -38,8 +38,8 @@ class Objective(EditorObjective):
         super().save(folder, state, self.card)
 
 
-def pairs(folder: str) -> building.Selection:
-    return building.select(str(Path(folder) / "pairs"), PAIRS)
+def pairs(folder: str) -> Selection:
+    return select(str(Path(folder) / "pairs"), PAIRS)
 
 
 def main() -> None:

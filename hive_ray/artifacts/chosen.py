@@ -1,6 +1,7 @@
 """The table `chosen` for those who hand out prompts, rank them, or count what was ranked."""
 
-from hive_ray.artifacts.building import finished_manifest, read_manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import finished_manifest, read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.schemas import CHOSEN, Rows
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hive_ray.artifacts.building import Selection
+from hive_ray.artifacts.selection import Selection
 from hive_ray.console import warn
 from hive_ray.errors import ContractError
 from hive_ray.schemas import id_column

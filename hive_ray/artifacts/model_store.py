@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, OnMismatch, describe_differences, git_commit, mismatch_error
+from hive_ray.artifacts.manifest import Fingerprint, OnMismatch, describe_differences, git_commit, mismatch_error
 from hive_ray.console import say, tell_result
 from hive_ray.files import scratch
 from hive_ray.seeds import id_for

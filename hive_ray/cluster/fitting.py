@@ -25,8 +25,9 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Fingerprint, OnMismatch, Selection, fingerprint_of
+from hive_ray.artifacts.manifest import Fingerprint, OnMismatch, fingerprint_of
 from hive_ray.artifacts.model_store import Metrics, build_model, store_model
+from hive_ray.artifacts.selection import Selection
 from hive_ray.cluster.environment import apply_service_variables, service_variables
 from hive_ray.cluster.starting import (
     describe_cluster,

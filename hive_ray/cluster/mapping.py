@@ -21,8 +21,9 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from hive_ray import storage
-from hive_ray.artifacts.building import ERROR_PREFIX, Mapped, Selection, Shard, Where, select, write_shard
+from hive_ray.artifacts.building import ERROR_PREFIX, Mapped, Shard, write_shard
 from hive_ray.artifacts.dropped import strip_pictures
+from hive_ray.artifacts.selection import Selection, Where, select
 from hive_ray.cluster.environment import apply_service_variables, service_variables
 from hive_ray.cluster.starting import require_resources
 from hive_ray.config import Resources

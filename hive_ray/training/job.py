@@ -7,7 +7,8 @@ from typing import Any
 
 import torch.distributed
 
-from hive_ray.artifacts.building import Fingerprint, Selection
+from hive_ray.artifacts.manifest import Fingerprint
+from hive_ray.artifacts.selection import Selection
 from hive_ray.config import Training
 from hive_ray.training.objectives import Objective
 

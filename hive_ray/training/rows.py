@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.artifacts.building import Selection
 from hive_ray.artifacts.progress import Progress
+from hive_ray.artifacts.selection import Selection
 from hive_ray.files import scratch
 from hive_ray.schemas import Rows, id_column
 from hive_ray.seeds import id_for, seed_for

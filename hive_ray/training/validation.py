@@ -17,8 +17,8 @@ import torch
 import torch.distributed
 from torch import nn
 
-from hive_ray.artifacts.building import Selection
 from hive_ray.artifacts.model_store import Metrics
+from hive_ray.artifacts.selection import Selection
 from hive_ray.config import Training
 from hive_ray.console import warn
 from hive_ray.schemas import Row

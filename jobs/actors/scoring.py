@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from hive_ray.artifacts.building import read_rows
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Scoring
 from hive_ray.reward.judges import judge_of
 from hive_ray.reward.model import RewardScorer

@@ -5,7 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hive_ray import storage
-from hive_ray.artifacts import building, dropped
+from hive_ray.artifacts import dropped
+from hive_ray.artifacts.building import Mapped, build_table, write_rows, write_shard
+from hive_ray.artifacts.manifest import read_manifest
+from hive_ray.artifacts.selection import read_rows, select
 from hive_ray.cluster.mapping import MapTable, _Contracted
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError
@@ -47,13 +50,11 @@ class InDriver:
     def run(self, path, shards):
         for number in shards:
             rows = Sorter("cpu")(shots(60)[12 * number : 12 * number + 12])
-            yield building.write_shard(
-                path, number, building.Mapped.of(dropped.strip_pictures(rows, SHOTS, 2)), SHOTS, rows_in=12
-            )
+            yield write_shard(path, number, Mapped.of(dropped.strip_pictures(rows, SHOTS, 2)), SHOTS, rows_in=12)
 
 
 def build(folder: Path) -> str:
-    building.build_table(str(folder), SHOTS, MADE, InDriver)
+    build_table(str(folder), SHOTS, MADE, InDriver)
     return str(folder)
 
 
@@ -68,7 +69,7 @@ def names(rows) -> list[str]:
 
 
 def test_the_first_of_each_reason_keep_their_pictures_and_the_others_their_numbers():
-    mapped = building.Mapped.of(dropped.strip_pictures(Sorter("cpu")(shots(8)), SHOTS, 1))
+    mapped = Mapped.of(dropped.strip_pictures(Sorter("cpu")(shots(8)), SHOTS, 1))
     carried = [drop.row for drop in mapped.dropped if drop.row is not None]
     assert [set(row) for row in carried] == [set(FIELDS)] + [{"shot_id", "light"}] * 3
     assert [row["shot_id"] for row in mapped.rows] == ["s000", "s004"]
@@ -77,10 +78,10 @@ def test_the_first_of_each_reason_keep_their_pictures_and_the_others_their_numbe
 
 def test_what_was_dropped_lies_beside_the_table_and_not_in_it(tmp_path):
     path = build(tmp_path)
-    assert names(building.read_rows(path, SHOTS)) == [f"s{index:03d}" for index in range(0, 60, 4)]
-    assert building.read_manifest(path).dropped == {"dark": 30, "lost": 15}
+    assert names(read_rows(path, SHOTS)) == [f"s{index:03d}" for index in range(0, 60, 4)]
+    assert read_manifest(path).dropped == {"dark": 30, "lost": 15}
 
-    kept, lost = dropped.read_kept_and_dropped(path, building.read_manifest(path).files, SHOTS, ["light"])
+    kept, lost = dropped.read_kept_and_dropped(path, read_manifest(path).files, SHOTS, ["light"])
     assert kept["light"].to_pylist() == list(range(0, 60, 4))
     assert lost["light"].to_pylist() == [index for index in range(60) if index % 4 in (1, 2)]
 
@@ -118,16 +119,14 @@ def test_a_build_that_is_killed_at_any_file_neither_loses_nor_doubles_an_example
 
 def test_a_table_without_anything_beside_it_has_no_examples(tmp_path):
     path = str(tmp_path)
-    files = building.write_rows(path, SHOTS, shots(3), MADE).files
+    files = write_rows(path, SHOTS, shots(3), MADE).files
     assert dropped.read_examples(path, 3) == {}
     assert [len(found) for found in dropped.read_kept_and_dropped(path, files, SHOTS, ["light"])] == [3, 0]
 
 
 def test_a_dropped_row_is_held_to_the_schema_as_well(tmp_path):
     with pytest.raises(ContractError, match=r"dropped shots.*missing \['light'\]"):
-        building.write_shard(
-            str(tmp_path), 0, building.Mapped.of([Dropped("dark", row={"shot_id": "a"})]), SHOTS, rows_in=1
-        )
+        write_shard(str(tmp_path), 0, Mapped.of([Dropped("dark", row={"shot_id": "a"})]), SHOTS, rows_in=1)
 
 
 def test_of_very_many_files_some_are_looked_into_from_first_to_last():
@@ -139,8 +138,8 @@ def test_of_very_many_files_some_are_looked_into_from_first_to_last():
 
 
 def test_batches_of_an_actor_do_not_change_which_examples_are_kept(tmp_path):
-    building.write_rows(str(tmp_path / "shots"), SHOTS, shots(12), MADE)
-    source = building.select(str(tmp_path / "shots"), SHOTS)
+    write_rows(str(tmp_path / "shots"), SHOTS, shots(12), MADE)
+    source = select(str(tmp_path / "shots"), SHOTS)
     for size in (1, 5, 12):
         one = Resources(num_gpus=0, batch_size=size)
         plan = MapTable(source, Sorter, SHOTS, one, {}, rows_per_shard=12, dropped_per_shard=2)

@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.joined import join
+from hive_ray.artifacts.selection import Selection, select
 from hive_ray.errors import ContractError
 from hive_ray.training.rows import RowStore
 
@@ -18,9 +19,9 @@ def schema(name: str, key: str = "point_id", **columns: pa.DataType) -> pa.Schem
 POINTS, HEAVY = schema("points", x=pa.float32()), schema("heavy", bulk=pa.binary())
 
 
-def write(path, schema, rows, **made_from) -> building.Selection:
-    building.write_rows(str(path), schema, rows, made_from, rows_per_file=7)
-    return building.select(str(path), schema)
+def write(path, schema, rows, **made_from) -> Selection:
+    write_rows(str(path), schema, rows, made_from, rows_per_file=7)
+    return select(str(path), schema)
 
 
 def point(index: int) -> dict:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import MAX_SAMPLE_CHARS, Mapped, build_table, write_rows, write_shard
+from hive_ray.artifacts.manifest import Manifest, read_manifest
 from hive_ray.errors import Stopped
 from hive_ray.schemas import Dropped
 
@@ -20,8 +21,8 @@ def words(count: int) -> list[dict]:
     return [{"word_id": f"w{number}"} for number in range(count)]
 
 
-def write(path: Path, rows=None, made=MADE, **options) -> building.Manifest:
-    return building.write_rows(str(path), WORDS, words(4) if rows is None else rows, made, **options)
+def write(path: Path, rows=None, made=MADE, **options) -> Manifest:
+    return write_rows(str(path), WORDS, words(4) if rows is None else rows, made, **options)
 
 
 class Plan:
@@ -35,12 +36,12 @@ class Plan:
     def run(self, path, shards):
         for number in shards:
             self.made.append(number)
-            mapped = building.Mapped.of(self.rows[2 * number : 2 * number + 2])
-            yield building.write_shard(path, number, mapped, WORDS, rows_in=2)
+            mapped = Mapped.of(self.rows[2 * number : 2 * number + 2])
+            yield write_shard(path, number, mapped, WORDS, rows_in=2)
 
 
-def build(path: Path, plan: Plan, **options) -> building.Manifest:
-    return building.build_table(str(path), WORDS, MADE, lambda: plan, **options)
+def build(path: Path, plan: Plan, **options) -> Manifest:
+    return build_table(str(path), WORDS, MADE, lambda: plan, **options)
 
 
 def drops(count: int, reason: str = "blank") -> list[dict]:
@@ -65,7 +66,7 @@ def test_remains_that_say_nothing_are_refused_or_made_again(tmp_path):
 def test_a_manifest_that_the_disk_lost_is_written_again(tmp_path, left):
     made = build(tmp_path, Plan(words(4)))
     (tmp_path / "manifest.json").write_bytes(left)
-    assert building.read_manifest(str(tmp_path)) is None
+    assert read_manifest(str(tmp_path)) is None
     again = Plan(words(4))
     assert build(tmp_path, again).files == made.files
     assert again.made == []
@@ -94,7 +95,7 @@ def test_a_table_that_keeps_no_row_is_not_finished_and_says_why(tmp_path):
         assert "words: 0 rows from 4; dropped: 4 blank" in str(stopped.value)
         assert "blank: line 0: it is blank" in str(stopped.value)
         assert "--rebuild" in str(stopped.value)
-        assert building.read_manifest(str(tmp_path)) is None
+        assert read_manifest(str(tmp_path)) is None
 
 
 def test_rebuild_makes_a_table_again_that_kept_no_row(tmp_path):
@@ -129,9 +130,9 @@ def test_a_reason_keeps_its_first_samples(tmp_path, capsys):
     manifest = write(tmp_path, rows, rows_per_file=2)
     assert manifest.samples == {
         "blank": [f"line {number}: it is blank" for number in range(3)],
-        "long": ["x" * building.MAX_SAMPLE_CHARS],
+        "long": ["x" * MAX_SAMPLE_CHARS],
     }
-    assert building.read_manifest(str(tmp_path)).samples == manifest.samples
+    assert read_manifest(str(tmp_path)).samples == manifest.samples
     assert "words: blank, such as line 0: it is blank" in capsys.readouterr().out
 
 
@@ -141,7 +142,7 @@ def test_a_manifest_of_before_there_were_samples_is_read(tmp_path):
     old = json.loads(file.read_text())
     del old["samples"]
     file.write_text(json.dumps(old))
-    assert building.read_manifest(str(tmp_path)).samples == {}
+    assert read_manifest(str(tmp_path)).samples == {}
     assert write(tmp_path).rows_out == 4
 
 

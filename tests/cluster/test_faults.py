@@ -14,7 +14,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from hive_ray import storage
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import build_table, write_rows
+from hive_ray.artifacts.manifest import Manifest, table_digest
 from hive_ray.cluster.mapping import map_table
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
@@ -43,23 +44,23 @@ def noise(name: str, size: int) -> str:
     return random.Random(name).randbytes(size // 2).hex()
 
 
-def build(folder: str, *, out="out", seconds=0.05, size=64, **resources) -> building.Manifest:
+def build(folder: str, *, out="out", seconds=0.05, size=64, **resources) -> Manifest:
     """The table <folder>/<out>, made of <folder>/in."""
     source = storage.join(folder, "in")
     rows = [{"number_id": f"n{number}", "text": "x"} for number in range(COUNT)]
-    building.write_rows(source, SCHEMA, rows, {"count": COUNT})
+    write_rows(source, SCHEMA, rows, {"count": COUNT})
     plan = Resources(**({"num_actors": 2, "num_gpus": 0, "batch_size": 2} | resources))
-    return building.build_table(
+    return build_table(
         storage.join(folder, out),
         SCHEMA,
-        {"in": building.table_digest(source), "size": size},
+        {"in": table_digest(source), "size": size},
         lambda: map_table(
             source, SCHEMA, Slow, produces=SCHEMA, resources=plan, rows_per_shard=PER_SHARD, seconds=seconds, size=size
         ),
     )
 
 
-def contents(folder: str, manifest: building.Manifest, out="out") -> list[bytes]:
+def contents(folder: str, manifest: Manifest, out="out") -> list[bytes]:
     return [storage.read_bytes(storage.join(folder, out, name)) for name in manifest.files]
 
 

@@ -29,8 +29,9 @@ from ray._private.state import state
 from ray.train import WorkerGroupError
 from ray.util import placement_group_table
 
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.model_store import build_model, store_model
+from hive_ray.artifacts.selection import Selection, select
 from hive_ray.cluster.fitting import checkpoint_folder, export
 from hive_ray.cluster.one_machine.tuning import DATA_HELPERS
 from hive_ray.cluster.starting import start_ray
@@ -159,8 +160,8 @@ def test_the_rule_of_diffusers_gives_the_average_that_diffusers_does():
 def test_rows_are_read_by_place_without_their_neighbours(tmp_path, monkeypatch):
     monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
     rows = [{"point_id": str(index), "x": float(index)} for index in range(100)]
-    building.write_rows(str(tmp_path / "points"), POINTS, rows, {})
-    selection = building.select(str(tmp_path / "points"), POINTS, where={"x": lambda x: x % 2 == 1})
+    write_rows(str(tmp_path / "points"), POINTS, rows, {})
+    selection = select(str(tmp_path / "points"), POINTS, where={"x": lambda x: x % 2 == 1})
     store = RowStore(selection, ["x"], write=True).write_cache("test").open()
     assert store.num_rows == 50
     assert store.read(np.array([49, 0, 33])) == [{"x": 99.0}, {"x": 1.0}, {"x": 67.0}]
@@ -175,9 +176,9 @@ def test_rows_that_cannot_be_brought_here_leave_nothing_behind(tmp_path, monkeyp
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(building.Selection, "read", full)
+    monkeypatch.setattr(Selection, "read", full)
     with pytest.raises(OSError, match="No space left"):
-        RowStore(building.select(str(tmp_path / "points"), POINTS), ["x"], write=True).write_cache("test")
+        RowStore(select(str(tmp_path / "points"), POINTS), ["x"], write=True).write_cache("test")
     assert not list((tmp_path / "cache" / "rows").iterdir())
 
 
@@ -214,7 +215,7 @@ def test_two_workers_train_as_one_plain_loop_does_while_held_out_rows_are_looked
     settings = training(zero_stage=stage, ema_rule=rule, max_grad_norm=norm)
     points = str(tmp_path / "points")
     metrics = train(
-        tmp_path, settings=settings, held_out=lambda: building.select(points, POINTS, where={"x": lambda x: x > 0.5}),
+        tmp_path, settings=settings, held_out=lambda: select(points, POINTS, where={"x": lambda x: x > 0.5}),
         ahead=ahead,
     )  # fmt: skip
     losses, norms, average = by_hand(settings)

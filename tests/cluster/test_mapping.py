@@ -6,7 +6,9 @@ import pyarrow as pa
 import pytest
 import ray
 
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import build_table, write_rows
+from hive_ray.artifacts.manifest import read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster import mapping
 from hive_ray.cluster.mapping import map_rows, map_table
 from hive_ray.cluster.starting import require_resources, start_ray
@@ -94,12 +96,12 @@ def cluster():
 
 def build(folder, actor=Squarer, *, count=20, out="squares", actors=2, batch=4, where=None, limit=None, **kwargs):
     source = str(folder / "numbers")
-    building.write_rows(source, NUMBERS, numbers(count), {"count": count})
+    write_rows(source, NUMBERS, numbers(count), {"count": count})
     resources = Resources(num_actors=actors, num_gpus=0, num_cpus=1, batch_size=batch)
-    return building.build_table(
+    return build_table(
         str(folder / out),
         SQUARES,
-        {"numbers": building.table_digest(source)},
+        {"numbers": table_digest(source)},
         lambda: map_table(
             source, NUMBERS, actor, produces=SQUARES, resources=resources, where=where, limit=limit,
             rows_per_shard=6, **kwargs,
@@ -108,7 +110,7 @@ def build(folder, actor=Squarer, *, count=20, out="squares", actors=2, batch=4, 
 
 
 def values(folder) -> list[int]:
-    return [row["value"] for row in building.read_rows(str(folder / "squares"), SQUARES)]
+    return [row["value"] for row in read_rows(str(folder / "squares"), SQUARES)]
 
 
 @pytest.mark.ray
@@ -144,7 +146,7 @@ def test_a_shard_of_large_pictures_has_fewer_rows(tmp_path, monkeypatch):
     )
     source = str(tmp_path / "pictures")
     rows = [{"picture_id": str(number), "image": os.urandom(10_000)} for number in range(40)]
-    building.write_rows(source, pictures, rows, {})
+    write_rows(source, pictures, rows, {})
 
     def rows_per_shard(most: int) -> int:
         plan = map_table(source, pictures, Squarer, produces=SQUARES, resources=Resources(), rows_per_shard=most)
@@ -173,7 +175,7 @@ def test_rows_keep_their_order_whatever_the_batch_size_and_the_number_of_actors(
     build(tmp_path, poison=(3, 11), out="other", actors=1, batch=5)
 
     assert values(tmp_path) == [value**2 for value in range(20) if value not in (3, 11)]
-    for name in building.read_manifest(str(tmp_path / "squares")).files:
+    for name in read_manifest(str(tmp_path / "squares")).files:
         assert (tmp_path / "squares" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 

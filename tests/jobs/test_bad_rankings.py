@@ -7,7 +7,8 @@ import torch
 from tiny_models import tiny_clip
 from transformers import CLIPTokenizer
 
-from hive_ray.artifacts.building import select, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.selection import select
 from hive_ray.config import Reward, Training
 from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel

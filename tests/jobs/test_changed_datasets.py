@@ -10,7 +10,9 @@ import pytest
 from foreign import picture
 
 from hive_ray import storage
-from hive_ray.artifacts.building import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Exporting, Importing
 from hive_ray.errors import Stopped
 from hive_ray.pairs.formats.digests import dataset_digest, first_digest

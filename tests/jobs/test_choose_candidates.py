@@ -11,8 +11,10 @@ import ray
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
-from hive_ray.artifacts.building import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
+from hive_ray.artifacts.manifest import read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode

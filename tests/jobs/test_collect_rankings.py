@@ -8,7 +8,9 @@ from annotation_site import make_candidates, picture
 
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import store_feedback
-from hive_ray.artifacts.building import read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.errors import Stopped
 from hive_ray.presets import shapes
 from hive_ray.schemas import RANKINGS, Dropped

@@ -5,7 +5,8 @@ from work import hired
 
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.task_queue import AssignmentPolicy, TaskQueue
-from hive_ray.artifacts.building import read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Annotation
 from hive_ray.files.text_files import read_json_lines
 from hive_ray.presets import shapes

@@ -10,7 +10,9 @@ from foreign import picture
 from tiny_models import tiny_clip
 
 from hive_ray import storage
-from hive_ray.artifacts.building import read_manifest, read_rows, table_digest, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Exporting, Importing, Resources
 from hive_ray.presets import shapes

@@ -14,7 +14,9 @@ import pytest
 from foreign import picture
 
 from hive_ray import storage
-from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Importing
 from hive_ray.errors import Stopped
 from hive_ray.presets import shapes

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hive_ray.artifacts import building
+from hive_ray.artifacts.building import Mapped, build_table, write_rows, write_shard
 from hive_ray.artifacts.dropped import strip_pictures
+from hive_ray.artifacts.manifest import fingerprint_of
 from hive_ray.config import Inspection
 from hive_ray.images import encode
 from hive_ray.pairs.cycle import twin
@@ -41,15 +42,13 @@ class Plan:
                 rows += [first, twin(first, "undo it")]
                 rows += [Dropped("clip_direction_below_0.41", row=one) for one in others]
             rows = [*rows[:-4], Dropped("error: ValueError: no")] if number else rows
-            yield building.write_shard(
-                path, number, building.Mapped.of(strip_pictures(rows, PAIRS, 2)), PAIRS, rows_in=4
-            )
+            yield write_shard(path, number, Mapped.of(strip_pictures(rows, PAIRS, 2)), PAIRS, rows_in=4)
 
 
 def run_in(folder: Path, **settings) -> Run:
     config = shapes()
     run = Run(str(folder), config.model_copy(update={"pairs": SETTINGS.model_copy(update=settings)}))
-    building.build_table(run.path("pairs"), PAIRS, building.fingerprint_of(SETTINGS), Plan)
+    build_table(run.path("pairs"), PAIRS, fingerprint_of(SETTINGS), Plan)
     return run
 
 
@@ -86,12 +85,12 @@ def test_the_page_is_written_beside_the_table_and_twice_the_same(tmp_path, capsy
 
 def test_a_table_of_no_rows_has_a_page(tmp_path):
     run = Run(str(tmp_path), shapes())
-    building.write_rows(run.path("pairs"), PAIRS, [], building.fingerprint_of(SETTINGS))
+    write_rows(run.path("pairs"), PAIRS, [], fingerprint_of(SETTINGS))
     assert "0 of 0 drawn pairs are kept" in Path(inspect_pairs.build(run)).read_text()
 
 
 def test_pairs_that_were_imported_have_no_such_page(tmp_path):
     run = run_in(tmp_path)
-    building.write_rows(run.path("pairs"), PAIRS, [], {"importing.dataset": "x"}, on_mismatch="rebuild")
+    write_rows(run.path("pairs"), PAIRS, [], {"importing.dataset": "x"}, on_mismatch="rebuild")
     with pytest.raises(ValueError, match="was imported, not drawn"):
         inspect_pairs.build(run)

@@ -18,8 +18,9 @@ from tiny_settings import ONE, tiny_config
 from hive_ray import storage
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.feedback import store_feedback
-from hive_ray.artifacts.building import read_manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import read_manifest, table_digest
 from hive_ray.artifacts.model_store import model_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE, takes_special_path
 from hive_ray.config import LearningCurve

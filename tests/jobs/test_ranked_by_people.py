@@ -21,7 +21,8 @@ from work import hired
 
 from hive_ray.annotation.models import RANK
 from hive_ray.annotation.task_queue import AssignmentPolicy, TaskQueue
-from hive_ray.artifacts.building import count_rows, read_manifest, read_rows
+from hive_ray.artifacts.manifest import count_rows, read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Preview, Resources
 from hive_ray.errors import Stopped

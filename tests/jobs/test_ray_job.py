@@ -14,7 +14,7 @@ import pytest
 from llm_server import Chat
 from local_server import free_port
 
-from hive_ray.artifacts.building import read_manifest
+from hive_ray.artifacts.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import ray
 
-from hive_ray.artifacts.building import read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources
 from hive_ray.images import encode

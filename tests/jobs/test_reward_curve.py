@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hive_ray.artifacts.building import fingerprint_of
+from hive_ray.artifacts.manifest import fingerprint_of
 from hive_ray.config import LearningCurve
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY

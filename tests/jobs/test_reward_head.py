@@ -11,7 +11,9 @@ import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
-from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import DenoisingError, LearningCurve
 from hive_ray.editor.denoising_errors import errors_of_edits

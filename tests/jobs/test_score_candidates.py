@@ -10,7 +10,9 @@ import torch
 from tiny_models import tiny_stable_diffusion
 from tiny_settings import ONE, TWO, tiny_config
 
-from hive_ray.artifacts.building import read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import CandidateScoring, Dpo, Nft, Training
 from hive_ray.editor.model import Editor

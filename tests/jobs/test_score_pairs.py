@@ -5,7 +5,9 @@ import pytest
 from llm_server import REFUSING, USELESS, refusal
 from local_server import free_port
 
-from hive_ray.artifacts.building import read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Scoring, VisionJudge
 from hive_ray.errors import Stopped
 from hive_ray.images import encode

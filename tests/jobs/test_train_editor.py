@@ -15,7 +15,9 @@ from tiny_settings import editor_settings, tiny_config
 
 from bench.training import write_pairs
 from hive_ray import storage
-from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows, write_rows
+from hive_ray.artifacts.building import write_rows
+from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Dpo, EditorFile, Nft, Preview, Resources, Training
 from hive_ray.editor.lora import FILE

@@ -8,7 +8,8 @@ from llm_server import PAGE, USELESS, refusal
 from local_server import free_port
 
 from hive_ray import storage
-from hive_ray.artifacts.building import fingerprint_of, read_manifest, read_rows
+from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped

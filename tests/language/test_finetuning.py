@@ -10,7 +10,7 @@ import pytest
 from llm_server import JsonHandler, JsonServer
 from mutate import mutated
 
-from hive_ray.artifacts.building import git_commit
+from hive_ray.artifacts.manifest import git_commit
 from hive_ray.config import Writer
 from hive_ray.language import endpoint
 from hive_ray.language.finetuning import finetune

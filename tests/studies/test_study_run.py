@@ -8,7 +8,8 @@ import ray
 from tiny_models import tiny_clip, tiny_stable_diffusion
 from tiny_settings import ONE, tiny_config
 
-from hive_ray.artifacts.building import read_manifest, read_rows, table_digest
+from hive_ray.artifacts.manifest import read_manifest, table_digest
+from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, DenoisingError, Watching
 from hive_ray.presets import SHAPES_WEIGHTS

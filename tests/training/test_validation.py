@@ -13,7 +13,8 @@ from tiny_models import tiny_stable_diffusion
 from torch import nn
 
 from hive_ray import config
-from hive_ray.artifacts import building
+from hive_ray.artifacts import selection
+from hive_ray.artifacts.building import write_rows
 from hive_ray.config import Preview, Resources, Training, Watching
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
@@ -84,8 +85,8 @@ def one_source(row) -> list[str]:
 
 def select(folder, sources: str = "abcdefghij"):
     rows = [{"point_id": str(i), "source": one, "x": i / len(sources)} for i, one in enumerate(sources)]
-    building.write_rows(str(folder / "points"), POINTS, rows, {})
-    return building.select(str(folder / "points"), POINTS)
+    write_rows(str(folder / "points"), POINTS, rows, {})
+    return selection.select(str(folder / "points"), POINTS)
 
 
 def sources(selection) -> list[str]:
