@@ -1,9 +1,9 @@
-"""The contracts between stages: one Arrow schema a table, and the one function that makes tables of them.
+"""The contracts between stages: one Arrow schema for each table, and `to_table`, which checks rows against it.
 
-Every column is non-null. Pictures are encoded bytes (PNG or JPEG). A row carries all that the next stage needs.
+Every column is non-null. Pictures are encoded bytes (PNG or JPEG). A row holds everything that the next stage needs.
 
-The `huggingface` metadata says what `datasets` has to be told to show pictures: `load_dataset("parquet", ...,
-features=...)`. It infers an `Image` from {bytes, path} alone, which is what `export_pairs` writes.
+The `huggingface` metadata holds the features that `datasets` needs to show pictures: `load_dataset("parquet", ...,
+features=...)`. By itself, `datasets` infers an `Image` only from {bytes, path}, which is what `export_pairs` writes.
 """
 
 import json
@@ -41,12 +41,28 @@ class Counted:
 Result = Row | Dropped | Counted
 """What a stage makes of its input: a row of the table, a row that is dropped, or a count."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationRecord:
+    """A line of annotations.jsonl: how one person ranks the edits of one prompt."""
+
+    prompt_id: str
+    annotator: str
+    ranks: list[int]
+    """Aligned with `edit_ids`. 1 is best, and ties share a rank."""
+    edit_ids: list[str]
+    none_acceptable: bool
+    """Whether the person says that no edit is acceptable."""
+    seconds: float
+    """Time from showing the task to its answer."""
+
+
 SPLITS = ("train", "rank", "test")
 ORIGINS = ("generated", "cycle", "imported")
 
 
 def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table of exactly `schema`, or a ContractError that says what differs."""
+    """Rows as an Arrow table of exactly this schema. Raises ContractError, which names the difference."""
     name, wanted = table_name(schema), set(schema.names)
     for index, row in enumerate(rows):
         missing, extra = sorted(wanted - row.keys()), sorted(row.keys() - wanted)
@@ -60,12 +76,12 @@ def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
 
 
 def table_name(schema: pa.Schema) -> str:
-    """The name a schema was made under."""
+    """The name of the table that a schema is for."""
     return schema.metadata[b"table"].decode()
 
 
 def id_column(schema: pa.Schema) -> str:
-    """The column whose content names a row: unique in the table."""
+    """The column that identifies a row. Its values are unique in the table."""
     return schema.metadata[b"id"].decode()
 
 
@@ -93,14 +109,14 @@ _DRAW = pa.struct(
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """The Hugging Face `datasets` feature of an Arrow type; pictures are the only large binaries."""
+    """The Hugging Face `datasets` feature of an Arrow type. Pictures are the only large binaries."""
     if pa.types.is_large_binary(kind):
         return {"_type": "Image"}
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     if pa.types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
-    names = {pa.float32(): "float32"}  # Arrow says float
+    names = {pa.float32(): "float32"}  # str() gives "float"
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
@@ -158,7 +174,7 @@ IMPORTED = _schema(
     inverse_instruction=_TEXT,  # "" where the dataset has none
     source_image=_IMAGE,
     edited_image=_IMAGE,
-    seed=_I64,  # 0, as shared_attention, where nobody knows
+    seed=_I64,  # 0 if unknown, and so is shared_attention
     shared_attention=_F32,
     origin=_TEXT,
     split=_TEXT,
@@ -171,7 +187,7 @@ LATENTS = _schema(
     "latents",
     "pair_id",
     pair_id=_TEXT,
-    latents=pa.binary(),  # how they lie: hive_ray/editor/latents.py
+    latents=pa.binary(),  # layout: hive_ray/editor/latents.py
 )
 RANKING_LATENTS = _schema("ranking_latents", "ranking_id", ranking_id=_TEXT, latents=pa.binary())
 
@@ -204,13 +220,14 @@ SCORED_CANDIDATES = _schema(
     split=_TEXT,
 )
 SPREADS = _schema("spreads", "prompt_id", prompt_id=_TEXT, spread=_F32, disagreement=_F32)
-"""Of each prompt's edits: mean squared difference of latents, and bits of entropy of their order (NaN: not asked)."""
+"""For the edits of each prompt: mean squared difference of their latents, and entropy of their order in bits. Both are
+NaN if not measured."""
 CHOSEN = _schema(
     "chosen",
     "prompt_id",
     prompt_id=_TEXT,
     place=_I64,  # 0 is ranked first
-    spread=_F32,  # NaN, as disagreement, where it was not measured
+    spread=_F32,  # NaN if not measured, and so is disagreement
     disagreement=_F32,
     chosen_by=_TEXT,  # "random", or the measure
     probability=_F32,  # inclusion probability: hive_ray/statistics/prompt_choice.py
@@ -229,14 +246,14 @@ DENOISING_ERRORS = _schema(
     "edit_id",
     edit_id=_TEXT,
     prompt_id=_TEXT,
-    features=pa.list_(_F32),  # their names: hive_ray/editor/denoising_errors.py
+    features=pa.list_(_F32),  # names: hive_ray/editor/denoising_errors.py
 )
 EDIT_MEASURES = _schema(
     "edit_measures",
     "edit_id",
     edit_id=_TEXT,
     prompt_id=_TEXT,
-    blip=_F32,  # NaN where there is no such model
+    blip=_F32,  # NaN without a BLIP model
     clip_direction=_F32,
     clip_image=_F32,
 )
@@ -258,12 +275,12 @@ EVALUATION = _schema(
     reward=_F32,
     followed=_F32,
     preserved=_F32,
-    draws=pa.list_(_DRAW),  # of all edits of the prompt that the row stands for; empty if it stands for its own alone
+    draws=pa.list_(_DRAW),  # of all edits of the prompt; empty if the row has the measures of its own edit only
 )
 
 
 def prompt_row(instruction: Row, source_image: bytes) -> Row:
-    """A prompt: a held-out instruction with the picture to be edited."""
+    """A row of PROMPTS: a held-out instruction with the picture to be edited."""
     kept = ("instruction", "source_caption", "edited_caption", "split")
     return {
         "prompt_id": id_for("prompt", instruction["instruction_id"]),
@@ -273,7 +290,10 @@ def prompt_row(instruction: Row, source_image: bytes) -> Row:
 
 
 def edits_as_pairs(rankings: Rows, edits_of: Mapping[str, Collection[str]]) -> Rows:
-    """The edits of RANKINGS rows as rows of pairs, with `edit_id`: of each ranking (by its id) those in `edits_of`."""
+    """The edits of RANKINGS rows as rows of pairs with `edit_id`.
+
+    edits_of: ranking id -> the ids of the edits that are returned.
+    """
     columns = ("prompt_id", "instruction", "source_caption", "edited_caption", "source_image")
     return [
         {column: ranking[column] for column in columns} | {"edit_id": edit["edit_id"], "edited_image": edit["image"]}

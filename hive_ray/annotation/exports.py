@@ -12,7 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -21,6 +21,7 @@ from hive_ray.annotation.answers import QUESTIONS, Verdict, agrees_with_gold
 from hive_ray.annotation.database import Database
 from hive_ray.annotation.models import Answer, Assignment, Person, Task
 from hive_ray.files.text_files import replace_surrogates
+from hive_ray.schemas import AnnotationRecord
 
 CSV_COLUMNS = (
     "kind", "prompt_id", "instruction", "annotator", "attempt", "edit_ids", "editors", "shown", "ranks",
@@ -96,12 +97,15 @@ def ranking_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -
     """JSON lines as `rankings.annotations` reads them: ranks aligned with edit_ids, 1 is best, ties share a rank."""
     for answer in regular_answers(answers, excluded):
         if "ranks" in answer.verdict:
-            record = {
-                "prompt_id": answer.prompt_id, "annotator": answer.annotator, "ranks": answer.verdict["ranks"],
-                "edit_ids": list(answer.edit_ids), "none_acceptable": answer.verdict["none_acceptable"],
-                "seconds": round(answer.seconds, 2),
-            }  # fmt: skip
-            yield json.dumps(record, ensure_ascii=False) + "\n"
+            record = AnnotationRecord(
+                prompt_id=answer.prompt_id,
+                annotator=answer.annotator,
+                ranks=answer.verdict["ranks"],
+                edit_ids=list(answer.edit_ids),
+                none_acceptable=answer.verdict["none_acceptable"],
+                seconds=round(answer.seconds, 2),
+            )
+            yield json.dumps(asdict(record), ensure_ascii=False) + "\n"
 
 
 def csv_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> Iterator[str]:
