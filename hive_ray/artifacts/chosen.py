@@ -1,4 +1,4 @@
-"""The table `chosen` for those who hand out prompts, rank them, or count what was ranked."""
+"""Read the table `chosen`: the prompts that people rank, and the probability with which each was chosen."""
 
 from hive_ray.artifacts.manifest import finished_manifest, read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows
@@ -6,9 +6,9 @@ from hive_ray.schemas import CHOSEN, Rows
 
 
 def read_chosen(chosen: str, candidates: str) -> Rows | None:
-    """The rows of a finished table `chosen`, first place first; None if there is none.
+    """The rows of the table `chosen` by their place; None if it is not finished.
 
-    ValueError if it was not made from these candidates.
+    Raises ValueError if it was made from other candidates.
     """
     manifest = read_manifest(chosen)
     if manifest is None:
@@ -22,11 +22,15 @@ def read_chosen(chosen: str, candidates: str) -> Rows | None:
 
 
 def inclusion_probabilities(chosen: str, rows: Rows | None) -> dict[str, float]:
-    """Prompt id -> the probability with which it came to be chosen; `rows` are what `read_chosen` found. Empty if there
-    is no such table, or if some prompts could not be chosen at all, so that nothing can be estimated of all."""
+    """Prompt id -> its inclusion probability, 0..1.
+
+    rows: the result of `read_chosen`. The result is empty if there is no such table. It is also empty if some prompts
+    had no chance to be chosen, since the chosen ones then do not represent all prompts (Horvitz-Thompson).
+    """
     if rows is None:
         return {}
     prompts = finished_manifest(chosen).rows_in
     estimated = sum(1 / row["probability"] for row in rows)
-    stands_for_all = abs(estimated - prompts) < 0.5
-    return {row["prompt_id"]: row["probability"] for row in rows} if stands_for_all else {}
+    if abs(estimated - prompts) >= 0.5:
+        return {}
+    return {row["prompt_id"]: row["probability"] for row in rows}

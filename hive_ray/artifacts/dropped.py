@@ -1,11 +1,11 @@
-"""What is left of rows that an actor dropped: what was measured of each, and a few of them whole, to look at.
+"""What is kept of dropped rows for inspection: the measures of every row, and a few rows with their pictures.
 
-    <table>/__dropped__/part-00000.parquet    every dropped row but its pictures, with the reason
-    <table>/__examples__/part-00000.parquet   the first of each reason, pictures and all
+    <table>/__dropped__/part-00000.parquet    every dropped row without its pictures, with the reason
+    <table>/__examples__/part-00000.parquet   the first rows of each reason, with their pictures
 
-A file a shard, written before the shard's own: a shard that is there has them, and one that is made again replaces
-them. Readers of a folder of Parquet (Hugging Face datasets, Arrow, Spark) pass over names that begin with
-underscores, so none takes them for rows of the table.
+Each shard has one file in each folder. They are written before the shard's own file, so that a finished shard always
+has them, and a shard that is made again replaces them. Readers of a Parquet folder (Hugging Face datasets, Arrow,
+Spark) skip names that begin with underscores, so they do not read these rows as rows of the table.
 """
 
 import io
@@ -21,7 +21,7 @@ from hive_ray.schemas import Dropped, Result, Row, Rows, table_name, to_table
 
 DROPPED_FOLDER, EXAMPLES_FOLDER = "__dropped__", "__examples__"
 MAX_FILES = 256
-"""Files of a table that are read for what was dropped, evenly spaced."""
+"""Files of a table that are read for its dropped rows. Of more files, as many are read at even distances."""
 
 
 def strip_pictures(results: Iterable[Result], schema: pa.Schema, num_examples: int) -> Iterator[Result]:
@@ -52,41 +52,45 @@ def write_dropped(path: str, number: int, dropped: Iterable[Dropped], schema: pa
 def read_kept_and_dropped(
     path: str, files: list[str], schema: pa.Schema, columns: list[str]
 ) -> tuple[pa.Table, pa.Table]:
-    """Some columns of the rows in these files of the table at `path`, and of what was dropped on the way to them.
+    """These columns of the rows in these files of the table at `path`, and of the rows that were dropped with them.
 
-    Of more than MAX_FILES files only as many are read.
+    At most MAX_FILES files are read.
     """
     nothing = pa.schema([schema.field(name) for name in columns]).empty_table()
     kept, dropped = [nothing], [nothing]
     for file in evenly_spaced(files):
         kept.append(_read(storage.join(path, file), columns))
-        beside = storage.join(path, DROPPED_FOLDER, file.rpartition("/")[2])
-        if storage.exists(beside):
-            dropped.append(_read(beside, columns))
+        dropped_file = storage.join(path, DROPPED_FOLDER, file.rpartition("/")[2])
+        if storage.exists(dropped_file):
+            dropped.append(_read(dropped_file, columns))
     return pa.concat_tables(kept), pa.concat_tables(dropped)
 
 
-def read_examples(path: str, most: int) -> dict[str, Rows]:
-    """Reason -> at most `most` rows that were dropped for it; the first of each shard before the second of any."""
-    folder, places = storage.join(path, EXAMPLES_FOLDER), defaultdict(list)
+def read_examples(path: str, max_rows: int) -> dict[str, Rows]:
+    """Reason -> at most `max_rows` rows that were dropped for it, with their pictures.
+
+    The first rows of all shards come before the second row of any shard.
+    """
+    folder = storage.join(path, EXAMPLES_FOLDER)
+    places: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
     for file in evenly_spaced([name for name in storage.list_files(folder) if not name.startswith(".")]):
         seen = Counter()
         for group, reason in enumerate(_read(storage.join(folder, file), ["reason"])["reason"].to_pylist()):
             places[reason].append((seen[reason], file, group))
             seen[reason] += 1
     return {
-        reason: [_read_group(storage.join(folder, file), group) for _, file, group in sorted(found)[:most]]
-        for reason, found in places.items()
+        reason: [_read_group(storage.join(folder, file), group) for _, file, group in sorted(of_reason)[:max_rows]]
+        for reason, of_reason in places.items()
     }
 
 
 def evenly_spaced(files: list[str]) -> list[str]:
-    """At most MAX_FILES of them, evenly."""
+    """At most MAX_FILES of the files, at even distances."""
     return files[:: -(-len(files) // MAX_FILES) or 1]
 
 
 def _pictures(schema: pa.Schema) -> set[str]:
-    """The columns of pictures: the only large binaries of a table."""
+    """The columns of pictures, which are the only large binaries of a table."""
     return {field.name for field in schema if pa.types.is_large_binary(field.type)}
 
 

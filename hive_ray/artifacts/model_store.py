@@ -1,8 +1,8 @@
-"""Trained models as portable folders, which are finished or absent as tables are.
+"""Trained models as portable folders. Like a table, a model folder is finished or absent.
 
 objective.save -> store_model -> <model folder>
 
-<model folder>/...          the objective's files, loadable with no cluster and no DeepSpeed
+<model folder>/...          the objective's files, which load without a cluster and without DeepSpeed
 <model folder>/made.json    fingerprint, metrics, git commit, seconds
 <model folder>/card.json    the objective's card, copied last
 """
@@ -23,11 +23,16 @@ Metrics = dict[str, float]
 def store_model(
     path: str, save: Callable[[Path], None], fingerprint: Fingerprint, metrics: Metrics, seconds: float
 ) -> None:
-    """Write a model folder at `path`: what `save` writes (card.json among it), and how it was made."""
+    """Write a model folder at `path`: the files that `save` writes, and made.json.
+
+    seconds: what the training took. Raises FileNotFoundError if `save` writes no card.json.
+    """
     with scratch.temporary_folder("model") as folder:
         save(folder)
         if not (folder / "card.json").is_file():
-            raise FileNotFoundError(f"{path}: the objective saved no card.json, which says that a model is whole")
+            raise FileNotFoundError(
+                f"{path}: the objective saved no card.json, which marks a model as finished: save one"
+            )
         made = {
             "fingerprint": fingerprint,
             "metrics": metrics,
@@ -46,9 +51,10 @@ def build_model(
     *,
     on_mismatch: OnMismatch = "refuse",
 ) -> Metrics:
-    """Run `make` (it ends in `store_model`), or keep what the same settings and inputs made; its metrics.
+    """Run `make`, which ends in `store_model`, or keep a model of the same fingerprint. Returns the model's metrics.
 
-    What killed processes left half written of it, or in this machine's scratch, is removed.
+    Also deletes unfinished files of killed processes in the folder and in this machine's scratch. Raises
+    FileExistsError for another fingerprint under "refuse".
     """
     storage.remove_unfinished(path)
     scratch.remove_abandoned()
@@ -66,12 +72,16 @@ def build_model(
 
 
 def is_finished_model(model: str) -> bool:
-    """Whether a model folder is finished: its card is written last, and holds JSON."""
+    """Whether a model folder is finished. Its card.json is written last, and is valid JSON."""
     return storage.read_json(storage.join(model, "card.json")) is not None
 
 
 def model_digest(model: str) -> str:
-    """Names a model by what it was made from, a foreign folder or file by its content, and a hub's by its name."""
+    """An id of a model.
+
+    It is made from the fingerprint of a model that was made here, or from the content of any other folder or file. A
+    name on the hub stands for itself.
+    """
     made = storage.read_json(storage.join(model, "made.json"))
     if made is not None:
         return id_for(json.dumps(made["fingerprint"], sort_keys=True))

@@ -1,4 +1,4 @@
-"""How far a stage is, how fast, and how long it still takes."""
+"""Progress of a stage: units done, rate and time left."""
 
 import time
 from collections.abc import Mapping
@@ -7,9 +7,10 @@ from hive_ray import console
 
 
 class Progress:
-    """Counts units of work and says `pairs: 512/1400 rows, 6.2 rows/s, 2m 20s left`.
+    """Counts units of work and shows `pairs: 512/1400 rows, 6.2 rows/s, 2m 20s left`.
 
-    It says so every `every_seconds`, and more often where the line rewrites itself (`console.progress_interval_s`).
+    The line appears every `every_seconds`, and more often on a terminal, where it rewrites itself
+    (`console.progress_interval_s`).
     """
 
     def __init__(self, name: str, total: int, unit: str, *, done: int = 0, every_seconds: float = console.PROGRESS_S):
@@ -21,11 +22,11 @@ class Progress:
 
     @property
     def per_second(self) -> float:
-        """Units a second since the start of this process."""
+        """Units per second, without the units that were done before this object was made."""
         return (self.done - self.started_with) / max(time.monotonic() - self.started, 1e-9)
 
     def advance(self, units: int, note: str = "") -> bool:
-        """Count `units` more; True if `every_seconds` have passed since it last was. `note` stands behind the rest."""
+        """Count `units` more. Returns True once every `every_seconds`. `note` is appended to the line."""
         self.done += units
         now = time.monotonic()
         due = now - self.printed >= self.every_seconds
@@ -55,7 +56,7 @@ class Progress:
 
 
 def format_counts(counts: Mapping[str, float]) -> str:
-    """`; dollars: 1.2; prompt_tokens: 8,000`, to stand behind something else; nothing where nothing was counted."""
+    """Counts as a suffix: `; dollars: 1.2; prompt_tokens: 8,000`. Empty if nothing was counted."""
     return "".join(f"; {name}: {count:,.10g}" for name, count in counts.items())
 
 

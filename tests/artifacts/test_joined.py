@@ -68,5 +68,5 @@ def test_tables_that_name_their_rows_otherwise_or_share_columns_are_refused(tmp_
     with pytest.raises(ContractError, match=r"both hold \['x'\]"):
         join(points, points)
     joined = join(points, write(tmp_path / "heavy", HEAVY, [heavy(0)]))
-    with pytest.raises(ContractError, match=r"0 rows of .* have 1 partners: select, then join"):
+    with pytest.raises(ContractError, match=r"0 rows of .* have 1 matches: select, then join"):
         replace(joined, file_of=joined.file_of[:0], row_of=joined.row_of[:0])
