@@ -20,6 +20,7 @@ from hive_ray.config import Config
 from hive_ray.console import tell_result
 from hive_ray.files.settings_file import SettingsError, load_settings, read_settings
 from hive_ray.pages import html
+from hive_ray.reward.card import RewardCard, read_reward_card
 from hive_ray.statistics.intervals import Interval
 from jobs.own_settings import Comparison
 
@@ -101,13 +102,13 @@ def read_run(address: str) -> RunContents:
         missing.append("tables (none is finished)")
     if not made:
         missing.append("models (none is finished)")
-    reward = storage.read_json(storage.join(address, "reward/card.json"))
+    reward = read_reward_card(storage.join(address, "reward"))
     return RunContents(
         address=address,
         settings=settings,
         evaluation=_evaluation(summary or {}),
         tables=_tables(manifests),
-        models=_models(made, reward or {}),
+        models=_models(made, reward),
         seconds=sum(one.get("seconds", 0.0) for one in (*manifests.values(), *made.values())),
         missing=tuple(missing),
     )
@@ -206,7 +207,7 @@ def _tables(manifests: Mapping[str, Mapping[str, Any]]) -> Cells:
     return found
 
 
-def _models(made: Mapping[str, Mapping[str, Any]], reward: Mapping[str, Any]) -> Cells:
+def _models(made: Mapping[str, Mapping[str, Any]], reward: RewardCard | None) -> Cells:
     """Time and last measures of every model."""
     found = {}
     for name, one in made.items():
@@ -214,7 +215,7 @@ def _models(made: Mapping[str, Mapping[str, Any]], reward: Mapping[str, Any]) ->
         for metric, value in one.get("metrics", {}).items():
             if metric.startswith(SHOWN_METRICS):
                 found[f"{name}: {metric}"] = f"{value:.4f}"
-    accuracy = reward.get("held_out", {}).get("reward/accuracy")
+    accuracy = reward.held_out.get("reward/accuracy") if reward else None
     if accuracy is not None:
         found["reward: accuracy on held-out preferences"] = f"{accuracy:.3f}"
     return found

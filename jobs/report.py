@@ -35,6 +35,7 @@ from hive_ray.files.text_files import TextError, read_objects
 from hive_ray.pages.html import CaptionedPicture, Example
 from hive_ray.reward import distribution
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
+from hive_ray.reward.card import RewardCard, read_reward_card
 from hive_ray.reward.shaping import SHAPINGS
 from hive_ray.reward.worth import BESIDE, PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
@@ -93,7 +94,7 @@ def gather_report(
         edits=_edits(rows, judged),
         pairs=_pairs(run),
         rankings=_rankings(run),
-        **(_worth(json.loads(storage.read_text(run.path("reward/card.json")))) if rewarded else {}),
+        **(_worth(read_reward_card(run.path("reward")) or RewardCard()) if rewarded else {}),
         rewards=_rewards(run) | (_rewards_of_edits(rows) if rewarded else {}),
         reward_charts=_reward_charts(run),
         draws=draws,
@@ -137,17 +138,17 @@ def won_by(metrics: Sequence[str]) -> tuple[str, ...]:
     return ("reward",) if "reward" in metrics else ()
 
 
-def _worth(card: dict[str, Any]) -> dict[str, Any]:
+def _worth(card: RewardCard) -> dict[str, Any]:
     """What the reward model's card says, as parts of a Report; nothing held out leaves little of it."""
-    others = card.get("beside", {}) | {name: card[name] for name in BESIDE if name in card}
+    others = card.beside | {"held_out_before_training": card.held_out_before_training}
     measured = {
-        "reward model, training rankings": card.get("train"),
-        "reward model, held-out rankings": card.get("held_out"),
+        "reward model, training rankings": card.train,
+        "reward model, held-out rankings": card.held_out,
     } | {f"{words}, held-out rankings": others.get(name) for name, words in BESIDE.items()}
-    measured["reward model, held-out preferences that people share"] = card.get("shared")
-    for kind, one in card.get("kinds", {}).items():
+    measured["reward model, held-out preferences that people share"] = card.shared
+    for kind, one in card.kinds.items():
         measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
-    minus = {f"{BESIDE[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.get("minus", {}).items() if gap}
+    minus = {f"{BESIDE[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.minus.items() if gap}
     return {
         "reward_accuracy": {
             name: tuple(_bounded(one, key) for key in (ACCURACY, RANKING_ACCURACY))
@@ -155,9 +156,9 @@ def _worth(card: dict[str, Any]) -> dict[str, Any]:
             if one
         },
         "reward_minus": {name: Interval(**gap) for name, gap in minus.items()},
-        "reward_noticed": {PROBES[name]: _noticed(rate) for name, rate in card.get("noticed", {}).items()},
-        "reward_calibration": [(one["predicted"], one["observed"]) for one in card.get("calibration", [])],
-        "reward_remarks": [words for words in (card["warning"], *card.get("remarks", [])) if words],
+        "reward_noticed": {PROBES[name]: rate for name, rate in card.noticed.items()},
+        "reward_calibration": [(part.predicted, part.observed) for part in card.calibration],
+        "reward_remarks": [words for words in (card.warning, *card.remarks) if words],
     }
 
 
@@ -165,11 +166,6 @@ def _bounded(measured: dict[str, Any], key: str) -> Interval | float:
     """A measure with its interval; without one where there is no preference, or the card is of an earlier version."""
     bounds = measured.get("intervals", {}).get(key)
     return Interval(**bounds) if bounds else measured[key]
-
-
-def _noticed(rate: dict[str, float] | float) -> Interval | float:
-    """How often a probe was noticed; without an interval where the card is of an earlier version."""
-    return Interval(**rate) if isinstance(rate, dict) else rate
 
 
 def _rewards(run: Run) -> dict[str, list[float]]:

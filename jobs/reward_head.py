@@ -26,6 +26,7 @@ from hive_ray.artifacts.selection import read_edit_ids, read_rows, select
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.editor.denoising_errors import ErrorMeasurer, evaluations_per_edit, feature_names
 from hive_ray.reward.accuracies import ACCURACY, Foretold
+from hive_ray.reward.card import RewardCard
 from hive_ray.reward.head import LinearHead, fit_head, spread_within
 from hive_ray.reward.judges import CLIP_MEASURES, EditMeasurer
 from hive_ray.reward.model import is_reward_model
@@ -105,7 +106,7 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
         names = (*feature_names(settings.denoising_error), *beside.values())
         linear = fit(learned, names, settings)
         ours = unseen.predictions(linear(unseen.features))
-        card = {
+        content = {
             "rankings": table_digest(*rankings),
             "features": list(names),
             "bad_rankings": bad,
@@ -115,6 +116,7 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
             "train_prompts": len({row["prompt_id"] for row in learned.rows}),
             **(evaluate_head(ours, unseen, learned, linear, settings) if unseen.rows else NOTHING_HELD_OUT),
         }
+        card = RewardCard.model_validate(content)
         print_card(card)
         root = run.rounds[0].root
         clip = run.config.evaluation.clip if settings.denoising_error.clip_image else ""
@@ -129,7 +131,7 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
                 shutil.copytree(storage.fetch_folder(run.path(blip)), folder / BLIP)
             if unseen.rows:
                 (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
-            (folder / "card.json").write_text(json.dumps(card, indent=2))
+            (folder / "card.json").write_text(json.dumps(card.to_json(), indent=2))
 
         metrics = measure(linear(learned.features), learned.ranks, loss_of(settings))
         store_model(out, save, made_from, metrics, time.monotonic() - started)
@@ -365,21 +367,21 @@ def cost(settings: config.Config) -> dict[str, int]:
     return {"network_evaluations": scoring, "network_evaluations_of_sampling": sampling}
 
 
-def print_card(card: Mapping[str, Any]) -> None:
+def print_card(card: RewardCard) -> None:
     """Print what a person should know of the model."""
-    if card["warning"]:
-        console.warn(card["warning"], stage="reward")
-    for words in card.get("remarks", []):
+    if card.warning:
+        console.warn(card.warning, stage="reward")
+    for words in card.remarks:
         console.say(words, stage="reward")
-    costs = card["cost"]
+    costs = card.cost
     console.say(
         f"an edit takes {costs['network_evaluations']} network evaluations to score, "
         f"{costs['network_evaluations_of_sampling']} to sample",
         stage="reward",
     )
-    if "held_out" in card:
+    if card.held_out:
         console.tell_result(
-            f"accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
-            f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {card['train_rankings']} rankings",
+            f"accuracy {card.held_out[ACCURACY]:.3f} on held-out preferences, "
+            f"{card.held_out_before_training[ACCURACY]:.3f} before training by {card.train_rankings} rankings",
             stage="reward",
         )

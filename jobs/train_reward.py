@@ -25,6 +25,7 @@ from hive_ray.artifacts.selection import Selection, Where, read_rows, select
 from hive_ray.cluster.fitting import fit
 from hive_ray.console import say, tell_result, warn
 from hive_ray.reward.accuracies import ACCURACY
+from hive_ray.reward.card import RewardCard
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
 from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, foretold, measured, worth
@@ -57,7 +58,7 @@ class RewardTraining(RewardObjective):
         trained, unseen = self._rows(COLUMNS), self._rows(HELD_OUT_COLUMNS, held_out=True)
         learned = [row["prompt_id"] for row in self._read(["prompt_id"], held_out=False)]
         ours = foretold(self.model, unseen)
-        card = {
+        content = {
             "rankings": table_digest(*self.rankings),
             "bad_rankings": len(self.bad),
             "train": measured(foretold(self.model, trained), self.settings),
@@ -65,17 +66,18 @@ class RewardTraining(RewardObjective):
             "train_prompts": len(set(learned)),
             **(worth(ours, self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
         }
-        if card["warning"]:
-            warn(card["warning"], stage="reward")
-        for words in card.get("remarks", []):
+        card = RewardCard.model_validate(content)
+        if card.warning:
+            warn(card.warning, stage="reward")
+        for words in card.remarks:
             say(words, stage="reward")
         if unseen:
             tell_result(
-                f"accuracy {card['held_out'][ACCURACY]:.3f} on held-out preferences, "
-                f"{card['held_out_before_training'][ACCURACY]:.3f} before training by {len(learned)} rankings",
+                f"accuracy {card.held_out[ACCURACY]:.3f} on held-out preferences, "
+                f"{card.held_out_before_training[ACCURACY]:.3f} before training by {len(learned)} rankings",
                 stage="reward",
             )
-        super().save(folder, state, card)
+        super().save(folder, state, card.to_json())
         if unseen:
             (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
 
@@ -179,7 +181,7 @@ def _untrained_blip_stage(name: str) -> ModelStage:
         settings = run.config.reward
         started = time.monotonic()
         blip = RewardModel.build(settings.start, settings.tokenizer, settings)
-        card = {"warning": "taken as it is (reward.denoising_error.train_blip)"}
+        card = RewardCard(warning="taken as it is (reward.denoising_error.train_blip)").to_json()
         store_model(
             run.path(name), lambda folder: blip.save(folder, card), made_from, {}, time.monotonic() - started
         )  # fmt: skip

@@ -38,6 +38,7 @@ from hive_ray.console import say, tell_result
 from hive_ray.evaluation.metrics import draws_by_prompt
 from hive_ray.presets import shapes
 from hive_ray.reward.accuracies import ACCURACY
+from hive_ray.reward.card import read_reward_card
 from hive_ray.schemas import CANDIDATES, EVALUATION, RANKINGS, Rows
 from hive_ray.seeds import seed_for
 from jobs import (
@@ -546,8 +547,8 @@ def reward_models(runs: Sequence[Run]) -> str:
     """In words, how the reward models of both rounds order held-out rankings, seed by seed; "" where none is there."""
     words = []
     for name, rounds in (("first", runs), ("second", [run.after() for run in runs])):
-        cards = [storage.read_json(run.path("reward/card.json")) for run in rounds]
-        found = [f"{card['held_out'][ACCURACY]:.3f}" for card in cards if card and "held_out" in card]
+        cards = [read_reward_card(run.path("reward")) for run in rounds]
+        found = [f"{card.held_out[ACCURACY]:.3f}" for card in cards if card and card.held_out]
         if found:
             words.append(f"{', '.join(found)} in the {name} round")
     return f" Held-out preferences that the reward model orders, seed by seed: {'; '.join(words)}." if words else ""
