@@ -138,15 +138,15 @@ def _annotations_of_people(run: Run, said: bytes, path: str) -> dict[str, Any]:
     annotations = join_annotations(parse_json_lines(said, path, objects=True), edits_of)
     if not annotations.lines:
         raise Stopped(f"{_waits(run)}: {path} is empty. {_remedy(run)}")
-    if annotations.fitting == 0 or annotations.fitting < settings.least_kept * annotations.lines:
-        wanted = f" At least {settings.least_kept:.0%} must (rankings.least_kept)." if annotations.fitting else ""
+    if annotations.num_accepted == 0 or annotations.num_accepted < settings.least_kept * annotations.lines:
+        wanted = f" At least {settings.least_kept:.0%} must (rankings.least_kept)." if annotations.num_accepted else ""
         raise Stopped(
             f"annotations {path}: {annotations}\nNothing is made of them.{wanted} Give the file of what people said of "
             f"{candidates} (rankings.annotations), or correct it, and run again"
         )
     if annotations.dropped:
         warn(f"annotations {path}: {annotations}")
-    return {"annotations": annotations.of_prompt, "account": annotations.account(), "first": next(iter(edits_of))}
+    return {"annotations": annotations.by_prompt, "account": annotations.as_rows(), "first": next(iter(edits_of))}
 
 
 def _edits_of(candidates: str) -> dict[str, list[str]]:

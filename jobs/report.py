@@ -37,7 +37,7 @@ from hive_ray.reward import distribution
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from hive_ray.reward.card import RewardCard, read_reward_card
 from hive_ray.reward.shaping import SHAPINGS
-from hive_ray.reward.worth import BESIDE, PROBES
+from hive_ray.reward.worth import COMPARISONS, PROBES
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from hive_ray.statistics.intervals import Interval
 from jobs import reward_curve, score_pairs
@@ -144,11 +144,11 @@ def _worth(card: RewardCard) -> dict[str, Any]:
     measured = {
         "reward model, training rankings": card.train,
         "reward model, held-out rankings": card.held_out,
-    } | {f"{words}, held-out rankings": others.get(name) for name, words in BESIDE.items()}
+    } | {f"{words}, held-out rankings": others.get(name) for name, words in COMPARISONS.items()}
     measured["reward model, held-out preferences that people share"] = card.shared
     for kind, one in card.kinds.items():
         measured[f"reward model, held-out rankings, \u201c{kind} \u2026\u201d ({one['rankings']})"] = one
-    minus = {f"{BESIDE[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.minus.items() if gap}
+    minus = {f"{COMPARISONS[name]}, held-out rankings": gap[ACCURACY] for name, gap in card.minus.items() if gap}
     return {
         "reward_accuracy": {
             name: tuple(_bounded(one, key) for key in (ACCURACY, RANKING_ACCURACY))
@@ -199,7 +199,7 @@ def _reward_charts(run: Run) -> list[tuple[str, str]]:
     if scored:
         name, card = scored
         chart = storage.read_text(run.path(f"{name}/{score_pairs.CHART}"))
-        found.append((chart, f"Rewards of the training pairs: {distribution.in_words(card)}."))
+        found.append((chart, f"Rewards of the training pairs: {distribution.summary_sentence(card)}."))
     return found
 
 

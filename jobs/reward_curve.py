@@ -17,8 +17,8 @@ from hive_ray.artifacts.manifest import table_digest
 from hive_ray.artifacts.selection import select
 from hive_ray.console import say, tell_result
 from hive_ray.pages.charts import line_chart
-from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, differences, in_words
-from hive_ray.reward.worth import BESIDE
+from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, accuracy_differences, describe_difference
+from hive_ray.reward.worth import COMPARISONS
 from hive_ray.schemas import RANKINGS
 from hive_ray.statistics.intervals import Interval
 from jobs import train_reward
@@ -63,7 +63,7 @@ def curve(shares: Sequence[float], cards: Sequence[dict[str, Any]], counts: Sequ
             "rankings": card["train_rankings"],
             "prompts": card["train_prompts"],
             **{name: card["held_out"]["intervals"][name] for name in (ACCURACY, RANKING_ACCURACY)},
-            "most_minus_this": differences(counts[-1], these),
+            "most_minus_this": accuracy_differences(counts[-1], these),
         }
         for share, card, these in zip(shares, cards, counts, strict=True)
     ]
@@ -83,7 +83,7 @@ def finding(points: Sequence[dict[str, Any]]) -> str:
     gap = Interval(**fewest["most_minus_this"][ACCURACY])
     figures = (
         f"accuracy {most[ACCURACY]['value']:.2f} of {most['rankings']} rankings, {fewest[ACCURACY]['value']:.2f} of "
-        f"{fewest['rankings']} ({in_words(fewest['most_minus_this'])})"
+        f"{fewest['rankings']} ({describe_difference(fewest['most_minus_this'])})"
     )
     if not gap.excludes_zero:
         return f"that more rankings help cannot be told from chance: {figures}"
@@ -100,7 +100,9 @@ def draw(found: dict[str, Any]) -> str:
         markers=True,
         bands={"reward model": [(point[ACCURACY]["low"], point[ACCURACY]["high"]) for point in points]},
         horizontal_lines={
-            words: found["beside"][name][ACCURACY]["value"] for name, words in BESIDE.items() if name in found["beside"]
+            words: found["beside"][name][ACCURACY]["value"]
+            for name, words in COMPARISONS.items()
+            if name in found["beside"]
         },
     )
 
@@ -130,8 +132,9 @@ def _read(run: Run, name: str, file: str) -> dict[str, Any]:
 
 
 def _counts(run: Run, name: str) -> dict[str, Any]:
-    if not storage.exists(run.path(f"{name}/{train_reward.HELD_OUT}")):
+    if not storage.exists(run.path(f"{name}/{train_reward.HELD_OUT_FILE}")):
         raise FileNotFoundError(
-            f"{run.path(name)} has no {train_reward.HELD_OUT}: an earlier version trained it; delete it and train again"
+            f"{run.path(name)} has no {train_reward.HELD_OUT_FILE}: an earlier version trained it; "
+            "delete it and train again"
         )
-    return _read(run, name, train_reward.HELD_OUT)
+    return _read(run, name, train_reward.HELD_OUT_FILE)

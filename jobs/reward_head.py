@@ -25,13 +25,21 @@ from hive_ray.artifacts.model_store import model_digest, store_model
 from hive_ray.artifacts.selection import read_edit_ids, read_rows, select
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.editor.denoising_errors import ErrorMeasurer, evaluations_per_edit, feature_names
-from hive_ray.reward.accuracies import ACCURACY, Foretold
+from hive_ray.reward.accuracies import ACCURACY, Predictions
 from hive_ray.reward.card import RewardCard
-from hive_ray.reward.head import LinearHead, fit_head, spread_within
+from hive_ray.reward.head import LinearHead, deviation_within_prompts, fit_head
 from hive_ray.reward.judges import CLIP_MEASURES, EditMeasurer
 from hive_ray.reward.model import is_reward_model
-from hive_ray.reward.objective import Remedies, is_held_out, is_learned, loss_of, measure
-from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, by_clip, compared, measurable, measured, people
+from hive_ray.reward.objective import Remedies, is_held_out, is_trained_on, loss_from_settings, measure_rewards
+from hive_ray.reward.worth import (
+    HELD_OUT_FILE,
+    NOTHING_HELD_OUT,
+    evaluation_card,
+    measurable_rows,
+    measure_predictions,
+    predictions_by_clip,
+    predictions_by_people,
+)
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
 from hive_ray.statistics.agreement import RankingError, check_ranks
 from jobs.actors.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to
@@ -47,7 +55,7 @@ GUIDED_PASSES = 3
 REMEDIES = Remedies(
     diverged="its features are not finite; look at the table denoising_errors",
     nothing_learned="collect more rankings, or check that they are not random",
-    by_heart="collect more rankings, or raise reward.denoising_error.ridge",
+    overfitted="collect more rankings, or raise reward.denoising_error.ridge",
 )
 
 
@@ -67,9 +75,9 @@ class MeasuredRankings:
     similarities: Mapping[str, Tensor]
     """"blip", "clip_direction" and "clip_image", (N, K) each."""
 
-    def predictions(self, rewards: Tensor) -> Foretold:
+    def predictions(self, rewards: Tensor) -> Predictions:
         """What rewards (N, K) foretell."""
-        return Foretold(rewards, self.ranks, [row["prompt_id"] for row in self.rows])
+        return Predictions(rewards, self.ranks, [row["prompt_id"] for row in self.rows])
 
 
 def stages(name: str, share: float, blip: str = "") -> StagesOfModel:
@@ -111,7 +119,7 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
             "features": list(names),
             "bad_rankings": bad,
             "cost": cost(run.config),
-            "train": measured(learned.predictions(linear(learned.features)), settings),
+            "train": measure_predictions(learned.predictions(linear(learned.features)), settings),
             "train_rankings": len(learned.rows),
             "train_prompts": len({row["prompt_id"] for row in learned.rows}),
             **(evaluate_head(ours, unseen, learned, linear, settings) if unseen.rows else NOTHING_HELD_OUT),
@@ -130,10 +138,10 @@ def _head_stage(name: str, share: float, blip: str) -> ModelStage:
             if blip:
                 shutil.copytree(storage.fetch_folder(run.path(blip)), folder / BLIP)
             if unseen.rows:
-                (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
+                (folder / HELD_OUT_FILE).write_text(json.dumps(ours.counts()))
             (folder / "card.json").write_text(json.dumps(card.to_json(), indent=2))
 
-        metrics = measure(linear(learned.features), learned.ranks, loss_of(settings))
+        metrics = measure_rewards(linear(learned.features), learned.ranks, loss_from_settings(settings))
         store_model(out, save, made_from, metrics, time.monotonic() - started)
 
     return ModelStage(name=name, reads=(ERRORS, measures_name), fingerprint=compute_fingerprint, store=store)
@@ -226,7 +234,7 @@ def share_of_head(settings: config.Reward, share: float) -> float:
 def is_measured(prompt_id: str, settings: config.Reward) -> bool:
     """Whether the head is fitted to, or measured on, the rankings of this prompt."""
     rate = settings.held_out_rate
-    return is_held_out(prompt_id, rate) or is_learned(prompt_id, rate, settings.denoising_error.learned_rate)
+    return is_held_out(prompt_id, rate) or is_trained_on(prompt_id, rate, settings.denoising_error.learned_rate)
 
 
 def new_edits_by_ranking(rankings: Sequence[str], settings: config.Reward) -> dict[str, list[str]]:
@@ -259,7 +267,7 @@ def split_rankings(
     for file in select(run.ranking_tables(), RANKINGS).files:
         for row in read_edit_ids(file, *COLUMNS):
             held_out = is_held_out(row["prompt_id"], rate)
-            if not held_out and not is_learned(row["prompt_id"], rate, share):
+            if not held_out and not is_trained_on(row["prompt_id"], rate, share):
                 continue
             why = problem_with_ranking(
                 row["ranks"], [edit["edit_id"] for edit in row["edits"]], errors.keys() & beside.keys()
@@ -307,24 +315,26 @@ def fit(learned: MeasuredRankings, names: Sequence[str], settings: config.Reward
     """The head of the first features, which have these names."""
     features = learned.features[:, :, : len(names)]
     believed = prior_rewards(names)
-    return fit_head(features, learned.ranks, names, loss_of(settings), settings.denoising_error.ridge, believed)
+    return fit_head(
+        features, learned.ranks, names, loss_from_settings(settings), settings.denoising_error.ridge, believed
+    )
 
 
 def evaluate_head(
-    ours: Foretold, unseen: MeasuredRankings, learned: MeasuredRankings, linear: LinearHead, settings: config.Reward
+    ours: Predictions, unseen: MeasuredRankings, learned: MeasuredRankings, linear: LinearHead, settings: config.Reward
 ) -> dict[str, Any]:
     """What the model is worth on rankings that it never saw, beside people, CLIP, BLIP, errors, and their sum."""
     untaught = replace(linear, weights=prior_rewards(linear.names)[0])
     before = unseen.predictions(untaught(unseen.features))
     beside = other_predictions(ours, unseen, learned, linear, settings)
-    return compared(ours, before, beside, {}, unseen.rows, settings, REMEDIES)
+    return evaluation_card(ours, before, beside, {}, unseen.rows, settings, REMEDIES)
 
 
 def other_predictions(
-    ours: Foretold, unseen: MeasuredRankings, learned: MeasuredRankings, linear: LinearHead, settings: config.Reward
-) -> dict[str, Foretold]:
-    """What others foretell of the same rankings, by their names in BESIDE."""
-    beside = people(unseen.rows) | by_clip(unseen.similarities, ours, unseen.rows)
+    ours: Predictions, unseen: MeasuredRankings, learned: MeasuredRankings, linear: LinearHead, settings: config.Reward
+) -> dict[str, Predictions]:
+    """What others foretell of the same rankings, by their names in COMPARISONS."""
+    beside = predictions_by_people(unseen.rows) | predictions_by_clip(unseen.similarities, ours, unseen.rows)
     error_names = feature_names(settings.denoising_error)
     has_blip, errors_alone = BLIP_FEATURE in linear.names, linear.names == error_names
     errors = linear if errors_alone else fit(learned, error_names, settings)
@@ -336,8 +346,8 @@ def other_predictions(
     beside["blip" if has_blip else "blip_start"] = unseen.predictions(blip)
     if "clip" in beside:
         clip = unseen.similarities["clip_direction"] + unseen.similarities["clip_image"]
-        those = measurable(unseen.rows, CLIP_MEASURES["clip"])
-        beside["sum"] = unseen.predictions(sum_standardised([by_errors, blip, clip], unseen.ranks)).some(those)
+        those = measurable_rows(unseen.rows, CLIP_MEASURES["clip"])
+        beside["sum"] = unseen.predictions(sum_standardised([by_errors, blip, clip], unseen.ranks)).select(those)
     return beside
 
 
@@ -357,7 +367,7 @@ def prior_rewards(names: Sequence[str]) -> Tensor:
 def sum_standardised(rewards: Sequence[Tensor], ranks: Tensor) -> Tensor:
     """The sum of rewards (N, K) of several judges, each over its spread within prompts."""
     table = torch.stack([one.double() for one in rewards], dim=2)
-    return (table / spread_within(table, ranks > 0)).sum(2)
+    return (table / deviation_within_prompts(table, ranks > 0)).sum(2)
 
 
 def cost(settings: config.Config) -> dict[str, int]:

@@ -19,7 +19,7 @@ from hive_ray.artifacts.model_store import model_digest
 from hive_ray.artifacts.selection import read_edit_ids, select
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Resources
-from hive_ray.reward.optimality import mean_ranks
+from hive_ray.reward.optimality import mean_rank_rewards
 from hive_ray.schemas import CANDIDATE_REWARDS, CANDIDATES, RANKINGS, SCORED_CANDIDATES, Rows
 from jobs.actors.scoring import CandidateRanker, CandidateScorer, CandidateShaper
 from jobs.run import RANKINGS_BY_REWARD, Run
@@ -106,7 +106,7 @@ def _rewards_by_people(run: Run) -> Rows:
     prompt_of = {edit["edit_id"]: row["prompt_id"] for row in rankings for edit in row["edits"]}
     return [
         {"edit_id": edit_id, "prompt_id": prompt_of[edit_id], "reward": reward}
-        for edit_id, reward in mean_ranks(orders).items()
+        for edit_id, reward in mean_rank_rewards(orders).items()
     ]
 
 

@@ -28,8 +28,8 @@ from hive_ray.console import say
 from hive_ray.diffusion.backbone import load_tokenizer
 from hive_ray.editor.model import append_suffix
 from hive_ray.reward import distribution
-from hive_ray.reward.judges import CLIP_MEASURES, combine, source_of
-from hive_ray.reward.shaping import SHAPINGS, Feedback, feedback
+from hive_ray.reward.judges import CLIP_MEASURES, combine_rewards, judge_source_code
+from hive_ray.reward.shaping import SHAPINGS, RewardShaping, fit_shaping
 from hive_ray.schemas import PAIRS, REWARDS, SCORED_PAIRS, Dropped, Result
 from hive_ray.seeds import id_for
 from jobs.actors.scoring import PairScorer, PairShaper, rewards_of
@@ -82,7 +82,7 @@ def _model_of(run: Run) -> str:
     return digests[0] if len(digests) == 1 else id_for(settings.combine, *digests)
 
 
-def _scored_pairs_stage(run: Run, shaping: str | None, shaped: Feedback | None = None) -> TableStage:
+def _scored_pairs_stage(run: Run, shaping: str | None, shaped: RewardShaping | None = None) -> TableStage:
     """The pairs with their weights or levels; `shaped` is what all rewards say together, where that is known."""
     named, rewards = _named_shaping(run, shaping), rewards_name(run.config.scoring.judges)
 
@@ -139,7 +139,7 @@ def _digest(run: Run, judge: str) -> str:
         return id_for(judge, model_digest(settings.clip))
     if judge == "openai":
         return id_for(judge, settings.vision.model_dump_json(exclude={"spending", "send_seed"}))
-    return id_for(judge, source_of(judge))
+    return id_for(judge, judge_source_code(judge))
 
 
 def plan_scoring(run: Run, judge: str) -> MapTable:
@@ -211,14 +211,16 @@ def _combined(run: Run) -> list[Result]:
     pair_ids = [pair_id for pair_id in rewards[0] if all(pair_id in one for one in rewards)]
     rows: list[Result] = [Dropped("no_reward")] * (len(set().union(*rewards)) - len(pair_ids))
     if pair_ids:
-        combined = combine(np.array([[one[pair_id] for pair_id in pair_ids] for one in rewards]), settings.combine)
+        combined = combine_rewards(
+            np.array([[one[pair_id] for pair_id in pair_ids] for one in rewards]), settings.combine
+        )
         rows += [
             {"pair_id": pair_id, "reward": float(reward)} for pair_id, reward in zip(pair_ids, combined, strict=True)
         ]
     return rows
 
 
-def _feedback(run: Run, settings: Scoring) -> tuple[Feedback, dict[str, Any], str]:
+def _feedback(run: Run, settings: Scoring) -> tuple[RewardShaping, dict[str, Any], str]:
     """What all rewards say together, their distribution in numbers, and a chart of it.
 
     The tokenizer of what `editor` starts from makes room for the phrase. The distribution is said in a line, too, so
@@ -230,8 +232,8 @@ def _feedback(run: Run, settings: Scoring) -> tuple[Feedback, dict[str, Any], st
     rows = [row for row in read_rows(run.path("pairs"), PAIRS, columns) if row["pair_id"] in reward_of]
     instructions, values = [row["instruction"] for row in rows], np.array([reward_of[row["pair_id"]] for row in rows])
     tokenizer = load_tokenizer(editor.start, editor.single_file)
-    shaped = feedback(instructions, values, settings, partial(append_suffix, tokenizer))
+    shaped = fit_shaping(instructions, values, settings, partial(append_suffix, tokenizer))
     advantages = np.array([shaped.advantage(*row) for row in zip(instructions, values, strict=True)])
-    said = distribution.described(values, advantages, shaped)
-    say(distribution.in_words(said), stage="rewards")
-    return shaped, said, distribution.draw(advantages, [row["origin"] for row in rows], shaped)
+    said = distribution.describe_rewards(values, advantages, shaped)
+    say(distribution.summary_sentence(said), stage="rewards")
+    return shaped, said, distribution.reward_histogram(advantages, [row["origin"] for row in rows], shaped)

@@ -27,8 +27,8 @@ from hive_ray.console import say, tell_result, warn
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.card import RewardCard
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import RewardObjective, good_rankings, is_held_out, is_learned
-from hive_ray.reward.worth import HELD_OUT, NOTHING_HELD_OUT, foretold, measured, worth
+from hive_ray.reward.objective import RewardObjective, is_held_out, is_trained_on, usable_rankings
+from hive_ray.reward.worth import HELD_OUT_FILE, NOTHING_HELD_OUT, evaluate_reward_model, measure_predictions, predict
 from hive_ray.schemas import RANKINGS, Row, Rows
 from jobs import reward_head
 from jobs.run import Run, fingerprint
@@ -57,14 +57,18 @@ class RewardTraining(RewardObjective):
         start = RewardModel.build(self.start, self.settings.tokenizer, self.settings)
         trained, unseen = self._rows(COLUMNS), self._rows(HELD_OUT_COLUMNS, held_out=True)
         learned = [row["prompt_id"] for row in self._read(["prompt_id"], held_out=False)]
-        ours = foretold(self.model, unseen)
+        ours = predict(self.model, unseen)
         content = {
             "rankings": table_digest(*self.rankings),
             "bad_rankings": len(self.bad),
-            "train": measured(foretold(self.model, trained), self.settings),
+            "train": measure_predictions(predict(self.model, trained), self.settings),
             "train_rankings": len(learned),
             "train_prompts": len(set(learned)),
-            **(worth(ours, self.model, start, self.clip, unseen, self.settings) if unseen else NOTHING_HELD_OUT),
+            **(
+                evaluate_reward_model(ours, self.model, start, self.clip, unseen, self.settings)
+                if unseen
+                else NOTHING_HELD_OUT
+            ),
         }
         card = RewardCard.model_validate(content)
         if card.warning:
@@ -79,11 +83,11 @@ class RewardTraining(RewardObjective):
             )
         super().save(folder, state, card.to_json())
         if unseen:
-            (folder / HELD_OUT).write_text(json.dumps(ours.counts()))
+            (folder / HELD_OUT_FILE).write_text(json.dumps(ours.counts()))
 
     def _rows(self, columns: list[str], held_out: bool = False) -> Rows:
         """Rankings of one side, MOST_MEASURED at most, to measure a model on; bad ones are said, counted, left out."""
-        good, bad = good_rankings(islice(self._read(columns, held_out), MOST_MEASURED), self.model.resolution)
+        good, bad = usable_rankings(islice(self._read(columns, held_out), MOST_MEASURED), self.model.resolution)
         for name, why in bad.items():
             warn(f"not measured on {name}: {why}", stage="reward")
         self.bad |= bad
@@ -96,7 +100,7 @@ class RewardTraining(RewardObjective):
 
 def rankings_where(rate: float, share: float = 1.0, held_out: bool = False, beyond: float = 0.0) -> Where:
     """The rankings that are held out, or those of a share of the other prompts, which are learned from."""
-    return {"prompt_id": lambda name: is_held_out(name, rate) if held_out else is_learned(name, rate, share, beyond)}
+    return {"prompt_id": lambda name: is_held_out(name, rate) if held_out else is_trained_on(name, rate, share, beyond)}
 
 
 def build(run: Run, name: str = "reward", share: float = 1.0) -> Metrics:

@@ -1,6 +1,6 @@
 """How often rewards order edits as people did, by prompt, with bootstrap intervals.
 
-rewards, ranks -> Foretold -> accuracies, and differences of two predictions of the same prompts
+rewards, ranks -> Predictions -> accuracies, and differences of two predictions of the same prompts
 
 N rankings, K edits of each; a rank of 0 marks an edit that is not there
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hive_ray.reward.objective import pairwise_accuracy, ranking_accuracy, right_preferences, right_rankings
+from hive_ray.reward.objective import count_right_preferences, find_right_rankings, pairwise_accuracy, ranking_accuracy
 from hive_ray.statistics.intervals import Interval, interval, ratio, ratio_gap
 from hive_ray.statistics.measures import mann_whitney_u
 
@@ -22,7 +22,7 @@ Counts = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Predictions:
     """Rewards (N, K) of a model, a measure or a person, and the ranks (N, K) of people that they predict."""
 
     rewards: Tensor
@@ -32,8 +32,8 @@ class Foretold:
 
     def counts(self) -> dict[str, Counts]:
         """For both accuracies and each prompt, (right, total). Prompts without a preference are left out."""
-        right, preferences = right_preferences(self.rewards, self.ranks)
-        whole, ordered = right_rankings(self.rewards, self.ranks)
+        right, preferences = count_right_preferences(self.rewards, self.ranks)
+        whole, ordered = find_right_rankings(self.rewards, self.ranks)
         return {ACCURACY: self._by_prompt(right, preferences), RANKING_ACCURACY: self._by_prompt(whole, ordered)}
 
     def _by_prompt(self, right: Tensor, total: Tensor) -> Counts:
@@ -44,38 +44,38 @@ class Foretold:
             sums[prompt] = (right_before + part, total_before + whole)
         return {prompt: counts for prompt, counts in sums.items() if counts[1]}
 
-    def some(self, places: Sequence[int]) -> "Foretold":
+    def select(self, places: Sequence[int]) -> "Predictions":
         """Only the rankings at these places."""
-        return Foretold(self.rewards[places], self.ranks[places], [self.prompts[place] for place in places])
+        return Predictions(self.rewards[places], self.ranks[places], [self.prompts[place] for place in places])
 
 
-def intervals(foretold: Foretold) -> dict[str, dict[str, float]]:
+def accuracy_intervals(predictions: Predictions) -> dict[str, dict[str, float]]:
     """Value, low and high of both accuracies, resampled by prompt; empty without any preference."""
-    return {name: asdict(interval(prompts, ratio)) for name, prompts in foretold.counts().items() if prompts}
+    return {name: asdict(interval(prompts, ratio)) for name, prompts in predictions.counts().items() if prompts}
 
 
-def accuracies(foretold: Foretold) -> dict[str, Any]:
-    """Both accuracies, the keys as in `objective.measure`, and their `intervals`."""
+def accuracies(predictions: Predictions) -> dict[str, Any]:
+    """Both accuracies, the keys as in `measure_rewards`, and their `accuracy_intervals`."""
     return {
-        ACCURACY: pairwise_accuracy(foretold.rewards, foretold.ranks),
-        RANKING_ACCURACY: ranking_accuracy(foretold.rewards, foretold.ranks),
-        "intervals": intervals(foretold),
+        ACCURACY: pairwise_accuracy(predictions.rewards, predictions.ranks),
+        RANKING_ACCURACY: ranking_accuracy(predictions.rewards, predictions.ranks),
+        "intervals": accuracy_intervals(predictions),
     }
 
 
-def across_prompts(foretold: Foretold) -> float:
+def accuracy_across_prompts(predictions: Predictions) -> float:
     """How often the best edit of one prompt has a greater reward than the worst of another; equal rewards count half.
 
     The weights of pairs rely on the level of a reward, and comparisons within prompts do not measure it. This does.
     Guessing gives 0.5, which is also returned where fewer than two prompts have a preference.
     """
-    worst_rank = foretold.ranks.max(1, keepdim=True).values
-    best, worst = foretold.ranks == 1, (foretold.ranks == worst_rank) & (worst_rank > 1)
+    worst_rank = predictions.ranks.max(1, keepdim=True).values
+    best, worst = predictions.ranks == 1, (predictions.ranks == worst_rank) & (worst_rank > 1)
     groups: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for place, prompt in enumerate(foretold.prompts):
+    for place, prompt in enumerate(predictions.prompts):
         if worst[place].any():
-            groups[prompt][0].extend(foretold.rewards[place][best[place]].tolist())
-            groups[prompt][1].extend(foretold.rewards[place][worst[place]].tolist())
+            groups[prompt][0].extend(predictions.rewards[place][best[place]].tolist())
+            groups[prompt][1].extend(predictions.rewards[place][worst[place]].tolist())
     all_best = [reward for group, _ in groups.values() for reward in group]
     all_worst = [reward for _, group in groups.values() for reward in group]
     within_prompts = sum(len(of_prompt[0]) * len(of_prompt[1]) for of_prompt in groups.values())
@@ -85,7 +85,7 @@ def across_prompts(foretold: Foretold) -> float:
     return (mann_whitney_u(all_best, all_worst) - sum(mann_whitney_u(*group) for group in groups.values())) / pairs
 
 
-def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:
+def accuracy_differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:
     """Our accuracies minus theirs on the prompts that both counted, resampled in pairs; and `prompts`, their number.
 
     Empty if there is no such prompt.
@@ -100,8 +100,8 @@ def differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dic
     return gaps | {"prompts": len(fours[ACCURACY])}
 
 
-def in_words(minus: Mapping[str, Any]) -> str:
-    """The gap in accuracy that `differences` computed, in words."""
-    gap = Interval(**minus[ACCURACY])
+def describe_difference(difference: Mapping[str, Any]) -> str:
+    """The gap in accuracy that `accuracy_differences` computed, in words."""
+    gap = Interval(**difference[ACCURACY])
     words = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
-    return f"{words}, {minus['prompts']} prompts".replace("-", "\u2212")
+    return f"{words}, {difference['prompts']} prompts".replace("-", "\u2212")

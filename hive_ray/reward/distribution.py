@@ -1,6 +1,6 @@
 """The distribution of a table's rewards: their range, the edges of the quality levels, the size of the weights.
 
-rewards, Feedback -> described, draw -> scored_pairs/card.json, scored_pairs/rewards.svg
+rewards, RewardShaping -> describe_rewards, reward_histogram -> scored_pairs/card.json, scored_pairs/rewards.svg
 """
 
 from collections import Counter
@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from hive_ray.pages.charts import histogram
-from hive_ray.reward.shaping import Feedback, quality_level, quantile_edges
+from hive_ray.reward.shaping import RewardShaping, quality_level, quantile_edges
 from hive_ray.statistics.measures import effective_sample_size
 
 
-def described(reward: np.ndarray, shaped: np.ndarray, feedback: Feedback) -> dict[str, Any]:
+def describe_rewards(reward: np.ndarray, shaped: np.ndarray, feedback: RewardShaping) -> dict[str, Any]:
     """Statistics of rewards (N,), of rewards minus their baselines, `shaped` (N,), and of the resulting weights.
 
     Levels and weights follow `shaped`. `effective_sample_size` is the number of equally weighted pairs that carry as
     much information as the weighted ones (Kish 1965).
     """
     levels = Counter(quality_level(value, feedback.edges) for value in shaped.tolist())
-    weights = feedback.weigh(shaped)
+    weights = feedback.weights(shaped)
     return {
         "pairs": len(reward),
         "reward": _summary(reward),
@@ -47,8 +47,8 @@ def _summary(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def in_words(description: Mapping[str, Any]) -> str:
-    """The result of `described` in a sentence."""
+def summary_sentence(description: Mapping[str, Any]) -> str:
+    """The result of `describe_rewards` in a sentence."""
     reward, weights = description["reward"], description["weights"]
     edges = ", ".join(f"{edge:.3f}" for edge in description["level_edges"])
     counts = ", ".join(map(str, description["levels"].values()))
@@ -60,7 +60,7 @@ def in_words(description: Mapping[str, Any]) -> str:
     )
 
 
-def draw(shaped: np.ndarray, origins: Sequence[str], feedback: Feedback) -> str:
+def reward_histogram(shaped: np.ndarray, origins: Sequence[str], feedback: RewardShaping) -> str:
     """A histogram of `shaped` (N,) for each origin of pairs, with the edges of the levels, as SVG."""
     of = np.array(origins)
     groups = {origin: shaped[of == origin] for origin in sorted(set(origins))}

@@ -72,7 +72,7 @@ def fit_head(
         raise ValueError("there is no ranking to learn a reward from: collect some, or lower reward.held_out_rate")
     features, there = features.double(), ranks > 0
     means = features[there].mean(0)
-    scales = spread_within(features, there)
+    scales = deviation_within_prompts(features, there)
     standardised = (features - means) / scales
     corrections = torch.eye(len(means), dtype=torch.float64)
     basis = corrections if directions is None else torch.cat([directions.double(), corrections])
@@ -93,15 +93,15 @@ def fit_head(
     return LinearHead(tuple(names), means, scales, torch.from_numpy(minimum.x) @ basis)
 
 
-def spread_within(features: Tensor, there: Tensor) -> Tensor:
-    """Pooled standard deviation (F,) of features (N, K, F) among the edits of a prompt; `there` bool (N, K).
+def deviation_within_prompts(features: Tensor, is_edit: Tensor) -> Tensor:
+    """Pooled standard deviation (F,) of features (N, K, F) among the edits of a prompt; `is_edit` bool (N, K).
 
     It is 1 for a feature that never differs within a prompt, since no ranking informs about such a feature.
     """
-    features, there = features.double(), there[:, :, None]
-    counts = there.sum(1, keepdim=True)
-    means = features.where(there, 0.0).sum(1, keepdim=True) / counts
-    deviations = (features - means).where(there, 0.0)
+    features, is_edit = features.double(), is_edit[:, :, None]
+    counts = is_edit.sum(1, keepdim=True)
+    means = features.where(is_edit, 0.0).sum(1, keepdim=True) / counts
+    deviations = (features - means).where(is_edit, 0.0)
     freedom = (counts - 1).sum().clamp(min=1)
     spread = (deviations.square().sum((0, 1)) / freedom).sqrt()
     return spread.where(spread > 0, 1.0)

@@ -40,11 +40,11 @@ class ClipScorer:
         self.measures = CLIP_MEASURES[measure]
 
     def __call__(self, rows: Rows) -> Rows:
-        measured = self.measured(rows)
+        measured = self.similarities(rows)
         rewards = sum((measured[name] for name in self.measures), start=torch.zeros(())).tolist()
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
-    def measured(self, rows: Rows) -> dict[str, Tensor]:
+    def similarities(self, rows: Rows) -> dict[str, Tensor]:
         """All of CLIP's similarities of pairs by name, each (B,)."""
         return self.similarity.measure(
             [row["source_image"] for row in rows],
@@ -65,7 +65,7 @@ class EditMeasurer:
 
     def __call__(self, rows: Rows) -> Rows:
         edits = edits_as_pairs(rows, self.edits_of)
-        measured = {name: values.tolist() for name, values in self.clip.measured(edits).items()}
+        measured = {name: values.tolist() for name, values in self.clip.similarities(edits).items()}
         rewards = [row["reward"] for row in RewardScorer(self.blip)(edits)] if self.blip else [math.nan] * len(edits)
         return [
             {
@@ -96,28 +96,28 @@ class CallableScorer:
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
 
-def judge_of(
-    name: str, settings: Scoring, *, reward: Callable[[], ScoringModel], answers: str, device: str = "cpu"
+def make_judge(
+    name: str, settings: Scoring, *, load_model: Callable[[], ScoringModel], answers_folder: str, device: str = "cpu"
 ) -> Judge:
     """The judge of a name in `scoring.judges`.
 
-    reward: loads the reward model; answers: the folder where a vision model's answers are kept.
+    load_model: loads the reward model; answers_folder: the folder where a vision model's answers are kept.
     """
     makers: dict[str, Callable[[], Judge]] = {
-        "model": lambda: RewardScorer(reward()),
+        "model": lambda: RewardScorer(load_model()),
         **{measure: partial(ClipScorer, settings.clip, measure, device) for measure in CLIP_MEASURES},
-        "openai": partial(_vision, settings, answers),
+        "openai": partial(_vision, settings, answers_folder),
     }
     return makers.get(name, partial(CallableScorer, name))()
 
 
-def source_of(name: str) -> bytes:
+def judge_source_code(name: str) -> bytes:
     """The source file of a callable "module:function", so that a changed judge scores again; b"" if it has none."""
     path = getattr(import_module(_imported(name).__module__), "__file__", None)
     return Path(path).read_bytes() if path else b""
 
 
-def combine(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
+def combine_rewards(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
     """Rewards (J, N) of J judges, each standardised over the N pairs -> their mean or least (N,).
 
     A judge who gives all pairs the same reward counts as 0 everywhere.

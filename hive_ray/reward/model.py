@@ -37,7 +37,7 @@ from hive_ray.schemas import Rows
 from hive_ray.similarity import CLIP_MEAN, CLIP_STD
 from hive_ray.storage import fetch_model
 
-KIND = "hive_ray reward model"
+FOLDER_KIND = "hive_ray reward model"
 """Written into config.json, to tell our folders from BLIP's."""
 
 _MISMATCH, _MATCH = 0, 1  # outputs of BLIP's image-text matching head
@@ -88,7 +88,7 @@ class RewardModel(nn.Module):
         num_prompts, num_edits = edited.shape[:2]
         images = (torch.cat([source, edited.flatten(0, 1)]) - self.mean) / self.std
         images = images.to(self.head.weight.dtype)  # (B + B K, 3, H, W)
-        before, after = self._seen(images, num_prompts)
+        before, after = self._encode_images(images, num_prompts)
         source_type, edited_type = self.image_type(torch.arange(2, device=images.device))
         both = [(before + source_type).repeat_interleave(num_edits, 0), after + edited_type]
         read = self.text(
@@ -98,7 +98,7 @@ class RewardModel(nn.Module):
         ).last_hidden_state[:, 0]
         return self.head(read).view(num_prompts, num_edits)
 
-    def _seen(self, images: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
+    def _encode_images(self, images: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
         """The tokens of B sources and of their K edits (B + B K, 3, H, W), (B, N, D) and (B K, N, D)."""
         tokens = self.vision.embeddings(images)
         for place, layer in enumerate([*self.vision.encoder.layers, self.vision.post_layernorm]):
@@ -147,7 +147,7 @@ class RewardModel(nn.Module):
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         settings = {
-            "kind": KIND,
+            "kind": FOLDER_KIND,
             "max_tokens": self.max_tokens,
             "vision": self.vision.config.to_diff_dict(),
             "text": self.text.config.to_diff_dict(),
@@ -165,10 +165,10 @@ class RewardModel(nn.Module):
         if missing:
             raise ModelFolderError(f"{folder} lacks {', '.join(missing)}: no finished reward model; train one first")
         settings = json.loads((folder / "config.json").read_text())
-        if settings.get("kind") != KIND:
+        if settings.get("kind") != FOLDER_KIND:
             kind = settings.get("kind")
             raise ModelFolderError(
-                f"{folder} is no {KIND}: its config.json says kind {kind!r}; give a folder of train_reward"
+                f"{folder} is no {FOLDER_KIND}: its config.json says kind {kind!r}; give a folder of train_reward"
             )
         vision_config = BlipVisionConfig(**settings["vision"])
         text_config = BlipTextConfig(**settings["text"])
@@ -182,7 +182,7 @@ class RewardModel(nn.Module):
         return model.eval()
 
     @classmethod
-    def from_nothing(
+    def from_scratch(
         cls, tokenizer: PreTrainedTokenizerBase, *, resolution: int, max_tokens: int, seed: int = 0
     ) -> "RewardModel":
         """A small model (about 1.5M weights) for the embedded domain, the same for the same seed."""
@@ -243,7 +243,7 @@ class RewardModel(nn.Module):
         sizes = dict(resolution=settings.resolution, max_tokens=settings.max_tokens)
         start, tokenizer = fetch_model(start), fetch_model(tokenizer)
         if str(start) == "shapes":
-            model = cls.from_nothing(load_tokenizer(tokenizer), seed=settings.training.seed, **sizes)
+            model = cls.from_scratch(load_tokenizer(tokenizer), seed=settings.training.seed, **sizes)
         elif is_reward_model(start):
             model = cls.load(start)
         else:
@@ -255,7 +255,7 @@ class RewardModel(nn.Module):
 def is_reward_model(folder: str | Path) -> bool:
     """Whether this is a folder that `RewardModel.save` wrote, and not BLIP's."""
     settings = Path(folder) / "config.json"
-    return settings.is_file() and json.loads(settings.read_text()).get("kind") == KIND
+    return settings.is_file() and json.loads(settings.read_text()).get("kind") == FOLDER_KIND
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -29,7 +29,7 @@ Batch = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def preferred(ranks: Tensor) -> Tensor:
+def preference_mask(ranks: Tensor) -> Tensor:
     """ranks (B, K) -> bool (B, K, K): whether edit i is ranked strictly better than edit j."""
     better, there = ranks[:, :, None] < ranks[:, None, :], ranks > 0
     return better & there[:, :, None] & there[:, None, :]
@@ -43,14 +43,14 @@ def plackett_luce_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Te
     With two edits this is the Bradley-Terry loss -log sigmoid((R_1 - R_2) / tau).
     """
     scaled = rewards / temperature
-    competing = preferred(ranks) | torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
+    competing = preference_mask(ranks) | torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
     others = scaled[:, None, :].masked_fill(~competing, float("-inf"))  # (B, K, K): row k holds k's rivals and k
     return (others.logsumexp(-1) - scaled).sum(1).mean()
 
 
 def bradley_terry_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Tensor:
     """Mean of -log sigmoid((R_chosen - R_rejected) / tau) over all preferences (ImageReward); 0 if none."""
-    margins = (rewards[:, :, None] - rewards[:, None, :])[preferred(ranks)] / temperature
+    margins = (rewards[:, :, None] - rewards[:, None, :])[preference_mask(ranks)] / temperature
     return F.softplus(-margins).mean() if len(margins) else rewards.sum() * 0
 
 
@@ -58,12 +58,12 @@ def rao_kupper_loss(rewards: Tensor, ranks: Tensor, temperature: float, tie_thre
     """Mean negative log-likelihood of all comparisons of two edits, ties among them (`preferences.preference_loss`)."""
     there, equal = ranks > 0, ranks[:, :, None] == ranks[:, None, :]
     tied = (equal & there[:, :, None] & there[:, None, :]).triu(1)  # each tie once
-    compared = tied | preferred(ranks)
+    compared = tied | preference_mask(ranks)
     margins = (rewards[:, :, None] - rewards[:, None, :])[compared] / temperature
     return preference_loss(margins, tied[compared], tie_threshold).mean() if len(margins) else rewards.sum() * 0
 
 
-def loss_of(settings: config.Reward) -> Loss:
+def loss_from_settings(settings: config.Reward) -> Loss:
     """The loss that `reward.loss` names: (rewards, ranks), both (B, K) -> a number."""
     named = {"plackett_luce": plackett_luce_loss, "bradley_terry": bradley_terry_loss}
     if settings.loss == "rao_kupper":
@@ -76,23 +76,23 @@ def chance_loss(ranks: Tensor, loss: Loss) -> float:
     return loss(torch.zeros(ranks.shape, dtype=torch.float64, device=ranks.device), ranks).item()
 
 
-def right_preferences(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+def count_right_preferences(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """The number of right preferences and of all preferences of each prompt, (B,) each; rewards and ranks (B, K).
 
     A preference is right where the chosen edit has the greater reward. Equal rewards count half, NaN counts nothing.
     """
-    chosen = preferred(ranks)
+    chosen = preference_mask(ranks)
     first, second = rewards[:, :, None], rewards[:, None, :]
     right = (first > second) + (first == second) / 2
     return right.where(chosen, 0).sum((1, 2)), chosen.sum((1, 2))
 
 
-def right_rankings(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
+def find_right_rankings(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Whether all preferences of a prompt are right, and whether it has any: bool (B,) each; rewards and ranks (B, K).
 
     A preference is right where the chosen edit has the greater reward. A prompt without preferences is not right.
     """
-    chosen = preferred(ranks)
+    chosen = preference_mask(ranks)
     wrong = chosen & ~(rewards[:, :, None] > rewards[:, None, :])  # NaN is greater than nothing
     has_any = chosen.flatten(1).any(1)
     return has_any & ~wrong.flatten(1).any(1), has_any
@@ -103,7 +103,7 @@ def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
 
     Guessing gives 0.5, which is also returned if there is no preference at all.
     """
-    right, preferences = right_preferences(rewards, ranks)
+    right, preferences = count_right_preferences(rewards, ranks)
     total = preferences.sum().item()
     return right.sum().item() / total if total else 0.5
 
@@ -113,7 +113,7 @@ def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
 
     A prompt whose edits all tie does not count. 0 is returned if there is no preference at all.
     """
-    right, has_any = right_rankings(rewards, ranks)
+    right, has_any = find_right_rankings(rewards, ranks)
     rankings = has_any.sum().item()
     return right.sum().item() / rankings if rankings else 0.0
 
@@ -123,7 +123,7 @@ def is_held_out(prompt_id: str, rate: float) -> bool:
     return uniform_for("reward", prompt_id) < rate
 
 
-def is_learned(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 0.0) -> bool:
+def is_trained_on(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 0.0) -> bool:
     """Whether the rankings of this prompt are in a share of the training rankings, which leave out the held-out ones.
 
     The prompts of a smaller share are among those of a larger one. Those of the share `beyond` are left out.
@@ -131,7 +131,7 @@ def is_learned(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 
     return not is_held_out(prompt_id, rate) and beyond <= uniform_for("reward_share", prompt_id) < share
 
 
-def batch_of(model: RewardModel, rows: Rows) -> Batch:
+def make_batch(model: RewardModel, rows: Rows) -> Batch:
     """RANKINGS rows -> the model's inputs, "source", "edited", "tokens" and "mask", and "ranks" (B, K), on the CPU.
 
     Prompts with fewer edits than others are padded with grey pictures of rank 0. BadRows names the rows with a
@@ -159,7 +159,7 @@ def batch_of(model: RewardModel, rows: Rows) -> Batch:
     return {"source": source, "edited": edited, "tokens": tokens, "mask": mask, "ranks": ranks}
 
 
-def good_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str, str]]:
+def usable_rankings(rows: Iterable[Row], resolution: int) -> tuple[Rows, dict[str, str]]:
     """The RANKINGS rows that can be scored, and the reason for each other row by `ranking_id`."""
     good, bad = [], {}
     for row in rows:
@@ -197,11 +197,11 @@ class RewardObjective:
     def __init__(self, model: RewardModel, settings: config.Reward) -> None:
         self.model = model
         self.settings = settings
-        self.loss_of_rewards = loss_of(settings)
+        self.loss_of_rewards = loss_from_settings(settings)
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """RANKINGS rows as `batch_of` prepares them, without random draws. BadRows names those that it cannot use."""
-        return batch_of(self.model, rows)
+        """RANKINGS rows as `make_batch` prepares them, without random draws. BadRows names those that it cannot use."""
+        return make_batch(self.model, rows)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of a prepared batch; `model` is `self.model`, wrapped or not."""
@@ -219,14 +219,14 @@ class RewardObjective:
 
 
 @torch.inference_mode()
-def rewards_of(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
+def predict_rewards(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
     """The rewards and ranks (N, K) of N RANKINGS rows, on the CPU; rank 0 is padding."""
     model.eval()
     num_edits = max((len(row["edits"]) for row in rows), default=0)
     rewards = torch.zeros(len(rows), num_edits)
     ranks = torch.zeros(len(rows), num_edits, dtype=torch.long)
     for start in range(0, len(rows), batch_size):
-        inputs = batch_of(model, rows[start : start + batch_size])
+        inputs = make_batch(model, rows[start : start + batch_size])
         batch_ranks = inputs.pop("ranks")
         place = (slice(start, start + batch_size), slice(batch_ranks.shape[1]))
         on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
@@ -235,7 +235,7 @@ def rewards_of(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> tuple
     return rewards, ranks
 
 
-def measure(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
+def measure_rewards(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
     """The loss of rewards (N, K) on ranks (N, K), the loss of guessing, and both accuracies."""
     return {
         "reward/loss": loss(rewards, ranks).item(),
@@ -250,10 +250,10 @@ class Remedies(NamedTuple):
 
     diverged: str = "training diverged; lower reward.training.learning_rate"
     nothing_learned: str = "raise the learning rate, train longer, or check that the rankings are not random"
-    by_heart: str = "it learned the training rankings by heart: collect more, freeze more layers, or train less"
+    overfitted: str = "it learned the training rankings by heart: collect more, freeze more layers, or train less"
 
 
-def doubt(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None:  # noqa: B008 - immutable
+def warning_for(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None:  # noqa: B008 - immutable
     """The reason not to trust a model with these metrics, in words; None if it has learned something."""
     loss, chance = metrics["reward/loss"], metrics["reward/chance_loss"]
     if not math.isfinite(loss):
@@ -266,6 +266,6 @@ def doubt(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None:  # n
     if loss > chance:
         return (
             f"the reward model is surer than right on unseen rankings: its loss is {loss:.4f}, that "
-            f"of guessing {chance:.4f}, its accuracy {metrics['reward/accuracy']:.2f}; {remedies.by_heart}"
+            f"of guessing {chance:.4f}, its accuracy {metrics['reward/accuracy']:.2f}; {remedies.overfitted}"
         )
     return None

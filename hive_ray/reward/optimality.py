@@ -13,7 +13,7 @@ from hive_ray.statistics.agreement import dense_ranks
 
 
 @dataclass(frozen=True)
-class Standing:
+class RelativeRewards:
     """How edits compare with the others of their prompts, each (N,)."""
 
     optimality: np.ndarray
@@ -24,7 +24,7 @@ class Standing:
     """Whether it is the first of those with its prompt's greatest reward."""
 
 
-def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], clip: float) -> Standing:
+def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], clip: float) -> RelativeRewards:
     """The standing of N edits by their rewards and their prompts' names.
 
     DiffusionNFT (Zheng et al. 2025), section 3.3: r = 1/2 + 1/2 clip((reward - mean of the prompt) / Z, -1, 1). Z is
@@ -48,10 +48,10 @@ def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], cli
             best[prompt] = place
     is_best = np.zeros(len(values), dtype=bool)
     is_best[list(best.values())] = True
-    return Standing(0.5 + 0.5 * np.clip(advantage / clip, -1, 1), advantage, is_best)
+    return RelativeRewards(0.5 + 0.5 * np.clip(advantage / clip, -1, 1), advantage, is_best)
 
 
-def mean_ranks(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -> dict[str, float]:
+def mean_rank_rewards(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -> dict[str, float]:
     """Minus the mean rank of each edit, by edit_id: a reward that needs no reward model.
 
     rankings: edit_ids and their ranks (1 is best), one of each person. Ranks are counted without gaps.

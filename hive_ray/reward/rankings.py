@@ -16,9 +16,9 @@ from hive_ray.statistics.agreement import RankingError, check_ranks, mean_kendal
 UNKNOWN_PROMPT = "unknown_prompt"
 OTHER_EDITS = "other_edits"
 RANKED_AGAIN = "ranked_again"
-MOST_RANKS = 127
+MAX_RANK = 127
 """`rankings` holds ranks as int8."""
-SAMPLES, SAMPLE_LENGTH = 3, 300
+MAX_SAMPLES, SAMPLE_LENGTH = 3, 300
 """Dropped lines that are shown for each reason, and characters of each."""
 
 
@@ -60,7 +60,7 @@ class Annotation:
 class Annotations:
     """People's rankings of a table of candidates, and the lines of their file that were dropped."""
 
-    of_prompt: dict[str, list[Annotation]] = field(default_factory=dict)
+    by_prompt: dict[str, list[Annotation]] = field(default_factory=dict)
     lines: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason -> number of lines that were dropped for it."""
@@ -68,17 +68,17 @@ class Annotations:
     """Reason -> the first of those lines, in words."""
 
     @property
-    def fitting(self) -> int:
+    def num_accepted(self) -> int:
         """Lines that say an order of a candidate's edits, those that the same person corrected later too."""
         return self.lines - self.dropped.total() + self.dropped[RANKED_AGAIN]
 
     def drop(self, reason: str, sample: str) -> None:
         """Leave a line out."""
         self.dropped[reason] += 1
-        if self.dropped[reason] <= SAMPLES:
+        if self.dropped[reason] <= MAX_SAMPLES:
             self.samples[reason].append(sample[:SAMPLE_LENGTH])
 
-    def account(self) -> list[Result]:
+    def as_rows(self) -> list[Result]:
         """What a manifest counts of the lines: a `Dropped` for each that is left out, with a sample for the first ones,
         and how many there were."""
         dropped = [Dropped(reason, sample=sample) for reason, samples in self.samples.items() for sample in samples]
@@ -89,7 +89,7 @@ class Annotations:
     def __str__(self) -> str:
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
         shown = "".join(f"\n  {reason}: {sample}" for reason, samples in self.samples.items() for sample in samples)
-        fit = f"{self.fitting} of {self.lines} lines fit the candidates"
+        fit = f"{self.num_accepted} of {self.lines} lines fit the candidates"
         return f"{fit}; left out: {left_out}{shown}" if left_out else fit
 
 
@@ -117,7 +117,7 @@ def join_annotations(lines: Iterable[JsonLine], edits_of: Mapping[str, Sequence[
             annotations.drop(RANKED_AGAIN, sample)
         latest[key] = annotation
     for annotation in latest.values():
-        annotations.of_prompt.setdefault(annotation.prompt_id, []).append(annotation)
+        annotations.by_prompt.setdefault(annotation.prompt_id, []).append(annotation)
     return annotations
 
 
@@ -158,8 +158,8 @@ def _ranks_of(record: dict[str, Any], edit_ids: Sequence[str]) -> list[int]:
             f"ranks the edits {named}, but the candidates are {list(edit_ids)}; rank each of them once", OTHER_EDITS
         )
     check_ranks(ranks, len(named))
-    if max(ranks, default=1) > MOST_RANKS:
-        raise RankingError(f"there are {max(ranks)} ranks; a table holds {MOST_RANKS}")
+    if max(ranks, default=1) > MAX_RANK:
+        raise RankingError(f"there are {max(ranks)} ranks; a table holds {MAX_RANK}")
     rank_of = dict(zip(named, ranks, strict=True))
     return [rank_of[edit_id] for edit_id in edit_ids]
 

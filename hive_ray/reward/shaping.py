@@ -21,7 +21,7 @@ from hive_ray.config import Scoring
 from hive_ray.schemas import Row
 
 LEVEL_WORDS = ("one", "two", "three", "four", "five")
-GREATEST_WEIGHTS = {"none": float("inf"), "mean1": float("inf"), "clip": 5.0}
+MAX_WEIGHTS = {"none": float("inf"), "mean1": float("inf"), "clip": 5.0}
 """The greatest weight for each value of `scoring.normalize`."""
 
 
@@ -31,7 +31,7 @@ def reward_weight(reward: np.ndarray, beta: float, normalize: str = "mean1") -> 
     normalize: "none" leaves them as they are; "mean1" scales them to mean 1, so that the learning rate keeps
     its meaning; "clip" has mean 1 and none above 5.
     """
-    return _scaled_weight(_finite(reward), beta, weight_scale(reward, beta, normalize), GREATEST_WEIGHTS[normalize])
+    return _scaled_weight(_finite(reward), beta, weight_scale(reward, beta, normalize), MAX_WEIGHTS[normalize])
 
 
 def _scaled_weight(reward: np.ndarray, beta: float, scale: float, greatest_weight: float) -> np.ndarray:
@@ -47,7 +47,7 @@ def weight_scale(reward: np.ndarray, beta: float, normalize: str) -> float:
     """The logarithm of the factor on exp(reward / beta); 0 for "none"."""
     if normalize == "none":
         return 0.0
-    return _mean1_scale(_finite(reward) / beta, GREATEST_WEIGHTS[normalize])
+    return _mean1_scale(_finite(reward) / beta, MAX_WEIGHTS[normalize])
 
 
 def _mean1_scale(exponent: np.ndarray, greatest_weight: float) -> float:
@@ -73,16 +73,16 @@ def equal_width_edges(reward: np.ndarray) -> tuple[float, ...]:
     return tuple(float(edge) for edge in np.linspace(finite.min(), finite.max(), 6)[1:-1])
 
 
-EDGES: dict[str, Callable[[np.ndarray], tuple[float, ...]]] = {
+LEVEL_EDGES: dict[str, Callable[[np.ndarray], tuple[float, ...]]] = {
     "quantile": quantile_edges,
     "equal_width": equal_width_edges,
 }
 """By the setting `scoring.levels`; `scoring.edges` overrides them."""
 
 
-def edges_of(reward: np.ndarray, settings: Scoring) -> tuple[float, ...]:
+def level_edges(reward: np.ndarray, settings: Scoring) -> tuple[float, ...]:
     """The four edges between the quality levels of a table's rewards (N,), by the settings."""
-    return settings.edges if settings.edges is not None else EDGES[settings.levels](reward)
+    return settings.edges if settings.edges is not None else LEVEL_EDGES[settings.levels](reward)
 
 
 def quality_level(reward: float, edges: tuple[float, ...]) -> int:
@@ -104,7 +104,7 @@ def instruction_suffix(template: str) -> str:
     return quality_phrase(len(LEVEL_WORDS), template)
 
 
-RIDGE = 10.0
+WORD_RIDGE = 10.0
 """Number of rows at which the weight of a word is half of its unregularised value."""
 
 
@@ -130,7 +130,7 @@ class WordBaseline:
         starts = np.cumsum([0, *(len(words) for words in split)])
         occurs = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(split), len(places)))
         reward = _finite(reward)
-        weights = lsqr(occurs, reward - reward.mean(), damp=RIDGE**0.5, atol=1e-10, btol=1e-10)[0]
+        weights = lsqr(occurs, reward - reward.mean(), damp=WORD_RIDGE**0.5, atol=1e-10, btol=1e-10)[0]
         return cls(float(reward.mean()), {word: float(weights[place]) for word, place in places.items()})
 
     def __call__(self, instruction: str) -> float:
@@ -144,7 +144,7 @@ def _words(instruction: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Feedback:
+class RewardShaping:
     """Statistics of all rewards of a table, so that each row can be shaped by itself."""
 
     edges: tuple[float, ...]
@@ -152,7 +152,7 @@ class Feedback:
     beta: float
     scale: float
     """Logarithm of the factor on exp(advantage / beta)."""
-    greatest_weight: float
+    max_weight: float
     phrase: str
     append: Callable[[str, str], str] = add
     """Joins an instruction and its phrase. A text encoder's own function makes room for the phrase."""
@@ -164,52 +164,52 @@ class Feedback:
 
     def weight(self, instruction: str, reward: float) -> float:
         """The row's loss weight."""
-        return float(self.weigh(np.asarray(self.advantage(instruction, reward))))
+        return float(self.weights(np.asarray(self.advantage(instruction, reward))))
 
-    def weigh(self, advantage: np.ndarray) -> np.ndarray:
+    def weights(self, advantage: np.ndarray) -> np.ndarray:
         """The loss weights of rows with these advantages, (N,) -> (N,)."""
-        return _scaled_weight(advantage, self.beta, self.scale, self.greatest_weight)
+        return _scaled_weight(advantage, self.beta, self.scale, self.max_weight)
 
     def level(self, instruction: str, reward: float) -> int:
         """The row's quality level, 1..5."""
         return quality_level(self.advantage(instruction, reward), self.edges)
 
 
-def feedback(
+def fit_shaping(
     instructions: Sequence[str], reward: np.ndarray, settings: Scoring, append: Callable[[str, str], str] = add
-) -> Feedback:
-    """The `Feedback` of a table's instructions and rewards (N,), by the settings; `append` as in `Feedback`."""
+) -> RewardShaping:
+    """The shaping of a table's instructions and rewards (N,), by the settings; `append` as in `RewardShaping`."""
     baseline = WordBaseline.fit(instructions, reward) if settings.baseline == "words" else None
     expected = [baseline(instruction) for instruction in instructions] if baseline else 0.0
     advantage = reward - np.asarray(expected)
-    return Feedback(
-        edges=edges_of(advantage, settings),
+    return RewardShaping(
+        edges=level_edges(advantage, settings),
         baseline=baseline,
         beta=settings.beta,
         scale=weight_scale(advantage, settings.beta, settings.normalize),
-        greatest_weight=GREATEST_WEIGHTS[settings.normalize],
+        max_weight=MAX_WEIGHTS[settings.normalize],
         phrase=settings.phrase,
         append=append,
     )
 
 
-def fill_weight(row: Row, feedback: Feedback) -> Row:
+def fill_weight(row: Row, feedback: RewardShaping) -> Row:
     """HIVE's weighted reward: the row, which has a `reward`, with its `weight` filled."""
     return row | {"weight": feedback.weight(row["instruction"], row["reward"])}
 
 
-def fill_instruction(row: Row, feedback: Feedback) -> Row:
+def fill_instruction(row: Row, feedback: RewardShaping) -> Row:
     """HIVE's conditional reward: the row, which has a `quality_level`, with its phrase at the end of `instruction`."""
     phrase = quality_phrase(row["quality_level"], feedback.phrase)
     return row | {"instruction": feedback.append(row["instruction"], phrase)}
 
 
-def keep_level(row: Row, feedback: Feedback) -> Row:
+def keep_level(row: Row, feedback: RewardShaping) -> Row:
     """The row, which has a `quality_level`, unchanged: the editor takes the level beside the instruction."""
     return row
 
 
-SHAPINGS: dict[str, Callable[[Row, Feedback], Row]] = {
+SHAPINGS: dict[str, Callable[[Row, RewardShaping], Row]] = {
     "weighted": fill_weight,
     "conditional": fill_instruction,
     "level": keep_level,

@@ -26,34 +26,34 @@ from hive_ray.seeds import seed_for
 
 
 @dataclass(frozen=True)
-class Part:
+class Rubric:
     """One of the two requests of a pass."""
 
     pictures: tuple[str, ...]
     """Columns whose pictures are shown."""
     scores: dict[str, str]
     """Name of a score -> the meaning of its greatest and its least value."""
-    words: str
+    introduction: str
     """How the pictures and the instruction are introduced."""
 
 
-FOLLOWING = Part(
+FOLLOWING = Rubric(
     pictures=("source_image", "edited_image"),
     scores={
         "instruction_following": "the change that was asked for is all there ({most}) or not there at all (0)",
         "preservation": "all that the instruction does not speak of is as it was ({most}) or another picture (0)",
     },
-    words="The first picture was edited into the second by this instruction: {instruction}",
+    introduction="The first picture was edited into the second by this instruction: {instruction}",
 )
-QUALITY = Part(
+QUALITY = Rubric(
     pictures=("edited_image",),
     scores={
         "naturalness": "light, proportions and perspective fit together ({most}) or look wrong (0)",
         "freedom_from_artifacts": "no blur, seam, distortion or broken shape is to be seen ({most}) or many are (0)",
     },
-    words="Judge this picture by itself.",
+    introduction="Judge this picture by itself.",
 )
-ASK = (
+JUDGE_PROMPT = (
     "You judge edited pictures, strictly. Give each of these scores as a whole number from 0 to {most}: {scores}."
     ' Answer with JSON alone: {{"reasoning": "one sentence", {form}}}'
 )
@@ -85,18 +85,18 @@ class VisionScorer:
 
     def __call__(self, rows: Rows) -> list[Result]:
         """The rows in order, each followed by its counts; raises as `Endpoint.apply_to_rows`."""
-        return [result for judged in self.endpoint.apply_to_rows(self.pool, self._judged, rows) for result in judged]
+        return [result for judged in self.endpoint.apply_to_rows(self.pool, self._judge, rows) for result in judged]
 
     def is_answered(self, row: Row) -> bool:
         """Whether the first answers about this pair are kept already."""
-        requests = [request_of(part, row, self.settings) for part in (FOLLOWING, QUALITY)]
+        requests = [make_request(part, row, self.settings) for part in (FOLLOWING, QUALITY)]
         return all(map(self.endpoint.answers.find, requests))
 
-    def _judged(self, row: Row) -> list[Result]:
+    def _judge(self, row: Row) -> list[Result]:
         counted: Counter[str] = Counter()
         try:
             passes = [
-                sqrt(self._least(FOLLOWING, row, turn, counted) * self._least(QUALITY, row, turn, counted))
+                sqrt(self._least_score(FOLLOWING, row, turn, counted) * self._least_score(QUALITY, row, turn, counted))
                 for turn in range(self.settings.num_passes)
             ]
             result = row | {"reward": fmean(passes)}
@@ -104,12 +104,12 @@ class VisionScorer:
             result = Dropped(str(error), sample=error.sample)
         return [result, Counted(dict(counted))]
 
-    def _least(self, part: Part, row: Row, turn: int, counted: Counter[str]) -> float:
+    def _least_score(self, part: Rubric, row: Row, turn: int, counted: Counter[str]) -> float:
         """The least score of a part, 0..1. Adds usage to `counted`; raises VerdictError after all attempts."""
         attempt = 0
         while True:
             try:
-                return self._scored(part, request_of(part, row, self.settings, turn, attempt), counted)
+                return self._score_answer(part, make_request(part, row, self.settings, turn, attempt), counted)
             except VerdictError as error:
                 if str(error) == "request_refused":  # it would be again
                     raise
@@ -118,23 +118,23 @@ class VisionScorer:
                 if attempt == self.settings.max_attempts:
                     raise
 
-    def _scored(self, part: Part, request: Request, counted: Counter[str]) -> float:
+    def _score_answer(self, part: Rubric, request: Request, counted: Counter[str]) -> float:
         """The least score of one answer, 0..1. Adds usage to `counted`; raises VerdictError without usable scores."""
         try:
             answer, counts = self.endpoint.ask(request)
         except NoAnswerError as error:
             raise VerdictError(error.reason, error.sample) from error
         counted.update(counts)
-        return min(scores_of(answer, part, self.settings.score_range)) / self.settings.score_range
+        return min(parse_scores(answer, part, self.settings.score_range)) / self.settings.score_range
 
 
-def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:
+def make_request(part: Rubric, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:
     """The request for one part of a pair; each turn and attempt has its own seed."""
     most = settings.score_range
     scores = "; ".join(f"{name}: {words.format(most=most)}" for name, words in part.scores.items())
     form = ", ".join(f'"{name}": 0' for name in part.scores)
     shown = [
-        {"type": "text", "text": part.words.format(instruction=row["instruction"])},
+        {"type": "text", "text": part.introduction.format(instruction=row["instruction"])},
         *({"type": "image_url", "image_url": {"url": _address(row[name])}} for name in part.pictures),
     ]
     request: Request = {"model": settings.llm}
@@ -142,7 +142,7 @@ def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0
         request["temperature"] = settings.temperature
     request["seed"] = seed_for(settings.seed, turn, attempt, *part.scores) % 2**31
     request["messages"] = [
-        {"role": "system", "content": ASK.format(most=most, scores=scores, form=form)},
+        {"role": "system", "content": JUDGE_PROMPT.format(most=most, scores=scores, form=form)},
         {"role": "user", "content": shown},
     ]
     if settings.structure != "none":
@@ -151,7 +151,7 @@ def request_of(part: Part, row: Row, settings: config.VisionJudge, turn: int = 0
     return request
 
 
-def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
+def parse_scores(answer: dict, part: Rubric, score_range: int) -> list[float]:
     """The scores of an answer, ordered as `part.scores`; VerdictError if one is missing or not in 0..score_range."""
     choices = choices_of(answer)
     if not choices:
@@ -179,7 +179,7 @@ def scores_of(answer: dict, part: Part, score_range: int) -> list[float]:
     return [float(score) for score in scores]
 
 
-def _format(part: Part) -> dict:
+def _format(part: Rubric) -> dict:
     """The JSON schema of a part's answer. It has no bounds, which strict schemas do not allow."""
     properties = {"reasoning": {"type": "string"}} | {name: {"type": "integer"} for name in part.scores}
     schema = {

@@ -1,6 +1,6 @@
 """Evaluation of a reward model: against people, against CLIP, and on edits that no person would prefer.
 
-held-out rankings, RewardModel -> worth -> the model's card and the report
+held-out rankings, RewardModel -> evaluate_reward_model -> the model's card and the report
 
 Remarks about differences follow their confidence intervals. `accuracies.py` compares rewards with ranks.
 
@@ -21,23 +21,30 @@ from hive_ray import config
 from hive_ray.images import decode, encode, resize
 from hive_ray.reward.accuracies import (
     ACCURACY,
-    Foretold,
+    Predictions,
     accuracies,
-    across_prompts,
-    differences,
-    in_words,
-    intervals,
+    accuracy_across_prompts,
+    accuracy_differences,
+    accuracy_intervals,
+    describe_difference,
 )
 from hive_ray.reward.judges import CLIP_MEASURES, ClipScorer
 from hive_ray.reward.model import RewardModel, ScoringModel
-from hive_ray.reward.objective import Remedies, doubt, loss_of, measure, preferred, rewards_of
+from hive_ray.reward.objective import (
+    Remedies,
+    loss_from_settings,
+    measure_rewards,
+    predict_rewards,
+    preference_mask,
+    warning_for,
+)
 from hive_ray.schemas import Row, Rows
 from hive_ray.statistics.intervals import Interval, interval
 from hive_ray.statistics.preferences import preference_loss
 
-NOTICED = 0.75
+MIN_NOTICED_RATE = 0.75
 """A probe is noticed if the true edit is preferred to it at least this often; guessing gives 0.5."""
-BESIDE = {
+COMPARISONS = {
     "held_out_before_training": "reward model before training",
     "another_person": "one other person",
     "all_others": "all other people together",
@@ -51,15 +58,15 @@ BESIDE = {
 }
 """Other predictors of the held-out rankings, by their names in the card."""
 PEOPLE = ("another_person", "all_others")
-HELD_OUT = "held_out.json"
+HELD_OUT_FILE = "held_out.json"
 """In a reward model's folder: (right, total) by accuracy and held-out prompt, to compare models on the same prompts."""
 NOTHING_HELD_OUT = {"warning": "no ranking was held out (reward.held_out_rate): nobody knows what it is worth"}
-AGREED = 0.6
+MIN_AGREEMENT = 0.6
 """People agree little if they predict a smaller share of each other's preferences."""
-CHANGED = 32
+MIN_PIXEL_CHANGE = 32
 """Levels of 0..255 in any colour from which a pixel counts as changed by an edit."""
 NUM_BINS = 5
-LEAST_OF_A_KIND = 5
+MIN_KIND_RANKINGS = 5
 PROBES = {
     "did_nothing": "an edit that did nothing",
     "destroyed_rest": "an edit that destroyed the rest of the picture",
@@ -69,90 +76,98 @@ PROBES = {
 """Name of a probe -> what a model that fails it does not notice."""
 
 
-def worth(
-    ours: Foretold, model: RewardModel, start: RewardModel, clip: str, rows: Rows, settings: config.Reward
+def evaluate_reward_model(
+    predictions: Predictions, model: RewardModel, start: RewardModel, clip: str, rows: Rows, settings: config.Reward
 ) -> dict[str, Any]:
     """The evaluation in a reward model's card, on RANKINGS rows that it was not trained on.
 
-    ours: the model's predictions. start: the model before training. clip: the CLIP folder or hub name of the baselines.
+    predictions: the model's. start: the model before training. clip: the CLIP folder or hub name of the baselines.
     """
-    before = foretold(start, rows)
-    beside = people(rows) | by_clip(judged(ClipScorer(clip).measured, rows), ours, rows)
-    noticed = probe(model, rows)
-    return compared(ours, before, beside, noticed, rows, settings)
+    before = predict(start, rows)
+    beside = predictions_by_people(rows) | predictions_by_clip(
+        measure_edits(ClipScorer(clip).similarities, rows), predictions, rows
+    )
+    noticed = run_probes(model, rows)
+    return evaluation_card(predictions, before, beside, noticed, rows, settings)
 
 
-def by_clip(similarities: Mapping[str, Tensor], ours: Foretold, rows: Rows) -> dict[str, Foretold]:
-    """The predictions of CLIP's similarities (N, K), by name, for the rankings of `ours` that CLIP can measure."""
-    predictions = {}
+def predictions_by_clip(
+    similarities: Mapping[str, Tensor], predictions: Predictions, rows: Rows
+) -> dict[str, Predictions]:
+    """The predictions of CLIP's similarities (N, K), by name, for the rankings that CLIP can measure."""
+    clip_predictions = {}
     for name, parts in CLIP_MEASURES.items():
-        places = measurable(rows, parts)
+        places = measurable_rows(rows, parts)
         if places:
             rewards = sum((similarities[part] for part in parts), start=torch.zeros(()))
-            predictions[name] = Foretold(rewards, ours.ranks, ours.prompts).some(places)
-    return predictions
+            clip_predictions[name] = Predictions(rewards, predictions.ranks, predictions.prompts).select(places)
+    return clip_predictions
 
 
-def compared(
-    ours: Foretold,
-    before: Foretold,
-    beside: Mapping[str, Foretold],
-    noticed: Mapping[str, Interval],
+def evaluation_card(
+    predictions: Predictions,
+    before_training: Predictions,
+    others: Mapping[str, Predictions],
+    probe_rates: Mapping[str, Interval],
     rows: Rows,
     settings: config.Reward,
     remedies: Remedies = Remedies(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """The evaluation of a reward model on N held-out rankings, as its card holds it.
 
-    ours: its predictions. before: those of the model before training. beside: those of others, by their names in
-    BESIDE. noticed: the result of `probe`. rows: the N rankings.
+    predictions: its own. before_training: those of the model before training. others: those of other predictors, by
+    their names in COMPARISONS. probe_rates: the result of `run_probes`. rows: the N rankings.
     """
-    others = {"held_out_before_training": before} | dict(beside)
+    compared = {"held_out_before_training": before_training} | dict(others)
     card = {
-        "held_out": measured(ours, settings),
-        "held_out_before_training": measured(before, settings),
-        "beside": {name: accuracies(theirs) for name, theirs in beside.items()},
-        "minus": {name: differences(ours.counts(), theirs.counts()) for name, theirs in others.items()},
+        "held_out": measure_predictions(predictions, settings),
+        "held_out_before_training": measure_predictions(before_training, settings),
+        "beside": {name: accuracies(theirs) for name, theirs in others.items()},
+        "minus": {
+            name: accuracy_differences(predictions.counts(), theirs.counts()) for name, theirs in compared.items()
+        },
     }
-    bins = calibration(ours.rewards, ours.ranks, settings)
-    levelled = {name: accuracy for name, accuracy in others.items() if name not in PEOPLE}
-    clear = shared(ours, rows)
+    bins = calibration(predictions.rewards, predictions.ranks, settings)
+    levelled = {name: accuracy for name, accuracy in compared.items() if name not in PEOPLE}
+    clear = clear_preferences(predictions, rows)
     return card | {
         "shared": accuracies(clear) | {"preferences": len(clear.prompts)} if clear else {},
-        "across_prompts": {name: across_prompts(rewards) for name, rewards in ({"held_out": ours} | levelled).items()},
-        "held_out_rankings": len(ours.prompts),
-        "held_out_prompts": len(set(ours.prompts)),
-        "kinds": kinds(ours, [row["instruction"] for row in rows]),
-        "noticed": {name: asdict(rate) for name, rate in noticed.items()},
+        "across_prompts": {
+            name: accuracy_across_prompts(rewards) for name, rewards in ({"held_out": predictions} | levelled).items()
+        },
+        "held_out_rankings": len(predictions.prompts),
+        "held_out_prompts": len(set(predictions.prompts)),
+        "kinds": accuracies_by_kind(predictions, [row["instruction"] for row in rows]),
+        "noticed": {name: asdict(rate) for name, rate in probe_rates.items()},
         "calibration": bins,
         "calibration_error": calibration_error(bins),
-        "warning": doubt(card["held_out"], remedies) or "",
-        "remarks": remarks(card, noticed),
+        "warning": warning_for(card["held_out"], remedies) or "",
+        "remarks": remarks(card, probe_rates),
     }
 
 
-def foretold(model: RewardModel, rows: Rows) -> Foretold:
+def predict(model: RewardModel, rows: Rows) -> Predictions:
     """The predictions of a model for RANKINGS rows."""
-    return Foretold(*rewards_of(model, rows), [row["prompt_id"] for row in rows])
+    return Predictions(*predict_rewards(model, rows), [row["prompt_id"] for row in rows])
 
 
-def measured(foretold: Foretold, settings: config.Reward) -> dict[str, Any]:
-    """`objective.measure` of predictions, with the `intervals` of their accuracies."""
-    measures = measure(foretold.rewards, foretold.ranks, loss_of(settings))
-    return {**measures, "intervals": intervals(foretold)}
+def measure_predictions(predictions: Predictions, settings: config.Reward) -> dict[str, Any]:
+    """`measure_rewards` of predictions, with the `accuracy_intervals` of their accuracies."""
+    measures = measure_rewards(predictions.rewards, predictions.ranks, loss_from_settings(settings))
+    return {**measures, "intervals": accuracy_intervals(predictions)}
 
 
-def kinds(foretold: Foretold, instructions: list[str]) -> dict[str, dict[str, Any]]:
+def accuracies_by_kind(predictions: Predictions, instructions: list[str]) -> dict[str, dict[str, Any]]:
     """Accuracies by kind of edit, the first word of its instruction; only kinds with LEAST_OF_A_KIND rankings."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, instruction in enumerate(instructions):
         places[(instruction.lower().split() or [""])[0]].append(place)
-    frequent = [kind for kind in places if len(places[kind]) >= LEAST_OF_A_KIND]
+    frequent = [kind for kind in places if len(places[kind]) >= MIN_KIND_RANKINGS]
     frequent.sort(key=lambda kind: (-len(places[kind]), kind))
-    return {kind: accuracies(foretold.some(places[kind])) | {"rankings": len(places[kind])} for kind in frequent}
+    return {kind: accuracies(predictions.select(places[kind])) | {"rankings": len(places[kind])} for kind in frequent}
 
 
-def people(rows: Rows) -> dict[str, Foretold]:
+def predictions_by_people(rows: Rows) -> dict[str, Predictions]:
     """People's predictions of each other where several ranked a prompt: what a model can be expected to reach.
 
     "another_person": the ranks of each other person take the place of rewards. "all_others": the mean ranks of all
@@ -168,15 +183,15 @@ def people(rows: Rows) -> dict[str, Foretold]:
             if others:
                 means = [-fmean(ranks) for ranks in zip(*others, strict=True)]
                 predictions["all_others"].append((means, order, prompt_id))
-    foretold_by = {}
+    predictions_by = {}
     for name, rankings in predictions.items():
         if rankings:
             rewards, ranks, prompts = zip(*rankings, strict=True)
-            foretold_by[name] = Foretold(_padded(rewards), _padded(ranks), prompts)
-    return foretold_by
+            predictions_by[name] = Predictions(_padded(rewards), _padded(ranks), prompts)
+    return predictions_by
 
 
-def shared(foretold: Foretold, rows: Rows) -> Foretold | None:
+def clear_preferences(predictions: Predictions, rows: Rows) -> Predictions | None:
     """Predictions of the clear preferences, each as a ranking of its two edits; None if there is no clear preference.
 
     A preference is clear if at least two people have it and nobody has the reverse. rows: the N rankings.
@@ -184,11 +199,11 @@ def shared(foretold: Foretold, rows: Rows) -> Foretold | None:
     rewards: list[list[float]] = []
     prompts: list[str] = []
     for (prompt_id, *_), places in _rankings_of(rows).items():
-        people = preferred(foretold.ranks[places]).sum(0)  # (K, K)
+        people = preference_mask(predictions.ranks[places]).sum(0)  # (K, K)
         for better, worse in ((people >= 2) & (people.T == 0)).nonzero().tolist():
-            rewards.append(foretold.rewards[places[0], [better, worse]].tolist())
+            rewards.append(predictions.rewards[places[0], [better, worse]].tolist())
             prompts.append(prompt_id)
-    return Foretold(torch.tensor(rewards), torch.tensor([[1, 2]] * len(rewards)), prompts) if rewards else None
+    return Predictions(torch.tensor(rewards), torch.tensor([[1, 2]] * len(rewards)), prompts) if rewards else None
 
 
 def _rankings_of(rows: Rows) -> dict[tuple[str, ...], list[int]]:
@@ -204,10 +219,10 @@ def _padded(lists: Sequence[list]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(values) for values in lists], batch_first=True)
 
 
-def scored(model: ScoringModel, rows: Rows) -> Foretold:
+def predict_by_scoring(model: ScoringModel, rows: Rows) -> Predictions:
     """The predictions of a model of any kind for RANKINGS rows, scored one ranking at a time."""
-    rewards = judged(lambda pairs: {"reward": _scores(model, pairs)}, rows)["reward"]
-    return Foretold(rewards, _padded([row["ranks"] for row in rows]), [row["prompt_id"] for row in rows])
+    rewards = measure_edits(lambda pairs: {"reward": _scores(model, pairs)}, rows)["reward"]
+    return Predictions(rewards, _padded([row["ranks"] for row in rows]), [row["prompt_id"] for row in rows])
 
 
 def _scores(model: ScoringModel, pairs: Rows) -> list[float]:
@@ -218,22 +233,22 @@ def _scores(model: ScoringModel, pairs: Rows) -> list[float]:
     )
 
 
-def judged(measured: Callable[[Rows], Mapping[str, Any]], rows: Rows) -> dict[str, Tensor]:
+def measure_edits(measure: Callable[[Rows], Mapping[str, Any]], rows: Rows) -> dict[str, Tensor]:
     """Measures of every edit of RANKINGS rows by name: (N, K) each, padded with 0.
 
-    measured: pairs -> the measures of each pair, by name.
+    measure: pairs -> the measures of each pair, by name.
     """
     num_edits = max((len(row["edits"]) for row in rows), default=0)
     table_of: dict[str, Tensor] = {}
     for place, row in enumerate(rows):
         pairs = [row | {"edited_image": edit["image"]} for edit in row["edits"]]
-        for name, values in measured(pairs).items():
+        for name, values in measure(pairs).items():
             table = table_of.setdefault(name, torch.zeros(len(rows), num_edits))
             table[place, : len(values)] = torch.as_tensor(values)
     return table_of
 
 
-def measurable(rows: Rows, measures: tuple[str, ...]) -> list[int]:
+def measurable_rows(rows: Rows, measures: tuple[str, ...]) -> list[int]:
     """Places of the rows for which CLIP has these measures: directions need captions, and thumbs have none."""
     captioned = "clip_direction" not in measures
     return [place for place, row in enumerate(rows) if captioned or (row["source_caption"] and row["edited_caption"])]
@@ -246,7 +261,7 @@ def calibration(rewards: Tensor, ranks: Tensor, settings: config.Reward) -> list
     P(better) / (P(better) + P(worse)), by the likelihood of its loss. Bins without preferences are left out.
     """
     threshold = settings.tie_threshold if settings.loss == "rao_kupper" else 1.0
-    margins = (rewards[:, :, None] - rewards[:, None, :])[preferred(ranks)].double() / settings.temperature
+    margins = (rewards[:, :, None] - rewards[:, None, :])[preference_mask(ranks)].double() / settings.temperature
     margin = margins.abs()
     tied = torch.zeros(len(margins), dtype=torch.bool)
     confidence = torch.sigmoid(preference_loss(-margin, tied, threshold) - preference_loss(margin, tied, threshold))
@@ -271,7 +286,7 @@ def calibration_error(bins: list[dict[str, float]]) -> float:
     return distance / total if total else 0.0
 
 
-def probe(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> dict[str, Interval]:
+def run_probes(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> dict[str, Interval]:
     """How often the edit that people ranked best has a greater reward than each of its PROBES; ties count half.
 
     The first ranking of each prompt counts, and intervals resample prompts. "destroyed_rest" keeps the pixels that the
@@ -309,7 +324,7 @@ def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, s
     before = resize(decode(source), resolution).astype(int)
     after = resize(decode(edited), resolution).astype(int)
     around = resize(decode(other["source_image"]), resolution).astype(int)
-    changed = (abs(after - before) >= CHANGED).any(-1, keepdims=True)
+    changed = (abs(after - before) >= MIN_PIXEL_CHANGE).any(-1, keepdims=True)
     return [
         (source, edited, instruction),
         (source, source, instruction),
@@ -319,10 +334,11 @@ def _probes(row: Row, other: Row, resolution: int) -> list[tuple[bytes, bytes, s
     ]
 
 
-def remarks(card: Mapping[str, Any], probes: Mapping[str, Interval]) -> list[str]:
+def remarks(card: Mapping[str, Any], probe_rates: Mapping[str, Interval]) -> list[str]:
     """Warnings in words, where a model is no better than a simple baseline or misses a probe; intervals decide.
 
-    card: `held_out`, `held_out_before_training`, `beside` and `minus` of the model's card. probes: `probe`'s result.
+    card: `held_out`, `held_out_before_training`, `beside` and `minus` of the model's card. probe_rates: the result of
+    `run_probes`.
     """
     ours, minus = card["held_out"][ACCURACY], {name: gap for name, gap in card["minus"].items() if gap}
     sentences = []
@@ -344,34 +360,34 @@ def remarks(card: Mapping[str, Any], probes: Mapping[str, Interval]) -> list[str
     bounds = card["beside"].get("another_person", {}).get("intervals", {}).get(ACCURACY)
     if bounds:
         sentences += _among_people(Interval(**bounds))
-    for name, rate in probes.items():
+    for name, rate in probe_rates.items():
         sentences += _unnoticed(PROBES[name], rate)
     return sentences
 
 
-def _beside(minus: Mapping[str, Any], worse: str, unsure: str, figures: str) -> list[str]:
+def _beside(difference: Mapping[str, Any], worse: str, unsure: str, figures: str) -> list[str]:
     """A remark on a model's accuracy `minus` that of another; none if the model is significantly better."""
-    gap = Interval(**minus[ACCURACY])
+    gap = Interval(**difference[ACCURACY])
     if gap.low > 0:
         return []
-    return [f"{worse if gap.high < 0 else unsure}: {figures} ({in_words(minus)})"]
+    return [f"{worse if gap.high < 0 else unsure}: {figures} ({describe_difference(difference)})"]
 
 
-def _among_people(agreed: Interval) -> list[str]:
-    figures = _beside_chance(agreed)
-    if agreed.high < AGREED:
+def _among_people(agreement: Interval) -> list[str]:
+    figures = _beside_chance(agreement)
+    if agreement.high < MIN_AGREEMENT:
         return [f"people agree little with each other ({figures}): no model can learn much of this"]
-    return [f"whether people agree at all cannot be told ({figures})"] if agreed.low <= 0.5 else []
+    return [f"whether people agree at all cannot be told ({figures})"] if agreement.low <= 0.5 else []
 
 
-def _unnoticed(what: str, rate: Interval) -> list[str]:
+def _unnoticed(change: str, rate: Interval) -> list[str]:
     """A remark on how often the true edit has a greater reward than a probe; none if it surely is often enough."""
-    if rate.low >= NOTICED:
+    if rate.low >= MIN_NOTICED_RATE:
         return []
     how_often = f"how often the true edit has the greater reward ({_beside_chance(rate)})"
-    if rate.high < NOTICED:
-        return [f"it does not notice {what}, by {how_often}"]
-    return [f"whether it notices {what} cannot be told by {how_often}"]
+    if rate.high < MIN_NOTICED_RATE:
+        return [f"it does not notice {change}, by {how_often}"]
+    return [f"whether it notices {change} cannot be told by {how_often}"]
 
 
 def _beside_chance(share: Interval) -> str:

@@ -25,7 +25,7 @@ MIN_FALL = 0.005
 MIN_STANDARD_ERRORS = 3.0
 """Standard errors by which a fall has to stay below MIN_FALL: one false alarm in 700 looks at a loss that fell so."""
 CHANCE_MARGIN = 0.02
-"""A loss within this share of what guessing costs is a guess (as reward/objective.py's `doubt`)."""
+"""A loss within this share of what guessing costs is a guess (as reward/objective.py's `warning_for`)."""
 SPIKE_RATIO = 10.0
 """A gradient norm is a spike at so many times the running median."""
 MEDIAN_STEPS = 100

@@ -4,10 +4,10 @@ from functools import partial
 
 from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Scoring
-from hive_ray.reward.judges import judge_of
+from hive_ray.reward.judges import make_judge
 from hive_ray.reward.model import RewardScorer
 from hive_ray.reward.optimality import best_and_worst_ranks, compare_within_prompts, widest_prompts
-from hive_ray.reward.shaping import SHAPINGS, Feedback
+from hive_ray.reward.shaping import SHAPINGS, RewardShaping
 from hive_ray.schemas import CANDIDATE_REWARDS, REWARDS, Dropped, Result, Row, Rows
 from hive_ray.seeds import id_for
 from jobs.actors.judging import load_reward
@@ -21,7 +21,7 @@ class PairScorer:
 
     def __init__(self, judge: str, settings: Scoring, reward: str, answers: str, device: str = "cpu") -> None:
         load = partial(load_reward, reward, device)
-        self.judge = judge_of(judge, settings, reward=load, answers=answers, device=device)
+        self.judge = make_judge(judge, settings, load_model=load, answers_folder=answers, device=device)
 
     def __call__(self, rows: Rows) -> list[Result]:
         return [
@@ -33,7 +33,7 @@ class PairScorer:
 class PairShaper:
     """Pairs -> scored pairs, by the rewards of all of them."""
 
-    def __init__(self, rewards: str, shaping: str, feedback: Feedback, model: str, device: str = "cpu") -> None:
+    def __init__(self, rewards: str, shaping: str, feedback: RewardShaping, model: str, device: str = "cpu") -> None:
         self.rewards = rewards_of(rewards)
         self.fill, self.feedback, self.model = SHAPINGS[shaping], feedback, model
 

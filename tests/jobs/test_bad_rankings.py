@@ -47,7 +47,7 @@ def test_broken_pictures_are_named_skipped_and_counted_in_training_and_in_the_ca
     letters = "abcdefgh"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
-    RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=12).save(tmp_path / "start", {})
+    RewardModel.from_scratch(tokenizer, resolution=16, max_tokens=12).save(tmp_path / "start", {})
     tiny_clip(tmp_path / "clip")
     start, clip = str(tmp_path / "start"), str(tmp_path / "clip")
     objective = RewardTraining(start, SETTINGS, [str(tmp_path / "rankings")], clip)

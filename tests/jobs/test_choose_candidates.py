@@ -48,7 +48,7 @@ def models(tmp_path_factory) -> Path:
     tiny_clip(folder / "clip")
     editor = Editor.build(folder / "base")
     editor.save(folder / "editor", editor.card)
-    RewardModel.from_nothing(tiny_tokenizer(), resolution=64, max_tokens=16).save(folder / "reward", {})
+    RewardModel.from_scratch(tiny_tokenizer(), resolution=64, max_tokens=16).save(folder / "reward", {})
     return folder
 
 

@@ -358,7 +358,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     tiny_editor(folder, "epsilon")
     tiny_clip(folder / "clip")
-    RewardModel.from_nothing(tiny_tokenizer(), resolution=16, max_tokens=12).save(folder / "reward", {"warning": ""})
+    RewardModel.from_scratch(tiny_tokenizer(), resolution=16, max_tokens=12).save(folder / "reward", {"warning": ""})
     return folder
 
 

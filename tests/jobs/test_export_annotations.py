@@ -80,7 +80,7 @@ def said(path, candidates):
     edits_of = {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in candidates}
     found = join_annotations(read_json_lines(path, objects=True), edits_of)
     assert not found.dropped
-    return found.of_prompt
+    return found.by_prompt
 
 
 def _by_another_editor(row):

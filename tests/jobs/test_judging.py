@@ -45,7 +45,7 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     editor = Editor.build(tiny_stable_diffusion(folder / "base"))
     editor.save(folder / "editors" / "sft", editor.card)
-    RewardModel.from_nothing(tiny_tokenizer(), resolution=16, max_tokens=12).save(folder / "blip", {})
+    RewardModel.from_scratch(tiny_tokenizer(), resolution=16, max_tokens=12).save(folder / "blip", {})
     return folder
 
 

@@ -24,7 +24,7 @@ from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE, takes_special_path
 from hive_ray.config import LearningCurve
-from hive_ray.reward.judges import combine
+from hive_ray.reward.judges import combine_rewards
 from hive_ray.reward.objective import is_held_out
 from hive_ray.reward.worth import PROBES
 from hive_ray.schemas import (
@@ -133,7 +133,7 @@ def test_another_judge_beside_the_first_scores_alone_and_both_are_combined(run, 
     tables = [rewards_of(run.path(name)) for name in ("rewards", "rewards_clip", "rewards_combined")]
     each, combined = np.array([list(table.values()) for table in tables[:2]]), list(tables[2].values())
     assert len({tuple(table) for table in tables}) == 1
-    np.testing.assert_allclose(combined, combine(each, "mean"), atol=1e-5)
+    np.testing.assert_allclose(combined, combine_rewards(each, "mean"), atol=1e-5)
     pairs = {row["pair_id"]: row["clip_image"] + row["clip_direction"] for row in read_rows(run.path("pairs"), PAIRS)}
     assert tables[1] == pytest.approx(pairs, abs=1e-4)
     shaped = list(read_rows(run.path("scored_pairs_weighted"), SCORED_PAIRS))

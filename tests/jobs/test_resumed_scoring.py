@@ -46,7 +46,7 @@ def write_inputs(folder):
     )  # fmt: skip
     write_rows(f"{folder}/pairs", PAIRS, rows, {})
     tokenizer = load_tokenizer(shapes().reward.tokenizer)
-    RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=16).save(folder / "reward", {})
+    RewardModel.from_scratch(tokenizer, resolution=16, max_tokens=16).save(folder / "reward", {})
 
 
 def score(folder: Path) -> None:

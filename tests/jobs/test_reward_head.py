@@ -21,7 +21,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.objective import is_held_out, is_learned
+from hive_ray.reward.objective import is_held_out, is_trained_on
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, EVALUATION, PAIRS, PROMPTS, RANKINGS
 from jobs import evaluate_editor, reward_curve, score_pairs, train_reward
 from jobs.actors.judging import Head, load_reward
@@ -80,7 +80,7 @@ def run(tmp_path_factory):
     editor = Editor.build(tiny_stable_diffusion(base))
     editor.save(root / "editors" / "sft", editor.card)
     tiny_clip(clip)
-    RewardModel.from_nothing(tiny_tokenizer(), resolution=16, max_tokens=12).save(start, {"warning": ""})
+    RewardModel.from_scratch(tiny_tokenizer(), resolution=16, max_tokens=12).save(start, {"warning": ""})
     run = Run(
         str(root),
         tiny_config(str(base), str(clip)).changed({"reward": {"start": str(start)}, "evaluation": {"judge": "none"}}),
@@ -260,7 +260,7 @@ def test_a_head_that_learns_from_a_share_measures_no_other_edits(errors):
     train_reward.build(run)
     rate = run.config.reward.held_out_rate
     prompts = {row["prompt_id"] for row in read_rows(errors.path("rankings"), RANKINGS, ["prompt_id"])}
-    learned = {prompt for prompt in prompts if is_learned(prompt, rate, 0.5)}
+    learned = {prompt for prompt in prompts if is_trained_on(prompt, rate, 0.5)}
     held_out = {prompt for prompt in prompts if is_held_out(prompt, rate)}
     measured = {row["prompt_id"] for row in read_rows(run.path("denoising_errors"), DENOISING_ERRORS)}
     broken = {f"p{BROKEN}"}
@@ -284,8 +284,8 @@ def test_blip_learns_from_the_prompts_that_it_leaves_to_no_head(errors, monkeypa
     for share in (1.0, 0.8):
         with pytest.raises(Told) as caught:
             train_reward.build(run, share=share)
-        by_head = {prompt for prompt in prompts if is_learned(prompt, rate, 0.5 * share)}
-        by_blip = {prompt for prompt in prompts if is_learned(prompt, rate, share)} - by_head
+        by_head = {prompt for prompt in prompts if is_trained_on(prompt, rate, 0.5 * share)}
+        by_blip = {prompt for prompt in prompts if is_trained_on(prompt, rate, share)} - by_head
         assert by_head
         assert len(caught.value.args[0]["rows"]()) == sum(row["prompt_id"] in by_blip for row in rows) > 0
     assert share_of_head(errors.config.reward, 1.0) == 0  # at a rate of 1 both learn from all

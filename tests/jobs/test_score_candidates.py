@@ -154,7 +154,7 @@ def run(tmp_path_factory):
     with torch.no_grad():
         editor.unet.conv_in.weight[:, 4:].copy_(editor.unet.conv_in.weight[:, :4])
     editor.save(folder / "editors" / "sft", editor.card)
-    RewardModel.from_nothing(load_tokenizer(base), resolution=64, max_tokens=16).save(folder / "reward", {})
+    RewardModel.from_scratch(load_tokenizer(base), resolution=64, max_tokens=16).save(folder / "reward", {})
     write_rows(str(folder / "prompts"), PROMPTS, [prompt(number) for number in range(4)], {})
     write_rows(str(folder / "candidates"), CANDIDATES, [candidate(number) for number in range(4)], {})
     said = [ranking(0, "one", [1, 2, 3]), ranking(0, "two", [1, 3, 2]), ranking(1, "one", [2, 1, 2])]

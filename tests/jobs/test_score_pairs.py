@@ -14,7 +14,7 @@ from hive_ray.images import encode
 from hive_ray.language import endpoint
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.presets import sd15
-from hive_ray.reward.shaping import feedback
+from hive_ray.reward.shaping import fit_shaping
 from hive_ray.schemas import PAIRS, REWARDS, Counted, Dropped
 from jobs.actors.scoring import PairScorer, PairShaper
 from jobs.run import Run
@@ -43,7 +43,7 @@ def test_a_pair_that_no_judge_could_score_is_dropped_and_the_others_shaped(tmp_p
     write_rows(
         str(tmp_path / "rewards"), REWARDS, [{"pair_id": "a", "reward": 1.0}, {"pair_id": "c", "reward": 0.0}], {}
     )
-    said = feedback(["add a", "add c"], np.array([1.0, 0.0]), Scoring(shaping="weighted"))
+    said = fit_shaping(["add a", "add c"], np.array([1.0, 0.0]), Scoring(shaping="weighted"))
     shaped = PairShaper(str(tmp_path / "rewards"), "weighted", said, "judge")(ROWS)
     assert [getattr(row, "reason", None) for row in shaped] == [None, "no_reward", None]
     assert shaped[0]["weight"] == pytest.approx(2 * np.e / (np.e + 1))

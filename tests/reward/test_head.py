@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from hive_ray.reward.head import LinearHead, fit_head, spread_within
+from hive_ray.reward.head import LinearHead, deviation_within_prompts, fit_head
 from hive_ray.reward.objective import bradley_terry_loss, plackett_luce_loss, rao_kupper_loss
 
 LOSSES = {
@@ -119,7 +119,7 @@ def test_the_spread_is_pooled_within_prompts():
     features = torch.tensor([[1.0, 3.0, 9.0], [100.0, 104.0, 102.0]])[:, :, None]
     there = torch.tensor([[True, True, False], [True, True, True]])
     # Deviations 1, 1 and 2, 2, 0: squares of 10 with 1 + 2 degrees of freedom.
-    assert spread_within(features, there).item() == pytest.approx(math.sqrt(10 / 3))
+    assert deviation_within_prompts(features, there).item() == pytest.approx(math.sqrt(10 / 3))
 
 
 def test_a_feature_that_never_differs_within_a_prompt_has_no_weight(loss):

@@ -5,7 +5,14 @@ from tiny_models import tiny_clip
 
 from hive_ray.config import JUDGES, Scoring
 from hive_ray.images import encode
-from hive_ray.reward.judges import CLIP_MEASURES, CallableScorer, ClipScorer, combine, judge_of, source_of
+from hive_ray.reward.judges import (
+    CLIP_MEASURES,
+    CallableScorer,
+    ClipScorer,
+    combine_rewards,
+    judge_source_code,
+    make_judge,
+)
 from hive_ray.similarity import Similarity
 
 
@@ -57,23 +64,26 @@ def test_a_callable_is_found_by_its_name_and_its_rewards_are_checked():
             CallableScorer(f"{__name__}:{name}")(rows)
     with pytest.raises(ValueError, match="cannot be imported"):
         CallableScorer("no.such.module:judge")
-    assert b"A judge of one's own" in source_of(f"{__name__}:brightness")
+    assert b"A judge of one's own" in judge_source_code(f"{__name__}:brightness")
 
 
 def test_every_name_in_the_settings_has_its_judge(clip, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     settings = Scoring(clip=str(clip))
-    made = {name: type(judge_of(name, settings, reward=object, answers=str(tmp_path))).__name__ for name in JUDGES}
+    made = {
+        name: type(make_judge(name, settings, load_model=object, answers_folder=str(tmp_path))).__name__
+        for name in JUDGES
+    }
     assert made == dict.fromkeys(CLIP_MEASURES, "ClipScorer") | {"openai": "VisionScorer", "model": "RewardScorer"}
 
 
 def test_several_judges_are_standardised_then_averaged_or_the_least_counts():
     rewards = np.array([[0.0, 2.0, 4.0], [30.0, 10.0, 20.0], [5.0, 5.0, 5.0]])
     one = 1.5**0.5  # of three equally spaced values, the outer ones in deviations
-    np.testing.assert_allclose(combine(rewards, "mean"), [0, -one / 3, one / 3], atol=1e-12)
-    np.testing.assert_allclose(combine(rewards, "min"), [-one, -one, 0], atol=1e-12)
+    np.testing.assert_allclose(combine_rewards(rewards, "mean"), [0, -one / 3, one / 3], atol=1e-12)
+    np.testing.assert_allclose(combine_rewards(rewards, "min"), [-one, -one, 0], atol=1e-12)
     rewards[2] = 0.1  # whose mean is 0.10000000000000002
-    np.testing.assert_allclose(combine(rewards, "min"), [-one, -one, 0], atol=1e-12)
+    np.testing.assert_allclose(combine_rewards(rewards, "min"), [-one, -one, 0], atol=1e-12)
 
 
 def test_a_judge_that_nobody_knows_or_that_stands_twice_is_refused():

@@ -4,7 +4,7 @@ import pytest
 from hive_ray.reward.optimality import (
     best_and_worst_ranks,
     compare_within_prompts,
-    mean_ranks,
+    mean_rank_rewards,
     widest_prompts,
 )
 
@@ -48,7 +48,7 @@ def test_rewards_that_are_not_finite_are_refused():
 
 
 def test_mean_ranks_are_over_people_and_without_gaps():
-    found = mean_ranks([(["x", "y", "z"], [1, 4, 4]), (["x", "y", "z"], [2, 1, 3])])
+    found = mean_rank_rewards([(["x", "y", "z"], [1, 4, 4]), (["x", "y", "z"], [2, 1, 3])])
     assert found == {"x": -1.5, "y": -1.5, "z": -2.5}
 
 

@@ -46,7 +46,7 @@ def said(*records) -> Annotations:
 
 
 def joined(*records):
-    return rankings_from_people(CANDIDATE, said(*records).of_prompt)
+    return rankings_from_people(CANDIDATE, said(*records).by_prompt)
 
 
 def test_ties_imply_no_preference():
@@ -119,14 +119,14 @@ def test_a_line_that_its_person_corrected_later_is_counted_and_fits():
     found = said(
         {"ranks": [1, 2, 3]}, {"ranks": [3, 2, 1]}, {"ranks": [1, 2, 4]}, {"ranks": [1, 1, 1], "annotator": "bob"}
     )
-    assert [(one.annotator, one.ranks) for one in found.of_prompt["p1"]] == [("ann", (3, 2, 1)), ("bob", (1, 1, 1))]
+    assert [(one.annotator, one.ranks) for one in found.by_prompt["p1"]] == [("ann", (3, 2, 1)), ("bob", (1, 1, 1))]
     assert found.dropped == {"ranked_again": 1, "not_an_order": 1}
-    assert (found.lines, found.fitting) == (4, 3)
+    assert (found.lines, found.num_accepted) == (4, 3)
     assert found.samples["ranked_again"] == ["people.jsonl, line 1: ann ranked p1 again in people.jsonl, line 2"]
 
 
 def test_a_prompt_nobody_ranked_has_no_rankings():
-    assert rankings_from_people(CANDIDATE | {"prompt_id": "other"}, read(b"").of_prompt) == []
+    assert rankings_from_people(CANDIDATE | {"prompt_id": "other"}, read(b"").by_prompt) == []
 
 
 GOOD = {"prompt_id": "p1", "annotator": "ann", "ranks": [1, 2, 3]}
@@ -168,8 +168,8 @@ GOOD = {"prompt_id": "p1", "annotator": "ann", "ranks": [1, 2, 3]}
 def test_a_bad_line_is_left_out_and_the_others_are_kept(bad, reason, words):
     first = bad if isinstance(bad, bytes) else json.dumps({"prompt_id": "p1", "annotator": "bob"} | bad).encode()
     found = read(first + b"\n" + json.dumps(GOOD).encode())
-    assert [one.annotator for one in found.of_prompt["p1"]] == ["ann"]
-    assert (found.lines, found.fitting, found.dropped) == (2, 1, {reason: 1})
+    assert [one.annotator for one in found.by_prompt["p1"]] == ["ann"]
+    assert (found.lines, found.num_accepted, found.dropped) == (2, 1, {reason: 1})
     [sample] = found.samples[reason]
     assert words in sample
     assert len(sample) <= 300
@@ -177,7 +177,7 @@ def test_a_bad_line_is_left_out_and_the_others_are_kept(bad, reason, words):
 
 def test_every_line_left_out_is_a_row_of_the_account():
     found = said({"ranks": [1, 2, 3]}, *[{"prompt_id": f"x{number}"} for number in range(5)], {"ranks": [9, 9, 9]})
-    rows = found.account()
+    rows = found.as_rows()
     assert [getattr(row, "reason", None) for row in rows].count("unknown_prompt") == 5
     assert sum(isinstance(row, Dropped) and row.sample is not None for row in rows) == 3 + 1
     assert rows[-1] == Counted({"lines": 7})
@@ -190,7 +190,7 @@ def test_line_separators_marks_and_half_an_emoji_in_annotations_are_text():
     record = GOOD | {"annotator": "Ann\u2028\x85", "remark": "\u2029"}
     lines = [json.dumps(record, ensure_ascii=False), json.dumps(GOOD | {"annotator": "Bob \ud83d"})]
     found = read(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert [one.annotator for one in found.of_prompt["p1"]] == ["Ann\u2028\x85", "Bob \ufffd"]
+    assert [one.annotator for one in found.by_prompt["p1"]] == ["Ann\u2028\x85", "Bob \ufffd"]
     with pytest.raises(TextError, match=r"people\.jsonl is UTF-16 text"):
         read("\n".join(lines).encode("utf-16"))
 
@@ -238,8 +238,8 @@ def test_annotations_in_mutated_files_are_kept_or_named():
 
 def accounted(found: Annotations, lines: int) -> None:
     """Each line is kept or left out by name, and what is kept are rankings."""
-    kept = [one for annotations in found.of_prompt.values() for one in annotations]
-    rows = found.account()
+    kept = [one for annotations in found.by_prompt.values() for one in annotations]
+    rows = found.as_rows()
     assert lines == found.lines == len(kept) + sum(isinstance(row, Dropped) for row in rows)
     for one in kept:
         check_ranks(list(one.ranks), 3)

@@ -30,7 +30,7 @@ def pictures(count, seed=0):
 
 
 def small_model(seed=0):
-    return RewardModel.from_nothing(clip_tokenizer(), resolution=16, max_tokens=12, seed=seed)
+    return RewardModel.from_scratch(clip_tokenizer(), resolution=16, max_tokens=12, seed=seed)
 
 
 def settings(**changed):
@@ -120,7 +120,7 @@ def test_pictures_are_normalised_as_blip_wants():
 
 
 def test_a_small_model_has_about_a_million_and_a_half_weights_and_repeats_its_seed():
-    model = RewardModel.from_nothing(clip_tokenizer(), resolution=64, max_tokens=32)
+    model = RewardModel.from_scratch(clip_tokenizer(), resolution=64, max_tokens=32)
     assert 1_000_000 < sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
     assert model.vision(pixel_values=torch.zeros(1, 3, 64, 64)).last_hidden_state.shape[1] == 65
     images = pictures(2)
@@ -256,7 +256,7 @@ def test_freezing_nothing_leaves_everything_to_train():
 
 def test_bert_tokenizers_work_too(tmp_path):
     tokenizer = bert_tokenizer(tmp_path)
-    model = RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=12)
+    model = RewardModel.from_scratch(tokenizer, resolution=16, max_tokens=12)
     tokens, mask = model.encode_text(["make it red", "red"])
     assert tokens.tolist() == [[2, 5, 6, 7, 3], [2, 7, 3, 0, 0]]
     assert mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]

@@ -13,21 +13,21 @@ from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel
 from hive_ray.reward.objective import (
     RewardObjective,
-    batch_of,
     bradley_terry_loss,
     chance_loss,
-    doubt,
-    good_rankings,
     is_held_out,
-    is_learned,
-    loss_of,
-    measure,
+    is_trained_on,
+    loss_from_settings,
+    make_batch,
+    measure_rewards,
     pairwise_accuracy,
     plackett_luce_loss,
-    preferred,
+    predict_rewards,
+    preference_mask,
     ranking_accuracy,
     rao_kupper_loss,
-    rewards_of,
+    usable_rankings,
+    warning_for,
 )
 from hive_ray.reward.rankings import preference_pairs
 
@@ -39,7 +39,7 @@ def small_model():
     letters = "abcdefgh"
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-    return RewardModel.from_nothing(tokenizer, resolution=16, max_tokens=12)
+    return RewardModel.from_scratch(tokenizer, resolution=16, max_tokens=12)
 
 
 def ranking(prompt_id, brightness, instruction="a"):
@@ -55,7 +55,7 @@ def ranking(prompt_id, brightness, instruction="a"):
 
 
 def measured(model, rows, **options):
-    return measure(*rewards_of(model, rows, **options), PLACKETT_LUCE)
+    return measure_rewards(*predict_rewards(model, rows, **options), PLACKETT_LUCE)
 
 
 def settings(temperature=1.0, **changed):
@@ -126,7 +126,7 @@ def test_two_edits_cost_the_same_by_plackett_luce_bradley_terry_and_imagerewards
     chosen_first = torch.stack([rewards[range(3), [1, 1, 0]], rewards[range(3), [0, 0, 1]]], 1)
     wanted = F.cross_entropy(chosen_first, torch.zeros(3, dtype=torch.long))  # as ImageReward writes it
     for name in ("plackett_luce", "bradley_terry"):
-        torch.testing.assert_close(loss_of(settings(loss=name))(rewards, ranks), wanted)
+        torch.testing.assert_close(loss_from_settings(settings(loss=name))(rewards, ranks), wanted)
 
 
 def test_rao_and_kupper_count_each_tie_once_by_hand():
@@ -136,7 +136,7 @@ def test_rao_and_kupper_count_each_tie_once_by_hand():
     tie = (3**2 - 1) * e[0] * e[1] / ((e[0] + 3 * e[1]) * (e[1] + 3 * e[0]))
     wanted = -(math.log(first) + math.log(second) + math.log(tie)) / 3
     assert rao_kupper_loss(filled, ranks, 1.0, 3.0).item() == pytest.approx(wanted)
-    named = loss_of(settings(loss="rao_kupper", tie_threshold=3.0, temperature=2.0))
+    named = loss_from_settings(settings(loss="rao_kupper", tie_threshold=3.0, temperature=2.0))
     torch.testing.assert_close(named(2 * filled, ranks), rao_kupper_loss(filled, ranks, 1.0, 3.0))
 
 
@@ -144,16 +144,16 @@ def test_a_tie_draws_rewards_together_where_ties_count_and_nowhere_else():
     tied = torch.tensor([[1, 1]])
     for name, pulled in (("plackett_luce", False), ("bradley_terry", False), ("rao_kupper", True)):
         rewards = torch.tensor([[2.0, 0.0]], requires_grad=True)
-        loss_of(settings(loss=name))(rewards, tied).backward()
+        loss_from_settings(settings(loss=name))(rewards, tied).backward()
         assert (rewards.grad[0, 0] > 0) == pulled, name
         assert rewards.grad.sum().item() == pytest.approx(0), name
 
 
 def test_guessing_costs_by_the_loss():
     ranks = torch.tensor([[2, 1, 3], [1, 1, 2]])
-    assert chance_loss(ranks, loss_of(settings(loss="bradley_terry"))) == pytest.approx(math.log(2))
+    assert chance_loss(ranks, loss_from_settings(settings(loss="bradley_terry"))) == pytest.approx(math.log(2))
     # five preferences and a tie: of equal edits a third tie at threshold 2, and a third is better either way
-    assert chance_loss(ranks, loss_of(settings(loss="rao_kupper"))) == pytest.approx(math.log(3))
+    assert chance_loss(ranks, loss_from_settings(settings(loss="rao_kupper"))) == pytest.approx(math.log(3))
 
 
 @pytest.mark.parametrize("name", ["plackett_luce", "bradley_terry", "rao_kupper"])
@@ -164,7 +164,7 @@ def test_people_who_disagree_are_each_heard_and_meet_at_the_odds_they_give(name)
 
     def step():
         optimizer.zero_grad()
-        loss = loss_of(settings(loss=name, tie_threshold=1.001))(one.expand(4, 2), ranks)
+        loss = loss_from_settings(settings(loss=name, tie_threshold=1.001))(one.expand(4, 2), ranks)
         loss.backward()
         return loss
 
@@ -174,7 +174,9 @@ def test_people_who_disagree_are_each_heard_and_meet_at_the_odds_they_give(name)
 
 def test_the_tensor_of_preferences_is_the_list_of_preference_pairs():
     ranks = [3, 1, 1, 4]
-    assert [tuple(pair) for pair in preferred(torch.tensor([ranks]))[0].nonzero().tolist()] == preference_pairs(ranks)
+    assert [tuple(pair) for pair in preference_mask(torch.tensor([ranks]))[0].nonzero().tolist()] == preference_pairs(
+        ranks
+    )
 
 
 def test_pairwise_accuracy_counts_preferences_and_halves_for_equal_rewards():
@@ -214,15 +216,15 @@ def test_prompts_are_held_out_at_the_rate_and_always_the_same():
 
 def test_a_smaller_share_of_the_prompts_is_inside_a_larger_and_none_of_it_is_held_out():
     prompts = [f"prompt{index}" for index in range(5000)]
-    tenth, half, rest = ({one for one in prompts if is_learned(one, 0.2, share)} for share in (0.1, 0.5, 1.0))
-    assert {one for one in prompts if is_learned(one, 0.2, 0.5, beyond=0.1)} == half - tenth
+    tenth, half, rest = ({one for one in prompts if is_trained_on(one, 0.2, share)} for share in (0.1, 0.5, 1.0))
+    assert {one for one in prompts if is_trained_on(one, 0.2, 0.5, beyond=0.1)} == half - tenth
     assert tenth < half < rest == {one for one in prompts if not is_held_out(one, 0.2)}
     assert [len(tenth), len(half)] == pytest.approx([400, 2000], rel=0.1)
 
 
 def test_a_batch_fills_prompts_with_fewer_edits_by_rank_zero():
     model = small_model()
-    batch = batch_of(model, [ranking("p", [0, 255, 128]), ranking("q", [10, 20], "a b")])
+    batch = make_batch(model, [ranking("p", [0, 255, 128]), ranking("q", [10, 20], "a b")])
     source, edited, tokens, mask, ranks = (batch[name] for name in ("source", "edited", "tokens", "mask", "ranks"))
     assert source.shape == (2, 3, 16, 16)
     assert edited.shape == (2, 3, 3, 16, 16)
@@ -258,18 +260,18 @@ def test_rankings_that_nothing_can_be_learned_from_are_named_before_the_model_is
 
 def test_a_model_is_measured_on_the_good_rankings_and_the_others_are_named():
     rows = broken_rankings()
-    good, bad = good_rankings(rows, 16)
+    good, bad = usable_rankings(rows, 16)
     assert good == [rows[0], rows[4]]
     assert {name: why[:6] for name, why in bad.items()} == {"b": "source", "c": "edits[", "d": "2 rank"}
-    rewards, _ = rewards_of(small_model(), good)
+    rewards, _ = predict_rewards(small_model(), good)
     assert rewards.isfinite().all()
 
 
 def test_the_objectives_loss_is_plackett_luce_of_the_models_rewards():
     model, rows = small_model(), [ranking("p", [0, 255, 128]), ranking("q", [30, 20, 10])]
-    loss, metrics = RewardObjective(model, settings(temperature=0.1)).loss(model, batch_of(model, rows))
+    loss, metrics = RewardObjective(model, settings(temperature=0.1)).loss(model, make_batch(model, rows))
     with torch.no_grad():
-        inputs = batch_of(model, rows)
+        inputs = make_batch(model, rows)
         ranks = inputs.pop("ranks")
         wanted = plackett_luce_loss(model(**inputs), ranks, 0.1)
     torch.testing.assert_close(loss.detach(), wanted)
@@ -281,7 +283,7 @@ def test_every_weight_gets_a_gradient_but_for_the_shift_of_the_head():
     model = small_model()
     with torch.no_grad():
         model.head.weight.normal_()
-    loss, _ = RewardObjective(model, settings()).loss(model, batch_of(model, [ranking("p", [0, 255, 128])]))
+    loss, _ = RewardObjective(model, settings()).loss(model, make_batch(model, [ranking("p", [0, 255, 128])]))
     loss.backward()
     idle = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.abs().max()}
     assert idle <= {"head.bias"}
@@ -292,18 +294,18 @@ def test_a_few_steps_teach_what_people_prefer_and_guessing_is_said_in_words():
     rng = np.random.default_rng(0)
     rows = [ranking(f"p{index}", rng.choice(256, 3, replace=False).tolist()) for index in range(12)]
     before = measured(model, rows)
-    assert "learned nothing" in doubt(before)
+    assert "learned nothing" in warning_for(before)
     objective, optimizer = RewardObjective(model, settings()), torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
     for _ in range(40):
-        loss, _ = objective.loss(model, batch_of(model, rows))
+        loss, _ = objective.loss(model, make_batch(model, rows))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     after = measured(model, rows)
     assert after["reward/accuracy"] > 0.9
     assert after["reward/loss"] < 0.8 * before["reward/chance_loss"]
-    assert doubt(after) is None
+    assert warning_for(after) is None
 
 
 def test_measures_do_not_depend_on_the_batch_size():
@@ -314,8 +316,8 @@ def test_measures_do_not_depend_on_the_batch_size():
 
 def test_overfitting_and_divergence_are_said_in_words():
     metrics = {"reward/loss": 4.0, "reward/chance_loss": math.log(24), "reward/accuracy": 0.41}
-    assert "by heart" in doubt(metrics)
-    assert "diverged" in doubt(metrics | {"reward/loss": math.nan})
+    assert "by heart" in warning_for(metrics)
+    assert "diverged" in warning_for(metrics | {"reward/loss": math.nan})
 
 
 def test_the_objective_saves_the_weights_it_is_given(tmp_path):

@@ -4,11 +4,11 @@ from pydantic import ValidationError
 
 from hive_ray.config import Scoring
 from hive_ray.reward.shaping import (
-    RIDGE,
     SHAPINGS,
+    WORD_RIDGE,
     WordBaseline,
     equal_width_edges,
-    feedback,
+    fit_shaping,
     instruction_suffix,
     quality_level,
     quality_phrase,
@@ -106,7 +106,7 @@ def test_a_level_outside_one_to_five_and_a_phrase_without_a_level_are_refused():
 
 def test_weighted_shaping_fills_only_the_weight():
     reward = np.log([1.0, 4.0, 9.0])
-    shape = feedback(ASKED * len(reward), reward, Scoring(beta=2.0))
+    shape = fit_shaping(ASKED * len(reward), reward, Scoring(beta=2.0))
     row = {"instruction": "make it red", "weight": 1.0, "reward": float(reward[2]), "quality_level": 5}
     shaped = SHAPINGS["weighted"](row, shape)
     assert shaped.pop("weight") == pytest.approx(1.5)
@@ -114,20 +114,20 @@ def test_weighted_shaping_fills_only_the_weight():
 
 
 def test_conditional_shaping_rewrites_only_the_instruction():
-    shape = feedback(ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring())
+    shape = fit_shaping(ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring())
     row = {"instruction": "make it red", "weight": 1.0, "reward": 0.3, "quality_level": 1}
     wanted = row | {"instruction": "make it red, image quality is one out of five"}
     assert SHAPINGS["conditional"](row, shape) == wanted
 
 
 def test_a_level_that_an_embedding_is_told_changes_nothing_of_a_row():
-    shape = feedback(ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring())
+    shape = fit_shaping(ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring())
     row = {"instruction": "make it red", "weight": 1.0, "reward": 0.3, "quality_level": 1}
     assert SHAPINGS["level"](row, shape) == row
 
 
 def test_the_phrase_finds_room_as_the_text_encoder_wants():
-    shape = feedback(
+    shape = fit_shaping(
         ASKED * 3, np.array([0.0, 1.0, 2.0]), Scoring(), lambda instruction, phrase: instruction[:7] + phrase
     )
     row = {"instruction": "make it red", "quality_level": 1}
@@ -137,19 +137,19 @@ def test_the_phrase_finds_room_as_the_text_encoder_wants():
 @pytest.mark.parametrize("normalize", ["none", "mean1", "clip"])
 def test_a_row_shaped_alone_weighs_as_in_its_table(normalize):
     reward = np.log([1.0] * 9 + [91.0])
-    shape = feedback(ASKED * len(reward), reward, Scoring(normalize=normalize))
+    shape = fit_shaping(ASKED * len(reward), reward, Scoring(normalize=normalize))
     alone = [shape.weight(*ASKED, value) for value in reward]
     np.testing.assert_allclose(alone, reward_weight(reward, 1.0, normalize))
 
 
 def test_feedback_takes_the_edges_that_the_settings_name():
     reward = np.array([0.0, 0.1, 10.0])
-    assert feedback(ASKED * len(reward), reward, Scoring(levels="equal_width")).edges == pytest.approx((2, 4, 6, 8))
-    assert feedback(ASKED * len(reward), reward, Scoring()).edges == quantile_edges(reward)
+    assert fit_shaping(ASKED * len(reward), reward, Scoring(levels="equal_width")).edges == pytest.approx((2, 4, 6, 8))
+    assert fit_shaping(ASKED * len(reward), reward, Scoring()).edges == quantile_edges(reward)
 
 
 def test_given_edges_are_taken_as_they_are_and_a_reward_on_one_belongs_above_it():
-    shape = feedback(ASKED * 2, np.array([0.0, 9.0]), Scoring(levels="given", edges=(-1, 0, 0.5, 2)))
+    shape = fit_shaping(ASKED * 2, np.array([0.0, 9.0]), Scoring(levels="given", edges=(-1, 0, 0.5, 2)))
     assert [shape.level(*ASKED, reward) for reward in (-2, -1, 0, 0.7, 2)] == [1, 2, 3, 4, 5]
 
 
@@ -173,7 +173,7 @@ def test_the_baseline_is_the_ridge_regression_on_words():
     reward = np.array([3.0, 1.0, -2.0, 4.0])
     words = ["make", "it", "red", "blue", "remove"]
     said = np.array([[word in instruction.split() for word in words] for instruction in instructions], dtype=float)
-    weights = np.linalg.solve(said.T @ said + RIDGE * np.eye(5), said.T @ (reward - reward.mean()))
+    weights = np.linalg.solve(said.T @ said + WORD_RIDGE * np.eye(5), said.T @ (reward - reward.mean()))
     baseline = WordBaseline.fit(instructions, reward)
     assert [baseline.words[word] for word in words] == pytest.approx(weights.tolist(), abs=1e-6)
     assert baseline("Remove it, remove it!") == pytest.approx(1.5 + weights[1] + weights[4], abs=1e-6)
@@ -184,8 +184,8 @@ def test_with_a_baseline_the_best_of_hard_edits_is_a_five_and_the_worst_of_easy_
     rng = np.random.default_rng(0)
     instructions = ["change the background"] * 100 + ["swap the two"] * 100
     reward = rng.normal([4.0] * 100 + [-4.0] * 100)
-    plain = feedback(instructions, reward, Scoring())
-    fair = feedback(instructions, reward, Scoring(baseline="words"))
+    plain = fit_shaping(instructions, reward, Scoring())
+    fair = fit_shaping(instructions, reward, Scoring(baseline="words"))
     plain_levels, fair_levels = (
         [shape.level(*row) for row in zip(instructions, reward, strict=True)] for shape in (plain, fair)
     )

@@ -16,7 +16,7 @@ from hive_ray.images import decode, encode, encode_jpeg
 from hive_ray.language import endpoint
 from hive_ray.language.answer_cache import request_id
 from hive_ray.language.endpoint import NoAnswerError, read_answer
-from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, request_of, scores_of
+from hive_ray.reward.vision import FOLLOWING, QUALITY, VerdictError, VisionScorer, make_request, parse_scores
 from hive_ray.schemas import Counted, Dropped
 
 GREY, WHITE = (np.full((4, 4, 3), level, dtype=np.uint8) for level in (128, 255))
@@ -103,7 +103,7 @@ def test_quality_is_asked_of_the_edited_picture_alone(eyes, tmp_path):
 
 def test_a_jpeg_is_sent_as_one_and_the_range_is_said(tmp_path):
     row, settings = pair() | {"edited_image": encode_jpeg(WHITE)}, VisionJudge(score_range=10, structure="json_object")
-    request = request_of(QUALITY, row, settings)
+    request = make_request(QUALITY, row, settings)
     assert request["messages"][1]["content"][1]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
     assert "from 0 to 10" in request["messages"][0]["content"]
     assert request["response_format"] == {"type": "json_object"}
@@ -179,7 +179,7 @@ def test_without_seeds_another_attempt_is_another_request(eyes, tmp_path):
 def test_requests_have_the_ids_that_they_always_had():
     pictures = [encode(np.full((2, 2, 3), level, np.uint8)) for level in (10, 200)]
     row = {"instruction": "add a hat", "source_image": pictures[0], "edited_image": pictures[1]}
-    ids = [request_id(request_of(part, row, VisionJudge(), 1, 2)) for part in (FOLLOWING, QUALITY)]
+    ids = [request_id(make_request(part, row, VisionJudge(), 1, 2)) for part in (FOLLOWING, QUALITY)]
     assert ids == ["84cf197d78809c3e", "512c67e97a142b45"]
 
 
@@ -199,7 +199,7 @@ def test_mutated_answers_are_scores_or_a_named_reason():
     for data in mutated([text.encode() for text in (*texts, *bodies)]):
         for body in (data, json.dumps(spoken(data.decode(errors="replace"))).encode()):
             try:
-                scores = scores_of(read_answer(body), FOLLOWING, 25)
+                scores = parse_scores(read_answer(body), FOLLOWING, 25)
                 assert all(0 <= score <= 25 for score in scores)
                 scored += 1
             except (VerdictError, NoAnswerError) as error:

@@ -4,20 +4,20 @@ import torch
 
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
-from hive_ray.reward.accuracies import Foretold, accuracies, differences
+from hive_ray.reward.accuracies import Predictions, accuracies, accuracy_differences
 from hive_ray.reward.worth import (
     PROBES,
+    accuracies_by_kind,
     calibration,
     calibration_error,
-    compared,
-    judged,
-    kinds,
-    measurable,
-    people,
-    probe,
+    clear_preferences,
+    evaluation_card,
+    measurable_rows,
+    measure_edits,
+    predict_by_scoring,
+    predictions_by_people,
     remarks,
-    scored,
-    shared,
+    run_probes,
 )
 from hive_ray.statistics.intervals import Interval
 
@@ -64,7 +64,7 @@ class Model:
 
 def among_people(rows) -> dict:
     """Both accuracies of what people foretell of each other, without intervals."""
-    found = {name: accuracies(one) for name, one in people(rows).items()}
+    found = {name: accuracies(one) for name, one in predictions_by_people(rows).items()}
     return {name: {key: one[key] for key in one if key != "intervals"} for name, one in found.items()}
 
 
@@ -98,22 +98,22 @@ def test_a_preference_is_shared_by_two_people_or_more_whom_nobody_contradicts():
     rewards_of = {"a": [2.0, 1.0, 3.0], "b": [1.0, 0.0, 9.0], "c": [5.0, 4.0, 9.0]}
     rewards = torch.tensor([rewards_of[row["prompt_id"]] for row in rows])
     ranks = torch.tensor([[*row["ranks"], 0][:3] for row in rows])
-    ours = Foretold(rewards, ranks, [row["prompt_id"] for row in rows])
-    found = shared(ours, rows)
+    ours = Predictions(rewards, ranks, [row["prompt_id"] for row in rows])
+    found = clear_preferences(ours, rows)
     # Of a's edits the first is above both others, which people order both ways; b's preference is one person's.
     assert found.prompts == ["a", "a", "c"]
     assert found.rewards.tolist() == [[2.0, 1.0], [2.0, 3.0], [5.0, 4.0]]
-    said = compared(ours, ours, {}, {}, rows, settings())["shared"]
+    said = evaluation_card(ours, ours, {}, {}, rows, settings())["shared"]
     assert (said["reward/accuracy"], said["preferences"]) == (pytest.approx(2 / 3), 3)
-    alone = ours.some([0, 1])
-    assert shared(alone, rows[:2]) is None
-    assert compared(alone, alone, {}, {}, rows[:2], settings())["shared"] == {}
+    alone = ours.select([0, 1])
+    assert clear_preferences(alone, rows[:2]) is None
+    assert evaluation_card(alone, alone, {}, {}, rows[:2], settings())["shared"] == {}
 
 
 def test_accuracy_by_kind_of_edit_goes_by_the_first_word():
     rewards, ranks = torch.tensor([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 9), torch.tensor([[1, 2]] * 15)
-    found = kinds(
-        Foretold(rewards, ranks, [str(place) for place in range(15)]),
+    found = accuracies_by_kind(
+        Predictions(rewards, ranks, [str(place) for place in range(15)]),
         ["Add a hat"] * 5 + ["turn it red"] * 6 + ["remove it"] * 4,
     )
     assert {kind: (one["reward/accuracy"], one["rankings"]) for kind, one in found.items()} == {
@@ -126,13 +126,13 @@ def test_a_judge_of_pairs_scores_every_edit_of_a_ranking():
     def measured(rows):
         return {"reward": [int(decode(row["edited_image"])[0, 0, 0]) + len(row["instruction"]) for row in rows]}
 
-    rewards = judged(measured, [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])])["reward"]
+    rewards = measure_edits(measured, [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])])["reward"]
     assert rewards.tolist() == [[33, 258, 23], [256, 31, 0]]
 
 
 def test_a_reward_model_of_any_kind_scores_every_edit_of_a_ranking():
     rows = [ranking("abc", [2, 1, 3]), ranking("d", [1, 2])]
-    found = scored(Model(lambda source, edited, words: edited[0, 0, 0] + len(words)), rows)
+    found = predict_by_scoring(Model(lambda source, edited, words: edited[0, 0, 0] + len(words)), rows)
     assert found.rewards.tolist() == [[33, 258, 23], [256, 31, 0]]
     assert found.ranks.tolist() == [[2, 1, 3], [1, 2, 0]]
     assert found.prompts == ["abc", "d"]
@@ -162,7 +162,7 @@ ROWS = [ranking("a", [2, 1]), ranking("b", [1, 2], level=180), ranking("b", [2, 
 
 def noticed(reward) -> dict:
     """How often each probe is noticed, without intervals."""
-    return {name: rate.value for name, rate in probe(Model(reward), ROWS).items()}
+    return {name: rate.value for name, rate in run_probes(Model(reward), ROWS).items()}
 
 
 def test_a_model_that_sees_everything_notices_every_probe():
@@ -171,7 +171,7 @@ def test_a_model_that_sees_everything_notices_every_probe():
         right = {"a": 100, "b": 180}[words] == source[8, 8, 0]
         return int(edited[0, 0, 0] == 255) + int(changed[4:, 4:].max() == 0) + int(right)
 
-    assert probe(Model(reward), ROWS) == dict.fromkeys(PROBES, Interval(1.0, 1.0, 1.0))
+    assert run_probes(Model(reward), ROWS) == dict.fromkeys(PROBES, Interval(1.0, 1.0, 1.0))
 
 
 def test_a_model_that_looks_at_one_thing_is_blind_to_the_others():
@@ -189,16 +189,16 @@ def test_what_is_noticed_has_an_interval_by_prompt():
     """Of twenty prompts half are on a dark ground, where the edit is seen; elsewhere equal rewards count half."""
     rows = [ranking(str(place), [1, 2], level=100 if place % 2 else 180) for place in range(20)]
     model = Model(lambda source, edited, words: edited[0, 0, 0] == 255 and source[8, 8, 0] == 100)
-    rate = probe(model, rows)["did_nothing"]
+    rate = run_probes(model, rows)["did_nothing"]
     assert rate.value == 0.75
     off = 1.96 * 0.25 / 20**0.5
     assert (rate.low, rate.high) == (pytest.approx(0.75 - off, abs=0.03), pytest.approx(0.75 + off, abs=0.03))
-    assert probe(model, rows[::-1])["did_nothing"] == rate
+    assert run_probes(model, rows[::-1])["did_nothing"] == rate
 
 
 def test_what_was_destroyed_is_the_rest_and_what_was_changed_is_kept():
     seen = []
-    probe(Model(lambda source, edited, words: seen.append(edited) or 0), ROWS[:2])
+    run_probes(Model(lambda source, edited, words: seen.append(edited) or 0), ROWS[:2])
     assert len(seen) == 2 * (1 + len(PROBES))  # a prompt each
     destroyed = seen[2]
     assert destroyed[:4, :4].min() == 255
@@ -206,24 +206,24 @@ def test_what_was_destroyed_is_the_rest_and_what_was_changed_is_kept():
 
 
 def test_one_prompt_alone_has_no_other_to_probe_with():
-    assert probe(Model(lambda *_: 0), ROWS[1:]) == {}
+    assert run_probes(Model(lambda *_: 0), ROWS[1:]) == {}
 
 
-def of(right: float, prompts: int = 40, of_so_many: int = 10) -> Foretold:
+def of(right: float, prompts: int = 40, of_so_many: int = 10) -> Predictions:
     """Somebody who is right in this share of two edits' order, in each of so many prompts and preferences."""
     num_right = round(right * of_so_many)
     rewards = torch.tensor([[1.0, 0.0]] * num_right + [[0.0, 1.0]] * (of_so_many - num_right)).repeat(prompts, 1)
     names = [str(place) for place in range(prompts) for _ in range(of_so_many)]
-    return Foretold(rewards, torch.tensor([[1, 2]] * len(names)), names)
+    return Predictions(rewards, torch.tensor([[1, 2]] * len(names)), names)
 
 
-def said_of(model: Foretold, **others: Foretold) -> dict:
+def said_of(model: Predictions, **others: Predictions) -> dict:
     """As `worth` says it."""
     beside = {name: accuracies(one) for name, one in others.items()}
     return {
         "held_out": accuracies(model), "beside": beside,
         "held_out_before_training": beside.pop("held_out_before_training", None),
-        "minus": {name: differences(model.counts(), one.counts()) for name, one in others.items()},
+        "minus": {name: accuracy_differences(model.counts(), one.counts()) for name, one in others.items()},
     }  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def test_remarks_leave_open_what_the_interval_does_not_show_to_go_unnoticed():
 
 def test_remarks_claim_no_difference_that_the_interval_does_not_show():
     """Right in nine of ten preferences of one prompt and in none of another's: two prompts say nothing."""
-    torn = Foretold(
+    torn = Predictions(
         torch.tensor([[1.0, 0.0]] * 9 + [[0.0, 1.0]] * 11), torch.tensor([[1, 2]] * 20), ["0"] * 10 + ["1"] * 10
     )
     (clip, before, agreed) = remarks(
@@ -271,5 +271,5 @@ def test_remarks_claim_no_difference_that_the_interval_does_not_show():
 def test_clip_measures_no_direction_where_nobody_wrote_captions():
     captions = [("a dog", "a cat"), ("", ""), ("a dog", ""), ("a dog", "a cow")]
     rows = [{"source_caption": before, "edited_caption": after} for before, after in captions]
-    assert measurable(rows, ("clip_direction", "clip_image")) == [0, 3]
-    assert measurable(rows, ("clip_image",)) == [0, 1, 2, 3]
+    assert measurable_rows(rows, ("clip_direction", "clip_image")) == [0, 3]
+    assert measurable_rows(rows, ("clip_image",)) == [0, 1, 2, 3]

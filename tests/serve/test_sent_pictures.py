@@ -10,7 +10,7 @@ from pictures import SCENE, cut_out, encoded, exif, given, on_white
 from hive_ray import config
 from hive_ray.images import ImageError, decode, encode
 from hive_ray.pages.html import CaptionedPicture, Example, contact_sheet
-from hive_ray.reward.vision import FOLLOWING, VerdictError, request_of
+from hive_ray.reward.vision import FOLLOWING, VerdictError, make_request
 from serve.gallery import for_browser
 
 KEPT_AS_IT_WAS = [
@@ -32,7 +32,7 @@ def test_an_annotator_a_page_and_a_language_model_see_what_an_editor_sees(stored
     [shown] = re.findall(r'src="data:image/png;base64,([^"]*)"', sheet)
     assert base64.b64decode(shown) == content
     row = {"source_image": stored, "edited_image": encode(on_white()), "instruction": "make it red"}
-    [_, first, _] = request_of(FOLLOWING, row, config.VisionJudge())["messages"][1]["content"]
+    [_, first, _] = make_request(FOLLOWING, row, config.VisionJudge())["messages"][1]["content"]
     assert first["image_url"]["url"] == f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
@@ -48,4 +48,4 @@ def test_a_broken_picture_is_named_and_ends_no_page():
     assert 'src="data:,"' in contact_sheet([Example("make it red", (CaptionedPicture(broken, "source"),))])
     row = {"source_image": broken, "edited_image": encode(SCENE), "instruction": "make it red"}
     with pytest.raises(VerdictError, match="picture_unreadable"):
-        request_of(FOLLOWING, row, config.VisionJudge())
+        make_request(FOLLOWING, row, config.VisionJudge())

@@ -105,7 +105,7 @@ def test_what_is_exported_is_what_collect_rankings_reads(site, run):
     lines = site.signed_in("Boss", "administrator").get("/admin/export/rankings.jsonl").text.splitlines()
     edits_of = {row["prompt_id"]: [edit["edit_id"] for edit in row["edits"]] for row in candidates}
     parsed = parse_json_lines("\n".join(lines).encode(), "rankings.jsonl", objects=True)
-    annotations = join_annotations(parsed, edits_of).of_prompt
+    annotations = join_annotations(parsed, edits_of).by_prompt
     rankings = [row for candidate in candidates for row in rankings_from_people(candidate, annotations)]
     assert {row["prompt_id"]: row["ranks"] for row in rankings} == wanted
     assert to_table(rankings, RANKINGS).num_rows == 3
