@@ -72,7 +72,7 @@ WORKERS_IMPORT = (
     "scipy.ndimage", "scipy.optimize", "scipy.sparse.linalg",
     "hive_ray.editor.latents", "hive_ray.editor.negative_aware", "hive_ray.editor.objective",
     "hive_ray.editor.preference", "hive_ray.editor.preview",
-    "hive_ray.pairs.generation", "hive_ray.reward.judges", "hive_ray.reward.worth", "hive_ray.shapes.actors",
+    "hive_ray.pairs.generation", "hive_ray.reward.judges", "hive_ray.reward.model_evaluation", "hive_ray.shapes.actors",
 )  # fmt: skip
 """Most of what the stages' workers import; nothing that imports Ray, and not the domain's judge."""
 

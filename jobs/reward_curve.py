@@ -18,7 +18,7 @@ from hive_ray.artifacts.selection import select
 from hive_ray.console import say, tell_result
 from hive_ray.pages.charts import line_chart
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY, accuracy_differences, describe_difference
-from hive_ray.reward.worth import COMPARISONS
+from hive_ray.reward.model_evaluation import COMPARISONS
 from hive_ray.schemas import RANKINGS
 from hive_ray.statistics.intervals import Interval
 from jobs import train_reward

@@ -5,7 +5,7 @@ import torch
 from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
 from hive_ray.reward.accuracies import Predictions, accuracies, accuracy_differences
-from hive_ray.reward.worth import (
+from hive_ray.reward.model_evaluation import (
     PROBES,
     accuracies_by_kind,
     calibration,
