@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from hive_ray.config import SingleFile
-from hive_ray.diffusion.conversion import load_single_file, told_tokenizer
+from hive_ray.diffusion.conversion import load_clip_tokenizer, load_single_file
 from hive_ray.diffusion.loading import (
     load_folder_scheduler,
     load_folder_text,
@@ -125,7 +125,7 @@ class Backbone(ABC):
         new_unet.load_state_dict(unet, assign=True)
         if text is None:
             return replace(self, unet=new_unet)
-        new_text = self.text.fresh()
+        new_text = self.text.reinitialised()
         new_text.load_state_dict(text)
         return replace(self, unet=new_unet, text=new_text)
 
@@ -241,7 +241,7 @@ def load_vae(
 def load_tokenizer(address: str | Path, single_file: SingleFile) -> CLIPTokenizer:
     """The first tokenizer of a model: a folder's or a hub name's own, or the one that `single_file` names."""
     if is_single_file(address):
-        return told_tokenizer(single_file.tokenizer, address)
+        return load_clip_tokenizer(single_file.tokenizer, address)
     return CLIPTokenizer.from_pretrained(fetch_model(address), subfolder="tokenizer")
 
 

@@ -1,7 +1,7 @@
 """A compvis checkpoint (the one file of Stable Diffusion, InstructPix2Pix, HIVE) -> the parts of a backbone.
 
 Names are mapped by diffusers' own single-file loader. Widths, depths and channels are read off the weights' shapes, so
-that nothing is downloaded; what shapes do not say stands in `Family`.
+that nothing is downloaded; what shapes do not say stands in `CheckpointFamily`.
 """
 
 import re
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hive_ray.config import SingleFile
-from hive_ray.diffusion.single_file import UNET, first_few, prefer_averaged, read_weights
+from hive_ray.diffusion.single_file import UNET_PREFIX, first_few, prefer_ema, read_weights
 from hive_ray.diffusion.text import ClipEncoder, TextEncoder
 from hive_ray.diffusion.typed import ModuleT, channels_last
 from hive_ray.files.model_folders import ModelFolderError
 
-VAE = "first_stage_model."
-VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-HEAD_WIDTH = 64
+VAE_PREFIX = "first_stage_model."
+VAE_PART_PREFIXES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+HEAD_CHANNELS = 64
 """Channels of an attention head in every CLIP, and in the U-Nets of Stable Diffusion 2 and XL."""
 
 Weights = dict[str, Tensor]
@@ -37,7 +37,7 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 @dataclass(frozen=True)
-class Family:
+class CheckpointFamily:
     """What the shapes of a checkpoint do not say."""
 
     clip: str | None
@@ -50,10 +50,10 @@ class Family:
     scaling_factor: float = 0.18215
 
 
-FAMILIES = {
-    "Stable Diffusion 1": Family("cond_stage_model.transformer.", None, heads=8, sample_size=64),
-    "Stable Diffusion 2": Family(None, "cond_stage_model.model.", heads=None, sample_size=64),
-    "Stable Diffusion XL": Family(
+CHECKPOINT_FAMILIES = {
+    "Stable Diffusion 1": CheckpointFamily("cond_stage_model.transformer.", None, heads=8, sample_size=64),
+    "Stable Diffusion 2": CheckpointFamily(None, "cond_stage_model.model.", heads=None, sample_size=64),
+    "Stable Diffusion XL": CheckpointFamily(
         "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.", heads=None, sample_size=128,
         scaling_factor=0.13025,
     ),
@@ -62,20 +62,20 @@ FAMILIES = {
 
 def load_single_file(path: str | Path, settings: SingleFile) -> tuple[dict[str, Any], str]:
     """The parts of a file, in fp32, by the names of Backbone's fields; and their `origin`."""
-    weights, averaged = prefer_averaged(read_weights(path), path)
-    parts = convert(weights, settings, path)
+    weights, averaged = prefer_ema(read_weights(path), path)
+    parts = convert_checkpoint(weights, settings, path)
     return parts, f"{Path(path).name}, {'averaged weights' if averaged else 'its only weights'}"
 
 
-def convert(given: Weights, settings: SingleFile, path: str | Path) -> dict[str, Any]:
+def convert_checkpoint(weights: Weights, settings: SingleFile, path: str | Path) -> dict[str, Any]:
     """The parts of a backbone from weights by their compvis names; `path` is for messages."""
-    weights = _Checkpoint(given, path)
-    family = _family(weights)
-    prediction_type = _prediction_type(weights, family, settings)
+    checkpoint = _Checkpoint(weights, path)
+    family = _family(checkpoint)
+    prediction_type = _prediction_type(checkpoint, family, settings)
     return {
-        "unet": channels_last(_convert_unet(weights, family, prediction_type)),
-        "vae": channels_last(_convert_vae(weights, family)),
-        "text": _convert_text(weights, family, settings.tokenizer),
+        "unet": channels_last(_convert_unet(checkpoint, family, prediction_type)),
+        "vae": channels_last(_convert_vae(checkpoint, family)),
+        "text": _convert_text(checkpoint, family, settings.tokenizer),
         "scheduler": DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
             set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type,
@@ -127,29 +127,29 @@ class _Checkpoint:
         return module.eval()
 
 
-def _family(weights: _Checkpoint) -> Family:
+def _family(weights: _Checkpoint) -> CheckpointFamily:
     if edm := weights.below("edm_"):  # edm_mean (Playground), edm_vpred.sigma_max (CosXL)
         raise ModelFolderError(
             f"{weights.path} has {first_few(edm)}: noise levels of EDM; give a model whose noise is of Stable"
             " Diffusion's 1000 timesteps"
         )
-    for family in FAMILIES.values():
-        prefixes = [UNET, VAE, *(prefix for prefix in (family.clip, family.open_clip) if prefix)]
+    for family in CHECKPOINT_FAMILIES.values():
+        prefixes = [UNET_PREFIX, VAE_PREFIX, *(prefix for prefix in (family.clip, family.open_clip) if prefix)]
         if all(weights.below(prefix) for prefix in prefixes):
             return family
     raise ModelFolderError(
-        f"{weights.path} is no whole checkpoint of {', '.join(FAMILIES)}: it begins with"
-        f" {first_few(weights.weights)}; a single file holds {UNET}*, {VAE}* and a text encoder"
+        f"{weights.path} is no whole checkpoint of {', '.join(CHECKPOINT_FAMILIES)}: it begins with"
+        f" {first_few(weights.weights)}; a single file holds {UNET_PREFIX}*, {VAE_PREFIX}* and a text encoder"
         " (cond_stage_model.* or conditioner.embedders.*). For weights by diffusers' names give their whole folder"
     )
 
 
-def _prediction_type(weights: _Checkpoint, family: Family, settings: SingleFile) -> Prediction:
+def _prediction_type(weights: _Checkpoint, family: CheckpointFamily, settings: SingleFile) -> Prediction:
     """What the U-Net predicts; of Stable Diffusion 2 there are both, and their weights look the same."""
     if settings.prediction_type:
         return settings.prediction_type
-    in_channels = weights.shape(f"{UNET}input_blocks.0.0.weight")[1]
-    if family is FAMILIES["Stable Diffusion 2"] and in_channels == 4:
+    in_channels = weights.shape(f"{UNET_PREFIX}input_blocks.0.0.weight")[1]
+    if family is CHECKPOINT_FAMILIES["Stable Diffusion 2"] and in_channels == 4:
         raise ModelFolderError(
             f"{weights.path} is a Stable Diffusion 2, and does not say what it predicts; set prediction_type to epsilon"
             " (2.1-base, 512 x 512) or v_prediction (2.1, 768 x 768)"
@@ -157,9 +157,9 @@ def _prediction_type(weights: _Checkpoint, family: Family, settings: SingleFile)
     return "epsilon"  # of Stable Diffusion 2, HIVE's editors come from 2.1-base
 
 
-def _convert_unet(weights: _Checkpoint, family: Family, prediction_type: Prediction) -> UNet2DConditionModel:
+def _convert_unet(weights: _Checkpoint, family: CheckpointFamily, prediction_type: Prediction) -> UNet2DConditionModel:
     config = _unet_config(weights, family, prediction_type)
-    given = weights.below(UNET)
+    given = weights.below(UNET_PREFIX)
     converted = convert_ldm_unet_checkpoint(given, config)
     if len(converted) != len(given):
         raise ModelFolderError(
@@ -171,11 +171,11 @@ def _convert_unet(weights: _Checkpoint, family: Family, prediction_type: Predict
     return weights.fill(unet, converted)
 
 
-def _unet_config(weights: _Checkpoint, family: Family, prediction_type: Prediction) -> dict[str, Any]:
+def _unet_config(weights: _Checkpoint, family: CheckpointFamily, prediction_type: Prediction) -> dict[str, Any]:
     """What UNet2DConditionModel is made with. LDM numbers blocks and downsamplers in one row through all levels."""
     levels: list[list[str]] = [[]]
-    for place in weights.numbers(f"{UNET}input_blocks.")[1:]:
-        block = f"{UNET}input_blocks.{place}."
+    for place in weights.numbers(f"{UNET_PREFIX}input_blocks.")[1:]:
+        block = f"{UNET_PREFIX}input_blocks.{place}."
         if f"{block}0.op.weight" in weights.weights:
             levels.append([])
         else:
@@ -184,24 +184,24 @@ def _unet_config(weights: _Checkpoint, family: Family, prediction_type: Predicti
         raise ModelFolderError(f"{weights.path} has levels of its U-Net without blocks: it is not whole")
     channels = [weights.shape(f"{blocks[0]}0.out_layers.3.weight")[0] for blocks in levels]
     depths = [len(weights.numbers(f"{blocks[0]}1.transformer_blocks.")) for blocks in levels]
-    attends = f"{UNET}middle_block.1."
-    is_21 = family is FAMILIES["Stable Diffusion 2"] and prediction_type == "v_prediction"  # 768 x 768
+    attends = f"{UNET_PREFIX}middle_block.1."
+    is_21 = family is CHECKPOINT_FAMILIES["Stable Diffusion 2"] and prediction_type == "v_prediction"  # 768 x 768
     config = {
         "sample_size": family.sample_size * 3 // 2 if is_21 else family.sample_size,
         "upcast_attention": is_21,
-        "in_channels": weights.shape(f"{UNET}input_blocks.0.0.weight")[1],
-        "out_channels": weights.shape(f"{UNET}out.2.weight")[0],
+        "in_channels": weights.shape(f"{UNET_PREFIX}input_blocks.0.0.weight")[1],
+        "out_channels": weights.shape(f"{UNET_PREFIX}out.2.weight")[0],
         "block_out_channels": channels,
         "layers_per_block": len(levels[0]),
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
         "transformer_layers_per_block": [max(1, depth) for depth in depths],
-        "attention_head_dim": family.heads or [max(1, width // HEAD_WIDTH) for width in channels],
+        "attention_head_dim": family.heads or [max(1, width // HEAD_CHANNELS) for width in channels],
         "cross_attention_dim": weights.shape(f"{attends}transformer_blocks.0.attn2.to_k.weight")[1],
         "use_linear_projection": len(weights.shape(f"{attends}proj_in.weight")) == 2,
     }
     if family.clip and family.open_clip:  # XL: six sizes and the pooled text
-        inputs = weights.shape(f"{UNET}label_emb.0.0.weight")[1]
+        inputs = weights.shape(f"{UNET_PREFIX}label_emb.0.0.weight")[1]
         pooled = weights.shape(f"{family.open_clip}text_projection")[1]
         config |= {
             "addition_embed_type": "text_time",
@@ -211,24 +211,24 @@ def _unet_config(weights: _Checkpoint, family: Family, prediction_type: Predicti
     return config
 
 
-def _convert_vae(weights: _Checkpoint, family: Family) -> AutoencoderKL:
-    levels = weights.numbers(f"{VAE}encoder.down.")
-    channels = [weights.shape(f"{VAE}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels]
+def _convert_vae(weights: _Checkpoint, family: CheckpointFamily) -> AutoencoderKL:
+    levels = weights.numbers(f"{VAE_PREFIX}encoder.down.")
+    channels = [weights.shape(f"{VAE_PREFIX}encoder.down.{level}.block.0.conv1.weight")[0] for level in levels]
     config = {
         "sample_size": family.sample_size * 2 ** (len(levels) - 1),
         "block_out_channels": channels,
-        "layers_per_block": len(weights.numbers(f"{VAE}encoder.down.0.block.")),
+        "layers_per_block": len(weights.numbers(f"{VAE_PREFIX}encoder.down.0.block.")),
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
-        "latent_channels": weights.shape(f"{VAE}decoder.conv_in.weight")[1],
+        "latent_channels": weights.shape(f"{VAE_PREFIX}decoder.conv_in.weight")[1],
         "scaling_factor": family.scaling_factor,
     }
     with torch.device("meta"):
         vae = AutoencoderKL(**config)
-    return weights.fill(vae, convert_ldm_vae_checkpoint(weights.below(VAE, VAE_PARTS), config))
+    return weights.fill(vae, convert_ldm_vae_checkpoint(weights.below(VAE_PREFIX, VAE_PART_PREFIXES), config))
 
 
-def _convert_text(weights: _Checkpoint, family: Family, source: str) -> TextEncoder:
+def _convert_text(weights: _Checkpoint, family: CheckpointFamily, source: str) -> TextEncoder:
     encoders: list[ClipEncoder] = []
     tokenizers: list[CLIPTokenizer] = []
     if family.clip:
@@ -276,7 +276,7 @@ def _text_config(tokenizer: CLIPTokenizer, positions: torch.Size, **sizes: Any) 
         vocab_size=len(tokenizer),
         max_position_embeddings=positions[0],
         hidden_size=positions[1],
-        num_attention_heads=max(1, positions[1] // HEAD_WIDTH),
+        num_attention_heads=max(1, positions[1] // HEAD_CHANNELS),
         bos_token_id=cast(int, tokenizer.bos_token_id),
         eos_token_id=cast(int, tokenizer.eos_token_id),
         pad_token_id=cast(int, tokenizer.pad_token_id),
@@ -299,7 +299,7 @@ def _fill_text(
 
 def _tokenizer(source: str, num_words: int, path: str | Path, **special: str) -> CLIPTokenizer:
     """The tokenizer of a text encoder that knows so many tokens."""
-    tokenizer = told_tokenizer(source, path, **special)
+    tokenizer = load_clip_tokenizer(source, path, **special)
     if len(tokenizer) != num_words:
         raise ModelFolderError(
             f"the tokenizer of {source!r} has {len(tokenizer)} tokens, the text encoder of {path} {num_words}; set"
@@ -308,7 +308,7 @@ def _tokenizer(source: str, num_words: int, path: str | Path, **special: str) ->
     return tokenizer
 
 
-def told_tokenizer(source: str, path: str | Path, **special: Any) -> CLIPTokenizer:
+def load_clip_tokenizer(source: str, path: str | Path, **special: Any) -> CLIPTokenizer:
     """CLIP's tokenizer, which no single file holds, from a folder, a model's folder or the hub."""
     subfolder = "tokenizer" if (Path(source) / "tokenizer").is_dir() else ""
     try:

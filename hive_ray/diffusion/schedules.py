@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hive_ray.diffusion.typed import from_config
 
-LEAST_ALPHA = 2**-24
+MIN_ALPHA = 2**-24
 """What stands for a terminal alpha of zero, whose sigma is infinite (as diffusers' schedulers have it)."""
 
-Noise = Callable[[], Tensor]
+NoiseSource = Callable[[], Tensor]
 """Each call gives the next standard normal noise (m, C, h, w)."""
 
 
@@ -29,11 +29,11 @@ class Schedule:
 
     timesteps: Tensor
     """(N,) what the network is told, 999..0; not always whole."""
-    first_scale: float
+    init_noise_sigma: float
     """Standard deviation of the first latents."""
-    scale_input: Callable[[Tensor, int], Tensor]
+    scale_model_input: Callable[[Tensor, int], Tensor]
     """(latents, step) -> what the network sees."""
-    step: Callable[[Tensor, int, Tensor, Noise], Tensor]
+    step: Callable[[Tensor, int, Tensor, NoiseSource], Tensor]
     """(output, step, latents, noise) -> latents of the next step."""
 
 
@@ -53,7 +53,7 @@ def euler_ancestral(config: Any, num_steps: int, device: torch.device) -> Schedu
     timesteps = torch.linspace(len(trained.alphas_cumprod) - 1, 0, num_steps)
     sigmas = [*interpolated_sigmas(trained.alphas_cumprod, timesteps).tolist(), 0.0]
 
-    def step(output: Tensor, step: int, latents: Tensor, noise: Noise) -> Tensor:
+    def step(output: Tensor, step: int, latents: Tensor, noise: NoiseSource) -> Tensor:
         denoised = denoise(output, latents, sigmas[step], trained.config["prediction_type"])
         down, up = ancestral_step(sigmas[step], sigmas[step + 1])
         # k-diffusion's latents + (latents - denoised) / sigma (down - sigma), without its loss of digits at sigma 4096
@@ -62,8 +62,8 @@ def euler_ancestral(config: Any, num_steps: int, device: torch.device) -> Schedu
 
     return Schedule(
         timesteps=timesteps.to(device),
-        first_scale=sigmas[0],
-        scale_input=lambda latents, step: latents / (sigmas[step] ** 2 + 1) ** 0.5,
+        init_noise_sigma=sigmas[0],
+        scale_model_input=lambda latents, step: latents / (sigmas[step] ** 2 + 1) ** 0.5,
         step=step,
     )
 
@@ -80,7 +80,7 @@ def interpolated_sigmas(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 
     alphas_cumprod: (1000,) of the training; timesteps: (N,) in 0..999.
     """
-    alphas = alphas_cumprod.double().clamp_min(LEAST_ALPHA)
+    alphas = alphas_cumprod.double().clamp_min(MIN_ALPHA)
     logs = ((1 - alphas) / alphas).log() / 2
     low, high = timesteps.floor().long(), timesteps.ceil().long()
     return torch.lerp(logs[low], logs[high], timesteps.double().frac()).exp().float()
@@ -108,8 +108,8 @@ def _of_diffusers(scheduler: Any, num_steps: int, device: torch.device) -> Sched
     scheduler.set_timesteps(num_steps, device=device)
     return Schedule(
         timesteps=scheduler.timesteps,
-        first_scale=float(scheduler.init_noise_sigma),
-        scale_input=lambda latents, step: scheduler.scale_model_input(latents, scheduler.timesteps[step]),
+        init_noise_sigma=float(scheduler.init_noise_sigma),
+        scale_model_input=lambda latents, step: scheduler.scale_model_input(latents, scheduler.timesteps[step]),
         step=lambda output, step, latents, noise: (
             scheduler.step(output, scheduler.timesteps[step], latents).prev_sample
         ),

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hive_ray.files.model_folders import ModelFolderError
 
-UNET = "model.diffusion_model."
-SUFFIXES = (".safetensors", ".ckpt")
-BOOKKEEPING = re.compile(
+UNET_PREFIX = "model.diffusion_model."
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
+LIGHTNING_GLOBALS = re.compile(
     r"(pytorch_lightning|lightning)\.[\w.]+|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode"
 )
 """What Lightning writes beside weights: the classes of its callbacks, and their numbers. Never loaded."""
@@ -26,7 +26,7 @@ BOOKKEEPING = re.compile(
 
 def is_single_file(start: str | Path) -> bool:
     """Whether a model's address is that of one file, and not of a folder or on the hub."""
-    return str(start).endswith(SUFFIXES)
+    return str(start).endswith(SINGLE_FILE_SUFFIXES)
 
 
 def check_single_file(path: str | Path) -> None:
@@ -47,13 +47,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def prefer_averaged(weights: dict[str, Tensor], path: str | Path) -> tuple[dict[str, Tensor], bool]:
+def prefer_ema(weights: dict[str, Tensor], path: str | Path) -> tuple[dict[str, Tensor], bool]:
     """The weights with the U-Net's running average (EMA) in place of its last step, and whether there was one.
 
     LDM's LitEma calls the average of model.diffusion_model.input_blocks.0.0.weight
     model_ema.diffusion_modelinput_blocks00weight, the dots taken out.
     """
-    places = {name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in _below(UNET, weights)}
+    places = {
+        name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in _below(UNET_PREFIX, weights)
+    }
     lacking = [average for average in places.values() if average not in weights]
     if len(lacking) == len(places):
         return weights, False
@@ -93,7 +95,7 @@ def _read_pickle(path: Path) -> Any:
         zipped = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, EOFError):  # no zip archive: torch's format before 1.6, or no checkpoint at all
         zipped = None
-    stand_ins = [name for name in zipped or [] if BOOKKEEPING.fullmatch(name)]
+    stand_ins = [name for name in zipped or [] if LIGHTNING_GLOBALS.fullmatch(name)]
     code = sorted(set(zipped or []) - set(stand_ins))
     if code:
         raise ModelFolderError(

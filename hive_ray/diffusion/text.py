@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-MOST_KNOWN = 2**15
+MAX_CACHED_TEXTS = 2**15
 """Texts whose token ids are kept, at some 0.7 kB each; at more, all are forgotten."""
 
 
@@ -25,12 +25,12 @@ class TextStates(NamedTuple):
     pooled: Tensor | None = None
     """(B, P) of the second text encoder; XL alone."""
 
-    def rows(self, places: Sequence[int]) -> "TextStates":
+    def select(self, places: Sequence[int]) -> "TextStates":
         """The texts at these places, in this order."""
         picked = torch.tensor(places, device=self.sequence.device)
         return TextStates(self.sequence[picked], None if self.pooled is None else self.pooled[picked])
 
-    def repeated(self, copies: int) -> "TextStates":
+    def repeat_texts(self, copies: int) -> "TextStates":
         """All texts, so many times one after the other; the same tensors for once."""
         if copies == 1:
             return self
@@ -69,9 +69,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.encoders, self.tokenizers = nn.ModuleList(encoders), tuple(tokenizers)
         self.empty_is_zero = empty_is_zero
-        self._known: dict[str, Tensor] = {}  # token ids (E, T) of texts: training says the same ones in each epoch
+        self._token_ids: dict[str, Tensor] = {}  # token ids (E, T) of texts: training says the same ones in each epoch
 
-    def fresh(self) -> "TextEncoder":
+    def reinitialised(self) -> "TextEncoder":
         """One of the same shapes with first weights; the live modules are not touched."""
         encoders = [cast(ClipEncoder, type(encoder)(encoder.config).eval()) for encoder in self.encoders]
         return TextEncoder(encoders, self.tokenizers, self.empty_is_zero)
@@ -84,16 +84,16 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (B, E, T) token ids, padded and cut to the tokenizers' length."""
-        known = {text: self._known.get(text) for text in texts}
+        known = {text: self._token_ids.get(text) for text in texts}
         rows = {text: row for text, row in known.items() if row is not None}
         missing = [text for text in known if text not in rows]
         if missing:
             given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
             ids = torch.stack([tokenizer(missing, **given).input_ids for tokenizer in self.tokenizers], dim=1)
             new = dict(zip(missing, ids, strict=True))
-            if len(self._known) + len(new) > MOST_KNOWN:
-                self._known.clear()
-            self._known.update(new)
+            if len(self._token_ids) + len(new) > MAX_CACHED_TEXTS:
+                self._token_ids.clear()
+            self._token_ids.update(new)
             rows |= new
         return torch.stack([rows[text] for text in texts])
 
@@ -116,7 +116,7 @@ class TextEncoder(nn.Module):
         """The states of texts, a row each; equal texts are encoded once."""
         distinct = list(dict.fromkeys(texts))
         place_of = {text: place for place, text in enumerate(distinct)}
-        return self.encode(distinct).rows([place_of[text] for text in texts])
+        return self.encode(distinct).select([place_of[text] for text in texts])
 
     @property
     def device(self) -> torch.device:

@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
         are n stretches with the same texts. labels: the class labels (B,) of an editor with levels.
         """
         states = cast(TextStates, text) if self.text_encoder is None else self.text_encoder(text)
-        states = states.repeated(len(noisy) // len(states.sequence))
+        states = states.repeat_texts(len(noisy) // len(states.sequence))
         height, width = (self.vae_factor * side for side in noisy.shape[-2:])
         noisy = noisy.to(self.unet.dtype, memory_format=torch.channels_last)
         text_inputs = states.unet_inputs(height, width, self.unet.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hive_ray.config import SingleFile
 from hive_ray.diffusion.backbone import load_backbone
-from hive_ray.diffusion.schedules import SCHEDULES, Noise
+from hive_ray.diffusion.schedules import SCHEDULES, NoiseSource
 from hive_ray.diffusion.text import TextStates
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.pairs.alignment import word_spans
@@ -59,7 +59,7 @@ class TextToImage:
         """The words and tokens of captions, cut to the model's length as its texts are."""
         return [self._describe(caption) for caption in captions]
 
-    def noise(self, generators: list[torch.Generator], resolution: int) -> Noise:
+    def noise(self, generators: list[torch.Generator], resolution: int) -> NoiseSource:
         """Standard normal noise (m, C, h, w) without end, each row from its own CPU generator."""
         shape = self.backbone.latent_shape(resolution, resolution)
         return lambda: torch.stack([torch.randn(shape, generator=generator) for generator in generators])
@@ -68,7 +68,7 @@ class TextToImage:
     def draw(
         self,
         captions: list[str],
-        noise: Noise,
+        noise: NoiseSource,
         *,
         guidance_scale: Tensor,
         num_inference_steps: int,
@@ -84,7 +84,7 @@ class TextToImage:
         self,
         source_captions: list[str],
         edited_captions: list[str],
-        noise: Noise,
+        noise: NoiseSource,
         *,
         guidance_scale: Tensor,
         controls: Controls,
@@ -144,7 +144,7 @@ class TextToImage:
 
     def _denoise(
         self,
-        noise: Noise,
+        noise: NoiseSource,
         states: TextStates,
         guidance_scale: Tensor,
         num_inference_steps: int,
@@ -159,13 +159,13 @@ class TextToImage:
         unet = self.backbone.unet
         way = SCHEDULES[schedule](self.backbone.scheduler.config, num_inference_steps, self.device)
         precise = torch.promote_types(unet.dtype, torch.float32)
-        latents = noise().to(self.device, precise) * way.first_scale
+        latents = noise().to(self.device, precise) * way.init_noise_sigma
         scale = guidance_scale.view(-1, 1, 1, 1).to(latents)
         height, width = (self.backbone.vae_factor * side for side in latents.shape[-2:])
         text_inputs = states.unet_inputs(height, width, unet.dtype)
         for step, timestep in enumerate(way.timesteps):
             self.holder.shared = shared(step, latents)
-            inputs = way.scale_input(latents, step).repeat(2, 1, 1, 1)
+            inputs = way.scale_model_input(latents, step).repeat(2, 1, 1, 1)
             inputs = inputs.to(unet.dtype, memory_format=torch.channels_last)
             outputs = unet(inputs, timestep, **text_inputs).sample
             unconditional, conditional = outputs.to(precise).chunk(2)

@@ -86,7 +86,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("kind", SIZES)
 def test_the_whole_models_have_the_published_numbers_of_weights(kind, monkeypatch):
     monkeypatch.setattr(conversion, "_tokenizer", lambda *_, **special: WholeVocabulary())
-    parts = conversion.convert(
+    parts = conversion.convert_checkpoint(
         checkpoint(SIZES[kind], device="meta"), SingleFile(prediction_type="epsilon"), f"{kind}.ckpt"
     )
     found = {
@@ -151,7 +151,7 @@ def test_texts_become_what_open_clip_makes_of_them(vocabulary, told):
     words = ["make it red", "add a hat to the dog"]
     for kind, prefix in ((SD21, "cond_stage_model.model."), (SDXL, "conditioner.embedders.1.model.")):
         weights = checkpoint(tiny(kind, vocabulary[1]), in_channels=8)
-        text = conversion.convert(weights, told, "given.ckpt")["text"]
+        text = conversion.convert_checkpoint(weights, told, "given.ckpt")["text"]
         ids = text.tokenize(words)[:, -1]
         assert set(ids[:, -1].tolist()) == {text.tokenizers[-1].convert_tokens_to_ids("!")}
         before_last, normed, pooled = read_by_open_clip(weights, prefix, ids)
@@ -237,7 +237,7 @@ NAME = "model.diffusion_model.input_blocks.4.0.in_layers.2.weight"
         (lambda w: w.update({NAME.replace("in_", "odd_"): w[NAME]}), r"no such model has: .*odd_layers"),
         (lambda w: w.update({f"{conversion.UNET}more.weight": w[NAME]}), "weights of the U-Net .* have a name"),
         (lambda w: w.pop(f"{conversion.UNET}out.2.weight"), r"lacks model\.diffusion_model\.out\.2\.weight"),
-        (lambda w: w.pop(f"{conversion.VAE}decoder.norm_out.bias"), "no whole AutoencoderKL"),
+        (lambda w: w.pop(f"{conversion.VAE_PREFIX}decoder.norm_out.bias"), "no whole AutoencoderKL"),
         (
             lambda w: w.pop("cond_stage_model.transformer.text_model.final_layer_norm.bias"),
             "no whole CLIPTextModel: .* lacks final_layer_norm.bias",
@@ -250,7 +250,7 @@ def test_a_file_that_is_not_whole_is_refused_by_name(sizes, told, change, words)
     weights = checkpoint(sizes, in_channels=8)
     change(weights)
     with pytest.raises(ModelFolderError, match=words):
-        conversion.convert(weights, told, "given.ckpt")
+        conversion.convert_checkpoint(weights, told, "given.ckpt")
 
 
 class Code:
@@ -301,10 +301,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_a_missing_or_wrong_tokenizer_is_said(sizes, tmp_path):
     weights = checkpoint(sizes, in_channels=8)
     with pytest.raises(ModelFolderError, match=r"holds no tokenizer, and .* is none"):
-        conversion.convert(weights, SingleFile(tokenizer=str(tmp_path / "none")), "given.ckpt")
+        conversion.convert_checkpoint(weights, SingleFile(tokenizer=str(tmp_path / "none")), "given.ckpt")
     train_tokenizer(["one two"], MAX_TOKENS).save_pretrained(tmp_path)
     with pytest.raises(ModelFolderError, match=rf"tokens, the text encoder of given\.ckpt {sizes.words}; set"):
-        conversion.convert(weights, SingleFile(tokenizer=str(tmp_path)), "given.ckpt")
+        conversion.convert_checkpoint(weights, SingleFile(tokenizer=str(tmp_path)), "given.ckpt")
 
 
 def test_the_tokenizer_of_a_start_is_its_own_or_the_told_one(vocabulary, told, tmp_path):

@@ -29,12 +29,12 @@ def test_euler_ancestral_has_the_noise_levels_of_stable_diffusion():
     """k-diffusion's get_sigmas(n) on Stable Diffusion: 14.61 at 999 down to 0.0292 at 0, and fractional timesteps."""
     schedule = euler_ancestral(STABLE_DIFFUSION, 4, CPU)
     assert schedule.timesteps.tolist() == [999, 666, 333, 0]
-    assert schedule.first_scale == pytest.approx(14.6146, abs=1e-3)
+    assert schedule.init_noise_sigma == pytest.approx(14.6146, abs=1e-3)
     assert euler_ancestral(STABLE_DIFFUSION, 5, CPU).timesteps.tolist() == [999, 749.25, 499.5, 249.75, 0]
     ones = torch.ones(1, 1, 1, 1)
     last = 1 / math.sqrt(0.0291675**2 + 1)
-    assert float(schedule.scale_input(ones, 3)) == pytest.approx(last, abs=1e-6)
-    assert float(schedule.scale_input(ones, 0)) == pytest.approx(1 / math.sqrt(14.6146**2 + 1), abs=1e-5)
+    assert float(schedule.scale_model_input(ones, 3)) == pytest.approx(last, abs=1e-6)
+    assert float(schedule.scale_model_input(ones, 0)) == pytest.approx(1 / math.sqrt(14.6146**2 + 1), abs=1e-5)
 
 
 def test_an_ancestral_step_by_hand():
@@ -88,10 +88,10 @@ def test_a_perfect_prediction_ends_at_the_picture(name, zero_snr, prediction_typ
     alphas = trained.alphas_cumprod.double().clamp_min(2**-24)
     schedule, picture = SCHEDULES[name](trained.config, 6, CPU), torch.full((1, 4, 2, 2), 0.7)
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(picture.shape, generator=generator) * schedule.first_scale
+    latents = torch.randn(picture.shape, generator=generator) * schedule.init_noise_sigma
     for step, timestep in enumerate(schedule.timesteps):
         sigma = float(interpolated_sigmas(alphas, timestep.float().view(1)))
-        seen = schedule.scale_input(latents, step)
+        seen = schedule.scale_model_input(latents, step)
         alpha = 1 / math.sqrt(sigma**2 + 1)  # seen = alpha picture + alpha sigma noise
         noise = (seen - alpha * picture) / (alpha * sigma)
         output = noise if prediction_type == "epsilon" else alpha * noise - alpha * sigma * picture

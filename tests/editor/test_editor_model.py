@@ -86,7 +86,7 @@ def test_text_is_padded_and_cut_to_the_tokenizers_length(editor):
 
 
 def test_a_text_has_the_same_tokens_when_it_is_known_and_when_it_was_forgotten(editor, monkeypatch):
-    monkeypatch.setattr("hive_ray.diffusion.text.MOST_KNOWN", 3)
+    monkeypatch.setattr("hive_ray.diffusion.text.MAX_CACHED_TEXTS", 3)
     given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     for texts in (["red", "blue", "red"], ["", "blue"], ["red", "a", "b", "c", "blue"], ["a", "red", "a"]):
         assert torch.equal(editor.text.tokenize(texts)[:, 0], editor.tokenizer(texts, **given).input_ids)
