@@ -39,7 +39,7 @@ from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources, Training, Watching
 from hive_ray.config import Editor as EditorSettings
 from hive_ray.diffusion.noising import add_noise
-from hive_ray.editor.latents import PICTURES, LatentEncoder
+from hive_ray.editor.latents import PICTURE_COLUMNS, LatentEncoder
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode, resize, to_batch
@@ -201,7 +201,9 @@ def diffusers_loop(folder: str, editor_settings: EditorSettings) -> Iterator[int
     rows = list(read_rows(f"{folder}/pairs", PAIRS))
     for start in itertools.count(step=BATCH):
         batch = [rows[place % len(rows)] for place in range(start, start + BATCH)]
-        source, edited = (to_batch([row[name] for row in batch], editor_settings.resolution) for name in PICTURES)
+        source, edited = (
+            to_batch([row[name] for row in batch], editor_settings.resolution) for name in PICTURE_COLUMNS
+        )
         flips = torch.rand(BATCH, 1, 1, 1) < 0.5
         source, edited = (torch.where(flips, one.flip(-1), one).to(device, frozen) for one in (source, edited))
         with torch.no_grad():

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from hive_ray.editor.model import Editor
-from hive_ray.editor.objective import under
+from hive_ray.editor.objective import sub_state_dict
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.seeds import id_for
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
-def mean_state(states: Iterable[State]) -> State:
+def mean_state(states: Iterable[StateDict]) -> StateDict:
     """The mean of state dicts with the same names and shapes (model soups, Wortsman et al. 2022), summed in fp32 and
     returned in the first one's dtypes.
 
@@ -29,7 +29,7 @@ def mean_state(states: Iterable[State]) -> State:
     return first | {name: (value / count).to(first[name].dtype) for name, value in total.items()}
 
 
-def changed_state(states: Iterable[State]) -> State:
+def add_task_vectors(states: Iterable[StateDict]) -> StateDict:
     """The first state dict plus the differences of the others from it (task arithmetic, Ilharco et al. 2023, with a
     scale of 1): start + sum of (state - start), summed in fp32 and returned in the first one's dtypes.
 
@@ -39,7 +39,7 @@ def changed_state(states: Iterable[State]) -> State:
     return first | {name: value.to(first[name].dtype) for name, value in total.items()}
 
 
-def _summed(states: Iterable[State], term: Callable[[Tensor, Tensor], Tensor]) -> tuple[State, State, int]:
+def _summed(states: Iterable[StateDict], term: Callable[[Tensor, Tensor], Tensor]) -> tuple[StateDict, StateDict, int]:
     """The first state, its floating-point weights plus `term` of each other state's and its own, in fp32, and how many
     states there are."""
     stream = iter(states)
@@ -70,15 +70,15 @@ def add_changes(start: str | Path, folders: Sequence[str | Path]) -> Editor:
 
     They were trained from `start`. Card and errors as `average_editors`.
     """
-    return _merged([start, *folders], changed_state)
+    return _merged([start, *folders], add_task_vectors)
 
 
-def _merged(folders: Sequence[str | Path], merge: Callable[[Iterable[State]], State]) -> Editor:
+def _merged(folders: Sequence[str | Path], merge: Callable[[Iterable[StateDict]], StateDict]) -> Editor:
     """The first editor with what `merge` makes of the weights of all."""
     first = Editor.load(folders[0])
     tables = [first.card.training_table]
 
-    def states() -> Iterator[State]:
+    def states() -> Iterator[StateDict]:
         yield _weights(first)
         for folder in folders[1:]:
             other = Editor.load(folder)
@@ -92,18 +92,18 @@ def _merged(folders: Sequence[str | Path], merge: Callable[[Iterable[State]], St
         raise
     except ValueError as error:
         raise ModelFolderError(f"{', '.join(map(str, folders))} cannot be merged: {error}") from error
-    editor = first.with_weights(under("unet.", merged), under("text.", merged))
+    editor = first.with_weights(sub_state_dict("unet.", merged), sub_state_dict("text.", merged))
     editor.card = first.card.model_copy(update={"training_table": id_for(*tables), "metrics": {}})
     return editor
 
 
-def _weights(editor: Editor) -> State:
+def _weights(editor: Editor) -> StateDict:
     """The trained weights of an editor by name."""
     parts = {"unet": editor.unet, "text": editor.text}
     return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
 
 
-def _require_same_shapes(first: State, other: State) -> None:
+def _require_same_shapes(first: StateDict, other: StateDict) -> None:
     unshared = sorted(first.keys() ^ other.keys())
     if unshared:
         raise ValueError(f"not all of them have the weight {unshared[0]} ({len(unshared)} in all)")

@@ -49,7 +49,7 @@ def common_noise(shape: tuple[int, ...], level: int, draw: int) -> Tensor:
 def denoising_errors(
     editor: Editor,
     source_images: Tensor,
-    source_of: Sequence[int],
+    source_indices: Sequence[int],
     edited_images: Tensor,
     instructions: Sequence[str],
     settings: DenoisingError,
@@ -57,7 +57,7 @@ def denoising_errors(
     """Errors (B, F), or their logarithms, in fp32 on the CPU, in the order of `feature_names`; means over C, h, w and
     the draws.
 
-    source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; `source_of` says which source each edit has.
+    source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; `source_indices` says which source each edit has.
     The latent of an edit is the mean of its posterior, so that nothing is drawn but the common noise. The error is that
     of what the editor was trained to predict: the noise, or the velocity.
     """
@@ -67,7 +67,7 @@ def denoising_errors(
     check_levels(editor, settings)
     mean, std = editor.posterior(edited_images)
     latents = editor.draw_target(mean, std, torch.zeros_like(std)).to(device)
-    sources = editor.encode_condition(source_images).to(device)[list(source_of)]
+    sources = editor.encode_condition(source_images).to(device)[list(source_indices)]
     pictures = {"instruction": sources, "source": sources, "nothing": torch.zeros_like(sources)}
     texts_of = {"instruction": list(instructions), "source": [""] * count, "nothing": [""] * count}
     conditions = torch.cat([pictures[condition] for condition in settings.conditions])

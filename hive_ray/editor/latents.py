@@ -2,7 +2,7 @@
 
     pairs -> LatentEncoder -> latents
     rankings -> RankingLatentEncoder -> ranking_latents
-    rows of pairs, or of a table beside its latents -> PairLatents -> the objective
+    rows of pairs, or of a table beside its latents -> PairLatentReader -> the objective
 
 A row's `latents` are V x (1 + 2 N) x C x h x w numbers in the precision of `editor.latents`, unscaled: V views of the
 row (as it is, and mirrored where `editor.flip`), and of each the source's mode, the N edited pictures' means, and their
@@ -25,20 +25,20 @@ from torch import Tensor
 
 from hive_ray.config import Editor as Settings
 from hive_ray.diffusion.backbone import load_vae, posterior
-from hive_ray.editor.model import Editor, bring
+from hive_ray.editor.model import Editor, move_to
 from hive_ray.errors import BadRows
 from hive_ray.images import ImageError, crop_to, decode, map_in_threads, normalize_pixels, window
 from hive_ray.schemas import Dropped, Result, Row, Rows
 
-PICTURES = ("source_image", "edited_image")
-STORED = {"fp32": torch.float32, "fp16": torch.float16}
+PICTURE_COLUMNS = ("source_image", "edited_image")
+LATENT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class Views(NamedTuple):
     """How each row of a batch is seen, all of its pictures alike."""
 
     mirrored: list[bool]
-    places: list[tuple[float, float]]
+    crop_offsets: list[tuple[float, float]]
     """Where a random crop begins: two shares in [0, 1) of the room down and across."""
 
 
@@ -50,7 +50,7 @@ class PairPosteriors(NamedTuple):
     std: Tensor
 
 
-def mentions_side(instruction: str) -> bool:
+def mentions_left_or_right(instruction: str) -> bool:
     """Whether a mirrored pair would contradict the instruction, because it says left or right."""
     return re.search(r"\b(left|right)(most|wards?)?\b", instruction, re.IGNORECASE) is not None
 
@@ -62,14 +62,15 @@ def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Vi
     """
     heads = (torch.rand(len(rows), generator=generator) < 0.5).tolist()
     mirrored = [
-        settings.flip and head and not mentions_side(row["instruction"]) for row, head in zip(rows, heads, strict=True)
+        settings.flip and head and not mentions_left_or_right(row["instruction"])
+        for row, head in zip(rows, heads, strict=True)
     ]
     if settings.crop != "random":
         return Views(mirrored, [(0.0, 0.0)] * len(rows))
     return Views(mirrored, [tuple(place) for place in torch.rand(len(rows), 2, generator=generator).tolist()])
 
 
-def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURES) -> Tensor:
+def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURE_COLUMNS) -> Tensor:
     """Numbers 0..255, uint8 (K, B, 3, R, R), of the pictures in these columns.
 
     A row's other pictures are scaled to the first one's size, and all are cut and mirrored alike. BadRows names the
@@ -83,7 +84,7 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
             pictures = [_decoded(rows[index], column) for column in columns]
         except ImageError as error:
             return str(error)
-        shown = window(pictures[0].shape[:2], side, settings.crop, views.places[index])
+        shown = window(pictures[0].shape[:2], side, settings.crop, views.crop_offsets[index])
         for place, picture in enumerate(pictures):
             pixels = crop_to(picture, shown, side).transpose(2, 0, 1)
             batch[place, index] = pixels[:, :, ::-1] if views.mirrored[index] else pixels
@@ -104,7 +105,7 @@ def encode_edits(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return torch.cat([means, deviations[1:]]).transpose(0, 1)
 
 
-def latents_of_edit(stored: bytes, place: int, num_edits: int, num_views: int) -> bytes:
+def select_edit_latents(stored: bytes, place: int, num_edits: int, num_views: int) -> bytes:
     """What a pair's row would hold of one edited picture, from the latents of a row with several."""
     by_part = np.frombuffer(stored, np.uint8).reshape(num_views, 1 + 2 * num_edits, -1)
     return by_part[:, [0, 1 + place, 1 + num_edits + place]].tobytes()
@@ -119,19 +120,19 @@ class LatentEncoder:
         self.settings = settings
 
     def __call__(self, rows: Rows) -> list[Result]:
-        return self.encoded(rows, "pair_id", PICTURES)
+        return self.encode_columns(rows, "pair_id", PICTURE_COLUMNS)
 
-    def encoded(self, rows: Rows, key: str, columns: tuple[str, ...]) -> list[Result]:
+    def encode_columns(self, rows: Rows, key: str, columns: tuple[str, ...]) -> list[Result]:
         """The latents of the pictures in these columns, the source's first, under the rows' `key`."""
         try:
-            pixels = read_pictures(rows, self.settings, straight(rows), columns)
+            pixels = read_pictures(rows, self.settings, identity_views(rows), columns)
         except BadRows as bad:
             good = [row for place, row in enumerate(rows) if place not in bad.reasons]
             broken = [_dropped(rows[place], key, "unreadable_picture") for place in bad.reasons]
-            return [*broken, *(self.encoded(good, key, columns) if good else [])]
+            return [*broken, *(self.encode_columns(good, key, columns) if good else [])]
         views = [pixels, pixels.flip(-1)] if self.settings.flip else [pixels]
         latents = torch.stack([encode_edits(self.vae, view) for view in views], dim=1)
-        stored = latents.to("cpu", STORED[self.settings.latents]).numpy()
+        stored = latents.to("cpu", LATENT_DTYPES[self.settings.latents]).numpy()
         encoded: list[Result] = []
         for row, numbers in zip(rows, stored, strict=True):
             if np.isfinite(numbers).all():
@@ -153,11 +154,11 @@ class RankingLatentEncoder(LatentEncoder):
         encoded: list[Result] = []
         for length, group in of_length.items():
             columns = ("source_image", *(f"edit {place}" for place in range(length)))
-            encoded += self.encoded(group, "ranking_id", columns)
+            encoded += self.encode_columns(group, "ranking_id", columns)
         return encoded
 
 
-class PairLatents:
+class PairLatentReader:
     """Rows -> the latents of their pairs: read where rows carry them, else encoded from their pictures.
 
     Nothing is kept from one batch to the next, so that a run that was killed goes on with the same numbers: a VAE's
@@ -178,10 +179,10 @@ class PairLatents:
             return {"latents": self._stored(rows, views)}
         return {"pixels": read_pictures(rows, self.settings, views)}
 
-    def of_another_size(self, rows: Rows, num_edits: Sequence[int]) -> dict[int, str]:
+    def wrong_size_reasons(self, rows: Rows, num_edits: Sequence[int]) -> dict[int, str]:
         """The rows whose `latents` are not those of so many edits, by place, with the reason."""
         num_views, _, *shape = self.stored_shape
-        each = num_views * math.prod(shape) * STORED[self.settings.latents].itemsize
+        each = num_views * math.prod(shape) * LATENT_DTYPES[self.settings.latents].itemsize
         num_bytes = [(1 + 2 * count) * each for count in num_edits]
         return {
             place: f"its latents have {len(row['latents'])} bytes, {num_bytes[place]} are wanted"
@@ -194,14 +195,14 @@ class PairLatents:
         latents = batch.get("latents")
         if latents is None:
             pixels = batch["pixels"]
-            bring(self.editor.vae, pixels.device)
+            move_to(self.editor.vae, pixels.device)
             latents = encode_edits(self.editor.vae, pixels)
         return PairPosteriors(*latents.unbind(1))
 
     def _stored(self, rows: Rows, views: Views) -> Tensor:
         """Stored latents (B, 3, C, h, w) in fp32."""
-        dtype = STORED[self.settings.latents]
-        reasons = self.of_another_size(rows, [1] * len(rows))
+        dtype = LATENT_DTYPES[self.settings.latents]
+        reasons = self.wrong_size_reasons(rows, [1] * len(rows))
         latents: list[Tensor] = []
         for index, row in enumerate(rows):
             if index in reasons:
@@ -216,7 +217,7 @@ class PairLatents:
         return torch.stack(latents)
 
 
-def straight(rows: Rows) -> Views:
+def identity_views(rows: Rows) -> Views:
     """Every row as it is: not mirrored, and not cropped at random."""
     return Views([False] * len(rows), [(0.0, 0.0)] * len(rows))
 

@@ -21,14 +21,14 @@ from hive_ray.config import Editor as Settings
 from hive_ray.editor.model import Editor
 from hive_ray.seeds import generator_for
 
-FILE = "pytorch_lora_weights.safetensors"
+LORA_WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 """The name under which `load_lora_weights` of diffusers looks."""
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 _FIRST = "unet.conv_in"
 
 
-class Adapters:
+class LoraAdapters:
     """Adds adapters to an editor, and extracts their weights from a state dict of its `Denoiser`."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
@@ -43,7 +43,7 @@ class Adapters:
         first.requires_grad_(not reads_image)
         self.first = None if reads_image else first.detach().cpu().clone()
 
-    def merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def merge_adapters(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict of the same module without adapters: their products are added to the weights."""
         merged = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
         for layer, down, up in _products(state):
@@ -69,7 +69,9 @@ class Adapters:
             adapters[f"{_FIRST}.lora_A.weight"] = torch.eye(size).view(size, *self.first.shape[1:])
             adapters[f"{_FIRST}.lora_B.weight"] = learned.flatten(1)[:, :, None, None]
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in adapters.items()}, folder / FILE, {"format": "pt"})
+        save_file(
+            {name: value.contiguous() for name, value in adapters.items()}, folder / LORA_WEIGHTS_FILE, {"format": "pt"}
+        )
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class Editor:
         return self.backbone.decode(latents)
 
 
-def bring(part: AutoencoderKL | TextEncoder, device: torch.device) -> None:
+def move_to(part: AutoencoderKL | TextEncoder, device: torch.device) -> None:
     """Move a frozen part to a device; once it is there, its weights are not looked through again."""
     if part.device != device:
         cast(nn.Module, part).to(device)  # diffusers declares its own without `self`

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hive_ray.editor.objective import Batch, Measures, Metrics, row_errors
-from hive_ray.editor.preference import ReferencedObjective
+from hive_ray.editor.preference import ReferenceModelObjective
 from hive_ray.errors import BadRows
 from hive_ray.schemas import Rows
 
@@ -40,7 +40,7 @@ def negative_aware_loss(
     return optimality * row_errors(positive, target) + (1 - optimality) * row_errors(negative, target)
 
 
-class NegativeAwareObjective(ReferencedObjective):
+class NegativeAwareObjective(ReferenceModelObjective):
     """The trained weights, and the negative-aware loss of rows of `scored_candidates`; `weight` is the optimality."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
@@ -56,7 +56,7 @@ class NegativeAwareObjective(ReferencedObjective):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Mean loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
-        noised, optimality = self.noised(batch), batch["weight"]
+        noised, optimality = self.noise_batch(batch), batch["weight"]
         predicted, reference = model(*noised.inputs)
         losses = negative_aware_loss(predicted, reference, noised.target, optimality, self.settings.nft.beta)
         measures = {

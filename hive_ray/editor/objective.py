@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from hive_ray.config import Editor as Settings
 from hive_ray.diffusion.noising import add_noise, denoising_target
 from hive_ray.diffusion.text import TextEncoder, TextStates
-from hive_ray.editor.latents import PairLatents, Views, draw_views
+from hive_ray.editor.latents import PairLatentReader, Views, draw_views
 from hive_ray.editor.levels import BEST_LEVEL, WORST_LEVEL, add_levels, class_labels, train_levels
-from hive_ray.editor.lora import Adapters
-from hive_ray.editor.model import Editor, EditorCard, bring
+from hive_ray.editor.lora import LoraAdapters
+from hive_ray.editor.model import Editor, EditorCard, move_to
 from hive_ray.editor.preview import draw_preview
 from hive_ray.errors import BadRows
 from hive_ray.schemas import Rows
@@ -36,7 +36,7 @@ Metrics = dict[str, float]
 Batch = dict[str, Tensor]
 
 
-def draw_dropped_conditions(count: int, *, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_condition_dropout(count: int, *, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Which of `count` rows lose their text, and which their image: bool (count,) each.
 
     One uniform draw u a row (InstructPix2Pix's ddpm_edit.py): the text is dropped where u < 2 rate, the image
@@ -113,7 +113,7 @@ def _as_channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 @dataclass(frozen=True)
-class Noised:
+class NoisyBatch:
     """The network's inputs for some rows, and its training target."""
 
     inputs: tuple
@@ -133,13 +133,13 @@ class EditorObjective:
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         self.editor, self.settings = editor, settings
-        self.latents = PairLatents(editor, settings)
+        self.latents = PairLatentReader(editor, settings)
         editor.vae.requires_grad_(False)
         editor.unet.requires_grad_(True)
         editor.text.requires_grad_(settings.train_text_encoder)
         self.denoiser = Denoiser(editor.unet, editor.text if settings.train_text_encoder else None, editor.vae_factor)
         self.model: nn.Module = self.denoiser
-        self.adapters = Adapters(editor, settings) if settings.lora_rank else None
+        self.adapters = LoraAdapters(editor, settings) if settings.lora_rank else None
         if settings.gradient_checkpointing:
             editor.unet.enable_gradient_checkpointing()
             if settings.train_text_encoder:
@@ -152,14 +152,14 @@ class EditorObjective:
         return [self.editor.vae] if self.settings.train_text_encoder else [self.editor.vae, self.editor.text]
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """Rows of `pairs` as `drawn`, and "weight" (B,). BadRows names rows without a usable picture or weight."""
+        """Rows of `pairs` as `draw_batch`, and "weight" (B,). BadRows names rows without a usable picture or weight."""
         check_weights(rows)
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        return self.drawn(rows, generator) | {"weight": weight}
+        return self.draw_batch(rows, generator) | {"weight": weight}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Weighted denoising loss of a prepared batch. `model` is `self.model`, bare or wrapped."""
-        noised, weight = self.noised(batch), batch["weight"]
+        noised, weight = self.noise_batch(batch), batch["weight"]
         snr_weight = self._snr_weight(noised.timesteps)
         loss = weighted_denoising_loss(model(*noised.inputs), noised.target, weight, snr_weight)
         return loss, {"train/weight": weight.mean().double(), "train/weight_squared": weight.square().mean().double()}
@@ -173,7 +173,7 @@ class EditorObjective:
         squared = means.pop("train/weight_squared")
         return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
 
-    def drawn(
+    def draw_batch(
         self,
         rows: Rows,
         generator: torch.Generator,
@@ -182,7 +182,7 @@ class EditorObjective:
     ) -> Batch:
         """The data of rows of `pairs`, and all random numbers for them, on the CPU.
 
-        "latents" or "pixels" (PairLatents.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
+        "latents" or "pixels" (PairLatentReader.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
         "no_image" (B,), "tokens" (B / copies, E, T) of the instructions or of nothing, and "labels" (B,) of an editor
         with levels.
         `rows` may be `copies` stretches of equal length. Their rows at the same place have the same instruction, and
@@ -195,12 +195,12 @@ class EditorObjective:
         count = len(rows) // copies
         shape = self.latents.latent_shape
         drawn = draw_views(rows[:count], settings, generator)
-        views = Views(drawn.mirrored * copies, drawn.places * copies)
+        views = Views(drawn.mirrored * copies, drawn.crop_offsets * copies)
         batch = self.latents.read(rows, views)
         drawn_timesteps = self._draw_timesteps(count, timesteps, generator)
         batch["jitter"] = torch.randn((len(rows), *shape), generator=generator)
         noise = torch.randn((count, *shape), generator=generator)
-        no_text, no_image = draw_dropped_conditions(count, rate=settings.condition_dropout, generator=generator)
+        no_text, no_image = draw_condition_dropout(count, rate=settings.condition_dropout, generator=generator)
         shared = {"timesteps": drawn_timesteps, "noise": noise, "no_image": no_image}
         texts = []
         for row, dropped in zip(rows[:count], no_text.tolist(), strict=True):
@@ -218,8 +218,8 @@ class EditorObjective:
         most = max(round(shares[1] * num_timesteps), least + 1)
         return torch.randint(least, most, (count,), generator=generator)
 
-    def noised(self, batch: Batch) -> Noised:
-        """The noisy inputs and targets of a `drawn` batch, on the device of the batch."""
+    def noise_batch(self, batch: Batch) -> NoisyBatch:
+        """The noisy inputs and targets of a batch of `draw_batch`, on the device of the batch."""
         editor = self.editor
         noise = batch["noise"]
         timesteps = batch["timesteps"]
@@ -230,7 +230,7 @@ class EditorObjective:
         target = denoising_target(editor.scheduler, latents, noise, timesteps)
         inputs = torch.cat([noisy, condition], dim=1)
         text = self._text(batch["tokens"])
-        return Noised((inputs, timesteps, text, batch.get("labels")), target)
+        return NoisyBatch((inputs, timesteps, text, batch.get("labels")), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
@@ -239,15 +239,15 @@ class EditorObjective:
         """
         if self.adapters:
             self.adapters.save(Path(folder), state)
-            state = self.adapters.merged(state)
-        unet = under("unet.", state)
-        text_encoder = under("text_encoder.", state) if self.settings.train_text_encoder else None
+            state = self.adapters.merge_adapters(state)
+        unet = sub_state_dict("unet.", state)
+        text_encoder = sub_state_dict("text_encoder.", state) if self.settings.train_text_encoder else None
         self.editor.with_weights(unet, text_encoder).save(folder, card)
 
     def preview(self, rows: Rows) -> bytes | None:
         """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
         for frozen in self.frozen_modules:
-            bring(frozen, next(self.model.parameters()).device)
+            move_to(frozen, next(self.model.parameters()).device)
         return draw_preview(self.editor, rows, self.settings)
 
     def _text(self, tokens: Tensor) -> Tensor | TextStates:
@@ -258,7 +258,7 @@ class EditorObjective:
         """
         if self.settings.train_text_encoder:
             return tokens
-        bring(self.editor.text, tokens.device)
+        move_to(self.editor.text, tokens.device)
         with torch.no_grad():
             return self.editor.text(tokens)
 
@@ -315,6 +315,6 @@ def check_weights(rows: Rows) -> None:
         raise BadRows(reasons)
 
 
-def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def sub_state_dict(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries below a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from hive_ray.config import Dpo
 from hive_ray.config import Editor as Settings
-from hive_ray.editor.latents import latents_of_edit
+from hive_ray.editor.latents import select_edit_latents
 from hive_ray.editor.lora import without_adapters
 from hive_ray.editor.model import Editor, EditorCard
-from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Measures, Metrics, row_errors, under
+from hive_ray.editor.objective import Batch, Denoiser, EditorObjective, Measures, Metrics, row_errors, sub_state_dict
 from hive_ray.errors import BadRows
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import generator_for
@@ -104,17 +104,17 @@ def shuffle_ranks(row: Row) -> Row:
     return row | {"ranks": [ranks[place] for place in order]}
 
 
-class Compared(nn.Module):
+class ModelWithReference(nn.Module):
     """The trained weights and their frozen start as one module, for DeepSpeed to wrap.
 
     Inside it, both see the same precision, and ZeRO's stage 3 takes both apart.
     """
 
-    def __init__(self, denoiser: Denoiser, adapted: bool) -> None:
-        """`adapted`: only adapters are trained, so that the start is the same network with its adapters off."""
+    def __init__(self, denoiser: Denoiser, only_adapters: bool) -> None:
+        """`only_adapters`: only adapters are trained, so that the start is the same network with its adapters off."""
         super().__init__()
         self.denoiser = denoiser
-        self.reference = None if adapted else copy.deepcopy(denoiser).requires_grad_(False)
+        self.reference = None if only_adapters else copy.deepcopy(denoiser).requires_grad_(False)
 
     def forward(self, *inputs: object) -> tuple[Tensor, Tensor]:
         """Predictions (B, C, h, w) of the denoiser and, without gradient, of the reference; arguments of `Denoiser`."""
@@ -123,19 +123,19 @@ class Compared(nn.Module):
         return self.denoiser(*inputs), reference
 
 
-class ReferencedObjective(EditorObjective):
+class ReferenceModelObjective(EditorObjective):
     """An objective that compares the trained weights with the frozen start."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         super().__init__(editor, settings)
-        self.model: nn.Module = Compared(self.denoiser, adapted=settings.lora_rank > 0)
+        self.model: nn.Module = ModelWithReference(self.denoiser, only_adapters=settings.lora_rank > 0)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
         """Write an editor folder with the weights of `state`, a state dict of `model`; the reference is left out."""
-        super().save(folder, under("denoiser.", state), card)
+        super().save(folder, sub_state_dict("denoiser.", state), card)
 
 
-class PreferenceObjective(ReferencedObjective):
+class PreferenceObjective(ReferenceModelObjective):
     """The trained weights, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
@@ -147,7 +147,7 @@ class PreferenceObjective(ReferencedObjective):
         """
         dpo = self.settings.dpo
         if "latents" in rows[0]:
-            reasons = self.latents.of_another_size(rows, [len(row["ranks"]) for row in rows])
+            reasons = self.latents.wrong_size_reasons(rows, [len(row["ranks"]) for row in rows])
             if reasons:
                 raise BadRows(reasons)
         if dpo.shuffled:
@@ -156,7 +156,7 @@ class PreferenceObjective(ReferencedObjective):
         chosen = [self._pair(row, place) for row, (place, _, _) in zip(rows, drawn, strict=True)]
         rejected = [self._pair(row, place) for row, (_, place, _) in zip(rows, drawn, strict=True)]
         try:
-            batch = self.drawn(chosen + rejected, generator, copies=2, timesteps=dpo.timesteps)
+            batch = self.draw_batch(chosen + rejected, generator, copies=2, timesteps=dpo.timesteps)
         except BadRows as bad:
             raise BadRows({place % len(rows): reason for place, reason in bad.reasons.items()}) from bad
         return batch | {"tied": torch.tensor([tie for *_, tie in drawn])}
@@ -164,7 +164,7 @@ class PreferenceObjective(ReferencedObjective):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
         """Mean loss of a prepared batch; a comparison without information counts as 0. `model` is `self.model`."""
         dpo = self.settings.dpo
-        noised = self.noised(batch)
+        noised = self.noise_batch(batch)
         tied = batch["tied"]
         predicted, reference = model(*noised.inputs)
         errors = row_errors(predicted, noised.target)
@@ -193,7 +193,7 @@ class PreferenceObjective(ReferencedObjective):
         """A ranking's edit as a row of `pairs`, or of its latents where the ranking carries them."""
         if "latents" in row:
             num_views = self.latents.stored_shape[0]
-            latents = latents_of_edit(row["latents"], place, len(row["ranks"]), num_views)
+            latents = select_edit_latents(row["latents"], place, len(row["ranks"]), num_views)
             return {"instruction": row["instruction"], "latents": latents}
         picture = row["edits"][place]["image"]
         return {"instruction": row["instruction"], "source_image": row["source_image"], "edited_image": picture}

@@ -6,7 +6,7 @@ rows with a source picture and an instruction, Editor -> a PNG: source | edit | 
 import textwrap
 
 from hive_ray.config import Editor as Settings
-from hive_ray.editor.latents import PICTURES, read_pictures, straight
+from hive_ray.editor.latents import PICTURE_COLUMNS, identity_views, read_pictures
 from hive_ray.editor.model import Editor
 from hive_ray.editor.sampling import sample
 from hive_ray.errors import BadRows
@@ -15,10 +15,10 @@ from hive_ray.pages.charts import picture_grid
 from hive_ray.schemas import Rows
 from hive_ray.seeds import seed_for
 
-LONGEST_WORDS = 60
+MAX_TITLE_LENGTH = 60
 """Characters of an instruction that stand over its pictures."""
 PIXELS_PER_INCH = 110
-SIDES = (1.15, 2.35)
+PICTURE_WIDTHS = (1.15, 2.35)
 """Inches of a picture on the grid, least and most."""
 
 
@@ -28,9 +28,9 @@ def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None
     Rows whose pictures cannot be read are left out; None if that is all of them. The number of forward passes depends
     on nothing but settings and rows, as ZeRO stage 3 needs.
     """
-    columns = tuple(column for column in PICTURES if column in rows[0])
+    columns = tuple(column for column in PICTURE_COLUMNS if column in rows[0])
     try:
-        source, *edited = normalize_pixels(read_pictures(rows, settings, straight(rows), columns))
+        source, *edited = normalize_pixels(read_pictures(rows, settings, identity_views(rows), columns))
     except BadRows as bad:
         rows = [row for place, row in enumerate(rows) if place not in bad.reasons]
         return draw_preview(editor, rows, settings) if rows else None
@@ -47,6 +47,6 @@ def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None
     examples = []
     for row, *pictures in zip(rows, source, edits, *edited, strict=True):
         named = [(to_pixels(picture), name) for picture, name in zip(pictures, names, strict=True)]
-        examples.append((textwrap.shorten(row["instruction"], LONGEST_WORDS), named))
-    least, most = SIDES
+        examples.append((textwrap.shorten(row["instruction"], MAX_TITLE_LENGTH), named))
+    least, most = PICTURE_WIDTHS
     return picture_grid(examples, columns=1, picture_width=min(most, max(least, settings.resolution / PIXELS_PER_INCH)))

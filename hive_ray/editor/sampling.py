@@ -30,7 +30,7 @@ MICRO_BATCH = 64
 Scales = float | Sequence[float] | Tensor
 
 
-class Denoised(Protocol):
+class SchedulerOutput(Protocol):
     """What a step of a scheduler returns."""
 
     prev_sample: Tensor
@@ -59,7 +59,7 @@ class Scheduler(Protocol):
         ...
 
     @property
-    def step(self) -> Callable[..., Denoised]:
+    def step(self) -> Callable[..., SchedulerOutput]:
         """(prediction, timestep, latents, ...) -> the next latents. Some schedulers take a generator, too."""
         ...
 
@@ -228,12 +228,12 @@ def edit_rows(
     return edits
 
 
-Score = Callable[[list[bytes], list[bytes], list[str]], list[float]]
+ScoreFunction = Callable[[list[bytes], list[bytes], list[str]], list[float]]
 """Sources, edits and instructions of B edits -> the reward of each, such as `RewardModel.score`."""
 
 
 @dataclass(frozen=True)
-class Draws:
+class ScoredEdits:
     """Several edits of one prompt with their rewards."""
 
     edits: tuple[bytes, ...]
@@ -247,16 +247,16 @@ class Draws:
         return rewards.index(max(rewards))
 
 
-def draw_and_score(
+def sample_and_score(
     editor: Editor,
     rows: Rows,
-    score: Score,
+    score: ScoreFunction,
     *,
     seeds: Sequence[Sequence[int]],
     guidance_scale: float,
     image_guidance_scale: float,
     num_inference_steps: int,
-) -> list[Draws]:
+) -> list[ScoredEdits]:
     """Best of N (ImageReward, Xu et al. 2023, section 4.2): one edit of each row for each of its `seeds`, scored.
 
     `Draws.best` is the edit to show. The first edit is what a single draw would have been.
@@ -271,7 +271,7 @@ def draw_and_score(
     ends = list(accumulate(counts))
     parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
     return [
-        Draws(tuple(edits[part]), tuple(of_row), tuple(rewards[part]))
+        ScoredEdits(tuple(edits[part]), tuple(of_row), tuple(rewards[part]))
         for part, of_row in zip(parts, seeds, strict=True)
     ]
 

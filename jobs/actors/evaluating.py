@@ -5,7 +5,7 @@ from math import nan
 from hive_ray.config import Evaluation
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.editor.model import Editor
-from hive_ray.editor.sampling import Draws, draw_and_score
+from hive_ray.editor.sampling import ScoredEdits, sample_and_score
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for
 from hive_ray.shapes.judge import judge
@@ -45,7 +45,7 @@ class EditEvaluator:
 
     def _at(self, rows: Rows, image_guidance_scale: float) -> Rows:
         settings = self.settings
-        drawn = draw_and_score(
+        drawn = sample_and_score(
             self.editor, rows, self._score, seeds=[self._seeds(row["prompt_id"]) for row in rows],
             guidance_scale=settings.guidance_scale, image_guidance_scale=image_guidance_scale,
             num_inference_steps=settings.num_inference_steps,
@@ -68,7 +68,7 @@ class EditEvaluator:
     def _score(self, sources: list[bytes], edits: list[bytes], instructions: list[str]) -> list[float]:
         return self.reward.score(sources, edits, instructions) if self.reward else [nan] * len(edits)
 
-    def _measured(self, rows: Rows, drawn: list[Draws]) -> list[Rows]:
+    def _measured(self, rows: Rows, drawn: list[ScoredEdits]) -> list[Rows]:
         """Of each prompt, its `draws` in `evaluation`: what is measured of each of its edits."""
         each = [row for row in rows for _ in range(self.num_draws)]
         edits = [edit for draws in drawn for edit in draws.edits]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import tiny_stable_diffusion
 
-from hive_ray.editor.averaging import add_changes, average_editors, changed_state, mean_state
+from hive_ray.editor.averaging import add_changes, add_task_vectors, average_editors, mean_state
 from hive_ray.editor.model import Editor
 from hive_ray.files.model_folders import ModelFolderError
 
@@ -34,7 +34,7 @@ def test_the_mean_by_hand():
 def test_the_sum_of_changes_by_hand():
     rows, counts = [[1.0, 2.0], [3.0, 8.0], [5.0, -1.0]], [7, 9, 9]
     states = [{"a": torch.tensor(row), "n": torch.tensor(count)} for row, count in zip(rows, counts, strict=True)]
-    changed = changed_state(iter(states))
+    changed = add_task_vectors(iter(states))
     assert changed["a"].tolist() == [1.0 + 2.0 + 4.0, 2.0 + 6.0 - 3.0]
     assert changed["n"].item() == 7
     assert states[0]["a"].tolist() == [1.0, 2.0]

@@ -13,7 +13,7 @@ from hive_ray.editor.objective import (
     Denoiser,
     EditorObjective,
     denoising_target,
-    draw_dropped_conditions,
+    draw_condition_dropout,
     min_snr_weight,
     weighted_denoising_loss,
 )
@@ -41,7 +41,7 @@ def rows():
 
 
 def test_each_condition_is_dropped_alone_and_together_at_the_same_rate():
-    no_text, no_image = draw_dropped_conditions(200_000, rate=0.05, generator=generator())
+    no_text, no_image = draw_condition_dropout(200_000, rate=0.05, generator=generator())
     assert (no_text & ~no_image).float().mean() == pytest.approx(0.05, abs=0.002)
     assert (no_text & no_image).float().mean() == pytest.approx(0.05, abs=0.002)
     assert (no_image & ~no_text).float().mean() == pytest.approx(0.05, abs=0.002)
@@ -49,13 +49,13 @@ def test_each_condition_is_dropped_alone_and_together_at_the_same_rate():
 
 def test_one_uniform_draw_decides_both_drops():
     place = torch.rand(1000, generator=generator())
-    no_text, no_image = draw_dropped_conditions(1000, rate=0.2, generator=generator())
+    no_text, no_image = draw_condition_dropout(1000, rate=0.2, generator=generator())
     assert torch.equal(no_text, place < 0.4)
     assert torch.equal(no_image, (place >= 0.2) & (place < 0.6))
 
 
 def test_a_rate_of_zero_drops_nothing():
-    no_text, no_image = draw_dropped_conditions(1000, rate=0.0, generator=generator())
+    no_text, no_image = draw_condition_dropout(1000, rate=0.0, generator=generator())
     assert not no_text.any()
     assert not no_image.any()
 

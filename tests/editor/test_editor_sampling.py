@@ -13,14 +13,14 @@ from hive_ray.cluster.mapping import map_rows
 from hive_ray.config import Candidates
 from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.sampling import (
-    Draws,
     EditSampler,
     SamplingStopped,
-    draw_and_score,
+    ScoredEdits,
     edit_rows,
     guided_noise,
     row_noise,
     sample,
+    sample_and_score,
 )
 from hive_ray.images import decode, encode, to_pixels
 from hive_ray.schemas import CANDIDATES, to_table
@@ -226,7 +226,7 @@ def test_a_micro_batch_bounds_the_batch_and_keeps_the_order(editor, images):
 
 def test_the_best_of_several_draws_is_the_first_of_the_greatest_reward():
     def best(*rewards):
-        return Draws((b"",) * len(rewards), tuple(range(len(rewards))), rewards).best
+        return ScoredEdits((b"",) * len(rewards), tuple(range(len(rewards))), rewards).best
 
     assert best(0.5, 2.0, 2.0, -1.0) == 1
     assert best(float("nan"), -3.0) == 1
@@ -241,7 +241,7 @@ def test_draws_are_scored_beside_their_own_source_and_instruction(editor, images
         return [float(number) for number in range(len(edits))]
 
     scales = {"guidance_scale": 5.0, "image_guidance_scale": 1.5, "num_inference_steps": 2}
-    drawn = draw_and_score(editor, rows, score, seeds=seeds, **scales)
+    drawn = sample_and_score(editor, rows, score, seeds=seeds, **scales)
     assert [draws.rewards for draws in drawn] == [(0.0, 1.0), (2.0,), (3.0, 4.0, 5.0)]
     assert [draws.best for draws in drawn] == [1, 0, 2]
     assert [draws.seeds for draws in drawn] == [(1, 4), (2,), (3, 5, 6)]

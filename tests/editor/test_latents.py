@@ -6,7 +6,14 @@ from tiny_models import tiny_stable_diffusion
 
 from hive_ray.config import Editor as Settings
 from hive_ray.config import Training
-from hive_ray.editor.latents import LatentEncoder, PairLatents, Views, draw_views, mentions_side, read_pictures
+from hive_ray.editor.latents import (
+    LatentEncoder,
+    PairLatentReader,
+    Views,
+    draw_views,
+    mentions_left_or_right,
+    read_pictures,
+)
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.errors import BadRows
@@ -57,12 +64,12 @@ def beside(rows, encoded):
 
 @pytest.mark.parametrize("instruction", ["move it LEFT", "the left-hand one", "the rightmost dog", "go leftwards"])
 def test_instructions_that_say_a_side_are_known(instruction):
-    assert mentions_side(instruction)
+    assert mentions_left_or_right(instruction)
 
 
 @pytest.mark.parametrize("instruction", ["a bright sky", "the leftovers", "copyright", "make it red"])
 def test_words_that_only_hold_a_side_are_not(instruction):
-    assert not mentions_side(instruction)
+    assert not mentions_left_or_right(instruction)
 
 
 def test_half_of_the_pairs_are_mirrored_and_none_that_says_a_side(rows):
@@ -117,7 +124,7 @@ def test_what_cannot_be_encoded_once_is_refused():
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_none_is_found_wherever_it_is(editor, rows, kind, number):
-    latents = PairLatents(editor, settings(latents=kind))
+    latents = PairLatentReader(editor, settings(latents=kind))
     numbers = np.full(latents.stored_shape, -2.0, np.dtype(f"float{kind[2:]}"))
     numbers[0, 1, 2, 3, 4] = number
     with pytest.raises(BadRows) as found:
@@ -154,7 +161,7 @@ def test_encoded_once_or_in_every_step_the_loss_is_the_same(base, rows, crop):
 def test_stored_views_are_those_of_the_pictures(base, editor, rows):
     given = settings(crop="center")
     pairs = [*rows, pair(6, "make it red", height=72, width=136)]
-    encoded, latents = LatentEncoder(base, given, device="cpu")(pairs), PairLatents(editor, given)
+    encoded, latents = LatentEncoder(base, given, device="cpu")(pairs), PairLatentReader(editor, given)
     for mirrored in ([True, False, True, False, True], [False] * 5):
         views = Views(mirrored, [(0.0, 0.0)] * 5)
         fresh, stored = (latents.posteriors(latents.read(each, views)) for each in (pairs, beside(pairs, encoded)))
@@ -169,7 +176,7 @@ def test_fp16_takes_half_the_room_and_costs_a_thousandth(base, editor, rows):
     encoded = {kind: LatentEncoder(base, settings(latents=kind), device="cpu")(rows) for kind in ("fp32", "fp16")}
     sizes = {kind: len(found[0]["latents"]) for kind, found in encoded.items()}
     assert sizes == {"fp32": 2 * 3 * 4 * 8 * 8 * 4, "fp16": 2 * 3 * 4 * 8 * 8 * 2}
-    each = {kind: PairLatents(editor, settings(latents=kind)) for kind in encoded}
+    each = {kind: PairLatentReader(editor, settings(latents=kind)) for kind in encoded}
     seen = Views([True] * 4, [(0.0, 0.0)] * 4)
     whole, half = (
         latents.posteriors(latents.read(beside(rows, encoded[kind]), seen)) for kind, latents in each.items()

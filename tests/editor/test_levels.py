@@ -11,7 +11,7 @@ from tiny_settings import editor_settings, generator
 from hive_ray.config import DenoisingError, Dpo
 from hive_ray.editor.averaging import average_editors
 from hive_ray.editor.denoising_errors import denoising_errors
-from hive_ray.editor.latents import PICTURES
+from hive_ray.editor.latents import PICTURE_COLUMNS
 from hive_ray.editor.levels import BEST_LEVEL, FastEmbedding, add_levels, class_labels, has_levels
 from hive_ray.editor.model import Editor
 from hive_ray.editor.negative_aware import NegativeAwareObjective
@@ -53,7 +53,7 @@ def rows():
 
     return [
         {"pair_id": str(place), "instruction": words, "weight": 1.0, "quality_level": level}
-        | {name: picture(10 * place + number) for number, name in enumerate(PICTURES)}
+        | {name: picture(10 * place + number) for number, name in enumerate(PICTURE_COLUMNS)}
         for place, (words, level) in enumerate(zip(WORDS, (1, 5, 3, 2), strict=True))
     ]
 

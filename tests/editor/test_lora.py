@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_stable_diffusion
 from tiny_settings import editor_settings, generator
 
-from hive_ray.editor.lora import FILE, without_adapters
+from hive_ray.editor.lora import LORA_WEIGHTS_FILE, without_adapters
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import EditorObjective
 from hive_ray.images import encode
@@ -82,7 +82,7 @@ def test_the_saved_weights_predict_what_the_adapters_do_and_diffusers_reads_both
     fresh = Editor.build(start)
     fresh.save(tmp_path / "start", fresh.card)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "start", dtype=torch.float32)
-    pipeline.load_lora_weights(tmp_path / "lora", weight_name=FILE)
+    pipeline.load_lora_weights(tmp_path / "lora", weight_name=LORA_WEIGHTS_FILE)
     fresh.backbone.unet = pipeline.unet
     fresh.text.encoders[0] = pipeline.text_encoder
     torch.testing.assert_close(predicted(fresh), live, rtol=1e-4, atol=1e-5)
@@ -96,8 +96,8 @@ def test_the_scale_is_alpha_over_rank(sft):
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     start = state[f"{name}.base_layer.weight"]
     said = 0.1 * torch.ones(start.shape[0], 4) @ state[f"{name}.lora_A.default.weight"]
-    torch.testing.assert_close(half.adapters.merged(state)[f"{name}.weight"], start + 0.5 * said)
-    torch.testing.assert_close(whole.adapters.merged(state)[f"{name}.weight"], start + said)
+    torch.testing.assert_close(half.adapters.merge_adapters(state)[f"{name}.weight"], start + 0.5 * said)
+    torch.testing.assert_close(whole.adapters.merge_adapters(state)[f"{name}.weight"], start + said)
 
 
 def test_without_its_adapters_a_trained_editor_is_its_start(sft):

@@ -91,7 +91,7 @@ def test_training_makes_the_error_of_good_edits_less_and_of_bad_ones_greater(edi
 
     def errors() -> torch.Tensor:
         with torch.no_grad():
-            noised = objective.noised(batch)
+            noised = objective.noise_batch(batch)
             predicted, reference = objective.model(*noised.inputs)
             return row_errors(predicted, noised.target) - row_errors(reference, noised.target)
 

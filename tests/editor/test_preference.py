@@ -8,7 +8,7 @@ from tiny_models import tiny_stable_diffusion
 from tiny_settings import editor_settings, generator
 
 from hive_ray.config import Dpo
-from hive_ray.editor.latents import RankingLatentEncoder, encode_edits, read_pictures, straight
+from hive_ray.editor.latents import RankingLatentEncoder, encode_edits, identity_views, read_pictures
 from hive_ray.editor.model import Editor
 from hive_ray.editor.objective import row_errors
 from hive_ray.editor.preference import (
@@ -204,7 +204,7 @@ def test_both_edits_and_the_source_are_mirrored_together_and_never_where_a_side_
 def _pictures(row, settings):
     """Sources and edits (2, 2, 3, R, R) of a ranking's second edit and its first, the chosen one first."""
     pairs = [{"source_image": row["source_image"], "edited_image": row["edits"][place]["image"]} for place in (1, 0)]
-    return read_pictures(pairs, settings, straight(pairs))
+    return read_pictures(pairs, settings, identity_views(pairs))
 
 
 def test_shuffled_ranks_are_the_same_ones_at_places_that_the_name_of_the_ranking_decides(editor):
@@ -255,7 +255,7 @@ def test_the_loss_is_the_written_out_one(editor):
             {"source_image": row["source_image"], "edited_image": row["edits"][one[side]]["image"]}
             for row, one in zip(ROWS, drawn, strict=True)
         ]
-        latents = encode_edits(editor.vae, read_pictures(pairs, editor_settings(), straight(pairs)))
+        latents = encode_edits(editor.vae, read_pictures(pairs, editor_settings(), identity_views(pairs)))
         target = editor.draw_target(latents[:, 1], latents[:, 2], jitter[4 * side : 4 * side + 4])
         source = torch.where(((place >= 0.2) & (place < 0.6)).view(-1, 1, 1, 1), 0.0, latents[:, 0])
         noisy = torch.cat([editor.scheduler.add_noise(target, noise, timesteps), source], 1)

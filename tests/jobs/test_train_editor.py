@@ -20,7 +20,7 @@ from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
 from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Dpo, EditorFile, Nft, Preview, Resources, Training
-from hive_ray.editor.lora import FILE
+from hive_ray.editor.lora import LORA_WEIGHTS_FILE
 from hive_ray.editor.model import Editor
 from hive_ray.errors import Stopped
 from hive_ray.images import encode
@@ -103,7 +103,7 @@ def test_an_editor_learns_from_rankings_and_is_exported_at_any_time(
         assert {name.rsplit(".", 2)[-2] for name in moved} == {"to_q", "to_k", "to_v", "0"}
     else:
         assert len(moved) > 0.9 * len(after.unet.state_dict())
-    assert (folder / "editors" / "dpo" / FILE).is_file() == bool(lora_rank)
+    assert (folder / "editors" / "dpo" / LORA_WEIGHTS_FILE).is_file() == bool(lora_rank)
     encoded = read_manifest(str(folder / "ranking_latents"))
     assert (encoded.rows_out if encoded else 0) == (0 if latents == "none" else 4)
 
