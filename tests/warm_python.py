@@ -18,7 +18,8 @@ IMPORTED = ("torch", "deepspeed", "pandas", "pyarrow.dataset", "scipy.sparse.lin
             "alembic.command", "psycopg", "aiohttp",
             "hive_ray.pairs.generation", "hive_ray.editor.objective", "hive_ray.editor.latents",
             "hive_ray.editor.preview", "hive_ray.editor.lora", "hive_ray.reward.judges",
-            "hive_ray.reward.model_evaluation", "hive_ray.evaluation.report", "hive_ray.shapes.actors", "hive_ray.shapes.annotator")  # fmt: skip
+            "hive_ray.reward.model_evaluation", "hive_ray.evaluation.report", "hive_ray.shapes.actors",
+            "hive_ray.shapes.annotator")  # fmt: skip
 JOBS = 4
 """Forks that are kept with Ray imported, of the latest jobs."""
 

@@ -57,7 +57,7 @@ def denoising_errors(
     """Errors (B, F), or their logarithms, in fp32 on the CPU, in the order of `feature_names`; means over C, h, w and
     the draws.
 
-    source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; `source_indices` says which source each edit has.
+    source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; source_indices: the source of each edit.
     The latent of an edit is the mean of its posterior, so that nothing is drawn but the common noise. The error is that
     of what the editor was trained to predict: the noise, or the velocity.
     """

@@ -182,9 +182,9 @@ class EditorObjective:
     ) -> Batch:
         """The data of rows of `pairs`, and all random numbers for them, on the CPU.
 
-        "latents" or "pixels" (PairLatentReader.read), "timesteps" (B,), "jitter" of the posterior and "noise" (B, C, h, w),
-        "no_image" (B,), "tokens" (B / copies, E, T) of the instructions or of nothing, and "labels" (B,) of an editor
-        with levels.
+        "latents" or "pixels" (`PairLatentReader.read`), "timesteps" (B,), "jitter" of the posterior and "noise"
+        (B, C, h, w), "no_image" (B,), "tokens" (B / copies, E, T) of the instructions or of the empty text, and
+        "labels" (B,) of an editor with levels.
         `rows` may be `copies` stretches of equal length. Their rows at the same place have the same instruction, and
         share what is drawn.
         `timesteps`: the least and the greatest share of the schedule that timesteps are drawn from.

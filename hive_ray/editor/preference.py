@@ -139,11 +139,11 @@ class PreferenceObjective(ReferenceModelObjective):
     """The trained weights, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """Both edits of a comparison of each of B rows of `rankings` as `drawn`, the chosen ones first; and whether
-        they are "tied" (B,).
+        """Two edits of each of B rows of `rankings`, in the form of `draw_batch`: the chosen ones, then the rejected ones.
 
-        Draws from the CPU `generator`: a comparison a row, then as `drawn`, the same for both edits. BadRows names rows
-        with a picture that cannot be read, or with broken latents.
+        "tied" (B,) says whether the two edits of a row tie.
+        Draws from the CPU `generator`: one comparison a row, then as `draw_batch`, shared by both edits. BadRows names
+        rows with a picture that cannot be read, or with broken latents.
         """
         dpo = self.settings.dpo
         if "latents" in rows[0]:
