@@ -1,4 +1,7 @@
-"""Charts as SVG and pictures side by side as PNG, drawn by matplotlib: the same bytes for the same numbers."""
+"""Charts as SVG and grids of pictures as PNG, drawn by matplotlib: the same bytes for the same numbers.
+
+A chart without values is drawn empty.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -40,16 +43,19 @@ def line_chart(
 ) -> str:
     """A line for each name through its (x, y) points, with named axes; a legend if there are several lines.
 
-    bands: name of a line -> (low, high) at each of its points, shaded. levels: name -> the height of a dashed line
-    across the chart. With levels the legend stands beside the chart, so that it hides none of them.
+    markers: mark each point. bands: name of a line -> (low, high) at each of its points, shaded. horizontal_lines: name
+    -> the height of a dashed line across the chart. With these the legend is outside the axes, so that it hides none.
     """
 
     def draw(axes: Axes) -> None:
         for name, points in lines.items():
-            (line,) = axes.plot(*zip(*points, strict=True), label=name, marker="o" if markers else None)
+            xs = [x for x, _ in points]
+            ys = [y for _, y in points]
+            (line,) = axes.plot(xs, ys, label=name, marker="o" if markers else None)
             if bands and name in bands:
-                places, (low, high) = [x for x, _ in points], zip(*bands[name], strict=True)
-                axes.fill_between(places, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+                lows = [low for low, _ in bands[name]]
+                highs = [high for _, high in bands[name]]
+                axes.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.18, linewidth=0)
         for name, height in (horizontal_lines or {}).items():
             (line,) = axes.plot([], [])  # takes the next colour
             axes.axhline(height, color=line.get_color(), linestyle="--", linewidth=1.2, label=name)
@@ -73,14 +79,21 @@ def histogram(
     vertical_lines: Mapping[str, Sequence[float]] | None = None,
     half_width: bool = False,
 ) -> str:
-    """The outline of each group's distribution over the same bins, as shares of the group, or of so many in all.
+    """The outline of each group's distribution, all over the same bins. Values that are not finite are left out.
 
-    marks: name -> places of dashed lines upwards. `half` as wide where two charts stand side by side."""
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in groups.values()]), _BINS)
+    total: what the counts are divided by; by default each group's own number of values. vertical_lines: name -> the
+    places of dashed lines. half_width: narrower, for two charts side by side.
+    """
+    finite: dict[str, np.ndarray] = {}
+    for name, values in groups.items():
+        numbers = np.asarray(values)
+        finite[name] = numbers[np.isfinite(numbers)]
+    edges = _bin_edges(list(finite.values()))
 
     def draw(axes: Axes) -> None:
-        for name, values in groups.items():
-            axes.stairs(np.histogram(values, edges)[0] / (total or len(values)), edges, label=name, linewidth=1.5)
+        for name, values in finite.items():
+            counts, _ = np.histogram(values, edges)
+            axes.stairs(counts / (total or max(1, len(values))), edges, label=name, linewidth=1.5)
         for name, places in (vertical_lines or {}).items():
             for number, place in enumerate(places):
                 label = None if number else name
@@ -89,8 +102,21 @@ def histogram(
     return _chart(draw, groups, x_label, y_label, width=_WIDTH * (0.65 if half_width else 1))
 
 
+def _bin_edges(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """The edges of `_BINS` equal bins over all finite values; a range that is too narrow for so many is widened."""
+    values = np.concatenate([np.empty(0, np.float32), *groups])
+    if not len(values):
+        return np.linspace(0.0, 1.0, _BINS + 1)
+    low, high = values.min(), values.max()
+    narrowest = 2 * _BINS * float(np.spacing(max(abs(low), abs(high))))
+    if float(high) - float(low) > narrowest:
+        return np.histogram_bin_edges(values, _BINS)
+    margin = max(0.5, narrowest)
+    return np.linspace(float(low) - margin, float(high) + margin, _BINS + 1)
+
+
 def bar_chart(bars: Mapping[str, int], x_label: str, highlighted: str) -> str:
-    """A horizontal bar for each name, the first on top, with its count and share; `apart` has another colour."""
+    """A horizontal bar for each name, the first on top, with its count and share; `highlighted` has its own colour."""
     words = {name: f"{count:,} ({100 * count / max(1, sum(bars.values())):.1f} %)" for name, count in bars.items()}
 
     def draw(axes: Axes) -> None:
@@ -111,11 +137,14 @@ def bar_chart(bars: Mapping[str, int], x_label: str, highlighted: str) -> str:
 
 
 def interval_chart(intervals: Mapping[str, tuple[float, float, float]], x_label: str) -> str:
-    """A dot for each name at its value with a line from low to high, the first on top; zero is dashed.
+    """A dot for each name at its value with a line from low to high, the first on top; a dashed line marks zero.
 
-    intervals: name -> (value, low, high)."""
+    intervals: name -> (value, low, high).
+    """
     places = range(len(intervals))
-    values, lows, highs = zip(*intervals.values(), strict=True)
+    values = [value for value, _, _ in intervals.values()]
+    lows = [low for _, low, _ in intervals.values()]
+    highs = [high for _, _, high in intervals.values()]
 
     def draw(axes: Axes) -> None:
         axes.hlines(places, lows, highs, color=_TEAL, linewidth=2)
@@ -132,13 +161,16 @@ def interval_chart(intervals: Mapping[str, tuple[float, float, float]], x_label:
 def picture_grid(
     examples: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], columns: int = 3, picture_width: float = 1.15
 ) -> bytes:
-    """A PNG of examples, `across` in a row: words, and under them pictures (H, W, 3), `side` inches wide, with words of
-    their own."""
-    down, most = -(-len(examples) // columns), max(len(pictures) for _, pictures in examples)
-    figure = Figure(figsize=(picture_width * most * columns, (picture_width + 0.6) * down), layout="constrained")
-    parts = figure.subfigures(down, columns, squeeze=False).ravel()
-    for part, (words, pictures) in zip(parts, examples, strict=False):
-        part.suptitle(words, fontsize=9)
+    """A PNG of examples, `columns` in a row: a title, and below it captioned pictures (H, W, 3).
+
+    picture_width: in inches. Without examples the picture is blank.
+    """
+    rows = max(1, -(-len(examples) // columns))
+    most = max([1, *(len(pictures) for _, pictures in examples)])
+    figure = Figure(figsize=(picture_width * most * columns, (picture_width + 0.6) * rows), layout="constrained")
+    parts = figure.subfigures(rows, columns, squeeze=False).ravel()
+    for part, (title, pictures) in zip(parts, examples, strict=False):
+        part.suptitle(title, fontsize=9)
         for axes, (pixels, name) in zip(part.subplots(1, most, squeeze=False)[0], pictures, strict=False):
             axes.imshow(pixels, interpolation="nearest")
             axes.set_title(name, fontsize=7)
@@ -170,6 +202,6 @@ def _chart(
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()
-    axes_said = f"{y_label} by {x_label}" if y_label else x_label
-    description = escape(f"{axes_said}: {', '.join(labels)}", quote=True)
+    axis_names = f"{y_label} by {x_label}" if y_label else x_label
+    description = escape(f"{axis_names}: {', '.join(labels)}", quote=True)
     return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{description}"', 1)

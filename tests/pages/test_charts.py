@@ -1,6 +1,11 @@
+import math
 import re
 
-from hive_ray.pages.charts import bar_chart, histogram, interval_chart, line_chart
+import numpy as np
+import pytest
+
+from hive_ray.images import decode
+from hive_ray.pages.charts import bar_chart, histogram, interval_chart, line_chart, picture_grid
 
 RISING = {"sft": [(0, 1), (1, 2)]}
 
@@ -29,6 +34,44 @@ def test_groups_of_a_histogram_share_their_bins_and_one_value_alone_is_drawn():
     outlines = re.findall(r'<g id="patch_\d+">', histogram({"a": [0.0, 1.0], "b": [0.5] * 10}, "reward", "share"))
     assert len(outlines) >= 2
     assert "<svg" in histogram({"a": [0.3]}, "reward", "share")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.5, 0.5 + 1e-17], [0.5, math.nextafter(0.5, 1)], [0.5, 0.5 + 3e-16], [0.3] * 5, [0.3], [1e17, 1e17 + 16],
+        [0.0, 5e-324], np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1))], np.float32),
+    ],
+)  # fmt: skip
+def test_values_that_nearly_coincide_are_drawn_in_one_bin(values):
+    drawn = histogram({"a": values}, "x", "y")
+    heights = {float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", outline(drawn))}
+    assert len(heights) == 2  # the axis, and the one bin that holds all values
+
+
+def test_values_that_are_not_finite_are_left_out_of_a_histogram():
+    holes = [math.nan, 0.25, math.inf, 0.75, -math.inf]
+    assert histogram({"a": holes}, "x", "y") == histogram({"a": [0.25, 0.75]}, "x", "y")
+    assert histogram({"a": [math.nan], "b": [0.25, 0.75]}, "x", "y") == histogram(
+        {"a": [], "b": [0.25, 0.75]}, "x", "y"
+    )
+
+
+def test_charts_without_values_are_drawn_empty():
+    for drawn in (
+        histogram({"a": []}, "x", "y"), histogram({"a": [math.nan]}, "x", "y"), histogram({}, "x", "y"),
+        line_chart({"a": []}, "x", "y", bands={"a": []}), line_chart({}, "x", "y"),
+        bar_chart({}, "x", highlighted="a"), interval_chart({}, "x"),
+    ):  # fmt: skip
+        assert drawn.startswith("<svg")
+    assert decode(picture_grid([])).min() == 255
+    assert decode(picture_grid([("title", [])])).min() < 255
+
+
+def outline(svg: str) -> str:
+    """The path of a histogram's first group."""
+    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: #0b6e77', svg)
+    return paths[0]
 
 
 def test_bars_have_their_counts_and_shares_and_say_them():
