@@ -139,7 +139,7 @@ class PreferenceObjective(ReferenceModelObjective):
     """The trained weights, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """Two edits of each of B rows of `rankings`, in the form of `draw_batch`: the chosen ones, then the rejected ones.
+        """Two edits of each of B rows of `rankings` as `draw_batch` returns them: the chosen ones, then the rejected.
 
         "tied" (B,) says whether the two edits of a row tie.
         Draws from the CPU `generator`: one comparison a row, then as `draw_batch`, shared by both edits. BadRows names

@@ -85,7 +85,10 @@ class JudgedDraws:
         """From P lists of N draws, the column `draws` of `evaluation`."""
 
         def table(metric: str) -> np.ndarray:
-            return np.array([[metric_value(draw, metric) for draw in of_prompt] for of_prompt in draws])
+            rows = []
+            for prompt_draws in draws:
+                rows.append([metric_value(draw, metric) for draw in prompt_draws])
+            return np.array(rows)
 
         values = {name: table(name) for name in MEASURES}
         total = sum((standardise(scores) for scores in values.values()), start=np.zeros(()))

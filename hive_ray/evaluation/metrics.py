@@ -197,19 +197,17 @@ def compare_with_baseline(
     groups = group_by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
-    return {
-        editor: {
-            metric: paired_difference(
-                values_by_prompt(group, metric),
-                values_by_prompt(groups[baseline], metric),
-                resamples=resamples,
-                seed=seed,
-            )
-            for metric in metrics
-        }
-        for editor, group in groups.items()
-        if editor != baseline
-    }
+    reference = {metric: values_by_prompt(groups[baseline], metric) for metric in metrics}
+    differences: dict[str, dict[str, Interval]] = {}
+    for editor, group in groups.items():
+        if editor == baseline:
+            continue
+        differences[editor] = {}
+        for metric in metrics:
+            values = values_by_prompt(group, metric)
+            gap = paired_difference(values, reference[metric], resamples=resamples, seed=seed)
+            differences[editor][metric] = gap
+    return differences
 
 
 def win_rates(rows: Rows, baseline: str, metric: str, tie_within: float = 0.0) -> dict[str, WinRate]:

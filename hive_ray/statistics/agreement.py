@@ -122,13 +122,13 @@ def preference_agreement(rankings: Iterable[Mapping[str, Any]]) -> PreferenceAgr
     for row in rankings:
         answers = list(_answers(row["ranks"]))
         of_edits[row["prompt_id"], *(edit["edit_id"] for edit in row["edits"])].append(answers)
-    tied = [answer == 0 for rankings_of_them in of_edits.values() for answers in rankings_of_them for answer in answers]
-    compared = [
-        pair
-        for rankings_of_them in of_edits.values()
-        for first, second in combinations(rankings_of_them, 2)
-        for pair in zip(first, second, strict=True)
-    ]
+    tied: list[bool] = []
+    compared: list[tuple[int, int]] = []
+    for answer_lists in of_edits.values():
+        for answers in answer_lists:
+            tied += [answer == 0 for answer in answers]
+        for first, second in combinations(answer_lists, 2):
+            compared += zip(first, second, strict=True)
     strict = [first == second for first, second in compared if first and second]
     credits = [1 - abs(first - second) / 2 for first, second in compared]
     same = [first == second for first, second in compared]
