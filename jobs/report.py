@@ -36,7 +36,8 @@ from hive_ray.pages.html import CaptionedPicture, Example
 from hive_ray.reward import distribution
 from hive_ray.reward.accuracies import ACCURACY, RANKING_ACCURACY
 from hive_ray.reward.card import RewardCard, read_reward_card
-from hive_ray.reward.model_evaluation import COMPARISONS, PROBES
+from hive_ray.reward.model_evaluation import COMPARISONS
+from hive_ray.reward.probes import PROBES
 from hive_ray.reward.shaping import SHAPINGS
 from hive_ray.schemas import EVALUATION, PAIRS, RANKINGS, REWARDS, Rows
 from hive_ray.statistics.intervals import Interval

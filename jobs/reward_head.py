@@ -30,16 +30,9 @@ from hive_ray.reward.card import RewardCard
 from hive_ray.reward.head import LinearHead, deviation_within_prompts, fit_head
 from hive_ray.reward.judges import CLIP_MEASURES, EditMeasurer
 from hive_ray.reward.model import is_reward_model
-from hive_ray.reward.model_evaluation import (
-    HELD_OUT_FILE,
-    NOTHING_HELD_OUT,
-    evaluation_card,
-    measurable_rows,
-    measure_predictions,
-    predictions_by_clip,
-    predictions_by_people,
-)
+from hive_ray.reward.model_evaluation import HELD_OUT_FILE, NOTHING_HELD_OUT, evaluation_card, measure_predictions
 from hive_ray.reward.objective import Remedies, is_held_out, is_trained_on, loss_from_settings, measure_rewards
+from hive_ray.reward.predictors import measurable_rows, predictions_by_clip, predictions_by_people
 from hive_ray.schemas import DENOISING_ERRORS, EDIT_MEASURES, RANKINGS, Rows
 from hive_ray.statistics.agreement import RankingError, check_ranks
 from jobs.actors.judging import BLIP, BLIP_FEATURE, CLIP_FEATURE, Head, portable, relative_to

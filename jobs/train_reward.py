@@ -27,14 +27,9 @@ from hive_ray.console import say, tell_result, warn
 from hive_ray.reward.accuracies import ACCURACY
 from hive_ray.reward.card import RewardCard
 from hive_ray.reward.model import RewardModel
-from hive_ray.reward.model_evaluation import (
-    HELD_OUT_FILE,
-    NOTHING_HELD_OUT,
-    evaluate_reward_model,
-    measure_predictions,
-    predict,
-)
+from hive_ray.reward.model_evaluation import HELD_OUT_FILE, NOTHING_HELD_OUT, evaluate_reward_model, measure_predictions
 from hive_ray.reward.objective import RewardObjective, is_held_out, is_trained_on, usable_rankings
+from hive_ray.reward.predictors import predict
 from hive_ray.schemas import RANKINGS, Row, Rows
 from jobs import reward_head
 from jobs.run import Run, fingerprint

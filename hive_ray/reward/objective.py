@@ -1,7 +1,6 @@
 """The reward model's objective: rankings -> a loss, and how often the model agrees with people.
 
-B prompts, K edits of a prompt
-a rank of 0 is padding, where prompts differ in their number of edits
+B prompts, K edits of a prompt; a rank of 0 is padding where prompts differ in their number of edits
 """
 
 import math
@@ -31,15 +30,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def preference_mask(ranks: Tensor) -> Tensor:
     """ranks (B, K) -> bool (B, K, K): whether edit i is ranked strictly better than edit j."""
-    better, there = ranks[:, :, None] < ranks[:, None, :], ranks > 0
-    return better & there[:, :, None] & there[:, None, :]
+    is_edit = ranks > 0
+    better = ranks[:, :, None] < ranks[:, None, :]
+    return better & is_edit[:, :, None] & is_edit[:, None, :]
 
 
 def plackett_luce_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Tensor:
     """Negative log-likelihood of the ranks (Plackett 1975), mean over prompts; rewards and ranks (B, K).
 
-    L = -sum_k log( exp(R_k / tau) / sum_{j >= k} exp(R_j / tau) ), j over k and all ranked strictly worse.
-    Tied edits are not compared with each other: neither stands in the other's denominator.
+    L = -sum_k log( exp(R_k / tau) / sum_j exp(R_j / tau) ), where j runs over k and all edits ranked strictly worse.
+    Tied edits are not compared with each other: neither is in the other's denominator.
     With two edits this is the Bradley-Terry loss -log sigmoid((R_1 - R_2) / tau).
     """
     scaled = rewards / temperature
@@ -55,9 +55,10 @@ def bradley_terry_loss(rewards: Tensor, ranks: Tensor, temperature: float) -> Te
 
 
 def rao_kupper_loss(rewards: Tensor, ranks: Tensor, temperature: float, tie_threshold: float) -> Tensor:
-    """Mean negative log-likelihood of all comparisons of two edits, ties among them (`preferences.preference_loss`)."""
-    there, equal = ranks > 0, ranks[:, :, None] == ranks[:, None, :]
-    tied = (equal & there[:, :, None] & there[:, None, :]).triu(1)  # each tie once
+    """Mean negative log-likelihood of all comparisons of two edits, ties included (`preferences.preference_loss`)."""
+    is_edit = ranks > 0
+    equal = ranks[:, :, None] == ranks[:, None, :]
+    tied = (equal & is_edit[:, :, None] & is_edit[:, None, :]).triu(1)  # each tie once
     compared = tied | preference_mask(ranks)
     margins = (rewards[:, :, None] - rewards[:, None, :])[compared] / temperature
     return preference_loss(margins, tied[compared], tie_threshold).mean() if len(margins) else rewards.sum() * 0
@@ -77,7 +78,7 @@ def chance_loss(ranks: Tensor, loss: Loss) -> float:
 
 
 def count_right_preferences(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of right preferences and of all preferences of each prompt, (B,) each; rewards and ranks (B, K).
+    """The number of right preferences and of all preferences of each prompt, (B,) each. rewards, ranks: (B, K).
 
     A preference is right where the chosen edit has the greater reward. Equal rewards count half, NaN counts nothing.
     """
@@ -101,7 +102,7 @@ def find_right_rankings(rewards: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]
 def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
     """Share of preference pairs in which the chosen edit has the greater reward; equal rewards count half, NaN nothing.
 
-    Guessing gives 0.5, which is also returned if there is no preference at all.
+    Guessing gives 0.5. The result is 0.5, too, if there is no preference at all.
     """
     right, preferences = count_right_preferences(rewards, ranks)
     total = preferences.sum().item()
@@ -109,9 +110,9 @@ def pairwise_accuracy(rewards: Tensor, ranks: Tensor) -> float:
 
 
 def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
-    """Share of prompts all of whose preference pairs are right; guessing gives 1 / K! without ties.
+    """Share of prompts whose preference pairs are all right; guessing gives 1 / K! without ties.
 
-    A prompt whose edits all tie does not count. 0 is returned if there is no preference at all.
+    A prompt whose edits all tie does not count. The result is 0 if there is no preference at all.
     """
     right, has_any = find_right_rankings(rewards, ranks)
     rankings = has_any.sum().item()
@@ -119,14 +120,14 @@ def ranking_accuracy(rewards: Tensor, ranks: Tensor) -> float:
 
 
 def is_held_out(prompt_id: str, rate: float) -> bool:
-    """Whether all rankings of this prompt are kept out of training, to measure the model."""
+    """Whether all rankings of this prompt are held out from training, to measure the model. rate: 0..1."""
     return uniform_for("reward", prompt_id) < rate
 
 
 def is_trained_on(prompt_id: str, rate: float, share: float = 1.0, beyond: float = 0.0) -> bool:
-    """Whether the rankings of this prompt are in a share of the training rankings, which leave out the held-out ones.
+    """Whether the rankings of this prompt belong to a share (0..1) of the training rankings. Held-out prompts do not.
 
-    The prompts of a smaller share are among those of a larger one. Those of the share `beyond` are left out.
+    A larger share contains all prompts of a smaller one. The prompts of the share `beyond` are left out.
     """
     return not is_held_out(prompt_id, rate) and beyond <= uniform_for("reward_share", prompt_id) < share
 
@@ -135,7 +136,7 @@ def make_batch(model: RewardModel, rows: Rows) -> Batch:
     """RANKINGS rows -> the model's inputs, "source", "edited", "tokens" and "mask", and "ranks" (B, K), on the CPU.
 
     Prompts with fewer edits than others are padded with grey pictures of rank 0. BadRows names the rows with a
-    picture that cannot be read, or with ranks that do not fit their edits.
+    picture that cannot be read or with ranks that do not match their edits.
     """
     side = model.resolution
     read = map_in_threads(lambda row: _pictures_or_why(row, side), rows)
@@ -200,7 +201,7 @@ class RewardObjective:
         self.loss_of_rewards = loss_from_settings(settings)
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """RANKINGS rows as `make_batch` prepares them, without random draws. BadRows names those that it cannot use."""
+        """RANKINGS rows as `make_batch` prepares them; draws nothing. BadRows names the rows that it cannot use."""
         return make_batch(self.model, rows)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -213,7 +214,7 @@ class RewardObjective:
         return loss, {"reward/accuracy": accuracy, "reward/chance_loss": chance_loss(ranks, self.loss_of_rewards)}
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: dict[str, Any]) -> None:
-        """The model with these weights as a portable folder."""
+        """Write the model with these weights as a portable folder."""
         self.model.load_state_dict(state)
         self.model.save(folder, card)
 
@@ -236,7 +237,7 @@ def predict_rewards(model: RewardModel, rows: Rows, *, batch_size: int = 32) -> 
 
 
 def measure_rewards(rewards: Tensor, ranks: Tensor, loss: Loss) -> Metrics:
-    """The loss of rewards (N, K) on ranks (N, K), the loss of guessing, and both accuracies."""
+    """The loss of rewards (N, K) on ranks (N, K), the loss of a guess, and both accuracies."""
     return {
         "reward/loss": loss(rewards, ranks).item(),
         "reward/chance_loss": chance_loss(ranks, loss),
@@ -250,11 +251,14 @@ class Remedies(NamedTuple):
 
     diverged: str = "training diverged; lower reward.training.learning_rate"
     nothing_learned: str = "raise the learning rate, train longer, or check that the rankings are not random"
-    overfitted: str = "it learned the training rankings by heart: collect more, freeze more layers, or train less"
+    overfitted: str = "it memorised the training rankings: collect more, freeze more layers, or train less"
 
 
 def warning_for(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None:  # noqa: B008 - immutable
-    """The reason not to trust a model with these metrics, in words; None if it has learned something."""
+    """Why a model with these metrics should not be trusted, in words; None if it learned something.
+
+    metrics: those of `measure_rewards` on held-out rankings.
+    """
     loss, chance = metrics["reward/loss"], metrics["reward/chance_loss"]
     if not math.isfinite(loss):
         return f"the reward model's loss is {loss}: {remedies.diverged}"
@@ -265,7 +269,7 @@ def warning_for(metrics: Metrics, remedies: Remedies = Remedies()) -> str | None
         )
     if loss > chance:
         return (
-            f"the reward model is surer than right on unseen rankings: its loss is {loss:.4f}, that "
+            f"the reward model is overconfident on held-out rankings: its loss is {loss:.4f}, that "
             f"of guessing {chance:.4f}, its accuracy {metrics['reward/accuracy']:.2f}; {remedies.overfitted}"
         )
     return None

@@ -25,8 +25,8 @@ from hive_ray.cluster.starting import start_ray
 from hive_ray.cluster.switch import SPECIAL_PATHS, SWITCH_VARIABLE, takes_special_path
 from hive_ray.config import LearningCurve
 from hive_ray.reward.judges import combine_rewards
-from hive_ray.reward.model_evaluation import PROBES
 from hive_ray.reward.objective import is_held_out
+from hive_ray.reward.probes import PROBES
 from hive_ray.schemas import (
     CANDIDATES,
     CAPTIONS,

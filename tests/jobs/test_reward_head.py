@@ -244,7 +244,7 @@ def test_the_learning_curve_fits_heads_on_nested_shares(errors):
 def test_without_a_held_out_ranking_nobody_knows_what_it_is_worth(errors, capfd):
     run = with_features(errors, "denoising_error", "all_learned")
     train_reward.build(replace(run, config=run.config.changed({"reward": {"held_out_rate": 0.0}})))
-    assert "nobody knows what it is worth" in card(run)["warning"]
+    assert "its accuracy is unknown" in card(run)["warning"]
     assert "an edit takes 6 network evaluations to score, 6 to sample" in capfd.readouterr().out
 
 

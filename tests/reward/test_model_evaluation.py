@@ -6,19 +6,20 @@ from hive_ray.config import Reward, Training
 from hive_ray.images import decode, encode
 from hive_ray.reward.accuracies import Predictions, accuracies, accuracy_differences
 from hive_ray.reward.model_evaluation import (
-    PROBES,
     accuracies_by_kind,
     calibration,
     calibration_error,
-    clear_preferences,
     evaluation_card,
+    remarks,
+)
+from hive_ray.reward.predictors import (
+    clear_preferences,
     measurable_rows,
     measure_edits,
     predict_by_scoring,
     predictions_by_people,
-    remarks,
-    run_probes,
 )
+from hive_ray.reward.probes import PROBES, run_probes
 from hive_ray.statistics.intervals import Interval
 
 
@@ -237,8 +238,8 @@ def test_remarks_say_who_is_better_and_what_goes_unnoticed():
     ]  # fmt: skip
     assert "(a difference of \u22120.20, 95 % interval \u22120.20 to \u22120.20, 40 prompts)" in said[0]
     assert said[2] == (
-        "it does not notice source and edited picture swapped, by how often the true edit has the greater reward "
-        "(0.50, 95 % interval 0.40 to 0.60; chance is 0.50)"
+        "it does not notice source and edited picture swapped: the true edit has the greater reward at a rate of "
+        "0.50, 95 % interval 0.40 to 0.60; chance is 0.50"
     )
 
 
@@ -246,8 +247,8 @@ def test_remarks_leave_open_what_the_interval_does_not_show_to_go_unnoticed():
     """Noticed in 0.7 of few cases: that may be more than 0.75."""
     (said,) = remarks(said_of(of(0.8)), {"did_nothing": Interval(0.7, 0.55, 0.83)})
     assert said == (
-        "whether it notices an edit that did nothing cannot be told by how often the true edit has the greater reward "
-        "(0.70, 95 % interval 0.55 to 0.83; chance is 0.50)"
+        "it is not shown to notice an edit that did nothing: the true edit has the greater reward at a rate of "
+        "0.70, 95 % interval 0.55 to 0.83; chance is 0.50"
     )
     assert remarks(said_of(of(0.8)), {"did_nothing": Interval(0.8, 0.75, 0.9)}) == []
 
@@ -260,10 +261,10 @@ def test_remarks_claim_no_difference_that_the_interval_does_not_show():
     (clip, before, agreed) = remarks(
         said_of(torn, clip_image=of(0.6, 2), held_out_before_training=of(0.4, 2), another_person=torn), {}
     )
-    assert clip.startswith("it cannot be told apart from clip_image, which needs no training: 0.60 against 0.45 (")
+    assert clip.startswith("it is not shown to be better than clip_image, which needs no training: 0.60 against 0.45 (")
     assert clip.endswith("95 % interval \u22120.60 to +0.30, 2 prompts)")
-    assert before.startswith("that training helped cannot be told from chance: 0.40 before it, 0.45 after")
-    assert agreed.startswith("whether people agree at all cannot be told (0.45, 95 % interval 0.00 to 0.90")
+    assert before.startswith("training is not shown to have helped: 0.40 before it, 0.45 after")
+    assert agreed.startswith("people are not shown to agree at all (0.45, 95 % interval 0.00 to 0.90")
     (worse,) = remarks(said_of(of(0.4), held_out_before_training=of(0.6)), {})
     assert worse.startswith("training made it worse on held-out edits: 0.60 before it, 0.40 after")
 

@@ -316,7 +316,7 @@ def test_measures_do_not_depend_on_the_batch_size():
 
 def test_overfitting_and_divergence_are_said_in_words():
     metrics = {"reward/loss": 4.0, "reward/chance_loss": math.log(24), "reward/accuracy": 0.41}
-    assert "by heart" in warning_for(metrics)
+    assert "memorised" in warning_for(metrics)
     assert "diverged" in warning_for(metrics | {"reward/loss": math.nan})
 
 
