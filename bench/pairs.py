@@ -34,7 +34,7 @@ from hive_ray.cluster.mapping import map_table
 from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Pairs, Resources
 from hive_ray.images import decode
-from hive_ray.pairs.controls import instruct_pix2pix
+from hive_ray.pairs.controls import instruct_pix2pix_controls
 from hive_ray.pairs.generation import PairGenerator
 from hive_ray.pairs.text_to_image import TextToImage
 from hive_ray.presets import shapes
@@ -74,7 +74,7 @@ def sampler() -> None:
         return [torch.Generator().manual_seed(number) for number in range(len(rows))]
 
     def batched() -> torch.Tensor:
-        noise, controls = model.noise(generators(), settings.resolution), instruct_pix2pix(thresholds, steps)
+        noise, controls = model.noise(generators(), settings.resolution), instruct_pix2pix_controls(thresholds, steps)
         drawn = model.draw_pairs(
             sources, edits, noise, guidance_scale=scales, controls=controls, num_inference_steps=steps
         )

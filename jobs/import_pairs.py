@@ -20,7 +20,7 @@ from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster.mapping import MapTable, map_table
 from hive_ray.config import Importing
 from hive_ray.console import say, warn
-from hive_ray.pairs.formats.digests import dataset_digest, first_digest
+from hive_ray.pairs.formats.digests import dataset_digest, legacy_digest
 from hive_ray.pairs.formats.imported import imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
 from hive_ray.pairs.formats.pair_reader import read_pairs
@@ -126,7 +126,7 @@ def keep_if_unchanged(
     if "-" not in old:
         if run.on_mismatch == "rebuild":
             return made_from
-        if first_digest(dataset) == old:
+        if legacy_digest(dataset) == old:
             say(f"of {dataset} as an older version knew it, by names and sizes; --rebuild reads it anew", stage=name)
             return before
     elif sizes_of(old) == sizes_of(new):

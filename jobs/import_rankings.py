@@ -14,7 +14,7 @@ from hive_ray import storage
 from hive_ray.artifacts.manifest import Fingerprint, Manifest
 from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest
-from hive_ray.pairs.formats.ranked import named_pictures, ranking_rows, read_rankings
+from hive_ray.pairs.formats.ranked import ranking_picture_paths, ranking_rows, read_rankings
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import RANKINGS, Result
 from jobs.import_pairs import keep_if_unchanged, rebuild_if_unfinished, select_settings, sizes_of
@@ -55,7 +55,7 @@ def content_of(settings: Importing) -> str:
     """Names the content of the rankings: by sizes and times of files, and of shipped ones by sizes and what they hold,
     so that two installations make the same tables."""
     dataset = dataset_of(settings.rankings)
-    content = dataset_digest(dataset, settings.pictures, named_pictures)
+    content = dataset_digest(dataset, settings.pictures, ranking_picture_paths)
     if settings.rankings in SHIPPED:
         return f"{sizes_of(content)}-{storage.folder_digest(dataset)}"
     return content

@@ -17,7 +17,7 @@ from hive_ray.artifacts.manifest import Fingerprint, finished_manifest
 from hive_ray.artifacts.selection import Selection, select
 from hive_ray.config import Pairs
 from hive_ray.console import tell_result
-from hive_ray.pairs.inspection import SIMILARITIES, Inspected, write_page
+from hive_ray.pairs.inspection import SIMILARITIES, InspectedPairs, write_page
 from hive_ray.schemas import PAIRS, Rows
 from jobs.run import Run
 
@@ -30,7 +30,7 @@ def build(run: Run) -> str:
     return address
 
 
-def gather(run: Run) -> Inspected:
+def gather(run: Run) -> InspectedPairs:
     """What the page shows, from the table's manifest, some columns of at most MAX_FILES files and a few rows."""
     path, most = run.path("pairs"), run.config.pairs.inspection.num_shown
     rows = select(path, PAIRS)
@@ -44,7 +44,7 @@ def gather(run: Run) -> Inspected:
     num_kept = num_drawn - sum(dropped.values())
     with_twins, dropped_values = read_kept_and_dropped(path, manifest.files, PAIRS, [*SIMILARITIES, "origin"])
     forth = np.array([origin != "cycle" for origin in with_twins["origin"].to_pylist()], dtype=bool)
-    return Inspected(
+    return InspectedPairs(
         settings=settings,
         num_kept=num_kept,
         num_twins=manifest.rows_out - num_kept,

@@ -31,7 +31,7 @@ from hive_ray.editor.model import Editor, EditorCard
 from hive_ray.editor.negative_aware import NegativeAwareObjective
 from hive_ray.editor.objective import EditorObjective, LevelObjective
 from hive_ray.editor.preference import PreferenceObjective, has_comparison
-from hive_ray.pairs.cycle import sources_of
+from hive_ray.pairs.cycle import source_names
 from hive_ray.reward.shaping import instruction_suffix
 from hive_ray.schemas import LATENTS, PAIRS, RANKING_LATENTS, RANKINGS, SCORED_CANDIDATES, SCORED_PAIRS
 from hive_ray.training.validation import hold_out
@@ -260,7 +260,7 @@ def _split_rows(run: Run, tables: list[str], arm: Arm, num_held_out: int) -> tup
         sides = hold_out(rows, ["prompt_id"], lambda row: [row["prompt_id"]], num_held_out)
         return _with_latents(run, sides, tables) if arm.ranked else sides
     columns = SOURCE_COLUMNS + (PICTURES if num_held_out and _lacks_captions(tables, schema) else [])
-    return _with_latents(run, hold_out(rows, columns, sources_of, num_held_out))
+    return _with_latents(run, hold_out(rows, columns, source_names, num_held_out))
 
 
 def _with_latents(

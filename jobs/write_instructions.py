@@ -21,7 +21,7 @@ from hive_ray.language.batches import answer_in_batches
 from hive_ray.language.endpoint import TRIAL_ROWS, Endpoint, stop_if_unusable
 from hive_ray.language.openai_client import check_endpoint
 from hive_ray.pairs.captions import caption_rows, read_captions
-from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.pairs.instructions import InstructionWriter, build_request
 from hive_ray.pairs.triplets import EXAMPLES, read_triplets
 from hive_ray.schemas import CAPTIONS, INSTRUCTIONS, Dropped, Row
 from hive_ray.seeds import id_for
@@ -79,10 +79,10 @@ def ask_first(run: Run, settings: Instructions, examples: list[dict]) -> None:
     captions, answers = run.path("captions"), run.path("answers")
     endpoint = Endpoint(answers, settings.spending, send_seed=settings.send_seed)
     first = list(islice(read_rows(captions, CAPTIONS), TRIAL_ROWS))
-    if not all(endpoint.answers.find(request_of(row, settings, examples)) for row in first):
+    if not all(endpoint.answers.find(build_request(row, settings, examples)) for row in first):
         check_endpoint(settings.llm, "instructions.llm")
     if settings.spending.batch:
-        answer_in_batches(endpoint, (request_of(row, settings, examples) for row in read_rows(captions, CAPTIONS)))
+        answer_in_batches(endpoint, (build_request(row, settings, examples) for row in read_rows(captions, CAPTIONS)))
     made = map_rows(InstructionWriter(settings, answers, examples), first)
     stop_if_unusable("instructions", made, "See instructions.llm, .structure and .form")
 

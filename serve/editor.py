@@ -42,7 +42,7 @@ from hive_ray.presets import sd15, shapes
 from hive_ray.seeds import seed_for
 from hive_ray.shapes.edits import write_edits
 from hive_ray.shapes.scenes import RESOLUTION as SHAPES_RESOLUTION
-from hive_ray.shapes.scenes import draw, place, random_description
+from hive_ray.shapes.scenes import draw, place_things, random_description
 from hive_ray.storage import absolute, fetch_folder
 from serve.guard import (
     Guard,
@@ -162,7 +162,7 @@ def _example(index: int) -> dict:
     rng = np.random.default_rng(seed_for("example", index))
     description = random_description(rng, num_things=1 + index % 3)
     return {
-        "image": _base64(encode(draw(place(description, rng)))),
+        "image": _base64(encode(draw(place_things(description, rng)))),
         "caption": description.caption,
         "instructions": [edit.instruction for edit in write_edits(description.caption, 3, rng)],
     }

@@ -31,7 +31,7 @@ from hive_ray.presets import shapes
 from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
 from hive_ray.shapes import judge
-from hive_ray.shapes.actors import edit_that_fits, random_captions
+from hive_ray.shapes.actors import random_captions, random_fitting_edit
 from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
 from hive_ray.shapes.pretraining.diffusion import TextToImageModel
 from hive_ray.shapes.pretraining.pool import TwinPictures
@@ -47,7 +47,7 @@ def make_draft(settings: Pretraining) -> None:
     """A text-to-image model: one cosine after the other, each from what the last one saved."""
     draft = settings.work / "draft"
     for cycle, num_steps in enumerate(settings.draft_steps):
-        model = TextToImageModel.load(draft) if cycle else TextToImageModel.from_nothing(settings.work / "vae", seed=2)
+        model = TextToImageModel.load(draft) if cycle else TextToImageModel.from_scratch(settings.work / "vae", seed=2)
         diffusion.train_text_to_image(
             model, draft, num_steps=num_steps, single_things=0.0 if cycle else 0.2, pool=settings.draft_pool,
             seed=2 + 100 * cycle, say=say,
@@ -103,7 +103,7 @@ def make_reward(settings: Pretraining) -> None:
     """The BLIP as a reward model, in half precision: what it knows is which pictures and texts fit each other."""
     blip = settings.work / "blip"
     model = RewardModel.build(blip, blip, shapes().reward)
-    share = matching.share_told_apart(model.score, count=500, seed=105)
+    share = matching.matching_accuracy(model.score, count=500, seed=105)
     say(f"reward: share of unseen pictures that fit their caption better than their edited twin's: {share:.3f}")
     model.half().save(settings.out / "reward", {"unseen_captions_told_apart": share})
 
@@ -125,7 +125,7 @@ def measure_edits(editor: Editor, count: int = 192) -> dict[str, float]:
     """The share of right edits by the judge, of all and of each kind, over edits that no training drew."""
     rng, verdicts = np.random.default_rng(77), defaultdict(list)
     editor.unet.eval()
-    asked = [edit_that_fits(caption, rng) for caption in random_captions(count, seed=77)]
+    asked = [random_fitting_edit(caption, rng) for caption in random_captions(count, seed=77)]
     for start in range(0, count, 64):
         part = asked[start : start + 64]
         edits = sample(

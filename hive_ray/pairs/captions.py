@@ -29,7 +29,7 @@ from hive_ray.schemas import Dropped, Row
 from hive_ray.seeds import id_for
 
 COMPRESSED = (".gz", ".bz2", ".zst")
-ROWS_AT_A_TIME = 4096
+BATCH_ROWS = 4096
 EMPTY = "empty"
 NOT_TEXT = "not_text"
 DUPLICATE = "duplicate"
@@ -37,7 +37,7 @@ COLUMN_MISSING = "column_missing"
 
 
 @dataclass(frozen=True)
-class Unusable:
+class UnusableCaption:
     """A line or a row that holds no caption."""
 
     reason: str
@@ -45,30 +45,30 @@ class Unusable:
     """Where it stands and what is wrong with it."""
 
 
-def caption_rows(texts: Iterable[Any], most: int) -> Iterator[Row | Dropped]:
-    """Rows of `captions`, at most `most`, the first of those that are alike; `Dropped` for the others.
+def caption_rows(texts: Iterable[Any], max_captions: int) -> Iterator[Row | Dropped]:
+    """Rows of `captions`, at most `max_captions`, the first of those that are alike; `Dropped` for the others.
 
     White space is made single spaces, half an emoji U+FFFD. Reasons: "empty" (nothing, or only white space),
-    "not_text", "duplicate", and those of `Unusable`. Raises a TextError where more than half of what was read before
+    "not_text", "duplicate", and those of `UnusableCaption`. Raises a TextError where more than half of what was read before
     the last caption is unusable.
     """
     known: set[str] = set()
     count = LineCount("captions")
     for text in texts:
-        count.add(text.sample if isinstance(text, Unusable) else "")
+        count.add(text.sample if isinstance(text, UnusableCaption) else "")
         row = _caption_row(text)
         if not isinstance(row, Dropped) and row["caption_id"] in known:
             row = Dropped(DUPLICATE)
         yield row
         if not isinstance(row, Dropped):
             known.add(row["caption_id"])
-            if len(known) == most:
+            if len(known) == max_captions:
                 count.raise_if_mostly_bad()
                 return
 
 
 def _caption_row(text: Any) -> Row | Dropped:
-    if isinstance(text, Unusable):
+    if isinstance(text, UnusableCaption):
         return Dropped(text.reason, sample=text.sample)
     if text is not None and not isinstance(text, str):
         return Dropped(NOT_TEXT, sample=_no_text(text))
@@ -82,7 +82,7 @@ def _no_text(value: Any) -> str:
 
 def read_captions(address: str, column: str) -> Iterator[Any]:
     """Every value of `column` in a file or folder, in order: text, or None where there is none; a list gives each.
-    An `Unusable` stands for each line that cannot be read or has no such column, and for what is no text.
+    A `UnusableCaption` stands for each line that cannot be read or has no such column, and for what is no text.
 
     A text file has no columns: each line is a caption, but for blank ones. A folder is a Hugging Face dataset, of
     Parquet files or as `save_to_disk` leaves it; all of its splits are read.
@@ -99,9 +99,9 @@ def read_captions(address: str, column: str) -> Iterator[Any]:
         try:
             for value in _reader(file)(file, column):
                 for caption in value if isinstance(value, list) else [value]:
-                    if not isinstance(caption, str | Unusable | None):
-                        caption = Unusable(NOT_TEXT, f"{file}: {_no_text(caption)}")
-                    count.add(caption.sample if isinstance(caption, Unusable) else "")
+                    if not isinstance(caption, str | UnusableCaption | None):
+                        caption = UnusableCaption(NOT_TEXT, f"{file}: {_no_text(caption)}")
+                    count.add(caption.sample if isinstance(caption, UnusableCaption) else "")
                     yield caption
         except TextError as error:
             raise TextError(f"captions file {error}") from error
@@ -126,7 +126,7 @@ def _reader(file: str) -> Callable[[str, str], Iterator[Any]]:
     return READERS[suffix]
 
 
-def _lines(file: str, column: str) -> Iterator[str | Unusable]:
+def _lines(file: str, column: str) -> Iterator[str | UnusableCaption]:
     for line in read_lines(file):
         yield _unusable(line) if line.problem else line.text
 
@@ -138,11 +138,11 @@ def _json_lines(file: str, column: str) -> Iterator[Any]:
         elif column in line.value:
             yield line.value[column]
         else:
-            yield Unusable(COLUMN_MISSING, _no_column(line.place, column, list(line.value)))
+            yield UnusableCaption(COLUMN_MISSING, _no_column(line.place, column, list(line.value)))
 
 
-def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | Unusable]]:
-    def read(file: str, column: str) -> Iterator[str | Unusable]:
+def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | UnusableCaption]]:
+    def read(file: str, column: str) -> Iterator[str | UnusableCaption]:
         columns, rows = read_table(file, delimiter)
         _require(column, columns, file)
         for row in rows:
@@ -151,15 +151,15 @@ def _separated(delimiter: str) -> Callable[[str, str], Iterator[str | Unusable]]
     return read
 
 
-def _unusable(line: Line) -> Unusable:
-    return Unusable(line.problem, line.sample)
+def _unusable(line: Line) -> UnusableCaption:
+    return UnusableCaption(line.problem, line.sample)
 
 
 def _parquet(file: str, column: str) -> Iterator[Any]:
     with storage.open_parquet(file) as table:
         _require_text(column, table.schema_arrow, file)
         first = 0
-        for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[column]):
+        for batch in table.iter_batches(BATCH_ROWS, columns=[column]):
             yield from _values(batch.column(0), file, first)
             first += len(batch)
 
@@ -186,7 +186,7 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def _values(column: pa.Array, file: str, first: int) -> Iterator[Any]:
-    """The values of rows `first` and on; texts that are not UTF-8 are `Unusable`."""
+    """The values of rows `first` and on; texts that are not UTF-8 are `UnusableCaption`."""
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:  # in one of them: Arrow does not look at what others have written
@@ -218,7 +218,7 @@ def _decoded(value: Any, place: str) -> Any:
     try:
         return value.decode(errors="surrogatepass")
     except UnicodeDecodeError:
-        return Unusable(NOT_UTF8, f"{place}: not UTF-8: {value[:SAMPLE_CHARS]!r}")
+        return UnusableCaption(NOT_UTF8, f"{place}: not UTF-8: {value[:SAMPLE_CHARS]!r}")
 
 
 def _require_text(column: str, schema: pa.Schema, file: str) -> None:

@@ -42,24 +42,24 @@ class Controls:
 
     self_steps: Tensor
     """(N, 2, n) bool: step, guidance half, pair."""
-    small_layers_alone: bool = False
+    small_layers_only: bool = False
     """Whether self-attention is shared in the layers of `control_side` and smaller alone."""
     mapper: Tensor | None = None
     """(n, T, T): source token -> edited token; None leaves cross-attention as it is."""
-    taken: Tensor | None = None
+    mapped_weight: Tensor | None = None
     """(N, n, T): how much of what it maps each edited token takes."""
-    own: Tensor | None = None
+    own_weight: Tensor | None = None
     """(N, n, T): how much of its own map it keeps."""
     changed: Tensor | None = None
     """(2, n, T) bool: the source's and the edited caption's changed tokens."""
 
-    def at(self, step: int, *, side: int, watches: bool) -> SharedAttention:
+    def at(self, step: int, *, side: int, watch: bool) -> SharedAttention:
         """What is shared in a step; layers of side x side pixels are the small ones, and those that are watched."""
         pixels = side**2
-        shared = SharedAttention(self.self_steps[step], self_pixels=pixels if self.small_layers_alone else None)
-        if self.mapper is not None and self.taken is not None and self.own is not None:
-            shared.mapper, shared.own = self.mapper * self.taken[step][:, None], self.own[step]
-            shared.watched, shared.watched_pixels = self.changed if watches else None, pixels
+        shared = SharedAttention(self.self_steps[step], self_pixels=pixels if self.small_layers_only else None)
+        if self.mapper is not None and self.mapped_weight is not None and self.own_weight is not None:
+            shared.mapper, shared.own_weight = self.mapper * self.mapped_weight[step][:, None], self.own_weight[step]
+            shared.watched, shared.watched_pixels = self.changed if watch else None, pixels
         return shared
 
     def to(self, device: torch.device) -> "Controls":
@@ -75,13 +75,15 @@ def same_number_of_words(source: str, edited: str) -> bool:
     return len(source.split()) == len(edited.split())
 
 
-def instruct_pix2pix(shared_attention: Tensor, num_steps: int) -> Controls:
+def instruct_pix2pix_controls(shared_attention: Tensor, num_steps: int) -> Controls:
     """Self-attention is the source's in step i of N while shared_attention (n,) > i / (N - 1), as in
     generate_img_dataset.py."""
     return Controls(self_steps=_below_threshold(shared_attention, num_steps)[:, None].expand(-1, 2, -1))
 
 
-def kept_words(sources: list[Caption], edits: list[Caption], shared_attention: Tensor, num_steps: int) -> Controls:
+def cross_and_self_controls(
+    sources: list[Caption], edits: list[Caption], shared_attention: Tensor, num_steps: int
+) -> Controls:
     """InstructPix2Pix's, and in the same steps kept and replaced tokens look where the source's look.
 
     Paddings are aligned as part of their captions.
@@ -94,13 +96,13 @@ def kept_words(sources: list[Caption], edits: list[Caption], shared_attention: T
     return Controls(
         self_steps=shares[:, None].expand(-1, 2, -1),
         mapper=torch.stack([aligned_mapper(alignment, len(alignment)) for alignment in alignments]),
-        taken=taken,
-        own=1 - taken,
+        mapped_weight=taken,
+        own_weight=1 - taken,
         changed=_changed(sources, edits),
     )
 
 
-def google(
+def prompt_to_prompt_controls(
     sources: list[Caption],
     edits: list[Caption],
     *,
@@ -135,10 +137,10 @@ def google(
     self_steps = begun < _whole_steps(self_replace_steps, num_steps)
     return Controls(
         self_steps=torch.stack([torch.zeros_like(self_steps), self_steps], dim=1),
-        small_layers_alone=True,
+        small_layers_only=True,
         mapper=mappers,
-        taken=crosses * scale * has_source,
-        own=crosses * scale * (1 - has_source) + (1 - crosses),
+        mapped_weight=crosses * scale * has_source,
+        own_weight=crosses * scale * (1 - has_source) + (1 - crosses),
         changed=changed,
     )
 

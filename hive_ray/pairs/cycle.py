@@ -4,7 +4,7 @@ from hive_ray.schemas import Row
 from hive_ray.seeds import id_for
 
 
-def twin(pair: Row, inverse_instruction: str) -> Row:
+def make_twin(pair: Row, inverse_instruction: str) -> Row:
     """The pair backwards: pictures, captions and their similarities change places; the direction stays, since
     cos(-a, -b) = cos(a, b)."""
     return pair | {
@@ -20,7 +20,7 @@ def twin(pair: Row, inverse_instruction: str) -> Row:
     }
 
 
-def sources_of(pair: Row) -> list[str]:
+def source_names(pair: Row) -> list[str]:
     """Names of what a pair was made from; pairs that share a name, as a pair and its twin do, are of one source.
 
     The caption before the edit, or where nobody wrote captions the pictures: one turn's edited image is the source of

@@ -10,11 +10,11 @@ from hive_ray.config import Pairs
 from hive_ray.images import decode
 from hive_ray.schemas import Row, Rows
 
-Flagged = Callable[[list[bytes]], list[bool]]
+SafetyCheck = Callable[[list[bytes]], list[bool]]
 """Which of these encoded pictures nobody should see (`safety.SafetyChecker`)."""
 
 SOURCE_IS_FLAT, EDITED_IS_FLAT = "source_image_is_flat", "edited_image_is_flat"
-CHANGED_NOTHING = "edit_changed_nothing"
+EDIT_CHANGED_NOTHING = "edit_changed_nothing"
 UNSAFE = "unsafe"
 NEAR_DUPLICATE = "near_duplicate"
 NOT_AMONG_THE_BEST = "not_among_the_best"
@@ -23,7 +23,7 @@ GRID = 16
 """Cells along each side of the grid in which pictures are compared."""
 
 
-def least_similarities(settings: Pairs) -> dict[str, float]:
+def min_similarities(settings: Pairs) -> dict[str, float]:
     """The least value of each CLIP similarity column."""
     return {
         "clip_image": settings.least_clip_image,
@@ -34,18 +34,18 @@ def least_similarities(settings: Pairs) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Look:
+class PairStatistics:
     """Measures of the pictures of a pair: (source, edited) each."""
 
     contrast: tuple[float, float]
     colours: tuple[np.ndarray, np.ndarray]
 
 
-def look_at(pair: Row) -> Look:
+def measure_pair(pair: Row) -> PairStatistics:
     """Each picture is decoded once."""
     source = decode(pair["source_image"])
     edited = decode(pair["edited_image"])
-    return Look((contrast(source), contrast(edited)), (mean_colours(source), mean_colours(edited)))
+    return PairStatistics((contrast(source), contrast(edited)), (mean_colours(source), mean_colours(edited)))
 
 
 def contrast(pixels: np.ndarray) -> float:
@@ -72,7 +72,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).max())
 
 
-def drop_reason(pair: Row, look: Look, settings: Pairs) -> str | None:
+def drop_reason(pair: Row, look: PairStatistics, settings: Pairs) -> str | None:
     """The reason to drop this pair regardless of others, such as `clip_direction_below_0.2`; None if there is none.
 
     Contrast is checked first, since similarities of a flat picture mean nothing.
@@ -83,44 +83,44 @@ def drop_reason(pair: Row, look: Look, settings: Pairs) -> str | None:
     if edited_contrast < settings.least_contrast:
         return EDITED_IS_FLAT
     if difference(*look.colours) < settings.least_difference:
-        return CHANGED_NOTHING
-    for column, limit in least_similarities(settings).items():
+        return EDIT_CHANGED_NOTHING
+    for column, limit in min_similarities(settings).items():
         if not pair[column] >= limit:  # of NaN as well
             return f"{column}_below_{limit:g}"
     return None
 
 
-def keep_best(pairs: Rows, settings: Pairs, flagged: Flagged) -> tuple[Rows, list[tuple[str, Row]]]:
+def keep_best(pairs: Rows, settings: Pairs, flagged: SafetyCheck) -> tuple[Rows, list[tuple[str, Row]]]:
     """The kept pairs of one instruction, best first, and the dropped ones as (reason, pair).
 
     Of the pairs that pass and are not flagged, the `keep_per_instruction` with the greatest clip_direction are kept,
     without near-duplicates of better ones. Ties are broken by pair_id, so the order of the input does not matter.
     """
-    looks = [(pair, look_at(pair)) for pair in pairs]
+    looks = [(pair, measure_pair(pair)) for pair in pairs]
     reasons = [drop_reason(pair, look, settings) for pair, look in looks]
     dropped = [(reason, pair) for reason, pair in zip(reasons, pairs, strict=True) if reason]
     passed = [passed_look for reason, passed_look in zip(reasons, looks, strict=True) if not reason]
     passed.sort(key=lambda pair_and_look: (-pair_and_look[0]["clip_direction"], pair_and_look[0]["pair_id"]))
-    kept: list[tuple[Row, Look]] = []
+    kept: list[tuple[Row, PairStatistics]] = []
     unsafe_ones = _flagged_pairs([pair for pair, _ in passed], flagged)
     for (pair, look), unsafe in zip(passed, unsafe_ones, strict=True):
         if unsafe:
             dropped.append((UNSAFE, pair))
         elif len(kept) == settings.keep_per_instruction:
             dropped.append((NOT_AMONG_THE_BEST, pair))
-        elif any(_apart(look, better) < settings.least_difference for _, better in kept):
+        elif any(_pair_difference(look, better) < settings.least_difference for _, better in kept):
             dropped.append((NEAR_DUPLICATE, pair))
         else:
             kept.append((pair, look))
     return [pair for pair, _ in kept], dropped
 
 
-def _flagged_pairs(pairs: Rows, flagged: Flagged) -> list[bool]:
+def _flagged_pairs(pairs: Rows, flagged: SafetyCheck) -> list[bool]:
     """Pairs of which either picture is flagged."""
     flags = flagged([pair[side] for side in ("source_image", "edited_image") for pair in pairs])
     return [source or edited for source, edited in zip(flags[: len(pairs)], flags[len(pairs) :], strict=True)]
 
 
-def _apart(first: Look, second: Look) -> float:
+def _pair_difference(first: PairStatistics, second: PairStatistics) -> float:
     """Two pairs are as far apart as those of their pictures that differ most."""
     return max(difference(a, b) for a, b in zip(first.colours, second.colours, strict=True))

@@ -6,10 +6,17 @@ from torch import Tensor
 from hive_ray.config import Pairs
 from hive_ray.diffusion.precision import sampling_dtype
 from hive_ray.images import encode, to_pixels
-from hive_ray.pairs.controls import Caption, Controls, google, instruct_pix2pix, kept_words, same_number_of_words
-from hive_ray.pairs.cycle import twin
+from hive_ray.pairs.controls import (
+    Caption,
+    Controls,
+    cross_and_self_controls,
+    instruct_pix2pix_controls,
+    prompt_to_prompt_controls,
+    same_number_of_words,
+)
+from hive_ray.pairs.cycle import make_twin
 from hive_ray.pairs.filtering import keep_best
-from hive_ray.pairs.safety import SafetyChecker, nothing_flagged
+from hive_ray.pairs.safety import SafetyChecker, flag_nothing
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
 from hive_ray.schemas import Dropped, Result, Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for
@@ -28,7 +35,7 @@ class PairGenerator:
             settings.base, device, sampling_dtype(device, settings.precision), settings.single_file
         )
         self.similarity = Similarity(settings.clip, device)
-        self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else nothing_flagged
+        self.flagged = SafetyChecker(settings.safety_checker, device) if settings.safety_checker else flag_nothing
 
     def __call__(self, rows: Rows) -> list[Result]:
         drawn = [row for row in rows if self._can_be_drawn(row)]
@@ -50,7 +57,7 @@ class PairGenerator:
         """Kept pairs of one instruction, their twins, and the dropped ones with their reasons."""
         own = [pair for pair in pairs if pair["instruction_id"] == row["instruction_id"]]
         kept, dropped = keep_best(own, self.settings, self.flagged)
-        twins = [twin(pair, row["inverse_instruction"]) for pair in kept if row["inverse_instruction"]]
+        twins = [make_twin(pair, row["inverse_instruction"]) for pair in kept if row["inverse_instruction"]]
         return [
             *kept,
             *(twins if self.settings.cycle else []),
@@ -70,7 +77,7 @@ class PairGenerator:
             edited_captions,
             self.model.noise(generators, settings.resolution),
             guidance_scale=scales,
-            controls=controls_for(
+            controls=make_controls(
                 settings, self.model.describe(source_captions), self.model.describe(edited_captions), drawn[:, 0]
             ),
             num_inference_steps=settings.num_inference_steps,
@@ -134,15 +141,15 @@ def first_draws(generator: torch.Generator) -> tuple[float, float]:
     return float(torch.rand((), generator=generator)), float(torch.rand((), generator=generator))
 
 
-def controls_for(settings: Pairs, sources: list[Caption], edits: list[Caption], drawn: Tensor) -> Controls:
+def make_controls(settings: Pairs, sources: list[Caption], edits: list[Caption], drawn: Tensor) -> Controls:
     """The controls of n pairs as the settings have them; drawn (n,) in 0..1 places each pair in the spans."""
     num_steps = settings.num_inference_steps
     if settings.sharing == "self":
-        return instruct_pix2pix(_between(settings.shared_attention, drawn), num_steps)
+        return instruct_pix2pix_controls(_between(settings.shared_attention, drawn), num_steps)
     if settings.sharing == "cross_and_self":
-        return kept_words(sources, edits, _between(settings.shared_attention, drawn), num_steps)
+        return cross_and_self_controls(sources, edits, _between(settings.shared_attention, drawn), num_steps)
     alike = [len(source.words) == len(edited.words) for source, edited in zip(sources, edits, strict=True)]
-    return google(
+    return prompt_to_prompt_controls(
         sources,
         edits,
         swaps_words=[settings.sharing != "refine" and is_alike for is_alike in alike],

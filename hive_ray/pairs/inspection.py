@@ -14,15 +14,15 @@ from hive_ray.images import thumbnail
 from hive_ray.pages.charts import bar_chart, histogram
 from hive_ray.pages.html import CaptionedPicture, Example, chart, charts, contact_sheet, note, page, table
 from hive_ray.pairs.filtering import (
-    CHANGED_NOTHING,
+    EDIT_CHANGED_NOTHING,
     EDITED_IS_FLAT,
     NEAR_DUPLICATE,
     NOT_AMONG_THE_BEST,
     SOURCE_IS_FLAT,
     UNSAFE,
     difference,
-    least_similarities,
-    look_at,
+    measure_pair,
+    min_similarities,
 )
 from hive_ray.schemas import Row, Rows
 
@@ -35,17 +35,17 @@ SIMILARITIES = {
 MEANINGS = {
     SOURCE_IS_FLAT: "The source picture has less contrast than least_contrast asks for.",
     EDITED_IS_FLAT: "The edited picture has less contrast than least_contrast asks for.",
-    CHANGED_NOTHING: "Source and edited picture differ nowhere by least_difference.",
+    EDIT_CHANGED_NOTHING: "Source and edited picture differ nowhere by least_difference.",
     UNSAFE: "The safety checker flagged one of the pictures.",
     NEAR_DUPLICATE: "A pair of the same instruction with a greater clip_direction shows the same.",
     NOT_AMONG_THE_BEST: "It passed, but keep_per_instruction pairs with a greater clip_direction did as well.",
 }
-LONGEST_SIDE = 256
+MAX_SIDE = 256
 """Pixels of the pictures on the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspected:
+class InspectedPairs:
     """A table of pairs, as far as the page shows it."""
 
     settings: Pairs
@@ -67,7 +67,7 @@ class Inspected:
     """Reason -> examples."""
 
 
-def write_page(inspected: Inspected) -> str:
+def write_page(inspected: InspectedPairs) -> str:
     """The whole page as a string of HTML; pictures that may be unsafe are counted, not shown."""
     drawn = inspected.num_kept + sum(inspected.dropped.values())
     shown = [
@@ -84,7 +84,7 @@ def write_page(inspected: Inspected) -> str:
     return page("hive_ray: pairs", headline(inspected), sections)
 
 
-def headline(inspected: Inspected) -> str:
+def headline(inspected: InspectedPairs) -> str:
     """How many pairs were kept, and what most of the others were dropped for, in a sentence."""
     drawn = inspected.num_kept + sum(inspected.dropped.values())
     words = f"{inspected.num_kept:,} of {drawn:,} drawn pairs are kept ({_percent(inspected.num_kept, drawn)})"
@@ -94,14 +94,14 @@ def headline(inspected: Inspected) -> str:
     return f"{words}; most often dropped for {reason} ({_percent(count, drawn)})."
 
 
-def _counts(inspected: Inspected) -> str:
+def _counts(inspected: InspectedPairs) -> str:
     bars = {"kept": inspected.num_kept, **_by_count(inspected.dropped)}
     twins = note(f"The table also holds {inspected.num_twins:,} kept pairs backwards.") if inspected.num_twins else ""
     return chart(bar_chart(bars, x_label="drawn pairs", highlighted="kept")) + twins
 
 
-def _similarities(inspected: Inspected) -> str:
-    limits, drawn = least_similarities(inspected.settings), []
+def _similarities(inspected: InspectedPairs) -> str:
+    limits, drawn = min_similarities(inspected.settings), []
     for column, words in SIMILARITIES.items():
         groups = {"kept": inspected.kept_values[column], "dropped": inspected.dropped_values[column]}
         groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
@@ -115,7 +115,7 @@ def _similarities(inspected: Inspected) -> str:
     return charts(drawn) if drawn else ""
 
 
-def _dropped(reason: str, inspected: Inspected) -> str:
+def _dropped(reason: str, inspected: InspectedPairs) -> str:
     meaning = note(MEANINGS[reason]) if reason in MEANINGS else ""
     if reason == UNSAFE:
         return meaning + note("They are not shown; some are in __examples__ beside the table.")
@@ -125,7 +125,7 @@ def _dropped(reason: str, inspected: Inspected) -> str:
 
 def _example(row: Row, settings: Pairs) -> Example:
     """A pair with its captions and all that it was measured by; where a value is below its limit, both are there."""
-    limits, look = least_similarities(settings), look_at(row)
+    limits, look = min_similarities(settings), measure_pair(row)
 
     def value(words: str, column: str) -> str:
         return f"{words} {_against(row[column], limits[column], 3)}"
@@ -143,8 +143,8 @@ def _example(row: Row, settings: Pairs) -> Example:
     return Example(
         row["instruction"],
         (
-            CaptionedPicture(thumbnail(row["source_image"], LONGEST_SIDE), source),
-            CaptionedPicture(thumbnail(row["edited_image"], LONGEST_SIDE), "\n".join([edited, " \u00b7 ".join(both)])),
+            CaptionedPicture(thumbnail(row["source_image"], MAX_SIDE), source),
+            CaptionedPicture(thumbnail(row["edited_image"], MAX_SIDE), "\n".join([edited, " \u00b7 ".join(both)])),
         ),
     )
 

@@ -18,7 +18,7 @@ from hive_ray.schemas import Counted, Dropped, Result, Row, Rows
 from hive_ray.seeds import id_for, seed_for, split_for
 
 EDIT_KEYS = ("instruction", "edited_caption", "inverse_instruction")
-REQUEST = (
+SYSTEM_PROMPT = (
     "You write edits of pictures. Given the caption of a picture, write {count} different short instructions, each an"
     " imperative that changes one thing in it (add, remove, replace or recolour something, change the place, the"
     " weather or the style), the caption of the edited picture, and the instruction that would undo the edit, or an"
@@ -42,16 +42,16 @@ SCHEMA = {
     "additionalProperties": False,
 }
 """What an answer in JSON is held to, where the endpoint can."""
-FORMATS = {
+RESPONSE_FORMATS = {
     "json_schema": {"type": "json_schema", "json_schema": {"name": "edits", "strict": True, "schema": SCHEMA}},
     "json_object": {"type": "json_object"},
 }
 """By the setting `instructions.structure`."""
-ASKED = "\n##\n"
-BETWEEN = "\n%%\n"
+PROMPT_END = "\n##\n"
+SEPARATOR = "\n%%\n"
 STOP = "\nEND"
 """InstructPix2Pix's delimiters: caption ## instruction %% edited caption END."""
-NOT_OF_THE_FORM = "answer_is_not_of_the_form"
+WRONG_FORMAT = "answer_is_not_of_the_form"
 EMPTY = "answer_is_empty"
 EMPTY_EDIT = "empty_edit"
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
@@ -59,7 +59,7 @@ MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenEdit:
     """One edit as the model wrote it."""
 
     instruction: str
@@ -67,11 +67,11 @@ class Written:
     inverse_instruction: str
 
 
-class AnswerError(ValueError):
+class AnswerFormatError(ValueError):
     """An answer that is not the JSON that was asked for."""
 
 
-def parse_answer(text: str) -> list[Written]:
+def parse_answer(text: str) -> list[WrittenEdit]:
     """The edits of an answer; AnswerError if it holds no JSON of the wanted form.
 
     {"edits": [...]}, a bare list and a single edit are taken, the last of them, wherever they stand in the text. A
@@ -79,31 +79,31 @@ def parse_answer(text: str) -> list[Written]:
     """
     edits = find_json(text, _usable_edits) or find_json(text, _edits)
     if edits is None:
-        raise AnswerError(f"the language model answered {text[:80]!r}, not the JSON that was asked for")
+        raise AnswerFormatError(f"the language model answered {text[:80]!r}, not the JSON that was asked for")
     return edits
 
 
-def _usable_edits(value: Any) -> list[Written] | None:
+def _usable_edits(value: Any) -> list[WrittenEdit] | None:
     """As `_edits`; None also where all texts are empty, as where a model repeats the form that it was shown."""
     edits = _edits(value)
     return edits if any(edit.instruction and edit.edited_caption for edit in edits or ()) else None
 
 
-def _edits(value: Any) -> list[Written] | None:
+def _edits(value: Any) -> list[WrittenEdit] | None:
     """The edits in a JSON value, with empty texts where an item is no edit; None if the value has another form."""
     if isinstance(value, dict):
         value = value.get("edits", [value])
     if not isinstance(value, list) or (value and not any(map(_is_edit, value))):
         return None
-    return [_edit(edit) if _is_edit(edit) else Written("", "", "") for edit in value]
+    return [_edit(edit) if _is_edit(edit) else WrittenEdit("", "", "") for edit in value]
 
 
 def _is_edit(value: Any) -> bool:
     return isinstance(value, dict) and "instruction" in value and "edited_caption" in value
 
 
-def _edit(edit: dict) -> Written:
-    return Written(*(_text(edit.get(name)) for name in EDIT_KEYS))
+def _edit(edit: dict) -> WrittenEdit:
+    return WrittenEdit(*(_text(edit.get(name)) for name in EDIT_KEYS))
 
 
 def _text(value: Any) -> str:
@@ -112,44 +112,44 @@ def _text(value: Any) -> str:
     return stripped if any(map(str.isalnum, stripped)) else ""
 
 
-def parse_delimited(text: str) -> Written:
+def parse_delimited(text: str) -> WrittenEdit:
     """The edit of a completion; AnswerError if it is not of InstructPix2Pix's form."""
-    instruction, between, edited_caption = text.removesuffix(STOP).partition(BETWEEN)
+    instruction, between, edited_caption = text.removesuffix(STOP).partition(SEPARATOR)
     if not between:
-        raise AnswerError(f"the language model answered {text[:80]!r}, without {BETWEEN.strip()!r}")
-    return Written(instruction.strip(), edited_caption.strip(), "")
+        raise AnswerFormatError(f"the language model answered {text[:80]!r}, without {SEPARATOR.strip()!r}")
+    return WrittenEdit(instruction.strip(), edited_caption.strip(), "")
 
 
-def edits_of(answer: dict, form: str = "chat") -> tuple[list[Written], list[Dropped]]:
+def read_edits(answer: dict, form: str = "chat") -> tuple[list[WrittenEdit], list[Dropped]]:
     """The edits of an answer of this form, as many as there are, and what was dropped of it; never neither."""
     choices = choices_of(answer)
     if not choices:
         return [], [_dropped(EMPTY, json.dumps(answer))]
-    made = [_edits_of(choice, form) for choice in (choices[:1] if form == "chat" else choices)]
+    made = [_read_choice(choice, form) for choice in (choices[:1] if form == "chat" else choices)]
     return [edit for edits, _ in made for edit in edits], [row for _, dropped in made for row in dropped]
 
 
-def _edits_of(choice: Choice, form: str) -> tuple[list[Written], list[Dropped]]:
+def _read_choice(choice: Choice, form: str) -> tuple[list[WrittenEdit], list[Dropped]]:
     """The edits of one choice, or why it has none."""
     if choice.refusal:
         return [], [_dropped("model_refused", choice.sample)]
     try:
         edits = _parsed(choice, form)
-    except AnswerError:
+    except AnswerFormatError:
         if choice.is_cut_off:
             return [], [_dropped("answer_cut_off", choice.sample)]
-        return [], [_dropped(EMPTY if choice.is_empty else NOT_OF_THE_FORM, choice.sample)]
+        return [], [_dropped(EMPTY if choice.is_empty else WRONG_FORMAT, choice.sample)]
     return edits, [] if edits else [_dropped(EMPTY, choice.sample)]
 
 
-def _parsed(choice: Choice, form: str) -> list[Written]:
+def _parsed(choice: Choice, form: str) -> list[WrittenEdit]:
     if form != "chat":
         if choice.is_cut_off:
-            raise AnswerError("the completion is cut off")
+            raise AnswerFormatError("the completion is cut off")
         return [parse_delimited(choice.text)]
     try:
         return parse_answer(choice.text)
-    except AnswerError:
+    except AnswerFormatError:
         if not choice.reasoning:
             raise
         return parse_answer(choice.reasoning)
@@ -159,7 +159,7 @@ def _dropped(reason: str, sample: str) -> Dropped:
     return Dropped(reason, sample=sample[:SAMPLE_LENGTH])
 
 
-def reject_reason(caption: str, written: Written) -> str | None:
+def reject_reason(caption: str, written: WrittenEdit) -> str | None:
     """Why an edit is not kept (InstructPix2Pix's checks), or None."""
     if not written.instruction or not written.edited_caption:
         return EMPTY_EDIT
@@ -172,7 +172,7 @@ def _plain(text: str) -> str:
     return text.strip().strip(".!?").strip().lower()
 
 
-def request_of(row: Row, settings: Instructions, examples: list[dict]) -> Request:
+def build_request(row: Row, settings: Instructions, examples: list[dict]) -> Request:
     """The request for the edits of a caption, after `examples` (triplets.EXAMPLES of the form)."""
     request: Request = {"model": settings.llm}
     if settings.temperature is not None:
@@ -181,19 +181,19 @@ def request_of(row: Row, settings: Instructions, examples: list[dict]) -> Reques
     if settings.form == "delimited":
         shown = "".join(f"{example['prompt']}{example['completion']}\n" for example in examples)
         return request | {
-            "prompt": shown + row["caption"] + ASKED,
+            "prompt": shown + row["caption"] + PROMPT_END,
             "n": settings.per_caption,
             "max_tokens": MAX_TOKENS,
             "frequency_penalty": FREQUENCY_PENALTY,
             "stop": STOP,
         }
     request["messages"] = [
-        {"role": "system", "content": REQUEST.format(count=settings.per_caption)},
+        {"role": "system", "content": SYSTEM_PROMPT.format(count=settings.per_caption)},
         *(message for example in examples for message in example["messages"][1:]),
         {"role": "user", "content": row["caption"]},
     ]
     if settings.structure != "none":
-        request["response_format"] = FORMATS[settings.structure]
+        request["response_format"] = RESPONSE_FORMATS[settings.structure]
     return request
 
 
@@ -224,10 +224,10 @@ class InstructionWriter:
         if any(self._flagged([row["caption"]])):
             return [Dropped("caption_flagged")]
         try:
-            answer, counts = self.endpoint.ask(request_of(row, self.settings, self.examples))
+            answer, counts = self.endpoint.ask(build_request(row, self.settings, self.examples))
         except NoAnswerError as error:
             return [error.dropped]
-        edits, results = edits_of(answer, self.settings.form)
+        edits, results = read_edits(answer, self.settings.form)
         counted = Counter(counts)
         row_of: dict[str, Row] = {}
         ordered = sorted(edits, key=lambda edit: reject_reason(row["caption"], edit) == EMPTY_EDIT)
@@ -252,7 +252,7 @@ class InstructionWriter:
         """Which texts the endpoint's moderation flags; none if it is not to be asked."""
         return self.endpoint.flagged(texts) if self.settings.moderation and texts else [False] * len(texts)
 
-    def _row(self, row: Row, edit: Written, inverse_instruction: str) -> Row:
+    def _row(self, row: Row, edit: WrittenEdit, inverse_instruction: str) -> Row:
         settings = self.settings
         return {
             "instruction_id": id_for(row["caption_id"], edit.instruction, edit.edited_caption),

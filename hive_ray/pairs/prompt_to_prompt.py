@@ -31,7 +31,7 @@ class SharedAttention:
     mapper: Tensor | None = None
     """(n, T, T): source token -> edited token, how much of the source's cross-attention the edited takes; None never
     touches cross-attention."""
-    own: Tensor | None = None
+    own_weight: Tensor | None = None
     """(n, T): how much of its own cross-attention each edited token keeps beside that."""
     watched: Tensor | None = None
     """(2, n, T) bool: the tokens of the source and of the edited caption whose cross-attention is added up."""
@@ -39,7 +39,7 @@ class SharedAttention:
     """The pixels of the layers where it is."""
 
 
-def take_source(states: Tensor, shares: Tensor) -> Tensor:
+def share_source_rows(states: Tensor, shares: Tensor) -> Tensor:
     """(4n, ...) with the edited rows replaced by their source's in the pairs that share: (n,), or (2, n) by half."""
     halves = states.unflatten(0, (2, 2, -1))  # (guidance half, source/edited, n, ...)
     source, edited = halves[:, 0], halves[:, 1]
@@ -66,7 +66,7 @@ def attended_words(maps: Tensor, watched: Tensor) -> Tensor:
 class SharingProcessor:
     """A diffusers attention processor that shares maps as `state` says; without a state it is plain attention."""
 
-    def __init__(self, state: "StateHolder") -> None:
+    def __init__(self, state: "SharingState") -> None:
         self.state = state
 
     def __call__(
@@ -85,11 +85,11 @@ class SharingProcessor:
         shared = self.state.shared
         pixels = query.shape[1]
         if shared is not None and not crosses and pixels <= (shared.self_pixels or pixels):
-            query, key = take_source(query, shared.self_attention), take_source(key, shared.self_attention)
+            query, key = share_source_rows(query, shared.self_attention), share_source_rows(key, shared.self_attention)
         query, key, value = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        if crosses and shared is not None and shared.mapper is not None and shared.own is not None:
+        if crosses and shared is not None and shared.mapper is not None and shared.own_weight is not None:
             maps = (query @ key.transpose(-1, -2) * attention.scale).softmax(-1)
-            maps = share_cross_maps(maps, shared.mapper, shared.own)
+            maps = share_cross_maps(maps, shared.mapper, shared.own_weight)
             if shared.watched is not None and pixels == shared.watched_pixels:
                 self.state.attended.append(attended_words(maps, shared.watched).float())
             mixed = maps @ value
@@ -101,7 +101,7 @@ class SharingProcessor:
 
 
 @dataclass
-class StateHolder:
+class SharingState:
     """Where the sampler puts what the current step shares, and finds what was seen."""
 
     shared: SharedAttention | None = None
@@ -109,8 +109,8 @@ class StateHolder:
     """(2, n, P) of each layer that is watched, until the sampler takes them."""
 
 
-def install(unet: UNet2DConditionModel) -> StateHolder:
+def install_sharing(unet: UNet2DConditionModel) -> SharingState:
     """Make a U-Net's attention shareable; what it computes is unchanged until `shared` is set."""
-    holder = StateHolder()
+    holder = SharingState()
     unet.set_attn_processor(cast(AttentionProcessor, SharingProcessor(holder)))
     return holder

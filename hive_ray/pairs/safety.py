@@ -37,6 +37,6 @@ class SafetyChecker:
         return flagged
 
 
-def nothing_flagged(pictures: list[bytes]) -> list[bool]:
+def flag_nothing(pictures: list[bytes]) -> list[bool]:
     """What is used where no checker is set."""
     return [False] * len(pictures)

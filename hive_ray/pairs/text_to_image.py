@@ -18,7 +18,7 @@ from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.pairs.alignment import word_spans
 from hive_ray.pairs.controls import Caption, Controls
 from hive_ray.pairs.local_blending import blend, blend_mask
-from hive_ray.pairs.prompt_to_prompt import SharedAttention, install
+from hive_ray.pairs.prompt_to_prompt import SharedAttention, install_sharing
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TextToImage:
         self.backbone.to(device)
         self.device = torch.device(device)
         self.tokenizer = self.backbone.text.tokenizers[0]
-        self.holder = install(self.backbone.unet)
+        self.holder = install_sharing(self.backbone.unet)
 
     def describe(self, captions: list[str]) -> list[Caption]:
         """The words and tokens of captions, cut to the model's length as its texts are."""
@@ -104,7 +104,7 @@ class TextToImage:
 
         def shared(step: int, latents: Tensor) -> SharedAttention:
             side = round(control_side * latents.shape[-1])
-            return controls.at(step, side=side, watches=local_blend is not None)
+            return controls.at(step, side=side, watch=local_blend is not None)
 
         def blended(step: int, latents: Tensor) -> Tensor:
             if local_blend is None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from hive_ray.console import warn
 from hive_ray.files.text_files import SAMPLE_CHARS, JsonLine, LineCount, read_json_lines
-from hive_ray.pairs.instructions import ASKED, BETWEEN, REQUEST, STOP, Written, reject_reason
+from hive_ray.pairs.instructions import PROMPT_END, SEPARATOR, STOP, SYSTEM_PROMPT, WrittenEdit, reject_reason
 from hive_ray.pairs.inversion import invert
 
-LEAST_TRIPLETS = 10
+MIN_TRIPLETS = 10
 """OpenAI fine-tunes on no fewer."""
 KEYS = {"caption": "input", "instruction": "edit", "edited_caption": "output"}
 """Our name of each key -> InstructPix2Pix's."""
@@ -27,7 +27,7 @@ class Triplet:
     edited_caption: str
 
 
-def read_triplets(address: str, *, least: int = LEAST_TRIPLETS) -> list[Triplet]:
+def read_triplets(address: str, *, least: int = MIN_TRIPLETS) -> list[Triplet]:
     """The different triplets of a JSONL file, keys as in `KEYS`; lines that are none are left out, counted and named on
     standard output.
 
@@ -58,7 +58,7 @@ def _triplet(line: JsonLine) -> Triplet:
     if not all(isinstance(value, str) and value.strip() for value in values):
         raise ValueError(f"wanted text under {', '.join(KEYS)} (or {', '.join(KEYS.values())})")
     triplet = Triplet(*(" ".join(value.split()) for value in values))
-    written = Written(triplet.instruction, triplet.edited_caption, "")
+    written = WrittenEdit(triplet.instruction, triplet.edited_caption, "")
     if reason := reject_reason(triplet.caption, written):
         raise ValueError(reason)
     return triplet
@@ -78,7 +78,7 @@ def chat_examples(triplets: list[Triplet]) -> list[dict]:
     return [
         {
             "messages": [
-                {"role": "system", "content": REQUEST.format(count=len(written))},
+                {"role": "system", "content": SYSTEM_PROMPT.format(count=len(written))},
                 {"role": "user", "content": caption},
                 {"role": "assistant", "content": json.dumps({"edits": written}, ensure_ascii=False)},
             ]
@@ -90,7 +90,10 @@ def chat_examples(triplets: list[Triplet]) -> list[dict]:
 def delimited_examples(triplets: list[Triplet]) -> list[dict]:
     """InstructPix2Pix's prompts and completions, one a triplet."""
     return [
-        {"prompt": triplet.caption + ASKED, "completion": triplet.instruction + BETWEEN + triplet.edited_caption + STOP}
+        {
+            "prompt": triplet.caption + PROMPT_END,
+            "completion": triplet.instruction + SEPARATOR + triplet.edited_caption + STOP,
+        }
         for triplet in triplets
     ]
 

@@ -8,8 +8,8 @@ from hive_ray.config import Instructions, Pairs
 from hive_ray.images import encode
 from hive_ray.schemas import Dropped, Result, Row, Rows, prompt_row
 from hive_ray.seeds import id_for, seed_for, split_for
-from hive_ray.shapes.edits import Edit, carry_out, write_edits
-from hive_ray.shapes.scenes import CaptionError, Scene, draw, parse_caption, place, random_description
+from hive_ray.shapes.edits import Edit, apply_edit, write_edits
+from hive_ray.shapes.scenes import CaptionError, Scene, draw, parse_caption, place_things, random_description
 
 NO_ROOM = "no_room_for_the_edit"
 
@@ -54,22 +54,22 @@ class ShapesWriter:
         ]
 
 
-def before_and_after(row: Row, rng: np.random.Generator) -> tuple[Scene, Scene] | None:
+def place_edit(row: Row, rng: np.random.Generator) -> tuple[Scene, Scene] | None:
     """A scene of the source caption, placed so that the edit finds room in it, and what the edit makes of it."""
     source, edited = parse_caption(row["source_caption"]), parse_caption(row["edited_caption"])
     for _ in range(20):
-        before = place(source, rng)
-        after = carry_out(before, edited, rng)
+        before = place_things(source, rng)
+        after = apply_edit(before, edited, rng)
         if after is not None:
             return before, after
     return None
 
 
-def edit_that_fits(caption: str, rng: np.random.Generator) -> tuple[Edit, Scene, Scene]:
+def random_fitting_edit(caption: str, rng: np.random.Generator) -> tuple[Edit, Scene, Scene]:
     """A random edit of a caption that finds room, and the scenes before and after it."""
     while True:
         edit = write_edits(caption, 1, rng)[0]
-        scenes = before_and_after({"source_caption": caption, "edited_caption": edit.edited.caption}, rng)
+        scenes = place_edit({"source_caption": caption, "edited_caption": edit.edited.caption}, rng)
         if scenes:
             return edit, *scenes
 
@@ -84,7 +84,5 @@ class ScenePainter:
         return [self._painted(row) for row in rows]
 
     def _painted(self, row: Row) -> Row | Dropped:
-        scenes = before_and_after(
-            row, np.random.default_rng(seed_for(self.settings.seed, row["instruction_id"], "prompt"))
-        )
+        scenes = place_edit(row, np.random.default_rng(seed_for(self.settings.seed, row["instruction_id"], "prompt")))
         return prompt_row(row, encode(draw(scenes[0]))) if scenes else Dropped(NO_ROOM)

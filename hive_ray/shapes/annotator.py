@@ -20,7 +20,7 @@ import numpy as np
 
 from hive_ray.schemas import Row, Rows
 from hive_ray.seeds import id_for, seed_for, uniform_for
-from hive_ray.shapes.judge import Verdict, judge
+from hive_ray.shapes.judge import Judgement, judge
 
 NOISE = 0.15
 """Standard deviation of a percept of one edit, in units of utility (0..1)."""
@@ -36,7 +36,7 @@ class SimulatedAnnotator:
     A person perceives each edit as its utility plus Gaussian noise. Two edits tie if their percepts differ by less than
     the just noticeable difference d. Two edits of equal utility therefore tie with probability erf(d / (2 noise)).
 
-    The utility is `preference` of the judge's verdict. Its weight is the person's taste: uniform within 0.5 +- `taste`,
+    The utility is `utility` of the judge's verdict. Its weight is the person's taste: uniform within 0.5 +- `taste`,
     drawn from the seed and the name, the same for all prompts. The noise is drawn from the seed, the name, the prompt,
     the edit's seed and the attempt alone: names of edits tell which editor made them, and change with every setting on
     the way to it.
@@ -64,17 +64,17 @@ class SimulatedAnnotator:
         Another `attempt` is another look at the same edits: new noise, same taste.
         """
         percepts = [self.percept(row, edit, attempt) for edit in row["edits"]]
-        return ranks_of(percepts, self.just_noticeable)
+        return ranks_from_percepts(percepts, self.just_noticeable)
 
     def percept(self, row: Row, edit: Row, attempt: int = 0) -> float:
         """How good one edit seems to this person in one look at it."""
         verdict = judge(row["source_image"], edit["image"], row["source_caption"], row["edited_caption"])
         seed = seed_for("annotator", self.seed, self.name, row["prompt_id"], edit["seed"], attempt)
         noise = float(np.random.default_rng(seed).standard_normal())
-        return preference(verdict, self.followed_weight) + self.noise * noise
+        return utility(verdict, self.followed_weight) + self.noise * noise
 
 
-def preference(verdict: Verdict, followed_weight: float = 0.5) -> float:
+def utility(verdict: Judgement, followed_weight: float = 0.5) -> float:
     """Utility of an edit, 0..1: the mean of the weighted geometric and the weighted arithmetic mean of `followed` and
     `preserved`. Both matter, and one without the other little."""
     preserved_weight = 1 - followed_weight
@@ -83,7 +83,7 @@ def preference(verdict: Verdict, followed_weight: float = 0.5) -> float:
     return 0.5 * both + 0.5 * either
 
 
-def ranks_of(percepts: list[float], just_noticeable: float) -> list[int]:
+def ranks_from_percepts(percepts: list[float], just_noticeable: float) -> list[int]:
     """Ranks, 1 for the greatest percept. One that is less than `just_noticeable` below the best of its group shares
     that rank, and the next group's rank is one more."""
     ranks = [0] * len(percepts)
@@ -108,11 +108,11 @@ def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator], per_prompt
             "ranks": annotator(row),
         }
         for row in rows
-        for annotator in drawn_annotators(annotators, row["prompt_id"], per_prompt or len(annotators))
+        for annotator in draw_annotators(annotators, row["prompt_id"], per_prompt or len(annotators))
     ]
 
 
-def drawn_annotators(annotators: list[SimulatedAnnotator], prompt_id: str, count: int) -> list[SimulatedAnnotator]:
+def draw_annotators(annotators: list[SimulatedAnnotator], prompt_id: str, count: int) -> list[SimulatedAnnotator]:
     """`count` different people for a prompt, always the same ones, in the order in which they were given."""
 
     def place(annotator: SimulatedAnnotator) -> int:

@@ -18,8 +18,8 @@ from hive_ray.shapes.scenes import (
     Place,
     Scene,
     Thing,
-    inside,
     is_apart,
+    move_inside,
     parse_caption,
 )
 
@@ -49,8 +49,8 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 }
 
 KINDS = ("recolour", "reshape", "add", "remove", "background", "swap", "resize")
-MOST_THINGS = 3
-WHERE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+MAX_THINGS = 3
+POSITION_PHRASES = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write_edits(caption: str, count: int, rng: np.random.Generator) -> list[Edit
     return list(edits.values())
 
 
-def carry_out(scene: Scene, edited: Description, rng: np.random.Generator) -> Scene | None:
+def apply_edit(scene: Scene, edited: Description, rng: np.random.Generator) -> Scene | None:
     """The scene after an edit that leads to `edited`, all else where it was; None where it finds no room."""
     before, after = scene.description.things, edited.things
     if len(after) > len(before):
@@ -88,10 +88,10 @@ def carry_out(scene: Scene, edited: Description, rng: np.random.Generator) -> Sc
     elif set(after) == set(before):  # swapped, or as they were on another background
         radii = {thing: where.radius for thing, where in zip(before, scene.places, strict=True)}
         moved = [replace(where, radius=radii[thing]) for thing, where in zip(after, scene.places, strict=True)]
-        places = tuple(inside(where) for where in moved)
+        places = tuple(move_inside(where) for where in moved)
     else:
         places = tuple(
-            where if old.size == new.size else inside(replace(where, radius=float(rng.uniform(*RADII[new.size]))))
+            where if old.size == new.size else move_inside(replace(where, radius=float(rng.uniform(*RADII[new.size]))))
             for old, new, where in zip(before, after, scene.places, strict=True)
         )
     return Scene(edited, places) if is_apart(places) else None
@@ -101,14 +101,14 @@ def _with_one_more(scene: Scene, edited: Description, rng: np.random.Generator) 
     index = next(i for i, thing in enumerate(edited.things) if thing not in scene.description.things)
     for _ in range(100):
         radius = float(rng.uniform(*RADII[edited.things[index].size]))
-        where = inside(Place(float(rng.uniform(0, RESOLUTION)), float(rng.uniform(0, RESOLUTION)), radius))
+        where = move_inside(Place(float(rng.uniform(0, RESOLUTION)), float(rng.uniform(0, RESOLUTION)), radius))
         places = (*scene.places[:index], where, *scene.places[index:])
         if is_apart(places):
             return Scene(edited, places)
     return None
 
 
-def all_words() -> Iterator[str]:
+def vocabulary_texts() -> Iterator[str]:
     """Every wording with every word that may fill it at least once: what a tokenizer of this domain must know."""
     rng = np.random.default_rng(0)
     for shape in SHAPES:
@@ -120,7 +120,7 @@ def all_words() -> Iterator[str]:
         for phrasing in phrasings:
             for shape in SHAPES:
                 colour, ground = str(rng.choice(list(COLOURS))), str(rng.choice(list(BACKGROUNDS)))
-                for where in WHERE.values():
+                for where in POSITION_PHRASES.values():
                     yield phrasing.format(
                         thing=f"{colour} {shape}", other=shape, colour=ground, a_colour=f"a {ground}", where=where,
                         a_shape=f"a {shape}", a_thing=f"an orange {shape}",
@@ -129,7 +129,7 @@ def all_words() -> Iterator[str]:
 
 def _possible(kind: str, source: Description) -> bool:
     count = len(source.things)
-    return {"add": count < MOST_THINGS, "remove": count > 1, "swap": count > 1}.get(kind, True)
+    return {"add": count < MAX_THINGS, "remove": count > 1, "swap": count > 1}.get(kind, True)
 
 
 def _named(thing: Thing, source: Description, rng: np.random.Generator) -> str:
@@ -210,7 +210,7 @@ def _resize(source: Description, rng: np.random.Generator) -> Edit | None:
 
 
 def _where(index: int, count: int) -> str:
-    return WHERE["left" if index == 0 else "right" if index == count - 1 else "middle"]
+    return POSITION_PHRASES["left" if index == 0 else "right" if index == count - 1 else "middle"]
 
 
 def _add(source: Description, rng: np.random.Generator) -> Edit | None:

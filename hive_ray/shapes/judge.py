@@ -20,8 +20,8 @@ from hive_ray.shapes.scene_reader import (
     GROUND_NAMES,
     NUM_COLOURS,
     SQUARE,
-    Found,
-    Reading,
+    DetectedThing,
+    SceneReading,
     X,
     Y,
     read_picture,
@@ -36,17 +36,17 @@ from hive_ray.shapes.scenes import (
     Place,
     Scene,
     Thing,
-    inside,
-    outline,
+    move_inside,
     parse_caption,
+    thing_mask,
 )
 
-RIGHT = 0.5
+RIGHT_THRESHOLD = 0.5
 """An edit is right when it followed and preserved at least so much."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """How far an edit did what was asked (`followed`) and left the rest alone (`preserved`), each 0..1."""
 
     followed: float
@@ -55,7 +55,7 @@ class Verdict:
     @property
     def right(self) -> bool:
         """The definition of a right edit that every table and report of this domain uses."""
-        return self.followed >= RIGHT and self.preserved >= RIGHT
+        return self.followed >= RIGHT_THRESHOLD and self.preserved >= RIGHT_THRESHOLD
 
 
 # ------------------------------------------------------------ intended scene
@@ -101,7 +101,7 @@ def intended_scene(source: np.ndarray, source_caption: str, edited_caption: str)
     return _intended(read_picture(source), parse_caption(source_caption), parse_caption(edited_caption))
 
 
-def _intended(reading: Reading, before: Description, after: Description) -> Scene:
+def _intended(reading: SceneReading, before: Description, after: Description) -> Scene:
     located = _located(reading, before)
     origins = _change(before, after).origins
     places: list[Place | None] = []
@@ -111,7 +111,7 @@ def _intended(reading: Reading, before: Description, after: Description) -> Scen
             continue
         place = located[origin]
         if place is not None and before.things[origin].size != thing.size:
-            place = inside(replace(place, radius=_usual_radius(thing.size)))
+            place = move_inside(replace(place, radius=_usual_radius(thing.size)))
         places.append(place)
     for index, thing in enumerate(after.things):
         if places[index] is None:
@@ -123,10 +123,10 @@ def _usual_radius(size: str) -> float:
     return sum(RADII[size]) / 2
 
 
-def _located(reading: Reading, description: Description) -> list[Place | None]:
+def _located(reading: SceneReading, description: Description) -> list[Place | None]:
     """Where each described thing is in a picture, None for what it does not show."""
-    matches = _match(reading.found, description.things, [None] * len(description.things))
-    return [None if match is None else reading.found[match].place for match in matches]
+    matches = _match(reading.things, description.things, [None] * len(description.things))
+    return [None if match is None else reading.things[match].place for match in matches]
 
 
 def _free_place(places: list[Place | None], index: int, radius: float) -> Place:
@@ -150,19 +150,19 @@ def _free_place(places: list[Place | None], index: int, radius: float) -> Place:
 # ------------------------------------------------------------ scores, each 0..1
 
 
-def _shape_score(shown: Found, shape: str) -> float:
+def _shape_score(shown: DetectedThing, shape: str) -> float:
     """1 where the shape's template fits clearly better than any other's, 0.5 where two fit alike."""
     own = shown.likeness[SHAPES.index(shape)]
     rival = max(value for name, value in zip(SHAPES, shown.likeness, strict=True) if name != shape)
     return _ramp(own - rival, -0.02, 0.02) * _ramp(own, 0.6, 0.8)
 
 
-def _size_score(shown: Found, size: str) -> float:
+def _size_score(shown: DetectedThing, size: str) -> float:
     large = _ramp(shown.radius, BETWEEN_SIZES - 0.75, BETWEEN_SIZES + 0.75)
     return large if size == "large" else 1 - large
 
 
-def _closeness(shown: Found, place: Place, full: float = 3.0, none: float = 8.0) -> float:
+def _closeness(shown: DetectedThing, place: Place, full: float = 3.0, none: float = 8.0) -> float:
     """1 within `full` pixels of the place, 0 from `none` on."""
     return 1 - _ramp(float(np.hypot(shown.x - place.x, shown.y - place.y)), full, none)
 
@@ -171,14 +171,16 @@ def _ramp(value: float, low: float, high: float) -> float:
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _identity(shown: Found, thing: Thing) -> float:
+def _identity(shown: DetectedThing, thing: Thing) -> float:
     """How far a found thing is the described one, wherever it is; a wrong size alone makes it 0.4."""
     return (
         (shown.colour == thing.colour) * _shape_score(shown, thing.shape) * (0.4 + 0.6 * _size_score(shown, thing.size))
     )
 
 
-def _match(shown_things: tuple[Found, ...], things: tuple[Thing, ...], places: list[Place | None]) -> list[int | None]:
+def _match(
+    shown_things: tuple[DetectedThing, ...], things: tuple[Thing, ...], places: list[Place | None]
+) -> list[int | None]:
     """For each wanted thing the index of the found one that stands for it, None where no found one is
     alike."""
     gains = np.zeros((len(things), len(shown_things)))
@@ -196,23 +198,23 @@ def _match(shown_things: tuple[Found, ...], things: tuple[Thing, ...], places: l
     return matches
 
 
-def _ground_share(reading: Reading, background: str) -> float:
+def _ground_share(reading: SceneReading, background: str) -> float:
     """Share of the pixels away from things that have the background's colour."""
     free = ~np.asarray(ndimage.binary_dilation(reading.owners >= 0, SQUARE, iterations=3), dtype=bool)
     return float((reading.nearest[free] == NUM_COLOURS + GROUND_NAMES.index(background)).mean()) if free.any() else 0.0
 
 
-def _cover(reading: Reading, thing: Thing, place: Place, spared: set[int]) -> float:
+def _cover(reading: SceneReading, thing: Thing, place: Place, spared: set[int]) -> float:
     """Share of a thing's outline that shows some thing other than the `spared` ones."""
-    core = outline(thing.shape, place) > 0.9
+    core = thing_mask(thing.shape, place) > 0.9
     shown = (reading.labels >= 0) & ~np.isin(reading.owners, list(spared))
     return float(shown[core].mean()) if core.any() else 0.0
 
 
-def _colour_share(reading: Reading, index: int, colour: str, spared: set[int]) -> float:
+def _colour_share(reading: SceneReading, index: int, colour: str, spared: set[int]) -> float:
     """Share of the pixels in a found thing's circle, but for those of `spared` things, that have the
     colour."""
-    place = reading.found[index].place
+    place = reading.things[index].place
     near = np.hypot(X - place.x, Y - place.y) <= place.radius
     shown = near & (reading.labels >= 0) & ~np.isin(reading.owners, list(spared))
     return float((reading.labels[shown] == COLOUR_NAMES.index(colour)).mean()) if shown.any() else 0.0
@@ -221,7 +223,9 @@ def _colour_share(reading: Reading, index: int, colour: str, spared: set[int]) -
 # ------------------------------------------------------------ verdict
 
 
-def judge(source: bytes | np.ndarray, edited: bytes | np.ndarray, source_caption: str, edited_caption: str) -> Verdict:
+def judge(
+    source: bytes | np.ndarray, edited: bytes | np.ndarray, source_caption: str, edited_caption: str
+) -> Judgement:
     """The verdict on an edited picture, given the source and what each should show.
 
     followed: the product of what was asked, each measured where it should be seen (see `_followed`).
@@ -235,26 +239,26 @@ def judge(source: bytes | np.ndarray, edited: bytes | np.ndarray, source_caption
     change = _change(before, after)
     origins_and_places = zip(change.origins, intended.places, strict=True)
     places = [None if origin is None else place for origin, place in origins_and_places]
-    matches = _match(reading.found, after.things, places)
+    matches = _match(reading.things, after.things, places)
     gone = [
         (before.things[index], place) for index in change.removed if (place := _located(source_reading, before)[index])
     ]
     followed = _followed(reading, before, intended, change, matches, gone)
-    return Verdict(followed, _preserved(reading, before, intended, change, matches))
+    return Judgement(followed, _preserved(reading, before, intended, change, matches))
 
 
-def _read_any(picture: bytes | np.ndarray) -> Reading:
+def _read_any(picture: bytes | np.ndarray) -> SceneReading:
     return _read_encoded(picture) if isinstance(picture, bytes) else read_picture(resize(picture, RESOLUTION))
 
 
 @lru_cache(maxsize=64)
-def _read_encoded(picture: bytes) -> Reading:
+def _read_encoded(picture: bytes) -> SceneReading:
     """Kept, because all edits of a prompt are judged against the same source."""
     return read_picture(resize(decode(picture), RESOLUTION))
 
 
 def _followed(
-    reading: Reading,
+    reading: SceneReading,
     before: Description,
     intended: Scene,
     change: _Change,
@@ -274,16 +278,16 @@ def _followed(
     spared = {match for match in matches if match is not None}
     for thing, place in gone:
         score *= 1 - _ramp(_cover(reading, thing, place, spared), 0.1, 0.5)
-        score *= 1 - max([_identity(f, thing) for i, f in enumerate(reading.found) if i not in spared], default=0.0)
+        score *= 1 - max([_identity(f, thing) for i, f in enumerate(reading.things) if i not in spared], default=0.0)
     return score
 
 
-def _asked(reading: Reading, was: Thing | None, intended: Scene, index: int, matches: list[int | None]) -> float:
+def _asked(reading: SceneReading, was: Thing | None, intended: Scene, index: int, matches: list[int | None]) -> float:
     """How far one changed thing has what was asked of it; `was` is what stood in its place."""
     match, thing = matches[index], intended.description.things[index]
     if match is None:
         return 0.0
-    shown, others = reading.found[match], {m for m in matches if m not in (None, match)}
+    shown, others = reading.things[match], {m for m in matches if m not in (None, match)}
     if was is None:
         return _identity(shown, thing) * _order(reading, index, matches)
     differ = [name for name in ("shape", "colour", "size") if getattr(was, name) != getattr(thing, name)]
@@ -297,19 +301,19 @@ def _asked(reading: Reading, was: Thing | None, intended: Scene, index: int, mat
     return score * _size_score(shown, thing.size) if "size" in differ else score
 
 
-def _order(reading: Reading, index: int, matches: list[int | None]) -> float:
+def _order(reading: SceneReading, index: int, matches: list[int | None]) -> float:
     """1 where the thing of rank `index` lies between its neighbours from left to right, 0 where it does
     not."""
     here, score = matches[index], 1.0
     for rank, match in enumerate(matches):
         if here is not None and match is not None and rank != index:
-            gap = reading.found[here].x - reading.found[match].x
+            gap = reading.things[here].x - reading.things[match].x
             score *= _ramp(gap if rank < index else -gap, -2, 2)
     return score
 
 
 def _preserved(
-    reading: Reading, before: Description, intended: Scene, change: _Change, matches: list[int | None]
+    reading: SceneReading, before: Description, intended: Scene, change: _Change, matches: list[int | None]
 ) -> float:
     after = intended.description
     kept = []
@@ -317,12 +321,12 @@ def _preserved(
         was = None if origin is None else before.things[origin]
         differ = set() if was is None else _differences(was, after.things[index])
         if was is not None and len(differ) < 2:
-            shown = None if match is None else reading.found[match]
+            shown = None if match is None else reading.things[match]
             kept.append(_kept(shown, was, intended.places[index], differ))
     score = 1.0 if not kept else (sum(kept) / len(kept) + min(kept)) / 2
     if after.background == before.background:
         score *= _ramp(_ground_share(reading, after.background), 0.5, 0.9)
-    strangers = len(reading.found) - sum(match is not None for match in matches)
+    strangers = len(reading.things) - sum(match is not None for match in matches)
     return score * 0.4 ** _new_strangers(reading, strangers, change)
 
 
@@ -330,7 +334,7 @@ def _differences(was: Thing, thing: Thing) -> set[str]:
     return {name for name in ("shape", "colour", "size") if getattr(was, name) != getattr(thing, name)}
 
 
-def _kept(shown: Found | None, was: Thing, place: Place, differ: set[str]) -> float:
+def _kept(shown: DetectedThing | None, was: Thing, place: Place, differ: set[str]) -> float:
     """How far a thing kept its place and those attributes that were not asked to change."""
     if shown is None:
         return 0.0
@@ -342,7 +346,7 @@ def _kept(shown: Found | None, was: Thing, place: Place, differ: set[str]) -> fl
     return score if "size" in differ else score * _size_score(shown, was.size)
 
 
-def _new_strangers(reading: Reading, strangers: int, change: _Change) -> int:
+def _new_strangers(reading: SceneReading, strangers: int, change: _Change) -> int:
     """Things that should not be there; one left over for each that should have been removed is `followed`'s
     matter."""
     return max(0, strangers - len(change.removed))
@@ -352,11 +356,11 @@ def adherence(pixels: np.ndarray, caption: str) -> float:
     """How far a picture shows what its caption says, 0..1: the mean over its things, in order from left to
     right, times the background's share, times 0.4 for each thing too many."""
     description, reading = parse_caption(caption), read_picture(pixels)
-    matches = _match(reading.found, description.things, [None] * len(description.things))
+    matches = _match(reading.things, description.things, [None] * len(description.things))
     scores = [
-        0.0 if match is None else _identity(reading.found[match], thing) * _order(reading, index, matches)
+        0.0 if match is None else _identity(reading.things[match], thing) * _order(reading, index, matches)
         for index, (thing, match) in enumerate(zip(description.things, matches, strict=True))
     ]
-    strangers = len(reading.found) - sum(match is not None for match in matches)
+    strangers = len(reading.things) - sum(match is not None for match in matches)
     ground = _ramp(_ground_share(reading, description.background), 0.2, 0.8)
     return float(np.mean(scores)) * ground * 0.4**strangers

@@ -11,9 +11,9 @@ from typing import cast
 import numpy as np
 from scipy import ndimage
 
-from hive_ray.shapes.scenes import BACKGROUNDS, COLOURS, RADII, RESOLUTION, SHAPES, Place, outline
+from hive_ray.shapes.scenes import BACKGROUNDS, COLOURS, RADII, RESOLUTION, SHAPES, Place, thing_mask
 
-LEAST_PIXELS = 25
+MIN_PIXELS = 25
 """A patch of colour smaller than this is no thing; the smallest thing (a star of radius 7) has 65 pixels."""
 
 COLOUR_NAMES, GROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
@@ -29,7 +29,7 @@ Y, X = np.mgrid[:RESOLUTION, :RESOLUTION] + 0.5  # pixel centres
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedThing:
     """A thing as it was measured in a picture: centre and radius in pixels, `confidence` 0..1 the template's
     fit."""
 
@@ -49,24 +49,24 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SceneReading:
     """A picture read: its things, and per pixel which thing colour it shows (-1 none) and which thing it is
     part of (-1 none)."""
 
     background: str
-    found: tuple[Found, ...]
+    things: tuple[DetectedThing, ...]
     labels: np.ndarray  # int (64, 64)
     owners: np.ndarray  # int (64, 64)
     nearest: np.ndarray  # int (64, 64), index of the nearest palette colour, -1 if all are far
 
 
-def read_scene(pixels: np.ndarray) -> tuple[str, list[Found]]:
+def read_scene(pixels: np.ndarray) -> tuple[str, list[DetectedThing]]:
     """The background's name and the things of a picture, from left to right; pixels uint8 (64, 64, 3)."""
     reading = read_picture(pixels)
-    return reading.background, sorted(reading.found, key=lambda thing: thing.x)
+    return reading.background, sorted(reading.things, key=lambda thing: thing.x)
 
 
-def read_picture(pixels: np.ndarray) -> Reading:
+def read_picture(pixels: np.ndarray) -> SceneReading:
     """Colours are those with a solid core, so that mixed colours of soft edges make no things of their
     own."""
     if pixels.shape != (RESOLUTION, RESOLUTION, 3):
@@ -81,7 +81,7 @@ def read_picture(pixels: np.ndarray) -> Reading:
     ground = np.median(own, axis=0) if len(own) else _PALETTE[background]
     labels, coverage = _unmix(values, nearest, ground)
     things, owners = _things(labels, coverage)
-    return Reading(GROUND_NAMES[background - NUM_COLOURS], things, labels, owners, nearest)
+    return SceneReading(GROUND_NAMES[background - NUM_COLOURS], things, labels, owners, nearest)
 
 
 def _unmix(values: np.ndarray, nearest: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,23 +114,23 @@ def _tints(values: np.ndarray, nearest: np.ndarray) -> dict[int, np.ndarray]:
     tints = {}
     for colour in range(NUM_COLOURS):
         mask = nearest == colour
-        if mask.sum() >= LEAST_PIXELS // 2:
+        if mask.sum() >= MIN_PIXELS // 2:
             core = np.asarray(ndimage.binary_erosion(mask), dtype=bool)
             if core.sum() >= 3:
                 tints[colour] = np.median(values[core], axis=0)
     return tints
 
 
-def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[Found, ...], np.ndarray]:
+def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[DetectedThing, ...], np.ndarray]:
     """The connected patches of one colour that are large and solid enough, each measured."""
-    things: list[Found] = []
+    things: list[DetectedThing] = []
     owners = np.full(labels.shape, -1)
     for colour in np.unique(labels[labels >= 0]):
         patches = np.empty(labels.shape, np.int32)
         count = cast(int, ndimage.label(labels == colour, SQUARE, output=patches))
         for index in range(1, count + 1):
             patch = patches == index
-            if patch.sum() < LEAST_PIXELS or not ndimage.binary_erosion(patch).any():
+            if patch.sum() < MIN_PIXELS or not ndimage.binary_erosion(patch).any():
                 continue
             around = ndimage.binary_dilation(patch, SQUARE, iterations=2) & ((labels < 0) | patch)
             owners[patch] = len(things)
@@ -138,7 +138,7 @@ def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[Found, ...]
     return tuple(things), owners
 
 
-def _measure(mask: np.ndarray, colour: str) -> Found:
+def _measure(mask: np.ndarray, colour: str) -> DetectedThing:
     """Shape, centre and radius of a soft mask (64, 64) by the template that fits it best.
 
     The fit is the soft Dice overlap 2 <a, b> / (<a, a> + <b, b>), 1 for equal masks. Only radii of this domain
@@ -156,7 +156,7 @@ def _measure(mask: np.ndarray, colour: str) -> Found:
     shape, size, shift = np.unravel_index(fits.argmax(), fits.shape)
     (dy, dx), (cx, cy) = shifts[shift], centres[shape, size]
     r = float(_TEMPLATE_RADII[size // len(_BLURS)])
-    return Found(
+    return DetectedThing(
         SHAPES[shape], colour, "small" if r < BETWEEN_SIZES else "large",
         x - dx - float(cx), y - dy - float(cy), r,
         float(likeness.max()), tuple(float(value) for value in likeness),
@@ -185,7 +185,7 @@ def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     middle = RESOLUTION / 2
     rows, centres = [], []
     for shape, radius, blur in product(SHAPES, _TEMPLATE_RADII, _BLURS):
-        mask = ndimage.gaussian_filter(outline(shape, Place(middle, middle, float(radius))), blur)
+        mask = ndimage.gaussian_filter(thing_mask(shape, Place(middle, middle, float(radius))), blur)
         x, y = (mask * X).sum() / mask.sum(), (mask * Y).sum() / mask.sum()
         rows.append(_patch(mask, x, y).ravel())
         centres.append((x - middle, y - middle))

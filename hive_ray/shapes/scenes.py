@@ -115,19 +115,19 @@ def random_description(rng: np.random.Generator, num_things: int | None = None) 
     return Description(things, str(rng.choice(list(BACKGROUNDS))))
 
 
-def place(description: Description, rng: np.random.Generator) -> Scene:
+def place_things(description: Description, rng: np.random.Generator) -> Scene:
     """A scene of the description: things apart, inside the picture, in order from left to right."""
     for _ in range(2000):
         radii = [float(rng.uniform(*RADII[thing.size])) for thing in description.things]
         xs = np.sort(rng.uniform(0, RESOLUTION, len(radii)))
         ys = rng.uniform(0, RESOLUTION, len(radii))
-        places = tuple(inside(Place(float(x), float(y), r)) for x, y, r in zip(xs, ys, radii, strict=True))
+        places = tuple(move_inside(Place(float(x), float(y), r)) for x, y, r in zip(xs, ys, radii, strict=True))
         if is_apart(places):
             return Scene(description, places)
     raise ValueError(f"no room for {description.caption!r} in {RESOLUTION}x{RESOLUTION} pixels")
 
 
-def inside(where: Place) -> Place:
+def move_inside(where: Place) -> Place:
     """The nearest place whose thing lies wholly in the picture."""
     low, high = where.radius + MARGIN, RESOLUTION - where.radius - MARGIN
     return Place(float(np.clip(where.x, low, high)), float(np.clip(where.y, low, high)), where.radius)
@@ -154,7 +154,7 @@ def draw(scene: Scene) -> np.ndarray:
     return np.asarray(canvas.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX))
 
 
-def outline(shape: str, where: Place) -> np.ndarray:
+def thing_mask(shape: str, where: Place) -> np.ndarray:
     """The mask of one thing: float (64, 64) in 0..1, its share of each pixel."""
     side = RESOLUTION * SUPERSAMPLING
     canvas = Image.new("L", (side, side), 0)

@@ -15,7 +15,7 @@ from hive_ray.artifacts.manifest import read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows
 from hive_ray.config import Exporting, Importing
 from hive_ray.errors import Stopped
-from hive_ray.pairs.formats.digests import dataset_digest, first_digest
+from hive_ray.pairs.formats.digests import dataset_digest, legacy_digest
 from hive_ray.presets import shapes
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS
 from jobs import export_pairs, import_pairs
@@ -110,7 +110,7 @@ def test_a_run_of_an_older_version_is_kept_and_rebuilt_with_what_is_known_today(
     for name, dataset in (("imported", file), ("prompts", prompts)):
         address = storage.join(run.path(name), "manifest.json")
         manifest = json.loads(storage.read_text(address))
-        manifest["fingerprint"]["input.content"] = first_digest(dataset)
+        manifest["fingerprint"]["input.content"] = legacy_digest(dataset)
         if name == "prompts":
             manifest["fingerprint"]["input.imported"] = table_digest(run.path("imported"))
         storage.write_text(address, json.dumps(manifest))
@@ -122,7 +122,7 @@ def test_a_run_of_an_older_version_is_kept_and_rebuilt_with_what_is_known_today(
     assert rebuilt == words
     assert not set(new.values()) & set(old.values())
     content = read_manifest(run.path("imported")).fingerprint["input.content"]
-    assert content == dataset_digest(file, ".") != first_digest(file)
+    assert content == dataset_digest(file, ".") != legacy_digest(file)
 
 
 def test_prompts_and_their_pictures_that_change_in_place_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from hive_ray.evaluation.report import Report, write_report
 from hive_ray.presets import sd15
 from hive_ray.reward.model import RewardModel
 from hive_ray.schemas import EVALUATION, PROMPTS, to_table
-from hive_ray.shapes.judge import Verdict
+from hive_ray.shapes.judge import Judgement
 from jobs import evaluate_editor
 from jobs.actors import evaluating
 from jobs.actors.evaluating import EditEvaluator, best_of_name
@@ -377,7 +377,7 @@ def test_the_actor_measures_every_draw_once_and_gives_the_first_row_all_of_them(
 
     def by_content(source, edit, source_caption, edited_caption):
         judged.append(source)
-        return Verdict(crc32(edit) % 1000 / 1000, 1.0)
+        return Judgement(crc32(edit) % 1000 / 1000, 1.0)
 
     monkeypatch.setattr(evaluating, "judge", by_content)
     actor = actor_of(models, str(models / "reward"), "shapes", num_draws=3, with_best=True)

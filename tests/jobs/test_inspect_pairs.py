@@ -8,7 +8,7 @@ from hive_ray.artifacts.dropped import strip_pictures
 from hive_ray.artifacts.manifest import fingerprint_of
 from hive_ray.config import Inspection
 from hive_ray.images import encode
-from hive_ray.pairs.cycle import twin
+from hive_ray.pairs.cycle import make_twin
 from hive_ray.presets import shapes
 from hive_ray.schemas import PAIRS, Dropped
 from jobs import inspect_pairs
@@ -39,7 +39,7 @@ class Plan:
             rows = []
             for instruction in range(4 * number, 4 * number + 4):
                 first, *others = (pair(instruction, draw) for draw in range(3))
-                rows += [first, twin(first, "undo it")]
+                rows += [first, make_twin(first, "undo it")]
                 rows += [Dropped("clip_direction_below_0.41", row=one) for one in others]
             rows = [*rows[:-4], Dropped("error: ValueError: no")] if number else rows
             yield write_shard(path, number, Mapped.of(strip_pictures(rows, PAIRS, 2)), PAIRS, rows_in=4)

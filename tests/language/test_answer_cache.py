@@ -12,7 +12,7 @@ from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import answer_cache
 from hive_ray.language.answer_cache import Budget, request_id, usage_counts
-from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.pairs.instructions import InstructionWriter, build_request
 from hive_ray.schemas import Counted
 
 PRICES = {"prompt_price": 1000.0, "completion_price": 2000.0}
@@ -49,11 +49,11 @@ def test_what_was_answered_is_not_asked_again_by_another_writer(chat, root):
 def test_another_request_has_another_name():
     row, settings = captions("a cat")[0], Instructions(writer="openai")
     names = {
-        request_id(request_of(row, settings.model_copy(update=change), []))
+        request_id(build_request(row, settings.model_copy(update=change), []))
         for change in ({}, {"llm": "other"}, {"per_caption": 2}, {"seed": 1}, {"structure": "json_object"})
     }
     assert len(names) == 5
-    assert request_id(request_of(row, settings.model_copy(update={"rank_rate": 0.5}), [])) in names
+    assert request_id(build_request(row, settings.model_copy(update={"rank_rate": 0.5}), [])) in names
 
 
 def test_tokens_and_dollars_are_counted_and_count_the_same_from_kept_answers(chat, tmp_path):

@@ -13,7 +13,7 @@ from hive_ray.language.answer_cache import Budget
 from hive_ray.language.batches import BatchResult, answer_in_batches, read_batch_file
 from hive_ray.language.endpoint import Endpoint
 from hive_ray.language.openai_client import EndpointError
-from hive_ray.pairs.instructions import InstructionWriter, request_of
+from hive_ray.pairs.instructions import InstructionWriter, build_request
 from hive_ray.schemas import Counted
 
 BATCHED = {"batch": True, "prompt_price": 1000.0, "completion_price": 2000.0}
@@ -117,7 +117,7 @@ def settings(llm: str = "m", **spending) -> Instructions:
 
 def answer_all(folder, llm: str = "m", **spending) -> None:
     asked = settings(llm, **spending)
-    answer_in_batches(Endpoint(str(folder), asked.spending), [request_of(row, asked, []) for row in ROWS])
+    answer_in_batches(Endpoint(str(folder), asked.spending), [build_request(row, asked, []) for row in ROWS])
 
 
 def test_a_writer_finds_what_batches_answered_at_the_price_of_a_batch(server, tmp_path):

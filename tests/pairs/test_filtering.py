@@ -3,17 +3,17 @@ import pytest
 from PIL import Image
 
 from hive_ray.images import decode, encode
-from hive_ray.pairs.cycle import sources_of, twin
+from hive_ray.pairs.cycle import make_twin, source_names
 from hive_ray.pairs.filtering import (
     contrast,
     difference,
     drop_reason,
     keep_best,
-    least_similarities,
-    look_at,
     mean_colours,
+    measure_pair,
+    min_similarities,
 )
-from hive_ray.pairs.safety import nothing_flagged
+from hive_ray.pairs.safety import flag_nothing
 from hive_ray.presets import sd15, shapes
 
 SETTINGS = sd15().pairs.model_copy(update={"least_clip_image": 0.7, "least_clip_direction": 0.2})
@@ -41,14 +41,14 @@ def pair(name, direction, image=0.9, source=None, edited=None):
     }  # fmt: skip
 
 
-def best(pairs, keep, flagged=nothing_flagged):
+def best(pairs, keep, flagged=flag_nothing):
     settings = SETTINGS.model_copy(update={"keep_per_instruction": keep})
     kept, dropped = keep_best(pairs, settings, flagged)
     return [one["pair_id"] for one in kept], sorted((one["pair_id"], reason) for reason, one in dropped)
 
 
 def reason_of(one: dict) -> str | None:
-    return drop_reason(one, look_at(one), SETTINGS)
+    return drop_reason(one, measure_pair(one), SETTINGS)
 
 
 def test_a_pair_below_a_limit_is_dropped_with_column_and_limit():
@@ -123,14 +123,14 @@ def test_a_pair_is_unsafe_if_either_picture_is_flagged_and_the_next_best_takes_i
 
 def test_the_embedded_domain_keeps_what_it_kept_whatever_the_pictures_show():
     settings = shapes().pairs
-    passing = {column: 1.0 for column in least_similarities(settings)}
+    passing = {column: 1.0 for column in min_similarities(settings)}
     flat = pair("a", 1.0, source=plain(10), edited=plain(10)) | passing
-    kept, dropped = keep_best([flat, flat | {"pair_id": "b"}], settings, nothing_flagged)
+    kept, dropped = keep_best([flat, flat | {"pair_id": "b"}], settings, flag_nothing)
     assert ([one["pair_id"] for one in kept], dropped) == (["a", "b"], [])
 
 
 def test_every_limit_of_the_settings_is_a_column():
-    assert set(least_similarities(shapes().pairs)) <= set(pair("a", 0.5))
+    assert set(min_similarities(shapes().pairs)) <= set(pair("a", 0.5))
 
 
 def test_a_twin_goes_back_and_a_twin_of_a_twin_forth_again():
@@ -138,16 +138,16 @@ def test_a_twin_goes_back_and_a_twin_of_a_twin_forth_again():
         "instruction": "make it blue", "source_caption": "red", "edited_caption": "blue", "source_image": b"r",
         "edited_image": b"b", "origin": "generated",
     }  # fmt: skip
-    back = twin(forth, "make it red")
+    back = make_twin(forth, "make it red")
     assert (back["source_image"], back["edited_image"], back["instruction"]) == (b"b", b"r", "make it red")
     assert (back["clip_source_text"], back["clip_edited_text"], back["clip_direction"]) == (0.6, 0.5, 0.4)
     assert back["origin"] == "cycle"
     assert back["pair_id"] != forth["pair_id"]
-    assert sources_of(forth) == sources_of(back) == ["red"]
+    assert source_names(forth) == source_names(back) == ["red"]
     bare = forth | {"source_caption": "", "edited_caption": ""}
-    assert set(sources_of(bare)) == set(sources_of(twin(bare, "make it red")))
-    assert set(sources_of(bare | {"source_image": b"b", "edited_image": b"c"})) & set(sources_of(bare))
-    again = twin(back, "make it blue")
+    assert set(source_names(bare)) == set(source_names(make_twin(bare, "make it red")))
+    assert set(source_names(bare | {"source_image": b"b", "edited_image": b"c"})) & set(source_names(bare))
+    again = make_twin(back, "make it blue")
     assert {name: again[name] for name in forth if name not in ("pair_id", "origin")} == {
         name: forth[name] for name in forth if name not in ("pair_id", "origin")
     }

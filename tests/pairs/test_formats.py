@@ -13,8 +13,8 @@ from foreign import picture
 from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.images import decode, image_format
-from hive_ray.pairs.formats.folders import shared_attention_of
-from hive_ray.pairs.formats.imported import Found, imported_rows
+from hive_ray.pairs.formats.folders import shared_attention_for_seed
+from hive_ray.pairs.formats.imported import ImportedPair, imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
 from hive_ray.pairs.formats.writing import WRITERS, parquet_schema
@@ -63,7 +63,7 @@ def test_shared_attention_is_the_metadata_s_or_what_the_generator_drew_for_the_s
         torch.manual_seed(3131961357)
         drawn = 0.1 + torch.rand(()).item() * (0.9 - 0.1)  # as InstructPix2Pix's generate_img_dataset.py draws it
     assert [row["shared_attention"] for row in kept(str(tmp_path))[:2]] == [0.25, drawn]
-    assert 0.1 <= shared_attention_of(5) <= 0.9
+    assert 0.1 <= shared_attention_for_seed(5) <= 0.9
 
 
 @pytest.mark.parametrize("key", ["input", "caption"])
@@ -165,8 +165,8 @@ def test_an_edit_and_its_inverse_in_a_jsonl_share_a_split(tmp_path):
     assert {row["split"] for row in rows} == {"train", "rank", "test"}
 
 
-def found(**changed) -> Found:
-    return Found(**{"instruction": "e", "source_image": picture(1), "edited_image": picture(2)} | changed)
+def found(**changed) -> ImportedPair:
+    return ImportedPair(**{"instruction": "e", "source_image": picture(1), "edited_image": picture(2)} | changed)
 
 
 def test_what_cannot_be_kept_is_dropped_with_its_reason():

@@ -20,7 +20,7 @@ from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.errors import Stopped
 from hive_ray.pairs.formats.digests import dataset_digest
-from hive_ray.pairs.formats.files import data_files, is_system
+from hive_ray.pairs.formats.files import data_files, is_system_file
 from hive_ray.pairs.formats.imported import imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
 from hive_ray.pairs.formats.text_rows import read_prompts
@@ -264,12 +264,12 @@ def test_systems_own_files_are_no_data_in_any_layout(root):
 
 @pytest.mark.parametrize("name", ["Thumbs.db", "THUMBS.DB", "._a.png", "x.crdownload", ".DS_Store", "lost+found"])
 def test_a_systems_own_name_is_known(name):
-    assert is_system(name)
+    assert is_system_file(name)
 
 
 @pytest.mark.parametrize("name", ["a.png", "thumbs.db.png", "data", "part-00000.parquet", "train.partition.jsonl"])
 def test_a_name_of_data_is_no_system_s(name):
-    assert not is_system(name)
+    assert not is_system_file(name)
 
 
 def test_a_loop_of_links_in_a_folder_ends(tmp_path):

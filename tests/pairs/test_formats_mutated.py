@@ -25,9 +25,9 @@ from mutate import COUNT, mutated
 
 from hive_ray.config import Importing
 from hive_ray.pairs.formats.digests import dataset_digest
-from hive_ray.pairs.formats.imported import Found, Unread, imported_rows
+from hive_ray.pairs.formats.imported import ImportedPair, UnreadablePart, imported_rows
 from hive_ray.pairs.formats.pair_reader import read_pairs
-from hive_ray.pairs.formats.pictures import Pictures
+from hive_ray.pairs.formats.pictures import PictureReader
 from hive_ray.schemas import IMPORTED, Counted, Dropped, to_table
 
 NUM_PAIRS = 6
@@ -233,7 +233,7 @@ def test_any_json_in_a_line_is_a_pair_or_a_drop(tmp_path, values):
 def test_any_text_in_place_of_a_picture_is_read_within_the_dataset_or_refused(tmp_path, text):
     (tmp_path / "dataset").mkdir(exist_ok=True)
     (tmp_path / "a").write_bytes(b"outside")
-    picture = Pictures(str(tmp_path / "dataset" / "mine.jsonl"), str(tmp_path / "dataset"), ".").read(text)
+    picture = PictureReader(str(tmp_path / "dataset" / "mine.jsonl"), str(tmp_path / "dataset"), ".").read(text)
     assert picture != b"outside" or text.startswith("/")
 
 
@@ -243,9 +243,11 @@ def test_any_text_in_place_of_a_picture_is_read_within_the_dataset_or_refused(tm
     together=TEXT, reason=TEXT.filter(bool), rows=st.integers(0, 9),
 )  # fmt: skip
 def test_whatever_a_reader_finds_is_in_the_account(instruction, source, caption, together, reason, rows):
-    good = Found("e", picture(1), picture(2), place="here")
-    strange = Found(instruction, source, picture(1), source_caption=caption, edited_caption=caption, together=together)
-    read = list(imported_rows([strange, Unread(reason, "there", rows), good], Importing()))
+    good = ImportedPair("e", picture(1), picture(2), place="here")
+    strange = ImportedPair(
+        instruction, source, picture(1), source_caption=caption, edited_caption=caption, split_group=together
+    )
+    read = list(imported_rows([strange, UnreadablePart(reason, "there", rows), good], Importing()))
     to_table([row for row in read if isinstance(row, dict)], IMPORTED)
     assert sum(isinstance(row, Dropped) for row in read) >= 2
     assert sum(isinstance(row, dict) for row in read) == 1

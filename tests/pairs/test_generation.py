@@ -12,7 +12,7 @@ from hive_ray.diffusion.backbone import load_backbone
 from hive_ray.files.model_folders import ModelFolderError
 from hive_ray.images import decode
 from hive_ray.pairs import generation
-from hive_ray.pairs.generation import PairGenerator, SourceGenerator, controls_for, first_draws
+from hive_ray.pairs.generation import PairGenerator, SourceGenerator, first_draws, make_controls
 from hive_ray.pairs.text_to_image import TextToImage
 from hive_ray.schemas import PAIRS, Dropped, to_table
 
@@ -45,7 +45,7 @@ def pairs(model: TextToImage, sharing: str, shared: float, rows=slice(None)):
     sources, edits = model.describe(SOURCES[rows]), model.describe(EDITS[rows])
     return model.draw_pairs(
         SOURCES[rows], EDITS[rows], noise(model, rows), guidance_scale=torch.tensor([3.0, 5.0])[rows],
-        controls=controls_for(settings, sources, edits, torch.zeros(len(sources))), num_inference_steps=3,
+        controls=make_controls(settings, sources, edits, torch.zeros(len(sources))), num_inference_steps=3,
     )  # fmt: skip
 
 

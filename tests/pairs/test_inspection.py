@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hive_ray.images import encode
-from hive_ray.pairs.inspection import SIMILARITIES, Inspected, headline, write_page
+from hive_ray.pairs.inspection import SIMILARITIES, InspectedPairs, headline, write_page
 from hive_ray.presets import sd15
 
 COLOURED = {
@@ -16,7 +16,7 @@ PAIR = COLOURED | {
     "instruction": 'add a <b>"hat"</b>', "source_caption": "a <i>cat</i>", "edited_caption": "a cat & a hat",
     "clip_image": 0.81234, "clip_direction": 0.1, "clip_source_text": 0.25, "clip_edited_text": 0.24,
 }  # fmt: skip
-SEEN = Inspected(
+SEEN = InspectedPairs(
     settings=sd15().pairs,
     num_kept=60,
     num_twins=50,

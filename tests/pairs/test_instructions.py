@@ -21,7 +21,7 @@ from hive_ray.language.answer_cache import request_id, usage_counts
 from hive_ray.language.endpoint import NoAnswerError, read_answer
 from hive_ray.language.openai_client import EndpointError
 from hive_ray.pairs import instructions
-from hive_ray.pairs.instructions import AnswerError, InstructionWriter, edits_of, parse_answer, request_of
+from hive_ray.pairs.instructions import AnswerFormatError, InstructionWriter, build_request, parse_answer, read_edits
 from hive_ray.schemas import INSTRUCTIONS, Counted, Dropped, Rows, to_table
 
 
@@ -305,7 +305,7 @@ def test_a_temperature_or_a_seed_can_be_left_out_by_the_settings(chat, tmp_path)
 def test_requests_have_the_ids_that_they_always_had():
     row = captions("a cat")[0]
     ids = [
-        request_id(request_of(row, Instructions(writer="openai", **settings), []))
+        request_id(build_request(row, Instructions(writer="openai", **settings), []))
         for settings in ({}, {"structure": "json_object", "seed": 3}, {"form": "delimited"})
     ]
     assert ids == ["88b59f13c1c2d863", "4a7ffe8c4d8d6bba", "d20e30dd96298702"]
@@ -359,7 +359,7 @@ EXAMPLES = hypothesis.settings(derandomize=True, deadline=None, max_examples=200
 def edits_or_a_named_error(text: str) -> None:
     try:
         edits = parse_answer(text)
-    except AnswerError:
+    except AnswerFormatError:
         return
     for edit in edits:
         assert all(isinstance(value, str) for value in vars(edit).values())
@@ -385,7 +385,7 @@ def test_any_json_value_as_an_answer_is_edits_or_drops(value):
         except NoAnswerError:
             continue
         for form in ("chat", "delimited"):
-            edits, dropped = edits_of(answer, form)
+            edits, dropped = read_edits(answer, form)
             assert edits or dropped
             assert all(row.row is None and row.sample is not None for row in dropped)
         usage_counts(answer.get("usage"), Spending(prompt_price=1.0))
@@ -396,7 +396,7 @@ def test_any_json_value_as_an_answer_is_edits_or_drops(value):
                                   "[" + "[1,]," * 20_000, '{"edits": [' + '"\\ud800",' * 9_000])  # fmt: skip
 def test_text_that_is_deep_or_long_is_the_named_error_soon(text):
     started = time.monotonic()
-    with pytest.raises(AnswerError):
+    with pytest.raises(AnswerFormatError):
         parse_answer(text)
     assert time.monotonic() - started < 5
 
@@ -412,7 +412,7 @@ def test_mutated_answers_are_edits_or_the_named_error_and_each_caption_is_in_an_
         edits_or_a_named_error(text)
         for body in (data, json.dumps(spoken(text)).encode()):
             try:
-                made, left_out = edits_of(read_answer(body))
+                made, left_out = read_edits(read_answer(body))
             except NoAnswerError as error:
                 made, left_out = [], [error.dropped]
             assert made or left_out

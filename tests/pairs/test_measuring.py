@@ -6,7 +6,7 @@ from foreign import picture
 from tiny_models import tiny_clip
 
 from hive_ray.config import Importing
-from hive_ray.pairs.formats.imported import Found, imported_rows
+from hive_ray.pairs.formats.imported import ImportedPair, imported_rows
 from hive_ray.pairs.formats.measuring import PairMeasurer
 from hive_ray.schemas import PAIRS, Dropped, to_table
 from hive_ray.similarity import Similarity
@@ -19,7 +19,7 @@ def clip(tmp_path_factory) -> str:
 
 def rows(**changed) -> list[dict]:
     words = {"source_caption": "a cat", "edited_caption": "a dog", "inverse_instruction": "make it a cat"}
-    pair = Found("make it a dog", picture(1), picture(2), **words | changed)
+    pair = ImportedPair("make it a dog", picture(1), picture(2), **words | changed)
     return list(imported_rows([pair], Importing()))
 
 

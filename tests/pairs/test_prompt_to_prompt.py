@@ -6,9 +6,9 @@ from hive_ray.pairs.alignment import aligned_mapper
 from hive_ray.pairs.prompt_to_prompt import (
     SharedAttention,
     attended_words,
-    install,
+    install_sharing,
     share_cross_maps,
-    take_source,
+    share_source_rows,
 )
 
 TOKENS, PAIRS = 6, 3
@@ -16,13 +16,13 @@ TOKENS, PAIRS = 6, 3
 
 def test_only_sharing_pairs_take_the_source_in_both_halves():
     states = torch.arange(8.0).view(8, 1, 1)  # n = 2: unconditional s0 s1 e0 e1, conditional s0 s1 e0 e1
-    shared = take_source(states, torch.tensor([True, False])).flatten().tolist()
+    shared = share_source_rows(states, torch.tensor([True, False])).flatten().tolist()
     assert shared == [0, 1, 0, 3, 4, 5, 4, 7]
 
 
 def test_a_half_may_share_alone():
     states = torch.arange(8.0).view(8, 1, 1)
-    shared = take_source(states, torch.tensor([[False, False], [True, False]])).flatten().tolist()
+    shared = share_source_rows(states, torch.tensor([[False, False], [True, False]])).flatten().tolist()
     assert shared == [0, 1, 2, 3, 4, 5, 4, 7]
 
 
@@ -41,7 +41,7 @@ def test_what_is_attended_is_the_sum_over_watched_tokens_and_the_mean_over_heads
 
 
 def run(unet, latents, context, shared=None):
-    holder = install(unet)
+    holder = install_sharing(unet)
     holder.shared = shared
     with torch.no_grad():
         return unet(latents, 500, context).sample
@@ -103,7 +103,7 @@ def test_sharing_agrees_with_a_reference_that_writes_every_map_out():
     latents, context = inputs(unet)
     taken = torch.tensor(CROSS)[:, None] & (torch.tensor(ALIGNMENTS) >= 0)
     mapper = torch.stack([aligned_mapper(alignment, TOKENS) for alignment in ALIGNMENTS]) * taken[:, None]
-    shared = SharedAttention(torch.tensor([True, False, True]), mapper=mapper, own=1 - taken.float())
+    shared = SharedAttention(torch.tensor([True, False, True]), mapper=mapper, own_weight=1 - taken.float())
     ours = run(unet, latents, context, shared)
     unet.set_attn_processor(MapsInFull(shared))
     with torch.no_grad():
@@ -143,5 +143,5 @@ def test_self_attention_is_never_written_out(monkeypatch):
     plain = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: largest.append(x.shape[-1]) or plain(x, dim))
     mapper, own = torch.eye(TOKENS).repeat(PAIRS, 1, 1), torch.zeros(PAIRS, TOKENS)
-    run(unet, latents, context, SharedAttention(torch.ones(PAIRS, dtype=torch.bool), mapper=mapper, own=own))
+    run(unet, latents, context, SharedAttention(torch.ones(PAIRS, dtype=torch.bool), mapper=mapper, own_weight=own))
     assert set(largest) == {TOKENS}

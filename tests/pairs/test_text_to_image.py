@@ -10,7 +10,7 @@ from tiny_models import tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 from hive_ray.diffusion.schedules import SCHEDULES
 from hive_ray.pairs import text_to_image
-from hive_ray.pairs.controls import google, instruct_pix2pix
+from hive_ray.pairs.controls import instruct_pix2pix_controls, prompt_to_prompt_controls
 from hive_ray.pairs.text_to_image import LocalBlend, TextToImage
 
 SOURCES = ["a red cat on the sea", "a blue dog", "photo of a green hat in the sky"]
@@ -76,7 +76,7 @@ def assert_agrees(base, controls, references, schedule: str = "ddim", blend=None
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_instruct_pix2pix_pairs_agree_with_the_reference(base, schedule):
     thresholds = torch.tensor([0.1, 0.6, 0.9])
-    controls = instruct_pix2pix(thresholds, STEPS)
+    controls = instruct_pix2pix_controls(thresholds, STEPS)
     assert_agrees(base, controls, [InstructPix2Pix(float(one)) for one in thresholds], schedule)
 
 
@@ -84,7 +84,7 @@ SELF, CROSS = torch.tensor([0.4, 0.0, 0.8]), torch.tensor([0.8, 1.0, 0.6])
 
 
 def googles(model: TextToImage, swaps: list[bool], changed: torch.Tensor = CROSS, scale: float = 1.0):
-    controls = google(
+    controls = prompt_to_prompt_controls(
         model.describe(SOURCES), model.describe(EDITS), swaps_words=swaps, self_replace_steps=SELF,
         cross_replace_steps=CROSS, changed_replace_steps=changed, changed_scale=scale, num_steps=STEPS,
     )  # fmt: skip
@@ -122,7 +122,7 @@ def test_local_blending_agrees_with_the_reference(base):
 def test_a_pair_is_the_same_whatever_pairs_are_beside_it(base, schedule):
     together = drawn(base[0], googles(base[0], [True, False, True])[0], schedule)
     model = base[0]
-    controls = google(
+    controls = prompt_to_prompt_controls(
         model.describe(SOURCES[1:2]), model.describe(EDITS[1:2]), swaps_words=[False], self_replace_steps=SELF[1:2],
         cross_replace_steps=CROSS[1:2], changed_replace_steps=CROSS[1:2], changed_scale=1.0, num_steps=STEPS,
     )  # fmt: skip
@@ -136,8 +136,8 @@ def test_every_control_shows_in_the_pictures(base):
     model = base[0]
     swaps = [True, False, True]
     ways = [
-        instruct_pix2pix(torch.zeros(3), STEPS),
-        instruct_pix2pix(torch.full((3,), 0.6), STEPS),
+        instruct_pix2pix_controls(torch.zeros(3), STEPS),
+        instruct_pix2pix_controls(torch.full((3,), 0.6), STEPS),
         googles(model, swaps)[0],
         googles(model, [False] * 3)[0],
         googles(model, swaps, torch.tensor([0.2, 0.2, 0.2]))[0],

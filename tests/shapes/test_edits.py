@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hive_ray.shapes.edits import KINDS, all_words, carry_out, write_edits
-from hive_ray.shapes.scenes import CaptionError, is_apart, parse_caption, place, random_description
+from hive_ray.shapes.edits import KINDS, apply_edit, vocabulary_texts, write_edits
+from hive_ray.shapes.scenes import CaptionError, is_apart, parse_caption, place_things, random_description
 
 TWO = "a small red circle and a large blue square on a white background"
 
@@ -84,7 +84,7 @@ def test_a_caption_of_another_domain_is_refused():
 
 
 def test_all_words_covers_every_word_of_written_edits():
-    known = {word.strip(",") for text in all_words() for word in text.split()}
+    known = {word.strip(",") for text in vocabulary_texts() for word in text.split()}
     for source, edit in edits():
         for text in (source.caption, edit.instruction, edit.inverse_instruction):
             assert {word.strip(",") for word in text.split()} <= known
@@ -93,8 +93,8 @@ def test_all_words_covers_every_word_of_written_edits():
 def test_carrying_out_an_edit_leaves_what_was_not_asked_for_where_it_was():
     rng = np.random.default_rng(0)
     for source, edit in edits(100):
-        scene = place(source, rng)
-        after = carry_out(scene, edit.edited, rng)
+        scene = place_things(source, rng)
+        after = apply_edit(scene, edit.edited, rng)
         if after is None:  # no room
             continue
         assert after.description == edit.edited

@@ -6,9 +6,9 @@ from scipy import ndimage
 
 from hive_ray.images import encode
 from hive_ray.schemas import CANDIDATES, RANKINGS, to_table
-from hive_ray.shapes.annotator import SimulatedAnnotator, preference, rank_candidates
-from hive_ray.shapes.edits import carry_out, write_edits
-from hive_ray.shapes.judge import Verdict, adherence, intended_scene, judge
+from hive_ray.shapes.annotator import SimulatedAnnotator, rank_candidates, utility
+from hive_ray.shapes.edits import apply_edit, write_edits
+from hive_ray.shapes.judge import Judgement, adherence, intended_scene, judge
 from hive_ray.shapes.scene_reader import read_scene
 from hive_ray.shapes.scenes import (
     BACKGROUNDS,
@@ -18,7 +18,7 @@ from hive_ray.shapes.scenes import (
     Thing,
     draw,
     parse_caption,
-    place,
+    place_things,
     random_description,
 )
 
@@ -72,7 +72,7 @@ def test_a_drawn_scene_is_read_as_it_is():
 def test_soft_edges_make_no_things_of_their_own():
     rng = np.random.default_rng(0)
     for _ in range(30):
-        scene = place(random_description(rng), rng)
+        scene = place_things(random_description(rng), rng)
         background, found = read_scene(degraded(draw(scene), rng))
         assert background == scene.description.background
         assert [(t.shape, t.colour, t.size) for t in found] == [
@@ -159,15 +159,15 @@ def test_truths_are_right_and_random_scenes_wrong_over_many_edits():
     rng = np.random.default_rng(7)
     right, chance = [], []
     for _ in range(60):
-        scene = place(random_description(rng), rng)
+        scene = place_things(random_description(rng), rng)
         edit = write_edits(scene.description.caption, 1, rng)[0]
-        truth = carry_out(scene, edit.edited, rng)
+        truth = apply_edit(scene, edit.edited, rng)
         if truth is None:  # no room
             continue
         captions = scene.description.caption, edit.edited.caption
         source = degraded(draw(scene), rng)
         right.append(judge(source, degraded(draw(truth), rng), *captions).right)
-        chance.append(judge(source, draw(place(random_description(rng), rng)), *captions).right)
+        chance.append(judge(source, draw(place_things(random_description(rng), rng)), *captions).right)
     assert np.mean(right) >= 0.95
     assert not any(chance)
 
@@ -237,8 +237,8 @@ def test_ranked_candidates_are_rows_of_the_rankings_table():
 
 
 def test_following_without_preserving_is_worth_little():
-    assert preference(Verdict(1, 1)) == 1
-    assert preference(Verdict(1, 0)) == preference(Verdict(0, 1)) == 0.25
+    assert utility(Judgement(1, 1)) == 1
+    assert utility(Judgement(1, 0)) == utility(Judgement(0, 1)) == 0.25
 
 
 def test_a_caption_of_another_domain_is_refused():

@@ -10,9 +10,9 @@ from transformers import BlipForImageTextRetrieval, CLIPModel, CLIPTokenizer
 
 from hive_ray.editor.model import Editor
 from hive_ray.reward.model import RewardModel
-from hive_ray.shapes.edits import all_words
+from hive_ray.shapes.edits import vocabulary_texts
 from hive_ray.shapes.pretraining import autoencoder, diffusion, editing, matching
-from hive_ray.shapes.pretraining.diffusion import TextToImageModel, emphasis, is_thing, with_next_words
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel, is_thing, loss_weight, with_wrong_words
 from hive_ray.shapes.pretraining.pool import NAMES, PatchNaming, TwinPictures, patch_names
 from hive_ray.shapes.pretraining.scene_pictures import crowded_scenes, degrade, scene_and_twin, to_batch
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, QUALITIES, QUALITY_PHRASE, shapes_tokenizer
@@ -29,7 +29,7 @@ def models(tmp_path_factory) -> Path:
     """Every part after very few steps, saved as the real ones are."""
     folder = tmp_path_factory.mktemp("models")
     autoencoder.train_autoencoder(folder / "vae", num_steps=2, seed=0, say=quiet)
-    model = TextToImageModel.from_nothing(folder / "vae", seed=0)
+    model = TextToImageModel.from_scratch(folder / "vae", seed=0)
     for _ in range(2):
         diffusion.train_text_to_image(
             model, folder / "base", num_steps=2, single_things=0.5, pool=50, seed=0, say=quiet
@@ -73,7 +73,7 @@ def test_latents_have_unit_variance(models):
 
 def test_every_word_of_the_domain_is_one_token_and_the_longest_text_fits():
     tokenizer = shapes_tokenizer()
-    texts = [*all_words(), *(QUALITY_PHRASE.format(level=level) for level in QUALITIES)]
+    texts = [*vocabulary_texts(), *(QUALITY_PHRASE.format(level=level) for level in QUALITIES)]
     words = {word.strip(",") for text in texts for word in text.split()}
     assert [word for word in sorted(words) if len(tokenizer.tokenize(word)) != 1] == []
     assert max(len(tokenizer(text).input_ids) for text in texts) <= MAX_TOKENS
@@ -93,17 +93,17 @@ def test_a_better_level_harms_a_picture_less():
 def test_things_weigh_five_times_as_much_as_plain_background():
     latents = torch.zeros(1, 4, 8, 8)
     latents[0, 2, 3:5, 3:5] = 1
-    weight = emphasis(is_thing(latents))
+    weight = loss_weight(is_thing(latents))
     assert weight.shape == (1, 1, 8, 8)
     assert weight[0, 0, 3, 3] / weight[0, 0, 0, 0] == pytest.approx(5)
 
 
 def test_a_wrong_word_takes_the_place_of_each_right_one():
     text = "a small red circle, a large blue square and a small pink ring on a white background"
-    assert with_next_words(text, tuple(COLOURS)) == (
+    assert with_wrong_words(text, tuple(COLOURS)) == (
         "a small orange circle, a large purple square and a small red ring on a white background"
     )
-    assert with_next_words(text, SHAPES) == (
+    assert with_wrong_words(text, SHAPES) == (
         "a small red square, a large blue triangle and a small pink circle on a white background"
     )
 
@@ -205,7 +205,7 @@ def test_captions_are_told_apart_from_their_twins_by_the_score_of_pictures_that_
     twins = [scene_and_twin(rng) for _ in range(60)]
     expected = np.mean([len(twin.texts[0]) > len(twin.texts[1]) for twin in twins])
     assert 0.2 < expected < 0.8
-    assert matching.share_told_apart(Length().score, count=60, seed=0) == expected
+    assert matching.matching_accuracy(Length().score, count=60, seed=0) == expected
 
 
 def test_the_reward_model_starts_as_the_blip_that_matches(models):

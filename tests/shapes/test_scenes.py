@@ -15,10 +15,10 @@ from hive_ray.shapes.scenes import (
     Scene,
     Thing,
     draw,
-    outline,
     parse_caption,
-    place,
+    place_things,
     random_description,
+    thing_mask,
 )
 
 RED_CIRCLE = Thing("circle", "red", "small")
@@ -67,7 +67,7 @@ def test_things_of_a_random_description_differ_in_shape_and_in_colour():
 def test_placed_things_are_apart_in_order_inside_and_of_their_size():
     rng = np.random.default_rng(2)
     for _ in range(100):
-        scene = place(random_description(rng), rng)
+        scene = place_things(random_description(rng), rng)
         for i, (thing, a) in enumerate(zip(scene.description.things, scene.places, strict=True)):
             low, high = RADII[thing.size]
             assert low <= a.radius <= high
@@ -101,10 +101,10 @@ def test_a_picture_has_the_palette_s_colours_at_the_things_and_beside_them():
     ],
 )
 def test_the_area_of_an_outline_is_its_geometry_s(shape, area):
-    assert outline(shape, Place(32, 32, 12)).sum() == pytest.approx(area * 12**2, rel=0.06)
+    assert thing_mask(shape, Place(32, 32, 12)).sum() == pytest.approx(area * 12**2, rel=0.06)
 
 
 def test_every_shape_has_its_own_outline():
-    masks = [outline(shape, Place(32, 32, 8)) for shape in SHAPES]
+    masks = [thing_mask(shape, Place(32, 32, 8)) for shape in SHAPES]
     for i, mask in enumerate(masks):
         assert all(np.abs(mask - other).sum() > 10 for other in masks[:i])

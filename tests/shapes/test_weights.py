@@ -12,9 +12,9 @@ from hive_ray.pairs.text_to_image import TextToImage
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.reward.model import RewardModel
 from hive_ray.seeds import generator_for
-from hive_ray.shapes.actors import edit_that_fits, random_captions
+from hive_ray.shapes.actors import random_captions, random_fitting_edit
 from hive_ray.shapes.judge import adherence, judge
-from hive_ray.shapes.pretraining.matching import share_told_apart
+from hive_ray.shapes.pretraining.matching import matching_accuracy
 from hive_ray.shapes.pretraining.scene_pictures import crowded_scenes, to_batch
 from hive_ray.shapes.scenes import draw
 from hive_ray.similarity import Similarity
@@ -48,7 +48,7 @@ def test_the_base_draws_what_captions_say():
 
 def test_the_clip_tells_a_scene_from_its_edited_twin():
     similarity, rng = Similarity(str(SHAPES_WEIGHTS / "clip")), np.random.default_rng(8)
-    found = [edit_that_fits(caption, rng) for caption in random_captions(32, seed=8)]
+    found = [random_fitting_edit(caption, rng) for caption in random_captions(32, seed=8)]
     sources, edits = [[one[side] for one in found] for side in (1, 2)]
     measured = similarity.measure(
         [draw(one) for one in sources], [draw(one) for one in edits],
@@ -60,7 +60,7 @@ def test_the_clip_tells_a_scene_from_its_edited_twin():
 @pytest.mark.parametrize(("kind", "share"), [("recolour", 0.65), ("reshape", 0.45), ("resize", 0.65), ("remove", 0.5)])
 def test_the_editor_edits(kind, share):
     editor, rng = Editor.load(SHAPES_WEIGHTS / "editor"), np.random.default_rng(9)
-    drawn = [edit_that_fits(caption, rng) for caption in random_captions(250, seed=9)]
+    drawn = [random_fitting_edit(caption, rng) for caption in random_captions(250, seed=9)]
     found = [one for one in drawn if one[0].kind == kind][:16]
     edits = sample(
         editor, torch.stack([to_tensor(draw(before)) for _, before, _ in found]),
@@ -75,4 +75,4 @@ def test_the_editor_edits(kind, share):
 
 
 def test_the_reward_model_tells_captions_of_a_picture_from_those_of_its_edited_twin():
-    assert share_told_apart(RewardModel.load(SHAPES_WEIGHTS / "reward").score, count=128, seed=10) > 0.8
+    assert matching_accuracy(RewardModel.load(SHAPES_WEIGHTS / "reward").score, count=128, seed=10) > 0.8

@@ -13,26 +13,26 @@ from hive_ray.config import Importing
 from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     INSTRUCTION,
-    OURS,
+    OWN_COLUMNS,
     SOURCE_CAPTION,
-    Found,
-    NoPicture,
-    Unread,
-    ours,
+    ImportedPair,
+    MissingPicture,
+    UnreadablePart,
+    own_values,
 )
-from hive_ray.pairs.formats.pictures import IS_NO_FILE, Pictures, refused_type
+from hive_ray.pairs.formats.pictures import IS_NO_FILE, PictureReader, type_problem
 from hive_ray.pairs.formats.text_rows import EDITED_KEYS, SOURCE_KEYS
 from hive_ray.schemas import Row
 
-ROWS_AT_A_TIME = 16
-BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, EOFError)
+BATCH_ROWS = 16
+READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, EOFError)
 """What Arrow raises where the bytes of a file are not what they should be; out of memory, for a size that is not so."""
 RANDOM_ACCESS = b"ARROW1"
 """How Arrow files begin that are no streams."""
 
 
 @dataclass(frozen=True)
-class Columns:
+class DatasetColumns:
     """The names that one dataset has for what is wanted; "" for what it has not."""
 
     instruction: str
@@ -41,7 +41,7 @@ class Columns:
     source_caption: str = ""
     edited_caption: str = ""
     inverse_instruction: str = ""
-    together: str = ""
+    split_group: str = ""
 
     @property
     def pictures(self) -> tuple[str, str]:
@@ -49,31 +49,33 @@ class Columns:
         return self.source_image, self.edited_image
 
     @property
-    def needed(self) -> set[str]:
+    def required(self) -> set[str]:
         """Columns by which the dataset is known."""
         return {self.instruction, self.source_image, self.edited_image}
 
 
 COLUMNS = {
-    "instructpix2pix-clip-filtered": Columns(
+    "instructpix2pix-clip-filtered": DatasetColumns(
         "edit_prompt", "original_image", "edited_image", "original_prompt", "edited_prompt"
     ),
-    "MagicBrush": Columns("instruction", "source_img", "target_img", together="img_id"),  # the turns of one session
-    "HQ-Edit": Columns("edit", "input_image", "output_image", "input", "output", "inverse_edit"),
-    "UltraEdit": Columns("edit_prompt", "source_image", "edited_image", "source_caption", "target_caption"),
-    "diffusers": Columns("edit_prompt", "input_image", "edited_image", "source_caption", "edited_caption"),
-    "hive_ray": Columns("instruction", "source_image", "edited_image", "source_caption", "edited_caption"),
+    "MagicBrush": DatasetColumns(
+        "instruction", "source_img", "target_img", split_group="img_id"
+    ),  # the turns of one session
+    "HQ-Edit": DatasetColumns("edit", "input_image", "output_image", "input", "output", "inverse_edit"),
+    "UltraEdit": DatasetColumns("edit_prompt", "source_image", "edited_image", "source_caption", "target_caption"),
+    "diffusers": DatasetColumns("edit_prompt", "input_image", "edited_image", "source_caption", "edited_caption"),
+    "hive_ray": DatasetColumns("instruction", "source_image", "edited_image", "source_caption", "edited_caption"),
 }
 """Whose columns; "diffusers" is what train_instruct_pix2pix.py expects and `writing` writes."""
 
 
-def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """The pairs of a Parquet file of the dataset folder `root`, and what of it cannot be read: a row, a row group, or
     all of it."""
     try:
         table = storage.open_parquet(file)
         rows = _Rows(file, root, settings, table.schema_arrow)
-    except BROKEN as error:
+    except READ_ERRORS as error:
         yield _unreadable(file, "", error)
         return
     with table:
@@ -84,30 +86,30 @@ def parquet_rows(file: str, root: str, settings: Importing) -> Iterator[Found | 
             yield rows.unfit(rows.refusal, table.metadata.num_rows)
 
 
-def _row_group(table, group: int, rows: "_Rows") -> Iterator[Found | Unread]:
+def _row_group(table, group: int, rows: "_Rows") -> Iterator[ImportedPair | UnreadablePart]:
     start, held = rows.number, 0
     try:
         held = table.metadata.row_group(group).num_rows
-        for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=rows.columns):
+        for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=rows.columns):
             yield from rows.found(batch)
             if rows.refusal:
                 return
         if rows.number - start < held:
             raise ValueError(f"it has {rows.number - start} rows of {held}")
-    except BROKEN as error:
+    except READ_ERRORS as error:
         yield _unreadable(
             rows.file, f", row group {group}", error, "row_group_unreadable", held - (rows.number - start)
         )
         rows.number = start + held
 
 
-def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iterator[tuple[str, Row | Unread]]:
+def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iterator[tuple[str, Row | UnreadablePart]]:
     """Where each row of a Parquet file stands, in words, and its values in `columns`; or what cannot be read: a row, a
     row group, or all of it. "columns_unknown" is the reason of a file that has none of them."""
     number = 0
     try:
         table = storage.open_parquet(file)
-    except BROKEN as error:
+    except READ_ERRORS as error:
         yield file, _unreadable(file, "", error)
         return
     with table:
@@ -116,7 +118,9 @@ def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iter
             names = ", ".join(table.schema_arrow.names)
             yield (
                 file,
-                Unread("columns_unknown", f"{file} has the columns {names}, none of which is known; rename them"),
+                UnreadablePart(
+                    "columns_unknown", f"{file} has the columns {names}, none of which is known; rename them"
+                ),
             )
             return
         for group in range(table.num_row_groups):
@@ -124,19 +128,19 @@ def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iter
             held = 0
             try:
                 held = table.metadata.row_group(group).num_rows
-                for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=chosen):
+                for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=chosen):
                     for row in _values(batch):
                         place = f"{file}, row {number}"
                         number += 1
                         broken = isinstance(row, Exception)
-                        yield place, Unread("row_unreadable", f"{place}: {row}") if broken else row
-            except BROKEN as error:
+                        yield place, UnreadablePart("row_unreadable", f"{place}: {row}") if broken else row
+            except READ_ERRORS as error:
                 lost = begin + held - number
                 yield file, _unreadable(file, f", row group {group}", error, "row_group_unreadable", lost)
                 number = begin + held
 
 
-def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """The pairs of an Arrow file, as a stream (of `save_to_disk`) or not, and why the rest of it cannot be read."""
     rows: _Rows | None = None
     try:
@@ -147,12 +151,12 @@ def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Un
                 return
             batch.validate()  # an Arrow file is not looked at by its reader: wrong offsets would end the process
             chosen = batch.select(rows.columns)
-            for first in range(0, len(chosen), ROWS_AT_A_TIME):
-                yield from rows.found(chosen.slice(first, ROWS_AT_A_TIME))
+            for first in range(0, len(chosen), BATCH_ROWS):
+                yield from rows.found(chosen.slice(first, BATCH_ROWS))
                 if rows.refusal:
                     yield rows.unfit(rows.refusal, 0)
                     return
-    except BROKEN as error:
+    except READ_ERRORS as error:
         where = f", from row {rows.number} on" if rows and rows.number else ""
         yield _unreadable(file, where, error)
 
@@ -183,45 +187,47 @@ class _Rows:
         self.file = file
         self.number = 0
         """Of the next row, from 0."""
-        self.pictures = Pictures(file, root, settings.pictures)
-        self.refusal: Unread | None = None
+        self.pictures = PictureReader(file, root, settings.pictures)
+        self.refusal: UnreadablePart | None = None
         """Why nothing of the file is read on."""
-        known = columns_of(schema.names)
+        known = find_columns(schema.names)
         if known is None:
-            self.refusal = Unread("columns_unknown", unknown_columns(file, schema.names))
+            self.refusal = UnreadablePart("columns_unknown", describe_unknown_columns(file, schema.names))
             return
         self.known = known
-        used = {*vars(known).values(), *OURS}
-        self.columns = [name for name in used_once(schema.names) if name in used]  # only what is used: no masks
-        problems = [refused_type(name, schema.field(name).type) for name in known.pictures]
+        used = {*vars(known).values(), *OWN_COLUMNS}
+        self.columns = [name for name in unique_names(schema.names) if name in used]  # only what is used: no masks
+        problems = [type_problem(name, schema.field(name).type) for name in known.pictures]
         if any(problems):
-            self.refusal = Unread(IS_NO_FILE, f"{file}: {'; '.join(filter(None, problems))}")
+            self.refusal = UnreadablePart(IS_NO_FILE, f"{file}: {'; '.join(filter(None, problems))}")
 
-    def unfit(self, refusal: Unread, rows: int) -> Unread:
+    def unfit(self, refusal: UnreadablePart, rows: int) -> UnreadablePart:
         """The refusal, of so many rows."""
-        return Unread(refusal.reason, refusal.sample, max(0, rows))
+        return UnreadablePart(refusal.reason, refusal.sample, max(0, rows))
 
-    def found(self, batch: pa.RecordBatch) -> Iterator[Found | Unread]:
+    def found(self, batch: pa.RecordBatch) -> Iterator[ImportedPair | UnreadablePart]:
         """The pairs of a batch. A file whose first row has text in place of a picture is refused."""
         for row in _values(batch):
             place = f"{self.file}, row {self.number}"
             self.number += 1
             if isinstance(row, Exception):
-                yield Unread("row_unreadable", f"{place}: {row}")
+                yield UnreadablePart("row_unreadable", f"{place}: {row}")
                 continue
             pair = self._pair(row, place)
-            wrong = [picture for picture in (pair.source_image, pair.edited_image) if isinstance(picture, NoPicture)]
+            wrong = [
+                picture for picture in (pair.source_image, pair.edited_image) if isinstance(picture, MissingPicture)
+            ]
             if self.number == 1 and any(picture.reason == IS_NO_FILE for picture in wrong):
                 names = " and ".join(self.known.pictures)
-                self.refusal = Unread(IS_NO_FILE, f"{self.file}: {names} hold {wrong[0].detail}")
+                self.refusal = UnreadablePart(IS_NO_FILE, f"{self.file}: {names} hold {wrong[0].detail}")
                 return
             yield pair
 
-    def _pair(self, row: Row, place: str) -> Found:
+    def _pair(self, row: Row, place: str) -> ImportedPair:
         values: dict[str, Any] = {name: row.get(theirs) for name, theirs in vars(self.known).items() if theirs}
         for name in ("source_image", "edited_image"):
             values[name] = self.pictures.read(values[name])
-        return Found(**values | ours(row), place=place)
+        return ImportedPair(**values | own_values(row), place=place)
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
@@ -230,7 +236,7 @@ def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
         batch.validate(full=True)
         yield from batch.to_pylist()
         return
-    except BROKEN as error:
+    except READ_ERRORS as error:
         if len(batch) == 1:
             yield error
             return
@@ -238,31 +244,33 @@ def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
         yield from _values(batch.slice(number, 1))
 
 
-def columns_of(names: list[str]) -> Columns | None:
+def find_columns(names: list[str]) -> DatasetColumns | None:
     """The columns of a known dataset, or those that are called as in JSONL files; None if there are none. A name that
     two columns have is none's."""
-    names = used_once(names)
+    names = unique_names(names)
     for columns in COLUMNS.values():
-        if columns.needed <= set(names):
+        if columns.required <= set(names):
             return columns
     kinds = (INSTRUCTION, SOURCE_KEYS, EDITED_KEYS, SOURCE_CAPTION, EDITED_CAPTION)
     chosen = [next((name for name in kind if name in names), "") for kind in kinds]
-    return Columns(*chosen) if all(chosen[:3]) else None
+    return DatasetColumns(*chosen) if all(chosen[:3]) else None
 
 
-def used_once(names: list[str]) -> list[str]:
+def unique_names(names: list[str]) -> list[str]:
     """The names that are there once."""
     return [name for name, count in Counter(names).items() if count == 1]
 
 
-def unknown_columns(file: str, names: list[str]) -> str:
+def describe_unknown_columns(file: str, names: list[str]) -> str:
     """That a file has columns that nobody knows, in words."""
-    known = "; ".join(f"{name}: {', '.join(sorted(columns.needed))}" for name, columns in COLUMNS.items())
+    known = "; ".join(f"{name}: {', '.join(sorted(columns.required))}" for name, columns in COLUMNS.items())
     return f"{file} has the columns {', '.join(names)}, as no known dataset ({known}); rename them"
 
 
-def _unreadable(file: str, where: str, error: Exception, reason: str = "file_unreadable", rows: int = 0) -> Unread:
+def _unreadable(
+    file: str, where: str, error: Exception, reason: str = "file_unreadable", rows: int = 0
+) -> UnreadablePart:
     """A part of a file that cannot be read; an S3 that fails is no broken file, and raises."""
     if "AWS Error" in str(error):
         raise error
-    return Unread(reason, f"{file}{where} cannot be read: {error}", rows)
+    return UnreadablePart(reason, f"{file}{where} cannot be read: {error}", rows)

@@ -13,36 +13,36 @@ import pyarrow as pa
 
 from hive_ray import storage
 from hive_ray.pairs.formats import text_rows
-from hive_ray.pairs.formats.columns import BROKEN, columns_of
-from hive_ray.pairs.formats.files import data_files, is_system
-from hive_ray.pairs.formats.imported import Unread, first
-from hive_ray.pairs.formats.pictures import Pictures, folder_of, is_within, named_path, normal
+from hive_ray.pairs.formats.columns import READ_ERRORS, find_columns
+from hive_ray.pairs.formats.files import data_files, is_system_file
+from hive_ray.pairs.formats.imported import UnreadablePart, first_value
+from hive_ray.pairs.formats.pictures import PictureReader, folder_of, is_within, normalized_path, path_in
 from hive_ray.pairs.formats.text_rows import EDITED_KEYS, SOURCE_KEYS
 from hive_ray.seeds import id_for
 
-NAMES_AT_A_TIME = 4096
+BATCH_ROWS = 4096
 
-Named = Callable[[str], Iterator[list[str]]]
+PathReader = Callable[[str], Iterator[list[str]]]
 """A file -> the paths of pictures in each of its rows."""
 
 
-def dataset_digest(dataset: str, pictures: str, named_in: Named | None = None) -> str:
+def dataset_digest(dataset: str, pictures: str, read_paths: PathReader | None = None) -> str:
     """Names and sizes, "-", and modification times or ETags, as a digest each; `pictures` as `importing.pictures`.
 
     A folder is listed. Of a file, and of a folder where `pictures` are elsewhere, the files that name pictures are read
     once, and each picture is looked at: on disk one by one, on S3 in a listing of the folder that they are in.
-    `named_in` says which paths a file names; without it, those of pairs.
+    `read_paths` says which paths a file names; without it, those of pairs.
 
     Raises FileNotFoundError if nothing is there.
     """
     alone = storage.is_file(dataset)
     root = folder_of(dataset) if alone else dataset
-    versions = {"": storage.file_version(dataset)} if alone else storage.list_versions(dataset, is_system)
+    versions = {"": storage.file_version(dataset)} if alone else storage.list_versions(dataset, is_system_file)
     sizes = times = ""
     if alone or pictures not in ("", "."):
         files = [dataset] if alone else [storage.join(dataset, name) for name in data_files(dataset)]
-        named_in = named_in or _named_pictures
-        named = chain.from_iterable(_versions_of_pictures(file, root, pictures, alone, named_in) for file in files)
+        read_paths = read_paths or _named_pictures
+        named = chain.from_iterable(_versions_of_pictures(file, root, pictures, alone, read_paths) for file in files)
     else:
         named = iter(())
     for name, version in chain(versions.items(), named):
@@ -51,7 +51,7 @@ def dataset_digest(dataset: str, pictures: str, named_in: Named | None = None) -
     return f"{sizes}-{times}"
 
 
-def first_digest(dataset: str) -> str:
+def legacy_digest(dataset: str) -> str:
     """What a dataset was known by at first: names and sizes of its files alone."""
     size = storage.file_size(dataset)
     sizes = storage.list_sizes(dataset) if size is None else {".": size}
@@ -59,13 +59,13 @@ def first_digest(dataset: str) -> str:
 
 
 def _versions_of_pictures(
-    file: str, root: str, folder: str, alone: bool, named_in: Named
+    file: str, root: str, folder: str, alone: bool, named_in: PathReader
 ) -> Iterator[tuple[str, str | None]]:
     """Path and version of each picture that a file names; those in the dataset's folder only if it is `alone`."""
-    pictures, listed = Pictures(file, root, folder), {}
-    top = normal(root)
+    pictures, listed = PictureReader(file, root, folder), {}
+    top = normalized_path(root)
     for path in chain.from_iterable(named_in(file)):
-        for place in pictures.places(path):
+        for place in pictures.candidate_paths(path):
             if not alone and is_within(place, (top,)):
                 continue
             version = _version(place, pictures.folders[0], listed)
@@ -87,22 +87,22 @@ def _named_pictures(file: str) -> Iterator[list[str]]:
     """The paths of pictures in the rows of a file; nothing where they cannot be read."""
     if file.lower().endswith(text_rows.ENDINGS):
         for _, row in text_rows.read_values(file):
-            if not isinstance(row, Unread):
-                yield _paths(first(row, SOURCE_KEYS), first(row, EDITED_KEYS))
+            if not isinstance(row, UnreadablePart):
+                yield _paths(first_value(row, SOURCE_KEYS), first_value(row, EDITED_KEYS))
     elif file.lower().endswith(".parquet"):
         try:
             yield from _named_in_parquet(file)
-        except BROKEN as error:
+        except READ_ERRORS as error:
             if "AWS Error" in str(error):
                 raise
 
 
 def _named_in_parquet(file: str) -> Iterator[list[str]]:
     with storage.open_parquet(file) as table:
-        known = columns_of(table.schema_arrow.names)
+        known = find_columns(table.schema_arrow.names)
         columns = [path_column(table.schema_arrow, name) for name in known.pictures] if known else []
         columns = [name for name in columns if name]
-        for batch in table.iter_batches(NAMES_AT_A_TIME, columns=columns) if columns else ():
+        for batch in table.iter_batches(BATCH_ROWS, columns=columns) if columns else ():
             for row in batch.to_pylist():
                 yield _paths(*row.values())
 
@@ -116,4 +116,4 @@ def path_column(schema: pa.Schema, name: str) -> str:
 
 
 def _paths(*values: Any) -> list[str]:
-    return list(filter(None, map(named_path, values)))
+    return list(filter(None, map(path_in, values)))

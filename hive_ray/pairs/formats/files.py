@@ -16,22 +16,22 @@ SPLIT_WORDS = ("train", "test", "val", "dev", "eval")
 """How the names of splits begin."""
 
 
-def is_system(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Whether a file or folder of this name (without a path) is a system's own."""
     return SYSTEM_FILE.match(name) is not None
 
 
 def is_data(name: str) -> bool:
     """Whether a file of this relative path may be data: neither a system's nor below a name that begins with _ or ."""
-    return not any(part[:1] in ("_", ".") or is_system(part) for part in name.split("/"))
+    return not any(part[:1] in ("_", ".") or is_system_file(part) for part in name.split("/"))
 
 
 def data_files(folder: str) -> list[str]:
     """Names of the files of a dataset's folder, relative to it and sorted."""
-    return [name for name in storage.list_versions(folder, is_system) if is_data(name)]
+    return [name for name in storage.list_versions(folder, is_system_file) if is_data(name)]
 
 
-def of_split(dataset: str, names: list[str], split_name: str, *, may_have_none: bool = False) -> list[str]:
+def select_split(dataset: str, names: list[str], split_name: str, *, may_have_none: bool = False) -> list[str]:
     """The addresses of the files of one split: those that begin with its name or lie in a folder that does.
 
     may_have_none: where no name is that of any split, all files are meant. Raises a ValueError if none is left.

@@ -15,15 +15,15 @@ from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     INSTRUCTION,
     SOURCE_CAPTION,
-    Found,
-    NoPicture,
-    Unread,
-    first,
-    ours,
-    share,
+    ImportedPair,
+    MissingPicture,
+    UnreadablePart,
+    finite_or,
+    first_value,
+    own_values,
     text,
 )
-from hive_ray.pairs.formats.pictures import MISSING, OUTSIDE, content_of, is_within, normal
+from hive_ray.pairs.formats.pictures import MISSING, OUTSIDE, is_within, normalized_path, read_content
 from hive_ray.pairs.formats.text_rows import text_rows
 from hive_ray.schemas import Row
 
@@ -32,7 +32,7 @@ HIVE_PARTS = ("part_0_blip_prompt_new", "part_1_blip_prompt_new", "instructpix2p
 """Below HIVE's training folder, beside `HIVE_CYCLE`; the last holds InstructPix2Pix's own pairs."""
 
 
-def prompt_folders(dataset: str, settings: Importing) -> Iterator[Found | Unread]:
+def prompt_folders(dataset: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """InstructPix2Pix's [folder, seeds] and HIVE's [part, folder, seeds], in <folder>/<seed>_0.jpg and _1.jpg.
 
     ValueError if seeds.json, which lists them, cannot be read.
@@ -41,7 +41,7 @@ def prompt_folders(dataset: str, settings: Importing) -> Iterator[Found | Unread
     for entry in _entries(listed):
         if not _is_entry(entry):
             problem = f"{listed}: wanted [folder, seeds] or [part, folder, seeds], not {str(entry)[:80]}"
-            yield Unread("entry_unfit", problem)
+            yield UnreadablePart("entry_unfit", problem)
             continue
         *folder, seeds = entry
         yield from _prompt_folder(dataset, list(map(str, folder)), list(map(str, seeds)))
@@ -63,60 +63,60 @@ def _is_entry(entry: Any) -> bool:
     return all(isinstance(part, str | int) for part in (*entry[:-1], *entry[-1]))
 
 
-def _prompt_folder(dataset: str, folder: list[str], seeds: list[str]) -> Iterator[Found | Unread]:
+def _prompt_folder(dataset: str, folder: list[str], seeds: list[str]) -> Iterator[ImportedPair | UnreadablePart]:
     place = storage.join(dataset, *folder)
-    if not is_within(normal(place), (normal(dataset),)):
-        yield Unread(OUTSIDE, f"{place} leaves the folder of the dataset", len(seeds))
+    if not is_within(normalized_path(place), (normalized_path(dataset),)):
+        yield UnreadablePart(OUTSIDE, f"{place} leaves the folder of the dataset", len(seeds))
         return
     words = _words(place)
-    if isinstance(words, NoPicture):
-        yield Unread(words.reason, words.detail, len(seeds))
+    if isinstance(words, MissingPicture):
+        yield UnreadablePart(words.reason, words.detail, len(seeds))
         return
     metadata: dict[str, Row] = {}
     yield from _read_metadata(storage.join(place, "metadata.jsonl"), metadata)
     for seed in seeds:
         number = int(seed) if seed.isdecimal() and len(seed) < 20 and int(seed) < 2**63 else 0
-        drawn = shared_attention_of(number) if len(folder) == 1 and 0 < number < 2**32 else 0.0
-        yield Found(
-            instruction=first(words, INSTRUCTION),
+        drawn = shared_attention_for_seed(number) if len(folder) == 1 and 0 < number < 2**32 else 0.0
+        yield ImportedPair(
+            instruction=first_value(words, INSTRUCTION),
             source_image=_picture(dataset, storage.join(place, f"{seed}_0.jpg")),
             edited_image=_picture(dataset, storage.join(place, f"{seed}_1.jpg")),
-            source_caption=first(words, SOURCE_CAPTION),
-            edited_caption=first(words, EDITED_CAPTION),
-            together=text(first(words, SOURCE_CAPTION)) or "/".join(folder),
+            source_caption=first_value(words, SOURCE_CAPTION),
+            edited_caption=first_value(words, EDITED_CAPTION),
+            split_group=text(first_value(words, SOURCE_CAPTION)) or "/".join(folder),
             place=f"{place}, seed {seed}",
-            **{"seed": number, "shared_attention": share(metadata.get(seed, {}).get("p2p_threshold"), drawn)}
+            **{"seed": number, "shared_attention": finite_or(metadata.get(seed, {}).get("p2p_threshold"), drawn)}
             | _origin(words),
         )
 
 
 def _origin(words: Row) -> Row:
     """Origin and split, where `writing` has left them; seeds are in the pictures' names, not here."""
-    return {name: value for name, value in ours(words).items() if name in ("origin", "split")}
+    return {name: value for name, value in own_values(words).items() if name in ("origin", "split")}
 
 
-def shared_attention_of(seed: int) -> float:
+def shared_attention_for_seed(seed: int) -> float:
     """The share of the steps, 0.1..0.9, that InstructPix2Pix's generator drew for a seed: its first draw on the CPU
     (generate_img_dataset.py)."""
     drawn = torch.rand((), generator=torch.Generator().manual_seed(seed)).item()
     return 0.1 + drawn * (0.9 - 0.1)
 
 
-def _words(place: str) -> Row | NoPicture:
+def _words(place: str) -> Row | MissingPicture:
     """What prompt.json holds, or why it gives no pairs; no instruction where there is no such file."""
     file = storage.join(place, "prompt.json")
-    content = content_of(file)
-    if isinstance(content, NoPicture):
-        return NoPicture("prompt_unreadable", content.detail)
+    content = read_content(file)
+    if isinstance(content, MissingPicture):
+        return MissingPicture("prompt_unreadable", content.detail)
     if not content:
         return {INSTRUCTION[0]: ""}
     try:
         words = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
-        return NoPicture("prompt_unreadable", f"{file} is not JSON ({error})")
+        return MissingPicture("prompt_unreadable", f"{file} is not JSON ({error})")
     if not isinstance(words, dict) or not words.keys() & set(INSTRUCTION):
         held = ", ".join(words) if isinstance(words, dict) else f"a {type(words).__name__}"
-        return NoPicture(
+        return MissingPicture(
             "keys_missing",
             f"{file} holds {held}, but the instruction is wanted under edit (InstructPix2Pix) or "
             "instruction (HIVE), and captions under input (or caption) and output; rename the keys",
@@ -124,30 +124,30 @@ def _words(place: str) -> Row | NoPicture:
     return words
 
 
-def _read_metadata(file: str, metadata: dict[str, Row]) -> Iterator[Unread]:
+def _read_metadata(file: str, metadata: dict[str, Row]) -> Iterator[UnreadablePart]:
     """Add seed -> its line of metadata.jsonl, if there is such a file, and yield the lines that cannot be read."""
-    content = content_of(file)
-    if isinstance(content, NoPicture):
-        yield Unread("metadata_unreadable", content.detail)
+    content = read_content(file)
+    if isinstance(content, MissingPicture):
+        yield UnreadablePart("metadata_unreadable", content.detail)
         return
     try:
         for line in parse_json_lines(content or b"", file, objects=True):
             if line.problem:
-                yield Unread("metadata_unreadable", line.sample)
+                yield UnreadablePart("metadata_unreadable", line.sample)
             else:
                 metadata[str(line.value.get("seed"))] = line.value
     except TextError as error:
-        yield Unread("metadata_unreadable", str(error))
+        yield UnreadablePart("metadata_unreadable", str(error))
 
 
-def _picture(dataset: str, path: str) -> bytes | NoPicture:
-    if not is_within(normal(path), (normal(dataset),)):
-        return NoPicture(OUTSIDE, f"{path} leaves the folder of the dataset")
-    content = content_of(path)
-    return NoPicture(MISSING, f"{path} is not there") if content is None else content
+def _picture(dataset: str, path: str) -> bytes | MissingPicture:
+    if not is_within(normalized_path(path), (normalized_path(dataset),)):
+        return MissingPicture(OUTSIDE, f"{path} leaves the folder of the dataset")
+    content = read_content(path)
+    return MissingPicture(MISSING, f"{path} is not there") if content is None else content
 
 
-def hive(training: str, settings: Importing) -> Iterator[Found | Unread]:
+def hive_pairs(training: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """HIVE's three parts, and InstructPix2Pix's pairs where they lie beside them."""
     yield from text_rows(storage.join(training, HIVE_CYCLE), training, settings)
     for part in HIVE_PARTS:

@@ -23,16 +23,16 @@ EDITED_IMAGE = ("edited_img", "edited_image", "target_img", "target_image", "out
 """Keys of JSON, the first that is there: ours or HIVE's, InstructPix2Pix's, UltraEdit's, MagicBrush's, HQ-Edit's."""
 FILE_NAME = "_file_name"
 """How the name of a column of pictures ends in the metadata files of Hugging Face's ImageFolder."""
-OURS = ("seed", "shared_attention", "origin", "split")
+OWN_COLUMNS = ("seed", "shared_attention", "origin", "split")
 """What `writing` adds: it is taken at its word, so that no twin leaves its pair's split on the way."""
-PAIRS_AT_A_TIME = 8
+BATCH_PAIRS = 8
 """Whose pictures are decoded at once, and are in memory."""
 ROWS_NOT_READ = "rows_not_read"
 """What counts the rows of the parts that could not be read."""
 
 
 @dataclass(frozen=True)
-class NoPicture:
+class MissingPicture:
     """Why there is no picture: the reason of the drop, and what was seen and what to do, in words."""
 
     reason: str
@@ -40,7 +40,7 @@ class NoPicture:
 
 
 @dataclass(frozen=True)
-class Unread:
+class UnreadablePart:
     """A part of a dataset that gives no pair: a line, a folder, a row group, the rest of a file."""
 
     reason: str
@@ -51,21 +51,21 @@ class Unread:
 
 
 @dataclass(frozen=True)
-class Found:
+class ImportedPair:
     """A pair as a dataset gives it.
 
-    `instruction` and captions are text, {"text": text}, or lists of these. `together` names what must not straddle a
+    `instruction` and captions are text, {"text": text}, or lists of these. `split_group` names what must not straddle a
     split; "" is the source caption, or the source picture where there is none. A `split` that is given is kept.
     `place` says where the pair stands, for messages.
     """
 
     instruction: Any
-    source_image: bytes | NoPicture | None
-    edited_image: bytes | NoPicture | None
+    source_image: bytes | MissingPicture | None
+    edited_image: bytes | MissingPicture | None
     source_caption: Any = ""
     edited_caption: Any = ""
     inverse_instruction: Any = ""
-    together: str = ""
+    split_group: str = ""
     seed: int = 0
     shared_attention: float = 0.0
     origin: str = "imported"
@@ -73,10 +73,10 @@ class Found:
     place: str = ""
 
 
-def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Iterator[Result]:
+def imported_rows(pairs: Iterable[ImportedPair | UnreadablePart], settings: Importing) -> Iterator[Result]:
     """Rows of `imported`, at most `num_pairs` and each once, and `Dropped` with a sample for the others.
 
-    Each of several instructions of a pair is a row. Reasons beside those of `Unread` and `NoPicture`:
+    Each of several instructions of a pair is a row. Reasons beside those of `UnreadablePart` and `MissingPicture`:
     "instruction_missing", "picture_missing", "picture_unreadable", "pictures_are_equal", "duplicate".
 
     Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
@@ -85,10 +85,10 @@ def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Itera
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
     source = iter(pairs)
-    while batch := list(islice(source, min(PAIRS_AT_A_TIME, settings.num_pairs - len(pair_ids)))):
+    while batch := list(islice(source, min(BATCH_PAIRS, settings.num_pairs - len(pair_ids)))):
         for pair, pictures in zip(batch, map_in_threads(_kept_pictures, batch), strict=True):
             for row in _rows(pair, pictures, settings):
-                if isinstance(row, dict) and isinstance(pair, Found) and row["pair_id"] in pair_ids:
+                if isinstance(row, dict) and isinstance(pair, ImportedPair) and row["pair_id"] in pair_ids:
                     row = _dropped("duplicate", pair.place, f"{row['instruction']!r} of the same pictures came before")
                 if isinstance(row, Dropped):
                     dropped[row.reason] += 1
@@ -100,10 +100,12 @@ def imported_rows(pairs: Iterable[Found | Unread], settings: Importing) -> Itera
                 yield row
                 if len(pair_ids) == settings.num_pairs:
                     return
-    refuse_too_few(f"pairs of {settings.dataset}", len(pair_ids), dropped, samples, settings.least_kept)
+    require_enough_rows(f"pairs of {settings.dataset}", len(pair_ids), dropped, samples, settings.least_kept)
 
 
-def refuse_too_few(what: str, kept: int, dropped: Counter[str], samples: dict[str, str], least_kept: float) -> None:
+def require_enough_rows(
+    what: str, kept: int, dropped: Counter[str], samples: dict[str, str], least_kept: float
+) -> None:
     """Raise a ValueError if none of `what` is kept, and `Stopped` if it is a smaller share than `least_kept`."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common() if count) or "it is empty"
     shown = "".join(f"\n  {reason}: {sample}" for reason, sample in samples.items())
@@ -116,16 +118,18 @@ def refuse_too_few(what: str, kept: int, dropped: Counter[str], samples: dict[st
         )
 
 
-def _kept_pictures(pair: Found | Unread) -> tuple[bytes | NoPicture, ...]:
+def _kept_pictures(pair: ImportedPair | UnreadablePart) -> tuple[bytes | MissingPicture, ...]:
     """The pictures of a pair as tables keep them; none where its instruction is missing."""
-    if isinstance(pair, Unread) or not texts(pair.instruction):
+    if isinstance(pair, UnreadablePart) or not texts(pair.instruction):
         return ()
-    return kept_picture(pair.source_image, "source"), kept_picture(pair.edited_image, "edited")
+    return stored_picture(pair.source_image, "source"), stored_picture(pair.edited_image, "edited")
 
 
-def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], settings: Importing) -> Iterator[Result]:
+def _rows(
+    pair: ImportedPair | UnreadablePart, pictures: tuple[bytes | MissingPicture, ...], settings: Importing
+) -> Iterator[Result]:
     """A row for each instruction of a pair, or why there is none."""
-    if isinstance(pair, Unread):
+    if isinstance(pair, UnreadablePart):
         yield Dropped(pair.reason, sample=pair.sample)
         if pair.rows > 1:
             yield Counted({ROWS_NOT_READ: pair.rows - 1})
@@ -135,10 +139,10 @@ def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], setting
         yield _dropped("instruction_missing", pair.place, f"no text, but {str(pair.instruction)[:40]!r}")
         return
     source, edited = pictures
-    if isinstance(source, NoPicture):
+    if isinstance(source, MissingPicture):
         yield _dropped(source.reason, pair.place, source.detail)
         return
-    if isinstance(edited, NoPicture):
+    if isinstance(edited, MissingPicture):
         yield _dropped(edited.reason, pair.place, edited.detail)
         return
     if pair.source_image == pair.edited_image or source == edited:
@@ -149,9 +153,9 @@ def _rows(pair: Found | Unread, pictures: tuple[bytes | NoPicture, ...], setting
         yield _row(pair, instruction, inverse, source, edited, settings)
 
 
-def _row(pair: Found, instruction: str, inverse: str, source: bytes, edited: bytes, settings: Importing) -> Row:
+def _row(pair: ImportedPair, instruction: str, inverse: str, source: bytes, edited: bytes, settings: Importing) -> Row:
     source_caption, edited_caption = text(pair.source_caption), text(pair.edited_caption)
-    together = id_for(pair.together or source_caption or source)
+    together = id_for(pair.split_group or source_caption or source)
     split = split_for(together, rank_rate=settings.rank_rate, test_rate=settings.test_rate)
     return {
         "pair_id": id_for("imported", instruction, source, edited),
@@ -169,16 +173,16 @@ def _row(pair: Found, instruction: str, inverse: str, source: bytes, edited: byt
     }
 
 
-def kept_picture(picture: bytes | NoPicture | None, name: str) -> bytes | NoPicture:
+def stored_picture(picture: bytes | MissingPicture | None, name: str) -> bytes | MissingPicture:
     """A picture as tables keep it, or why there is none; `name` says which one, for messages."""
-    if isinstance(picture, NoPicture):
-        return NoPicture(picture.reason, f"{name} picture: {picture.detail}")
+    if isinstance(picture, MissingPicture):
+        return MissingPicture(picture.reason, f"{name} picture: {picture.detail}")
     if not picture:
-        return NoPicture("picture_missing", f"{name} picture: it is empty")
+        return MissingPicture("picture_missing", f"{name} picture: it is empty")
     try:
         return to_stored(picture)
     except ImageError as error:
-        return NoPicture("picture_unreadable", f"{name} picture: {error}")
+        return MissingPicture("picture_unreadable", f"{name} picture: {error}")
 
 
 def _dropped(reason: str, place: str, detail: str) -> Dropped:
@@ -196,18 +200,18 @@ def texts(value: Any) -> list[str]:
         words = " ".join(replace_surrogates(value).split())
         return [words] if words else []
     if isinstance(value, dict):
-        return texts(first(value, ("text", *INSTRUCTION))) if value.keys() & {"text", *INSTRUCTION} else []
+        return texts(first_value(value, ("text", *INSTRUCTION))) if value.keys() & {"text", *INSTRUCTION} else []
     if isinstance(value, list):
         return [words for item in value if not isinstance(item, list) for words in texts(item)]
     return []
 
 
-def first(row: Row, keys: tuple[str, ...]) -> Any:
+def first_value(row: Row, keys: tuple[str, ...]) -> Any:
     """The first value that is there under these keys and neither null nor ""; else ""."""
     return next((row[key] for key in keys if row.get(key) not in (None, "")), "")
 
 
-def ours(row: Row) -> Row:
+def own_values(row: Row) -> Row:
     """What `writing` has added to a row; nothing if somebody else wrote it."""
     if row.get("origin") not in ORIGINS or row.get("split") not in SPLITS:
         return {}
@@ -215,10 +219,10 @@ def ours(row: Row) -> Row:
     seed, shared_attention = row.get("seed"), row.get("shared_attention")
     if isinstance(seed, int) and -(2**63) <= seed < 2**63:
         known["seed"] = int(seed)
-    return known | {"shared_attention": share(shared_attention, 0.0)}
+    return known | {"shared_attention": finite_or(shared_attention, 0.0)}
 
 
-def share(value: Any, otherwise: float) -> float:
+def finite_or(value: Any, otherwise: float) -> float:
     """A finite number as it is, anything else as `otherwise`."""
     known = isinstance(value, int | float) and abs(value) < 1e30 and math.isfinite(value)
     return float(value) if known else otherwise

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hive_ray.config import Importing
-from hive_ray.pairs.cycle import twin
+from hive_ray.pairs.cycle import make_twin
 from hive_ray.schemas import PAIRS, Dropped, Result, Row, Rows
 from hive_ray.similarity import Similarity
 
@@ -40,4 +40,4 @@ class PairMeasurer:
         known = row | clip | {"weight": 1.0}
         pair = {name: known[name] for name in PAIRS.names}
         inverse = row["inverse_instruction"]
-        return [pair, twin(pair, inverse)] if inverse and self.settings.cycle else [pair]
+        return [pair, make_twin(pair, inverse)] if inverse and self.settings.cycle else [pair]

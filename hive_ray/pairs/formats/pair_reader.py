@@ -3,7 +3,7 @@
 InstructPix2Pix and HIVE folders, JSONL and CSV, Hugging Face columns and ImageFolder, WebDataset shards -> imported
 
 Everything is read as a stream, on disk or s3://. PNG and JPEG pictures stay the bytes that they are. What cannot be
-read costs itself: a line, a row, a picture, a row group, the rest of a file is named and counted (`found.Unread`).
+read costs itself: a line, a row, a picture, a row group, the rest of a file is named and counted (`imported.UnreadablePart`).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.pairs.formats import shards, text_rows
 from hive_ray.pairs.formats.columns import arrow_rows, parquet_rows
-from hive_ray.pairs.formats.files import data_files, of_split
-from hive_ray.pairs.formats.folders import HIVE_CYCLE, hive, prompt_folders
-from hive_ray.pairs.formats.imported import Found, Unread
+from hive_ray.pairs.formats.files import data_files, select_split
+from hive_ray.pairs.formats.folders import HIVE_CYCLE, hive_pairs, prompt_folders
+from hive_ray.pairs.formats.imported import ImportedPair, UnreadablePart
 from hive_ray.pairs.formats.pictures import folder_of
 
 METADATA = tuple(f"metadata{ending}" for ending in (*text_rows.ENDINGS, ".parquet"))
@@ -22,7 +22,7 @@ METADATA = tuple(f"metadata{ending}" for ending in (*text_rows.ENDINGS, ".parque
 PACKED = (".zip", ".7z", ".rar", *shards.ENDINGS)
 
 
-def read_pairs(settings: Importing) -> Iterator[Found | Unread]:
+def read_pairs(settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """Every pair of a dataset, in its order, and what of it is none.
 
     Raises FileNotFoundError if nothing is there, and ValueError, with what was found and what to do, if it is in no
@@ -34,7 +34,7 @@ def read_pairs(settings: Importing) -> Iterator[Found | Unread]:
     if storage.is_file(dataset):
         yield from _files(dataset, [dataset], folder_of(dataset), settings)
     elif storage.exists(storage.join(dataset, HIVE_CYCLE)):
-        yield from hive(dataset, settings)
+        yield from hive_pairs(dataset, settings)
     elif storage.exists(storage.join(dataset, "seeds.json")):
         yield from prompt_folders(dataset, settings)
     else:
@@ -52,13 +52,13 @@ def _chosen(dataset: str, names: list[str], split_name: str) -> list[str]:
     others = [name for name in names if name not in set(described)]
     for ending in (".parquet", ".arrow"):
         if files := _ending(others, (ending,)):
-            return of_split(dataset, files, split_name)
+            return select_split(dataset, files, split_name)
     if files := _ending(names, shards.ENDINGS):
-        return of_split(dataset, files, split_name)
+        return select_split(dataset, files, split_name)
     if described:
-        return of_split(dataset, described, split_name, may_have_none=True)
+        return select_split(dataset, described, split_name, may_have_none=True)
     if files := _ending(others, text_rows.ENDINGS):
-        return of_split(dataset, files, split_name, may_have_none=True)
+        return select_split(dataset, files, split_name, may_have_none=True)
     raise _unknown(dataset, names)
 
 
@@ -66,7 +66,7 @@ def _ending(names: list[str], endings: tuple[str, ...]) -> list[str]:
     return [name for name in names if name.lower().endswith(endings)]
 
 
-def _files(dataset: str, files: list[str], root: str, settings: Importing) -> Iterator[Found | Unread]:
+def _files(dataset: str, files: list[str], root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     for file in files:
         reader = next((read for endings, read in READERS.items() if file.lower().endswith(endings)), None)
         if reader is None:
@@ -87,7 +87,7 @@ def _unknown(dataset: str, names: list[str]) -> ValueError:
     )
 
 
-READERS: dict[tuple[str, ...], Callable[[str, str, Importing], Iterator[Found | Unread]]] = {
+READERS: dict[tuple[str, ...], Callable[[str, str, Importing], Iterator[ImportedPair | UnreadablePart]]] = {
     (".parquet",): parquet_rows,
     (".arrow",): arrow_rows,
     shards.ENDINGS: shards.shard_rows,

@@ -14,27 +14,27 @@ from typing import Any
 import pyarrow as pa
 
 from hive_ray import storage
-from hive_ray.pairs.formats.imported import NoPicture
+from hive_ray.pairs.formats.imported import MissingPicture
 
 MISSING = "picture_missing"
 OUTSIDE = "picture_outside"
 UNREADABLE = "picture_unreadable"
 IS_ADDRESS, IS_NO_FILE = "picture_is_address", "picture_is_no_file"
-WHOLE = "write it as {bytes, path}, as the encoded bytes, or as the path of a file"
+PICTURE_ADVICE = "write it as {bytes, path}, as the encoded bytes, or as the path of a file"
 ENCODED = re.compile(r"(iVBORw0KGgo|/9j/|UklGR|R0lGOD|Qk0|SUkq|TU0AK)[A-Za-z0-9+/\s_-]{40,}=*\s*")
 """Base64 text of a PNG, JPEG, WebP, GIF, BMP or TIFF."""
-LONGEST_PATH = 4096
-SHOWN = 100
+MAX_PATH_LENGTH = 4096
+PATH_SAMPLE_CHARS = 100
 """Characters of a path that messages show."""
 
 
-class Pictures:
+class PictureReader:
     """Reads what stands for a picture in the rows of `file`, which belongs to the dataset folder `root`."""
 
     def __init__(self, file: str, root: str, pictures: str) -> None:
         """`pictures`: where relative paths begin, seen from the file's folder, as `importing.pictures`."""
-        beside, root = normal(folder_of(file)), normal(root)
-        chosen = normal(pictures if is_absolute(pictures) else storage.join(beside, pictures))
+        beside, root = normalized_path(folder_of(file)), normalized_path(root)
+        chosen = normalized_path(pictures if is_absolute(pictures) else storage.join(beside, pictures))
         self.folders = list(dict.fromkeys([chosen, beside]))
         if pictures in ("", "."):
             self.folders = list(dict.fromkeys([beside, root, storage.join(root, "images")]))
@@ -43,47 +43,48 @@ class Pictures:
         self.setting = pictures
         self.moved: tuple[str, int] | None = None  # in which folder, and without how many parts, the last one was
 
-    def read(self, value: Any) -> bytes | NoPicture:
+    def read(self, value: Any) -> bytes | MissingPicture:
         """The bytes of a picture, or why there are none."""
         if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value)
         if value is None or value == "":
-            return NoPicture(MISSING, "there is none")
+            return MissingPicture(MISSING, "there is none")
         if not isinstance(value, str):
-            return NoPicture(IS_NO_FILE, f"a {type(value).__name__} and no picture; {WHOLE}")
+            return MissingPicture(IS_NO_FILE, f"a {type(value).__name__} and no picture; {PICTURE_ADVICE}")
         if refusal := _refusal(value):
             return refusal
         return self._by_path(value)
 
-    def _by_path(self, path: str) -> bytes | NoPicture:
-        for place in self.places(path):
-            content = content_of(place)
+    def _by_path(self, path: str) -> bytes | MissingPicture:
+        for place in self.candidate_paths(path):
+            content = read_content(place)
             if content is not None:
                 self._remember(path, place)
                 return content
-        if not is_absolute(path) and not is_within(normal(storage.join(self.beside, path)), self.allowed):
-            return NoPicture(
+        sample = repr(path[:PATH_SAMPLE_CHARS])
+        if not is_absolute(path) and not is_within(normalized_path(storage.join(self.beside, path)), self.allowed):
+            return MissingPicture(
                 OUTSIDE,
-                f"{path[:SHOWN]!r} leaves the folder of the dataset; set importing.pictures to a folder above both",
+                f"{sample} leaves the folder of the dataset; set importing.pictures to a folder above both",
             )
-        return NoPicture(
+        return MissingPicture(
             MISSING,
-            f"{path[:SHOWN]!r} is not there; set importing.pictures ({self.setting!r}) to the folder where such paths "
-            f"begin; it was looked for from {', '.join(self.folders)} on",
+            f"{sample} is not there; set importing.pictures ({self.setting!r}) to the folder where such paths begin; "
+            f"it was looked for from {', '.join(self.folders)} on",
         )
 
-    def places(self, path: str) -> Iterator[str]:
+    def candidate_paths(self, path: str) -> Iterator[str]:
         """Where the file of a path may lie, the likeliest first; nowhere if it leaves the dataset."""
         path = path.removeprefix("file://")
         if "\\" in path and "/" not in path:  # of Windows
             path = re.sub(r"^[A-Za-z]:", "", path).replace("\\", "/")
         if not is_absolute(path):
-            places = [normal(storage.join(folder, path)) for folder in self.folders]
+            places = [normalized_path(storage.join(folder, path)) for folder in self.folders]
             yield from (place for place in places if is_within(place, self.allowed))
             return
-        yield normal(path)
+        yield normalized_path(path)
         parts = [part for part in path.removeprefix(storage.S3).split("/") if part not in ("", ".", "..")]
         if self.moved and self.moved[1] < len(parts):
             yield storage.join(self.moved[0], *parts[self.moved[1] :])
@@ -94,13 +95,13 @@ class Pictures:
     def _remember(self, path: str, place: str) -> None:
         """Look first where a path of somebody else's disk was found, so that the next one takes one look."""
         parts = [part for part in path.removeprefix(storage.S3).split("/") if part not in ("", ".", "..")]
-        for folder in self.folders if is_absolute(path) and place != normal(path) else ():
+        for folder in self.folders if is_absolute(path) and place != normalized_path(path) else ():
             if is_within(place, (folder,)):
                 self.moved = (folder, len(parts) - len(place.removeprefix(f"{folder}/").split("/")))
                 return
 
 
-def refused_type(name: str, kind: pa.DataType) -> str:
+def type_problem(name: str, kind: pa.DataType) -> str:
     """Why a column of this type holds no pictures, in words; "" if it may."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_struct(value) and {"bytes", "path"} & {field.name for field in value}:
@@ -111,30 +112,35 @@ def refused_type(name: str, kind: pa.DataType) -> str:
     )  # fmt: skip
     if any(is_one(value) for is_one in readable):
         return ""
-    return f"the column {name} holds {str(kind)[:SHOWN]}, and no pictures; {WHOLE}"
+    return f"the column {name} holds {str(kind)[:PATH_SAMPLE_CHARS]}, and no pictures; {PICTURE_ADVICE}"
 
 
-def named_path(value: Any) -> str:
+def path_in(value: Any) -> str:
     """The path that stands for a picture, "" where there is none."""
     if isinstance(value, dict):
         value = None if value.get("bytes") else value.get("path")
     return value if isinstance(value, str) and not _refusal(value) else ""
 
 
-def _refusal(text: str) -> NoPicture | None:
+def _refusal(text: str) -> MissingPicture | None:
     """Why a text is no path, if it is none."""
-    if re.match(r"data:[^/]*/", text[:SHOWN]):
-        return NoPicture(IS_NO_FILE, f"a data address ({text[:40]!r}) and no picture; decode it: {WHOLE}")
+    if re.match(r"data:[^/]*/", text[:PATH_SAMPLE_CHARS]):
+        return MissingPicture(IS_NO_FILE, f"a data address ({text[:40]!r}) and no picture; decode it: {PICTURE_ADVICE}")
     if ENCODED.fullmatch(text):
-        return NoPicture(IS_NO_FILE, f"base64 text ({text[:20]!r}...) and no picture; decode it: {WHOLE}")
+        return MissingPicture(IS_NO_FILE, f"base64 text ({text[:20]!r}...) and no picture; decode it: {PICTURE_ADVICE}")
     if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) and not text.startswith((storage.S3, "file://")):
-        return NoPicture(IS_ADDRESS, f"{text[:SHOWN]!r} is an address, and nothing is fetched; download it: {WHOLE}")
-    if len(text) > LONGEST_PATH or "\0" in text:
-        return NoPicture(IS_NO_FILE, f"a text of {len(text)} characters ({text[:40]!r}...) and no path; {WHOLE}")
+        return MissingPicture(
+            IS_ADDRESS,
+            f"{text[:PATH_SAMPLE_CHARS]!r} is an address, and nothing is fetched; download it: {PICTURE_ADVICE}",
+        )
+    if len(text) > MAX_PATH_LENGTH or "\0" in text:
+        return MissingPicture(
+            IS_NO_FILE, f"a text of {len(text)} characters ({text[:40]!r}...) and no path; {PICTURE_ADVICE}"
+        )
     return None
 
 
-def content_of(path: str) -> bytes | NoPicture | None:
+def read_content(path: str) -> bytes | MissingPicture | None:
     """The bytes of a file; None if there is none; why it cannot be read."""
     try:
         if not path.startswith(storage.S3) and storage.file_size(path) is None:
@@ -143,11 +149,11 @@ def content_of(path: str) -> bytes | NoPicture | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except pa.ArrowInvalid as error:
-        return NoPicture(UNREADABLE, f"{path[:SHOWN]}: {error}")
+        return MissingPicture(UNREADABLE, f"{path[:PATH_SAMPLE_CHARS]}: {error}")
     except OSError as error:
         if path.startswith(storage.S3):
             raise
-        return NoPicture(UNREADABLE, f"{path[:SHOWN]} cannot be read: {error}")
+        return MissingPicture(UNREADABLE, f"{path[:PATH_SAMPLE_CHARS]} cannot be read: {error}")
 
 
 def folder_of(file: str) -> str:
@@ -165,7 +171,7 @@ def is_within(path: str, folders: tuple[str, ...]) -> bool:
     return any(folder == "/" or path.startswith(f"{folder}/") for folder in folders)
 
 
-def normal(path: str) -> str:
+def normalized_path(path: str) -> str:
     """The absolute path without "." and ".."; those that would leave a bucket stay at it."""
     if not path.startswith(storage.S3):
         return storage.absolute(path)

@@ -26,23 +26,23 @@ from hive_ray.config import Importing
 from hive_ray.files.text_files import parse_json
 from hive_ray.images import map_in_threads
 from hive_ray.pairs.formats import text_rows
-from hive_ray.pairs.formats.columns import parquet_values, used_once
+from hive_ray.pairs.formats.columns import parquet_values, unique_names
 from hive_ray.pairs.formats.digests import path_column
-from hive_ray.pairs.formats.files import data_files, of_split
+from hive_ray.pairs.formats.files import data_files, select_split
 from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     INSTRUCTION,
     ROWS_NOT_READ,
     SOURCE_CAPTION,
-    NoPicture,
-    Unread,
-    first,
-    kept_picture,
-    refuse_too_few,
-    share,
+    MissingPicture,
+    UnreadablePart,
+    finite_or,
+    first_value,
+    require_enough_rows,
+    stored_picture,
     text,
 )
-from hive_ray.pairs.formats.pictures import Pictures, folder_of, named_path
+from hive_ray.pairs.formats.pictures import PictureReader, folder_of, path_in
 from hive_ray.schemas import SPLITS, Counted, Dropped, Result, Row
 from hive_ray.seeds import id_for
 from hive_ray.statistics.agreement import RankingError, check_ranks
@@ -51,7 +51,7 @@ INSTRUCTION_KEYS = (*INSTRUCTION, "instruct_prompt", "prompt")
 SOURCE_KEYS = (*text_rows.SOURCE_KEYS, "path_src")
 SOURCE_CAPTION_KEYS = (*SOURCE_CAPTION, "source_prompt")
 EDITED_CAPTION_KEYS = (*EDITED_CAPTION, "target_prompt")
-TWO_EDITS = (
+PAIR_COLUMNS = (
     ("left_output_image", "right_output_image"),
     ("left_image", "right_image"),
     ("path1", "path2"),
@@ -64,10 +64,10 @@ VOTES = {
     "tievote": [1, 1],
     "bothbad_vote": [1, 1],
 }
-MODELS = ("left_model", "right_model", "model1", "model2", "model_0", "model_1")
-PICTURE_KEYS = (*SOURCE_KEYS, *(key for keys in TWO_EDITS for key in keys), "edits")
+MODEL_KEYS = ("left_model", "right_model", "model1", "model2", "model_0", "model_1")
+PICTURE_KEYS = (*SOURCE_KEYS, *(key for keys in PAIR_COLUMNS for key in keys), "edits")
 COLUMNS = (
-    *INSTRUCTION_KEYS, *PICTURE_KEYS, *SOURCE_CAPTION_KEYS, *EDITED_CAPTION_KEYS, *MODELS, "ranks", "vote_type",
+    *INSTRUCTION_KEYS, *PICTURE_KEYS, *SOURCE_CAPTION_KEYS, *EDITED_CAPTION_KEYS, *MODEL_KEYS, "ranks", "vote_type",
     "tie_case", "label_0", "label_1", "ranking_id", "prompt_id", "annotator", "editor", "split",
 )  # fmt: skip
 """All columns that are read."""
@@ -75,28 +75,28 @@ PARQUET = ".parquet"
 JSON_ARRAY = ".json"
 ENDINGS = (PARQUET, *text_rows.ENDINGS, JSON_ARRAY)
 """How the files end that are read here."""
-MOST_EDITS = 127
+MAX_EDITS = 127
 """A table holds ranks as int8."""
-NOBODY = "imported"
+UNNAMED = "imported"
 """The annotator, and the editor, of rows that name none."""
-RANKINGS_AT_A_TIME = 8
+BATCH_RANKINGS = 8
 """Whose pictures are decoded at once, and are in memory."""
 
 
 @dataclass(frozen=True)
-class Ranked:
+class ImportedRanking:
     """A ranking as a dataset gives it: its row, its pictures, and the checked ranks of its edits."""
 
     row: Row
     instruction: str
-    source_image: bytes | NoPicture
-    edits: tuple[bytes | NoPicture, ...]
+    source_image: bytes | MissingPicture
+    edits: tuple[bytes | MissingPicture, ...]
     ranks: list[int]
     place: str
     """Where it stands, for messages."""
 
 
-def read_rankings(dataset: str, settings: Importing) -> Iterator[Ranked | Unread]:
+def read_rankings(dataset: str, settings: Importing) -> Iterator[ImportedRanking | UnreadablePart]:
     """Every ranking of a dataset, a folder or a file, in its order, and what of it is none.
 
     `settings` say where picture paths begin, and which files of a folder are read. Raises FileNotFoundError if nothing
@@ -105,16 +105,18 @@ def read_rankings(dataset: str, settings: Importing) -> Iterator[Ranked | Unread
     alone = storage.is_file(dataset)
     root = folder_of(dataset) if alone else dataset
     for file in [dataset] if alone else _files(dataset, settings.split_name):
-        pictures = Pictures(file, root, settings.pictures)
+        pictures = PictureReader(file, root, settings.pictures)
         for place, row in _values(file):
-            yield row if isinstance(row, Unread) else _ranked(row, pictures, place)
+            yield row if isinstance(row, UnreadablePart) else _ranked(row, pictures, place)
 
 
-def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: float) -> Iterator[Result]:
+def ranking_rows(
+    rankings: Iterable[ImportedRanking | UnreadablePart], dataset: str, least_kept: float
+) -> Iterator[Result]:
     """Rows of `rankings`, each once, and `Dropped` with a sample for the others.
 
     Ids that a row has are kept; else they are made from content, and rankings by the same person that say the same of
-    the same edits are one. Reasons beside those of `Unread` and `NoPicture`: "keys_missing", "instruction_missing",
+    the same edits are one. Reasons beside those of `UnreadablePart` and `MissingPicture`: "keys_missing", "instruction_missing",
     "edits_missing", "nothing_to_compare", "too_many_edits", "other_number_of_ranks", "not_an_order", "vote_unknown",
     "pictures_are_equal" (and ranked apart), "duplicate".
 
@@ -124,7 +126,7 @@ def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: 
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
     source = iter(rankings)
-    while batch := list(islice(source, RANKINGS_AT_A_TIME)):
+    while batch := list(islice(source, BATCH_RANKINGS)):
         for ranking, row in zip(batch, map_in_threads(_row, batch), strict=True):
             if not isinstance(row, Dropped) and row["ranking_id"] in ranking_ids:
                 row = Dropped("duplicate", sample=f"ranking {row['ranking_id']} came before")
@@ -134,21 +136,21 @@ def ranking_rows(rankings: Iterable[Ranked | Unread], dataset: str, least_kept: 
             else:
                 ranking_ids.add(row["ranking_id"])
             yield row
-            if isinstance(ranking, Unread) and ranking.rows > 1:
+            if isinstance(ranking, UnreadablePart) and ranking.rows > 1:
                 dropped[ROWS_NOT_READ] += ranking.rows - 1
                 yield Counted({ROWS_NOT_READ: ranking.rows - 1})
-    refuse_too_few(f"rankings of {dataset}", len(ranking_ids), dropped, samples, least_kept)
+    require_enough_rows(f"rankings of {dataset}", len(ranking_ids), dropped, samples, least_kept)
 
 
-def named_pictures(file: str) -> Iterator[list[str]]:
+def ranking_picture_paths(file: str) -> Iterator[list[str]]:
     """The paths of pictures in the rows of a file of rankings, for `digests.dataset_digest`."""
     rows = _values(file, of_paths=True) if file.lower().endswith(ENDINGS) else ()
     for _, row in rows:
-        if not isinstance(row, Unread):
+        if not isinstance(row, UnreadablePart):
             pictures = [row.get(key) for key in PICTURE_KEYS if key != "edits"]
             edits = _as_list(row.get("edits"))
             pictures += map(_picture, edits if isinstance(edits, list) else [])
-            yield list(filter(None, map(named_path, pictures)))
+            yield list(filter(None, map(path_in, pictures)))
 
 
 def _files(dataset: str, split_name: str) -> list[str]:
@@ -158,14 +160,14 @@ def _files(dataset: str, split_name: str) -> list[str]:
     for endings in ((PARQUET,), text_rows.ENDINGS, (JSON_ARRAY,)):
         files = [name for name in names if name.lower().endswith(endings)]
         if files:
-            return of_split(dataset, files, split_name, may_have_none=True)
+            return select_split(dataset, files, split_name, may_have_none=True)
     raise ValueError(
         f"{dataset} holds no rankings: wanted files that end with {', '.join(ENDINGS)}; "
         f"found {', '.join(names[:5]) or 'nothing'}"
     )
 
 
-def _values(file: str, *, of_paths: bool = False) -> Iterator[tuple[str, Row | Unread]]:
+def _values(file: str, *, of_paths: bool = False) -> Iterator[tuple[str, Row | UnreadablePart]]:
     """Where each row of a file stands, and its values. `of_paths`: of Parquet, the columns of paths alone."""
     name = file.lower()
     if name.endswith(PARQUET):
@@ -179,11 +181,11 @@ def _values(file: str, *, of_paths: bool = False) -> Iterator[tuple[str, Row | U
 
 
 def _columns(schema: pa.Schema) -> list[str]:
-    return [name for name in used_once(schema.names) if name in COLUMNS]
+    return [name for name in unique_names(schema.names) if name in COLUMNS]
 
 
 def _columns_of_paths(schema: pa.Schema) -> list[str]:
-    columns = [path_column(schema, name) for name in used_once(schema.names) if name in PICTURE_KEYS]
+    columns = [path_column(schema, name) for name in unique_names(schema.names) if name in PICTURE_KEYS]
     if "edits" in schema.names:
         kind = schema.field("edits").type
         if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
@@ -191,38 +193,40 @@ def _columns_of_paths(schema: pa.Schema) -> list[str]:
     return list(filter(None, columns))
 
 
-def _json_values(file: str) -> Iterator[tuple[str, Row | Unread]]:
+def _json_values(file: str) -> Iterator[tuple[str, Row | UnreadablePart]]:
     try:
         rows = parse_json(storage.read_text(file))
     except ValueError as error:
-        yield file, Unread("file_unreadable", f"{file} is not JSON: {error}")
+        yield file, UnreadablePart("file_unreadable", f"{file} is not JSON: {error}")
         return
     if not isinstance(rows, list):
-        yield file, Unread("file_unreadable", f"{file} holds a {type(rows).__name__}; give an array of objects")
+        yield file, UnreadablePart("file_unreadable", f"{file} holds a {type(rows).__name__}; give an array of objects")
         return
     for number, row in enumerate(rows):
         place = f"{file}, row {number}"
         if isinstance(row, dict):
             yield place, row
         else:
-            yield place, Unread("not_an_object", f"{place} is a {type(row).__name__}; give an array of objects")
+            yield place, UnreadablePart("not_an_object", f"{place} is a {type(row).__name__}; give an array of objects")
 
 
-def _ranked(row: Row, pictures: Pictures, place: str) -> Ranked | Unread:
+def _ranked(row: Row, pictures: PictureReader, place: str) -> ImportedRanking | UnreadablePart:
     for keys in (INSTRUCTION_KEYS, SOURCE_KEYS):
         if not row.keys() & set(keys):
-            return Unread("keys_missing", f"{place} has no {' or '.join(keys)}, only {_names(row)}; rename its keys")
-    instruction = text(first(row, INSTRUCTION_KEYS))
+            return UnreadablePart(
+                "keys_missing", f"{place} has no {' or '.join(keys)}, only {_names(row)}; rename its keys"
+            )
+    instruction = text(first_value(row, INSTRUCTION_KEYS))
     if not instruction:
-        return Unread("instruction_missing", f"{place}: no text")
+        return UnreadablePart("instruction_missing", f"{place}: no text")
     try:
         edits, ranks = _judged(row)
     except RankingError as error:
-        return Unread(error.reason, f"{place}: {error}")
-    return Ranked(
+        return UnreadablePart(error.reason, f"{place}: {error}")
+    return ImportedRanking(
         row=row,
         instruction=instruction,
-        source_image=pictures.read(first(row, SOURCE_KEYS)),
+        source_image=pictures.read(first_value(row, SOURCE_KEYS)),
         edits=tuple(pictures.read(_picture(edit)) for edit in edits),
         ranks=ranks,
         place=place,
@@ -233,10 +237,10 @@ def _judged(row: Row) -> tuple[list[Any], list[int]]:
     """The edits of a row and their ranks; a RankingError that says what it lacks."""
     if row.keys() >= {"edits", "ranks"}:
         return _listed(row)
-    for left, right in TWO_EDITS:
+    for left, right in PAIR_COLUMNS:
         if row.keys() >= {left, right}:
             return [row[left], row[right]], _vote(row, left)
-    known = "; ".join(" and ".join(keys) for keys in (("edits", "ranks"), *TWO_EDITS))
+    known = "; ".join(" and ".join(keys) for keys in (("edits", "ranks"), *PAIR_COLUMNS))
     raise RankingError(f"it has no edits ({known}), only {_names(row)}; rename its keys", "keys_missing")
 
 
@@ -248,8 +252,8 @@ def _listed(row: Row) -> tuple[list[Any], list[int]]:
         raise RankingError(f"ranks is {str(ranks)[:40]!r}; give a list of whole numbers, 1 is the best")
     if len(edits) < 2:
         raise RankingError(f"it has {len(edits)} edits; give two or more", "nothing_to_compare")
-    if len(edits) > MOST_EDITS:
-        raise RankingError(f"it has {len(edits)} edits; at most {MOST_EDITS} are taken", "too_many_edits")
+    if len(edits) > MAX_EDITS:
+        raise RankingError(f"it has {len(edits)} edits; at most {MAX_EDITS} are taken", "too_many_edits")
     if len(edits) != len(ranks):
         raise RankingError(f"{len(ranks)} ranks for {len(edits)} edits; give each its own", "other_number_of_ranks")
     check_ranks(ranks, len(edits))
@@ -280,22 +284,22 @@ def _labelled(row: Row) -> list[int]:
     return [1 + (first_label < second_label), 1 + (second_label < first_label)]
 
 
-def _row(ranking: Ranked | Unread) -> Row | Dropped:
+def _row(ranking: ImportedRanking | UnreadablePart) -> Row | Dropped:
     """The row of `rankings` that a ranking becomes, or why there is none."""
-    if isinstance(ranking, Unread):
+    if isinstance(ranking, UnreadablePart):
         return Dropped(ranking.reason, sample=ranking.sample)
     names = ["source", *(f"edit {number}'s" for number in range(1, 1 + len(ranking.edits)))]
     pictures: list[bytes] = []
     for name, encoded in zip(names, (ranking.source_image, *ranking.edits), strict=True):
-        picture = kept_picture(encoded, name)
-        if isinstance(picture, NoPicture):
+        picture = stored_picture(encoded, name)
+        if isinstance(picture, MissingPicture):
             return Dropped(picture.reason, sample=f"{ranking.place}: {picture.detail}")
         pictures.append(picture)
     source, *edits = pictures
     rank_of = dict(zip(edits, ranking.ranks, strict=True))
     if any(rank_of[edit] != rank for edit, rank in zip(edits, ranking.ranks, strict=True)):
         return Dropped("pictures_are_equal", sample=f"{ranking.place}: two edits are one picture, ranked apart")
-    row, annotator = ranking.row, text(ranking.row.get("annotator")) or NOBODY
+    row, annotator = ranking.row, text(ranking.row.get("annotator")) or UNNAMED
     prompt_id = text(row.get("prompt_id")) or id_for("prompt", ranking.instruction, source)
     rows_of_edits = _edits(row, prompt_id, edits)
     ranked_edits = zip(rows_of_edits, ranking.ranks, strict=True)
@@ -304,8 +308,8 @@ def _row(ranking: Ranked | Unread) -> Row | Dropped:
         "ranking_id": text(row.get("ranking_id")) or id_for("ranking", prompt_id, annotator, *edits_and_ranks),
         "prompt_id": prompt_id,
         "instruction": ranking.instruction,
-        "source_caption": text(first(row, SOURCE_CAPTION_KEYS)),
-        "edited_caption": text(first(row, EDITED_CAPTION_KEYS)),
+        "source_caption": text(first_value(row, SOURCE_CAPTION_KEYS)),
+        "edited_caption": text(first_value(row, EDITED_CAPTION_KEYS)),
         "source_image": source,
         "split": row["split"] if row.get("split") in SPLITS else "rank",
         "edits": rows_of_edits,
@@ -325,8 +329,8 @@ def _edits(row: Row, prompt_id: str, pictures: list[bytes]) -> list[Row]:
             "edit_id": text(edit.get("edit_id")) or id_for("edit", prompt_id, picture),
             "image": picture,
             "seed": _seed(edit.get("seed")),
-            "guidance_scale": share(edit.get("guidance_scale"), 0.0),
-            "image_guidance_scale": share(edit.get("image_guidance_scale"), 0.0),
+            "guidance_scale": finite_or(edit.get("guidance_scale"), 0.0),
+            "image_guidance_scale": finite_or(edit.get("image_guidance_scale"), 0.0),
         }
         for edit, picture in zip(known, pictures, strict=True)
     ]
@@ -342,8 +346,8 @@ def _seed(value: Any) -> int:
 
 
 def _editor(row: Row) -> str:
-    models = sorted({text(row.get(name)) for name in MODELS} - {""})
-    return text(row.get("editor")) or " ".join(models) or NOBODY
+    models = sorted({text(row.get(name)) for name in MODEL_KEYS} - {""})
+    return text(row.get("editor")) or " ".join(models) or UNNAMED
 
 
 def _as_list(value: Any) -> Any:

@@ -14,17 +14,17 @@ import pyarrow as pa
 from hive_ray import storage
 from hive_ray.config import Importing
 from hive_ray.files.text_files import NOT_AN_OBJECT, NOT_JSON, NOT_UTF8, SAMPLE_CHARS, parse_json
-from hive_ray.pairs.formats.files import is_system
+from hive_ray.pairs.formats.files import is_system_file
 from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     EDITED_IMAGE,
     INSTRUCTION,
     SOURCE_CAPTION,
     SOURCE_IMAGE,
-    Found,
-    Unread,
-    first,
-    ours,
+    ImportedPair,
+    UnreadablePart,
+    first_value,
+    own_values,
 )
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -36,7 +36,7 @@ FIELDS: dict[str, str] = {
 }
 """The first part of what follows a key in a member's name -> what the member is; others are not read."""
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
-BROKEN = (
+READ_ERRORS = (
     tarfile.TarError, pa.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 """What reading an archive raises where its bytes are not what they should be."""
@@ -50,36 +50,36 @@ BROKEN_HEADERS = (
 )
 
 
-class Damaged(tarfile.TarError):
+class DamagedArchiveError(tarfile.TarError):
     """An archive that cannot be read on."""
 
 
-class Member(tarfile.TarInfo):
-    """A member of an archive; `Damaged` where its header is broken, which `tarfile` takes for the archive's end."""
+class CheckedTarInfo(tarfile.TarInfo):
+    """A member of an archive; `DamagedArchiveError` where its header is broken, which `tarfile` takes for the archive's end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "Member":
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "CheckedTarInfo":
         """The next member; tarfile's own EOFHeaderError at the end."""
         try:
             member = super().fromtarfile(archive)
         except EMPTY_HEADER as error:
-            raise Damaged("it has no end, so it may have been cut off") from error
+            raise DamagedArchiveError("it has no end, so it may have been cut off") from error
         except BROKEN_HEADERS as error:
-            raise Damaged(f"broken header ({error})") from error
+            raise DamagedArchiveError(f"broken header ({error})") from error
         if member.size < 0:
-            raise Damaged(f"a member of {member.size} bytes")
+            raise DamagedArchiveError(f"a member of {member.size} bytes")
         return member
 
 
-def shard_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+def shard_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """The pairs of a shard, and what of it is none: a key without its three files, or the rest of the archive."""
     for key, members in groupby(_members(file), key=itemgetter(0)):
         place = f"{file}, key {key}"
         contents = {field: content for _, field, content in members}
         if key is None:
-            yield Unread("file_unreadable", f"{file} cannot be read to its end: {contents['problem']}")
+            yield UnreadablePart("file_unreadable", f"{file} cannot be read to its end: {contents['problem']}")
         elif not {"source", "edited", "json"} <= contents.keys():
-            yield Unread(
+            yield UnreadablePart(
                 "files_missing",
                 f"{place} has {', '.join(sorted(contents))}; wanted {key}.source.png, {key}.edited.png (or .jpg) and "
                 f"{key}.json; an archive of another layout has to be unpacked",
@@ -88,23 +88,23 @@ def shard_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Un
             yield _pair(place, contents)
 
 
-def _pair(place: str, contents: dict[str, bytes]) -> Found | Unread:
+def _pair(place: str, contents: dict[str, bytes]) -> ImportedPair | UnreadablePart:
     try:
         words = parse_json(contents["json"].decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return Unread(NOT_UTF8, f"{place}: its JSON is not UTF-8 ({error.reason})")
+        return UnreadablePart(NOT_UTF8, f"{place}: its JSON is not UTF-8 ({error.reason})")
     except ValueError as error:
-        return Unread(NOT_JSON, f"{place}: {contents['json'][:SAMPLE_CHARS]!r} is not JSON ({error})")
+        return UnreadablePart(NOT_JSON, f"{place}: {contents['json'][:SAMPLE_CHARS]!r} is not JSON ({error})")
     if not isinstance(words, dict):
-        return Unread(NOT_AN_OBJECT, f"{place}: its JSON is a {type(words).__name__} and no object")
-    return Found(
-        instruction=first(words, INSTRUCTION),
+        return UnreadablePart(NOT_AN_OBJECT, f"{place}: its JSON is a {type(words).__name__} and no object")
+    return ImportedPair(
+        instruction=first_value(words, INSTRUCTION),
         source_image=contents["source"],
         edited_image=contents["edited"],
-        source_caption=first(words, SOURCE_CAPTION),
-        edited_caption=first(words, EDITED_CAPTION),
+        source_caption=first_value(words, SOURCE_CAPTION),
+        edited_caption=first_value(words, EDITED_CAPTION),
         place=place,
-        **ours(words),
+        **own_values(words),
     )
 
 
@@ -118,14 +118,14 @@ def _members(file: str) -> Iterator[tuple[str | None, str, Any]]:
                 last = member.name
                 name = member.name.removeprefix("./").lstrip("/")
                 folder, slash, name = name.rpartition("/")
-                if not member.isfile() or any(map(is_system, [*folder.split("/"), name])):
+                if not member.isfile() or any(map(is_system_file, [*folder.split("/"), name])):
                     continue
                 key, _, ending = name.partition(".")
                 field = ending.split(".")[0]
                 content = cast(BinaryIO, archive.extractfile(member)).read() if field in FIELDS else b""
                 yield folder + slash + key, FIELDS.get(field, field), content
             _refuse_another(cast(BinaryIO, archive.fileobj))
-    except BROKEN as error:
+    except READ_ERRORS as error:
         if "AWS Error" in str(error):
             raise
         yield None, "problem", f"{f'after {last}: ' if last else ''}{error}"
@@ -139,13 +139,15 @@ def _archive(file: str) -> Iterator[tarfile.TarFile]:
         packed = stream.read(len(ZSTANDARD)) == ZSTANDARD
     with (
         files.open_input_stream(inside, compression="zstd" if packed else None) as stream,
-        tarfile.open(fileobj=stream, mode="r|" if packed else "r|*", tarinfo=Member) as archive,
+        tarfile.open(fileobj=stream, mode="r|" if packed else "r|*", tarinfo=CheckedTarInfo) as archive,
     ):
         yield archive
 
 
 def _refuse_another(stream: BinaryIO) -> None:
-    """Raise `Damaged` if more than zeros follows the end of an archive."""
+    """Raise `DamagedArchiveError` if more than zeros follows the end of an archive."""
     while block := stream.read(1 << 20):
         if block.strip(b"\0"):
-            raise Damaged("another archive follows its end and is not read; give each archive a file of its own")
+            raise DamagedArchiveError(
+                "another archive follows its end and is not read; give each archive a file of its own"
+            )

@@ -18,17 +18,17 @@ from hive_ray.pairs.formats.imported import (
     INSTRUCTION,
     SOURCE_CAPTION,
     SOURCE_IMAGE,
-    Found,
-    NoPicture,
-    Unread,
-    first,
-    kept_picture,
-    ours,
-    refuse_too_few,
+    ImportedPair,
+    MissingPicture,
+    UnreadablePart,
+    first_value,
+    own_values,
+    require_enough_rows,
+    stored_picture,
     text,
     texts,
 )
-from hive_ray.pairs.formats.pictures import Pictures, folder_of
+from hive_ray.pairs.formats.pictures import PictureReader, folder_of
 from hive_ray.schemas import Dropped, Row
 from hive_ray.seeds import id_for
 
@@ -41,42 +41,42 @@ ENDINGS = tuple(kind + packed for kind in (*JSON_LINES, *DELIMITERS) for packed 
 """How the files end that are read here."""
 
 
-def text_rows(file: str, root: str, settings: Importing) -> Iterator[Found | Unread]:
+def text_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
     """The pairs of a file of the dataset folder `root`; "keys_missing" is the reason of a line without them."""
-    pictures = Pictures(file, root, settings.pictures)
+    pictures = PictureReader(file, root, settings.pictures)
     below = folder_of(file).removeprefix(root).strip("/")  # sub-folders may use the same names for other pictures
     for place, row in read_values(file):
-        if isinstance(row, Unread):
+        if isinstance(row, UnreadablePart):
             yield row
         elif problem := _lacks(row, INSTRUCTION, SOURCE_KEYS, EDITED_KEYS):
-            yield Unread("keys_missing", f"{place} {problem}")
+            yield UnreadablePart("keys_missing", f"{place} {problem}")
         else:
-            source, edited = first(row, SOURCE_KEYS), first(row, EDITED_KEYS)
+            source, edited = first_value(row, SOURCE_KEYS), first_value(row, EDITED_KEYS)
             together = min(str(source), str(edited))  # the same for a pair and its inverse
-            yield Found(
-                instruction=first(row, INSTRUCTION),
+            yield ImportedPair(
+                instruction=first_value(row, INSTRUCTION),
                 source_image=pictures.read(source),
                 edited_image=pictures.read(edited),
-                source_caption=first(row, SOURCE_CAPTION),
-                edited_caption=first(row, EDITED_CAPTION),
-                together=storage.join(below, together) if below else together,
+                source_caption=first_value(row, SOURCE_CAPTION),
+                edited_caption=first_value(row, EDITED_CAPTION),
+                split_group=storage.join(below, together) if below else together,
                 place=place,
-                **ours(row),
+                **own_values(row),
             )
 
 
-def read_values(file: str) -> Iterator[tuple[str, Row | Unread]]:
+def read_values(file: str) -> Iterator[tuple[str, Row | UnreadablePart]]:
     """Where a line stands, in words, and its values by key, or why it has none; at the end, why the rest of the file
     cannot be read. FileNotFoundError if there is no file."""
     try:
         for line in _lines(file):
             values = line.value if isinstance(line, JsonLine) else line.values
             if line.problem or values is None:
-                yield line.place, Unread(line.problem, line.sample)
+                yield line.place, UnreadablePart(line.problem, line.sample)
             else:
                 yield line.place, values
     except TextError as error:
-        yield file, Unread("file_unreadable", str(error))
+        yield file, UnreadablePart("file_unreadable", str(error))
 
 
 def _lines(file: str) -> Iterator[JsonLine | TableRow]:
@@ -90,12 +90,12 @@ def _lines(file: str) -> Iterator[JsonLine | TableRow]:
 def read_prompts(settings: Importing) -> Iterator[Row | Dropped]:
     """Rows of `prompts`, each once and all of the test split, from HIVE's {instruction, source_img} a line.
 
-    `Dropped` with a sample as `found.imported_rows`. Raises a ValueError if nothing can be kept.
+    `Dropped` with a sample as `imported.imported_rows`. Raises a ValueError if nothing can be kept.
     """
     file, prompt_ids = settings.prompts, set()
     dropped: Counter[str] = Counter()
     samples: dict[str, str] = {}
-    pictures = Pictures(file, folder_of(file), settings.prompt_pictures)
+    pictures = PictureReader(file, folder_of(file), settings.prompt_pictures)
     for place, line in read_values(file):
         for row in _prompts(place, line, pictures):
             if not isinstance(row, Dropped) and row["prompt_id"] in prompt_ids:
@@ -106,31 +106,31 @@ def read_prompts(settings: Importing) -> Iterator[Row | Dropped]:
             else:
                 prompt_ids.add(row["prompt_id"])
             yield row
-    refuse_too_few(f"prompts of {file}", len(prompt_ids), dropped, samples, settings.least_kept)
+    require_enough_rows(f"prompts of {file}", len(prompt_ids), dropped, samples, settings.least_kept)
 
 
-def _prompts(place: str, line: Row | Unread, pictures: Pictures) -> Iterator[Row | Dropped]:
+def _prompts(place: str, line: Row | UnreadablePart, pictures: PictureReader) -> Iterator[Row | Dropped]:
     """A row for each instruction of a line, or why there is none."""
-    if isinstance(line, Unread):
+    if isinstance(line, UnreadablePart):
         yield Dropped(line.reason, sample=line.sample)
         return
     if problem := _lacks(line, INSTRUCTION, SOURCE_KEYS):
         yield Dropped("keys_missing", sample=f"{place} {problem}")
         return
-    instructions = texts(first(line, INSTRUCTION))
+    instructions = texts(first_value(line, INSTRUCTION))
     if not instructions:
         yield Dropped("instruction_missing", sample=f"{place}: no text")
         return
-    source = kept_picture(pictures.read(first(line, SOURCE_KEYS)), "source")
-    if isinstance(source, NoPicture):
+    source = stored_picture(pictures.read(first_value(line, SOURCE_KEYS)), "source")
+    if isinstance(source, MissingPicture):
         yield Dropped(source.reason, sample=f"{place}: {source.detail}")
         return
     for instruction in instructions:
         yield {
             "prompt_id": id_for("prompt", instruction, source),
             "instruction": instruction,
-            "source_caption": text(first(line, SOURCE_CAPTION)),
-            "edited_caption": text(first(line, EDITED_CAPTION)),
+            "source_caption": text(first_value(line, SOURCE_CAPTION)),
+            "edited_caption": text(first_value(line, EDITED_CAPTION)),
             "source_image": source,
             "split": "test",
         }

@@ -18,11 +18,11 @@ from hive_ray import storage
 from hive_ray.images import decode, encode_jpeg, image_format
 from hive_ray.schemas import Row, Rows
 
-PICTURES = ("source_image", "edited_image")
-NAMES = {"source_image": "input_image", "instruction": "edit_prompt", "edited_image": "edited_image"}
+PICTURE_COLUMNS = ("source_image", "edited_image")
+DIFFUSERS_NAMES = {"source_image": "input_image", "instruction": "edit_prompt", "edited_image": "edited_image"}
 """Our columns -> those that diffusers' train_instruct_pix2pix.py trains from by default, in its order."""
 ROWS_PER_GROUP = 32
-CARD = """---
+README = """---
 configs:
 - config_name: default
   data_files:
@@ -45,7 +45,7 @@ def write_parquet(folder: str, rows: Iterable[Row], schema: pa.Schema, most_byte
         pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP)
         storage.write_bytes(storage.join(folder, "data", f"train-{number:05d}.parquet"), buffer.getvalue())
         written += len(shard)
-    storage.write_text(storage.join(folder, "README.md"), CARD)
+    storage.write_text(storage.join(folder, "README.md"), README)
     return written
 
 
@@ -53,15 +53,20 @@ def parquet_schema(schema: pa.Schema) -> pa.Schema:
     """Of a table of ours, with the names and the picture type of the Hugging Face world."""
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    ordered = [*NAMES, *(name for name in schema.names if name not in NAMES)]
-    fields = [(NAMES.get(name, name), picture if name in PICTURES else schema.field(name).type) for name in ordered]
-    renamed = {NAMES.get(name, name): features[name] for name in ordered}
+    ordered = [*DIFFUSERS_NAMES, *(name for name in schema.names if name not in DIFFUSERS_NAMES)]
+    fields = [
+        (DIFFUSERS_NAMES.get(name, name), picture if name in PICTURE_COLUMNS else schema.field(name).type)
+        for name in ordered
+    ]
+    renamed = {DIFFUSERS_NAMES.get(name, name): features[name] for name in ordered}
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": renamed}})})
 
 
 def _diffusers(row: Row) -> Row:
-    pictures = {name: {"bytes": row[name], "path": f"{row['pair_id']}.{image_format(row[name])}"} for name in PICTURES}
-    return {NAMES.get(name, name): value for name, value in (row | pictures).items()}
+    pictures = {
+        name: {"bytes": row[name], "path": f"{row['pair_id']}.{image_format(row[name])}"} for name in PICTURE_COLUMNS
+    }
+    return {DIFFUSERS_NAMES.get(name, name): value for name, value in (row | pictures).items()}
 
 
 def write_folders(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes: int) -> int:
@@ -74,10 +79,10 @@ def write_folders(folder: str, rows: Iterable[Row], schema: pa.Schema, most_byte
         words = alike[0]
         lines = []
         for row in alike:
-            for which, picture in enumerate(PICTURES):
+            for which, picture in enumerate(PICTURE_COLUMNS):
                 storage.write_bytes(storage.join(place, f"{row['seed']}_{which}.jpg"), _jpeg(row[picture]))
-            lines.append(json.dumps({theirs: row[ours] for ours, theirs in METADATA.items()}) + "\n")
-        prompt = {theirs: words[ours] for ours, theirs in PROMPT.items()}
+            lines.append(json.dumps({theirs: row[ours] for ours, theirs in METADATA_KEYS.items()}) + "\n")
+        prompt = {theirs: words[ours] for ours, theirs in PROMPT_KEYS.items()}
         storage.write_text(storage.join(place, "prompt.json"), json.dumps(prompt, ensure_ascii=False))
         storage.write_text(storage.join(place, "metadata.jsonl"), "".join(lines))
         listed.append((name, [str(row["seed"]) for row in alike]))
@@ -85,11 +90,11 @@ def write_folders(folder: str, rows: Iterable[Row], schema: pa.Schema, most_byte
     return sum(len(seeds) for _, seeds in listed)
 
 
-PROMPT = {
+PROMPT_KEYS = {
     "source_caption": "input", "instruction": "edit", "edited_caption": "output", "origin": "origin", "split": "split",
 }  # fmt: skip
 """Our columns -> the keys of prompt.json; the last two are ours alone."""
-METADATA = {
+METADATA_KEYS = {
     "seed": "seed", "shared_attention": "p2p_threshold", "clip_source_text": "clip_sim_0",
     "clip_edited_text": "clip_sim_1", "clip_direction": "clip_sim_dir", "clip_image": "clip_sim_image",
 }  # fmt: skip
@@ -99,7 +104,7 @@ METADATA = {
 def _alike(rows: Iterable[Row]) -> Iterator[Rows]:
     """Neighbours that differ in nothing but their pictures and seed; where a seed comes twice (imported pairs may have
     none), the second begins a folder of its own."""
-    for _, neighbours in groupby(rows, key=lambda row: (row["instruction_id"], *(row[name] for name in PROMPT))):
+    for _, neighbours in groupby(rows, key=lambda row: (row["instruction_id"], *(row[name] for name in PROMPT_KEYS))):
         alike: dict[int, Row] = {}
         for row in neighbours:
             if row["seed"] in alike:
@@ -125,14 +130,14 @@ def write_shards(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for row in shard:
-                kinds_of_row = {name: image_format(row[name]) for name in PICTURES}
+                kinds_of_row = {name: image_format(row[name]) for name in PICTURE_COLUMNS}
                 kinds = kinds or kinds_of_row
                 if kinds_of_row != kinds:
                     raise ValueError(
                         f"pair {row['pair_id']} has {kinds_of_row}, those before it {kinds}, and WebDataset readers "
                         "want one kind of file; export parquet instead"
                     )
-                words = {name: value for name, value in row.items() if name not in PICTURES}
+                words = {name: value for name, value in row.items() if name not in PICTURE_COLUMNS}
                 _add(tar, f"{row['pair_id']}.source.{kinds['source_image']}", row["source_image"])
                 _add(tar, f"{row['pair_id']}.edited.{kinds['edited_image']}", row["edited_image"])
                 _add(tar, f"{row['pair_id']}.json", json.dumps(words, ensure_ascii=False).encode())
@@ -152,7 +157,7 @@ def _shards(rows: Iterable[Row], most_bytes: int) -> Iterator[Rows]:
     shard: Rows = []
     size = 0
     for row in rows:
-        more = sum(len(row[name]) for name in PICTURES)
+        more = sum(len(row[name]) for name in PICTURE_COLUMNS)
         if shard and size + more > most_bytes:
             yield shard
             shard, size = [], 0

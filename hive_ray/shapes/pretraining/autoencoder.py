@@ -37,7 +37,7 @@ def decode(model: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def carry_colours(model: AutoencoderKL) -> None:
+def init_as_block_average(model: AutoencoderKL) -> None:
     """Weights of an untrained autoencoder such that it begins as block averages: an error of 0.04 instead of 0.6.
 
     Ten channels carry red, green and blue, their negatives, and constants through every layer. Since
@@ -105,7 +105,7 @@ def autoencoder() -> AutoencoderKL:
         sample_size=64,
     )
     as_channels_last(model)
-    carry_colours(model)
+    init_as_block_average(model)
     return model
 
 

@@ -18,12 +18,12 @@ from hive_ray.files.model_folders import forget_origin
 from hive_ray.shapes.edits import write_edits
 from hive_ray.shapes.pretraining.autoencoder import as_channels_last, bias_of, encode
 from hive_ray.shapes.pretraining.scene_pictures import degrade, to_batch
-from hive_ray.shapes.pretraining.steps import Say, train_averaged
+from hive_ray.shapes.pretraining.steps import Say, train_with_ema
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, shapes_tokenizer, with_quality
-from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, draw, place, random_description
+from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, draw, place_things, random_description
 
 
-def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[np.ndarray, str]:
+def random_sample(rng: np.random.Generator, num_things: int | None) -> tuple[np.ndarray, str]:
     """A picture and its words: captions for the most part, and instructions and quality phrases, so that the text
     encoder knows their words before any editor is trained. `num_things` None draws one to three, crowded ones more
     often than users write them, since they are harder."""
@@ -31,21 +31,21 @@ def picture_and_text(rng: np.random.Generator, num_things: int | None) -> tuple[
     description = random_description(rng, num_things)
     kind = rng.choice(["caption", "instruction", "both", "quality"], p=[0.8, 0.06, 0.06, 0.08])
     if kind == "caption":
-        return draw(place(description, rng)), description.caption
+        return draw(place_things(description, rng)), description.caption
     if kind == "quality":
-        return harmed(description, rng)
+        return degraded_sample(description, rng)
     edit = write_edits(description.caption, 1, rng)[0]
     text = edit.instruction if kind == "instruction" else f"{description.caption}, {edit.instruction}"
-    return draw(place(edit.edited, rng)), text
+    return draw(place_things(edit.edited, rng)), text
 
 
-def harmed(description: Description, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def degraded_sample(description: Description, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """A more or less harmed picture of a description, and its caption with the quality phrase that says how much."""
     level = int(rng.integers(1, 6))
-    return degrade(draw(place(description, rng)), level, rng), with_quality(description.caption, level)
+    return degrade(draw(place_things(description, rng)), level, rng), with_quality(description.caption, level)
 
 
-class Pool:
+class SamplePool:
     """Latents and tokens of pictures to draw batches from, a few of them new every few steps."""
 
     def __init__(self, model: "TextToImageModel", size: int, rng: np.random.Generator) -> None:
@@ -58,7 +58,7 @@ class Pool:
 
     def renew(self, count: int, num_things: int | None) -> None:
         """Put `count` new pictures in place of the oldest; `num_things` None draws one to three."""
-        pictures, texts = zip(*(picture_and_text(self.rng, num_things) for _ in range(count)), strict=True)
+        pictures, texts = zip(*(random_sample(self.rng, num_things) for _ in range(count)), strict=True)
         places = torch.arange(self.oldest, self.oldest + count) % self.size
         self.oldest += count
         self.latents[places], self.tokens[places] = self.encoded(list(pictures), list(texts))
@@ -78,13 +78,13 @@ def is_thing(latents: Tensor) -> Tensor:
     return differs(latents, latents.flatten(2).median(-1).values[..., None, None])
 
 
-def emphasis(places: Tensor) -> Tensor:
+def loss_weight(places: Tensor) -> Tensor:
     """Loss weight of places that are 1: five times that of those that are 0."""
     return 0.4 + 1.6 * places
 
 
 @torch.no_grad()
-def silence_branches(unet: UNet2DConditionModel) -> None:
+def zero_residual_branches(unet: UNet2DConditionModel) -> None:
     """Begin with every residual branch and the output at zero (Dhariwal and Nichol 2021), which trains faster."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
@@ -106,7 +106,7 @@ class TextToImageModel:
     scheduler: DDIMScheduler
 
     @classmethod
-    def from_nothing(cls, vae_folder: Path, seed: int) -> "TextToImageModel":
+    def from_scratch(cls, vae_folder: Path, seed: int) -> "TextToImageModel":
         """Untrained, around a trained autoencoder."""
         torch.manual_seed(seed)
         tokenizer = shapes_tokenizer()
@@ -124,7 +124,7 @@ class TextToImageModel:
             cross_attention_dim=128, attention_head_dim=4, norm_num_groups=4,
         )  # fmt: skip
         as_channels_last(unet)
-        silence_branches(unet)
+        zero_residual_branches(unet)
         scheduler = DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
             set_alpha_to_one=True, steps_offset=1, prediction_type="v_prediction", rescale_betas_zero_snr=True,
@@ -145,7 +145,7 @@ class TextToImageModel:
         noisy = add_noise(self.scheduler, latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         predicted = self.unet(noisy, timesteps, self.text_encoder(tokens).last_hidden_state).sample
         off = predicted - velocity(self.scheduler, latents, noise, timesteps)
-        return emphasis(is_thing(latents)) * off.square()
+        return loss_weight(is_thing(latents)) * off.square()
 
     @torch.no_grad()
     def encode(self, pictures: list[np.ndarray]) -> Tensor:
@@ -170,17 +170,17 @@ class TextToImageModel:
         forget_origin(folder)
 
 
-class WordGaps:
+class CaptionSensitivity:
     """How much the loss rises with a wrong colour or a wrong shape in the caption: 0 where words teach nothing."""
 
-    def __init__(self, pool: Pool, count: int, rng: np.random.Generator) -> None:
+    def __init__(self, pool: SamplePool, count: int, rng: np.random.Generator) -> None:
         descriptions = [random_description(rng) for _ in range(count)]
-        pictures = [draw(place(description, rng)) for description in descriptions]
+        pictures = [draw(place_things(description, rng)) for description in descriptions]
         texts = [description.caption for description in descriptions]
         self.latents, self.right = pool.encoded(pictures, texts)
         self.wrong = {
-            "colour": pool.encoded(pictures, [with_next_words(text, tuple(COLOURS)) for text in texts])[1],
-            "shape": pool.encoded(pictures, [with_next_words(text, SHAPES) for text in texts])[1],
+            "colour": pool.encoded(pictures, [with_wrong_words(text, tuple(COLOURS)) for text in texts])[1],
+            "shape": pool.encoded(pictures, [with_wrong_words(text, SHAPES) for text in texts])[1],
         }
 
     @torch.no_grad()
@@ -198,7 +198,7 @@ class WordGaps:
         return "; ".join(words)
 
 
-def with_next_words(text: str, words: tuple[str, ...]) -> str:
+def with_wrong_words(text: str, words: tuple[str, ...]) -> str:
     """The text with every one of `words` replaced by the next of them."""
     following = dict(zip(words, (*words[1:], words[0]), strict=True))
     return " ".join(
@@ -216,8 +216,8 @@ def train_text_to_image(
     """
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    empty, pictures = model.tokenize([""]), Pool(model, pool, rng)
-    gaps = WordGaps(pictures, 128, np.random.default_rng(seed + 1))
+    empty, pictures = model.tokenize([""]), SamplePool(model, pool, rng)
+    gaps = CaptionSensitivity(pictures, 128, np.random.default_rng(seed + 1))
     for _ in range(0, pool, 50):
         pictures.renew(50, 1 if single_things else None)
 
@@ -235,4 +235,4 @@ def train_text_to_image(
         return model.error(latents, noise, timesteps, words).mean()
 
     parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
-    train_averaged("text to image", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say, save=save)
+    train_with_ema("text to image", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say, save=save)

@@ -18,27 +18,27 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from hive_ray.diffusion.noising import add_noise, velocity
-from hive_ray.shapes.pretraining.diffusion import TextToImageModel, differs, emphasis, harmed, is_thing
+from hive_ray.shapes.pretraining.diffusion import TextToImageModel, degraded_sample, differs, is_thing, loss_weight
 from hive_ray.shapes.pretraining.scene_pictures import degrade, scene_and_twin
-from hive_ray.shapes.pretraining.steps import Say, train_averaged
+from hive_ray.shapes.pretraining.steps import Say, train_with_ema
 from hive_ray.shapes.pretraining.words import MAX_TOKENS, with_quality
 from hive_ray.shapes.scenes import draw, random_description
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchComposition:
     """Rows of each task in a batch."""
 
     edits: int
     graded: int
     """Edits whose result is more or less harmed, as the quality phrase behind their instruction says."""
     captions: int
-    harmed: int
+    degraded: int
     """Harmed pictures of captions with the quality phrase."""
 
 
-BOTH_TASKS = Batch(edits=42, graded=0, captions=20, harmed=2)
-WITH_PHRASE = Batch(edits=32, graded=24, captions=6, harmed=2)
+BOTH_TASKS = BatchComposition(edits=42, graded=0, captions=20, degraded=2)
+WITH_PHRASE = BatchComposition(edits=32, graded=24, captions=6, degraded=2)
 
 KIND_RATES = {
     "recolour": 0.5, "reshape": 0.8, "add": 1.0, "remove": 1.0, "background": 0.4, "swap": 1.0, "resize": 0.6,
@@ -71,9 +71,9 @@ class TwinPool:
         self.tokens[places] = self.model.tokenize(texts).unflatten(0, (count, 4))
 
 
-def harmed_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def degraded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Latents (size, 4, 8, 8) of more or less harmed pictures, and tokens of captions with the quality phrase."""
-    pictures, texts = zip(*(harmed(random_description(rng), rng) for _ in range(size)), strict=True)
+    pictures, texts = zip(*(degraded_sample(random_description(rng), rng) for _ in range(size)), strict=True)
     return encoded(model, list(pictures)), model.tokenize(list(texts))
 
 
@@ -101,7 +101,7 @@ def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
 
     Things that stay must weigh as much as what changes: without them "remove the star" removed everything.
     """
-    return emphasis(torch.maximum(differs(edited, source), is_thing(edited)))
+    return loss_weight(torch.maximum(differs(edited, source), is_thing(edited)))
 
 
 def train_editing(
@@ -113,7 +113,7 @@ def train_editing(
     say: Say,
     save: Callable[[], None],
     phrased: int = 3000,
-    rows: Batch = BOTH_TASKS,
+    rows: BatchComposition = BOTH_TASKS,
     lr: float = 1e-3,
 ) -> None:
     """Train `model`, whose U-Net reads the source's latents as well, on both tasks; it ends with averaged weights.
@@ -123,11 +123,11 @@ def train_editing(
     """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    twins, (harmed_latents, harmed_tokens) = TwinPool(model, pool, rng), harmed_pool(model, phrased, rng)
+    twins, (harmed_latents, harmed_tokens) = TwinPool(model, pool, rng), degraded_pool(model, phrased, rng)
     graded_latents, graded_sources, graded_tokens = graded_pool(model, phrased if rows.graded else 1, rng)
     for _ in range(0, pool, 50):
         twins.renew(50)
-    with_source, without = rows.edits + rows.graded, rows.captions + rows.harmed
+    with_source, without = rows.edits + rows.graded, rows.captions + rows.degraded
     empty, num_rows = model.tokenize([""]), with_source + without
     scale = model.vae.config["scaling_factor"]
 
@@ -139,7 +139,7 @@ def train_editing(
         edit, caption = chosen(pool, rows.edits + rows.captions).split([rows.edits, rows.captions])
         # An edit starts from this side of its twins.
         start, shown = chosen(2, rows.edits + rows.captions).split([rows.edits, rows.captions])
-        drawn, graded = chosen(len(harmed_latents), rows.harmed), chosen(len(graded_latents), rows.graded)
+        drawn, graded = chosen(len(harmed_latents), rows.degraded), chosen(len(graded_latents), rows.graded)
         target = [
             twins.latents[edit, 1 - start], graded_latents[graded],
             twins.latents[caption, shown], harmed_latents[drawn],
@@ -156,7 +156,7 @@ def train_editing(
         target, source, words = batch()
         dropped = torch.rand(num_rows, generator=generator)
         latents = target * scale
-        drawn_weight = emphasis(is_thing(latents[with_source:]))
+        drawn_weight = loss_weight(is_thing(latents[with_source:]))
         weight = torch.cat([edit_weight(latents[:with_source], source[:with_source] * scale), drawn_weight])
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (num_rows,), generator=generator)
@@ -169,7 +169,7 @@ def train_editing(
         return (weight * (predicted - velocity(model.scheduler, latents, noise, timesteps)).square()).mean()
 
     parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
-    train_averaged("editing", parameters, loss_of, num_steps=num_steps, lr=lr, say=say, save=save)
+    train_with_ema("editing", parameters, loss_of, num_steps=num_steps, lr=lr, say=say, save=save)
 
 
 def without_source(unet: UNet2DConditionModel) -> UNet2DConditionModel:

@@ -24,11 +24,11 @@ from hive_ray.similarity import normalize
 BLIP_TEMPERATURE = 0.07
 """Where CLIP and BLIP start theirs."""
 
-TWINS = 32
+BATCH_TWINS = 32
 """Twins in a batch."""
 
 WIDTH = 128
-NAMING = 2.0
+NAMING_WEIGHT = 2.0
 """Weight of the naming of patches beside the loss of matching."""
 
 
@@ -56,7 +56,7 @@ def train_clip(
         captions, pixels, names = draw_batch(pool, rng)
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         output = model(input_ids=tokens.input_ids, pixel_values=pixels, return_loss=True)
-        return output.loss + NAMING * naming.loss(output.vision_model_output.last_hidden_state, names)
+        return output.loss + NAMING_WEIGHT * naming.loss(output.vision_model_output.last_hidden_state, names)
 
     parameters = [*model.parameters(), *naming.parameters()]
     train_steps("clip", parameters, loss_of, num_steps=num_steps, lr=1e-3, say=say)
@@ -85,7 +85,7 @@ def train_blip(
         BlipConfig(text_config=tower | text, vision_config=tower | vision, image_text_hidden_size=64)
     )
     naming = PatchNaming(WIDTH)
-    own, fits = torch.arange(2 * TWINS), torch.eye(2, dtype=torch.long).flatten().repeat(TWINS)
+    own, fits = torch.arange(2 * BATCH_TWINS), torch.eye(2, dtype=torch.long).flatten().repeat(BATCH_TWINS)
 
     def loss_of(step: int) -> Tensor:
         captions, pixels, names = draw_batch(pool, rng)
@@ -99,10 +99,12 @@ def train_blip(
         read = model.text_encoder(
             input_ids=ids.repeat_interleave(2, 0),
             attention_mask=mask.repeat_interleave(2, 0),
-            encoder_hidden_states=picture_tokens.unflatten(0, (TWINS, 2)).repeat_interleave(2, 0).flatten(0, 1),
+            encoder_hidden_states=picture_tokens.unflatten(0, (BATCH_TWINS, 2)).repeat_interleave(2, 0).flatten(0, 1),
         ).last_hidden_state[:, 0]  # (twins x 2 captions x 2 pictures, D)
         contrast = (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
-        return contrast + F.cross_entropy(model.itm_head(read), fits) + NAMING * naming.loss(picture_tokens, names)
+        return (
+            contrast + F.cross_entropy(model.itm_head(read), fits) + NAMING_WEIGHT * naming.loss(picture_tokens, names)
+        )
 
     parameters = [*model.parameters(), *naming.parameters()]
     train_steps("blip", parameters, loss_of, num_steps=num_steps, lr=5e-4, say=say, bf16=True)
@@ -110,7 +112,7 @@ def train_blip(
     tokenizer.save_pretrained(folder)
 
 
-def share_told_apart(score: Score, count: int, seed: int) -> float:
+def matching_accuracy(score: Score, count: int, seed: int) -> float:
     """The share of `count` pictures of unseen scenes that fit their own caption better than their edited twin's.
 
     A picture stands as its own edit, and a caption as the instruction. 0.5 is guessing.
@@ -126,7 +128,7 @@ def share_told_apart(score: Score, count: int, seed: int) -> float:
 def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
     """Of TWINS twins the captions, the pictures (2 TWINS, 3, H, W) as CLIP and BLIP read them, a little noisy, and
     the patch names."""
-    chosen = rng.integers(0, len(pool.twins), TWINS)
+    chosen = rng.integers(0, len(pool.twins), BATCH_TWINS)
     rows = np.stack([2 * chosen, 2 * chosen + 1], 1).flatten()
     pixels = torch.from_numpy(pool.pictures[rows]).permute(0, 3, 1, 2).float() / 255
     noise = torch.from_numpy(rng.uniform(0, 0.03, (len(rows), 1, 1, 1)).astype(np.float32))

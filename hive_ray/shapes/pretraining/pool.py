@@ -23,7 +23,7 @@ NAMES = (("nothing", *SHAPES), (*COLOURS, *BACKGROUNDS), ("nothing", *RADII))
 """What can be said of a patch: the shape, the colour and the size of what it shows."""
 
 
-class Wear:
+class ReconstructionNoise:
     """Pictures as the autoencoder gives them back, with noise on the latents of their things."""
 
     def __init__(self, vae: str | Path) -> None:
@@ -44,7 +44,7 @@ class TwinPictures:
     """Twins and their pictures (2 N, 64, 64, 3), scenes and edited scenes in turn, a little worn; fixed by the seed."""
 
     def __init__(self, vae: Path, size: int, seed: int) -> None:
-        rng, wear = np.random.default_rng(seed), Wear(vae)
+        rng, wear = np.random.default_rng(seed), ReconstructionNoise(vae)
         self.twins: list[Twin] = [scene_and_twin(rng) for _ in range(size)]
         scenes = [scene for twin in self.twins for scene in twin.scenes]
         self.pictures = np.empty((len(scenes), RESOLUTION, RESOLUTION, 3), np.uint8)

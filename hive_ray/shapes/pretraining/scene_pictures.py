@@ -8,15 +8,15 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from hive_ray.shapes.edits import carry_out, write_edits
-from hive_ray.shapes.scenes import Scene, draw, place, random_description
+from hive_ray.shapes.edits import apply_edit, write_edits
+from hive_ray.shapes.scenes import Scene, draw, place_things, random_description
 
 
 def crowded_scenes(seed: int) -> Iterator[np.ndarray]:
     """Endless pictures uint8 (64, 64, 3), the same for the same seed; most hold three things, for more to learn."""
     rng = np.random.default_rng(seed)
     while True:
-        yield draw(place(random_description(rng, int(rng.choice([1, 2, 3], p=[0.1, 0.3, 0.6]))), rng))
+        yield draw(place_things(random_description(rng, int(rng.choice([1, 2, 3], p=[0.1, 0.3, 0.6]))), rng))
 
 
 def to_batch(pictures: list[np.ndarray]) -> Tensor:
@@ -51,9 +51,9 @@ class Twin:
 def scene_and_twin(rng: np.random.Generator, rates: dict[str, float] | None = None) -> Twin:
     """A random twin; `rates` gives for each kind of edit how many of those drawn are kept, all of them without it."""
     while True:
-        scene = place(random_description(rng), rng)
+        scene = place_things(random_description(rng), rng)
         edit = write_edits(scene.description.caption, 1, rng)[0]
-        edited = carry_out(scene, edit.edited, rng)
+        edited = apply_edit(scene, edit.edited, rng)
         if edited is not None and (rates is None or rng.random() < rates[edit.kind]):
             captions = (scene.description.caption, edit.edited.caption)
             return Twin((scene, edited), (*captions, edit.instruction, edit.inverse_instruction))

@@ -51,7 +51,7 @@ def train_steps(
             recent.clear()
 
 
-def train_averaged(
+def train_with_ema(
     name: str,
     parameters: list[nn.Parameter],
     loss_of: Callable[[int], Tensor],

@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from hive_ray.shapes.edits import all_words
+from hive_ray.shapes.edits import vocabulary_texts
 
 MAX_TOKENS = 32
 """Longest text of this domain, start and end included; the longest wording with the quality phrase is 28."""
@@ -24,7 +24,7 @@ def shapes_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer with a token for every word of this domain."""
     phrases = [QUALITY_PHRASE.format(level=level) for level in QUALITIES]
     more = "the a an and, of . left right middle move please object picture"
-    return train_tokenizer([*all_words(), *phrases, more], MAX_TOKENS)
+    return train_tokenizer([*vocabulary_texts(), *phrases, more], MAX_TOKENS)
 
 
 def train_tokenizer(corpus: list[str], max_tokens: int) -> CLIPTokenizer:
