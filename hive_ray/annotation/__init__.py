@@ -1,6 +1,7 @@
-"""People's work on candidates: tasks, who ranks what, their answers, and how far to trust them, in a database.
+"""Ranking by people: tasks, assignments, answers and their quality, in a database.
 
 candidates -> tasks -> leases -> answers -> rankings
 
-Pictures are never here: a task names its prompt and its edits, and `serve/` reads their pictures from the run folder.
+The database holds no pictures of tasks. A task names its prompt and its edits, and `serve/` reads their pictures from
+the run folder.
 """

@@ -1,10 +1,10 @@
-"""A person's answer to a task, checked, in the order of the task's edits.
+"""Check a person's answer to a task and bring it into the order of the task's edits.
 
 rank    {"ranks": [2, 1, 1, 3], "none_acceptable": false}      1 is best, ties allowed; all 1 is "all the same"
-study   {"follows": 0, "preserves": null}                      the place of the better edit; None is about the same
+study   {"follows": 0, "preserves": null}                      index of the better edit; null is about the same
 skip    {"skipped": "the instruction makes no sense"}
 
-"None is acceptable" comes with an order, in which all edits may tie.
+An answer with "none acceptable" still has ranks; all edits may tie.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from hive_ray.files.text_files import replace_surrogates
 from hive_ray.statistics.agreement import RankingError, check_ranks, dense_ranks
 
 QUESTIONS = ("follows", "preserves")
-"""Of the user study: which edit follows the instruction better, and which keeps the rest better."""
+"""Questions of the user study: which edit follows the instruction better, and which preserves the rest better."""
 MAX_REASON_LENGTH = 300
 Verdict = dict[str, Any]
 
@@ -25,9 +25,10 @@ class AnswerError(ValueError):
 
 
 def to_verdict(kind: str, answer: Any, shown: Sequence[int]) -> Verdict:
-    """An answer about edits in the order `shown` as a verdict about them in the task's order; or an AnswerError.
+    """Check an answer and convert it from the order on the screen to the order of the task.
 
-    `shown[i]` is the place in the task of the edit that was shown at place i.
+    `shown[i]` is the index in the task of the edit at position i on the screen. Raises AnswerError if the answer does
+    not fit the task.
     """
     if not isinstance(answer, dict):
         raise AnswerError(f"the answer is a {type(answer).__name__}; wanted an object with ranks, or skipped")
@@ -82,7 +83,7 @@ def _compared(answer: Verdict, shown: list[int]) -> Verdict:
 
 
 def to_answer(verdict: Verdict, shown: Sequence[int]) -> Verdict:
-    """A verdict about the task's edits as an answer about them in the order `shown`: undoes `to_verdict`."""
+    """Convert a verdict from the order of the task to the order on the screen: the inverse of `to_verdict`."""
     if "ranks" in verdict:
         return verdict | {"ranks": [verdict["ranks"][place] for place in shown]}
     if "skipped" in verdict:
@@ -92,9 +93,10 @@ def to_answer(verdict: Verdict, shown: Sequence[int]) -> Verdict:
 
 
 def agrees_with_gold(gold: dict[str, list[str]], edit_ids: Sequence[str], verdict: Verdict) -> bool | None:
-    """Whether an answer agrees with the known one: the best of the better edits is above the best of the worse ones.
+    """Whether a verdict agrees with the known answer of a gold task.
 
-    None where the person skipped the task.
+    For ranks, the best-ranked of the better edits must have a better rank than the best-ranked of the worse ones. None
+    if the person skipped the task.
     """
     if "skipped" in verdict:
         return None

@@ -1,9 +1,9 @@
-"""One database, SQLite or PostgreSQL, behind transactions that say clearly when it is not there.
+"""Transactions on a SQLite or PostgreSQL database, with clear errors when it is unavailable.
 
     sqlite:////path/annotation.sqlite        postgresql+psycopg://user:password@host/name
 
-SQLite: a write-ahead log, and writers that take the lock when they begin, one after the other; a commit is on the disk
-before it returns. PostgreSQL: rows are locked by `FOR UPDATE`, and a transaction that lost a deadlock is done again.
+SQLite uses a write-ahead log. A writing transaction takes the write lock when it begins, and a commit is on disk before
+it returns. PostgreSQL locks rows by `FOR UPDATE`. A transaction that it aborts for a conflict is run again.
 """
 
 import os
@@ -26,28 +26,29 @@ from hive_ray import storage
 from hive_ray.config import Annotation
 
 TIMEOUT_S = 4.0
-"""How long a request waits for the database before it is answered that it is not there."""
+"""How long a request waits for a connection or a lock."""
 TCP_TIMEOUT_S = 10.0
-"""A connection to PostgreSQL on which nothing is acknowledged for so long is given up: the server's machine is gone.
-By itself the system sends again for a quarter of an hour, and listens for two hours. A server that is only slow, or
-waits for a lock, does acknowledge."""
+"""A connection to PostgreSQL ends after this time without a TCP acknowledgement: the server's machine is gone.
+
+The operating system's defaults are 15 minutes while sending and 2 hours while receiving. A server that is slow or waits
+for a lock still acknowledges."""
 KEEPALIVE_S = 2.0
-"""After so long without a word the other machine is asked whether it is there, and then as often again."""
+"""Interval of TCP keepalive probes on an idle connection."""
 POOL_SIZE = 16
-"""Kept open by a process; a few more come and go where that many are in use."""
+"""Connections that a process keeps open; SQLAlchemy opens a few more while all are in use."""
 MAX_ATTEMPTS = 4
-"""Times that a transaction is done, where PostgreSQL gave it up for another one."""
+"""How often a transaction is run when PostgreSQL aborts it for a conflict."""
 CONFLICT_CODES = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 MIGRATIONS = Path(__file__).parent / "migrations"
 T = TypeVar("T")
 
 
 class DatabaseUnavailableError(RuntimeError):
-    """The database is locked, read-only or gone: nothing was stored; the same request may be sent again."""
+    """The database is locked, read-only or gone. Nothing was stored, so the same request may be sent again."""
 
     @property
     def summary(self) -> str:
-        """What is wrong, without the address, for people who need not know it."""
+        """The problem in one line, without the address of the database, for messages to users."""
         message = str(self).lower()
         busy = any(word in message for word in ("locked", "lock timeout", "busy", "no free connection"))
         state = "busy" if busy else "out of reach"
@@ -82,13 +83,13 @@ class Database:
 
     @property
     def connection_url(self) -> str:
-        """What opens the same database from any folder; with its password."""
+        """The URL that opens this database from any folder, password included."""
         if self.file is not None:
             return f"sqlite:///{self.file.absolute()}"
         return self.url.render_as_string(hide_password=False)
 
     def migrate(self, revision: str = "head") -> None:
-        """Make the tables, or bring those of an older version up to this one."""
+        """Create the tables, or upgrade those of an older version."""
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.touch()
@@ -104,11 +105,11 @@ class Database:
                 raise DatabaseError(f"{self} cannot be opened: {error}; use the newer version that made it") from error
 
     def read(self, act: Callable[[Session], T]) -> T:
-        """`act` in a transaction that sees one state of the database throughout."""
+        """Run `act` in a read transaction that sees one snapshot of the database."""
         return self._transaction(act, writes=False)
 
     def write(self, act: Callable[[Session], T]) -> T:
-        """`act` in a transaction that is stored before this returns, or not at all; `act` may be called again."""
+        """Run `act` in a transaction that is committed before this returns. `act` may be called more than once."""
         for _ in range(MAX_ATTEMPTS - 1):
             try:
                 return self._transaction(act, writes=True)
@@ -117,7 +118,7 @@ class Database:
         return self._transaction(act, writes=True)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.engine.dispose()
 
     def __str__(self) -> str:
@@ -132,7 +133,7 @@ class Database:
 
     @contextmanager
     def _begun(self, *, writes: bool) -> Iterator[Connection]:
-        """A connection in a transaction that is committed at the end."""
+        """Begin a transaction, and commit it at the end."""
         if self.file is None:
             options: dict[str, Any] = {} if writes else {"isolation_level": "REPEATABLE READ"}
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
@@ -149,7 +150,7 @@ class Database:
                 self._writer.release()
 
     def _same_file(self, file: Path) -> None:
-        """Never write into a file that was removed or put in another's place: nobody would find it again."""
+        """Reconnect if the file was replaced, and fail if it was removed, so that no write goes to a deleted file."""
         try:
             status = os.stat(file)
         except OSError as error:
@@ -162,7 +163,7 @@ class Database:
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """Errors of the way to the database as DatabaseUnavailableError; those of what is stored as they are."""
+        """Raise connection and lock errors as DatabaseUnavailableError; errors about the stored data pass through."""
         try:
             yield
         except (IntegrityError, DataError, ProgrammingError):
@@ -178,7 +179,7 @@ class Database:
 
 
 class TransactionConflictError(DatabaseUnavailableError):
-    """PostgreSQL gave up this transaction for another one."""
+    """PostgreSQL aborted this transaction because of a conflict with another one."""
 
 
 def _sqlite(file: Path) -> Engine:

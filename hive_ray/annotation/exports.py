@@ -1,11 +1,11 @@
-"""Exports of answers: rankings as JSON lines for `jobs/collect_rankings`, and everything as CSV.
+"""Exports of answers: rankings as JSON lines for `jobs/collect_rankings`, and all answers as CSV.
 
-An export is one state of the database, even while people are at work. These are not among the rankings:
+An export is a snapshot of the database, even while people work. The JSON lines leave out some answers:
 
     gold tasks, repeats     the overview page; the CSV, in the columns `known` and `attempt`
     skipped tasks           the CSV, with the reason in `skipped`
-    none acceptable         in both, with their ranks and "none_acceptable": true
 
+An answer with "none acceptable" is in both exports, with its ranks.
 """
 
 import csv
@@ -31,7 +31,7 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """One answer that counts, with its task and its person."""
+    """The current answer of an assignment, with its task and its annotator."""
 
     kind: str
     prompt_id: str
@@ -48,11 +48,11 @@ class AnswerRecord:
     task_id: int
     answer_id: int
     present: bool = True
-    """Whether its task is handed out now. Tasks of earlier rounds, for example, are not."""
+    """Whether the task is part of the current run; tasks of earlier rounds are not."""
 
     @property
     def agrees_with_gold(self) -> bool | None:
-        """Whether it agrees with the known answer of a gold task; None for other tasks and for skipped ones."""
+        """Whether it agrees with the known answer of a gold task; None for other tasks and skipped ones."""
         return agrees_with_gold(self.gold, self.edit_ids, self.verdict) if self.gold else None
 
     @property
@@ -62,7 +62,7 @@ class AnswerRecord:
 
 
 def read_answers(database: Database, kind: str | None = None) -> list[AnswerRecord]:
-    """Every answer that counts (the last of each showing), in the order of tasks and then of time."""
+    """The last answer of each assignment, in the order of tasks and then of time."""
     latest = select(func.max(Answer.id)).group_by(Answer.assignment_id)
     query = (
         select(Answer, Assignment, Task, Person.name)
@@ -89,12 +89,12 @@ def read_answers(database: Database, kind: str | None = None) -> list[AnswerReco
 
 
 def regular_answers(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> list[AnswerRecord]:
-    """The answers that count as work (`AnswerRecord.is_regular`), of people who are not in `excluded`."""
+    """The regular answers (`AnswerRecord.is_regular`) of annotators who are not in `excluded`."""
     return [answer for answer in answers if answer.is_regular and answer.annotator not in excluded]
 
 
 def ranking_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> Iterator[str]:
-    """JSON lines as `rankings.annotations` reads them: ranks aligned with edit_ids, 1 is best, ties share a rank."""
+    """Yield JSON lines that `rankings.annotations` reads: ranks aligned with edit_ids, 1 is best, ties share a rank."""
     for answer in regular_answers(answers, excluded):
         if "ranks" in answer.verdict:
             record = AnnotationRecord(
@@ -109,9 +109,9 @@ def ranking_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -
 
 
 def csv_lines(answers: list[AnswerRecord], excluded: Collection[str] = ()) -> Iterator[str]:
-    """CSV: a header, and a row for every answer.
+    """Yield CSV lines: a header, and a row for every answer.
 
-    Lists are separated by spaces. An apostrophe protects texts that a spreadsheet would take for a formula.
+    Items of lists are separated by spaces. Texts that a spreadsheet would read as a formula get a leading apostrophe.
     """
     yield _csv(CSV_COLUMNS)
     for answer in answers:

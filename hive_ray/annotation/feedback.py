@@ -1,6 +1,6 @@
-"""Thumbs up and down from the page of a served editor: stored, and turned into rankings.
+"""Thumbs up and down from the page of a served editor: store them, and turn them into rankings.
 
-The pictures are in the database, since they exist nowhere else. A person who presses a thumb sends them.
+The database holds the pictures, since they exist nowhere else: the page sends them with the thumb.
 """
 
 import time
@@ -22,17 +22,17 @@ from hive_ray.seeds import id_for
 BATCH_ROWS = 50
 THUMBS_ANNOTATOR = "thumbs"
 MAX_LIKED, MAX_DISLIKED = 5, 4
-"""Most edits of each kind in a ranking: together as many as people rank at a time."""
+"""Most liked and disliked edits in one ranking; together as many as people rank in one task."""
 
 
 def store_feedback(
     database: Database, *, key: str, editor: str, instruction: str, liked: bool, settings: dict[str, Any],
     source_image: bytes, edited_image: bytes, now: float | None = None,
 ) -> bool:  # fmt: skip
-    """Store a person's opinion of an edit; returns whether it is the first on this edit.
+    """Store a thumb for an edit; returns whether it is the first one for this edit.
 
-    `key` names the edit on the page: a later thumb replaces an earlier one. Characters that a database cannot store
-    become U+FFFD.
+    `key` identifies the edit on the page: a later thumb replaces an earlier one. Characters that a database cannot
+    store become U+FFFD.
     """
     key = replace_surrogates(key).replace("\0", "\ufffd")
     instruction = replace_surrogates(instruction).replace("\0", "\ufffd")
@@ -55,7 +55,7 @@ def store_feedback(
 
 
 def read_feedback(database: Database, editor: str | None = None) -> Iterator[Feedback]:
-    """All feedback, or that on one version of an editor (its digest), in the order in which it came."""
+    """Yield all feedback, or that on one editor (by its digest), oldest first."""
     query = select(Feedback).order_by(Feedback.id).limit(BATCH_ROWS)
     if editor is not None:
         query = query.where(Feedback.editor == editor)
@@ -71,18 +71,18 @@ def _rows(session: Session, query: Select) -> list[Feedback]:
 
 @dataclass(frozen=True)
 class Thumb:
-    """A thumb without its pictures: they are named by content."""
+    """A thumb with content ids in place of its pictures."""
 
     id: int
     key: str
     prompt_id: str
-    """The same for the same picture (its bytes) and instruction, whichever version of the editor was served."""
+    """Depends on the bytes of the source picture and the instruction, not on the editor."""
     edit_id: str
     liked: bool
 
 
 def read_thumbs(database: Database) -> list[Thumb]:
-    """All thumbs as they are now, in the order in which they came."""
+    """All current thumbs, oldest first."""
     all_thumbs = []
     for row in read_feedback(database):
         prompt_id = id_for("prompt", THUMBS_ANNOTATOR, replace_surrogates(row.instruction), row.source_image)
@@ -91,10 +91,10 @@ def read_thumbs(database: Database) -> list[Thumb]:
 
 
 def rankings_from_thumbs(database: Database, thumbs: list[Thumb]) -> Iterator[Result]:
-    """Thumbs -> RANKINGS rows by the annotator "thumbs", and a `Dropped` for each thumb that is in none.
+    """Yield a RANKINGS row for each picture and instruction, and a `Dropped` for each thumb that is in none.
 
-    For each picture and instruction, edits with more thumbs up than down have rank 1, those with fewer rank 2. There
-    is a ranking only where there are both. Pictures have the editor's resolution; captions are "".
+    Edits with more thumbs up than down have rank 1, edits with fewer have rank 2. A ranking needs at least one of each.
+    The annotator is "thumbs". Pictures have the editor's resolution; captions are "".
     """
     of_prompt: dict[str, dict[str, list[Thumb]]] = defaultdict(lambda: defaultdict(list))
     for thumb in thumbs:

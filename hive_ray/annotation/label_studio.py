@@ -1,8 +1,8 @@
-"""Tasks for Label Studio, and its results back, for teams that have it already.
+"""Export ranking tasks to Label Studio, and import its results.
 
-Edits are items of a `List` that people put into one bucket for each rank: a bucket with several is a tie. A task's
-`data` says which project it is of, so that nobody's file of another project is taken in. Only ranking goes both ways,
-not the user study. Tried with Label Studio 1.23: it shows pictures from addresses alone, not from data in the task.
+Edits are items of a `List` that people sort into one bucket for each rank; edits in the same bucket tie. A task's
+`data` names its project, so that a file of another project is refused. The user study is not supported. Label Studio
+1.23 shows pictures by URL only, not from data in the task.
 """
 
 import hashlib
@@ -29,21 +29,24 @@ MAX_SECONDS = 1e9
 MAX_ID = 2**63 - 1
 MAX_NAME_LENGTH = 200
 MAX_REASONS_SHOWN, MAX_REASON_SHOWN = 5, 300
-"""Reasons that an error shows, and characters of each."""
+"""How many reasons an error shows, and how many characters of each."""
 SKIP_REASON = "skipped in Label Studio"
 
 
 class LabelStudioError(ValueError):
-    """A file that is not what Label Studio gives for the tasks of this project."""
+    """A file that is not a Label Studio export of this project's tasks."""
 
 
 def picture_signature(secret: str, prompt_id: str, edit_id: str) -> str:
-    """Of the address of one picture, which whoever has it may see ("" is the source): HMAC-SHA256, 32 hex digits."""
+    """Signature of a picture's URL, which lets its holder see the picture: HMAC-SHA256, 32 hex digits.
+
+    `edit_id` is "" for the source picture.
+    """
     return hmac.new(secret.encode(), json.dumps([prompt_id, edit_id]).encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def labeling_config(database: Database) -> str:
-    """The labeling configuration that the tasks need: a bucket for each rank of the task with the most edits."""
+    """The labeling configuration (XML): as many buckets as the largest task has edits."""
     query = select(Task.edit_ids).where(Task.kind == RANK)
     edit_ids_of_tasks = database.read(lambda session: list(session.scalars(query)))
     num_edits = max(map(len, edit_ids_of_tasks), default=MAX_EDITS)
@@ -58,10 +61,10 @@ def labeling_config(database: Database) -> str:
 def export_tasks(
     database: Database, project: str, address: Callable[[str, str], str], answers: list[AnswerRecord]
 ) -> Iterator[str]:
-    """The pieces of a JSON file with every task of unknown answer, its pictures' addresses, and the answers to it.
+    """Yield the pieces of a JSON file with all available tasks except gold ones, their picture URLs and their answers.
 
-    `address` takes a prompt and an edit id, or "" for the source. Answers are nobody's there, since Label Studio
-    refuses a file that names people whom it does not know; they are known again by `import_id` when they come back.
+    `address` returns the URL of a picture for a prompt id and an edit id; "" is the source picture. Answers carry no
+    person, since Label Studio refuses files that name unknown people. `import_id` identifies them on import.
     """
     by_task: dict[int, list[AnswerRecord]] = {}
     for answer in answers:
@@ -109,20 +112,20 @@ def _annotation(answer: AnswerRecord) -> dict[str, Any]:
 
 @dataclass
 class ImportResult:
-    """What became of the answers in a Label Studio file."""
+    """Counts of the answers in an imported file."""
 
     new: int = 0
     known: int = 0
-    """Answers that were here already: nobody answers a task twice, here or there."""
+    """Answers that the database had already: a person answers a task once, here or in Label Studio."""
     left_out: list[str] = field(default_factory=list)
-    """What is wrong with each of the others, and with each task that cannot be used."""
+    """Why each unusable answer or task was left out."""
 
 
 def import_answers(database: Database, project: str, export: Any, now: float) -> ImportResult:
-    """Store the answers of a Label Studio export (JSON), and name those that cannot be used.
+    """Store the answers of a Label Studio JSON export, and report those that cannot be used.
 
-    Raises a LabelStudioError, and stores nothing, if the file holds no list, or more of it cannot be used than can: it
-    is of another project, or no export as JSON. People are added by their e-mail address or number; they have no link.
+    Raises LabelStudioError, and stores nothing, if the file is not a list or most of its answers cannot be used.
+    Annotators are added by their e-mail address or number, without a personal link.
     """
     if not isinstance(export, list):
         raise LabelStudioError(f"the file holds a {type(export).__name__}; export the tasks as JSON, which is a list")
@@ -159,7 +162,7 @@ def _mostly_unusable(taken: ImportResult) -> str:
 
 
 def _num_answers(row: Any) -> int:
-    """Answers of a task that cannot be used; one where there are none, for the task itself."""
+    """Number of answers of an unusable task, at least one for the task itself."""
     annotations = row.get("annotations") if isinstance(row, dict) else None
     return max(1, len(annotations)) if isinstance(annotations, list) else 1
 
@@ -174,7 +177,7 @@ def _annotations_of(row: dict[str, Any], place: str) -> list[tuple[str, Any]]:
 def _import_annotation(
     session: Session, task: Task, annotation: Any, place: str, now: float, taken: ImportResult
 ) -> None:
-    """Store one answer if it is new and can be used."""
+    """Store one answer if it is new and valid, and count it."""
     try:
         if _is_ours(session, task, annotation):
             taken.known += 1
@@ -210,7 +213,7 @@ def _known_task(session: Session, project: str, row: Any, number: int) -> Task:
 
 
 def _storable(text: Any) -> bool:
-    """Whether it is a text that every database takes."""
+    """Whether it is a string that both databases can store."""
     return isinstance(text, str) and "\0" not in text
 
 
@@ -226,7 +229,7 @@ def _is_ours(session: Session, task: Task, annotation: dict[str, Any]) -> bool:
 def _store(
     session: Session, task: Task, name: str, verdict: dict[str, Any], seconds: float, now: float
 ) -> bool:  # fmt: skip
-    """Whether an answer was new: nobody answers a task twice, here or there."""
+    """Store an answer unless this person has answered the task; returns whether it was stored."""
     person = _person(session, name, now)
     same = (Assignment.task_id == task.id, Assignment.person_id == person.id)
     if session.scalars(select(Assignment).where(*same)).first():
@@ -257,7 +260,7 @@ def _person(session: Session, name: str, now: float) -> Person:
 
 
 def _name(completed_by: Any) -> str:
-    """Who answered, by what Label Studio says of them."""
+    """The annotator's name: their e-mail address, or "Label Studio <number>"."""
     name = completed_by.get("email") or completed_by.get("id") if isinstance(completed_by, dict) else completed_by
     if type(name) is int and 0 <= name <= MAX_ID:
         return f"Label Studio {name}"
@@ -267,7 +270,7 @@ def _name(completed_by: Any) -> str:
 
 
 def _seconds(lead_time: Any) -> float:
-    """Time for an answer; 0 where Label Studio did not measure it."""
+    """Time for an answer in seconds; 0 if Label Studio did not measure it."""
     if lead_time is None:
         return 0.0
     if type(lead_time) not in (int, float) or not 0 <= lead_time <= MAX_SECONDS:

@@ -50,20 +50,20 @@ class Base(DeclarativeBase):
 
 
 class Project(Base):
-    """One row: what this database belongs to."""
+    """The project of this database: one row."""
 
     __tablename__ = "project"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
-    """Random: tells a Label Studio file of this project from any other."""
+    """Random; identifies Label Studio files of this project."""
     created: Mapped[float]
     secret: Mapped[str | None]
-    """Signs the addresses of pictures that Label Studio shows; made when first asked for."""
+    """Signs the URLs of pictures for Label Studio; created on first use."""
 
 
 class Person(Base):
-    """Who ranks, or who watches."""
+    """An annotator or an administrator."""
 
     __tablename__ = "people"
 
@@ -72,16 +72,16 @@ class Person(Base):
     role: Mapped[str]
     state: Mapped[str]
     link_hash: Mapped[str | None] = mapped_column(unique=True)
-    """SHA-256 of the token in the personal link; None for people of another program, who never sign in."""
+    """SHA-256 of the token in the personal link; None for people imported from Label Studio, who never sign in."""
     handed: Mapped[int] = mapped_column(default=0)
-    """Tasks handed out so far: decides where gold and repeated tasks come."""
+    """Number of tasks assigned so far; seeds the draw of gold and repeated tasks."""
     last_position: Mapped[int] = mapped_column(BigInteger, default=-1)
-    """Position of the last new task: where looking for the next one begins."""
+    """Position of the last new task; the search for the next one starts after it."""
     created: Mapped[float]
 
 
 class Session(Base):
-    """A browser that is signed in."""
+    """A signed-in browser."""
 
     __tablename__ = "sessions"
 
@@ -91,13 +91,13 @@ class Session(Base):
 
 
 class Task(Base):
-    """Something to rank or to compare: a prompt and its edits."""
+    """A prompt and its edits, to rank or to compare."""
 
     __tablename__ = "tasks"
 
     id: Mapped[int] = mapped_column(_Key, primary_key=True)
     key: Mapped[str] = mapped_column(unique=True)
-    """Made of the content: the same candidates are the same task."""
+    """Content id: the same candidates give the same task."""
     kind: Mapped[str]
     prompt_id: Mapped[str] = mapped_column(index=True)
     instruction: Mapped[str]
@@ -105,17 +105,17 @@ class Task(Base):
     editors: Mapped[list[str]]
     """Aligned with `edit_ids`."""
     gold: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """{"better": [edit ids], "worse": [edit ids]} where the answer is known; None for work."""
+    """The known answer of a gold task, {"better": [edit ids], "worse": [edit ids]}; None for regular tasks."""
     position: Mapped[int] = mapped_column(BigInteger)
-    """Tasks are handed out in this order."""
+    """Tasks are assigned in ascending order of position."""
     wanted: Mapped[int]
-    """Different people who shall do it."""
+    """How many different people should answer it."""
     taken: Mapped[int] = mapped_column(default=0)
-    """People who did it or hold a lease."""
+    """How many people have answered it or hold a lease."""
     present: Mapped[bool] = mapped_column(Boolean, default=True)
-    """Whether the run folder has its candidates now."""
+    """Whether the run folder still has its candidates."""
     broken: Mapped[str | None]
-    """Why nobody can do it, such as a picture that cannot be read."""
+    """Why it cannot be shown, such as an unreadable picture; None if it can."""
 
     __table_args__ = (
         Index(
@@ -136,7 +136,7 @@ class Task(Base):
 
 
 class Assignment(Base):
-    """A task in one person's hands: leased, answered, skipped, or given up."""
+    """The assignment of a task to a person: leased, answered, skipped or expired."""
 
     __tablename__ = "assignments"
 
@@ -144,9 +144,9 @@ class Assignment(Base):
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
     person_id: Mapped[int] = mapped_column(ForeignKey("people.id"), index=True)
     attempt: Mapped[int] = mapped_column(default=0)
-    """0, or 1 where the person gets the task again on purpose."""
+    """0, or 1 for a deliberate repeat of the task."""
     shown: Mapped[list[int]]
-    """Places in `Task.edit_ids` in the order in which this person sees the edits."""
+    """Indices into `Task.edit_ids` in the order in which this person sees the edits."""
     state: Mapped[str]
     handed: Mapped[float]
     expires: Mapped[float]
@@ -164,18 +164,18 @@ class Assignment(Base):
 
 
 class Answer(Base):
-    """What a person said of a task. Rows are only ever added: the last of an assignment counts."""
+    """An answer to an assignment. Rows are only added; the last one of an assignment is the current answer."""
 
     __tablename__ = "answers"
 
     id: Mapped[int] = mapped_column(_Key, primary_key=True)
     assignment_id: Mapped[int] = mapped_column(ForeignKey("assignments.id"), index=True)
     key: Mapped[str] = mapped_column(unique=True)
-    """Chosen by the page for each showing: what is sent twice is stored once."""
+    """Chosen by the page for each shown task, so that a request sent twice is stored once."""
     verdict: Mapped[dict[str, Any]]
-    """As `answers.py` describes it, aligned with `Task.edit_ids`."""
+    """The format of `answers.py`, aligned with `Task.edit_ids`."""
     seconds: Mapped[float]
-    """Time in which the task was on the screen."""
+    """How long the task was on the screen."""
     at: Mapped[float]
     previous_id: Mapped[int | None] = mapped_column(ForeignKey("answers.id"), unique=True)
     """The answer that this one corrects."""
@@ -194,6 +194,6 @@ class Feedback(Base):
     instruction: Mapped[str]
     liked: Mapped[bool]
     settings: Mapped[dict[str, Any]]
-    """Seed, scales and steps."""
+    """Sampling settings: seed, guidance scales and steps."""
     source_image: Mapped[bytes] = mapped_column(LargeBinary)
     edited_image: Mapped[bytes] = mapped_column(LargeBinary)

@@ -17,14 +17,14 @@ from hive_ray.pages import charts, html
 from hive_ray.statistics.intervals import Interval
 
 MAX_LINES = 6
-"""People with a line of their own in a chart: those with the most answers."""
+"""How many people have their own line in a chart: those with the most answers."""
 QUESTION_TEXTS = {"follows": "Follows the instruction better", "preserves": "Keeps the rest better"}
 
 
 def overview(
     database: Database, settings: Annotation, probabilities: Mapping[str, float] = MappingProxyType({})
 ) -> str:
-    """The whole page as HTML. probabilities: as `measure_productivity`'s."""
+    """The page as HTML; `probabilities` as in `measure_productivity`."""
     answers = read_answers(database, settings.mode)
     people = annotator_stats(database, settings)
     done = count_tasks(database, settings.mode)
@@ -32,12 +32,12 @@ def overview(
     judged = [answer for answer in answers if "skipped" not in answer.verdict]
     sections = [
         ("Agreement", _agreement(agreed, answers, people, settings)),
-        ("What people's time gave", _yield(answers, probabilities, settings)),
-        ("What the study finds", _study(compare_editors(answers, flagged_names(people)))),
+        ("Productivity", _yield(answers, probabilities, settings)),
+        ("User study", _study(compare_editors(answers, flagged_names(people)))),
         ("People", _people(people, settings)),
         ("Over time", _over_time(judged)),
         ("Time for a task", _times(judged)),
-        ("What was said", _verdicts(answers)),
+        ("Answers", _verdicts(answers)),
         ("Tasks that cannot be shown", "".join(html.note(why) for why in done.broken)),
     ]
     return html.page(f"Annotation: {settings.mode}", _finding(done, people), sections)
@@ -61,7 +61,7 @@ def _agreement(
     agreed: AgreementStats, answers: list[AnswerRecord], people: list[AnnotatorStats], settings: Annotation
 ) -> str:
     if not agreed.tasks:
-        return html.note("No task has been done by two people yet.")
+        return html.note("No task has answers from two people yet.")
     kept = agreement(answer for answer in answers if answer.annotator not in flagged_names(people))
     head = ("", "Kendall's tau-b" if settings.mode == "rank" else "same answers", "Krippendorff's alpha", "tasks")
     rows = [
@@ -69,7 +69,7 @@ def _agreement(
         for name, result in (("everybody", agreed), ("without flagged people", kept))
     ]
     return html.table(head, rows) + html.note(
-        "Over tasks that several people did. Alpha is 1 in full agreement and 0 where people agree by chance."
+        "Over tasks with answers from several people. Alpha is 1 for full agreement and 0 for agreement by chance."
     )
 
 
@@ -78,13 +78,13 @@ def _yield(answers: list[AnswerRecord], probabilities: Mapping[str, float], sett
     if settings.mode != "rank" or not gave.hours:
         return ""
     note = (
-        "A preference is two edits of a prompt that one person ranked apart. Time is that of all answers, known tasks, "
-        f"repeats and skips too; more than {MAX_ANSWER_S:g} s for one count as {MAX_ANSWER_S:g}."
+        "A preference is a pair of edits of a prompt that one person ranked differently. Time includes gold tasks, "
+        f"repeats and skips; answers that took more than {MAX_ANSWER_S:g} s count as {MAX_ANSWER_S:g} s."
     )
     if gave.estimated_tie_rate is not None:
         note += (
-            " The estimate for all prompts weights each ranked prompt by 1 / the probability with which it was chosen; "
-            "until all chosen prompts are ranked it leans towards those that come first."
+            " The estimate for all prompts weights each ranked prompt by 1 / its inclusion probability. Until all "
+            "chosen prompts are ranked, it is biased towards the prompts that are assigned first."
         )
     return html.note(f"{gave}.") + html.note(note)
 
@@ -100,9 +100,10 @@ def _people(people: list[AnnotatorStats], settings: Annotation) -> str:
         for person in people if person.answers or person.skipped or person.role == ANNOTATOR
     ]  # fmt: skip
     return html.table(head, rows, kind="words") + html.note(
-        "Seconds is the median. Known right: tasks whose answer is known. With others, with themselves: "
+        "Seconds: the median time for an answer. Known right: correct answers to gold tasks. With others, with "
+        "themselves: "
         + ("Kendall's tau-b" if settings.mode == "rank" else "share of same answers")
-        + " with other people's answers, and with their own when a task came again."
+        + " with other people's answers, and with their own answers to repeated tasks."
     )
 
 
@@ -134,7 +135,7 @@ def _times(answers: list[AnswerRecord]) -> str:
     for name, group in _busiest(answers).items():
         groups[name] = [min(answer.seconds, MAX_ANSWER_S) for answer in group]
     drawn = html.chart(charts.histogram(groups, "seconds", "share of answers"))
-    return drawn + html.note(f"More than {MAX_ANSWER_S:g} s count as {MAX_ANSWER_S:g}.")
+    return drawn + html.note(f"Times above {MAX_ANSWER_S:g} s count as {MAX_ANSWER_S:g} s.")
 
 
 def _verdicts(answers: list[AnswerRecord]) -> str:

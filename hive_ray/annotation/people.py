@@ -1,7 +1,7 @@
-"""People and their ways in: a personal link for each, a session for each browser.
+"""Sign-in: a personal link for each person, and a session for each browser.
 
-A link's token has 256 random bits, and the database holds its SHA-256 alone: who reads the database can sign in as
-nobody. (A slow hash is for passwords, which can be guessed.)
+The token of a link has 256 random bits, and the database holds only its SHA-256, so that nobody can sign in with what
+the database holds. Random tokens cannot be guessed, so they need no slow password hash.
 """
 
 import hashlib
@@ -22,28 +22,29 @@ NAME_PATTERN = re.compile(r"[\w][\w .@+-]{0,63}")
 
 
 class PersonError(ValueError):
-    """A name, a role or a person that cannot be."""
+    """An invalid name or role, or a person that does not exist."""
 
 
 @dataclass(frozen=True)
 class SignedIn:
-    """Who a browser's session belongs to."""
+    """The person of a browser session."""
 
     id: int
     name: str
     role: str
     paused: bool
     forgery_token: str
-    """What the page sends with each change (CSRF): other sites can make a browser send its cookie, not read this."""
+    """The CSRF token that the page sends with each change. Other sites can make a browser send its cookie, but they
+    cannot read this token."""
 
     @property
     def is_administrator(self) -> bool:
-        """Whether they may watch and invite."""
+        """Whether they may see the overview and invite people."""
         return self.role == ADMINISTRATOR
 
 
 def invite(database: Database, name: str, role: str = ANNOTATOR, now: float | None = None) -> str:
-    """The token of a new link of a person, who is made if there is none of this name; older links end."""
+    """Create a personal link and return its token. Adds the person if the name is new; older links stop working."""
     if not NAME_PATTERN.fullmatch(name):
         raise PersonError(f"name is {name[:80]!r}; give 1 to 64 letters, digits, spaces or _ . @ + -")
     if role not in (ANNOTATOR, ADMINISTRATOR):
@@ -56,7 +57,7 @@ def invite(database: Database, name: str, role: str = ANNOTATOR, now: float | No
             person = Person(name=name, role=role, state=ACTIVE, handed=0, last_position=-1, created=now or time.time())
             session.add(person)
         elif person.role != role:
-            raise PersonError(f"{name} is here already as {person.role}; choose another name")
+            raise PersonError(f"{name} exists already as {person.role}; choose another name")
         person.link_hash = _hash(token)
 
     database.write(make)
@@ -64,7 +65,7 @@ def invite(database: Database, name: str, role: str = ANNOTATOR, now: float | No
 
 
 def sign_in(database: Database, token: str, now: float | None = None) -> str | None:
-    """The cookie of a new session for the owner of a link; None if no link has this token."""
+    """Start a session for the owner of a link and return its cookie; None if no link has this token."""
     cookie, at = secrets.token_urlsafe(32), now or time.time()
 
     def begin(session: Transaction) -> str | None:
@@ -79,7 +80,7 @@ def sign_in(database: Database, token: str, now: float | None = None) -> str | N
 
 
 def session_owner(database: Database, cookie: str, now: float | None = None) -> SignedIn | None:
-    """Whose session this is; None if it is nobody's or over."""
+    """The person of a session; None if there is no such session or it has expired."""
     at = now or time.time()
 
     def find(session: Transaction) -> SignedIn | None:
@@ -96,7 +97,7 @@ def session_owner(database: Database, cookie: str, now: float | None = None) -> 
 
 
 def tokens_match(token: str, expected: str) -> bool:
-    """Whether two tokens are the same, in a time that does not say where they differ."""
+    """Compare two tokens in constant time."""
     return hmac.compare_digest(token.encode(), expected.encode())
 
 
@@ -106,7 +107,7 @@ def sign_out(database: Database, cookie: str) -> None:
 
 
 def set_paused(database: Database, person_id: int, paused: bool) -> None:
-    """Stop a person's work, or let it go on; their leases run out by themselves."""
+    """Pause an annotator, or end the pause. Their leases are not ended; they expire."""
 
     def change(session: Transaction) -> None:
         person = session.get(Person, person_id)

@@ -1,4 +1,4 @@
-"""What people's time gave: preferences and ties, by the hour, and what they would be over all prompts."""
+"""Productivity of annotation: preferences per hour, and the rate of ties, also estimated over all prompts."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -12,23 +12,23 @@ from hive_ray.annotation.exports import AnswerRecord, regular_answers
 from hive_ray.statistics.intervals import ratio
 
 MAX_ANSWER_S = 120.0
-"""More time for one answer counts as this much: the page was left open."""
+"""Longer times for an answer count as this much, since the page was left open."""
 
 
 @dataclass(frozen=True)
 class Productivity:
-    """Counts of the pairs of edits in people's rankings, and the time that all their answers took."""
+    """Counts of pairs of edits in people's rankings, and the time of all their answers."""
 
     preferences: int
-    """Pairs ranked strictly apart."""
+    """Pairs with different ranks."""
     ties: int
     hours: float
     estimated_tie_rate: float | None
-    """The share of ties, 0 to 1, estimated over all prompts that could be chosen; None without probabilities."""
+    """Share of ties over all prompts that could have been chosen, an estimate in [0, 1]; None without probabilities."""
 
     @property
     def per_hour(self) -> float:
-        """Preferences an hour; 0 where no time was measured."""
+        """Preferences per hour; 0 if no time was measured."""
         return self.preferences / self.hours if self.hours else 0.0
 
     @property
@@ -52,10 +52,10 @@ def measure_productivity(
     probabilities: Mapping[str, float] = MappingProxyType({}),
     excluded: Collection[str] = (),
 ) -> Productivity:
-    """What these answers gave, less those of people in `excluded`.
+    """Measure the productivity of all people who are not in `excluded`.
 
-    probabilities: prompt id -> inclusion probability, if the prompts were chosen from more.
-    Pairs count in answers that count as work; time counts in all, since people spent it.
+    probabilities: prompt id -> inclusion probability, if the prompts are a sample.
+    Pairs of regular answers count. The time of all answers counts.
     """
     answers = [answer for answer in answers if answer.annotator not in excluded]
     rankings = [answer for answer in regular_answers(answers) if "ranks" in answer.verdict]
@@ -73,16 +73,16 @@ def measure_productivity(
 
 
 def count_ties(ranks: list[int]) -> tuple[int, int]:
-    """How many pairs of edits share a rank, and how many pairs there are."""
+    """The number of tied pairs and the number of all pairs."""
     pairs = list(combinations(ranks, 2))
     return sum(first == other for first, other in pairs), len(pairs)
 
 
 def estimate_tie_rate(counts: Mapping[str, list[tuple[int, int]]], probabilities: Mapping[str, float]) -> float | None:
-    """The share of ties over all prompts, from (ties, pairs) of each ranking of some of them.
+    """Estimate the share of ties over all prompts from a sample; counts: prompt id -> (ties, pairs) of each ranking.
 
-    The ratio of two Horvitz-Thompson estimates (Hajek 1971): sum of ties / p over the sum of pairs / p, each prompt
-    with the mean over its rankings. Prompts without a probability are left out; None if none is left.
+    The ratio of two Horvitz-Thompson estimates (Hajek 1971): sum of ties / p over the sum of pairs / p, where each
+    prompt counts with the mean over its rankings. Prompts without a probability are left out; None if none is left.
     """
     weighted = [
         np.mean(of_prompt, axis=0) / probabilities[prompt_id]

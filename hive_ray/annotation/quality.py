@@ -1,4 +1,4 @@
-"""Quality of answers: known tasks, repeats, time, and agreement between people."""
+"""Quality of answers: gold tasks, repeats, time, and agreement between people."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from hive_ray.statistics.agreement import kendall_tau, krippendorff_alpha, mean_
 
 @dataclass(frozen=True)
 class AnnotatorStats:
-    """One person's work in numbers; None where there is nothing to count yet."""
+    """One person's statistics; None where there is nothing to count yet."""
 
     id: int
     name: str
@@ -30,22 +30,22 @@ class AnnotatorStats:
     known_right: int
     known_answers: int
     with_others: float | None
-    """Mean Kendall's tau-b with other people's orders of the same edits; for the study the share of same answers."""
+    """Mean Kendall's tau-b with other people's ranks of the same edits; in the study, the share of equal answers."""
     with_self: float | None
-    """The same with their own earlier answers, over repeated tasks."""
+    """The same with their own earlier answers to repeated tasks."""
     last_at: float | None
     flag: str
-    """Why their answers are doubtful; "" if they are not."""
+    """Why their answers are unreliable; "" if they are not."""
 
 
 @dataclass(frozen=True)
 class AgreementStats:
-    """Agreement over tasks that several people have done; None if there are no such tasks."""
+    """Agreement over tasks with answers from several people; None if there are no such tasks."""
 
     tau: float | None
-    """Kendall's tau-b, mean over pairs of people and then over tasks; the share of same answers for the study."""
+    """Kendall's tau-b, mean over pairs of people and then over tasks; in the user study, the share of equal answers."""
     alpha: float | None
-    """Ordinal Krippendorff's alpha: a unit is an edit (for the study a question), its values are people's ranks."""
+    """Ordinal Krippendorff's alpha. A unit is an edit (in the study a question); its values are people's ranks."""
     tasks: int
 
 
@@ -57,7 +57,7 @@ def answer_similarity(first: AnswerRecord, second: AnswerRecord) -> float:
 
 
 def agreement(answers: Iterable[AnswerRecord]) -> AgreementStats:
-    """Agreement between people about tasks of one kind; known tasks, repeats and skips do not count."""
+    """Agreement between people on tasks of one kind, without gold tasks, repeats and skips."""
     by_task = _by_task(regular_answers(list(answers)))
     shared = [group for group in by_task.values() if len(group) > 1]
     if shared and "ranks" not in shared[0][0].verdict:
@@ -95,7 +95,7 @@ def _by_task(answers: Iterable[AnswerRecord]) -> dict[int, list[AnswerRecord]]:
 
 
 def annotator_stats(database: Database, settings: Annotation) -> list[AnnotatorStats]:
-    """Everybody's standing in the current mode, by name."""
+    """Statistics of all people in the current mode, sorted by name."""
     answers = read_answers(database, settings.mode)
     own: dict[str, list[AnswerRecord]] = defaultdict(list)
     for answer in answers:
@@ -138,5 +138,5 @@ def _flag(role: str, known: list[bool], settings: Annotation) -> str:
 
 
 def flagged_names(people: Iterable[AnnotatorStats]) -> set[str]:
-    """Names of people whose answers are doubtful."""
+    """Names of people whose answers are unreliable."""
     return {person.name for person in people if person.flag}

@@ -1,4 +1,4 @@
-"""How far the work is."""
+"""Counts of tasks and answers."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from hive_ray.annotation.models import ANSWERED, LEASED, Assignment, Task
 
 @dataclass(frozen=True)
 class TaskCounts:
-    """Counts of tasks of one kind, without those whose answer is known."""
+    """Counts of the tasks of one kind, without gold tasks."""
 
     tasks: int
     finished: int
-    """Tasks that as many people as wanted have answered or skipped for good."""
+    """Tasks with as many answers as wanted."""
     answers: int
     wanted: int
     leased: int
@@ -24,13 +24,13 @@ class TaskCounts:
 
 
 def num_answered(database: Database, person_id: int) -> int:
-    """Tasks that a person has answered."""
+    """Number of tasks that a person has answered."""
     count = select(func.count()).where(Assignment.person_id == person_id, Assignment.state == ANSWERED)
     return database.read(lambda session: session.scalar(count)) or 0
 
 
 def count_tasks(database: Database, kind: str) -> TaskCounts:
-    """How far the work of one kind is, at one moment."""
+    """Count the tasks and answers of one kind in a snapshot of the database."""
 
     def count(session: Session) -> TaskCounts:
         tasks = select(Task.id).where(Task.kind == kind, Task.gold.is_(None), Task.present)

@@ -1,9 +1,10 @@
-"""Handing out tasks: leases, answers, corrections. Right under any number of people and processes.
+"""The queue of tasks: leases, answers and corrections, for any number of people and processes.
 
-A task has `wanted` places, and `taken` counts those that are answered or leased. A place is taken on the locked row of
-its task, so it is never taken twice; a person has each task once (the unique key of `assignments`), save for repeats on
-purpose. Rows are locked in one order: the person, the assignment, the task. An answer is stored under the key
-that the page chose for its showing: sent again, it is found and confirmed, not stored twice.
+A task has `wanted` places, and `taken` counts those that are answered or leased. A transaction takes a place while it
+holds the lock on the task's row, so no place is taken twice. A person has each task once (the unique key of
+`assignments`), except for deliberate repeats. Locks are taken in one order: person, assignment, task. The page chooses
+a key for each shown task, and an answer is stored under that key. If the request is sent again, the stored answer is
+found and confirmed.
 """
 
 import time
@@ -20,12 +21,12 @@ from hive_ray.annotation.models import ANSWERED, EXPIRED, LEASED, PAUSED, SKIPPE
 from hive_ray.annotation.task_selection import AssignmentPolicy, assign_task, is_available
 
 MAX_LEASES = 3
-"""Leases that one person may hold: the task on the screen, the next one, and one that was given back late."""
+"""Leases per person: the task on the screen, the next one, and one that was released late."""
 SWEEP_BATCH = 50
 
 
 class RequestRefusedError(ValueError):
-    """A request that cannot be granted, and a word for programs that says why."""
+    """A refused request; `reason` is a code for programs."""
 
     def __init__(self, reason: str, words: str) -> None:
         super().__init__(words)
@@ -41,43 +42,43 @@ class ShownTask:
     shown: list[int]
     lease_s: float
     answer: Verdict | None = None
-    """What the person said of it before, in the order `shown`."""
+    """The person's earlier answer, in the order `shown`."""
     answer_id: int | None = None
 
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """An answer that is in the database."""
+    """A stored answer."""
 
     answer_id: int
     assignment_id: int
     already_stored: bool
-    """Whether it was there already: the same request had come before."""
+    """Whether an earlier copy of the same request had stored it."""
 
 
 class TaskQueue:
-    """Where tasks are handed out and answers handed in."""
+    """Assigns tasks to people and stores their answers."""
 
     def __init__(self, database: Database, policy: AssignmentPolicy, now: Callable[[], float] = time.time) -> None:
         self.database = database
         self.policy = policy
         self.now = now
 
-    # --- Handing out ---
+    # --- Assigning ---
 
     def next(
         self, person_id: int, on_screen: Collection[int] = (), skipped_over: Collection[int] = ()
     ) -> ShownTask | None:
-        """The next task for a person, leased to them; None if there is none left for them.
+        """Lease the next task to a person; None if no task is left for them.
 
-        First comes what they hold a lease on already but do not have on the screen (`on_screen`): a browser that was
-        closed gets its tasks back. Leases that were `skipped_over` are neither shown again nor too many; `release`
-        ends them.
+        Tasks that the person has leased but does not have on the screen (`on_screen`) come first, so that a reopened
+        browser gets its tasks back. Leases in `skipped_over` are not shown again and do not count towards MAX_LEASES.
+        `release` ends them.
         """
         handed = partial(
             self._next, person_id=person_id, on_screen={*on_screen, *skipped_over}, most=MAX_LEASES + len(skipped_over)
         )
-        for wait in (False, True):  # before "nothing is left" is said, what others hold just now is waited for
+        for wait in (False, True):  # wait for locked tasks only when no other is left
             self.end_expired_leases(wait=wait)
             showing = self.database.write(partial(handed, wait=wait))
             if showing is not None:
@@ -103,8 +104,10 @@ class TaskQueue:
         return self._shown_task(session, assignment) if assignment is not None else None
 
     def end_expired_leases(self, *, wait: bool = False) -> int:
-        """Take back leases that ended without an answer; how many. Those that others take back are passed over, unless
-        `wait`."""
+        """End leases that expired without an answer, and return how many.
+
+        With `wait`, it waits for leases that other transactions have locked. Otherwise it skips them.
+        """
         overdue = and_(Assignment.state == LEASED, Assignment.expires < self.now())
         if not self.database.read(lambda session: session.scalar(select(Assignment.id).where(overdue).limit(1))):
             return 0
@@ -123,8 +126,10 @@ class TaskQueue:
         return self.database.write(take_back)
 
     def release(self, person_id: int, assignment_ids: Collection[int]) -> None:
-        """End leases of this person's without an answer: their places are free for others at once, and for this person
-        when nothing else is left."""
+        """End leases of a person without an answer.
+
+        Other people can have these tasks at once, and the same person when no other task is left.
+        """
         self.database.write(lambda session: self._end(session, self._leased(session, person_id, assignment_ids)))
 
     def _end(self, session: Session, leases: Sequence[Assignment]) -> None:
@@ -135,12 +140,12 @@ class TaskQueue:
         for assignment in sorted(leases, key=lambda lease: lease.task_id):
             self._free_place(session, assignment)
 
-    # --- Handing in ---
+    # --- Answers ---
 
     def submit(
         self, person_id: int, assignment_id: int, key: str, answer: object, seconds: float, corrects: int | None = None
     ) -> StoredAnswer:
-        """Store an answer, or confirm the one that is stored under this key.
+        """Store an answer, or confirm the answer that is already stored under this key.
 
         `corrects` is the id of the answer that the person saw and changed.
 
@@ -187,7 +192,7 @@ class TaskQueue:
         return StoredAnswer(stored.id, assignment.id, already_stored=False)
 
     def _retake(self, session: Session, task: Task) -> None:
-        """Take a place again that was given back: possible while nobody else has the last one."""
+        """Take a place again after the lease expired; refused if all places are taken."""
         session.refresh(task, with_for_update=True)
         if task.taken >= task.wanted:
             raise RequestRefusedError(
@@ -200,7 +205,7 @@ class TaskQueue:
             session.execute(update(Task).where(Task.id == assignment.task_id).values(taken=Task.taken - 1))
 
     def renew_leases(self, person_id: int, assignment_ids: Collection[int]) -> list[int]:
-        """Hold on to leases for a while longer; those that could be."""
+        """Extend leases, and return the ids of those that were extended."""
 
         def renewed(session: Session) -> list[int]:
             mine = self._leased(session, person_id, assignment_ids)
@@ -211,9 +216,9 @@ class TaskQueue:
         return self.database.write(renewed)
 
     def last_answered(self, person_id: int, before: int | None = None) -> ShownTask | None:
-        """The last answer of a person as a task with that answer, to be corrected; None if there is none.
+        """The task that a person answered last, with the answer, for correction; None if there is none.
 
-        `before` is the assignment on the screen, if it is a corrected one: then the answer before that one.
+        With `before`, an assignment that the person is correcting, the task that was answered before that one.
         """
 
         def last(session: Session) -> ShownTask | None:
@@ -236,13 +241,13 @@ class TaskQueue:
         return self.database.read(last)
 
     def shown_task(self, person_id: int, assignment_id: int) -> ShownTask:
-        """A task of this person's own; RequestRefusedError if it is anybody else's."""
+        """A task that was assigned to this person; RequestRefusedError if it was not."""
         return self.database.read(
             lambda session: self._shown_task(session, self._own(session, person_id, assignment_id, lock=False))
         )
 
     def mark_broken(self, task_id: int, reason: str) -> None:
-        """Hand this task out no more."""
+        """Stop assigning a task, and store why."""
         self.database.write(
             lambda session: session.execute(update(Task).where(Task.id == task_id).values(broken=reason[:500]))
         )
@@ -250,7 +255,7 @@ class TaskQueue:
     # --- Rows ---
 
     def _person(self, session: Session, person_id: int) -> Person:
-        """The person, locked: one request of a person at a time."""
+        """Lock the person's row, so that requests of one person run one at a time."""
         person = session.scalars(select(Person).where(Person.id == person_id).with_for_update()).one()
         if person.state == PAUSED:
             raise RequestRefusedError("paused", "your work is paused; the administrator can say why")
@@ -264,7 +269,7 @@ class TaskQueue:
         return assignment
 
     def _leased(self, session: Session, person_id: int, assignment_ids: Collection[int]) -> Sequence[Assignment]:
-        """Those of these assignments that are leased to this person, locked."""
+        """Lock and return those of the assignments that are leased to this person."""
         return session.scalars(
             select(Assignment)
             .where(Assignment.id.in_(assignment_ids), Assignment.person_id == person_id, Assignment.state == LEASED)

@@ -1,6 +1,6 @@
-"""Which task a person gets next: work, one whose answer is known, or one of their own again.
+"""Choose the next task of a person: a regular task, a gold task, or a repeat of one that they answered.
 
-All of it in one transaction that has locked the person's row, on rows of tasks that it locks.
+The caller's transaction has locked the row of the person. The functions lock the rows of tasks that they choose.
 """
 
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from hive_ray.seeds import seed_for, uniform_for
 
 @dataclass(frozen=True)
 class AssignmentPolicy:
-    """How tasks are handed out."""
+    """How tasks are assigned to people. Rates are probabilities in [0, 1]."""
 
     kind: str
     lease_s: float
     gold_rate: float = 0.0
     repeat_rate: float = 0.0
     repeat_after: int = 20
-    """New tasks that lie between a task and its repeat."""
+    """Number of tasks between a task and its repeat, at least."""
 
 
 def is_available(kind: str) -> tuple[ColumnElement[bool] | InstrumentedAttribute[bool], ...]:
-    """What is true of tasks of a kind that can be shown."""
+    """Conditions of a query for tasks of a kind that can be shown."""
     return Task.kind == kind, Task.present, Task.broken.is_(None)
 
 
 def assign_task(
     session: Session, person: Person, policy: AssignmentPolicy, now: float, wait: bool
 ) -> Assignment | None:
-    """A new assignment for a person, leased to them; None if nothing is left for them.
+    """Lease a task to a person; None if no task is left for them.
 
-    Unless `wait`, tasks that others are handing out at this moment are passed over.
+    With `wait`, it waits for tasks that other transactions have locked. Otherwise it skips them.
     """
     draw = uniform_for("handed", person.id, person.handed)
     task = None
@@ -55,7 +55,7 @@ def assign_task(
 
 
 def _work(session: Session, person: Person, policy: AssignmentPolicy, wait: bool) -> Task | None:
-    """The next open task that this person has not had, looking on from their last one."""
+    """The next open task after the person's last one that they have not had."""
     had = _had(person)
     open_tasks = _tasks(policy, wait).where(Task.taken < Task.wanted, Task.gold.is_(None))
     task = session.scalars(open_tasks.where(Task.position > person.last_position, ~had.exists())).first()
@@ -67,12 +67,12 @@ def _work(session: Session, person: Person, policy: AssignmentPolicy, wait: bool
 
 
 def _gold(session: Session, person: Person, policy: AssignmentPolicy, wait: bool) -> Task | None:
-    """A task whose answer is known and that this person has not had."""
+    """A gold task that this person has not had."""
     return session.scalars(_tasks(policy, wait).where(Task.gold.is_not(None), ~_had(person).exists())).first()
 
 
 def _repeat(session: Session, person: Person, policy: AssignmentPolicy) -> Task | None:
-    """The task that this person answered longest ago, with enough others since, and was not asked for again."""
+    """The oldest task that this person answered, has not repeated, and has had `repeat_after` tasks since."""
     again = aliased(Assignment)
     repeated = select(again.id).where(
         again.task_id == Assignment.task_id, again.person_id == person.id, again.attempt == 1
@@ -92,18 +92,18 @@ def _repeat(session: Session, person: Person, policy: AssignmentPolicy) -> Task 
 
 
 def _tasks(policy: AssignmentPolicy, wait: bool) -> Select:
-    """The first task that can be done, locked."""
+    """A query for the first available task, which locks it."""
     first = select(Task).where(*is_available(policy.kind)).order_by(Task.position).limit(1)
     return first.with_for_update(skip_locked=not wait, of=Task)
 
 
 def _had(person: Person) -> Select:
-    """This person's assignments of the task of the query around it."""
+    """A subquery for this person's assignments of the outer query's task."""
     return select(Assignment.id).where(Assignment.task_id == Task.id, Assignment.person_id == person.id)
 
 
 def _lease(session: Session, person: Person, task: Task, attempt: int, now: float, lease_s: float) -> Assignment:
-    """A place of a task that this transaction has locked; an assignment that had ended begins again."""
+    """Lease a locked task; an expired assignment of the same task and person is leased again."""
     same = (Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.attempt == attempt)
     assignment = session.scalars(select(Assignment).where(*same)).first()
     if assignment is None:

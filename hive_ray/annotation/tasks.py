@@ -1,6 +1,6 @@
-"""Tasks from candidates: what there is to rank or to compare, and tasks whose answer is known.
+"""Make tasks from candidates, and gold tasks with a known answer.
 
-A task is named by its content: loading the same candidates again adds nothing, and new ones come beside the old.
+The key of a task depends on its content: loading the same candidates again adds no tasks.
 """
 
 import secrets
@@ -13,19 +13,19 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from hive_ray.annotation.database import Database
-from hive_ray.annotation.models import RANK, Project, Task
+from hive_ray.annotation.models import Project, Task
 from hive_ray.console import warn
 from hive_ray.files.text_files import SAMPLE_CHARS, JsonLine, LineCount, TextError
 from hive_ray.seeds import id_for, uniform_for
 
 BATCH_ROWS = 1000
 GOLD_WANTED = 1_000_000
-"""Places of a gold task: one for each person."""
+"""How many people should answer a gold task: everybody."""
 GOLD_SHARE = 0.1
-"""Automatic gold tasks: this share of the prompts, at least `MIN_GOLD` of them where there are as many."""
+"""Automatic gold tasks: this share of the prompts, but at least `MIN_GOLD` if there are so many prompts."""
 MIN_GOLD = 10
 UNCHANGED_PREFIX, OTHER_SOURCE_PREFIX = "unchanged:", "another:"
-"""How the ids of edits begin that are known to be bad: the source itself, and a picture of another prompt (its id)."""
+"""Prefixes of the ids of known bad edits: the unedited source, and the source of another prompt."""
 
 
 class GoldError(ValueError):
@@ -34,7 +34,7 @@ class GoldError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with the edits of it that are to be judged."""
+    """A prompt and the edits that people judge."""
 
     prompt_id: str
     instruction: str
@@ -43,13 +43,16 @@ class Prompt:
     gold: dict[str, list[str]] | None = field(default=None, hash=False)
 
     def key(self, kind: str) -> str:
-        """Names the task by its content."""
+        """The content id of its task."""
         return id_for("task", kind, self.prompt_id, *self.edit_ids, "gold" if self.gold else "")
 
 
 def automatic_gold(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
-    """Prompts whose last edit is replaced by one that is known to be bad: in turns the unedited source, which does
-    not follow the instruction, and the source of another prompt, which keeps nothing."""
+    """Yield gold prompts, whose last edit is replaced by a known bad one.
+
+    Alternately this is the unedited source, which does not follow the instruction, and the source of another prompt,
+    which preserves nothing.
+    """
     num_known = min(len(prompts), max(MIN_GOLD, round(GOLD_SHARE * len(prompts))))
     chosen = sorted(prompts, key=lambda prompt: uniform_for("gold", prompt.prompt_id))[:num_known]
     for number, prompt in enumerate(chosen):
@@ -67,9 +70,9 @@ def automatic_gold(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
 
 
 def read_gold(lines: Iterable[JsonLine], name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts whose answer somebody wrote down: JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}.
+    """Read gold prompts from JSON lines {"prompt_id": ..., "better": edit id, "worse": edit id}.
 
-    Lines that fit no prompt are left out and named on standard output; a GoldError if they are more than half.
+    Lines that do not fit a prompt are skipped with a warning; GoldError if they are more than half.
     """
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     prompt_of: dict[str, Prompt] = {}
@@ -118,11 +121,11 @@ def _gold_prompt(line: JsonLine, by_id: dict[str, Prompt]) -> Prompt:
 
 
 def load_tasks(database: Database, kind: str, prompts: Iterable[Prompt], people_per_task: int) -> int:
-    """Make tasks of prompts that are new, mark those of this kind that are gone, and set how many people each wants.
+    """Add tasks for new prompts, mark tasks whose prompts are gone, and set how many people should answer each.
 
-    Returns the number of new ones. Work is handed out in the order of `prompts`. Gold prompts are for everybody, and
-    what is known of them may be corrected. Tasks that could not be shown get another chance: their pictures may have
-    been mended.
+    Returns the number of new tasks. Regular tasks are assigned in the order of `prompts`. Gold tasks go to everybody,
+    and their known answers are updated. Tasks marked as broken are enabled again, since their pictures may have been
+    repaired.
     """
     by_key = {prompt.key(kind): prompt for prompt in prompts}
 
@@ -153,8 +156,10 @@ def load_tasks(database: Database, kind: str, prompts: Iterable[Prompt], people_
 
 
 def _put_in_order(session: Session, kind: str, keys: Sequence[str]) -> None:
-    """Hand these tasks out in this order from now on. They move behind all others, where everybody looks again: a task
-    that a person has had is passed over."""
+    """Assign these tasks in this order from now on.
+
+    They get positions after all others, so that every person finds them again; tasks that a person has had are skipped.
+    """
     present = select(Task.key, Task.id, Task.position).where(Task.kind == kind, Task.present)
     by_key = {key: (task_id, position) for key, task_id, position in session.execute(present)}
     positions = [by_key[key][1] for key in keys]
@@ -174,7 +179,7 @@ def _row(key: str, kind: str, prompt: Prompt, position: int, people_per_task: in
 
 
 def project_name(database: Database) -> str:
-    """The random name of this database's project, made when first asked for."""
+    """The random name of this database's project, created on first use."""
 
     def name(session: Session) -> str:
         project = session.get(Project, 1)
@@ -187,7 +192,7 @@ def project_name(database: Database) -> str:
 
 
 def project_secret(database: Database) -> str:
-    """What this database's project signs with, made when first asked for; nobody is told."""
+    """The key that signs URLs of this project's pictures, created on first use; it is never shown."""
     kept = database.read(lambda session: session.scalar(select(Project.secret)))
     if kept:
         return kept
@@ -200,11 +205,3 @@ def project_secret(database: Database) -> str:
         return made
 
     return database.write(secret)
-
-
-def num_open_places(database: Database, kind: str = RANK) -> int:
-    """Places of tasks that nobody has taken."""
-    left = select(func.coalesce(func.sum(Task.wanted - Task.taken), 0)).where(
-        Task.kind == kind, Task.taken < Task.wanted, Task.present, Task.broken.is_(None), Task.gold.is_(None)
-    )
-    return int(database.read(lambda session: session.scalar(left)) or 0)

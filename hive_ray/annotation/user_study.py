@@ -1,7 +1,7 @@
 """Results of a user study: how often people prefer one of two editors, by question.
 
-Wins are those of the second editor. Answers to one prompt depend on each other, and so do answers of one person. So
-there are two intervals: one resamples prompts (each with the mean of its answers), the other people.
+A win is a win of the second editor. Answers to one prompt are correlated, and so are answers of one person. Therefore
+there are two bootstrap intervals: one resamples prompts (each with the mean of its answers), the other people.
 """
 
 from collections import defaultdict
@@ -18,11 +18,11 @@ OUTCOMES = ("win", "tie", "loss")
 
 @dataclass(frozen=True)
 class EditorComparison:
-    """One question's answers."""
+    """Results for one question."""
 
     question: str
     editor: str
-    """Whose wins are counted."""
+    """The editor whose wins are counted."""
     baseline: str
     by_prompt: dict[str, Interval]
     """win, tie, loss (shares, which add up to 1) and net (win - loss), over prompts."""
@@ -37,7 +37,7 @@ class EditorComparison:
 def compare_editors(
     answers: list[AnswerRecord], excluded: Collection[str] = (), *, resamples: int = 1000, seed: int = 0
 ) -> list[EditorComparison]:
-    """A comparison for each question, over the answers that count as work; none if there are no answers."""
+    """Compare the editors on each question over the regular answers; an empty list if there are none."""
     counted = [answer for answer in regular_answers(answers, excluded) if "ranks" not in answer.verdict]
     if not counted:
         return []

@@ -46,11 +46,11 @@ class UnusableCaption:
 
 
 def caption_rows(texts: Iterable[Any], max_captions: int) -> Iterator[Row | Dropped]:
-    """Rows of `captions`, at most `max_captions`, the first of those that are alike; `Dropped` for the others.
+    """Yield at most `max_captions` rows of `captions`, without duplicates, and `Dropped` for other texts.
 
-    White space is made single spaces, half an emoji U+FFFD. Reasons: "empty" (nothing, or only white space),
-    "not_text", "duplicate", and those of `UnusableCaption`. Raises a TextError where more than half of what was read before
-    the last caption is unusable.
+    Runs of white space become single spaces, and unpaired surrogates U+FFFD. Reasons: "empty" (nothing, or only white
+    space), "not_text", "duplicate", and those of `UnusableCaption`. Raises TextError if more than half of the texts
+    before the last caption are unusable.
     """
     known: set[str] = set()
     count = LineCount("captions")

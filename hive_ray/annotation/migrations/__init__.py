@@ -1,1 +1,1 @@
-"""Steps from an older database to a newer one, run by alembic."""
+"""Migrations of the database, run by alembic."""

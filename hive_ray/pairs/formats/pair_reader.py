@@ -1,9 +1,10 @@
-"""Other people's pairs, one after the other, by what their folder or file looks like.
+"""Read pairs from other people's datasets; the layout decides the reader.
 
 InstructPix2Pix and HIVE folders, JSONL and CSV, Hugging Face columns and ImageFolder, WebDataset shards -> imported
 
-Everything is read as a stream, on disk or s3://. PNG and JPEG pictures stay the bytes that they are. What cannot be
-read costs itself: a line, a row, a picture, a row group, the rest of a file is named and counted (`imported.UnreadablePart`).
+Datasets are read as streams, from disk or s3://. The bytes of PNG and JPEG pictures stay unchanged. A part that cannot
+be read (a line, a row, a picture, a row group, the rest of a file) is reported and counted as an
+`imported.UnreadablePart`; the other parts are read.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +19,14 @@ from hive_ray.pairs.formats.imported import ImportedPair, UnreadablePart
 from hive_ray.pairs.formats.pictures import folder_of
 
 METADATA = tuple(f"metadata{ending}" for ending in (*text_rows.ENDINGS, ".parquet"))
-"""Files of Hugging Face's ImageFolder that say what the pictures beside them are."""
+"""Metadata files of Hugging Face's ImageFolder."""
 PACKED = (".zip", ".7z", ".rar", *shards.ENDINGS)
 
 
 def read_pairs(settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
-    """Every pair of a dataset, in its order, and what of it is none.
+    """Yield every pair of a dataset in order, and an `UnreadablePart` for each part that cannot be read.
 
-    Raises FileNotFoundError if nothing is there, and ValueError, with what was found and what to do, if it is in no
-    known layout.
+    Raises FileNotFoundError if the dataset does not exist, and ValueError if its layout is unknown.
     """
     dataset = settings.dataset.rstrip("/") or settings.dataset
     if not dataset:
@@ -93,4 +93,4 @@ READERS: dict[tuple[str, ...], Callable[[str, str, Importing], Iterator[Imported
     shards.ENDINGS: shards.shard_rows,
     text_rows.ENDINGS: text_rows.text_rows,
 }
-"""How the names of files end -> what reads them, for the dataset's folder."""
+"""File endings -> the reader, which takes a file, the dataset folder and the settings."""

@@ -1,4 +1,4 @@
-"""Somebody else's rankings of edits, one after the other, by the columns that their rows have.
+"""Read rankings of edits from other people's datasets; the columns of a row decide its format.
 
 tables of `rankings`, EditReward-Data, GenAI-Bench, lists of paths and ranks -> imported_rankings
 
@@ -10,7 +10,7 @@ A row has an instruction, a source picture, edits and an answer, in one of these
 - `path1`, which is preferred to `path2`, unless `tie_case` is true: EditReward's training files
 - `jpg_0`, `jpg_1`, `label_0`, `label_1`; the greater label is preferred: as Pick-a-Pic has it
 
-Files are Parquet, JSON lines, CSV, TSV, or a JSON array. What cannot be read costs itself, as in `reading`.
+Files are Parquet, JSON lines, CSV, TSV, or a JSON array. Parts that cannot be read are reported, as in `pair_reader`.
 """
 
 from collections import Counter
@@ -74,18 +74,18 @@ COLUMNS = (
 PARQUET = ".parquet"
 JSON_ARRAY = ".json"
 ENDINGS = (PARQUET, *text_rows.ENDINGS, JSON_ARRAY)
-"""How the files end that are read here."""
+"""Endings of the files that this module reads."""
 MAX_EDITS = 127
 """A table holds ranks as int8."""
 UNNAMED = "imported"
-"""The annotator, and the editor, of rows that name none."""
+"""The annotator and the editor of rows that do not name them."""
 BATCH_RANKINGS = 8
-"""Whose pictures are decoded at once, and are in memory."""
+"""Rankings whose pictures are decoded and held in memory at a time."""
 
 
 @dataclass(frozen=True)
 class ImportedRanking:
-    """A ranking as a dataset gives it: its row, its pictures, and the checked ranks of its edits."""
+    """A ranking of a dataset: its row, its pictures, and the checked ranks of its edits."""
 
     row: Row
     instruction: str
@@ -93,14 +93,14 @@ class ImportedRanking:
     edits: tuple[bytes | MissingPicture, ...]
     ranks: list[int]
     place: str
-    """Where it stands, for messages."""
+    """File and row, for messages."""
 
 
 def read_rankings(dataset: str, settings: Importing) -> Iterator[ImportedRanking | UnreadablePart]:
-    """Every ranking of a dataset, a folder or a file, in its order, and what of it is none.
+    """Yield the rankings of a dataset (a folder or a file) in order, and an `UnreadablePart` for each other part.
 
-    `settings` say where picture paths begin, and which files of a folder are read. Raises FileNotFoundError if nothing
-    is there, and ValueError, with what was found, if no file is of a known kind or a table is not finished.
+    `settings` give the base folder of picture paths, and the split whose files are read. Raises FileNotFoundError if
+    the dataset does not exist, and ValueError if no file has a known format or a table is not finished.
     """
     alone = storage.is_file(dataset)
     root = folder_of(dataset) if alone else dataset
@@ -113,12 +113,13 @@ def read_rankings(dataset: str, settings: Importing) -> Iterator[ImportedRanking
 def ranking_rows(
     rankings: Iterable[ImportedRanking | UnreadablePart], dataset: str, least_kept: float
 ) -> Iterator[Result]:
-    """Rows of `rankings`, each once, and `Dropped` with a sample for the others.
+    """Yield rows of `rankings` without duplicates, and `Dropped` with a sample for other rankings.
 
-    Ids that a row has are kept; else they are made from content, and rankings by the same person that say the same of
-    the same edits are one. Reasons beside those of `UnreadablePart` and `MissingPicture`: "keys_missing", "instruction_missing",
-    "edits_missing", "nothing_to_compare", "too_many_edits", "other_number_of_ranks", "not_an_order", "vote_unknown",
-    "pictures_are_equal" (and ranked apart), "duplicate".
+    Ids that a row has are kept. Otherwise they are made from the content, so equal rankings of the same edits by the
+    same person are duplicates. Reasons, besides those of `UnreadablePart` and `MissingPicture`: "keys_missing",
+    "instruction_missing", "edits_missing", "nothing_to_compare", "too_many_edits", "other_number_of_ranks",
+    "not_an_order", "vote_unknown", "pictures_are_equal" (two edits with equal pictures and different ranks),
+    "duplicate".
 
     Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
     """
@@ -168,7 +169,7 @@ def _files(dataset: str, split_name: str) -> list[str]:
 
 
 def _values(file: str, *, of_paths: bool = False) -> Iterator[tuple[str, Row | UnreadablePart]]:
-    """Where each row of a file stands, and its values. `of_paths`: of Parquet, the columns of paths alone."""
+    """Yield the place of each row of a file, and its values. `of_paths` reads only path columns of Parquet files."""
     name = file.lower()
     if name.endswith(PARQUET):
         yield from parquet_values(file, _columns_of_paths if of_paths else _columns)
@@ -234,7 +235,7 @@ def _ranked(row: Row, pictures: PictureReader, place: str) -> ImportedRanking | 
 
 
 def _judged(row: Row) -> tuple[list[Any], list[int]]:
-    """The edits of a row and their ranks; a RankingError that says what it lacks."""
+    """The edits of a row and their ranks; RankingError if the row has no ranking."""
     if row.keys() >= {"edits", "ranks"}:
         return _listed(row)
     for left, right in PAIR_COLUMNS:
@@ -261,7 +262,7 @@ def _listed(row: Row) -> tuple[list[Any], list[int]]:
 
 
 def _vote(row: Row, left: str) -> list[int]:
-    """The ranks of two edits; `left` is the column of the first."""
+    """The ranks of two edits; `left` is the column of the first edit."""
     if left == "path1":
         tied = str(row.get("tie_case")).strip().lower() in ("true", "1", "1.0")
         return [1, 1] if tied else [1, 2]
@@ -285,7 +286,7 @@ def _labelled(row: Row) -> list[int]:
 
 
 def _row(ranking: ImportedRanking | UnreadablePart) -> Row | Dropped:
-    """The row of `rankings` that a ranking becomes, or why there is none."""
+    """A row of `rankings`, or {"dropped": reason} with a sample."""
     if isinstance(ranking, UnreadablePart):
         return Dropped(ranking.reason, sample=ranking.sample)
     names = ["source", *(f"edit {number}'s" for number in range(1, 1 + len(ranking.edits)))]
@@ -320,7 +321,7 @@ def _row(ranking: ImportedRanking | UnreadablePart) -> Row | Dropped:
 
 
 def _edits(row: Row, prompt_id: str, pictures: list[bytes]) -> list[Row]:
-    """The edits of a row of `rankings`; their seeds and scales are 0 where nobody knows."""
+    """The edits of a row of `rankings`; unknown seeds and scales are 0."""
     listed = _as_list(row.get("edits"))
     known = [edit if isinstance(edit, dict) else {} for edit in listed] if isinstance(listed, list) else []
     known = known or [{}] * len(pictures)
@@ -337,7 +338,7 @@ def _edits(row: Row, prompt_id: str, pictures: list[bytes]) -> list[Row]:
 
 
 def _picture(edit: Any) -> Any:
-    """What stands for the picture of an edit: the edit, or the `image` of an edit of a table."""
+    """The picture of an edit: the edit itself, or its `image` if it is a struct of a table."""
     return edit["image"] if isinstance(edit, dict) and "image" in edit else edit
 
 
@@ -351,7 +352,7 @@ def _editor(row: Row) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """A value as it is, or the list that a cell of a CSV file has as JSON."""
+    """Parse a JSON list in a cell of a CSV file; other values are returned unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return parse_json(value)

@@ -28,7 +28,7 @@ from hive_ray.pairs.formats.imported import (
 )
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
-"""How the files end that are read here."""
+"""Endings of the files that this module reads."""
 FIELDS: dict[str, str] = {
     **dict.fromkeys(("source", *SOURCE_IMAGE), "source"),
     **dict.fromkeys(("edited", *EDITED_IMAGE), "edited"),
@@ -39,7 +39,7 @@ ZSTANDARD = b"\x28\xb5\x2f\xfd"
 READ_ERRORS = (
     tarfile.TarError, pa.ArrowException, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""What reading an archive raises where its bytes are not what they should be."""
+"""Errors that reading a damaged archive raises."""
 
 
 EMPTY_HEADER = tarfile.EmptyHeaderError  # pyright: ignore[reportAttributeAccessIssue] - typeshed leaves it out
@@ -51,11 +51,11 @@ BROKEN_HEADERS = (
 
 
 class DamagedArchiveError(tarfile.TarError):
-    """An archive that cannot be read on."""
+    """An archive that cannot be read to its end."""
 
 
 class CheckedTarInfo(tarfile.TarInfo):
-    """A member of an archive; `DamagedArchiveError` where its header is broken, which `tarfile` takes for the archive's end."""
+    """A member of an archive. A broken header raises `DamagedArchiveError`; `tarfile` would take it for the end."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "CheckedTarInfo":
@@ -72,7 +72,7 @@ class CheckedTarInfo(tarfile.TarInfo):
 
 
 def shard_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
-    """The pairs of a shard, and what of it is none: a key without its three files, or the rest of the archive."""
+    """Yield the pairs of a shard, and an `UnreadablePart` for a key without its three files or an unreadable rest."""
     for key, members in groupby(_members(file), key=itemgetter(0)):
         place = f"{file}, key {key}"
         contents = {field: content for _, field, content in members}
@@ -109,8 +109,11 @@ def _pair(place: str, contents: dict[str, bytes]) -> ImportedPair | UnreadablePa
 
 
 def _members(file: str) -> Iterator[tuple[str | None, str, Any]]:
-    """Key, field and content of each file of a shard; last, if it cannot be read to its end, None and the problem in
-    words. Links, folders and what systems leave in archives are passed over."""
+    """Yield key, field and content of each file of a shard.
+
+    If the shard cannot be read to its end, the last item has no key and the problem as its content. Links, folders and
+    system files are skipped.
+    """
     last = ""
     try:
         with _archive(file) as archive:
@@ -133,7 +136,7 @@ def _members(file: str) -> Iterator[tuple[str | None, str, Any]]:
 
 @contextmanager
 def _archive(file: str) -> Iterator[tarfile.TarFile]:
-    """A tar archive to read as a stream, unpacked as its first bytes say."""
+    """Open a tar archive as a stream; its first bytes decide the compression."""
     files, inside = storage.filesystem(file)
     with files.open_input_stream(inside, compression=None) as stream:
         packed = stream.read(len(ZSTANDARD)) == ZSTANDARD
@@ -145,7 +148,7 @@ def _archive(file: str) -> Iterator[tarfile.TarFile]:
 
 
 def _refuse_another(stream: BinaryIO) -> None:
-    """Raise `DamagedArchiveError` if more than zeros follows the end of an archive."""
+    """Raise `DamagedArchiveError` if the end of an archive is followed by anything but zeros."""
     while block := stream.read(1 << 20):
         if block.strip(b"\0"):
             raise DamagedArchiveError(

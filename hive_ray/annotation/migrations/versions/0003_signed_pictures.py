@@ -1,4 +1,4 @@
-"""What addresses of pictures are signed with that an administrator gives to Label Studio."""
+"""The key that signs URLs of pictures for Label Studio."""
 
 import sqlalchemy as sa
 from alembic import op
