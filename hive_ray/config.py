@@ -1,6 +1,6 @@
-"""Settings: one frozen section a stage, unknown keys refused, a sentence on every field (presets.py fills them).
+"""Settings of every stage. presets.py has values for them.
 
-Functions take their own section, never the whole `Config`. Horizons are counted in images, not steps.
+Functions take their own section, never the whole `Config`. Lengths of trainings are counted in images, not in steps.
 """
 
 import re
@@ -15,118 +15,125 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class Section(BaseModel):
-    """Frozen, and unknown keys are errors."""
+    """A group of settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Descriptions without the line breaks of the source, for the command line's help."""
+        """Remove the line breaks of the source from descriptions: the command line shows them as help."""
         super().__pydantic_init_subclass__(**kwargs)
         for field in cls.model_fields.values():
             field.description = field.description and " ".join(field.description.split())
 
 
 class Resources(Section):
-    """What one stage may take of the cluster. Changes speed, never the rows."""
+    """What one stage takes of the cluster. Changes the speed, never the rows."""
 
     num_actors: int = Field(default=1, ge=1)
-    """Actors (or training workers) at work at the same time, at most."""
+    """Most actors (or training workers) that run at the same time."""
     least_actors: int = Field(default=0, ge=0)
-    """Actors that a stage waits for and always keeps; more join while there is work and room for them, and leave when
-    there is not. 0 is `num_actors`: no fewer, no more. Training has no use for it."""
+    """Fewest actors, from 1 to `num_actors`: the stage waits for them and always keeps them. More join while there is
+    work and room, and leave afterwards. 0 means `num_actors`, so the number is fixed. Training ignores this."""
     num_gpus: float = Field(default=1.0, ge=0)
-    """GPUs an actor holds; 0 runs on the CPU."""
+    """GPUs per actor; a fraction shares a GPU, and 0 runs on the CPU."""
     num_cpus: float = Field(default=1.0, ge=0)
-    """CPUs an actor holds; also its number of torch threads when it has no GPU."""
+    """CPUs per actor. An actor without a GPU uses as many torch threads."""
     batch_size: int = Field(default=16, ge=1)
-    """Rows an actor maps at a time."""
+    """Rows that an actor processes at a time."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Resources":
         if self.least_actors > self.num_actors:
-            raise ValueError(f"least_actors is {self.least_actors}, above num_actors, which is {self.num_actors}")
+            raise ValueError(
+                f"least_actors is {self.least_actors}, but num_actors is {self.num_actors}: lower least_actors, or "
+                "raise num_actors"
+            )
         return self
 
 
 class Spending(Section):
-    """What answers of a language model cost, and how much they may. Changes when rows are written, never the rows."""
+    """Prices of a language model, and the budget for it. Changes when rows are written, never the rows."""
 
     prompt_price: float = Field(default=0.0, ge=0)
-    """Dollars for a million prompt tokens; 0 and 0 count tokens alone, as for an endpoint of your own."""
+    """US dollars per million prompt tokens. With both prices at 0, as for your own endpoint, only tokens are
+    counted."""
     completion_price: float = Field(default=0.0, ge=0)
-    """Dollars for a million completion tokens."""
+    """US dollars per million completion tokens."""
     most_dollars: float | None = Field(default=None, gt=0)
-    """Ask no more once the run has spent this; answers are kept, and a run with a higher limit goes on."""
+    """Budget of the run in US dollars; None sets no limit. When it is spent, the stage stops. Answers are kept, and a
+    run with a larger budget continues."""
     batch: bool = False
-    """Ask through the Batch API: slower by hours, at half the price."""
+    """Use the Batch API: half the price, but answers take hours."""
     batch_discount: float = Field(default=0.5, ge=0, lt=1)
-    """The share of the price that the Batch API saves."""
+    """Discount of the Batch API as a share of the price, from 0 to below 1."""
 
     @model_validator(mode="after")
     def _priced(self) -> "Spending":
         if self.most_dollars is not None and not (self.prompt_price or self.completion_price):
-            raise ValueError("most_dollars needs the endpoint's prices: set prompt_price and completion_price")
+            raise ValueError("most_dollars is set, but both prices are 0: set prompt_price and completion_price")
         return self
 
 
 class Inspection(Section):
-    """What there is to look at afterwards. Changes no rows."""
+    """The page that shows kept and dropped pairs. Changes no rows."""
 
     dropped_per_shard: int = Field(default=2, ge=0)
-    """Dropped pairs whose pictures are kept, the first of each reason in each shard (32 instructions)."""
+    """Dropped pairs whose images are stored: the first ones of each reason in each shard of 32 instructions."""
     num_shown: int = Field(default=8, ge=1)
-    """Pairs on the page: kept ones, and dropped ones of each reason."""
+    """Pairs on the page: this many kept ones, and this many dropped ones for each reason."""
 
 
 class Instructions(Section):
-    """Captions -> edits in words."""
+    """Captions -> edit instructions."""
 
     captions: str = "shapes"
-    """A file (.txt, .jsonl, .csv, .tsv, .parquet) or a Hugging Face dataset folder, on disk or s3://, or "shapes" for
-    random captions of the embedded domain."""
+    """A file (.txt, .jsonl, .csv, .tsv, .parquet) or a Hugging Face dataset folder, on disk or s3://. "shapes"
+    generates random captions of the embedded domain."""
     caption_column: str = "caption"
-    """Where a caption stands in a row; a text file has one a line."""
+    """Column with the caption; a text file has one caption per line."""
     num_captions: int = Field(default=1000, ge=1)
-    """Captions to draw ("shapes"), or the most to take."""
+    """Captions to generate ("shapes"), or most captions to read."""
     writer: Literal["shapes", "openai"] = "shapes"
-    """Who writes the instructions."""
+    """Who writes the instructions: the grammar of the embedded domain ("shapes") or a language model ("openai")."""
     per_caption: int = Field(default=1, ge=1)
     """Edits written for each caption."""
     llm: str = "gpt-4o-mini"
-    """Model name for the "openai" writer, or "finetuned" for what `finetune_writer` made in this run; its address and
-    key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
+    """Model name for the "openai" writer. "finetuned" is the model that `finetune_writer` made in this run.
+    OPENAI_BASE_URL and OPENAI_API_KEY set the endpoint and its key."""
     form: Literal["chat", "delimited"] = "chat"
-    """How it is asked: for JSON in a conversation, or for completions with InstructPix2Pix's delimiters."""
+    """Prompt format: JSON in a chat ("chat"), or completions with InstructPix2Pix's delimiters ("delimited")."""
     structure: Literal["json_schema", "json_object", "none"] = "json_schema"
-    """What "chat" answers are held to: a JSON schema, any JSON where the endpoint knows no schemas, or nothing where
-    it knows neither; the JSON is looked for in what comes."""
+    """Output format requested in "chat": a JSON schema, any JSON object, or nothing, for endpoints that support less.
+    In each case the answer is searched for JSON."""
     temperature: float | None = Field(default=0.7, ge=0)
-    """Sampling temperature of the answers; None sends none. It is also left out for a model that refuses it."""
+    """Sampling temperature of the language model. None omits the parameter, as is done for a model that rejects it."""
     send_seed: bool = True
-    """Whether requests carry a seed, for the same answers on another day. It is also left out for a model that refuses
-    it."""
+    """Send a seed with each request, so that answers can be reproduced. It is omitted for a model that rejects it."""
     least_kept: float = Field(default=0.0, ge=0, le=1)
-    """Least share of edits that are kept of all that came of the captions; with less the stage fails with the reasons,
-    and its table is not kept as finished. At 0 it fails where nothing is kept."""
+    """Least share of edits to keep, 0 to 1. If fewer are kept, the stage fails, lists the reasons and leaves its table
+    unfinished. At 0 it fails only if nothing is kept."""
     moderation: bool = False
-    """Whether captions and edits are shown to the endpoint's moderation first, and dropped where it flags them."""
+    """Send captions and edits to the endpoint's moderation first, and drop those that it flags."""
     rank_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of captions held out for people to rank."""
     test_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of captions held out for the evaluation."""
     examples: str = ""
-    """A JSONL file of triplets as `writer.triplets`, shown to the model before a caption (few-shot); "" shows none."""
+    """JSONL file of few-shot examples, in the format of `writer.triplets`; "" sends none."""
     num_examples: int = Field(default=4, ge=1)
-    """The first so many of them that are shown."""
+    """Number of few-shot examples, taken from the start of the file."""
     seed: int = 0
+    """Seed of generated captions, edits and requests."""
     spending: Spending = Spending()
     resources: Resources = Resources(num_gpus=0)
 
     @model_validator(mode="after")
     def _moderated_first(self) -> "Instructions":
         if self.moderation and self.spending.batch:
-            raise ValueError("instructions.moderation looks at captions first, and a batch asks for all: unset one")
+            raise ValueError(
+                "instructions.moderation looks at captions first, and a batch asks for all at once: unset one of them"
+            )
         return self
 
 
@@ -134,91 +141,102 @@ class Writer(Section):
     """Triplets that people wrote -> a language model fine-tuned to write instructions (InstructPix2Pix's step 1a)."""
 
     triplets: str = "triplets.jsonl"
-    """A JSONL file of caption, instruction and edited_caption (or input, edit and output)."""
+    """JSONL file with caption, instruction and edited_caption (or input, edit and output) on each line."""
     base: str = "gpt-4o-mini-2024-07-18"
-    """The model that is fine-tuned."""
+    """Model to fine-tune."""
     form: Literal["chat", "delimited"] = "chat"
-    """What it learns to answer: JSON in a conversation, or completions with InstructPix2Pix's delimiters."""
+    """Answer format that it learns: JSON in a chat, or completions with InstructPix2Pix's delimiters."""
     num_epochs: int = Field(default=1, ge=1)
+    """Passes over the triplets."""
     seed: int = 0
+    """Seed of the fine-tuning job."""
 
 
 class SingleFile(Section):
-    """What a single-file checkpoint (.ckpt or .safetensors by compvis names) does not say, and a folder does."""
+    """What a diffusers folder says and a single-file checkpoint (.ckpt or .safetensors, CompVis layout) does not."""
 
     tokenizer: str = "openai/clip-vit-large-patch14"
-    """CLIP's tokenizer: a folder, the folder of any Stable Diffusion, or a hub name."""
+    """CLIP tokenizer: its folder, the folder of any Stable Diffusion, or a hub name."""
     prediction_type: Literal["", "epsilon", "v_prediction"] = ""
-    """What its U-Net predicts; "" is epsilon, and must be set for a text-to-image Stable Diffusion 2, of which there
-    are both."""
+    """What the U-Net predicts; "" means epsilon. Set it for a text-to-image Stable Diffusion 2, which exists with
+    both."""
 
 
 class Pairs(Section):
-    """Instructions -> pairs of pictures by Prompt-to-Prompt, filtered by CLIP; held-out ones -> prompts."""
+    """Instructions -> image pairs by Prompt-to-Prompt, filtered by CLIP; held-out instructions -> prompts."""
 
     base: str
-    """Text-to-image model: a diffusers folder, a Hugging Face hub name, or a single file (.ckpt or .safetensors)."""
+    """Text-to-image model: a diffusers folder, a hub name, or a single file (.ckpt or .safetensors)."""
     single_file: SingleFile = SingleFile()
     clip: str = "openai/clip-vit-large-patch14"
-    """CLIP for the filter: a transformers folder or a hub name."""
+    """CLIP model of the filter: a transformers folder or a hub name."""
     resolution: int = Field(default=512, ge=8)
+    """Side of the square images in pixels."""
     samples_per_instruction: int = Field(default=8, ge=1)
-    """Pairs drawn for each instruction, each with its own seed, guidance and shared attention."""
+    """Pairs sampled per instruction, each with its own seed, guidance scale and shared attention."""
     keep_per_instruction: int = Field(default=4, ge=1)
-    """The best of them by `clip_direction` that are kept."""
+    """Most pairs kept per instruction: those with the highest `clip_direction`."""
     num_inference_steps: int = Field(default=50, ge=1)
+    """Number of denoising steps."""
     schedule: Literal["ddim", "euler_ancestral", "dpm_solver++"] = "ddim"
-    """How the noise is taken out: DDIM, k-diffusion's Euler-ancestral (InstructPix2Pix, 100 steps), or DPM-Solver++
-    (about 25 steps)."""
+    """Sampler: DDIM, k-diffusion's Euler ancestral (InstructPix2Pix uses 100 steps), or DPM-Solver++ (about 25
+    steps)."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
-    """Least and greatest classifier-free guidance scale, drawn uniformly for each sample."""
+    """Range of the classifier-free guidance scale, sampled uniformly for each pair."""
     shared_attention: tuple[float, float] = (0.1, 0.9)
-    """Least and greatest share of the steps in which the edited picture takes the source's attention, drawn for each
-    sample; the spans below are for Google's kinds of sharing, and the same draw places a sample in each."""
+    """Range of the share of steps, 0 to 1, in which the edited image uses the source's attention. It is sampled for
+    each pair. Google's kinds of `sharing` use the same draw as a position within each of the ranges below."""
     sharing: Literal["self", "cross_and_self", "replace", "refine", "replace_or_refine"] = "self"
-    """What is shared: self-attention maps (InstructPix2Pix), or cross-attention maps of kept words as well; or Google's
-    Prompt-to-Prompt: word swap (drops pairs whose captions differ in their number of words), refinement, or word swap
-    where it can be and else refinement."""
+    """Attention that both images share: self-attention maps ("self", InstructPix2Pix), or also cross-attention maps of
+    unchanged words ("cross_and_self"). Google's Prompt-to-Prompt: word swap ("replace", which drops pairs whose
+    captions differ in their number of words), refinement ("refine"), or word swap where possible and refinement
+    otherwise ("replace_or_refine")."""
     self_replace_steps: tuple[float, float] = (0.4, 0.4)
-    """Google's: the share of the steps in which self-attention is the source's, in layers of `control_side`."""
+    """Google's kinds: range of the share of steps that use the source's self-attention, in the layers of
+    `control_side`."""
     cross_replace_steps: tuple[float, float] = (0.8, 0.8)
-    """Google's: the share of the steps in which words look where the source's look."""
+    """Google's kinds: range of the share of steps that use the source's cross-attention."""
     changed_replace_steps: tuple[float, float] | None = None
-    """Google's: the same for the changed words alone; None is `cross_replace_steps`."""
+    """Google's kinds: the same range for changed words; None uses `cross_replace_steps`."""
     changed_scale: float = 1.0
-    """Google's re-weighting: what the changed words' cross-attention is multiplied by in those steps; 1 is none."""
+    """Google's attention re-weighting: factor on the cross-attention of changed words in those steps; 1 disables it."""
     local_blend: float = Field(default=0.0, ge=0, lt=1)
-    """Local blending: the edited picture is the source's where neither looks at a changed word by more than this
-    share of the most (Google's: 0.3); 0 is none. Not for "self", which looks at no words."""
+    """Local blending: keep the source where the attention to changed words is at most this share of its maximum in both
+    images (Google uses 0.3). 0 disables it. Not available with sharing "self"."""
     local_blend_start: float = Field(default=0.2, ge=0, le=1)
-    """The share of the steps before local blending begins."""
+    """Share of the steps, 0 to 1, before local blending starts."""
     control_side: float = Field(default=0.25, gt=0, le=1)
-    """Side, over the latent's, of the largest layers whose self-attention Google's kinds replace, and of the layers
-    whose words local blending looks at (Google's: 16 of 64)."""
+    """Side of the largest attention layers that Google's kinds and local blending use, as a share of the latent's side
+    (Google uses 16 of 64)."""
     least_clip_image: float = 0.7
+    """Lowest CLIP similarity of the two images, -1 to 1."""
     least_clip_direction: float = 0.2
+    """Lowest CLIP directional similarity of the edit, -1 to 1."""
     least_clip_source_text: float = 0.2
+    """Lowest CLIP similarity of the source image to its caption, -1 to 1."""
     least_clip_edited_text: float = 0.2
+    """Lowest CLIP similarity of the edited image to its caption, -1 to 1."""
     least_contrast: float = Field(default=5.0, ge=0)
-    """Least contrast of a picture, the standard deviation of its most varied colour channel (0..127.5): pictures that
-    a decoder or a safety checker left black have none. At 0 all pass."""
+    """Lowest contrast of an image: the largest standard deviation of its colour channels, 0 to 127.5. It drops the
+    black images of a failed decoder or a safety checker. 0 disables it."""
     least_difference: float = Field(default=8.0, ge=0)
-    """Pictures of which no cell of a 16x16 grid differs by this in mean colour (0..255) show the same: an edit that
-    changed nothing, or a second pair of an instruction that shows what a better one shows. At 0 all pass."""
+    """Lowest difference of two images: the largest difference of mean colour (0 to 255) in a cell of a 16 x 16 grid. It
+    drops edits that change nothing, and pairs that repeat a better pair of the same instruction. 0 disables it."""
     safety_checker: str = ""
-    """A Stable Diffusion safety checker (a folder or a hub name, with safetensors, for example
-    CompVis/stable-diffusion-safety-checker) that sees both pictures of each pair that passes; "" is none."""
+    """Stable Diffusion safety checker for both images of each pair that passes: a folder or hub name with safetensors,
+    such as CompVis/stable-diffusion-safety-checker. "" disables it."""
     cycle: bool = True
-    """Add the cycle-consistency twin (edited -> source, by the inverse instruction) of each kept pair."""
+    """Add a cycle-consistency twin of each kept pair: edited -> source, with the inverse instruction."""
     prompts: Literal["generated", "shapes"] = "generated"
-    """Source pictures of held-out prompts: from the base model, or drawn by the embedded domain."""
+    """Source images of held-out prompts: sampled from the base model, or drawn by the embedded domain."""
     precision: Precision = "auto"
-    """Numbers that pictures are sampled in; "auto" is fp16 on a GPU, bf16 on a CPU with a matrix unit for it, else
-    fp32."""
+    """Floating point format for sampling. "auto" is fp16 on a GPU, bf16 on a CPU with matrix instructions for it,
+    otherwise fp32."""
     least_kept: float = Field(default=0.0, ge=0, le=1)
-    """Share of the drawn pairs, twins among them, that must be kept: with fewer the stage fails, and says why they were
-    dropped. At 0 it fails where none is kept."""
+    """Least share of sampled pairs, twins included, to keep, 0 to 1. If fewer are kept, the stage fails and lists the
+    reasons. At 0 it fails only if nothing is kept."""
     seed: int = 0
+    """Seed of the sampled pairs."""
     inspection: Inspection = Inspection()
     resources: Resources = Resources(batch_size=4)
 
@@ -228,141 +246,156 @@ class Pairs(Section):
         for name in ("guidance_scale", *shares):
             least, most = getattr(self, name) or (0, 0)
             if least > most:
-                raise ValueError(f"pairs.{name} is {least}..{most}: the least comes first")
+                raise ValueError(f"pairs.{name} is {least}..{most}: give the smaller number first")
         if self.local_blend and self.sharing == "self":
             raise ValueError(
-                f"pairs.local_blend is {self.local_blend}, but sharing 'self' looks at no words: set it to 0"
+                f"pairs.local_blend is {self.local_blend}, but sharing 'self' uses no attention to words: set "
+                "local_blend to 0, or choose another pairs.sharing"
             )
         return self
 
 
 class Importing(Section):
-    """Somebody else's pairs -> `pairs` and `prompts`, in place of `write_instructions` and `make_pairs`."""
+    """An existing dataset -> `pairs` and `prompts`, in place of `write_instructions` and `make_pairs`."""
 
     dataset: str = ""
-    """A folder or file, on disk or s3://: an InstructPix2Pix folder (seeds.json), HIVE's training folder, JSONL, CSV or
-    TSV files of picture paths, a Hugging Face dataset folder (Parquet, of `save_to_disk`, or pictures with
-    metadata.jsonl or .csv), or WebDataset shards. It is known by the names, sizes and modification times (on S3: ETags)
-    of its files."""
+    """Folder or file, on disk or s3://: an InstructPix2Pix folder (seeds.json), HIVE's training folder, JSONL, CSV or
+    TSV files of image paths, a Hugging Face dataset folder (Parquet, `save_to_disk`, or images with metadata.jsonl or
+    .csv), or WebDataset shards. Changes are detected by the names, sizes and modification times (on S3: ETags) of its
+    files."""
     split_name: str = "train"
-    """Of a folder, only the files whose name or folder begins with this are read, so that nobody's test split is
-    trained on; "" reads all of them. JSONL and CSV files of which none is named like a split are all read."""
+    """In a folder, read only files whose name or folder starts with this, so that test splits are not trained on. ""
+    reads all. JSONL and CSV files are all read if none is named after a split."""
     pictures: str = "."
-    """Where the picture paths in rows begin, seen from the folder of the file that has them. "." looks there, in the
-    dataset's folder and in its `images`."""
+    """Folder that image paths start from, relative to the file that lists them. "." looks there, in the dataset's
+    folder and in its `images`."""
     least_kept: float = Field(default=0.0, ge=0, le=1)
-    """The smallest share of the rows that has to be kept, else the import stops with the reasons."""
+    """Least share of rows to keep, 0 to 1. If fewer are kept, the import fails and lists the reasons."""
     prompts: str = ""
-    """A JSONL or CSV file of instruction and source_img (HIVE's test.jsonl) whose prompts join the test split."""
+    """JSONL or CSV file with instruction and source_img (HIVE's test.jsonl), whose prompts are added to the test split;
+    "" adds none."""
     prompt_pictures: str = "evaluation"
-    """Where the picture paths in `prompts` begin, seen from that file's own folder (HIVE's are in `evaluation`)."""
+    """Folder that image paths in `prompts` start from, relative to that file (HIVE uses `evaluation`)."""
     rankings: str = ""
-    """Somebody else's rankings of edits, from which `import_rankings` makes the table `imported_rankings`: a folder or
-    file, on disk or s3://, or "shapes" for those of the embedded domain. Rewards and DPO learn from it beside the run's
-    own rankings."""
+    """Existing rankings of edits for `import_rankings`: a folder or file, on disk or s3://, or "shapes" for those of
+    the embedded domain. Reward models and DPO learn from them in addition to the run's own rankings. "" imports
+    none."""
     num_pairs: int = Field(default=10_000_000, ge=1)
-    """The most pairs to take."""
+    """Most pairs to import."""
     cycle: bool = True
-    """Add the cycle-consistency twin of each pair whose inverse the dataset gives (HQ-Edit's inverse_edit)."""
+    """Add a cycle-consistency twin of each pair whose inverse instruction the dataset has (HQ-Edit's inverse_edit)."""
     drop_swapped: bool = True
-    """Drop a pair whose captions say that its pictures are the other way round: whose clip_direction is below 0."""
+    """Drop pairs with a negative clip_direction: by their captions, the two images are swapped."""
     rank_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of sources held out as prompts for people to rank."""
     test_rate: float = Field(default=0.05, ge=0, lt=1)
     """Share of sources held out as prompts for the evaluation."""
     clip: str = "openai/clip-vit-large-patch14"
-    """CLIP that measures the pairs: a transformers folder or a hub name."""
+    """CLIP model that measures the pairs: a transformers folder or a hub name."""
     resources: Resources = Resources()
 
 
 class Exporting(Section):
-    """This run's pairs -> a dataset for other programs."""
+    """The run's pairs -> a dataset for other programs."""
 
     table: Literal["pairs", "scored_pairs"] = "pairs"
-    """Which pairs: as they are, or with their rewards, weights and quality phrases."""
+    """Table to export: the pairs alone, or with their rewards, weights and quality phrases."""
     format: Literal["parquet", "instruct_pix2pix", "webdataset"] = "parquet"
-    """A Hugging Face folder that diffusers' train_instruct_pix2pix.py trains from, InstructPix2Pix's folders (JPEG, the
-    weights left out), or WebDataset shards."""
+    """Dataset format: a Hugging Face folder for diffusers' train_instruct_pix2pix.py ("parquet"), InstructPix2Pix's
+    folders (JPEG, without weights), or WebDataset shards."""
     folder: str = ""
-    """Where to write, on disk or s3://; "" is exports/<format> in the run folder."""
+    """Output folder, on disk or s3://; "" is exports/<format> in the run folder."""
     shard_megabytes: int = Field(default=256, ge=1)
-    """About how large a Parquet file or a shard becomes; also what is held in memory."""
+    """Approximate size of a Parquet file or shard in MiB; this much is held in memory."""
 
 
 class Watching(Section):
-    """How a training is watched. Changes no weights."""
+    """Logging and validation during training. Changes no weights."""
 
     tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
-    """Who draws the curves; <run>/metrics/<name>.jsonl is always written. W&B and MLflow have to be installed, and find
-    their server and key as ever (WANDB_API_KEY, MLFLOW_TRACKING_URI, ...)."""
+    """Experiment tracker. <run>/metrics/<name>.jsonl is always written. Install W&B or MLflow yourself; they read their
+    usual variables (WANDB_API_KEY, MLFLOW_TRACKING_URI, ...)."""
     project: str = "hive-ray"
-    """The W&B project or the MLflow experiment."""
+    """W&B project or MLflow experiment."""
     validation_images: int | None = Field(default=None, ge=1)
-    """Held-out rows are looked at every so many images, and at the start and the end; None is each quarter."""
+    """Images between two validations; None validates after each quarter of the training. The start and the end are
+    always validated."""
     num_previews: int = Field(default=4, ge=0)
-    """Held-out rows whose edits are drawn then."""
+    """Held-out rows whose edits are sampled at each validation."""
 
 
 class Recovery(Section):
-    """What a training keeps and bears, so that it goes on. Changes no weights."""
+    """Checkpoints and fault tolerance of a training. Changes no weights."""
 
     keep_last: int = Field(default=2, ge=1)
-    """Checkpoints that are kept while it runs, the newest: more than one, since a file may get lost."""
+    """Newest checkpoints to keep during training. Keep more than one, since a file may get lost."""
     keep_best: int = Field(default=0, ge=0)
-    """Checkpoints kept besides those: the ones of least validation loss, which is then measured before each."""
+    """Checkpoints to keep in addition, those with the lowest validation loss. Above 0, the loss is measured before each
+    checkpoint."""
     max_failures: int = Field(default=2, ge=0)
-    """Times that it goes on by itself after a worker has died; announced preemptions of nodes do not count."""
+    """Most automatic restarts after a worker has died. Announced preemptions of nodes do not count."""
     wait_minutes: float = Field(default=30.0, gt=0)
-    """Minutes that it waits in all for nodes that join late, before it stops with a message."""
+    """Minutes in total to wait for nodes that join late; after that the training stops with a message."""
     most_bad_rows: float = Field(default=0.01, ge=0, le=1)
-    """Share of a table's rows that may be bad (a broken picture, say): they are named, skipped and counted; one more
-    stops the run."""
+    """Largest share of rows, 0 to 1, that may be bad, such as a broken image. Bad rows are reported, skipped and
+    counted. One row more stops the run."""
 
 
 class Training(Section):
-    """How a model is fitted: shared by the editor and the reward model."""
+    """How a model is trained: shared by the editor and the reward model."""
 
     total_images: int = Field(ge=1)
-    """Rows seen in all, over every worker; the last batch is whole."""
+    """Rows to train on in total, over all workers, rounded up to full batches."""
     batch_size: int = Field(ge=1)
-    """Rows in one optimiser step, over every worker and every accumulation."""
+    """Rows per optimiser step, over all workers and accumulation steps."""
     micro_batch_size: int = Field(ge=1)
-    """Rows of one worker in one forward pass; `batch_size` is a multiple of it times the workers."""
+    """Rows per worker and forward pass; `batch_size` must be a multiple of this times the number of workers."""
     learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or cosine decay to 0."""
     warmup_images: int = Field(default=0, ge=0)
+    """Images of linear learning-rate warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """The greatest norm of a gradient, a longer one is shortened to it; 0 is any (InstructPix2Pix)."""
+    """Clip gradients to this norm; 0 disables clipping (InstructPix2Pix)."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Greatest decay of the averaged weights, min(ema_decay, (1 + n) / (10 + n)); 0 disables them."""
+    """Largest decay of the exponential moving average (EMA) of the weights, min(ema_decay, (1 + n) / (10 + n)); 0
+    disables the EMA."""
     ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
-    """What the decay's n counts: optimiser steps; a worker's micro-batches, between which weights only move at a step
-    (InstructPix2Pix); or steps after the first, which copies the weights (diffusers)."""
+    """What n in the EMA decay counts: optimiser steps; micro-batches of a worker ("micro_batch", InstructPix2Pix),
+    though weights change only at steps; or steps after the first, which copies the weights ("diffusers")."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Floating point format of the forward and backward passes; fp32 master weights are kept."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed parts among workers: nothing, the optimiser's state (1), gradients too (2), weights too (3)."""
+    """What DeepSpeed ZeRO partitions among workers: nothing (0), optimiser states (1), also gradients (2), also weights
+    (3)."""
     offload: Literal["none", "optimizer", "weights"] = "none"
-    """What lies in the machine's memory instead of the GPU's: the optimiser's state, or the weights too (stage 3)."""
+    """What is kept in CPU memory instead of GPU memory: optimiser states (from stage 1), or also weights (stage 3)."""
     compile: bool = False
-    """Whether the model goes through torch.compile: minutes at the start, for faster steps (not at stage 3)."""
+    """Use torch.compile: it takes minutes at the start and makes steps faster. Not available at ZeRO stage 3."""
     checkpoint_images: int = Field(ge=1)
-    """A checkpoint every so many images."""
+    """Images between two checkpoints."""
     validation_rows: int = Field(default=0, ge=0)
-    """Rows kept out of training, but never more than a tenth, whose loss is measured on the way; 0 keeps none."""
+    """Rows held out to measure the validation loss, at most a tenth of all; 0 holds out none."""
     seed: int = 0
+    """Seed of the order of rows and of all noise."""
     watching: Watching = Watching()
     workers: Resources = Resources()
-    """`num_actors` is the number of training workers; `batch_size` is not used here."""
+    """Training workers: `num_actors` is their number; `batch_size` and `least_actors` are not used."""
     recovery: Recovery = Recovery()
 
     @model_validator(mode="after")
     def _possible(self) -> "Training":
         least = {"none": 0, "optimizer": 1, "weights": 3}[self.offload]
         if self.zero_stage < least:
-            raise ValueError(f"offload {self.offload!r} needs zero_stage {least} or more, not {self.zero_stage}")
+            raise ValueError(
+                f"offload is {self.offload!r} and zero_stage {self.zero_stage}: set zero_stage to {least} or more, or "
+                "offload to 'none'"
+            )
         if self.compile and self.zero_stage == 3:
-            raise ValueError("compile is true, but at zero_stage 3 the weights come and go: choose one of them")
+            raise ValueError("compile is true and zero_stage 3, which cannot be compiled: choose one of them")
         return self
 
     @model_validator(mode="after")
@@ -370,56 +403,61 @@ class Training(Section):
         step = self.micro_batch_size * self.workers.num_actors
         if self.batch_size % step:
             raise ValueError(
-                f"batch_size is {self.batch_size}, which is not a multiple of micro_batch_size x workers = {step}"
+                f"batch_size is {self.batch_size}, which is not a multiple of micro_batch_size x workers = {step}: "
+                "change one of them"
             )
         return self
 
 
 class EditorFile(SingleFile):
-    """What a single-file checkpoint of an editor does not say."""
+    """What an editor's folder says and a single-file checkpoint of one does not."""
 
     instruction_suffix: str = ""
-    """What an editor's instructions must end in: ", image quality is five out of five" for HIVE's conditional ones."""
+    """Suffix that the editor expects after every instruction: ", image quality is five out of five" for HIVE's
+    conditional editors."""
 
 
 class Dpo(Section):
-    """Rankings -> a better editor with no reward model between (Diffusion-DPO, Wallace et al. 2023)."""
+    """Rankings -> a better editor, without a reward model (Diffusion-DPO, Wallace et al. 2023)."""
 
     beta: float = Field(default=5000.0, gt=0)
-    """How dear it is to leave the start: the published 5000, which holds the number of timesteps."""
+    """Strength of the KL penalty towards the reference model. The published value is 5000; it includes the number of
+    timesteps."""
     pairs: Literal["any", "best_worst"] = "any"
-    """Which two edits of a ranking are compared, drawn anew each time: any, or one of the best and one of the worst."""
+    """Which two edits of a ranking are compared, sampled anew at each use: any two, or one of the best and one of the
+    worst."""
     min_rank_gap: int = Field(default=1, ge=1)
-    """Compare edits that are at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). A
-    ranking that has no such pair is left out."""
+    """Compare only edits at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). Rankings
+    without such a pair are skipped."""
     timesteps: tuple[float, float] = (0.0, 1.0)
-    """Least and greatest share of the noise schedule to draw timesteps from: (0.3, 1) draws 300 to 999 of 1000."""
+    """Range of training timesteps as shares of the noise schedule: (0.3, 1) samples 300 to 999 of 1000."""
     safeguard: float = Field(default=0.0, ge=0, le=1)
-    """How far the gradient of the rejected edit's error is scaled down so that the chosen edit's error does not rise
-    (Diffusion-SDPO, Fu et al. 2025): 0 is not at all, 1 as published, between them a mean of both."""
+    """How far to scale down the gradient of the rejected edit's error so that the chosen edit's error does not rise
+    (Diffusion-SDPO, Fu et al. 2025). 0 does not scale, 1 is as published, values between interpolate."""
     safeguard_margin: float = Field(default=0.0, ge=0, le=1)
-    """Share of the fall of the chosen edit's error that the safeguard keeps: mu in Diffusion-SDPO, whose Stable
-    Diffusion 1.5 has 0.9. At 0 the error only does not rise."""
+    """Share of the decrease of the chosen edit's error that the safeguard preserves: mu in Diffusion-SDPO, 0.9 for its
+    Stable Diffusion 1.5. At 0 the error only must not rise."""
     imported_rankings: bool = True
-    """Also learn from imported rankings and thumbs in the first round. They are of other editors' edits, and teach an
-    editor less than those of its own (docs/results.md)."""
+    """In the first round, also train on imported rankings and thumbs. They rank other editors' edits, which teaches
+    less than rankings of the editor's own (docs/results.md)."""
     shuffled: bool = False
-    """Shuffle the ranks of each ranking: a control that learns nothing from people. The arm `shuffled` sets it."""
+    """Shuffle the ranks within each ranking: a control that learns nothing from people. The arm `shuffled` sets it."""
     tie_threshold: float = Field(default=1.0, ge=1)
-    """How near two edits seem equal (Rao and Kupper 1967): 1 is never, as published; at 3 half of equally good edits
-    tie (Chen et al. 2024), and ties hold the editor to its start."""
+    """Tie parameter of Rao and Kupper (1967), from 1. At 1 there are no ties, as published. At 3, half of the
+    comparisons of equally good edits are ties (Chen et al. 2024); ties keep the editor close to its start."""
     training: Training = Training(
         total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=2.56e-6, warmup_images=256 * 62,
         ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
     )  # fmt: skip
-    """A row is a ranking, of which it sees one comparison. The published rate is 1e-8 times the batch size."""
+    """A row is a ranking, of which one comparison is used. The published learning rate is 1e-8 times the batch size."""
 
     @model_validator(mode="after")
     def _span(self) -> "Dpo":
         least, most = self.timesteps
         if not 0 <= least < most <= 1:
             raise ValueError(
-                f"editor.dpo.timesteps is {least}..{most}: give two shares of the schedule in 0..1, the least first"
+                f"editor.dpo.timesteps is {least}..{most}: give two shares of the schedule in 0..1, the "
+                "smaller one first"
             )
         return self
 
@@ -428,8 +466,8 @@ class Nft(Section):
     """Scored candidates -> a better editor (DiffusionNFT, Zheng et al. 2025)."""
 
     beta: float = Field(default=1.0, gt=0)
-    """How far the implicit policies lie from the start; 1 / beta is the strength of the guidance that is learned (the
-    paper's 1 and 0.1)."""
+    """Distance of the implicit policies from the start. 1 / beta is the strength of the learned guidance. The paper
+    uses 1 and 0.1."""
     training: Training = Training(
         total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=1e-5, warmup_images=256 * 25,
         ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
@@ -438,22 +476,26 @@ class Nft(Section):
 
 
 class Preview(Section):
-    """How the edits are drawn that a training shows on the way. Changes no weights."""
+    """How edits are sampled for previews during training. Changes no weights."""
 
     num_inference_steps: int = Field(default=20, ge=1)
+    """Number of denoising steps."""
     guidance_scale: float = 7.5
+    """Text guidance scale."""
     image_guidance_scale: float = 1.5
+    """Image guidance scale."""
 
 
 SUMMABLE_ARMS = ("weighted", "dpo", "nft", "rejection")
-"""Arms whose editors hear and see the same as their start, so that what they changed of it can be added up."""
+"""Arms whose editors have the same inputs as their start, so that their weight changes can be added up."""
 FEEDBACK_ARMS = ("scored", "conditional", "level", *SUMMABLE_ARMS)
 
 
 def split_arm(name: str, alone: Sequence[str]) -> list[str]:
-    """The arms that a name such as dpo+rejection adds up, or the one that it names.
+    """The arms in a name such as dpo+rejection, or the single arm that it names.
 
-    alone: the arms that may stand alone; SUMMABLE_ARMS may be added up. ValueError for any other, and for one twice.
+    alone: arms that may be named on their own; SUMMABLE_ARMS may be joined. ValueError for any other arm, and for a
+    repeated one.
     """
     parts = name.split("+")
     known = alone if len(parts) == 1 else SUMMABLE_ARMS
@@ -472,53 +514,58 @@ class Editor(Section):
     """Pairs -> an instruction-conditioned editor (InstructPix2Pix's recipe)."""
 
     start: str
-    """What supervised fine-tuning starts from: a text-to-image or an editor folder, a hub name, or a single file (.ckpt
-    or .safetensors; InstructPix2Pix's and HIVE's released ones are such)."""
+    """Model that supervised fine-tuning starts from, text-to-image or editor: a folder, a hub name, or a single file
+    (.ckpt or .safetensors, such as InstructPix2Pix's and HIVE's releases)."""
     single_file: EditorFile = EditorFile()
     resolution: int = Field(default=256, ge=8)
+    """Side of the square training images in pixels."""
     condition_dropout: float = Field(default=0.05, ge=0, le=1 / 3)
-    """Rate of dropping the text alone, the image alone, and both (one uniform draw a row)."""
+    """Probability of dropping the text only, the image only, and both; one uniform draw per row decides, so at most
+    1/3."""
     min_snr_gamma: float = Field(default=0.0, ge=0)
-    """Min-SNR weighting of the loss (Hang et al. 2023); 0 is none."""
+    """Gamma of the Min-SNR loss weighting (Hang et al. 2023); 0 disables it."""
     train_text_encoder: bool = False
+    """Train the text encoder, too."""
     lora_rank: int = Field(default=0, ge=0)
-    """Train adapters of this rank (LoRA) in place of the weights; 0 trains the weights."""
+    """Rank of LoRA adapters that are trained instead of the weights; 0 trains the weights."""
     lora_alpha: float = Field(default=0.0, ge=0)
-    """What an adapter says is multiplied by lora_alpha / lora_rank; 0 is by 1."""
+    """Scale of LoRA: adapter outputs are multiplied by lora_alpha / lora_rank. 0 multiplies by 1."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the U-Net's layers that have adapters; a trained text encoder's are its projections."""
+    """Suffixes of the U-Net layers that get adapters. A trained text encoder gets them in its attention projections."""
     level_rate_factor: float = Field(default=100.0, gt=0)
-    """For the arm `level`: times the learning rate for the level embedding, which starts at zero."""
+    """Arm `level`: learning rate of the level embedding, which starts at zero, as a multiple of the editor's."""
     level_guidance_scale: float = Field(default=0.0, ge=0)
-    """For the arm `level`: guidance from the worst level to the best when editing, kept in the card. It costs one more
-    evaluation a step; 0 disables it."""
+    """Arm `level`: scale of the guidance from the worst to the best level when editing; it is stored in the card. It
+    costs one more U-Net evaluation per step; 0 disables it."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     flip: bool = True
-    """Mirror both pictures of half of the pairs, unless the instruction says left or right."""
+    """Flip both images of half of the pairs horizontally, unless the instruction mentions left or right."""
     crop: Literal["none", "center", "random"] = "none"
-    """What is seen of a pair's pictures: all, the aspect ratio ignored (InstructPix2Pix), or the same square of the
-    short side's length of both, from the middle or from anywhere."""
+    """What is used of a pair's images: everything, resized without keeping the aspect ratio (InstructPix2Pix), or the
+    same square of both, at the centre or at random, with the shorter side's length."""
     latents: Literal["none", "fp32", "fp16"] = "none"
-    """Whether the pairs' latents are encoded once, for every epoch and arm, into the table `latents`, and in which
-    precision; "none" encodes the pictures again in every step."""
+    """Precision of latents that are encoded once, into the table `latents`, for all epochs and arms. "none" encodes the
+    images at every step."""
     preview: Preview = Preview()
     sft: Training
+    """Supervised fine-tuning on the pairs."""
     finetune: Training
+    """Fine-tuning from the editor `sft`, or of the round before: arms on pairs, the control and rejection."""
     dpo: Dpo = Dpo()
     nft: Nft = Nft()
     arm: str = "scored"
-    """What the pipeline's editor `finetuned` learns from: pairs as `scoring.shaping` says ("scored"), in one of its
-    ways ("conditional", "weighted", "level"), rankings ("dpo"), its own scored edits ("nft"), or the best of them
-    ("rejection"). "dpo+rejection" adds up what each changed of the same start; weighted and nft can be added, too."""
+    """What the pipeline's editor `finetuned` learns from: scored pairs as `scoring.shaping` says ("scored") or in one
+    of its ways ("conditional", "weighted", "level"), rankings ("dpo"), its own scored edits ("nft"), or the best of
+    them ("rejection"). "dpo+rejection" adds up the weight changes of both; weighted and nft can be added, too."""
     resources: Resources = Resources()
-    """What encoding latents may take; training has its own."""
+    """Resources for encoding latents; training has its own."""
 
     @field_validator("arm")
     @classmethod
     def _known_arm(cls, arm: str) -> str:
         if arm == "weighted_dpo":
-            raise ValueError("editor.arm 'weighted_dpo' is gone: 'weighted+dpo' adds up what both change")
+            raise ValueError("editor.arm 'weighted_dpo' is gone: 'weighted+dpo' adds up the changes of both")
         split_arm(arm, FEEDBACK_ARMS)
         return arm
 
@@ -526,101 +573,109 @@ class Editor(Section):
     def _encoded_once(self) -> "Editor":
         if self.crop == "random" and self.latents != "none":
             raise ValueError(
-                f"editor.crop 'random' sees another square each time, but editor.latents {self.latents!r} encodes "
-                "each picture once: set crop to 'center' or 'none', or latents to 'none'"
+                f"editor.crop 'random' crops another square each time, but editor.latents {self.latents!r} encodes "
+                "each image once: set crop to 'center' or 'none', or latents to 'none'"
             )
         return self
 
 
 class Averaging(Section):
-    """Editors -> one with the mean of their weights (model soups, Wortsman et al. 2022)."""
+    """Editors -> one editor with the mean of their weights (model soups, Wortsman et al. 2022)."""
 
     editors: tuple[str, ...] = ()
-    """Names under editors/, two or more of the same start."""
+    """Names under editors/: two or more, trained from the same start."""
     name: str = "average"
-    """The name under editors/ of their mean."""
+    """Name under editors/ of the averaged editor."""
 
 
 class Candidates(Section):
     """Prompts -> several edits each, for people to rank."""
 
     num_edits: int = Field(default=4, ge=2, le=9)
+    """Edits per prompt."""
     num_inference_steps: int = Field(default=50, ge=1)
+    """Number of denoising steps."""
     guidance_scale: tuple[float, float] = (7.5, 7.5)
-    """Least and greatest guidance_scale, drawn for each edit."""
+    """Range of the text guidance scale, sampled uniformly for each edit."""
     image_guidance_scale: tuple[float, float] = (1.5, 1.5)
-    """Least and greatest image_guidance_scale, drawn for each edit; 1 is none."""
+    """Range of the image guidance scale, sampled uniformly for each edit; 1 disables it."""
     num_prompts: int = Field(default=4000, ge=1)
-    """The most prompts of the rank split that are sampled."""
+    """Most prompts of the rank split to sample edits for."""
     precision: Precision = "auto"
     """As `pairs.precision`."""
     least_kept: float = Field(default=0.0, ge=0, le=1)
-    """Share of the prompts that must get edits, as `pairs.least_kept`."""
+    """Least share of prompts that must get edits, as `pairs.least_kept`."""
     seed: int = 0
+    """Seed of the edits."""
     resources: Resources = Resources(batch_size=8)
 
 
 class CandidateScoring(Section):
-    """Candidates -> scored candidates for the arms `nft` and `rejection`, and the reward model's rankings for `dpo`."""
+    """Candidates -> scored candidates for the arms `nft` and `rejection`, and rankings by the reward model for
+    `dpo`."""
 
     judge: Literal["reward", "people"] = "reward"
-    """Who says how good an edit is for `nft`: the run's reward model, or people's rankings of these edits (their mean
-    rank). People rank no unguided edits, so `rejection` always takes the reward model."""
+    """`nft`: who scores the edits: the run's reward model, or people's rankings of them (mean rank). People rank no
+    unguided edits, so `rejection` always uses the reward model."""
     clip: float = Field(default=1.0, gt=0)
-    """For `nft`: by how many standard deviations the reward of an edit that is certainly optimal lies above the mean of
-    its prompt (DiffusionNFT's Z)."""
+    """`nft`: standard deviations above its prompt's mean at which a reward counts as certainly optimal (DiffusionNFT's
+    Z)."""
     least_advantage: float = 0.5
-    """For `rejection`: by how many standard deviations the best edit must lie above the mean of its prompt."""
+    """`rejection`: least distance of the best edit from its prompt's mean, in standard deviations."""
     ranked_rate: float = Field(default=0.0, ge=0, le=1)
-    """For `dpo`: share of the prompts whose edits the reward model ranks beside people (AI feedback, Bai et al. 2022).
-    It is those on which its rewards differ most; 0 is none."""
+    """`dpo`: share of prompts, 0 to 1, whose edits the reward model also ranks (AI feedback, Bai et al. 2022): those
+    with the largest spread of rewards. 0 disables it."""
     least_kept: float = Field(default=0.0, ge=0, le=1)
-    """Share of the edits that must get a reward, as `pairs.least_kept`."""
+    """Least share of edits that must get a reward, as `pairs.least_kept`."""
     resources: Resources = Resources(batch_size=8)
 
 
 class Choosing(Section):
-    """Candidates -> the prompts that people rank, in the order in which they rank them."""
+    """Candidates -> the prompts that people rank, in ranking order."""
 
     num_ranked: int = Field(default=0, ge=0)
-    """Prompts that are chosen. 0 chooses all candidates, so that only their order changes."""
+    """Prompts to choose. 0 chooses all candidates and only sorts them."""
     by: Literal["spread", "disagreement", "both", "random"] = "spread"
-    """How: by how far a prompt's edits differ in the editor's latents, by how unsure the round's reward model is of
-    their order (alone it also prefers edits that look the same), by the mean of both ranks, or at random."""
+    """Selection criterion: spread of a prompt's edits in the editor's latent space, uncertainty of the round's reward
+    model about their order ("disagreement", which also prefers edits that look the same), the mean of both ranks, or
+    random."""
     random_rate: float = Field(default=0.1, ge=0, le=1)
-    """Share of `num_ranked` that is drawn at random from the other prompts. At 0 no share of all prompts can be
-    estimated from the chosen ones."""
+    """Share of `num_ranked`, 0 to 1, that is sampled at random from the other prompts. At 0, no statistic of all
+    prompts can be estimated from the chosen ones."""
     least_kind_rate: float = Field(default=0.5, ge=0, le=1)
-    """Share of its proportional part of the places that each kind of edit gets at least. A kind is the first word of
-    the instruction."""
+    """Least share, 0 to 1, of its proportional number of places that each kind of edit gets. A kind is the first word
+    of the instruction."""
     seed: int = 0
+    """Seed of the random choices."""
 
 
 class Rankings(Section):
     """Candidates -> one person's order of each prompt's edits."""
 
     annotator: Literal["shapes", "people"] = "people"
-    """Who ranks: simulated annotators of the embedded domain, or people (a file of their rankings)."""
+    """Who ranks: simulated annotators of the embedded domain ("shapes"), or people, from a file of their rankings."""
     annotators_per_prompt: int = Field(default=1, ge=1)
+    """"shapes": annotators who rank each prompt."""
     num_annotators: int = Field(default=0, ge=0)
-    """For "shapes": how many people there are, of whom each prompt has `annotators_per_prompt`, drawn at random. 0 is
-    as many as each prompt has."""
+    """"shapes": number of annotators in total, of whom `annotators_per_prompt` are sampled for each prompt. 0 means
+    `annotators_per_prompt`."""
     annotations: str = ""
-    """For "people": the JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
+    """"people": JSONL file that the annotation page exports; "" is annotations.jsonl in the run folder, where
     `export_annotations` writes it."""
     least_kept: float = Field(default=0.5, ge=0, le=1)
-    """Share of that file's lines that must fit the candidates: with fewer, it is the file of another run, and the stage
-    stops."""
+    """Least share of the file's lines, 0 to 1, that must match the candidates. If fewer do, the file belongs to another
+    run, and the stage stops."""
     thumbs: str = ""
-    """Database that takes the served page's thumbs (its `feedback`), as `annotation.database`: thumbs up and down for
-    edits of one picture by one instruction become rankings. Each round takes those that there are; "" takes none."""
+    """Database of the serving page's thumbs (its `feedback`), as `annotation.database`. Thumbs up and down for edits of
+    the same image and instruction become rankings. Each round takes those given so far; "" takes none."""
     seed: int = 0
+    """Seed of the simulated annotators."""
 
     @model_validator(mode="after")
     def _enough_people(self) -> "Rankings":
         if 0 < self.num_annotators < self.annotators_per_prompt:
             raise ValueError(
-                f"rankings.num_annotators is {self.num_annotators}, but each prompt wants {self.annotators_per_prompt} "
+                f"rankings.num_annotators is {self.num_annotators}, but each prompt needs {self.annotators_per_prompt} "
                 "different people: raise it, or lower rankings.annotators_per_prompt"
             )
         return self
@@ -630,58 +685,59 @@ class Annotation(Section):
     """The page on which people rank candidates, or compare two editors (`make annotate`)."""
 
     mode: Literal["rank", "study"] = "rank"
-    """Edits of one prompt in order, or two editors side by side."""
+    """Task: rank the edits of one prompt, or compare the edits of two editors side by side ("study")."""
     candidates: str = "candidates"
-    """Table of the run that is ranked."""
+    """"rank": table of the run to rank."""
     compared: tuple[str, str] = ("evaluation/sft", "evaluation/finetuned")
-    """For "study": the tables of the two editors' edits; win and loss are the second one's."""
+    """"study": evaluation tables of the two editors; wins and losses are the second editor's."""
     num_tasks: int = Field(default=100_000, ge=1)
-    """The most prompts that are taken from them."""
+    """Most prompts to take from these tables."""
     people_per_task: int = Field(default=2, ge=1)
     """Different people who do each task."""
     lease_minutes: float = Field(default=15.0, gt=0)
-    """How long a task waits for its person, after the page was last seen open, before somebody else gets it."""
+    """Minutes that a task stays reserved for a person after their page was last seen open."""
     gold: str = "automatic"
-    """Tasks whose answer is known: "automatic" (one edit is replaced by the source, or by another prompt's picture), a
-    JSONL file of prompt_id, better and worse (edit ids), or "" for none."""
+    """Tasks with a known answer: "automatic" (one edit is replaced by the source, or by another prompt's image), a
+    JSONL file with prompt_id, better and worse (edit ids), or "" for none."""
     gold_rate: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the handed out tasks whose answer is known."""
+    """Share of assigned tasks with a known answer."""
     least_known: float = Field(default=0.7, ge=0, le=1)
-    """A person who gets a smaller share of those right is flagged."""
+    """Flag people who answer a smaller share of those tasks correctly."""
     least_golds: int = Field(default=4, ge=1)
-    """Answers to such tasks before anybody is flagged."""
+    """Answers to such tasks before a person can be flagged."""
     leave_out_flagged: bool = False
-    """Whether `export_annotations` leaves out the answers of flagged people."""
+    """Leave answers of flagged people out of `export_annotations`."""
     repeat_rate: float = Field(default=0.05, ge=0, lt=1)
-    """Share of tasks that a person gets a second time, to see how far they agree with themselves."""
+    """Share of tasks that a person gets again, to measure how far they agree with themselves."""
     repeat_after: int = Field(default=20, ge=1)
-    """Other tasks that lie between."""
+    """Other tasks between a task and its repetition."""
     database: str = ""
-    """Where people and answers are: sqlite:///path or postgresql://user:password@host/name; "" is annotation.sqlite in
-    a run folder on this disk."""
+    """Database of people and answers: sqlite:///path or postgresql://user:password@host/name. "" is annotation.sqlite
+    in the run folder, which must be on this disk."""
     cache_megabytes: int = Field(default=512, ge=1)
-    """Pictures that the server keeps in memory."""
+    """Images that the server keeps in memory, in MiB."""
 
     @model_validator(mode="after")
     def _possible(self) -> "Annotation":
         if self.gold_rate + self.repeat_rate >= 1:
-            raise ValueError(f"gold_rate + repeat_rate is {self.gold_rate + self.repeat_rate:g}; leave room for work")
+            raise ValueError(
+                f"gold_rate + repeat_rate is {self.gold_rate + self.repeat_rate:g}: lower them to a sum below 1"
+            )
         return self
 
 
 class LearningCurve(Section):
-    """How accurate the reward model is by the number of rankings that it learns from (`reward_curve`). Changes no
-    weights of the run's own reward model."""
+    """Accuracy of the reward model by number of rankings (`reward_curve`). Does not change the run's reward model."""
 
     shares: tuple[float, ...] = Field(default=(0.1, 0.25, 0.5, 1.0), min_length=1)
-    """Shares of the training prompts whose rankings are learned from, each among those of the next; all see as many
-    images (`reward.training`). 1 is the run's own reward model."""
+    """Shares of the training prompts to learn from, ascending, each contained in the next. All models see the same
+    number of images (`reward.training`). 1 is the run's own reward model."""
 
     @field_validator("shares")
     @classmethod
     def _ascending(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] <= 1:
-            raise ValueError(f"reward.curve.shares is {shares}: give ascending numbers above 0 and up to 1")
+            raise ValueError(f"reward.curve.shares is {shares}: give ascending numbers above 0 and at most 1")
         return shares
 
 
@@ -689,33 +745,32 @@ ErrorCondition = Literal["instruction", "source", "nothing"]
 
 
 class DenoisingError(Section):
-    """The editor's own denoising errors of an edit, for `reward.features`. The editor is that of `sft` in every round,
-    so that a reward means the same in all of them."""
+    """The editor's own denoising errors of an edit, for `reward.features`. All rounds use the editor `sft`, so that
+    rewards are comparable."""
 
     levels: tuple[int, ...] = Field(default=(250, 450, 650), min_length=1)
     """Timesteps at which edits are noised; Stable Diffusion has 0 to 999."""
     draws: int = Field(default=3, ge=1)
-    """Draws of noise at each level, the same ones for every edit; an error is their mean. Another level tells as much
-    as another draw, and costs as much."""
+    """Noise samples per level, the same for every edit; the errors are averaged. Another level is as informative as
+    another sample, and costs as much."""
     conditions: tuple[ErrorCondition, ...] = ("instruction", "source", "nothing")
-    """What the editor is given, a feature each: source and instruction, the source alone, neither. The first tells most
-    of which edit of a prompt is better; the others help to tell an edit of one prompt from that of another."""
+    """Conditioning of the editor, one feature each: source and instruction, the source alone, or neither. The first is
+    the best predictor within a prompt; the others help to compare edits of different prompts."""
     log: bool = False
-    """Whether a feature is the logarithm of the error: then a small error that doubles says as much as a great one."""
+    """Use the logarithm of the error, so that relative differences count."""
     clip_image: bool = False
-    """Whether the similarity of an edit to its source by the CLIP of `evaluation.clip` is one more feature. It needs no
-    caption, and says what was kept."""
+    """Add the CLIP similarity of an edit to its source, by the model of `evaluation.clip`, as a feature. It needs no
+    caption, and measures what is preserved."""
     ridge: float = Field(default=1000.0, gt=0)
-    """How firmly the head holds to the form of what it believes before any ranking: one weight for the mean error under
-    each condition, one for CLIP's similarity, one for BLIP's reward. It is the precision of corrections to these, for
-    features of spread 1."""
+    """Precision of the Gaussian prior on the head's corrections, for features of unit spread. Larger values keep the
+    head closer to its prior form: one weight for the mean error of each condition, one for the CLIP similarity, one for
+    BLIP's reward."""
     learned_rate: float = Field(default=1.0, gt=0, le=1)
-    """Share of the prompts that are not held out to whose rankings the head is fitted. It has few numbers to learn, and
-    edits of the other prompts are not measured. Where it is less than 1, BLIP is trained on the other prompts, so that
-    the head sees how far BLIP can be trusted on what it does not know."""
+    """Share of the training prompts whose rankings fit the head; edits of the others are not measured. Below 1, BLIP
+    trains on the other prompts, so that the head learns how reliable BLIP is on unseen prompts."""
     train_blip: bool = True
-    """For "both": whether BLIP is trained on the rankings first, or is `reward.start` as it is. Where `learned_rate` is
-    1 the head learns from the same rankings, and trusts a BLIP too much that knows them by heart."""
+    """Features "both": train BLIP on the rankings first, or use `reward.start` unchanged. At a `learned_rate` of 1 both
+    see the same rankings, and the head trusts an overfitted BLIP too much."""
     precision: Precision = "auto"
     """As `pairs.precision`."""
 
@@ -723,7 +778,7 @@ class DenoisingError(Section):
     @classmethod
     def _different(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(levels)) < len(levels) or min(levels) < 0:
-            raise ValueError(f"reward.denoising_error.levels is {levels}: give different timesteps from 0")
+            raise ValueError(f"reward.denoising_error.levels is {levels}: give different timesteps, 0 or above")
         return levels
 
     @field_validator("conditions")
@@ -740,94 +795,102 @@ class Reward(Section):
     """Rankings -> a reward model."""
 
     features: Literal["blip", "denoising_error", "both"] = "blip"
-    """What the reward model sees of an edit: its picture, through BLIP; the editor's own denoising errors, through a
-    linear head; or both."""
+    """Input of the reward model: the images through BLIP, the editor's denoising errors through a linear head, or
+    both."""
     denoising_error: DenoisingError = DenoisingError()
 
     start: str = "Salesforce/blip-itm-base-coco"
-    """BLIP weights to start from (folder or hub name), or "shapes" for a small one from nothing."""
+    """Initial BLIP weights: a folder or a hub name. "shapes" initialises a small model at random."""
     tokenizer: str = "Salesforce/blip-itm-base-coco"
-    """Tokenizer of the text: a folder or hub name; a diffusers folder's tokenizer is found by itself."""
+    """Tokenizer: a folder or a hub name. In a diffusers folder, its tokenizer is used."""
     resolution: int = Field(default=224, ge=8)
+    """Side of BLIP's square input images in pixels."""
     max_tokens: int = Field(default=35, ge=8)
+    """Most tokens of the text; longer texts are cut."""
     frozen_rate: float = Field(default=0.0, ge=0, le=1)
-    """Share of the encoder layers, from the bottom, that stay as they are (ImageReward: 0.7)."""
+    """Share of encoder layers, from the bottom, that are frozen (ImageReward uses 0.7)."""
     loss: Literal["plackett_luce", "bradley_terry", "rao_kupper"] = "plackett_luce"
-    """How likely people's ranks are by the rewards: as orders of all edits of a prompt, as preferences between two
-    (ImageReward), or as comparisons of two in which a tie says that they are near (`tie_threshold`)."""
+    """Likelihood of people's ranks given the rewards: orders of all edits of a prompt ("plackett_luce"), pairwise
+    preferences ("bradley_terry", ImageReward), or pairwise comparisons with ties ("rao_kupper", see
+    `tie_threshold`)."""
     tie_threshold: float = Field(default=2.0, gt=1)
-    """For "rao_kupper": how near two edits seem equal; of equally good ones (t - 1) / (t + 1) tie."""
+    """"rao_kupper": tie parameter t, above 1; equally good edits tie with probability (t - 1) / (t + 1)."""
     temperature: float = Field(default=1.0, gt=0)
-    """Divides rewards in the loss."""
+    """Rewards are divided by this in the loss."""
     held_out_rate: float = Field(default=0.15, ge=0, lt=1)
-    """Share of ranked prompts kept to measure the reward model's accuracy."""
+    """Share of ranked prompts held out to measure the reward model's accuracy."""
     training: Training
+    """A row is a ranking."""
     curve: LearningCurve = LearningCurve()
     resources: Resources = Resources(batch_size=32)
+    """Resources for measuring edits; training has its own."""
 
 
 JUDGES = ("model", "clip_direction", "clip_image", "clip", "openai")
-"""Names of judges; any other is a callable's, module:function."""
+"""Names of judges. Any other judge is a function, named as module:function."""
 
 
 class VisionJudge(Section):
-    """A vision model behind an OpenAI-compatible endpoint that scores edits, as EditScore does."""
+    """A vision-language model behind an OpenAI-compatible endpoint that scores edits, as EditScore does."""
 
     llm: str = "gpt-4o-mini"
-    """Model name; its address and key come from OPENAI_BASE_URL and OPENAI_API_KEY."""
+    """Model name. OPENAI_BASE_URL and OPENAI_API_KEY set the endpoint and its key."""
     score_range: int = Field(default=25, ge=1)
-    """Scores are asked for from 0 to this."""
+    """Highest score; the lowest is 0."""
     num_passes: int = Field(default=1, ge=1)
-    """How many times each edit is scored, with another seed; the reward is the mean."""
+    """Times that each edit is scored, each with another seed; the reward is the mean."""
     temperature: float | None = Field(default=0.7, ge=0)
-    """Sampling temperature of the answers; None sends none. It is also left out for a model that refuses it."""
+    """Sampling temperature of the model. None omits the parameter, as is done for a model that rejects it."""
     send_seed: bool = True
-    """As `instructions.send_seed`; without one a model may give each pass the same scores."""
+    """As `instructions.send_seed`; without a seed, a model may give the same scores in each pass."""
     max_attempts: int = Field(default=3, ge=1)
-    """How many answers without usable scores a pass takes, each with another seed, before the edit goes unscored."""
+    """Attempts per pass to get usable scores, each with another seed, before the edit stays unscored."""
     structure: Literal["json_schema", "json_object", "none"] = "json_schema"
-    """What answers are held to, as `instructions.structure`."""
+    """Requested output format, as `instructions.structure`."""
     seed: int = 0
+    """Seed of the requests."""
     spending: Spending = Spending()
 
     @model_validator(mode="after")
     def _one_at_a_time(self) -> "VisionJudge":
         if self.spending.batch:
-            raise ValueError("scoring.vision asks one edit at a time, not through the Batch API: unset spending.batch")
+            raise ValueError("scoring.vision does not use the Batch API: unset scoring.vision.spending.batch")
         return self
 
 
 class Scoring(Section):
-    """Pairs and a judge -> scored pairs: what feedback means for training."""
+    """Pairs and judges -> scored pairs: how feedback enters the training on pairs."""
 
     judges: tuple[str, ...] = Field(default=("model",), min_length=1)
-    """Whose reward it is: "model" (the run's reward model), "clip_direction", "clip_image", "clip" (their sum),
-    "openai" (a vision model, see `vision`), or "module:function", a callable of yours: rows of pairs -> numbers."""
+    """Who gives the rewards: "model" (the run's reward model), "clip_direction", "clip_image", "clip" (their sum),
+    "openai" (a vision-language model, see `vision`), or "module:function", your own function from rows of pairs to
+    numbers."""
     combine: Literal["mean", "min"] = "mean"
-    """What several judges' rewards become, each standardised over the table: their mean, or the least."""
+    """How rewards of several judges, each standardised over the table, are combined: mean or minimum."""
     clip: str = "openai/clip-vit-large-patch14"
-    """CLIP of the clip judges: a transformers folder or a hub name."""
+    """CLIP model of the clip judges: a transformers folder or a hub name."""
     vision: VisionJudge = VisionJudge()
-    """For the "openai" judge."""
+    """The "openai" judge."""
     shaping: Literal["conditional", "weighted", "level"] = "conditional"
-    """HIVE's two ways, the quality phrase in the instruction or exp(reward / beta) as the loss weight; or "level", a
-    learned embedding of the quality level beside the instruction (Multi-Reward, Gu et al. 2024)."""
+    """How a reward is used. HIVE's two ways: a quality phrase in the instruction ("conditional"), or the loss weight
+    exp(reward / beta) ("weighted"). "level" learns an embedding of the quality level (Multi-Reward, Gu et al. 2024)."""
     beta: float = Field(default=1.0, gt=0)
+    """Temperature of the loss weights exp(reward / beta)."""
     normalize: Literal["none", "mean1", "clip"] = "mean1"
-    """What is done to the weights: nothing (HIVE), mean 1, or mean 1 with a greatest weight of 5."""
+    """Normalisation of the weights: none (HIVE), to mean 1, or to mean 1 with a maximum of 5 ("clip")."""
     levels: Literal["quantile", "equal_width", "given"] = "quantile"
-    """Where the edges of the five quality levels lie: equally many pairs in each, the span of rewards cut into equal
-    parts, or at `edges`."""
+    """Borders of the five quality levels: quantiles of the rewards, equal widths, or given by `edges`."""
     edges: tuple[float, float, float, float] | None = None
-    """For "given": the least rewards of levels two to five, ascending; with a `baseline`, of what it leaves."""
+    """"given": least rewards of levels two to five, ascending. With a `baseline`, they apply to the remaining
+    reward."""
     baseline: Literal["none", "words"] = "none"
-    """What is taken off a reward before it is shaped: nothing (HIVE), or what the instruction's words lead to expect,
-    so that "five out of five" does not mean "an easy edit"."""
+    """What is subtracted from a reward: nothing (HIVE), or the reward predicted from the instruction's words ("words"),
+    so that easy edits do not get high levels for being easy."""
     phrase: str = ", image quality is {level} out of five"
-    """What is appended to the instruction; `{level}` becomes one..five."""
+    """Phrase appended to the instruction; `{level}` becomes one to five."""
     least_kept: float = Field(default=0.0, ge=0, le=1)
-    """Least share of the pairs that get a reward; with less the stage fails with the reasons, and its table is not kept
-    as finished. At 0 it fails where no pair gets one."""
+    """Least share of pairs, 0 to 1, that must get a reward. If fewer do, the stage fails, lists the reasons and leaves
+    its table unfinished. At 0 it fails only if no pair gets one."""
     resources: Resources = Resources(batch_size=32)
 
     @field_validator("judges")
@@ -836,7 +899,7 @@ class Scoring(Section):
         unknown = [name for name in judges if name not in JUDGES and not re.fullmatch(r"[\w.]+:\w+", name)]
         if unknown or len(set(judges)) < len(judges):
             raise ValueError(
-                f"judges {judges}: each is one of {', '.join(JUDGES)} or names a callable as module:function, once"
+                f"judges {judges}: name each once, as one of {', '.join(JUDGES)} or a function as module:function"
             )
         return judges
 
@@ -853,39 +916,44 @@ class Scoring(Section):
 
 
 class Evaluation(Section):
-    """Editors on held-out prompts -> measures and the report."""
+    """Editors on held-out prompts -> metrics and the report."""
 
     editors: tuple[str, ...] = ("sft", "finetuned")
-    """Names under editors/ that are compared; the baseline is `control` if it is among them, else the first. A later
-    round puts `current`, the editor that it started from, before them."""
+    """Names under editors/ to compare. The baseline is `control` if present, otherwise the first. Later rounds prepend
+    `current`, the editor that the round started from."""
     num_prompts: int = Field(default=200, ge=1)
+    """Prompts of the test split to edit."""
     num_inference_steps: int = Field(default=50, ge=1)
+    """Number of denoising steps."""
     guidance_scale: float = 7.5
+    """Text guidance scale at which editors are compared."""
     image_guidance_scale: float = 1.5
-    """The scales at which editors are compared."""
+    """Image guidance scale at which editors are compared."""
     best_of: int = Field(default=1, ge=1)
-    """Edits drawn of each prompt, all of which count in every measure. Above 1, each editor but the controls has one
-    more row: the edit that the reward model likes best."""
+    """Edits per prompt, which all count in every metric. Above 1, each editor except the controls gets one more row:
+    the edit with the highest reward."""
     precision: Precision = "auto"
-    """As `pairs.precision`, of the edits; what measures them calculates in fp32."""
+    """Precision of sampling, as `pairs.precision`; metrics are computed in fp32."""
     curve: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     """Image guidance scales of the CLIP trade-off curve."""
     curve_prompts: int = Field(default=100, ge=0)
-    """Prompts used for the curve; 0 draws none."""
+    """Prompts for the curve; 0 disables it."""
     clip: str = "openai/clip-vit-large-patch14"
+    """CLIP model of the metrics: a transformers folder or a hub name."""
     judge: Literal["none", "shapes"] = "none"
-    """Who knows the right answer: nobody, or the embedded domain's judge."""
+    """Judge that knows the correct edit: none, or that of the embedded domain."""
     bootstrap: int = Field(default=1000, ge=1)
-    """Resamples of the prompts behind each interval."""
+    """Bootstrap resamples of the prompts for each interval."""
     seed: int = 0
+    """Seed of the edits and of the resamples."""
     resources: Resources = Resources(batch_size=8)
 
 
 class Config(Section):
-    """A whole run."""
+    """All settings of a run."""
 
     def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> "Config":
-        """These settings with others in place of some, by section and name."""
+        """A copy with some settings replaced, given by section and name."""
         sections = {name: getattr(self, name).model_copy(update=dict(others)) for name, others in changes.items()}
         return self.model_copy(update=sections)
 

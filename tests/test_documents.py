@@ -90,7 +90,7 @@ def test_every_section_of_settings_is_named_in_a_page():
 def test_the_page_of_settings_has_every_setting_of_a_section():
     text = documents.settings_page()
     assert "## editor.sft.recovery\n" in text
-    assert "| `keep_last` | `2` | Checkpoints that are kept while it runs, the newest:" in text
+    assert "| `keep_last` | `2` | Newest checkpoints to keep during training." in text
     assert all(f"\n## {name}\n" in text for name, _ in documents.sections_of(Config))
 
 

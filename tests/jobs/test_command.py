@@ -122,7 +122,7 @@ def test_a_mistaken_word_is_answered_with_the_nearest():
         ("make_pairs", ["--pairs.resolution", "many"], "invalid literal for int"),
         ("export_pairs", ["--exporting.format", "webdatset"], "'webdataset'"),
         ("evaluate_editor", ["--evaluation.judge", "shape"], "'shapes'"),
-        ("pipeline", ["--editor.arm", "weighted_dpo"], "'weighted+dpo' adds up what both change"),
+        ("pipeline", ["--editor.arm", "weighted_dpo"], "'weighted+dpo' adds up the changes of both"),
         ("pipeline", ["--config"], "--config wants a settings file after it"),
         ("pipeline", ["--config", "--run", "x"], "--config wants a settings file after it"),
         ("pipeline", ["--config="], "--config wants a settings file after it"),
