@@ -1,4 +1,4 @@
-"""Presets: functions that fill the settings of config.py, each with where its numbers come from.
+"""Presets: functions that fill the settings of config/, each with where its numbers come from.
 
 shapes, the embedded domain; sd15, sd21, sd21_v, sdxl on GPUs; instruct_pix2pix and hive as published
 """
