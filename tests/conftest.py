@@ -1,5 +1,7 @@
 """What several tests stand on."""
 
+import functools
+import inspect
 import itertools
 import os
 import shutil
@@ -32,6 +34,14 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in with_ray)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sources_are_read_once():
+    """To show help, tyro parses the source of each settings class again for every command line that it reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,11 +11,13 @@ def main(folder: Path) -> None:
     """Train a line for some seconds, with one worker."""
     import ray
     from lines import train, training, write_points
+    from warm_workers import use_warm_workers
 
     from hive_ray.cluster.starting import start_ray
     from hive_ray.config import Resources
 
     ray.cloudpickle.register_pickle_by_value(sys.modules["lines"])  # workers cannot import it
+    use_warm_workers()
     start_ray(num_cpus=2)
     write_points(folder)
     train(folder, settings=training(workers=Resources(num_actors=1, num_gpus=0, num_cpus=1)), seconds=0.2)

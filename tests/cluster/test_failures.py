@@ -77,7 +77,7 @@ def test_a_head_that_is_away_for_long_is_lost_and_one_that_comes_back_is_not(mon
 def started(folder: Path) -> subprocess.Popen:
     """A stage of many rows; what it says goes to <folder>/log."""
     command = [sys.executable, "-m", "jobs.write_instructions", "shapes", "--run", str(folder / "run")]
-    command += ["--instructions.num-captions", "100000"]
+    command += ["--instructions.num-captions", "40000"]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ""}, stdout=log, stderr=log, start_new_session=True

@@ -55,7 +55,7 @@ def when(condition, act) -> threading.Thread:
 
 
 def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluster, capfd):
-    settings = training(total_images=320, checkpoint_images=320)  # none but the one that the announcement asks for
+    settings = training(total_images=200, checkpoint_images=200)  # none but the one that the announcement asks for
     write_points(tmp_path)
     train(tmp_path, "undisturbed", settings)
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluste
         drain = [
             str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address,
             "--node-id", doomed.read_text(), "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message", "spot", "--deadline-remaining-seconds", "10",
+            "--reason-message", "spot", "--deadline-remaining-seconds", "6",
         ]  # fmt: skip
         subprocess.run(drain, check=True, capture_output=True)
         flag.touch()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,22 @@ def cluster(tmp_path_factory):
     with open(tmp_path_factory.mktemp("head") / "head.log", "w") as log:
         process = subprocess.Popen(head, env=environment | services, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
-    ready, deadline = [RAY, "job", "list", "--address", address], time.monotonic() + 200
-    while subprocess.run(ready, env=environment, capture_output=True).returncode and time.monotonic() < deadline:
-        time.sleep(1)
+    deadline = time.monotonic() + 200
+    while not answers(f"{address}/api/jobs/") and time.monotonic() < deadline:
+        time.sleep(0.2)
     yield address, f"127.0.0.1:{port}", folder, environment
     os.killpg(process.pid, signal.SIGKILL)  # it would take half a minute to go by itself
     process.wait(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(address: str) -> bool:
+    """Whether a server answers at this address, with success."""
+    try:
+        with urllib.request.urlopen(address, timeout=20):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")

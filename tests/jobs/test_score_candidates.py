@@ -220,6 +220,7 @@ def test_dpo_learns_from_people_and_from_the_reward_model_s_own_rankings(run, ca
     assert len(train_editor.informative_rankings(both.dpo_ranking_tables(), both.config.editor.dpo)) == 5
 
 
+@pytest.mark.ray
 def test_rejection_fine_tuning_takes_the_best_of_edits_that_were_drawn_without_guidance(run):
     rejection = replace(run, arm="rejection")
     sample_candidates.build_for_arm(rejection)

@@ -63,6 +63,7 @@ def studied(tmp_path_factory):
     settings = Study(
         run=str(folder / "runs"), seeds=(101,), num_prompts=NUM_PROMPTS, best_of=2,
         arms=("control", "dpo", "rejection", "dpo+rejection"), first_seed_arms=(),
+        second_round_prompts=16, second_round_ranked=4,
         weak_arms=("control", "level", "conditional_sft"), weak_sft_images=4, weak_images=4,
         curve=(5, 1000), out=folder / "docs" / "study.md",
     )  # fmt: skip
