@@ -1,8 +1,8 @@
-"""What a row of the tables of internals says: a name inside another package, who uses it, and why.
+"""One row of the tables of internals: a private name of another package, the file that uses it, and the reason.
 
 The tables are `INTERNALS` of `hive_ray.cluster.one_machine.table` (Ray) and of `hive_ray.training.deepspeed_fixes`
-(DeepSpeed and PyTorch). tests/test_internals.py checks that the installed packages still have what the rows name;
-tests/test_layers.py, that no other use of an internal is left.
+(DeepSpeed and PyTorch). tests/test_internals.py checks that the installed packages still have these names.
+tests/test_layers.py checks that no other private name is used.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Internal:
-    """One name that its package does not promise to keep."""
+    """A name that its package does not promise to keep."""
 
     symbol: str
-    """The dotted name, from the package on; of an instance's attribute, that of its class and the attribute."""
+    """The dotted name, starting with the package. An instance attribute is named after its class."""
     where: str
-    """The file that uses it, from `hive_ray/` on."""
+    """The file that uses it, relative to `hive_ray/`."""
     why: str
-    """What would be lost without it."""
+    """What it is used for."""
     parameters: tuple[str, ...] = ()
-    """Parameters that a call of ours names, or that an override of ours takes."""
+    """Parameters that our calls name or our overrides accept."""
     attributes: tuple[str, ...] = ()
-    """Methods and attributes of it that are used, of a class or of its instances."""
+    """Its methods and attributes that are used, on the class or on instances."""
     value: object = None
-    """What it has to be equal to; None where that is all the same."""
+    """The value it must have; None if any value will do."""

@@ -155,7 +155,7 @@ def _run_workers(job: TrainingJob) -> None:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(START_ATTEMPT_S, recovery.wait_minutes * 60))
     end_data_helpers()
-    places = placement_groups()
+    groups_before = placement_groups()
     interval_s = min(RESOURCE_CHECK_S, recovery.wait_minutes * 60 / 3)
     for failures in itertools.count(1):
         try:
@@ -172,7 +172,7 @@ def _run_workers(job: TrainingJob) -> None:
                     f"the same command: it goes on from the last checkpoint. Ray said: {first_line(cause)}"
                 ) from error
             # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
-            remove_placement_groups(but=places)
+            remove_placement_groups(keep=groups_before)
             if not died or failures > recovery.max_failures:
                 raise Stopped(
                     f"{job.name}: its {describe_workers(workers)} could not be started (recovery.max_failures = "

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -22,7 +22,7 @@ from hive_ray.cluster.auth_token import use_private_token
 from hive_ray.cluster.environment import public_variables, service_variables
 from hive_ray.cluster.noise import QUIET_ENVIRONMENT, quiet_libraries
 from hive_ray.cluster.polling import polling
-from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, started_here, takes_special_path
+from hive_ray.cluster.switch import NO_DASHBOARD, has_dashboard, takes_special_path
 from hive_ray.cluster.this_machine import choose_ray_folder, first_line, listens_only_on_loopback, patient_start
 from hive_ray.config import Resources
 from hive_ray.console import warn
@@ -237,35 +237,22 @@ def reporting_missing_resources(stage: str, workers: Resources, every_s: float =
 
 
 def placement_groups() -> set[str]:
-    """The identifiers, as hex, of the cluster's places for actors that are held or waited for."""
-    return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
+    """The ids, as hex, of the placement groups that this driver holds or waits for.
 
-
-def remove_placement_groups(but: set[str]) -> None:
-    """Give back the place of this driver's trainings: Ray Train keeps it, to the driver's end, where a worker died in
-    the moment in which it was handed its work.
-
-    but: those of before. Which of a joined cluster's are this driver's, only its dashboard tells. Without one they are
-    kept.
+    The id of a placement group ends with the id of the job that created it (Ray's id specification).
     """
-    held = placement_groups() - but
-    if not started_here():
-        held &= _of_this_driver()
-    for name in held:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
-
-
-def _of_this_driver() -> set[str]:
-    """The identifiers of this driver's places, as far as a dashboard tells them."""
-    from ray.util.state import list_placement_groups  # which needs packages that Ray comes without, too
-    from ray.util.state.exception import RayStateApiException
-
     job = ray.get_runtime_context().get_job_id()
-    try:
-        groups = cast(list[Any], list_placement_groups(filters=[("creator_job_id", "=", job)]))
-    except (RayStateApiException, OSError):
-        return set()
-    return {group.placement_group_id for group in groups}
+    groups = placement_group_table().items()
+    return {name for name, group in groups if group["state"] != "REMOVED" and name.endswith(job)}
+
+
+def remove_placement_groups(keep: set[str]) -> None:
+    """Remove this driver's placement groups, except those with an id in `keep`.
+
+    Ray Train keeps the group of a training until the driver ends if a worker dies while it receives its work.
+    """
+    for name in placement_groups() - keep:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _waits(workers: Resources) -> bool:

@@ -1,4 +1,4 @@
-"""What all ranks know after each has told its own, and what they wait for together."""
+"""Values that all ranks share, and work that they wait for together."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,29 +10,34 @@ from torch import Tensor
 from hive_ray.artifacts.model_store import Metrics
 
 POLL_S = 5.0
+"""Seconds between collectives while a rank still works."""
 
 
 def sum_over_ranks(own: Mapping[str, float | Tensor], device: torch.device) -> Metrics:
-    """The sums of measures over all ranks, which tell the same names; numbers, or tensors of one number each."""
+    """Sums of measures over all ranks. All ranks pass the same names, with numbers or tensors of one number each."""
     names = sorted(own)
     sums = torch.stack([torch.as_tensor(own[name], dtype=torch.float64, device=device) for name in names])
-    if torch.distributed.get_world_size() > 1:  # alone, it is a round through other threads in each step
+    if torch.distributed.get_world_size() > 1:  # even for one rank, a collective costs a trip through other threads
         torch.distributed.all_reduce(sums)
     return dict(zip(names, sums.tolist(), strict=True))
 
 
 def max_over_ranks(own: float, device: torch.device) -> float:
-    """The greatest of a number over all ranks."""
-    found = torch.tensor([own], dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    return found.item()
+    """The greatest of the ranks' numbers."""
+    greatest = torch.tensor([own], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(greatest, op=torch.distributed.ReduceOp.MAX)
+    return greatest.item()
 
 
 def run_until_all_finish(work: Callable[[], object], device: torch.device) -> None:
-    """Each rank's `work`, until all are done. Meanwhile they ask each other every POLL_S: no collective waits for so
-    long that it would be given up, however long the work of one rank takes."""
+    """Run each rank's `work` and return when all ranks have finished.
+
+    The ranks meet in a collective every POLL_S, so none times out however long another rank works. An exception of
+    `work` is raised on its own rank.
+    """
     pool = ThreadPoolExecutor(1)
-    job, busy = pool.submit(work), True
+    job = pool.submit(work)
+    busy = True
     try:
         while busy:
             wait([job], timeout=POLL_S)
@@ -41,4 +46,4 @@ def run_until_all_finish(work: Callable[[], object], device: torch.device) -> No
                 job.result()
             busy = max_over_ranks(float(not done), device) > 0
     finally:
-        pool.shutdown(wait=False)  # where another rank is gone, nobody waits for this one's work
+        pool.shutdown(wait=False)  # if another rank has failed, this rank does not wait for its own work

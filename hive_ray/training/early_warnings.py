@@ -1,12 +1,8 @@
-"""Early warnings: what the measures of a training say before it is over. Pure: steps in, words out.
+"""Early warnings that a training goes wrong. No input or output: measures in, sentences out.
 
-step after step of measures -> EarlyWarnings.update -> sentences, each kind once
-
-Batch losses of a diffusion model vary by a quarter of themselves, so the rules ask for evidence, at few places: each
-look is one more chance of a false alarm. With the noise of 12 real trainings of the shapes editor (200 steps of 32,
-standard deviation 29 %) resampled, the rule of the loss warns of 2 in 1000 trainings whose loss falls by 5 %, of 8 in
-1000 where it falls by 1 %, and of 84 % where it rises by half; over 2000 steps of none, none and all. It did not warn
-of any of the 12. The loss on held-out rows (validation/loss) is far the sharper eye.
+The batch losses of a diffusion model vary strongly, so a warning needs statistical evidence, and the loss is checked
+only a few times: each check is one more chance of a false alarm. The loss on held-out rows (validation/loss) is far
+more sensitive than the training loss.
 """
 
 import math
@@ -15,27 +11,27 @@ from collections.abc import Mapping
 from statistics import fmean, median, variance
 
 CHECK_SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the run after which the loss is looked at."""
+"""Shares of the run after which the loss is checked."""
 WINDOW_SHARE = 0.1
 """Share of the run in each of the two windows that are compared."""
 MIN_STEPS = 20
-"""Steps that a window holds at least, and that a median of gradient norms needs."""
+"""Fewest steps in a window, and fewest steps for a median of gradient norms."""
 MIN_FALL = 0.005
-"""A loss that has fallen by less than this share of itself has not fallen."""
+"""Smallest relative decrease of the loss that counts as a decrease."""
 MIN_STANDARD_ERRORS = 3.0
-"""Standard errors by which a fall has to stay below MIN_FALL: one false alarm in 700 looks at a loss that fell so."""
+"""A warning needs a decrease that is smaller than MIN_FALL by this many standard errors."""
 CHANCE_MARGIN = 0.02
-"""A loss within this share of what guessing costs is a guess (as reward/objective.py's `warning_for`)."""
+"""A loss within this share of the loss of guessing counts as guessing (as in hive_ray/reward/objective.py)."""
 SPIKE_RATIO = 10.0
-"""A gradient norm is a spike at so many times the running median."""
+"""A gradient norm is a spike from this multiple of the running median on."""
 MEDIAN_STEPS = 100
-"""Steps of that median."""
+"""Number of steps in that median."""
 NOT_FINITE_STEPS = 3
-"""Gradients in a row that are no number: fp16's loss scale makes one now and then, and several as it begins."""
+"""Steps in a row with a gradient that is not finite, before a warning. fp16's loss scale causes a few at the start."""
 
 
 class EarlyWarnings:
-    """Sees every step's measures and says, once each, that a training goes wrong and what to do."""
+    """Receives the measures of every step. Returns each kind of warning once, with advice."""
 
     def __init__(self, total_images: int) -> None:
         self.total_images = total_images
@@ -48,8 +44,11 @@ class EarlyWarnings:
         self.first_validation: float | None = None
 
     def update(self, images: int, measures: Mapping[str, float]) -> list[str]:
-        """Take in the measures at `images` rows seen (train/loss, train/gradient_norm, validation/loss,
-        .../chance_loss, what there is of them); the warnings that are new."""
+        """Add the measures after `images` rows seen and return the new warnings.
+
+        Reads train/loss, train/gradient_norm, validation/loss and .../chance_loss (the loss of guessing). All are
+        optional.
+        """
         found = {"gradient": self._gradient(images, measures.get("train/gradient_norm"))}
         found["validation"] = self._validation(images, measures.get("validation/loss"))
         if "train/loss" in measures:
@@ -75,19 +74,19 @@ class EarlyWarnings:
         self.norms.append(norm)
         if usual == norm == 0:
             return (
-                f"the gradient is 0 at {images} images: nothing is learned. Check that some weights are trained "
-                "and that the rows' weights are not all 0"
+                f"the gradient is 0 at {images} images, so nothing is learned. Check that some weights are trained "
+                "and that the weights of the rows are not all 0"
             )
         if usual is None or norm <= SPIKE_RATIO * usual:
             return None
         return (
-            f"the gradient's norm is {norm:.3g} at {images} images, and its median {usual:.3g}. Clipping takes the "
-            "edge off one such step (max_grad_norm); if the curve shows many, lower the learning rate, lengthen the "
-            "warm-up, or look for broken rows"
+            f"the gradient's norm is {norm:.3g} at {images} images, and its median is {usual:.3g}. Clipping "
+            "(max_grad_norm) limits the effect of one such step. If there are many, lower the learning rate, lengthen "
+            "the warm-up, or look for broken rows"
         )
 
     def _validation(self, images: int, loss: float | None) -> str | None:
-        """The same rows, noise and timesteps each time: a fall needs no statistics."""
+        """Rows, noise and timesteps are the same each time, so losses can be compared directly."""
         if loss is None:
             return None
         if self.first_validation is None:
@@ -97,11 +96,11 @@ class EarlyWarnings:
             return None
         return (
             f"the loss on held-out rows is {loss:.4f} after {images} images and was {self.first_validation:.4f} at the "
-            "start: what is learned does not carry over. Train less, lower the learning rate, or bring more rows"
+            "start: the model does not generalise. Train for fewer images, lower the learning rate, or add rows"
         )
 
     def _window(self) -> int:
-        """Steps of a window."""
+        """Number of steps in a window."""
         steps_of_run = len(self.losses) * self.total_images / self.images[-1]
         return max(MIN_STEPS, round(WINDOW_SHARE * steps_of_run))
 
@@ -117,14 +116,17 @@ class EarlyWarnings:
             return None
         return (
             f"the loss does not fall: {fmean(first):.4f} over the first {size} steps, {fmean(last):.4f} over the last, "
-            "and chance hardly explains that. If it rises, lower the learning rate; if it stands still, raise it, or "
-            "check that the weights are trained at all. A training that goes on from a finished one may have nothing "
-            "left to learn"
+            "which chance hardly explains. If it rises, lower the learning rate. If it is constant, raise the learning "
+            "rate, or check that the weights are trained at all. A training that starts from a finished model may "
+            "have nothing left to learn"
         )
 
     def _chance(self) -> str | None:
-        """Where the objective says what guessing costs: from half of the run on, the last half of the steps so far must
-        be better by CHANCE_MARGIN, or not surely worse than that."""
+        """Compares with the loss of guessing, if the objective reports it.
+
+        From half of the run on, warns if the second half of the steps so far is not better than guessing by
+        CHANCE_MARGIN, with MIN_STANDARD_ERRORS standard errors.
+        """
         size = len(self.losses) // 2
         early = 2 * self.images[-1] < self.total_images
         if early or size < MIN_STEPS or len(self.chances) != len(self.losses):
@@ -134,13 +136,14 @@ class EarlyWarnings:
         if fmean(gains) + MIN_STANDARD_ERRORS * math.sqrt(variance(gains) / size) >= CHANCE_MARGIN * fmean(chances):
             return None
         return (
-            f"the loss is {fmean(losses):.4f} over the last {size} steps, and guessing costs {fmean(chances):.4f}: "
-            "nothing is learned yet. Raise the learning rate, train longer, or check that the rankings are not random"
+            f"the loss is {fmean(losses):.4f} over the last {size} steps, and that of guessing is "
+            f"{fmean(chances):.4f}: nothing is learned "
+            "yet. Raise the learning rate, train longer, or check that the rankings are not random"
         )
 
 
 def _not_finite(images: int, norm: float) -> str:
     return (
-        f"the gradient's norm is {norm} at {images} images, for the third time in a row, though the loss is a number: "
-        "such steps are lost. Use bf16 or fp32, or lower the learning rate"
+        f"the gradient's norm is {norm} at {images} images, for the third time in a row, although the loss is "
+        "finite. Such steps change no weight. Use bf16 or fp32, or lower the learning rate"
     )

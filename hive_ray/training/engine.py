@@ -1,4 +1,4 @@
-"""DeepSpeed's engine from our settings: ZeRO 0 to 3, offload, precision; and what it will hold in memory."""
+"""DeepSpeed's engine from our settings (ZeRO 0 to 3, offload, precision), its steps, and an estimate of its memory."""
 
 import logging
 import math
@@ -24,27 +24,28 @@ from hive_ray.training.deepspeed_fixes import (
 )
 
 AUTOCAST_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+"""Precision -> the dtype of autocast."""
 BYTES_PER_WEIGHT = 4
-"""Bytes of a weight, and of each of its companions: they stay in fp32, a lower precision is autocast's."""
+"""Bytes of a weight, its gradient and each optimiser state: all are fp32. Autocast does lower precision."""
 BUCKET_SIZE = 50_000_000
-"""Numbers that ZeRO sends at a time, 0.2 GB: DeepSpeed's own ten times as many are 2 GB of buffer, for no speed."""
+"""Elements that ZeRO sends at a time: 0.2 GB. DeepSpeed's default is ten times as large and not faster."""
 MAX_LIVE_WEIGHTS = 4 * BUCKET_SIZE
-"""Weights that stage 3 has in whole at a time: DeepSpeed's own 10^9 are all of Stable Diffusion 1.5."""
+"""Weights that stage 3 gathers at a time. DeepSpeed's default of 10^9 is all of Stable Diffusion 1.5."""
 ALL_WEIGHTS = 10**15
-"""More weights than there are."""
+"""More weights than any model has."""
 CGROUP_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""By version 2 and 1: the folder, the limit, what is used, and, in memory.stat, what of it is files."""
+"""For cgroup versions 2 and 1: folder, limit, usage, and the entry of memory.stat for the file cache."""
 USABLE_SHARE = 0.95
-"""Share of the free memory that the weights and their companions may fill: activations come on top."""
+"""Share of the free memory for weights, gradients and optimiser states. Activations need the rest."""
 
 
 def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str, Any]:
-    """DeepSpeed's settings. Weights stay in fp32; a lower precision is autocast's, so the average needs no copies.
+    """DeepSpeed's settings. Weights stay in fp32 and autocast does lower precision, so the average needs no copies.
 
-    universal: the checkpoint to be opened was written by another number of workers and converted.
+    universal: the checkpoint to load was converted from another number of workers.
     """
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
@@ -52,7 +53,7 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
         "allgather_bucket_size": BUCKET_SIZE,
     }
     if settings.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0  # no weight escapes the parts
+        zero["stage3_param_persistence_threshold"] = 0  # partition every weight
         zero |= {"stage3_max_live_parameters": MAX_LIVE_WEIGHTS, "stage3_max_reuse_distance": MAX_LIVE_WEIGHTS}
     if settings.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": settings.workers.num_gpus > 0}
@@ -61,31 +62,31 @@ def deepspeed_config(settings: Training, *, universal: bool = False) -> dict[str
     config: dict[str, Any] = {
         "train_batch_size": settings.batch_size,
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_clipping": settings.max_grad_norm if settings.zero_stage else 0.0,  # `take_step` does it without ZeRO
+        "gradient_clipping": settings.max_grad_norm if settings.zero_stage else 0.0,  # without ZeRO `take_step` clips
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is no slower, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast and needs no compiler
         "steps_per_print": 1 << 40,
     }
     if settings.precision in AUTOCAST_DTYPES:
         config["torch_autocast"] = {
             "enabled": True,
             "dtype": AUTOCAST_DTYPES[settings.precision],
-            "lower_precision_safe_modules": [],  # of which ZeRO would send gradients, and stage 3 weights, in 16 bits
+            "lower_precision_safe_modules": [],  # ZeRO would send their gradients and weights in 16 bits
         }
     if settings.precision == "fp16":
-        zero["sub_group_size"] = ALL_WEIGHTS  # stage 3 updates the loss scale with each group, in the middle of a step
+        zero["sub_group_size"] = ALL_WEIGHTS  # stage 3 updates the loss scale after each group, even within a step
     if universal:
         config["checkpoint"] = {"load_universal": True}
     return config
 
 
 def start_engine(model: nn.Module, settings: Training, *, universal: bool = False) -> deepspeed.DeepSpeedEngine:
-    """The model's trained weights under DeepSpeed's ZeRO and AdamW (0.9, 0.999); needs a process group."""
+    """Wrap the model in DeepSpeed's engine with AdamW (betas 0.9, 0.999). Needs a process group."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     skip_unused_compilers()
     model.train()
     channels_last = [weight for weight in model.parameters() if not weight.is_contiguous()]
-    for weight in model.parameters():  # the broadcast and ZeRO's flat buffers know no channels-last weights
+    for weight in model.parameters():  # broadcasts and ZeRO's flat buffers need contiguous weights
         weight.data = weight.data.clone(memory_format=torch.contiguous_format)
     if settings.compile:
         model.compile()
@@ -95,30 +96,30 @@ def start_engine(model: nn.Module, settings: Training, *, universal: bool = Fals
         lr=settings.learning_rate,
         betas=(0.9, 0.999),
         weight_decay=settings.weight_decay,
-        fused=True,  # on a CPU, too, less than half the time of one weight after the other
+        fused=True,  # faster than one weight after the other, on a CPU too
     )
     config = deepspeed_config(settings, universal=universal)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if settings.zero_stage == 0:
         keep_gradients_in_place(engine, optimizer, torch.distributed.get_world_size())
-        for weight in channels_last:  # nothing is parted: convolutions may have their weights as they like them
+        for weight in channels_last:  # weights are not partitioned, so convolutions may have their preferred layout
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return engine
 
 
 def autocast(settings: Training) -> torch.autocast:
-    """The precision of what an objective computes outside its wrapped model, such as a frozen text encoder's states."""
+    """The autocast context for what an objective computes outside its wrapped model, such as a frozen text encoder."""
     device = "cuda" if settings.workers.num_gpus else "cpu"
     dtype = getattr(torch, AUTOCAST_DTYPES.get(settings.precision, "float32"))
     return torch.autocast(device, dtype=dtype, enabled=settings.precision in AUTOCAST_DTYPES)
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float | None:
-    """`engine.step()`; the L2 norm of the whole gradient over all ranks that it took, before it is cut at
-    `max_grad_norm` (0: it is not). A gradient that is not finite changes no weight.
+    """Call `engine.step()` and return the L2 norm of the full gradient over all ranks, before it is clipped.
 
-    None within an accumulation. ZeRO's optimisers measure and cut by themselves; without ZeRO it is done here, where
-    DeepSpeed would not tell the norm that it finds.
+    Gradients are clipped to `max_grad_norm`; 0 disables clipping. A gradient that is not finite changes no weight.
+    Returns None within a gradient accumulation. ZeRO's optimisers measure and clip the norm themselves. Without ZeRO it
+    is done here, since DeepSpeed does not return the norm.
     """
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
@@ -129,10 +130,10 @@ def take_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float) -> float 
 
 def _zero_step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch.amp.GradScaler | None) -> float:
     scale = scaler.get_scale() if scaler else 1.0
-    if scaler:  # ZeRO cuts before the scaler takes fp16's loss scale off again
+    if scaler:  # ZeRO clips gradients that are still multiplied by the loss scale
         set_max_grad_norm(engine, max_grad_norm * scale)
     engine.step()
-    if scaler and has_overflowed(engine):  # DeepSpeed leaves the step out, and the scale as it is: for ever
+    if scaler and has_overflowed(engine):  # DeepSpeed skips the step and would never lower the scale
         lower_loss_scale(scaler, scale)
     norm = engine.get_global_grad_norm()
     assert norm is not None, "ZeRO's optimisers measure the norm in each step"
@@ -145,10 +146,10 @@ def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch
         scaler.unscale_(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
     norm = nn.utils.get_total_norm([weight.grad for weight in weights])
-    # On a GPU the host would have to wait to know whether there is anything to cut. (NaN is: it is not within.)
+    # On a GPU, always clip: a comparison would make the host wait. `not <=` is also true for NaN.
     if max_grad_norm and (norm.is_cuda or not norm <= max_grad_norm):
         nn.utils.clip_grads_with_norm_(weights, max_grad_norm, norm)
-    if not scaler:  # which looks for itself; torch's fused AdamW leaves out a step at which something was found
+    if not scaler:  # a scaler skips such steps itself
         skip_step_where(optimizer, (~norm.isfinite()).float() if norm.is_cuda or not norm.isfinite() else None)
     engine.step()
     return float(norm)
@@ -157,12 +158,12 @@ def _step(engine: deepspeed.DeepSpeedEngine, max_grad_norm: float, scaler: torch
 def estimate_memory(
     trained: int, frozen: int, settings: Training, other_frozen: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Bytes that one worker holds before any activation: {"device": {what: bytes}, "host": {what: bytes}}.
+    """Bytes that one worker holds, without activations: {"device": {name: bytes}, "host": {name: bytes}}.
 
-    trained, frozen: numbers of weights of the model that DeepSpeed wraps; other_frozen: of frozen ones outside it.
-    After ZeRO (Rajbhandari et al. 2020), with fp32 weights: stage 1 parts the optimiser, 2 the gradients too, 3 the
-    weights too. From stage 1 on DeepSpeed's optimiser keeps a second fp32 copy of its part. Buffers: what is sent at a
-    time, at stage 0 all gradients, and the whole weights of the layers at work at stage 3.
+    trained, frozen: numbers of weights of the model that DeepSpeed wraps; other_frozen: of frozen modules outside it.
+    Follows ZeRO (Rajbhandari et al. 2020) with fp32 weights: stage 1 partitions the optimiser states, stage 2 also the
+    gradients, stage 3 also the weights. From stage 1 on DeepSpeed's optimiser keeps a second fp32 copy of its
+    partition. Buffers hold what is sent at a time, at stage 0 all gradients, and at stage 3 the gathered weights.
     """
     workers, stage = settings.workers.num_actors, settings.zero_stage
     part = BYTES_PER_WEIGHT * trained / workers
@@ -192,11 +193,12 @@ def check_memory(
     free: Callable[[bool], float] | None = None,
     frozen_modules: Sequence[nn.Module] = (),
 ) -> None:
-    """Raise Stopped, on every rank alike, where some rank's weights and their companions cannot fit.
+    """Raise Stopped on all ranks if the weights, gradients and optimiser states of some rank do not fit.
 
-    local_workers: ranks that share this machine's memory. max_over_ranks: the greatest of a number over all ranks.
-    free: bytes of the device's (True) or the host's memory, to stand in for the real ones.
-    frozen_modules: frozen modules that a GPU will hold outside the model; on a CPU they are in what is taken already.
+    local_workers: number of ranks that share this machine's memory.
+    max_over_ranks: returns the greatest of a number over all ranks.
+    free: bytes of free memory of the device (True) or the host (False); `free_bytes` if None.
+    frozen_modules: frozen modules outside the model that a GPU will hold. On a CPU they already occupy memory.
     """
     free = free or free_bytes
     on_gpu = settings.workers.num_gpus > 0
@@ -213,24 +215,24 @@ def check_memory(
             listed = ", ".join(f"{kind} {_gigabytes(size)}" for kind, size in kinds.items())
             place = "the GPU" if device else f"the machine, for {local_workers} workers on it"
             raise Stopped(
-                f"{name}: {trained:,} trained weights need {_gigabytes(need)} in the memory of {place}, before any "
-                f"activation ({listed} a worker), and {_gigabytes(lacking)} of it is not there: raise zero_stage "
+                f"{name}: {trained:,} trained weights need {_gigabytes(need)} in the memory of {place}, without "
+                f"activations ({listed} per worker), and {_gigabytes(lacking)} of it is missing: raise zero_stage "
                 f"(now {settings.zero_stage}) or the number of workers, set offload, train with lora_rank, or set "
                 "ema_decay to 0"
             )
 
 
 def free_bytes(device: bool) -> float:
-    """Memory that is free now: of this process's GPU, or of the machine, or of the container that it runs in."""
+    """Bytes of free memory of this process's GPU (True), or of the machine or container (False)."""
     if device:
         return torch.cuda.mem_get_info()[0]
     return min(psutil.virtual_memory().available, free_container_bytes())
 
 
 def free_container_bytes(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that this container may still take by its memory control group, of version 2 or 1; infinity without one.
+    """Bytes that this container may still use under its cgroup limit, version 2 or 1; infinity without a limit.
 
-    What the kernel keeps of files, and gives back where memory is asked for, counts as free.
+    The file cache, which the kernel frees on demand, counts as free.
     """
     for folder, most, used, files in CGROUP_FILES:
         try:

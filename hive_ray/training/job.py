@@ -1,4 +1,4 @@
-"""What a training is asked to do, and where one of its workers stands among the others."""
+"""What a training worker receives, and which of the workers it is."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,17 +18,22 @@ class TrainingJob:
     """What every worker of a training receives."""
 
     objective: Callable[..., Objective]
+    """Creates the objective."""
     kwargs: dict[str, Any]
-    """The objective's arguments."""
+    """The arguments of `objective`."""
     selection: Selection
+    """The rows to train on."""
     columns: list[str]
+    """The columns that the objective reads."""
     held_out: Selection | None
-    """Rows that are looked at on the way and not learned from."""
+    """Rows for validation. They are not trained on."""
     preview_columns: Sequence[str]
-    """Further columns that pictures of the held-out rows need."""
+    """Further columns that `Objective.preview` reads from the held-out rows."""
     settings: Training
     run: str
+    """The run folder."""
     name: str
+    """The name of the training within the run, such as `editors/sft`."""
     out: str
     """The model folder that is written at the end."""
     fingerprint: Fingerprint
@@ -38,29 +43,30 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class Preemption:
-    """Nodes of a training that are about to be taken away."""
+    """Nodes of a training that will be taken away soon."""
 
     nodes: frozenset[str]
+    """Ids of the nodes."""
     deadline: float | None
-    """When the first of them goes, in seconds since the epoch; None where nobody says."""
+    """When the first of them goes, in seconds since the epoch; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of a training. Its ranks count from 0."""
+    """One process of a training. Ranks count from 0."""
 
     rank: int
     world: int
-    """Processes of the training."""
+    """Number of processes in the training."""
     local_rank: int
     local_world: int
-    """Processes of the training on this machine."""
+    """Number of the training's processes on this machine."""
     preemption: Callable[[], Preemption | None] | None = None
-    """Asks which nodes are about to go; None where none can be. All workers have one, or none has."""
+    """Returns the nodes that will be taken away. None if nodes are never taken away. All workers have one, or none."""
 
     @classmethod
     def of_this_process(cls) -> "Worker":
-        """As torchrun started this process: its process group exists, LOCAL_RANK and LOCAL_WORLD_SIZE are set."""
+        """For a process that torchrun started: its process group exists, LOCAL_RANK and LOCAL_WORLD_SIZE are set."""
         return cls(
             rank=torch.distributed.get_rank(),
             world=torch.distributed.get_world_size(),

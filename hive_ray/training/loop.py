@@ -1,7 +1,7 @@
 """The training loop of one worker, for any Objective.
 
-All that a step depends on is the weights and the number of images seen: the rows, the learning rate and the random
-numbers follow from it, so that a run that was killed goes on as if nothing had happened.
+A step depends only on the weights and the number of images seen. The rows, the learning rate and the random numbers
+follow from that number, so a run that was killed continues exactly as if it had not been.
 """
 
 import math
@@ -34,16 +34,16 @@ from hive_ray.training.watching import TrainingMonitor
 from hive_ray.training.weights import WeightAverage, consolidated_state
 
 PREEMPTION_POLL_S = 5.0
-"""How often the workers ask together whether one of their nodes is about to go, by the clock of rank 0."""
+"""Seconds between checks whether a node will be taken away, by the clock of rank 0."""
 MAX_LOST_STEPS = 50
-"""Steps in a row whose gradient is not finite, so that they change nothing, at which training stops; fp16's loss scale
-needs a third of that to come down from where it begins."""
+"""Training stops after this many steps in a row with a gradient that is not finite. fp16's loss scale needs about a
+third of them to come down from its start."""
 PREEMPTION_DUE = "asks"
-"""Among a step's measures, so that it takes no collective of its own."""
+"""Key of a flag among a step's measures, so that it needs no collective of its own."""
 
 
 def learning_rate(settings: Training, images: int) -> float:
-    """The rate of the batch that ends at `images`: linear warm-up, then constant or half a cosine down to 0."""
+    """The rate of the batch that ends at `images` rows: linear warm-up, then constant or half a cosine down to 0."""
     if images < settings.warmup_images:
         return settings.learning_rate * images / settings.warmup_images
     if settings.schedule == "constant":
@@ -54,15 +54,17 @@ def learning_rate(settings: Training, images: int) -> float:
 
 
 def seed_layers(seed: int, device: torch.device) -> None:
-    """Seed the generators of dropout layers, which know no other. torch.manual_seed, where it finds no GPU, writes down
-    each time who asked, for one that may come."""
+    """Seed torch's default generators, which dropout layers use.
+
+    Without a GPU, torch.manual_seed would record a stack trace on each call, for a GPU that is initialised later.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
 class TrainingLoop:
-    """A worker's engine, rows and counters."""
+    """The engine, the rows and the counters of one worker."""
 
     def __init__(self, job: TrainingJob, worker: Worker):
         settings = job.settings
@@ -71,7 +73,7 @@ class TrainingLoop:
         self.worker = worker
         self.rank = worker.rank
         self.world = worker.world
-        self.is_local_leader = worker.local_rank == 0  # of this machine
+        self.is_local_leader = worker.local_rank == 0  # writes the files of this machine
         if not settings.workers.num_gpus:
             torch.set_num_threads(max(1, int(settings.workers.num_cpus)))
         self.rows = RowStore(job.selection, job.columns, write=self.is_local_leader)
@@ -85,14 +87,14 @@ class TrainingLoop:
         self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
         self.preemption_due = False  # whether all ranks ask for preemptions after this step
         self.last_poll = time.monotonic()  # when they last asked
-        self.preempted_nodes: set[str] = set()  # nodes that are known to go
+        self.preempted_nodes: set[str] = set()  # nodes that will be taken away
         keep = settings.recovery
         self.checkpoints = Checkpoints(
             job.checkpoints, self.rank, keep_last=keep.keep_last, keep_best=keep.keep_best, best=VALIDATION_LOSS
         )
-        max_of = partial(max_over_ranks, device=self.device)
+        max_over_all = partial(max_over_ranks, device=self.device)
         frozen = getattr(self.objective, "frozen_modules", ())
-        check_memory(job.name, self.objective.model, settings, worker.local_world, max_of, frozen_modules=frozen)
+        check_memory(job.name, self.objective.model, settings, worker.local_world, max_over_all, frozen_modules=frozen)
         made_by = self._start()
         stores = [self.rows, *([self.held_out] if self.held_out else [])]
         run_until_all_finish(lambda: [store.write_cache(job.name) for store in stores], self.device)
@@ -107,7 +109,7 @@ class TrainingLoop:
             self._report_resumption(made_by)
 
     def run(self) -> None:
-        """Train up to the last image, with checkpoints on the way."""
+        """Train to the end and store checkpoints on the way."""
         try:
             self._steps()
             self.checkpoints.wait()
@@ -125,7 +127,7 @@ class TrainingLoop:
             loss = self.last_measures["train/loss"]
             if self.validation and math.isfinite(loss) and validation_due(settings, before, self.images):
                 self.last_measures |= self._validate()
-            # Once a node is known to go, each step may be the last.
+            # Once a node is known to be taken away, each step may be the last.
             self.monitor.log_step(self.images, self.last_measures, flush_now=bool(self.preempted_nodes))
             if not math.isfinite(loss):
                 raise Stopped(
@@ -146,8 +148,8 @@ class TrainingLoop:
                 self._checkpoint_before_preemption()
 
     def _validate(self) -> Metrics:
-        """Measures of the held-out rows; a picture of some of their edits is kept."""
-        self.batches.wait_until_idle()  # its tokenizer and its threads are the look's, too
+        """The measures of the held-out rows. Also stores a preview picture."""
+        self.batches.wait_until_idle()  # validation uses the same tokenizer and threads
         assert self.validation is not None
         with evaluation_mode(self.engine, self.average):
             measures = self.validation.measure(self.objective, self.engine)
@@ -156,7 +158,7 @@ class TrainingLoop:
         return measures
 
     def save(self, seconds: float) -> None:
-        """Write the portable model folder from the averaged (or else the last) weights."""
+        """Write the model folder with the averaged weights, or with the last ones if no average is kept."""
         if self.average:
             self.average.copy_to_model()
         state = consolidated_state(cast(nn.Module, self.engine.module))
@@ -174,20 +176,20 @@ class TrainingLoop:
             tell_result(f"trained on {took}, saved to {job.out}", stage=job.name)
 
     def close(self) -> None:
-        """Give back the disk space of the rows, once no worker of this machine reads them."""
+        """Remove the row caches once no worker of this machine reads them."""
         torch.distributed.barrier()
         self.rows.close()
         if self.held_out:
             self.held_out.close()
 
     def _step(self) -> Metrics:
-        """One optimiser step on one global batch; measures averaged over all ranks and micro batches."""
+        """One optimiser step on one global batch. Returns measures averaged over all ranks and micro batches."""
         settings, share = self.settings, self._share
         for group in cast(torch.optim.Optimizer, self.engine.optimizer).param_groups:
             group["lr"] = learning_rate(settings, self.images + settings.batch_size)
         due = time.monotonic() - self.last_poll >= PREEMPTION_POLL_S
-        asks = self.rank == 0 and self.worker.preemption is not None and due
-        totals: dict[str, float | Tensor] = {PREEMPTION_DUE: float(asks)}
+        poll = self.rank == 0 and self.worker.preemption is not None and due
+        totals: dict[str, float | Tensor] = {PREEMPTION_DUE: float(poll)}
         micro = settings.micro_batch_size
         for start in range(0, share, micro):
             seed_layers(seed_for("layers", *self._draw(self.images + start)), self.device)
@@ -198,11 +200,14 @@ class TrainingLoop:
             norm = take_step(self.engine, settings.max_grad_norm)
             if self.average and (settings.ema_rule == "micro_batch" or start + micro == share):
                 self.average.update()
-            for key, value in (measures | {"train/loss": loss.detach().double()}).items():  # read once a step: it waits
+            for key, value in (
+                measures | {"train/loss": loss.detach().double()}
+            ).items():  # GPU values are read once a step
                 totals[key] = totals.get(key, 0.0) + value * good / share
             totals[SKIPPED_ROWS] = totals.get(SKIPPED_ROWS, 0.0) + (micro - good) / share
         self.images += settings.batch_size
-        sums, skipped = sum_over_ranks(totals, self.device), self.last_measures.get(SKIPPED_ROWS, 0)
+        sums = sum_over_ranks(totals, self.device)
+        skipped = self.last_measures.get(SKIPPED_ROWS, 0)
         self.preemption_due = sums.pop(PREEMPTION_DUE) > 0
         means = {name: total / self.world for name, total in sums.items()}
         means = self.quarantine.average_good_rows(means, settings.batch_size, skipped)
@@ -216,15 +221,15 @@ class TrainingLoop:
 
     @property
     def _share(self) -> int:
-        """Rows of a batch that are this rank's."""
+        """Number of rows of a batch that belong to this rank."""
         return self.settings.batch_size // self.world
 
     def _draw(self, image: int) -> tuple[str | int, ...]:
-        """What the random numbers follow from, of this rank's micro batch after so many images."""
+        """The seed of the random numbers of this rank's micro batch after `image` rows."""
         return ("batch", self.settings.seed, self.rank, image)
 
     def _micro_batches(self, images: int) -> Iterator[PreparedBatch]:
-        """This rank's micro batches of all steps after so many images."""
+        """This rank's micro batches of all steps after `images` rows."""
         settings, share, micro = self.settings, self._share, self.settings.micro_batch_size
         for seen in range(images, settings.total_images, settings.batch_size):
             places = batch_places(seen, settings.batch_size, self.rows.num_rows, settings.seed)
@@ -235,7 +240,7 @@ class TrainingLoop:
                 yield made._replace(batch=pin_memory(self.device, made.batch))
 
     def _checkpoint(self) -> None:
-        """Collective: each rank writes its part of the state, and stores it while training goes on."""
+        """Collective: each rank writes its part of the state and stores it in the background."""
         scaler = loss_scaler(self.engine)
         state = TrainingState(
             images=self.images,
@@ -250,7 +255,7 @@ class TrainingLoop:
         self.checkpoints.save(self.engine, self.average, state)
 
     def _checkpoint_before_preemption(self) -> None:
-        """Collective: where a node of ours is announced to go, store a checkpoint at once, and say so."""
+        """Collective: if a node of this training will be taken away, store a checkpoint at once."""
         self.last_poll = time.monotonic()
         preemption = self.worker.preemption() if self.worker.preemption else None
         fresh = preemption.nodes - self.preempted_nodes if preemption else frozenset()
@@ -265,8 +270,10 @@ class TrainingLoop:
             warn(f"a node is being taken away; checkpoint at {self.images} images{left}", stage=self.job.name)
 
     def _start(self) -> int:
-        """Collective: the engine and the average, new or as the newest whole checkpoint left them; the number of
-        workers that wrote it, 0 without one."""
+        """Collective: create the engine and the average, or restore them from the newest complete checkpoint.
+
+        Returns the number of workers that wrote the checkpoint, 0 without one.
+        """
         settings, checkpoint = self.settings, self._open_newest()
         self.engine = start_engine(self.objective.model, settings, universal=bool(checkpoint and checkpoint.universal))
         self.average = (
@@ -286,7 +293,7 @@ class TrainingLoop:
         return state.world
 
     def _open_newest(self) -> LoadedCheckpoint | None:
-        """Collective: the newest whole checkpoint, fetched by one rank of each machine; None if there is none."""
+        """Collective: the newest complete checkpoint, fetched by one rank of each machine; None if there is none."""
         state = self.checkpoints.newest() if self.rank == 0 else None
         if self.rank == 0:
             self.checkpoints.remove_after(state.images if state else -1)
@@ -301,14 +308,14 @@ class TrainingLoop:
         return checkpoint
 
     def _report_resumption(self, made_by: int) -> None:
-        """Say where training goes on, and how many steps have to be made again."""
+        """Say where training continues and how many steps are repeated."""
         repeated = (self.monitor.last_logged - self.images) // self.settings.batch_size
         others = f", made by {made_by} workers" if made_by != self.world else ""
-        say(f"resumed at {self.images} images{others}, {repeated} logged steps are made again", stage=self.job.name)
+        say(f"resumed at {self.images} images{others}, {repeated} logged steps are repeated", stage=self.job.name)
 
 
 def train(job: TrainingJob, worker: Worker) -> str:
-    """One worker's whole training, in its process group of torch.distributed. Rank 0 writes the model folder.
+    """Run the training of one worker, in its process group of torch.distributed. Rank 0 writes the model folder.
 
     Returns why the training cannot succeed, the same on every rank, or an empty string.
     """
@@ -316,7 +323,7 @@ def train(job: TrainingJob, worker: Worker) -> str:
     try:
         loop = TrainingLoop(job, worker)
         loop.run()
-    except Stopped as error:  # to start again would end in the same
+    except Stopped as error:  # a restart would fail in the same way
         return str(error)
     loop.save(time.monotonic() - started)
     loop.monitor.report()

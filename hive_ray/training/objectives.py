@@ -1,4 +1,4 @@
-"""What the training loop and its looks at held-out rows know of a model."""
+"""What the training loop and the validation need to know about a model."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,17 +10,20 @@ from hive_ray.artifacts.model_store import Metrics
 from hive_ray.schemas import Rows
 
 Batch = dict[str, Tensor]
-"""All that a loss needs of some rows, by names of the objective's own."""
+"""The input of a loss, by names that the objective chooses."""
 
 
 class Objective(Protocol):
-    """What the training loop needs to know about a model: which weights move, the loss of some rows, how to save.
+    """A model to train: its weights, how rows become batches, the loss of a batch, and how to save the model.
 
-    What a batch takes is in two halves, so that the first can be done while a GPU is busy with the batch before.
+    `prepare` and `loss` are separate so that the next batch is prepared while a GPU computes the current one.
 
-    An objective may offer `summarise(means, num_rows) -> Metrics`: what to log of a step's rows, whose measures have
-    these means (an accuracy over some of them, say, from two of the means); `preview(rows) -> bytes | None`: a PNG
-    that shows what its model makes of them; and `frozen_modules`: those outside its model that come to its device.
+    An objective may also have:
+
+    - `summarise(means, num_rows) -> Metrics`: the measures to log for rows whose measures have these means, for example
+      an accuracy that is the ratio of two means
+    - `preview(rows) -> bytes | None`: a PNG of what the model makes of these rows
+    - `frozen_modules`: further modules outside `model` that are moved to its device
     """
 
     @property
@@ -29,24 +32,26 @@ class Objective(Protocol):
         ...
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """What the host does: pictures decoded, numbers drawn, texts cut into tokens; tensors on the CPU.
+        """The work of the host: decode pictures, draw random numbers, tokenise texts. Returns tensors on the CPU.
 
-        Follows from the rows and the generator alone: beside a GPU a thread calls it, while `loss` is at work on the
-        batch before. BadRows names rows that nothing can be learned from: they are left out from now on.
+        The result depends only on the rows and the generator. For a GPU it is called in a thread, at the same time as
+        `loss`. Raises BadRows for rows that cannot be used; these are not passed again.
         """
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean loss of the rows of a batch, which is on the model's device, and further measures, numbers or tensors of
-        one; `model` is `self.model` in DeepSpeed's wrapping."""
+        """The mean loss over the rows of a batch, and further measures as numbers or tensors of one number.
+
+        `model` is `self.model` wrapped by DeepSpeed. The batch is on its device.
+        """
         ...
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write a portable model folder, card.json in it, with the weights of `state` (a state dict of `model`)."""
+        """Write a portable model folder with card.json. `state` is a state dict of `model` with the weights to save."""
         ...
 
 
 def summarise_measures(objective: Objective, means: Metrics, num_rows: float) -> Metrics:
-    """What is logged of so many rows whose measures have these means: the objective's word, if it has one."""
+    """The measures to log for `num_rows` rows with these means: `objective.summarise`, or `means` without it."""
     summarise = getattr(objective, "summarise", None)
     return summarise(means, num_rows) if summarise else means

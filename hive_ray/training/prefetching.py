@@ -1,4 +1,4 @@
-"""Micro batches for a device, the next one prepared while it computes."""
+"""Prepares the next micro batch while the device computes the current one."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -13,13 +13,13 @@ _END: Any = object()
 
 
 class Prefetcher(Generic[Item]):
-    """The items of an iterator, each made while the one before is at work.
+    """Iterates over `items` and computes each item while the caller uses the previous one.
 
-    An error of the iterator is raised to who asks for what it did not make.
+    An exception in `items` is raised by the `next()` that asks for the failed item.
     """
 
     def __init__(self, items: Iterator[Item], executor: Executor | None) -> None:
-        """`executor` makes them, one at a time; without it each is made when it is asked for."""
+        """`executor` computes the items, one at a time. If it is None, each item is computed when it is requested."""
         self.items, self.executor = items, executor
         self.pending: Future[Item] | None = None
 
@@ -36,12 +36,12 @@ class Prefetcher(Generic[Item]):
         return item
 
     def wait_until_idle(self) -> None:
-        """Wait until nothing is being made. What is made stays for who asks next."""
+        """Wait until no item is being computed. The computed item is kept for the next `next()`."""
         if self.pending:
             wait([self.pending])
 
     def close(self) -> None:
-        """Make no more. What is being made is not waited for."""
+        """Stop computing items, without waiting for the current one."""
         if self.executor:
             self.executor.shutdown(wait=False, cancel_futures=True)
 
@@ -50,18 +50,18 @@ class Prefetcher(Generic[Item]):
 
 
 def prefetch_executor(device: torch.device) -> Executor | None:
-    """A thread that prepares batches for a GPU; None for a CPU, of whose cores it would but take some from the step."""
+    """A thread that prepares batches for a GPU. None for a CPU, where it would compete with the step for cores."""
     if device.type == "cpu":
         return None
-    # A thread begins with the first GPU as its own, which may be another worker's.
+    # A new thread uses GPU 0, which may belong to another worker.
     return ThreadPoolExecutor(1, "ahead", torch.cuda.set_device, (torch.cuda.current_device(),))
 
 
 def pin_memory(device: torch.device, batch: Batch) -> Batch:
-    """A batch from which a GPU copies by itself, so that the host need not wait for it."""
+    """The batch in pinned memory, from which a GPU copies asynchronously; unchanged for a CPU."""
     return batch if device.type == "cpu" else {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
 def to_device(device: torch.device, batch: Batch) -> Batch:
-    """A batch on a device; pinned, it may be on its way there."""
+    """The batch on the device. The copy of a pinned batch may still be in progress."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

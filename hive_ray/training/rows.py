@@ -1,4 +1,4 @@
-"""Rows of a table in training order: which rows make a batch, and reading them by place."""
+"""Which rows of a table make a batch, and a local cache that reads rows by place."""
 
 import shutil
 from functools import lru_cache
@@ -15,13 +15,14 @@ from hive_ray.schemas import Rows, id_column
 from hive_ray.seeds import id_for, seed_for
 
 ROWS_PER_BATCH = 32
+"""Rows of a record batch in the cache file."""
 
 
 def batch_places(images: int, batch_size: int, num_rows: int, seed: int) -> np.ndarray:
-    """Places (batch_size,) in 0..num_rows of the batch that follows `images` seen rows.
+    """Places (batch_size,), each in [0, num_rows), of the batch after `images` seen rows.
 
-    Training reads one endless stream: the permutation of epoch 0, of epoch 1, ..., each from (seed, epoch). So the
-    count of images seen is the whole state of the data.
+    Training reads one endless stream: a permutation for epoch 0, one for epoch 1, and so on, each seeded from
+    (seed, epoch). So the number of images seen is the complete state of the data.
     """
     stream = np.arange(images, images + batch_size)
     epochs = stream // num_rows
@@ -31,29 +32,33 @@ def batch_places(images: int, batch_size: int, num_rows: int, seed: int) -> np.n
 
 @lru_cache(maxsize=2)
 def _order(epoch: int, num_rows: int, seed: int) -> np.ndarray:
-    """Kept for the steps of an epoch: of a million rows, a batch takes sixty times as long with it drawn again."""
+    """The permutation of an epoch. It is cached, since drawing it for every step is slow for large tables."""
     return np.random.default_rng(seed_for("epoch", seed, epoch)).permutation(num_rows)
 
 
 class RowStore:
-    """Random access to selected rows, in one uncompressed Arrow file of this machine that is mapped, not loaded.
+    """Random access to selected rows through an uncompressed Arrow file on this machine, which is memory-mapped.
 
-    Parquet reads whole row groups, dozens of pictures for the one wanted; here a shuffled epoch reads each row once.
+    Parquet would read a full row group for each row. With this file a shuffled epoch reads each row once.
     """
 
     def __init__(self, selection: Selection, columns: list[str], *, write: bool):
-        """`write`: it is this process that lays the file; the others of its machine wait and open it."""
-        self.selection, self.columns, self.file = selection, columns, _cache_file(selection, columns)
-        self.num_rows, self.write, self.key = len(selection), write, id_column(selection.schema)
+        """`write`: this process writes the file. The other processes of the machine only open it."""
+        self.selection = selection
+        self.columns = columns
+        self.file = _cache_file(selection, columns)
+        self.num_rows = len(selection)
+        self.write = write
+        self.key = id_column(selection.schema)
 
     def write_cache(self, name: str) -> "RowStore":
-        """Write the file, where this process does and it is not there yet; `name`: what progress lines begin with."""
+        """Write the file if this process has to and it does not exist. Progress lines begin with `name`."""
         if not self.write:
             return self
         scratch.claim(self.file)
         try:
             if not self.file.exists():
-                progress = Progress(f"{name}: rows brought here", self.num_rows, "rows")
+                progress = Progress(f"{name}: rows cached", self.num_rows, "rows")
                 _write_rows(self.selection, self.columns, self.file, progress)
         except BaseException:
             scratch.release(self.file)
@@ -61,13 +66,13 @@ class RowStore:
         return self
 
     def open(self) -> "RowStore":
-        """Map the file, once it has been laid."""
+        """Map the file. It must have been written."""
         self.source = pa.memory_map(str(self.file))
         self.reader = pa.ipc.open_file(self.source)
         return self
 
     def close(self) -> None:
-        """Let go of the file; the process that wrote it removes it."""
+        """Close the file. The process that wrote it also removes it."""
         self.reader = self.source = None
         if self.write:
             self.file.unlink(missing_ok=True)
@@ -98,4 +103,4 @@ def _write_rows(selection: Selection, columns: list[str], file: Path, progress: 
                 progress.advance(table.num_rows)
         part.replace(file)
     finally:
-        shutil.rmtree(part.parent, ignore_errors=True)  # a full disk, say, is not left full
+        shutil.rmtree(part.parent, ignore_errors=True)  # also after an error, such as a full disk

@@ -1,10 +1,9 @@
-"""Where a training's curves and pictures are drawn: TensorBoard, or Weights & Biases or MLflow by a setting.
+"""Shows a training's curves and pictures in TensorBoard, Weights & Biases or MLflow.
 
 measures at `images` rows seen -> a Tracker -> event files or a server
 
-<run>/metrics/<name>.jsonl is the truth; a tracker shows it. After a resume no point stands twice: TensorBoard is told
-from where on the old ones count no more; a server keeps them, and is not sent again what it has, since the steps that
-are trained again are the same ones.
+<run>/metrics/<name>.jsonl is the authoritative log. After a resume no point appears twice: TensorBoard discards points
+after the resume step. W&B and MLflow keep theirs, and repeated steps, which are identical, are not sent again.
 """
 
 import importlib
@@ -31,45 +30,53 @@ from hive_ray.artifacts.model_store import Metrics
 from hive_ray.files import scratch
 
 OPTIONAL_TRACKERS = ("wandb", "mlflow")
-"""Trackers that are named as the package that they need, which hive_ray does not bring."""
+"""Trackers that need a package of the same name, which hive_ray does not install."""
 MAX_POINTS_PER_REQUEST = 1000
-"""Points that MLflow takes in one request."""
+"""Points that MLflow accepts in one request."""
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+"""Names of environment variables that hold secrets."""
 MIN_SECRET_LENGTH = 8
-"""Characters of a secret: shorter values are words."""
+"""Shortest value that is treated as a secret. Shorter ones may be ordinary words."""
 
 
 @dataclass(frozen=True)
 class TrackedTraining:
-    """What is tracked: a training, where its run lies, and where it stands."""
+    """The training that a tracker shows."""
 
     run: str
+    """The run folder."""
     name: str
     project: str
     settings: dict[str, Any]
     resumed_at: int
-    """Rows seen when this process began; 0 is the start."""
+    """Rows seen when this process began; 0 for a new training."""
 
 
 class Tracker(Protocol):
-    """One training's curves and pictures, each at a number of rows seen."""
+    """Shows measures and pictures of one training by the number of rows seen."""
 
     location: str
-    """Where to look, in words."""
+    """Where to find the curves, as a sentence or a command."""
 
-    def log_scalars(self, images: int, measures: Metrics) -> None: ...
-
-    def log_picture(self, images: int, name: str, pixels: np.ndarray) -> None: ...
-
-    def flush(self, *, durable: bool) -> None:
-        """Show what was given so far; `durable`, as at a checkpoint: so that it outlives this machine."""
+    def log_scalars(self, images: int, measures: Metrics) -> None:
+        """Add measures at `images` rows seen."""
         ...
 
-    def close(self) -> None: ...
+    def log_picture(self, images: int, name: str, pixels: np.ndarray) -> None:
+        """Add a picture (height, width, 3), uint8, at `images` rows seen."""
+        ...
+
+    def flush(self, *, durable: bool) -> None:
+        """Show everything so far. `durable`: also store it so that it survives the loss of this machine."""
+        ...
+
+    def close(self) -> None:
+        """Show the rest and finish."""
+        ...
 
 
 def require_tracker(name: str, run: str) -> None:
-    """Raise, before anything has started, if a tracker cannot work here."""
+    """Raise ValueError if the tracker cannot work here: its package, key or server is missing."""
     if name not in OPTIONAL_TRACKERS:
         return
     try:
@@ -82,7 +89,7 @@ def require_tracker(name: str, run: str) -> None:
     online = os.environ.get("WANDB_MODE", "online") == "online"
     if name == "wandb" and online and not package.login(prompt=False):
         raise ValueError(
-            'watching.tracker is "wandb", which finds no key: run `wandb login` or set WANDB_API_KEY on every machine '
+            'watching.tracker is "wandb", but there is no key: run `wandb login` or set WANDB_API_KEY on every machine '
             "that trains, or set WANDB_MODE=offline"
         )
     if name == "mlflow" and run.startswith(storage.S3) and not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -92,28 +99,28 @@ def require_tracker(name: str, run: str) -> None:
 
 
 def start_tracker(name: str, tracked: TrackedTraining) -> "Tracker | None":
-    """The tracker of this name, or None for "none"; it begins at `tracked.resumed_at`."""
+    """The tracker of this name, which continues at `tracked.resumed_at`. None for "none"."""
     return None if name == "none" else TRACKERS[name](tracked)
 
 
 class TensorBoard:
-    """Event files in <run>/tensorboard/<name>/; of a run on S3 they are written here and sent at checkpoints."""
+    """Event files in <run>/tensorboard/<name>/. For a run on S3 they are local and uploaded at checkpoints."""
 
     def __init__(self, tracked: TrackedTraining) -> None:
         self.folder = storage.join(tracked.run, "tensorboard", tracked.name)
         self.location = f"tensorboard --logdir {storage.join(tracked.run, 'tensorboard')} (pip install tensorboard)"
         if not tracked.resumed_at:
-            storage.remove_tree(self.folder)  # of an older training by this name
+            storage.remove_tree(self.folder)  # of an older training of this name
         self.is_remote = self.folder.startswith(storage.S3)
         if self.is_remote:
             self.location = f"{self.folder}: copy it to disk, then tensorboard --logdir (pip install tensorboard)"
         self.local = str(scratch.new_folder("tensorboard")) if self.is_remote else self.folder
-        # Files are read in the order of their names: the second of the start, the host, and this. Written here and now,
-        # unlike by SummaryWriter, whose flush leaves behind what its thread has not yet taken from a queue.
+        # Readers sort the files by name: time of the start in seconds, host, this suffix. SummaryWriter is not used,
+        # since its flush ignores events that its thread has not yet taken from its queue.
         suffix = f".{tracked.resumed_at:012d}.{uuid.uuid4().hex[:8]}"
         Path(self.local).mkdir(parents=True, exist_ok=True)
         self.events = EventsWriter(storage.join(self.local, "events"), suffix)
-        if tracked.resumed_at:  # readers forget all points of the older files from this step on
+        if tracked.resumed_at:  # readers discard the points of older files from this step on
             self._write(tracked.resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
 
     def log_scalars(self, images: int, measures: Metrics) -> None:
@@ -144,8 +151,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B, which goes on under its id after a resume; its own files are in <run>/wandb, or in this machine's
-    cache where the run is on S3."""
+    """A run of W&B, which keeps its id after a resume.
+
+    Its local files are in <run>/wandb, or in the cache of this machine if the run is on S3.
+    """
 
     def __init__(self, tracked: TrackedTraining) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - installed apart
@@ -159,12 +168,13 @@ class WeightsAndBiases:
             resume="allow",
             dir=str(folder),
             config=tracked.settings | {"run": tracked.run},
-            # Measures and settings only: a command line or a git remote's address may hold a key.
+            # Send only measures and settings: a command line or the URL of a git remote may hold a key.
             settings=wandb.Settings(
                 console="off", disable_code=True, disable_git=True, silent=True, x_disable_meta=True
             ),
         )
-        self.image, self.sent = wandb.Image, self.run.step - 1 if self.run.resumed else -1
+        self.image = wandb.Image
+        self.sent = self.run.step - 1 if self.run.resumed else -1
         self.location = f"wandb sync {Path(self.run.dir).parent}" if self.run.offline else self.run.url
 
     def log_scalars(self, images: int, measures: Metrics) -> None:
@@ -176,14 +186,14 @@ class WeightsAndBiases:
             self.run.log({name: self.image(pixels)}, step=images)
 
     def flush(self, *, durable: bool) -> None:
-        """W&B sends by itself."""
+        """Does nothing: W&B sends by itself."""
 
     def close(self) -> None:
         self.run.finish()
 
 
 class MLflow:
-    """A run of MLflow at MLFLOW_TRACKING_URI, or else in <run>/mlflow.db, with its pictures in <run>/mlflow."""
+    """A run of MLflow at MLFLOW_TRACKING_URI. Without that: in <run>/mlflow.db, with its pictures in <run>/mlflow."""
 
     def __init__(self, tracked: TrackedTraining) -> None:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports] - installed apart
@@ -193,17 +203,19 @@ class MLflow:
         address = server or f"sqlite:///{tracked.run}/mlflow.db"
         if not server:
             Path(tracked.run).mkdir(parents=True, exist_ok=True)
-        self.client, self.metric = MlflowClient(address), Metric
+        self.client = MlflowClient(address)
+        self.metric = Metric
         self.waiting: list[Any] = []
-        self.sent, kept = -1, _kept_id("mlflow", tracked)
+        self.sent = -1
+        kept = _kept_id("mlflow", tracked)
         if kept:
             self.id = kept
             history = self.client.get_metric_history(self.id, "train/loss")
             self.sent = max((point.step for point in history), default=-1)
         else:
-            found = self.client.get_experiment_by_name(tracked.project)
+            experiment = self.client.get_experiment_by_name(tracked.project)
             place = None if server else f"file://{tracked.run}/mlflow"
-            number = found.experiment_id if found else self.client.create_experiment(tracked.project, place)
+            number = experiment.experiment_id if experiment else self.client.create_experiment(tracked.project, place)
             created = self.client.create_run(number, run_name=tracked.name)
             self.id = _keep_id("mlflow", tracked, created.info.run_id)
             for key, value in (tracked.settings | {"run": tracked.run}).items():
@@ -230,6 +242,7 @@ class MLflow:
 
 
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+"""Setting `watching.tracker` -> its class."""
 
 
 def _id_file(tracked: TrackedTraining) -> str:
@@ -237,7 +250,7 @@ def _id_file(tracked: TrackedTraining) -> str:
 
 
 def _kept_id(tracker: str, tracked: TrackedTraining) -> str | None:
-    """The server's id of the training that goes on; None for one that begins, or that another tracker has followed."""
+    """The server's id of a training that is resumed; None for a new one, or if another tracker was used."""
     if not tracked.resumed_at or not storage.exists(_id_file(tracked)):
         return None
     known = json.loads(storage.read_text(_id_file(tracked)))
@@ -249,10 +262,12 @@ def _keep_id(tracker: str, tracked: TrackedTraining, number: str) -> str:
     return number
 
 
-def redact_secrets(words: str) -> str:
-    """Words (an address, an error) without what says who one is: user:password@ and the values of environment
-    variables that are named a key, a token, a secret or a password."""
+def redact_secrets(text: str) -> str:
+    """A text without credentials.
+
+    Removes user:password@ from addresses and the values of environment variables whose names match SECRET_NAME.
+    """
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH:
-            words = words.replace(value, "***")
-    return re.sub(r"://[^/@\s]+@", "://***@", words)
+            text = text.replace(value, "***")
+    return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -1,6 +1,6 @@
-"""What a person sees of a training: a progress line, a log, curves, pictures, early warnings, and where things are.
+"""What a person sees of a training: a progress line, a log, curves, pictures, warnings, and where to find them.
 
-a step's measures -> TrainingMonitor.log_step -> <run>/metrics/<name>.jsonl (the truth), a tracker, printed lines
+a step's measures -> TrainingMonitor.log_step -> <run>/metrics/<name>.jsonl (authoritative), a tracker, printed lines
 pictures of held-out edits -> <run>/metrics/<name>/<images>.png, the tracker
 """
 
@@ -19,20 +19,24 @@ from hive_ray.training.early_warnings import EarlyWarnings
 from hive_ray.training.trackers import TrackedTraining, Tracker, redact_secrets, start_tracker
 
 LOG_INTERVAL_RATIO = 50.0
-"""How much longer than the last writing of the log, which is written whole, training goes on before the next."""
+"""The log is rewritten completely each time, at least this many times the duration of the last write apart."""
 
 
 class TrainingMonitor:
-    """Rank 0's eyes; on other ranks it does nothing."""
+    """Logs and reports a training on rank 0. On other ranks it does nothing."""
 
     def __init__(self, run: str, name: str, settings: Training, *, rank: int, resumed_at: int) -> None:
-        self.run, self.name, self.is_rank_0 = run, name, rank == 0
+        self.run = run
+        self.name = name
+        self.is_rank_0 = rank == 0
         self.log_file = storage.join(run, "metrics", f"{name}.jsonl")
         self.pictures = storage.join(run, "metrics", name)
         self.progress = Progress(name, settings.total_images, "images", done=resumed_at)
-        self.warnings, self.given_warnings = EarlyWarnings(settings.total_images), []
+        self.warnings = EarlyWarnings(settings.total_images)
+        self.given_warnings: list[str] = []
         self.lines: list[str] = []
         self.last_logged = resumed_at
+        """Greatest number of rows seen in the log."""
         self.next_flush = 0.0
         self.tracker: Tracker | None = None
         if not self.is_rank_0:
@@ -40,17 +44,19 @@ class TrainingMonitor:
         if resumed_at:
             self._read_log(resumed_at)
         else:
-            storage.remove_tree(self.pictures)  # of an older training by this name
-        told = settings.model_dump(mode="json", exclude={"watching", "workers"})
-        tracked = TrackedTraining(run, name, settings.watching.project, told, resumed_at)
+            storage.remove_tree(self.pictures)  # of an older training of this name
+        logged_settings = settings.model_dump(mode="json", exclude={"watching", "workers"})
+        tracked = TrackedTraining(run, name, settings.watching.project, logged_settings, resumed_at)
         try:
             self.tracker = start_tracker(settings.watching.tracker, tracked)
         except Exception as error:
             self._give_up(error)
 
     def log_step(self, images: int, measures: Metrics, *, flush_now: bool = False) -> None:
-        """Take in what a step measured, or a look at held-out rows before the first; write the log now and then, or
-        `flush_now`."""
+        """Log the measures of a step, or of a validation before the first step.
+
+        The log file is written now and then, or immediately with `flush_now`.
+        """
         if not self.is_rank_0:
             return
         loss = measures.get("train/loss")
@@ -67,27 +73,27 @@ class TrainingMonitor:
             self.flush(durable=False)
 
     def log_picture(self, images: int, png: bytes | None) -> None:
-        """Keep a picture of held-out edits, where there is one."""
+        """Store a picture of held-out edits, if there is one."""
         if self.is_rank_0 and png is not None:
             storage.write_bytes(storage.join(self.pictures, f"{images:09d}.png"), png)
             self._track(lambda tracker: tracker.log_picture(images, "validation/edits", decode(png)))
 
     def flush(self, *, durable: bool = True) -> None:
-        """Write the log and the tracker's part; `durable`: so that both outlive this machine, as at a checkpoint."""
+        """Write the log and flush the tracker. `durable`: so that both survive the loss of this machine."""
         if self.is_rank_0:
-            began = time.monotonic()
+            started = time.monotonic()
             storage.write_text(self.log_file, "".join(f"{line}\n" for line in self.lines))
             ended = time.monotonic()
-            self.next_flush = ended + LOG_INTERVAL_RATIO * (ended - began)
+            self.next_flush = ended + LOG_INTERVAL_RATIO * (ended - started)
             self._track(lambda tracker: tracker.flush(durable=durable))
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write the rest of the log and close the tracker."""
         self.flush()
         self._track(lambda tracker: tracker.close())
 
     def report(self) -> None:
-        """Say where everything is."""
+        """Say where the log, the pictures and the curves are, and repeat the warnings."""
         if not self.is_rank_0:
             return
         say(f"each step's measures are in {self.log_file}", stage=self.name)
@@ -99,8 +105,10 @@ class TrainingMonitor:
             say(f"there was a warning: {words}", stage=self.name)
 
     def _read_log(self, images: int) -> None:
-        """The lines up to a checkpoint; the warnings learn from them in silence. Those of steps that are made again are
-        forgotten, and those of a damaged log that cannot be read are left out and named."""
+        """Read the log up to a checkpoint and pass it to the warnings, whose results are ignored.
+
+        Later lines are dropped, since their steps are repeated. Unreadable lines are dropped and named.
+        """
         if not storage.exists(self.log_file):
             return
         try:
@@ -111,10 +119,10 @@ class TrainingMonitor:
                     self.lines.append(line.text)
                     self.warnings.update(int(measures["images"]), measures)
         except TextError as error:
-            warn(f"the log is damaged and begins anew after {len(self.lines)} lines: {error}", stage=self.name)
+            warn(f"the log is damaged and starts again after {len(self.lines)} lines: {error}", stage=self.name)
 
     def _track(self, act: Callable[[Tracker], None]) -> None:
-        """Nobody's server may end a training: one that fails is given up."""
+        """Call the tracker. If it fails, stop using it: a tracker must not end a training."""
         try:
             if self.tracker:
                 act(self.tracker)
@@ -124,4 +132,4 @@ class TrainingMonitor:
     def _give_up(self, error: Exception) -> None:
         self.tracker = None
         reason = redact_secrets(f"{type(error).__name__}: {error}")
-        warn(f"the tracker failed and is given up, {self.log_file} has all: {reason}", stage=self.name)
+        warn(f"the tracker failed and is no longer used; {self.log_file} has all measures: {reason}", stage=self.name)

@@ -1,8 +1,10 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from hive_ray.cluster import starting
 from hive_ray.cluster.one_machine import tuning
 from hive_ray.cluster.one_machine.tuning import JEMALLOC_ENVIRONMENT
 from hive_ray.cluster.starting import GLIBC_ENVIRONMENT, allocator_environment, start_ray
@@ -61,3 +63,17 @@ def test_a_worker_sees_the_gpus_that_it_holds_and_no_others(monkeypatch):
         assert ray.get([seen.options(num_gpus=count).remote() for count in (0, 1)]) == ["", "0"]
     finally:
         ray.shutdown()
+
+
+def test_placement_groups_of_other_drivers_are_left_alone(monkeypatch):
+    own, other = ray.JobID.from_int(1), ray.JobID.from_int(2)
+    ids = [ray.PlacementGroupID.of(job) for job in (own, own, own, other)]
+    states = ["CREATED", "REMOVED", "PENDING", "CREATED"]
+    table = {group.hex(): {"state": state} for group, state in zip(ids, states, strict=True)}
+    removed = []
+    monkeypatch.setattr(starting, "placement_group_table", lambda: table)
+    monkeypatch.setattr(starting, "remove_placement_group", lambda group: removed.append(group.id))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=own.hex))
+    assert starting.placement_groups() == {ids[0].hex(), ids[2].hex()}
+    starting.remove_placement_groups(keep={ids[0].hex()})
+    assert removed == [ids[2]]

@@ -79,7 +79,7 @@ def test_a_checkpoint_is_written_before_an_announced_preemption(tmp_path, cluste
     stored = re.search(
         r"disturbed: a node is being taken away; checkpoint at (\d+) images, -?\d+ s before its end", said
     )
-    resumed = re.search(r"disturbed: resumed at (\d+) images, (\d+) logged steps are made again", said)
+    resumed = re.search(r"disturbed: resumed at (\d+) images, (\d+) logged steps are repeated", said)
     assert resumed[1] == stored[1]
     assert log(tmp_path, "disturbed") == log(tmp_path, "undisturbed")
     for key, weight in weights(tmp_path, "disturbed").items():

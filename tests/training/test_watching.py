@@ -80,7 +80,7 @@ def test_a_log_that_is_no_text_begins_anew_and_ends_no_training(tmp_path, capsys
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\0" * 4096)  # as some file systems leave it when the power fails
     eyes = watch(tmp_path, resumed_at=10, tracker="none")
-    assert "the log is damaged and begins anew after 0 lines" in capsys.readouterr().out
+    assert "the log is damaged and starts again after 0 lines" in capsys.readouterr().out
     steps(eyes, 10, 12)
     eyes.close()
     assert logged(tmp_path) == [11, 12]
@@ -145,7 +145,7 @@ def test_a_tracker_that_fails_ends_no_training_and_tells_no_secret(tmp_path, mon
     steps(eyes, 0, 5)
     eyes.close()
     said = capsys.readouterr().out
-    assert said.count("the tracker failed and is given up") == 1
+    assert said.count("the tracker failed and is no longer used") == 1
     assert "ConnectionError: https://***@host refused ***" in said
     assert logged(tmp_path) == [1, 2, 3, 4, 5]
 
