@@ -71,18 +71,18 @@ class RewardTraining(RewardObjective):
                 else NOTHING_HELD_OUT
             ),
         }
-        card = RewardCard.model_validate(content)
-        if card.warning:
-            warn(card.warning, stage="reward")
-        for words in card.remarks:
+        measured = RewardCard.model_validate(content)
+        if measured.warning:
+            warn(measured.warning, stage="reward")
+        for words in measured.remarks:
             say(words, stage="reward")
         if unseen:
             tell_result(
-                f"accuracy {card.held_out[ACCURACY]:.3f} on held-out preferences, "
-                f"{card.held_out_before_training[ACCURACY]:.3f} before training by {len(learned)} rankings",
+                f"accuracy {measured.held_out[ACCURACY]:.3f} on held-out preferences, "
+                f"{measured.held_out_before_training[ACCURACY]:.3f} before training by {len(learned)} rankings",
                 stage="reward",
             )
-        super().save(folder, state, card.to_json())
+        super().save(folder, state, measured.to_json())
         if unseen:
             (folder / HELD_OUT_FILE).write_text(json.dumps(ours.counts()))
 

@@ -140,7 +140,7 @@ class TextToImage:
     def _guided_states(self, texts: list[str]) -> TextStates:
         """(2 m, ...) of m texts behind m of the empty text."""
         places = [0] * len(texts) + list(range(1, len(texts) + 1))
-        return self.backbone.text.encode(["", *texts]).rows(places)
+        return self.backbone.text.encode(["", *texts]).select(places)
 
     def _denoise(
         self,
