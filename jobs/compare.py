@@ -18,10 +18,10 @@ from hive_ray import storage
 from hive_ray.artifacts.progress import format_duration
 from hive_ray.config import Config
 from hive_ray.console import tell_result
+from hive_ray.evaluation.summary import EvaluationSummary, read_summary
 from hive_ray.files.settings_file import SettingsError, load_settings, read_settings
 from hive_ray.pages import html
 from hive_ray.reward.card import RewardCard, read_reward_card
-from hive_ray.statistics.intervals import Interval
 from jobs.own_settings import Comparison
 
 ABSENT = "-"
@@ -88,7 +88,7 @@ def read_run(address: str) -> RunContents:
     """What a run folder, on disk or s3://, says of itself. Raises FileNotFoundError where it says nothing."""
     names = [name for name in storage.list_files(address) if not name.startswith("rounds/")]
     settings, missing = _settings(address)
-    summary = storage.read_json(storage.join(address, "summary.json"))
+    summary = read_summary(address)
     if summary is None:
         missing.append("evaluation (no summary.json: evaluate_editor has not finished)")
     manifests = _read_all(address, names, "manifest.json")
@@ -106,7 +106,7 @@ def read_run(address: str) -> RunContents:
     return RunContents(
         address=address,
         settings=settings,
-        evaluation=_evaluation(summary or {}),
+        evaluation=_evaluation(summary or EvaluationSummary()),
         tables=_tables(manifests),
         models=_models(made, reward),
         seconds=sum(one.get("seconds", 0.0) for one in (*manifests.values(), *made.values())),
@@ -183,16 +183,17 @@ def _read_all(address: str, names: Iterable[str], file: str) -> dict[str, dict[s
     return found
 
 
-def _evaluation(summary: Mapping[str, Any]) -> Cells:
+def _evaluation(summary: EvaluationSummary) -> Cells:
     """Every measure of every editor, and how far it is from the baseline's."""
     found = {}
-    for editor in summary.get("editors", []):
-        name = editor["editor"]
-        found[f"{name}: edits of prompts"] = f"{editor.get('num_edits', ABSENT)} of {editor.get('num_prompts', ABSENT)}"
-        gaps = summary.get("differences", {}).get(name, {})
-        for metric, measured in editor["metrics"].items():
-            gap = f"; {Interval(**gaps[metric]).value:+.3f} from {summary['baseline']}" if metric in gaps else ""
-            found[f"{name}: {metric}"] = f"{Interval(**measured):.3f}{gap}"
+    for editor in summary.editors:
+        name = editor.editor
+        edits, prompts = (ABSENT if count is None else count for count in (editor.num_edits, editor.num_prompts))
+        found[f"{name}: edits of prompts"] = f"{edits} of {prompts}"
+        gaps = summary.differences.get(name, {})
+        for metric, measured in editor.metrics.items():
+            gap = f"; {gaps[metric].value:+.3f} from {summary.baseline}" if metric in gaps else ""
+            found[f"{name}: {metric}"] = f"{measured:.3f}{gap}"
     return found
 
 

@@ -22,6 +22,7 @@ from hive_ray.console import tell_result, warn
 from hive_ray.evaluation.draws import DrawsSummary, evaluate_measures
 from hive_ray.evaluation.metrics import choose_baseline, compare_with_baseline, summarise_editors, win_rates
 from hive_ray.evaluation.report import write_contact_sheet, write_report
+from hive_ray.evaluation.summary import to_json
 from hive_ray.reward.judges import CLIP_MEASURES
 from hive_ray.schemas import EVALUATION, PROMPTS, SCORED_CANDIDATES, Rows
 from hive_ray.statistics.intervals import Interval
@@ -45,7 +46,7 @@ def build(run: Run) -> dict:
         stage.make(run)
     draws = judged_draws(run)
     summary: dict[str, Any] = summarise(run) | {"reward_on_draws": {name: asdict(one) for name, one in draws.items()}}
-    storage.write_text(run.path("summary.json"), json.dumps(summary, indent=2))
+    storage.write_text(run.path("summary.json"), json.dumps(to_json(summary), indent=2))
     report = gather_report(run, metrics_of(run), TIE_WITHIN, summary["warnings"], draws)
     storage.write_text(run.path("report.html"), write_report(report))
     storage.write_bytes(run.path("edits.png"), write_contact_sheet(report.edits))

@@ -16,15 +16,13 @@ from jobs.command import run_job
 if __name__ == "__main__":  # before what the work needs is imported, which takes seconds
     run_job("pipeline")
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from hive_ray import storage
 from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.config import FEEDBACK_ARMS, split_arm
 from hive_ray.console import say, tell_result
-from hive_ray.statistics.intervals import Interval
+from hive_ray.evaluation.summary import read_summary
 from jobs import (
     choose_candidates,
     collect_rankings,
@@ -149,12 +147,11 @@ def describe_rounds(run: Run) -> str:
     """What each round measured of its editors, and which one to serve, in words."""
     lines, metric = [""], "reward" if run.config.evaluation.judge == "none" else "right"
     for one in run.rounds:
-        summary = json.loads(storage.read_text(one.path("summary.json")))
-        for editor in summary["editors"]:
-            gap = summary["differences"].get(editor["editor"], {}).get(metric)
-            against = f"  {Interval(**gap):+.3f} from {summary['baseline']}" if gap else ""
-            said = Interval(**editor["metrics"][metric])
-            lines.append(f"round {one.number}  {editor['editor']:<12} {metric} {said:.3f}{against}")
+        summary = read_summary(one.root)
+        for editor in summary.editors if summary else ():
+            gap = summary.differences.get(editor.editor, {}).get(metric)
+            against = f"  {gap:+.3f} from {summary.baseline}" if gap else ""
+            lines.append(f"round {one.number}  {editor.editor:<12} {metric} {editor.metrics[metric]:.3f}{against}")
     if metric == "reward":
         lines.append("(each round's reward is by its own reward model: compare within a round)")
     return "\n".join([*lines, f"serve:  make serve EDITOR_FOLDER={run.path('editors/finetuned')}"])
