@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.config import FEEDBACK_ARMS, split_arm
 from hive_ray.console import say, tell_result
-from hive_ray.evaluation.summary import read_summary
+from hive_ray.evaluation.summary import EvaluationSummary, read_summary
 from jobs import (
     choose_candidates,
     collect_rankings,
@@ -147,8 +147,8 @@ def describe_rounds(run: Run) -> str:
     """What each round measured of its editors, and which one to serve, in words."""
     lines, metric = [""], "reward" if run.config.evaluation.judge == "none" else "right"
     for one in run.rounds:
-        summary = read_summary(one.root)
-        for editor in summary.editors if summary else ():
+        summary = read_summary(one.root) or EvaluationSummary()
+        for editor in summary.editors:
             gap = summary.differences.get(editor.editor, {}).get(metric)
             against = f"  {gap:+.3f} from {summary.baseline}" if gap else ""
             lines.append(f"round {one.number}  {editor.editor:<12} {metric} {editor.metrics[metric]:.3f}{against}")

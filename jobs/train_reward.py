@@ -71,18 +71,18 @@ class RewardTraining(RewardObjective):
                 else NOTHING_HELD_OUT
             ),
         }
-        measured = RewardCard.model_validate(content)
-        if measured.warning:
-            warn(measured.warning, stage="reward")
-        for words in measured.remarks:
+        reward_card = RewardCard.model_validate(content)
+        if reward_card.warning:
+            warn(reward_card.warning, stage="reward")
+        for words in reward_card.remarks:
             say(words, stage="reward")
         if unseen:
             tell_result(
-                f"accuracy {measured.held_out[ACCURACY]:.3f} on held-out preferences, "
-                f"{measured.held_out_before_training[ACCURACY]:.3f} before training by {len(learned)} rankings",
+                f"accuracy {reward_card.held_out[ACCURACY]:.3f} on held-out preferences, "
+                f"{reward_card.held_out_before_training[ACCURACY]:.3f} before training by {len(learned)} rankings",
                 stage="reward",
             )
-        super().save(folder, state, measured.to_json())
+        super().save(folder, state, reward_card.to_json())
         if unseen:
             (folder / HELD_OUT_FILE).write_text(json.dumps(ours.counts()))
 
