@@ -1,4 +1,4 @@
-"""Merge editors that were trained from one start into one editor of the same size.
+"""Merges editors that were trained from the same start into one editor of the same size.
 
 editors/<a>, editors/<b>, ... -> the mean of their weights, or the start plus all changes -> an editor folder
 """
@@ -18,30 +18,29 @@ StateDict = dict[str, Tensor]
 
 
 def mean_state(states: Iterable[StateDict]) -> StateDict:
-    """The mean of state dicts with the same names and shapes (model soups, Wortsman et al. 2022), summed in fp32 and
-    returned in the first one's dtypes.
+    """The mean of state dicts with the same names and shapes (model soups, Wortsman et al. 2022).
 
-    Weights of other types than floating point are the first one's. Only two states are in memory at a time, besides the
-    sum.
-    ValueError names a weight that differs in shape, or that not all of them have.
+    It is summed in fp32 and returned in the dtypes of the first state dict. Weights that are not floating point are
+    those of the first. Besides the sum, only two state dicts are in memory at a time. ValueError names a weight that
+    differs in shape or is missing from one of them.
     """
     first, total, count = _summed(states, lambda value, of_first: value.float())
     return first | {name: (value / count).to(first[name].dtype) for name, value in total.items()}
 
 
 def add_task_vectors(states: Iterable[StateDict]) -> StateDict:
-    """The first state dict plus the differences of the others from it (task arithmetic, Ilharco et al. 2023, with a
-    scale of 1): start + sum of (state - start), summed in fp32 and returned in the first one's dtypes.
+    """The first state dict plus the task vectors of the others (task arithmetic, Ilharco et al. 2023, scale 1).
 
-    Weights of other types than floating point are the first one's. ValueError as `mean_state`.
+    start + sum of (state - start), in fp32, returned in the dtypes of the first state dict. Weights that are not
+    floating point are those of the first. ValueError as in `mean_state`.
     """
     first, total, _ = _summed(states, lambda value, of_first: value.float() - of_first.float())
     return first | {name: value.to(first[name].dtype) for name, value in total.items()}
 
 
 def _summed(states: Iterable[StateDict], term: Callable[[Tensor, Tensor], Tensor]) -> tuple[StateDict, StateDict, int]:
-    """The first state, its floating-point weights plus `term` of each other state's and its own, in fp32, and how many
-    states there are."""
+    """The first state, the sum of its floating-point weights and all `term(other, first)` in fp32, and the number of
+    states."""
     stream = iter(states)
     first = next(stream)
     total = {name: value.float().clone() for name, value in first.items() if value.is_floating_point()}
@@ -55,26 +54,25 @@ def _summed(states: Iterable[StateDict], term: Callable[[Tensor, Tensor], Tensor
 
 
 def average_editors(folders: Sequence[str | Path]) -> Editor:
-    """An editor with the mean of the U-Nets and text encoders of editor folders, or s3:// addresses; all else is the
-    first one's.
+    """An editor with the mean weights of the U-Nets and text encoders of several editor folders or s3:// addresses.
 
-    Its card has no metrics, and a training table that stands for all of theirs. ModelFolderError names what differs
-    where the folders are not one model that was trained in different ways.
+    All other parts are those of the first. Its card has no metrics, and a digest of all their training tables.
+    ModelFolderError names what differs where the folders do not hold the same model, trained in different ways.
     """
     return _merged(folders, mean_state)
 
 
 def add_changes(start: str | Path, folders: Sequence[str | Path]) -> Editor:
-    """The editor in the folder `start`, or at an s3:// address, with all that the others changed of its U-Net and text
-    encoders.
+    """The editor `start` plus the changes that the other editors made to its U-Net and text encoders.
 
-    They were trained from `start`. Card and errors as `average_editors`.
+    start, folders: folders or s3:// addresses; the editors in `folders` were trained from `start`. Card and errors as
+    in `average_editors`.
     """
     return _merged([start, *folders], add_task_vectors)
 
 
 def _merged(folders: Sequence[str | Path], merge: Callable[[Iterable[StateDict]], StateDict]) -> Editor:
-    """The first editor with what `merge` makes of the weights of all."""
+    """The first editor with the weights that `merge` makes of those of all editors."""
     first = Editor.load(folders[0])
     tables = [first.card.training_table]
 
@@ -106,7 +104,7 @@ def _weights(editor: Editor) -> StateDict:
 def _require_same_shapes(first: StateDict, other: StateDict) -> None:
     unshared = sorted(first.keys() ^ other.keys())
     if unshared:
-        raise ValueError(f"not all of them have the weight {unshared[0]} ({len(unshared)} in all)")
+        raise ValueError(f"{len(unshared)} weights are missing from one of them, the first is {unshared[0]}")
     for name, value in first.items():
         if value.shape != other[name].shape:
             raise ValueError(
@@ -115,15 +113,15 @@ def _require_same_shapes(first: StateDict, other: StateDict) -> None:
 
 
 def _require_same_model(first: Editor, other: Editor, named: str) -> None:
-    """ModelFolderError where two editors differ in what merging does not touch."""
+    """ModelFolderError where two editors differ in parts that are not merged."""
     for trait in ("instruction_suffix", "resolution", "prediction_type"):
         values = [getattr(editor.card, trait) for editor in (first, other)]
         if values[0] != values[1]:
             raise ModelFolderError(f"{named} cannot be merged: their {trait} is {values[0]!r} and {values[1]!r}")
     if first.backbone.scaled_condition != other.backbone.scaled_condition:
-        raise ModelFolderError(f"{named} cannot be merged: one of them scales the source's latent, the other not")
+        raise ModelFolderError(f"{named} cannot be merged: only one of them scales the source's latent")
     if first.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise ModelFolderError(f"{named} cannot be merged: their tokenizers differ")
     vaes = [editor.vae.state_dict() for editor in (first, other)]
     if vaes[0].keys() != vaes[1].keys() or not all(torch.equal(vaes[0][name], vaes[1][name]) for name in vaes[0]):
-        raise ModelFolderError(f"{named} cannot be merged: their VAEs differ, and with them their latents")
+        raise ModelFolderError(f"{named} cannot be merged: their VAEs differ, so their latents do, too")

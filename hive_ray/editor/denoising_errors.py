@@ -1,10 +1,10 @@
-"""How badly an editor predicts the noise in an edit: a measure of edits that needs no training.
+"""The error with which an editor predicts the noise in an edit: a measure of edits that needs no training.
 
     rankings, editor -> ErrorMeasurer -> denoising_errors
 
 An edit that follows the instruction and keeps the picture is likely under the editor. The mean squared error of its
 denoising bounds that likelihood (Ho et al. 2020, eq. 14). All edits get the same noise, as in Li et al. 2023 ("Your
-Diffusion Model is Secretly a Zero-Shot Classifier"), so that the errors of two edits differ by the edits alone.
+Diffusion Model is Secretly a Zero-Shot Classifier"), so only the edits make their errors differ.
 
 B edits, S source pictures, C latent channels, h w latent height and width
 F features: errors at each noise level under each condition
@@ -26,7 +26,7 @@ from hive_ray.schemas import Dropped, Result, Rows, edits_as_pairs
 from hive_ray.seeds import generator_for
 
 MICRO_BATCH = 64
-"""Edits that are predicted at the same time."""
+"""Edits in one forward pass."""
 
 
 def feature_names(settings: DenoisingError) -> tuple[str, ...]:
@@ -54,12 +54,13 @@ def denoising_errors(
     instructions: Sequence[str],
     settings: DenoisingError,
 ) -> Tensor:
-    """Errors (B, F), or their logarithms, in fp32 on the CPU, in the order of `feature_names`; means over C, h, w and
-    the draws.
+    """Errors (B, F), or their logarithms, in fp32 on the CPU, in the order of `feature_names`.
+
+    Each is a mean over C, h, w and the draws of noise.
 
     source_images (S, 3, H, W) and edited_images (B, 3, H, W) in -1..1; source_indices: the source of each edit.
-    The latent of an edit is the mean of its posterior, so that nothing is drawn but the common noise. The error is that
-    of what the editor was trained to predict: the noise, or the velocity.
+    The latent of an edit is the mean of its posterior, so only the common noise is random. The error is in what the
+    editor was trained to predict: the noise or the velocity.
     """
     count = len(edited_images)
     device = editor.unet.device
@@ -94,7 +95,7 @@ def denoising_errors(
 
 
 def check_levels(editor: Editor, settings: DenoisingError) -> None:
-    """ValueError for noise levels that the editor does not have."""
+    """Raise a ValueError for noise levels beyond the editor's timesteps."""
     most = editor.scheduler.config["num_train_timesteps"] - 1
     beyond = [level for level in settings.levels if level > most]
     if beyond:
@@ -113,9 +114,10 @@ def errors_of_edits(
     *,
     micro_batch: int = MICRO_BATCH,
 ) -> Tensor:
-    """Errors (B, F) of encoded pictures, as `denoising_errors`; instructions get the suffix of the editor's card.
+    """Errors (B, F) of encoded pictures, as `denoising_errors`. The suffix of the editor's card is appended to the
+    instructions.
 
-    Each source is decoded and encoded once in a micro batch, however many of its edits are there.
+    Each source is decoded and encoded once per micro batch.
     """
     side, suffix = editor.card.resolution, editor.card.instruction_suffix
     features = [torch.empty(0, len(feature_names(settings)))]
@@ -137,7 +139,7 @@ def errors_of_edits(
 
 
 class ErrorMeasurer:
-    """Rankings -> the features of their edits, a row each."""
+    """Rankings -> one row of features for each edit."""
 
     def __init__(
         self, editor: str, settings: DenoisingError, edits_of: Mapping[str, Sequence[str]], device: str = "cpu"

@@ -1,13 +1,13 @@
-"""From pairs to the latents that training reads: encoded as the rows come, or once for all epochs and arms.
+"""Latents of pairs for training: encoded during training, or once beforehand for all epochs and arms.
 
     pairs -> LatentEncoder -> latents
     rankings -> RankingLatentEncoder -> ranking_latents
-    rows of pairs, or of a table beside its latents -> PairLatentReader -> the objective
+    rows of pairs, with or without their latents -> PairLatentReader -> the objective
 
-A row's `latents` are V x (1 + 2 N) x C x h x w numbers in the precision of `editor.latents`, unscaled: V views of the
-row (as it is, and mirrored where `editor.flip`), and of each the source's mode, the N edited pictures' means, and their
-standard deviations, so that the target is still sampled. A pair has one edited picture. Every row has the mirrored
-view: whether an instruction allows it is said in one place, when a row is trained on.
+A row's `latents` are V x (1 + 2 N) x C x h x w numbers in the precision of `editor.latents`, unscaled. V are the views
+of the row: as it is and, with `editor.flip`, mirrored. Each view has the mode of the source, the means of the N edited
+pictures, and their standard deviations, from which training samples the target. A pair has one edited picture. Every
+row has the mirrored view; `draw_views` decides whether its instruction allows it.
 
 B rows, K pictures a row, N edited pictures among them, R `editor.resolution`, C latent channels, h w latent height and
 width
@@ -35,15 +35,16 @@ LATENT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class Views(NamedTuple):
-    """How each row of a batch is seen, all of its pictures alike."""
+    """How the pictures of each row of a batch are mirrored and cropped; the same for all pictures of a row."""
 
     mirrored: list[bool]
     crop_offsets: list[tuple[float, float]]
-    """Where a random crop begins: two shares in [0, 1) of the room down and across."""
+    """Where a random crop begins, vertically and horizontally: shares in [0, 1) of the pixels that are cut away."""
 
 
 class PairPosteriors(NamedTuple):
-    """Latents of pairs, (B, C, h, w) each and unscaled: the source's mode, the edited picture's mean and deviation."""
+    """Unscaled latents of pairs, (B, C, h, w) each: the source's mode, the edited picture's mean and standard
+    deviation."""
 
     source: Tensor
     mean: Tensor
@@ -51,14 +52,14 @@ class PairPosteriors(NamedTuple):
 
 
 def mentions_left_or_right(instruction: str) -> bool:
-    """Whether a mirrored pair would contradict the instruction, because it says left or right."""
+    """Whether the instruction says left or right, which a mirrored pair would contradict."""
     return re.search(r"\b(left|right)(most|wards?)?\b", instruction, re.IGNORECASE) is not None
 
 
 def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Views:
-    """A view of each row: mirrored with probability 1/2 where flips are on and the instruction names no side.
+    """A view of each row: mirrored with probability 1/2 if `editor.flip` is set and the instruction names no side.
 
-    Draws one number a row, and two more a row where crops are random.
+    Draws one number a row, and two more a row for random crops.
     """
     heads = (torch.rand(len(rows), generator=generator) < 0.5).tolist()
     mirrored = [
@@ -71,10 +72,10 @@ def draw_views(rows: Rows, settings: Settings, generator: torch.Generator) -> Vi
 
 
 def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[str, ...] = PICTURE_COLUMNS) -> Tensor:
-    """Numbers 0..255, uint8 (K, B, 3, R, R), of the pictures in these columns.
+    """The pictures in these columns as uint8 (K, B, 3, R, R), 0..255.
 
-    A row's other pictures are scaled to the first one's size, and all are cut and mirrored alike. BadRows names the
-    rows with a picture that cannot be read.
+    All pictures of a row are scaled to the size of its first one and cropped and mirrored in the same way. BadRows
+    names the rows with a picture that cannot be read.
     """
     side = settings.resolution
     batch = np.empty((len(columns), len(rows), 3, side, side), np.uint8)
@@ -98,15 +99,15 @@ def read_pictures(rows: Rows, settings: Settings, views: Views, columns: tuple[s
 
 @torch.no_grad()
 def encode_edits(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Numbers 0..255 (1 + N, B, 3, R, R) of sources and of N edited pictures of each -> their latents
-    (B, 1 + 2 N, C, h, w), as a row holds a view."""
+    """Pixels 0..255 (1 + N, B, 3, R, R) of sources and N edited pictures of each -> latents (B, 1 + 2 N, C, h, w) of
+    one view, in the order of the column `latents`."""
     mean, std = posterior(vae, normalize_pixels(pixels.flatten(0, 1).to(vae.device)))
     means, deviations = (part.unflatten(0, pixels.shape[:2]) for part in (mean, std))
     return torch.cat([means, deviations[1:]]).transpose(0, 1)
 
 
 def select_edit_latents(stored: bytes, place: int, num_edits: int, num_views: int) -> bytes:
-    """What a pair's row would hold of one edited picture, from the latents of a row with several."""
+    """The `latents` of a pair with one edited picture, taken from a row with several edited pictures."""
     by_part = np.frombuffer(stored, np.uint8).reshape(num_views, 1 + 2 * num_edits, -1)
     return by_part[:, [0, 1 + place, 1 + num_edits + place]].tobytes()
 
@@ -123,7 +124,7 @@ class LatentEncoder:
         return self.encode_columns(rows, "pair_id", PICTURE_COLUMNS)
 
     def encode_columns(self, rows: Rows, key: str, columns: tuple[str, ...]) -> list[Result]:
-        """The latents of the pictures in these columns, the source's first, under the rows' `key`."""
+        """Rows with `key` and `latents` of the pictures in these columns, of which the source is the first."""
         try:
             pixels = read_pictures(rows, self.settings, identity_views(rows), columns)
         except BadRows as bad:
@@ -143,7 +144,7 @@ class LatentEncoder:
 
 
 class RankingLatentEncoder(LatentEncoder):
-    """Rankings -> the latents of their sources and of all their edits."""
+    """Rankings -> the latents of their sources and all their edits."""
 
     def __call__(self, rows: Rows) -> list[Result]:
         of_length: dict[int, Rows] = {}
@@ -159,10 +160,10 @@ class RankingLatentEncoder(LatentEncoder):
 
 
 class PairLatentReader:
-    """Rows -> the latents of their pairs: read where rows carry them, else encoded from their pictures.
+    """Rows -> the latents of their pairs: read from the rows that carry them, else encoded from their pictures.
 
-    Nothing is kept from one batch to the next, so that a run that was killed goes on with the same numbers: a VAE's
-    last bits depend on which pictures it gets together.
+    Nothing is cached between batches, because the last bits of a VAE's output depend on the pictures in its batch. A
+    cache would make a resumed run differ from an uninterrupted one.
     """
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
@@ -173,25 +174,27 @@ class PairLatentReader:
         self.stored_shape = (2 if settings.flip else 1, 3, *self.latent_shape)
 
     def read(self, rows: Rows, views: Views) -> dict[str, Tensor]:
-        """What rows carry of pairs seen so: "latents" (B, 3, C, h, w) or "pixels" (2, B, 3, R, R), uint8. BadRows
-        names the rows that have none."""
+        """What rows carry of their pairs in these views: "latents" (B, 3, C, h, w), or "pixels" (2, B, 3, R, R), uint8.
+
+        BadRows names the rows with latents or pictures that cannot be read.
+        """
         if "latents" in rows[0]:
             return {"latents": self._stored(rows, views)}
         return {"pixels": read_pictures(rows, self.settings, views)}
 
     def wrong_size_reasons(self, rows: Rows, num_edits: Sequence[int]) -> dict[int, str]:
-        """The rows whose `latents` are not those of so many edits, by place, with the reason."""
+        """The places of rows whose `latents` are not those of so many edits, each with the reason."""
         num_views, _, *shape = self.stored_shape
         each = num_views * math.prod(shape) * LATENT_DTYPES[self.settings.latents].itemsize
         num_bytes = [(1 + 2 * count) * each for count in num_edits]
         return {
-            place: f"its latents have {len(row['latents'])} bytes, {num_bytes[place]} are wanted"
+            place: f"its latents have {len(row['latents'])} bytes, not {num_bytes[place]}"
             for place, row in enumerate(rows)
             if len(row["latents"]) != num_bytes[place]
         }
 
     def posteriors(self, batch: dict[str, Tensor]) -> PairPosteriors:
-        """The latents of what `read` read, on the device on which it is now."""
+        """The latents of a batch of `read`, on the device of the batch."""
         latents = batch.get("latents")
         if latents is None:
             pixels = batch["pixels"]
@@ -209,7 +212,7 @@ class PairLatentReader:
                 continue
             numbers = torch.frombuffer(bytearray(row["latents"]), dtype=dtype).view(self.stored_shape)
             latents.append(numbers[int(views.mirrored[index])].float())
-            # amax passes NaN on, and is much faster than a look at each number
+            # amax propagates NaN, and is much faster than isfinite of each number.
             if not numbers.abs().amax().isfinite():
                 reasons[index] = "its latents are not finite"
         if reasons:
@@ -218,7 +221,7 @@ class PairLatentReader:
 
 
 def identity_views(rows: Rows) -> Views:
-    """Every row as it is: not mirrored, and not cropped at random."""
+    """Views that change no row: not mirrored, and without a random crop."""
     return Views([False] * len(rows), [(0.0, 0.0)] * len(rows))
 
 
@@ -230,5 +233,5 @@ def _decoded(row: Row, column: str) -> np.ndarray:
 
 
 def _dropped(row: Row, key: str, reason: str) -> Dropped:
-    """A drop that names its row beside the table."""
+    """A dropped row, with the row that stands for it in the table of the reasons."""
     return Dropped(reason, row={key: row[key], "latents": b""})

@@ -1,14 +1,14 @@
-"""Quality levels: a learned embedding that tells the editor, beside the instruction, how good the edit shall be.
+"""Quality levels: a learned embedding that conditions the editor, besides the instruction, on the quality of the edit.
 
     U-Net, texts, quality levels -> class labels
 
-The embedding is diffusers' own: `UNet2DConditionModel(num_class_embeds=...)` adds a row of it to the time embedding. It
-is part of the U-Net's config and weights, so a folder needs nothing more to say that an editor has levels. Multi-Reward
-(Gu et al. 2024) conditions an editor by embeddings, too, and reports that CLIP's text encoder is hardly sensitive to
-scores.
+The embedding is diffusers' own: `UNet2DConditionModel(num_class_embeds=...)` adds one of its rows to the time
+embedding. It is part of the U-Net's config and weights, so an editor folder needs no other sign that it has levels.
+Multi-Reward (Gu et al. 2024) conditions an editor by embeddings, too, and reports that CLIP's text encoder is hardly
+sensitive to scores.
 
-diffusers' InstructPix2Pix pipelines pass no class labels, and refuse a U-Net that wants them: an editor with levels is
-sampled by hive_ray. An editor without levels is as compatible as any.
+diffusers' InstructPix2Pix pipelines pass no class labels and refuse a U-Net that needs them, so only hive_ray samples
+an editor with levels. Editors without levels work in these pipelines.
 
 B rows
 """
@@ -28,7 +28,7 @@ NO_LEVEL = 0
 
 
 def has_levels(unet: UNet2DConditionModel) -> bool:
-    """Whether a U-Net has an embedding of levels; ModelFolderError for one of other classes."""
+    """Whether a U-Net has an embedding of levels; ModelFolderError for an embedding of other classes."""
     count = unet.config["num_class_embeds"]
     if count not in (None, BEST_LEVEL + 1):
         raise ModelFolderError(
@@ -39,7 +39,7 @@ def has_levels(unet: UNet2DConditionModel) -> bool:
 
 
 def add_levels(unet: UNet2DConditionModel) -> None:
-    """Add an embedding of levels to a U-Net, initialised to zero, so that no prediction changes; existing ones stay."""
+    """Add an embedding of levels to a U-Net, unless it has one. It is zero, so no prediction changes."""
     if has_levels(unet):
         return
     zeros = torch.zeros(BEST_LEVEL + 1, unet.time_embedding.linear_2.out_features, device=unet.device, dtype=unet.dtype)
@@ -50,13 +50,13 @@ def add_levels(unet: UNet2DConditionModel) -> None:
 class FastEmbedding(nn.Embedding):
     """An embedding whose rows are `factor` times its weight, so that a step of Adam moves them `factor` times as far.
 
-    A learning rate of its own, as StyleGAN's mapping network has one (Karras et al. 2019, appendix C), without a second
-    group in the optimiser. The weight's gradient is that of the rows, not multiplied, so that it counts in the norm of
-    the whole gradient as any other.
+    This gives it its own learning rate, as StyleGAN's mapping network has (Karras et al. 2019, appendix C), without a
+    second parameter group in the optimiser. The gradient of the weight is that of the rows, not multiplied, so the
+    gradient norm counts it like any other.
     """
 
     def __init__(self, rows: Tensor, factor: float) -> None:
-        """rows: what it starts as."""
+        """rows: the initial embedding (number of rows, D)."""
         num_rows, width = rows.shape
         super().__init__(num_rows, width, _weight=rows / factor)
         self.factor = factor
@@ -86,9 +86,9 @@ def class_labels(
 ) -> Tensor | None:
     """The U-Net's `class_labels` (B,) for rows with these texts; None for a U-Net without levels.
 
-    levels: the rows' quality levels, 1..5. Without them each row has the best level, which is the one used for edits:
-    so other losses train the editor as it will be sampled. A row without a text has no level. So dropping the text
-    drops the level as well, and guidance strengthens both.
+    levels: the quality levels of the rows, 1..5. By default each row has the best level, which sampling uses, so other
+    losses train the editor as it is sampled. A row without a text has no level, so dropping the text drops the level,
+    too, and guidance strengthens both.
     """
     if not has_levels(unet):
         return None

@@ -1,9 +1,9 @@
-"""LoRA: low-rank adapters beside an editor's layers, trained in their place (Hu et al. 2021).
+"""LoRA: low-rank adapters of an editor's layers, which are trained instead of the layers (Hu et al. 2021).
 
     W x + alpha / rank * B A x, with A (rank, in) and B (out, rank); B is 0 at first
 
-The first convolution of an editor that was a text-to-image model a moment ago has no adapter: half of its weight is
-still 0, and it is trained as it is. Its bias stays the pretrained one.
+The first convolution has no adapter if the editor was just made from a text-to-image model. Half of its weight is
+still 0, so the weight itself is trained. Its bias keeps the pretrained values.
 """
 
 import math
@@ -22,7 +22,7 @@ from hive_ray.editor.model import Editor
 from hive_ray.seeds import generator_for
 
 LORA_WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
-"""The name under which `load_lora_weights` of diffusers looks."""
+"""The file name that `load_lora_weights` of diffusers expects."""
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 _FIRST = "unet.conv_in"
@@ -32,7 +32,7 @@ class LoraAdapters:
     """Adds adapters to an editor, and extracts their weights from a state dict of its `Denoiser`."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
-        """Freezes all but the adapters, and a first convolution whose weights for the image are still zero."""
+        """Freezes all weights but the adapters, and a first convolution whose weights for the image are still zero."""
         alpha = settings.lora_alpha or settings.lora_rank
         self.scale = alpha / settings.lora_rank
         first = editor.unet.conv_in.weight
@@ -44,7 +44,7 @@ class LoraAdapters:
         self.first = None if reads_image else first.detach().cpu().clone()
 
     def merge_adapters(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of the same module without adapters: their products are added to the weights."""
+        """The state dict of the same module without adapters, with their products added to the weights."""
         merged = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
         for layer, down, up in _products(state):
             weight = merged[f"{layer}.weight"]
@@ -52,11 +52,11 @@ class LoraAdapters:
         return merged
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write the adapters for diffusers' `load_lora_weights`, scale included.
+        """Write the adapters for diffusers' `load_lora_weights`, with the scale multiplied in.
 
-        They belong to the editor that training started from, `Editor.build(start)`. A trained first convolution becomes
-        an adapter of full rank. An embedding of levels is not among them, since diffusers has no adapters of it: it is
-        in the folder's U-Net alone.
+        They adapt the editor that training started from, `Editor.build(start)`. A trained first convolution becomes
+        an adapter of full rank. An embedding of levels is not among them, since diffusers has no adapters of
+        embeddings; only the U-Net of the folder has it.
         """
         adapters = {}
         for layer, down, up in _products(state):
@@ -76,7 +76,7 @@ class LoraAdapters:
 
 @contextmanager
 def without_adapters(module: nn.Module) -> Iterator[None]:
-    """The module with its adapters switched off."""
+    """Disable the adapters of the module in this context."""
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -88,7 +88,7 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
 
 
 def _inject(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-    """Add adapters, whose products are zero at first, to the layers with these names; freeze all other weights."""
+    """Add adapters to the layers with these names and freeze all other weights; the products are initially zero."""
     inject_adapter_in_model(
         LoraConfig(
             r=rank,
@@ -103,7 +103,7 @@ def _inject(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...]
 
 
 def _products(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Names of the adapted layers, and the A and B of each."""
+    """The name of each adapted layer with its matrices A and B."""
     for name, down in state.items():
         if name.endswith(_DOWN):
             layer = name.removesuffix(_DOWN)
@@ -111,7 +111,7 @@ def _products(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _in_a_pipeline(layer: str) -> str:
-    """The layer's name where the text encoders are parts of a pipeline, as for diffusers."""
+    """The layer's name in a pipeline of diffusers, where each text encoder is a part of its own."""
     for place, part in enumerate(("text_encoder", "text_encoder_2")):
         layer = layer.replace(f"text_encoder.encoders.{place}.", f"{part}.")
     return layer

@@ -1,4 +1,4 @@
-"""The editor: a backbone whose U-Net also sees the source image.
+"""The editor: a diffusion backbone whose U-Net also reads the latent of the source image.
 
     a text-to-image folder -> Editor -> an editor folder (diffusers layout, card.json written last)
 
@@ -32,14 +32,14 @@ FORMAT_VERSION = 1
 
 
 class EditorCard(Section):
-    """What a folder of weights does not say by itself: `card.json`, the last file to be written."""
+    """The content of `card.json`: what the weights do not say. It is the last file that is written."""
 
     base_model: str
     """Folder or hub name of the text-to-image model at the root of its training."""
     resolution: int
     """Width and height of the images it was trained on."""
     instruction_suffix: str = ""
-    """What must be appended to every instruction when editing (HIVE's conditional reward)."""
+    """Text that is appended to every instruction at sampling (HIVE's conditional reward)."""
     level_guidance_scale: float = 0.0
     """For an editor with quality levels, as `editor.level_guidance_scale`."""
     training_table: str = ""
@@ -51,7 +51,7 @@ class EditorCard(Section):
 
 
 def read_card(folder: str | Path) -> EditorCard:
-    """The card of a finished editor folder."""
+    """The card of a finished editor folder; ModelFolderError where there is none that can be read."""
     path = Path(folder) / "card.json"
     if is_single_file(folder):
         raise ModelFolderError(f"{folder} is a single file: make an editor folder of it with jobs.convert_editor first")
@@ -59,7 +59,7 @@ def read_card(folder: str | Path) -> EditorCard:
         raise ModelFolderError(f"{folder} has no card.json: the job that makes it has not finished; run it first")
     seen = json.loads(path.read_text()).get("format_version")
     if seen != FORMAT_VERSION:
-        raise ModelFolderError(f"{path} has format_version {seen}, this program reads {FORMAT_VERSION}; train it again")
+        raise ModelFolderError(f"{path} has format_version {seen}, this version reads {FORMAT_VERSION}; train it again")
     try:
         return EditorCard.model_validate_json(path.read_text())
     except ValidationError as error:
@@ -68,7 +68,7 @@ def read_card(folder: str | Path) -> EditorCard:
 
 @dataclass
 class Editor:
-    """An instruction-conditioned backbone, whose U-Net also reads the source image's latent, and its card."""
+    """A backbone whose U-Net also reads the latent of the source image, and its card."""
 
     backbone: Backbone
     card: EditorCard
@@ -83,8 +83,12 @@ class Editor:
         bias: Literal["copy", "diffusers_legacy"] = "copy",
         single_file: EditorFile = EditorFile(),  # noqa: B008 - frozen
     ) -> "Editor":
-        """An editor from a text-to-image model (its U-Net widened) or from an editor: a folder, a single file (.ckpt,
-        .safetensors), the s3:// address of either, or a hub name. `single_file`: what such a file does not say."""
+        """An editor from a text-to-image model, whose U-Net is widened, or from another editor.
+
+        start: a folder, a single file (.ckpt, .safetensors), the s3:// address of either, or a hub name. bias: that of
+        the widened convolution; "copy" keeps it, "diffusers_legacy" draws a new one. single_file: what such a file does
+        not contain. ModelFolderError for a U-Net with another number of input channels.
+        """
         backbone = load_backbone(start, single_file)
         seen, channels = backbone.unet.config["in_channels"], backbone.latent_channels
         if seen == channels:
@@ -100,7 +104,7 @@ class Editor:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Editor":
-        """A finished editor, as `save` left it: a folder or its s3:// address."""
+        """A finished editor that `save` wrote, from its folder or s3:// address."""
         folder = fetch_model(folder)
         card = read_card(folder)
         backbone = load_backbone(folder)
@@ -110,10 +114,10 @@ class Editor:
         return cls(backbone, card)
 
     def save(self, folder: str | Path, card: EditorCard, dtype: torch.dtype = torch.float32) -> None:
-        """Write the diffusers layout in `dtype`, and the card last. The weights in memory stay as they are.
+        """Write the diffusers layout in `dtype`, and the card last. The weights in memory do not change.
 
-        diffusers' StableDiffusionInstructPix2PixPipeline opens the folder, StableDiffusionXLInstructPix2PixPipeline
-        that of an XL.
+        StableDiffusionInstructPix2PixPipeline of diffusers loads the folder. Where the editor is an XL,
+        StableDiffusionXLInstructPix2PixPipeline does.
         """
         folder = Path(folder)
         (folder / "card.json").unlink(missing_ok=True)
@@ -130,7 +134,7 @@ class Editor:
         return self
 
     def with_weights(self, unet: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> "Editor":
-        """An editor with these weights and every other part shared; the live modules are not touched."""
+        """An editor with these weights; it shares all other parts. This editor's modules do not change."""
         return replace(self, backbone=self.backbone.with_weights(unet, text))
 
     @property
@@ -160,12 +164,12 @@ class Editor:
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
-        """The first tokenizer; an XL's two cut texts into the same tokens."""
+        """The first tokenizer. The two of an XL split texts into the same tokens."""
         return self.text.tokenizers[0]
 
     @property
     def vae_factor(self) -> int:
-        """The side of an image over that of its latent."""
+        """The height of an image divided by that of its latent."""
         return self.backbone.vae_factor
 
     @property
@@ -191,12 +195,14 @@ class Editor:
         return (mean + std * noise) * self.vae.config["scaling_factor"]
 
     def encode_condition(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> what the U-Net sees of them (B, C, h, w)."""
+        """Source images (B, 3, H, W) in -1..1 -> the latents that the U-Net reads (B, C, h, w)."""
         return self.scale_condition(self.posterior(images)[0])
 
     def scale_condition(self, mean: Tensor) -> Tensor:
-        """What the U-Net sees of a source (B, C, h, w): its posterior's *mode*, not scaled (InstructPix2Pix's
-        ddpm_edit.py) unless the model learned it so."""
+        """The latent that the U-Net reads of a source (B, C, h, w): the *mode* of its posterior.
+
+        It is not scaled (InstructPix2Pix's ddpm_edit.py), unless the model was trained with scaled latents.
+        """
         return mean * self.vae.config["scaling_factor"] if self.backbone.scaled_condition else mean
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -205,13 +211,16 @@ class Editor:
 
 
 def move_to(part: AutoencoderKL | TextEncoder, device: torch.device) -> None:
-    """Move a frozen part to a device; once it is there, its weights are not looked through again."""
+    """Move a frozen part to a device, unless it is there already."""
     if part.device != device:
         cast(nn.Module, part).to(device)  # diffusers declares its own without `self`
 
 
 def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> str:
-    """instruction + suffix; the instruction's last words are cut so that CLIP's 77 tokens hold the suffix."""
+    """instruction + suffix. The last words of the instruction are cut where CLIP's 77 tokens would not hold the suffix.
+
+    ValueError for a suffix that is longer than that.
+    """
     if not suffix:
         return instruction
 
@@ -229,10 +238,10 @@ def append_suffix(tokenizer: CLIPTokenizer, instruction: str, suffix: str) -> st
 
 
 def _widen(unet: UNet2DConditionModel, bias: Literal["copy", "diffusers_legacy"]) -> None:
-    """Give the U-Net C more input channels for the image latent, at first unheard (InstructPix2Pix).
+    """Give the U-Net C more input channels for the image latent, which have no effect at first (InstructPix2Pix).
 
-    The new weight is zero but for the pretrained one in channels 0..C-1. The bias is kept; "diffusers_legacy"
-    draws a new one, as diffusers' train_instruct_pix2pix.py does by mistake (huggingface/diffusers#4960).
+    The new weight has the pretrained one in channels 0..C-1 and zeros in the others. The bias is kept, or drawn anew
+    for "diffusers_legacy", as diffusers' train_instruct_pix2pix.py does by mistake (huggingface/diffusers#4960).
     """
     old = unet.conv_in
     assert old.bias is not None, "conv_in of diffusers' U-Net has a bias"

@@ -1,8 +1,8 @@
-"""DiffusionNFT (Zheng et al. 2025): the editor learns from its own scored edits, bad ones included.
+"""DiffusionNFT (Zheng et al. 2025): the editor learns from its own scored edits, including bad ones.
 
     scored_candidates, Editor -> negative-aware loss of some rows -> (cluster/fitting.py) -> an editor folder
 
-The frozen start, which made the edits, is the paper's old policy v_old.
+The frozen start made the edits. It is the old policy v_old of the paper.
 
 B rows, C latent channels, h w latent height and width
 """
@@ -32,21 +32,21 @@ def negative_aware_loss(
 ) -> Tensor:
     """The loss of each row (B,): r |v+ - v|^2 + (1 - r) |v- - v|^2 (DiffusionNFT, eq. 5), a mean over C, h and w.
 
-    predicted, reference, target: (B, C, h, w); optimality: r (B,) in 0..1. The paper's v is a velocity. For a given
-    noisy latent the noise is linear in it, so that for an epsilon model each timestep has another weight, that of the
-    plain denoising loss. At beta = 1 and r = 1 it is the plain loss.
+    predicted, reference, target: (B, C, h, w); optimality: r (B,) in 0..1. The v of the paper is a velocity. For a
+    given noisy latent the noise is linear in the velocity. So for an epsilon model only the weights of the timesteps
+    differ from the paper: they are those of the plain denoising loss. At beta = 1 and r = 1 it is the plain loss.
     """
     positive, negative = implicit_policies(predicted, reference, beta)
     return optimality * row_errors(positive, target) + (1 - optimality) * row_errors(negative, target)
 
 
 class NegativeAwareObjective(ReferenceModelObjective):
-    """The trained weights, and the negative-aware loss of rows of `scored_candidates`; `weight` is the optimality."""
+    """The trained weights and the negative-aware loss of rows of `scored_candidates`. `weight` is the optimality."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """As `EditorObjective.prepare`. BadRows names rows, too, whose weight is above 1."""
+        """As `EditorObjective.prepare`. BadRows also names rows whose weight is above 1."""
         reasons = {
-            place: f"its weight is {row['weight']}, and a probability is at most 1"
+            place: f"its weight is {row['weight']}, but a probability is at most 1"
             for place, row in enumerate(rows)
             if row["weight"] > 1
         }
@@ -67,5 +67,5 @@ class NegativeAwareObjective(ReferenceModelObjective):
         return losses.mean(), {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
-        """The means unchanged: every measure is over all rows."""
+        """The means unchanged, since every measure is over all rows."""
         return means

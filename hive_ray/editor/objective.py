@@ -2,7 +2,7 @@
 
     pairs or scored_pairs, Editor -> loss of some rows -> (cluster/fitting.py) -> an editor folder
 
-It does not see rewards: they act through a row's `weight` and `instruction`.
+It does not use rewards themselves. They act through the `weight` and the `instruction` of a row.
 
 B batch, C latent channels, h w latent height and width, E text encoders, T tokens
 """
@@ -30,10 +30,11 @@ from hive_ray.schemas import Rows
 from hive_ray.statistics.measures import effective_sample_size
 
 Measures = dict[str, Tensor]
-"""What a loss reports of its batch: a number (), float64, by name."""
+"""What a loss reports of its batch: scalar tensors, float64, by name."""
 Metrics = dict[str, float]
-"""What is logged of a step: means over its rows by name."""
+"""What is logged for a step: means over its rows by name."""
 Batch = dict[str, Tensor]
+"""Inputs of some rows by name, as `EditorObjective.draw_batch` describes them."""
 
 
 def draw_condition_dropout(count: int, *, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,9 +55,10 @@ def row_errors(predicted: Tensor, target: Tensor) -> Tensor:
 def weighted_denoising_loss(
     predicted: Tensor, target: Tensor, weight: Tensor, snr_weight: Tensor | None = None
 ) -> Tensor:
-    """Mean squared error of a prediction, each row counted `weight` times (HIVE's weighted reward).
+    """Mean over rows of their mean squared errors times their weights (HIVE's weighted reward).
 
-    predicted, target: (B, C, h, w); weight, snr_weight: (B,). A weight of 1 everywhere changes no bit of it.
+    predicted, target: (B, C, h, w); weight, snr_weight: (B,). With a weight of 1 everywhere it is the unweighted loss,
+    bit for bit.
     """
     per_row = row_errors(predicted, target)
     if snr_weight is not None:
@@ -65,10 +67,10 @@ def weighted_denoising_loss(
 
 
 def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Loss weight of timesteps with these cumulated alphas, same shape (Min-SNR-gamma, Hang et al. 2023).
+    """Loss weights of timesteps with these cumulative alphas, in the same shape (Min-SNR-gamma, Hang et al. 2023).
 
-    SNR = alpha / (1 - alpha). min(SNR, gamma) / SNR for epsilon, 1 in its limit of no signal;
-    min(SNR, gamma) / (SNR + 1) for v_prediction, 0 there.
+    SNR = alpha / (1 - alpha). For epsilon min(SNR, gamma) / SNR, which is 1 in the limit of no signal. For v_prediction
+    min(SNR, gamma) / (SNR + 1), which is 0 there.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     if prediction_type == "v_prediction":
@@ -80,7 +82,7 @@ class Denoiser(nn.Module):
     """The trained weights as one module, for DeepSpeed to wrap."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: TextEncoder | None, vae_factor: int) -> None:
-        """`vae_factor`: the side of an image over that of its latent, for XL's size conditioning."""
+        """vae_factor: the height of an image divided by that of its latent, for XL's size conditioning."""
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
@@ -94,8 +96,8 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Prediction (B, C, h, w) from [noisy latent, image latent] (B, 2 C, h, w) and timesteps (B,).
 
-        text: token ids (B, E, T) where the text encoder is trained too, else its states; B / n of them where the rows
-        are n stretches with the same texts. labels: the class labels (B,) of an editor with levels.
+        text: token ids (B, E, T) if the text encoder is trained, too, else its states. There may be B / n of them; then
+        the rows are n blocks with the same texts. labels: the class labels (B,) of an editor with levels.
         """
         states = cast(TextStates, text) if self.text_encoder is None else self.text_encoder(text)
         states = states.repeat_texts(len(noisy) // len(states.sequence))
@@ -106,19 +108,22 @@ class Denoiser(nn.Module):
 
 
 def _as_channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """diffusers hands its convolutions of one pixel contiguous pictures. Where their weights, too, do not say that they
-    are channels-last, which ZeRO's flat buffers make them forget, all layers up to the next larger convolution would
-    compute on pictures of the other kind, and convert what they meet."""
+    """The input of a 1 x 1 convolution in the channels-last format.
+
+    diffusers passes these layers contiguous tensors. Their weights lose the channels-last format in ZeRO's flat
+    buffers. Without this hook all layers up to the next larger convolution would compute in the contiguous format and
+    convert their inputs.
+    """
     return (inputs[0].contiguous(memory_format=torch.channels_last),)
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """The network's inputs for some rows, and its training target."""
+    """The network's inputs for some rows, and the training target."""
 
     inputs: tuple
-    """[noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text, class labels (B,) or None: the arguments of
-    `Denoiser`."""
+    """The arguments of `Denoiser`: [noisy latent, image latent] (B, 2 C, h, w), timesteps (B,), text, and class labels
+    (B,) or None."""
     target: Tensor
     """(B, C, h, w)"""
 
@@ -129,7 +134,7 @@ class NoisyBatch:
 
 
 class EditorObjective:
-    """The trained weights, and the denoising loss of rows of `pairs`."""
+    """The trained weights and the denoising loss of rows of `pairs`."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         self.editor, self.settings = editor, settings
@@ -148,11 +153,14 @@ class EditorObjective:
 
     @property
     def frozen_modules(self) -> list[AutoencoderKL | TextEncoder]:
-        """The frozen parts, which move to the device of `model` when they are needed."""
+        """The frozen parts. They move to the device of `model` when they are needed."""
         return [self.editor.vae] if self.settings.train_text_encoder else [self.editor.vae, self.editor.text]
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """Rows of `pairs` as `draw_batch`, and "weight" (B,). BadRows names rows without a usable picture or weight."""
+        """The batch that `draw_batch` draws for rows of `pairs`, with "weight" (B,).
+
+        BadRows names rows without a usable picture or weight.
+        """
         check_weights(rows)
         weight = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return self.draw_batch(rows, generator) | {"weight": weight}
@@ -165,11 +173,11 @@ class EditorObjective:
         return loss, {"train/weight": weight.mean().double(), "train/weight_squared": weight.square().mean().double()}
 
     def levels(self, rows: Rows) -> list[int] | None:
-        """The quality levels of rows, for an editor with levels; None is the best level for all."""
+        """The quality levels of rows, for an editor with levels; None means the best level for all."""
         return None
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
-        """The metrics to log for `num_rows` rows whose measures have these means; adds the effective sample size."""
+        """The metrics to log for `num_rows` rows whose measures have these means, with the effective sample size."""
         squared = means.pop("train/weight_squared")
         return means | {"train/effective_sample_size": effective_sample_size(means["train/weight"], squared, num_rows)}
 
@@ -180,16 +188,16 @@ class EditorObjective:
         copies: int = 1,
         timesteps: tuple[float, float] = (0.0, 1.0),
     ) -> Batch:
-        """The data of rows of `pairs`, and all random numbers for them, on the CPU.
+        """The data of rows of `pairs` and all random numbers for them, on the CPU.
 
         "latents" or "pixels" (`PairLatentReader.read`), "timesteps" (B,), "jitter" of the posterior and "noise"
         (B, C, h, w), "no_image" (B,), "tokens" (B / copies, E, T) of the instructions or of the empty text, and
         "labels" (B,) of an editor with levels.
-        `rows` may be `copies` stretches of equal length. Their rows at the same place have the same instruction, and
-        share what is drawn.
-        `timesteps`: the least and the greatest share of the schedule that timesteps are drawn from.
-        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter (not shared), noise,
-        drops. BadRows names rows without a usable picture.
+        copies: `rows` are so many blocks of equal length. Rows at the same place in their blocks have the same
+        instruction and share all random numbers but the jitter.
+        timesteps: bounds of the timesteps that are drawn, as shares of the schedule, 0..1.
+        Draws from the CPU `generator`, in this order: flips, random crops, timesteps, jitter, noise, condition
+        dropout. BadRows names rows without a usable picture.
         """
         settings = self.settings
         count = len(rows) // copies
@@ -212,7 +220,7 @@ class EditorObjective:
         return batch | {name: torch.cat([each] * copies) for name, each in shared.items()}
 
     def _draw_timesteps(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> Tensor:
-        """Timesteps (count,), uniform between two shares of the schedule; at least one timestep is always there."""
+        """Timesteps (count,), uniform between two shares of the schedule; at least one timestep is always possible."""
         num_timesteps = self.editor.scheduler.config["num_train_timesteps"]
         least = min(round(shares[0] * num_timesteps), num_timesteps - 1)
         most = max(round(shares[1] * num_timesteps), least + 1)
@@ -233,9 +241,9 @@ class EditorObjective:
         return NoisyBatch((inputs, timesteps, text, batch.get("labels")), target)
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
-        """Write an editor folder with the weights of `state`, a state dict of `model` (say, its average).
+        """Write an editor folder with the weights of `state`, a state dict of `model` or of its running average.
 
-        Adapters are added to the weights that they adapt, and lie beside them as `pytorch_lora_weights.safetensors`.
+        Adapters are merged into the weights that they adapt, and also written as `pytorch_lora_weights.safetensors`.
         """
         if self.adapters:
             self.adapters.save(Path(folder), state)
@@ -245,16 +253,16 @@ class EditorObjective:
         self.editor.with_weights(unet, text_encoder).save(folder, card)
 
     def preview(self, rows: Rows) -> bytes | None:
-        """A PNG of what the editor makes, now, of rows with a source picture and an instruction."""
+        """A PNG of the present edits of rows with a source picture and an instruction; None if no picture is usable."""
         for frozen in self.frozen_modules:
             move_to(frozen, next(self.model.parameters()).device)
         return draw_preview(self.editor, rows, self.settings)
 
     def _text(self, tokens: Tensor) -> Tensor | TextStates:
-        """Token ids (B, E, T) themselves, or a frozen encoder's states of them.
+        """The token ids (B, E, T) themselves, or the states of a frozen encoder.
 
-        Texts are encoded in every step. That costs little beside the U-Net, while a cache would have to hold the states
-        of all instructions, and those of one text take more space than the latents of a pair.
+        Texts are encoded in every step. Compared with the U-Net that costs little, and the cached states of one text
+        would take more space than the latents of a pair.
         """
         if self.settings.train_text_encoder:
             return tokens
@@ -275,16 +283,16 @@ _LEVELS = "unet.class_embedding.weight"
 
 
 class LevelObjective(EditorObjective):
-    """The denoising loss of rows of `scored_pairs`, each with its own `quality_level`; adds levels to the editor."""
+    """The denoising loss of rows of `scored_pairs`, each at its `quality_level`. Adds levels to the editor."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         add_levels(editor.unet)
         embedding = train_levels(editor.unet, settings.level_rate_factor)
         super().__init__(editor, settings)
-        embedding.requires_grad_(True)  # beside adapters, too, which an embedding has none of
+        embedding.requires_grad_(True)  # with LoRA, too: an embedding has no adapter
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
-        """As `EditorObjective.prepare`. BadRows names rows, too, whose level is not one of 1 to 5."""
+        """As `EditorObjective.prepare`. BadRows also names rows whose level is not in 1..5."""
         reasons = {
             place: f"its quality_level is {row['quality_level']}, not {WORST_LEVEL} to {BEST_LEVEL}"
             for place, row in enumerate(rows)
@@ -295,17 +303,17 @@ class LevelObjective(EditorObjective):
         return super().prepare(rows, generator)
 
     def levels(self, rows: Rows) -> list[int]:
-        """(B,)"""
+        """The `quality_level` of each row, 1..5."""
         return [row["quality_level"] for row in rows]
 
     def save(self, folder: str | Path, state: dict[str, Tensor], card: EditorCard) -> None:
-        """As `EditorObjective.save`; the embedding becomes one of diffusers'."""
+        """As `EditorObjective.save`. The embedding is written as a plain one, as diffusers expects."""
         rows = self.settings.level_rate_factor * state[_LEVELS]
         super().save(folder, state | {_LEVELS: rows}, card)
 
 
 def check_weights(rows: Rows) -> None:
-    """BadRows names the rows whose `weight` is no finite number of at least 0."""
+    """Raise BadRows for rows whose `weight` is not a finite number of at least 0."""
     reasons = {
         place: f"its weight is {row['weight']}, not a finite number of at least 0"
         for place, row in enumerate(rows)
@@ -316,5 +324,5 @@ def check_weights(rows: Rows) -> None:
 
 
 def sub_state_dict(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries below a prefix, without it."""
+    """The entries whose names begin with the prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""Diffusion-DPO: the editor learns from rankings to make chosen edits likelier than rejected ones.
+"""Diffusion-DPO: the editor learns from rankings to make chosen edits more likely than rejected ones.
 
     rankings, Editor -> Diffusion-DPO loss of some rows -> (cluster/fitting.py) -> an editor folder
 
-There is no reward model. The frozen start is the reference: it gives the likelihood of an edit before training.
+There is no reward model. The frozen start is the reference model.
 
 B rankings, C latent channels, h w latent height and width
 """
@@ -30,9 +30,9 @@ from hive_ray.statistics.preferences import preference_loss
 def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> Tensor:
     """How much more than the reference a model prefers the chosen edit (Diffusion-DPO, Wallace et al. 2023): (B,).
 
-    -beta / 2 ((L_chosen - L_rejected) - (L_chosen of the reference - L_rejected of the reference)), as in the
-    published code: beta holds the number of timesteps, and L is a mean over C, h and w.
-    errors, reference_errors: (2 B,), the chosen edits' first. The reference against itself has a margin of 0.
+    -beta / 2 ((L_chosen - L_rejected) - (L_chosen of the reference - L_rejected of the reference)). As in the published
+    code, beta includes the number of timesteps, and L is a mean over C, h and w.
+    errors, reference_errors: (2 B,), those of the chosen edits first. Without training the margin is 0.
     """
     chosen, rejected = errors.chunk(2)
     reference_chosen, reference_rejected = reference_errors.chunk(2)
@@ -40,16 +40,17 @@ def preference_margin(errors: Tensor, reference_errors: Tensor, beta: float) -> 
 
 
 def safe_scale(predicted: Tensor, target: Tensor, margin: float = 0.0) -> Tensor:
-    """The largest factor in 0..1 of the rejected edit's gradient that keeps the chosen edit safe: (B,), no gradient.
+    """The largest factor in 0..1 of the rejected edit's gradient that does not harm the chosen edit: (B,), detached.
 
     Diffusion-SDPO (Fu et al. 2025, arXiv 2511.03317): a step along -(g_w - lambda g_l) changes the chosen edit's error
-    by -(|g_w|^2 - lambda <g_w, g_l>) to first order. It falls by at least `margin` (mu) of what g_w alone would give if
+    by -(|g_w|^2 - lambda <g_w, g_l>) to first order. The error falls by at least the share `margin` (mu) of what g_w
+    alone would give if lambda is at most
 
         lambda_safe = min(1, (1 - mu) |g_w|^2 / <g_w, g_l>)   where <g_w, g_l> > 0, else 1.
 
-    As in the paper's output-space form, g is the gradient by the prediction, which is proportional to
-    predicted - target. The published code takes one factor for a micro-batch. Here each comparison has its own, so that
-    the factor does not depend on how a batch is divided.
+    As in the paper's output-space form, g is the gradient with respect to the prediction, which is proportional to
+    predicted - target. The published code takes one factor for a micro-batch. Here each comparison has its own, so the
+    factor does not depend on how a batch is divided.
     predicted, target: (2 B, C, h, w), the chosen edits first.
     """
     residual = predicted.detach().float() - target.float()
@@ -60,25 +61,24 @@ def safe_scale(predicted: Tensor, target: Tensor, margin: float = 0.0) -> Tensor
 
 
 def scale_rejected_gradient(errors: Tensor, scale: Tensor) -> Tensor:
-    """The same errors (2 B,), the chosen edits' first; the rejected ones' gradient is multiplied by scale (B,)."""
+    """The same errors (2 B,), those of the chosen edits first; the gradient of the rejected ones is scaled by (B,)."""
     chosen, rejected = errors.chunk(2)
     fixed = rejected.detach()
     return torch.cat([chosen, fixed + scale * (rejected - fixed)])
 
 
 def has_comparison(ranks: list[int], settings: Dpo) -> bool:
-    """Whether a ranking has a comparison to learn from: two edits at least `min_rank_gap` ranks apart, or a tie where
-    ties count."""
+    """Whether a ranking has two edits to learn from: at least `min_rank_gap` ranks apart, or tied if ties count."""
     if settings.pairs == "any" and settings.tie_threshold > 1 and len(set(ranks)) < len(ranks):
         return True
     return max(dense_ranks(ranks)) > settings.min_rank_gap
 
 
 def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator) -> tuple[int, int, bool]:
-    """Places of a chosen and a rejected edit, drawn uniformly from the comparisons of a ranking, and if they tie.
+    """The places of a chosen and a rejected edit, and whether they tie; drawn uniformly from a ranking's comparisons.
 
-    Their ranks differ by at least `min_rank_gap`, or they tie where ties count. ValueError for a ranking without such
-    a comparison.
+    The ranks of the two differ by at least `min_rank_gap`, or they tie and ties count. ValueError for a ranking without
+    such a comparison.
     """
     dense = dense_ranks(ranks)
     least = max(settings.min_rank_gap, max(dense) - 1) if settings.pairs == "best_worst" else settings.min_rank_gap
@@ -92,39 +92,39 @@ def draw_comparison(ranks: list[int], settings: Dpo, generator: torch.Generator)
             comparisons.append((chosen, rejected, gap == 0))
     if not comparisons:
         raise ValueError(
-            f"ranks {ranks} have no two edits {least} ranks apart: leave such rankings out (has_comparison)"
+            f"ranks {ranks} have no two edits at least {least} ranks apart: leave such rankings out (has_comparison)"
         )
     return comparisons[int(torch.randint(len(comparisons), (), generator=generator))]
 
 
 def shuffle_ranks(row: Row) -> Row:
-    """The ranking with its ranks shuffled, always the same way for the same ranking_id."""
+    """The ranking with its ranks shuffled. The order depends on the ranking_id alone."""
     ranks = row["ranks"]
     order = torch.randperm(len(ranks), generator=generator_for("shuffled", row["ranking_id"])).tolist()
     return row | {"ranks": [ranks[place] for place in order]}
 
 
 class ModelWithReference(nn.Module):
-    """The trained weights and their frozen start as one module, for DeepSpeed to wrap.
+    """The trained model and the frozen reference as one module, for DeepSpeed to wrap.
 
-    Inside it, both see the same precision, and ZeRO's stage 3 takes both apart.
+    So both run in the same precision, and stage 3 of ZeRO partitions both.
     """
 
     def __init__(self, denoiser: Denoiser, only_adapters: bool) -> None:
-        """`only_adapters`: only adapters are trained, so that the start is the same network with its adapters off."""
+        """only_adapters: only adapters are trained, so the reference is the same network with its adapters disabled."""
         super().__init__()
         self.denoiser = denoiser
         self.reference = None if only_adapters else copy.deepcopy(denoiser).requires_grad_(False)
 
     def forward(self, *inputs: object) -> tuple[Tensor, Tensor]:
-        """Predictions (B, C, h, w) of the denoiser and, without gradient, of the reference; arguments of `Denoiser`."""
+        """Predictions (B, C, h, w) of the denoiser and, without gradient, of the reference; inputs as `Denoiser`."""
         with torch.no_grad(), without_adapters(self.denoiser):
             reference = (self.reference or self.denoiser)(*inputs)
         return self.denoiser(*inputs), reference
 
 
 class ReferenceModelObjective(EditorObjective):
-    """An objective that compares the trained weights with the frozen start."""
+    """An objective that compares the trained model with the frozen start, its reference."""
 
     def __init__(self, editor: Editor, settings: Settings) -> None:
         super().__init__(editor, settings)
@@ -136,7 +136,7 @@ class ReferenceModelObjective(EditorObjective):
 
 
 class PreferenceObjective(ReferenceModelObjective):
-    """The trained weights, and the Diffusion-DPO loss of rows of `rankings`, one comparison of each."""
+    """The trained weights and the Diffusion-DPO loss of rows of `rankings`, with one comparison of each row."""
 
     def prepare(self, rows: Rows, generator: torch.Generator) -> Batch:
         """Two edits of each of B rows of `rankings` as `draw_batch` returns them: the chosen ones, then the rejected.
@@ -162,7 +162,10 @@ class PreferenceObjective(ReferenceModelObjective):
         return batch | {"tied": torch.tensor([tie for *_, tie in drawn])}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Measures]:
-        """Mean loss of a prepared batch; a comparison without information counts as 0. `model` is `self.model`."""
+        """Mean loss of a prepared batch; ties count as 0 unless `dpo.tie_threshold` is above 1.
+
+        `model` is `self.model`, bare or wrapped.
+        """
         dpo = self.settings.dpo
         noised = self.noise_batch(batch)
         tied = batch["tied"]
@@ -182,15 +185,15 @@ class PreferenceObjective(ReferenceModelObjective):
         return loss, {f"train/{name}": each.detach().mean().double() for name, each in measures.items()}
 
     def summarise(self, means: Metrics, num_rows: int) -> Metrics:
-        """The metrics to log for rows whose measures have these means: DPO's implicit accuracy over rows without ties.
+        """The metrics to log for rows whose measures have these means, with DPO's implicit accuracy.
 
-        The reference has 0.5, which is also returned if all rows tie.
+        The implicit accuracy is over rows without ties. It is 0.5 for the reference, and if all rows tie.
         """
         apart, better = means.pop("train/apart"), means.pop("train/better")
         return means | {"train/implicit_accuracy": better / apart if apart else 0.5}
 
     def _pair(self, row: Row, place: int) -> Row:
-        """A ranking's edit as a row of `pairs`, or of its latents where the ranking carries them."""
+        """An edit of a ranking as a row of `pairs`, or as its latents if the ranking carries them."""
         if "latents" in row:
             num_views = self.latents.stored_shape[0]
             latents = select_edit_latents(row["latents"], place, len(row["ranks"]), num_views)

@@ -1,6 +1,6 @@
 """Previews of an editor in training: its edits of some rows, always from the same noise.
 
-rows with a source picture and an instruction, Editor -> a PNG: source | edit | the pair's edited picture, if any
+rows with a source picture and an instruction, Editor -> a PNG: source | edit | edited picture of the pair, if any
 """
 
 import textwrap
@@ -16,17 +16,17 @@ from hive_ray.schemas import Rows
 from hive_ray.seeds import seed_for
 
 MAX_TITLE_LENGTH = 60
-"""Characters of an instruction that stand over its pictures."""
+"""Characters of an instruction that are shown above its pictures."""
 PIXELS_PER_INCH = 110
 PICTURE_WIDTHS = (1.15, 2.35)
-"""Inches of a picture on the grid, least and most."""
+"""Least and greatest width of a picture on the grid, in inches."""
 
 
 def draw_preview(editor: Editor, rows: Rows, settings: Settings) -> bytes | None:
-    """A PNG of one edit of each row, which needs `instruction`, `source_image` and may have `edited_image`.
+    """A PNG of one edit of each row. A row has `instruction` and `source_image`, and may have `edited_image`.
 
-    Rows whose pictures cannot be read are left out; None if that is all of them. The number of forward passes depends
-    on nothing but settings and rows, as ZeRO stage 3 needs.
+    Rows whose pictures cannot be read are left out; None if no row is left. The number of forward passes depends only
+    on settings and rows, as stage 3 of ZeRO requires.
     """
     columns = tuple(column for column in PICTURE_COLUMNS if column in rows[0])
     try:

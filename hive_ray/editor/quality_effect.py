@@ -1,10 +1,10 @@
 """How much an editor's prediction depends on the quality that its instruction asks for.
 
-    pairs, Editor -> how far its prediction moves from the worst quality to the best, beside the instruction's effect
+    pairs, Editor -> the change of its prediction between the worst and the best quality, and that by the instruction
 
-HIVE puts the quality in words at the end of the instruction. If the text encoder hardly distinguishes "one" from
-"five", the prediction is the same for both, and the phrase has no effect at sampling. Measure the start, too: an effect
-there, before any phrase was learned, comes from unfamiliar words, and training has to unlearn it first.
+HIVE appends the quality in words to the instruction. If the text encoder hardly distinguishes "one" from "five", the
+prediction is the same for both, and the phrase has no effect at sampling. Measure the start of the training, too. An
+effect before any phrase was learned comes from unfamiliar words, and training has to unlearn it first.
 
 N rows, C latent channels, h w latent height and width
 """
@@ -24,7 +24,7 @@ from hive_ray.schemas import Rows
 
 TIMESTEPS = (250, 450, 650)
 MICRO_BATCH = 64
-"""Rows that are predicted at the same time, three times each."""
+"""Rows in one forward pass, three times each."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class QualityEffect:
 
     @property
     def share(self) -> float:
-        """The effect of the quality by that of the instruction; 0 says that the editor does not hear the quality."""
+        """The effect of the quality divided by that of the instruction; 0 means that the editor ignores the quality."""
         return self.quality / self.instruction if self.instruction else 0.0
 
 
@@ -54,9 +54,9 @@ def quality_effect(
 ) -> QualityEffect:
     """The effect on N rows of pairs (`instruction`, `source_image`, `edited_image`), their edited pictures noised.
 
-    suffixes: the phrases of the worst and the best quality, of an editor that is told it in words. levels: the labels
-    of both, which an editor without levels does not hear. All rows meet the same noise (`common_noise`). ValueError
-    without rows.
+    suffixes: the phrases of the worst and the best quality, for an editor that reads the quality in words. levels: the
+    labels of both, which an editor without levels ignores. All rows get the same noise (`common_noise`). ValueError if
+    there are no rows.
     """
     if not rows:
         raise ValueError("no rows to measure the effect of the quality on: give some pairs")

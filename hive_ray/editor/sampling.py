@@ -1,4 +1,4 @@
-"""Edits: an editor, source images and instructions -> edited images.
+"""Sampling: an editor, source images and instructions -> edited images.
 
     prompts, editor -> candidates
 
@@ -25,13 +25,14 @@ from hive_ray.schemas import Rows
 from hive_ray.seeds import id_for, seed_for, uniform_for
 
 MICRO_BATCH = 64
-"""Edits that are denoised at the same time."""
+"""Edits that are denoised in one batch."""
 
 Scales = float | Sequence[float] | Tensor
+"""A guidance scale: one for all rows, or one for each."""
 
 
 class SchedulerOutput(Protocol):
-    """What a step of a scheduler returns."""
+    """The result of a scheduler's step."""
 
     prev_sample: Tensor
     """Latents (B, C, h, w) at the next noise level."""
@@ -42,7 +43,7 @@ class Scheduler(Protocol):
 
     @property
     def timesteps(self) -> Tensor:
-        """(N,) of the chosen steps, noisiest first."""
+        """Timesteps (N,) of the chosen steps, the noisiest first."""
         ...
 
     @property
@@ -51,11 +52,11 @@ class Scheduler(Protocol):
         ...
 
     def set_timesteps(self, num_inference_steps: int, *, device: torch.device) -> None:
-        """Choose the noise levels of so many steps."""
+        """Choose the timesteps for this number of steps."""
         ...
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
-        """The latents as the U-Net wants them."""
+        """The latents scaled as the U-Net expects them."""
         ...
 
     @property
@@ -65,7 +66,7 @@ class Scheduler(Protocol):
 
 
 class SamplingStopped(RuntimeError):
-    """Nobody waits for these edits any more."""
+    """Sampling was stopped, because nobody waits for the edits any more."""
 
 
 def guided_noise(
@@ -100,17 +101,18 @@ def sample(
     scheduler: Scheduler | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Edits (B, 3, H, W) in -1..1, on the CPU, of source images (B, 3, H, W) in -1..1, one a row.
+    """One edit (B, 3, H, W) in -1..1, on the CPU, of each source image (B, 3, H, W) in -1..1.
 
-    A row's noise comes from its own seed on the CPU: the batch around it changes nothing but rounding.
-    A scale is one number or one a row. `scheduler` is copied, never changed; without one it is DDIM.
-    `should_stop` is asked before each step, and SamplingStopped raised where it says yes.
+    The noise of a row comes from its own seed on the CPU, so other rows of the batch change nothing but rounding.
+    A scale is one number, or one a row. scheduler: copied, never changed; by default the editor's DDIM.
+    should_stop: called before each step; SamplingStopped is raised when it returns true. ValueError for different
+    numbers of images, instructions and seeds.
     """
     rows = len(source_images)
     device = editor.unet.device
     dtype = editor.unet.dtype
     if not rows == len(instructions) == len(seeds):
-        raise ValueError(f"{rows} images, {len(instructions)} instructions, {len(seeds)} seeds: give one of each a row")
+        raise ValueError(f"{rows} images, {len(instructions)} instructions, {len(seeds)} seeds: give as many of each")
     text_scale = _per_row(guidance_scale, rows, device)
     image_scale = _per_row(image_guidance_scale, rows, device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -128,17 +130,17 @@ def sample(
 
 
 def row_noise(shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard normal (B, *shape): each row from its own CPU generator."""
+    """Standard normal noise (B, *shape), each row from its own CPU generator."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 class _Denoising:
-    """The guided prediction of a batch; what does not change from step to step is computed once.
+    """The guided prediction of a batch. What does not change between steps is computed once.
 
-    The passes stand in diffusers' order, [text and image, image, none], and those that cancel are left out:
-    with s_I = 1 the unconditional one, with s_T = s_I the image-only one. An editor with levels gets the best level
-    with the text, and none without it, so that guidance strengthens the level, too. Where its card has a
-    `level_guidance_scale` s_L, one more pass has the worst level w, and the prediction gains
+    The passes are in diffusers' order, [text and image, image, none]. Those that cancel are left out: with s_I = 1 the
+    unconditional one, with s_T = s_I the image-only one. An editor with levels gets the best level with the text and
+    no level without it, so guidance strengthens the level, too. If its card has a `level_guidance_scale` s_L, one more
+    pass has the worst level w, and the prediction gains
     s_L (eps(z_t, source, text, best) - eps(z_t, source, text, w)): classifier-free guidance (Ho and Salimans 2022)
     between two conditions, which is a step of policy improvement (Frans et al. 2025).
     """
@@ -184,7 +186,7 @@ class _Denoising:
         predicted = self.unet(inputs, timestep, class_labels=self.class_labels, **self.text_inputs).sample
         conditional, *others = predicted.float().chunk(passes)
         worst = others.pop() if self.level_scale else None
-        # A prediction that was left out cancels, whatever stands in for it.
+        # A prediction that was left out cancels, so any tensor can take its place.
         image_only = others[0] if others else conditional
         unconditional = others[-1] if others else conditional
         guided = guided_noise(
@@ -208,7 +210,10 @@ def edit_rows(
     micro_batch: int = MICRO_BATCH,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[bytes]:
-    """One edit, as PNG, of each row's `source_image` by its `instruction` with the card's suffix."""
+    """One edit, as PNG, of each row's `source_image` by its `instruction` with the suffix of the editor's card.
+
+    The arguments are those of `sample`, which gets `micro_batch` rows at a time.
+    """
     text_scale = _numbers(guidance_scale, len(rows))
     image_scale = _numbers(image_guidance_scale, len(rows))
     edits: list[bytes] = []
@@ -234,7 +239,7 @@ ScoreFunction = Callable[[list[bytes], list[bytes], list[str]], list[float]]
 
 @dataclass(frozen=True)
 class ScoredEdits:
-    """Several edits of one prompt with their rewards."""
+    """Several edits of one prompt with their rewards, in the order of their seeds."""
 
     edits: tuple[bytes, ...]
     seeds: tuple[int, ...]
@@ -242,7 +247,7 @@ class ScoredEdits:
 
     @property
     def best(self) -> int:
-        """The place of the greatest reward, the first of equal ones. NaN is less than any number."""
+        """The place of the greatest reward, the first of equal ones. NaN counts as less than any number."""
         rewards = [-math.inf if math.isnan(reward) else reward for reward in self.rewards]
         return rewards.index(max(rewards))
 
@@ -257,9 +262,9 @@ def sample_and_score(
     image_guidance_scale: float,
     num_inference_steps: int,
 ) -> list[ScoredEdits]:
-    """Best of N (ImageReward, Xu et al. 2023, section 4.2): one edit of each row for each of its `seeds`, scored.
+    """Best of N (ImageReward, Xu et al. 2023, section 4.2): one scored edit of each row for each of its `seeds`.
 
-    `Draws.best` is the edit to show. The first edit is what a single draw would have been.
+    `ScoredEdits.best` is the edit to show. The first edit is the one that N = 1 would give.
     """
     counts = [len(of_row) for of_row in seeds]
     each = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
@@ -280,7 +285,7 @@ class EditSampler:
     """Adds several edits to each prompt, for people to rank."""
 
     def __init__(self, editor: str, settings: Candidates, *, name: str, device: str = "cpu") -> None:
-        """`name` goes into the `editor` column: the editor's digest."""
+        """editor: a finished editor folder. name: the editor's digest, for the column `editor`."""
         self.editor = Editor.load(editor).to(device, sampling_dtype(device, settings.precision))
         self.settings, self.name = settings, name
 
@@ -302,7 +307,7 @@ class EditSampler:
         ]
 
     def _plan(self, prompt_id: str, draw: int) -> dict:
-        """Seed and scales of one edit: the same for every editor, so that editors can be compared."""
+        """Seed and scales of one edit. They are the same for every editor, so that editors can be compared."""
         seed = seed_for(self.settings.seed, prompt_id, draw)
         return {
             "edit_id": id_for(prompt_id, self.name, seed),
@@ -315,7 +320,7 @@ class EditSampler:
 
 
 def _between(bounds: tuple[float, float], place: float) -> float:
-    """The number at `place` in 0..1 between two bounds, rounded to fp32 as the table keeps it."""
+    """Linear interpolation between two bounds at `place` in 0..1, rounded to fp32, the type of the column."""
     least, most = bounds
     return float(torch.tensor(least + (most - least) * place, dtype=torch.float32))
 
@@ -324,7 +329,7 @@ def _numbers(scale: Scales, rows: int) -> Tensor:
     """A scale as fp32 (B,)."""
     numbers = torch.as_tensor(scale, dtype=torch.float32).flatten()
     if len(numbers) not in (1, rows):
-        raise ValueError(f"{len(numbers)} guidance scales for {rows} rows; give one, or one a row")
+        raise ValueError(f"{len(numbers)} guidance scales for {rows} rows; give one, or one for each row")
     return numbers.expand(rows)
 
 

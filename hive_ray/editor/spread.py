@@ -1,4 +1,4 @@
-"""How much the edits of a prompt differ, in the editor's latent space.
+"""How much the edits of a prompt differ in the editor's latent space.
 
 B prompts, K edits of a prompt, C latent channels, h w latent height and width
 """
@@ -15,16 +15,15 @@ from hive_ray.storage import fetch_model
 
 
 def latent_spread(latents: Tensor) -> float:
-    """Mean over all pairs of K >= 2 edits of the mean squared difference of their latents (K, C, h, w); 0 if all are
-    alike.
+    """The mean squared difference of two edits' latents, over all pairs of K >= 2 edits; 0 if all are equal.
 
-    The mean squared difference over pairs is twice the unbiased variance.
+    latents: (K, C, h, w). The mean squared difference over pairs is twice the unbiased variance.
     """
     return 2 * latents.var(0).mean().item()
 
 
 class SpreadMeasure:
-    """Measures edits by an editor's VAE, at the resolution of the editor's card."""
+    """Measures the spread of edits with an editor's VAE, at the resolution of the editor's card."""
 
     def __init__(self, editor: str, device: str = "cpu") -> None:
         """editor: a finished editor folder or its s3:// address."""
@@ -35,8 +34,10 @@ class SpreadMeasure:
 
     @torch.no_grad()
     def __call__(self, edits: Sequence[Sequence[bytes]]) -> list[float]:
-        """The encoded pictures of B prompts' edits -> B spreads, of scaled posterior means; ImageError for a picture
-        that cannot be read."""
+        """The encoded pictures of the edits of B prompts -> B spreads of their scaled posterior means.
+
+        ImageError for a picture that cannot be read.
+        """
         images = to_batch([image for of_prompt in edits for image in of_prompt], self.resolution)
         mean, _ = posterior(self.vae, images)
         latents = mean * self.vae.config["scaling_factor"]

@@ -145,7 +145,7 @@ def test_a_folder_without_a_card_is_unfinished(base):
 
 def test_a_card_of_another_format_is_refused(tmp_path):
     (tmp_path / "card.json").write_text('{"format_version": 99}')
-    with pytest.raises(ModelFolderError, match="format_version 99, this program reads 1"):
+    with pytest.raises(ModelFolderError, match="format_version 99, this version reads 1"):
         read_card(tmp_path)
 
 

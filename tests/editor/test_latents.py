@@ -222,6 +222,6 @@ def test_rows_that_nothing_can_be_learned_from_are_named(editor, base, rows):
     with pytest.raises(BadRows) as found:
         objective.prepare(spoilt, generator())
     assert found.value.reasons == {
-        1: "its latents have 5 bytes, 6144 are wanted",
+        1: "its latents have 5 bytes, not 6144",
         2: "its latents are not finite",
     }

@@ -263,7 +263,7 @@ def test_editors_with_levels_are_averaged_and_not_mixed_with_others(leveled, fol
     leveled.save(tmp_path / "two", leveled.card)
     average = average_editors([tmp_path / "one", tmp_path / "two"])
     torch.testing.assert_close(average.unet.class_embedding.weight, leveled.unet.class_embedding.weight - 0.5)
-    with pytest.raises(ModelFolderError, match=r"not all of them have the weight unet\.class_embedding\.weight"):
+    with pytest.raises(ModelFolderError, match=r"missing from one of them, the first is unet\.class_embedding\.weight"):
         average_editors([tmp_path / "one", folder])
 
 

@@ -110,7 +110,7 @@ def test_training_makes_the_error_of_good_edits_less_and_of_bad_ones_greater(edi
 
 def test_a_row_whose_weight_is_no_probability_is_named(editor):
     objective = NegativeAwareObjective(editor, editor_settings())
-    with pytest.raises(BadRows, match=r"row 1: its weight is 1\.5, and a probability is at most 1"):
+    with pytest.raises(BadRows, match=r"row 1: its weight is 1\.5, but a probability is at most 1"):
         objective.prepare([row(0, 1.0), row(1, 1.5)], generator())
     with pytest.raises(BadRows, match=r"row 0: its weight is -0\.1"):
         objective.prepare([row(0, -0.1)], generator())

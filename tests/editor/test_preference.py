@@ -298,7 +298,7 @@ def test_latents_of_another_number_of_edits_are_refused_by_the_row(editor):
     each = 4 * 8 * 8 * 4  # channels, height, width, bytes
     with pytest.raises(BadRows) as found:
         objective.prepare([row | {"latents": bytes(5 * each)}, row | {"latents": bytes(7 * each)}], generator())
-    assert found.value.reasons == {1: f"its latents have {7 * each} bytes, {5 * each} are wanted"}
+    assert found.value.reasons == {1: f"its latents have {7 * each} bytes, not {5 * each}"}
 
 
 def test_a_ranking_with_an_edit_that_cannot_be_read_has_no_latents(start, tmp_path):
