@@ -1,4 +1,4 @@
-"""Images cross three forms; only this file converts between them.
+"""Conversions between the three forms of an image.
 
 bytes   encoded PNG/JPEG          in tables and over HTTP (image_files.py reads their headers)
 pixels  uint8 (H, W, 3) in 0..255 in metrics
@@ -34,7 +34,7 @@ from hive_ray.files.image_files import (
 )
 
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg"}
-"""How the kinds of pictures that tables hold begin."""
+"""First bytes of the formats that tables hold -> file ending."""
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
 DECODERS = {
     "PNG": PngImageFile,
@@ -45,7 +45,7 @@ DECODERS = {
     "GIF": GifImageFile,
     "AVIF": AvifImageFile,
 }
-"""The formats that are read, and no others: some that Pillow knows start other programs or read other files."""
+"""The formats that are read. Other formats of Pillow may start programs or read other files."""
 FORMATS = "PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF"
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused before they are decoded; Pillow's own limit."""
@@ -58,15 +58,15 @@ TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture of each orientation upright."""
+"""EXIF orientation -> the transposition that makes the picture upright."""
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Pillow's modes of one channel with more than 8 bits."""
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-"""What a profile must describe to fit a mode."""
+"""Mode -> the colour space that its ICC profile must have."""
 WHITE = (255, 255, 255)
 
-# MAX_PIXELS is checked here, in words; Pillow would warn at half of it.
+# This module checks MAX_PIXELS and raises an error; Pillow would warn at half of it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Crop = Literal["none", "center", "random"]
@@ -79,11 +79,11 @@ class ImageError(ValueError):
 
 
 class PictureTooLargeError(ImageError):
-    """A picture of more pixels than are taken."""
+    """A picture with more pixels than allowed."""
 
 
 class Window(NamedTuple):
-    """What a model sees of a picture: scaled to height x width, the square that begins at row `top`, column `left`."""
+    """A square crop of a scaled picture: scale to height x width, then crop from row `top` and column `left`."""
 
     height: int
     width: int
@@ -92,11 +92,11 @@ class Window(NamedTuple):
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded bytes -> pixels as a person sees them: upright, sRGB, on white where they are transparent.
+    """Decode a picture to pixels as a viewer shows them: upright, sRGB, transparent parts on white.
 
-    Levels of 16 bits are scaled to 8. Floating-point levels within 0..1 are too, others by the least and the greatest.
-    Of an animation, the first picture is taken. ImageError, and no other exception, if it is none of FORMATS, broken,
-    or of more than `max_pixels`.
+    16-bit levels are scaled to 8 bits, and so are floating-point levels within 0..1. Other floating-point levels are
+    scaled by their minimum and maximum. The first frame of an animation is taken. Raises ImageError, and no other
+    exception, if the format is not in FORMATS, the data are damaged, or there are more than `max_pixels`.
     """
     try:
         image, file = _opened(data, max_pixels)
@@ -113,7 +113,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of the upright picture, from its header alone; ImageError if it has none."""
+    """Width and height of the upright picture, from its header only; ImageError if there is none."""
     try:
         image, file = _opened(data, MAX_PIXELS)
     except ImageError:
@@ -125,7 +125,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def _opened(data: bytes, max_pixels: int) -> tuple[Image.Image, PictureFile]:
-    """A picture whose pixels are not decoded yet, and its file; raises whatever Pillow does."""
+    """Open a picture without decoding its pixels; raises any error of Pillow."""
     file = read_picture_file(data)
     if file is None:
         raise _unreadable(data, "HEIC, which is not read: save it as JPEG" if is_heic(data) else "no known format")
@@ -156,7 +156,7 @@ def _unreadable(data: bytes, why: str) -> ImageError:
 
 
 def _as_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
-    """A decoded picture of any mode as RGB: its levels as 8 bits, its profile applied, laid on white."""
+    """Convert a decoded picture of any mode to RGB: 8 bits, profile applied, transparency on white."""
     if image.mode == "1":
         image = image.convert("L")
     alpha = None
@@ -187,11 +187,11 @@ def _as_rgb(image: Image.Image, file: PictureFile) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """The levels of a picture of one channel as uint8 (H, W).
+    """Convert the levels of a single-channel picture to uint8 (H, W).
 
-    Of 16 bits, white is 65535; whole numbers of 32 bits that go to 255 or 65535 are taken as 8 or 16 bits, and
-    floating-point ones within 0..1 as shares of white. Others are scaled by the least and the greatest of the picture.
-    ImageError if they are all the same then, or not finite.
+    For 16 bits, white is 65535. 32-bit integers up to 255 or 65535 are read as 8 or 16 bits, and floating-point levels
+    within 0..1 as shares of white. Other levels are scaled by the minimum and maximum of the picture. Raises ImageError
+    if these are equal, or a level is not finite.
     """
     levels = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
@@ -229,13 +229,13 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", flags=ImageCms.Flags.NOCACHE)  # used by threads
         sample = _all_over(mode)
         changed = np.asarray(ImageCms.applyTransform(sample, transform)).astype(int) - np.asarray(sample.convert("RGB"))
-    except Exception:  # a profile is no reason to refuse a picture
+    except Exception:  # a picture with a broken profile is still usable
         return None
     return transform if np.abs(changed).max() > 1 else None
 
 
 def _all_over(mode: str) -> Image.Image:
-    """A picture of colours from all over the space of a mode."""
+    """A picture with colours from the whole space of a mode."""
     steps = np.linspace(0, 255, 256 if mode == "L" else 9).astype(np.uint8)
     channels = len(Image.new(mode, (1, 1)).getbands())
     colours = np.stack(np.meshgrid(*[steps] * channels), axis=-1).reshape(-1, 1, channels)
@@ -246,34 +246,36 @@ def _all_over(mode: str) -> Image.Image:
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """Pixels -> PNG bytes, the same bytes for the same pixels."""
+    """Encode pixels as PNG, deterministically."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """Pixels -> JPEG bytes at quality 100, as InstructPix2Pix's folders hold them; each pixel changes a little."""
+    """Encode pixels as JPEG at quality 100, as in InstructPix2Pix's folders; this is lossy."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=100)
     return buffer.getvalue()
 
 
 def encode_small_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """Pixels -> JPEG bytes of a quality in 1..95, as small as they can be with each pixel's own colour."""
+    """Encode pixels as a small JPEG of a quality in 1..95, without chroma subsampling."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, subsampling=0, optimize=True)
     return buffer.getvalue()
 
 
 def image_format(data: bytes) -> str:
-    """ "png" or "jpg" by the first bytes of an encoded picture, "" if it is neither."""
+    """ "png" or "jpg" by the first bytes of an encoded picture; "" for other formats."""
     return next((kind for first, kind in SIGNATURES.items() if data.startswith(first)), "")
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a PNG or JPEG that every viewer shows as `decode` does, by its header: 8 bits or less, RGB, grey
-    or a palette, nothing transparent, upright, sRGB."""
+    """Whether the header describes a PNG or JPEG that every viewer shows as `decode` does.
+
+    That is at most 8 bits, RGB, grey or a palette, no transparency, upright, sRGB.
+    """
     if not image_format(data):
         return False
     file = read_picture_file(data)
@@ -283,12 +285,12 @@ def is_plain(data: bytes) -> bool:
 
 
 def to_plain(data: bytes) -> bytes:
-    """The picture for viewers of any kind: as it is where it `is_plain`, else a PNG of what `decode` sees."""
+    """The picture for any viewer: unchanged if it `is_plain`, else the decoded picture as PNG."""
     return data if is_plain(data) else encode(decode(data))
 
 
 def to_stored(data: bytes) -> bytes:
-    """The picture for a table: `to_plain`, after all of it was decoded; ImageError if it is broken anywhere."""
+    """The picture for a table: `to_plain` after a full decode; ImageError if any part is damaged."""
     pixels = decode(data)
     return data if is_plain(data) else encode(pixels)
 
@@ -302,17 +304,18 @@ def media_type(data: bytes) -> str:
 
 
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
-    """Pixels scaled to exactly resolution x resolution with Lanczos, the aspect ratio ignored (as InstructPix2Pix)."""
+    """Scale pixels to resolution x resolution with Lanczos, without keeping the aspect ratio (as InstructPix2Pix)."""
     return _scale(pixels, resolution, resolution)
 
 
 def window(
     size: tuple[int, int], resolution: int, crop: Crop = "none", place: tuple[float, float] = (0.0, 0.0)
 ) -> Window:
-    """Where a square of `resolution` lies in pictures of `size` (height, width).
+    """The window that makes a `resolution` square of pictures of `size` (height, width).
 
-    "none" takes all, the aspect ratio ignored (InstructPix2Pix). Else the short side is fitted, the long one cut: to
-    its middle, or with "random" to what begins at `place`, two shares in [0, 1) of the room down and across.
+    "none" scales the whole picture without keeping the aspect ratio (InstructPix2Pix). Otherwise the short side is
+    scaled to `resolution` and the long side cropped: "center" takes the middle, "random" starts at `place`, two shares
+    in [0, 1) of the free height and width.
     """
     if crop == "none":
         return Window(resolution, resolution, 0, 0)
@@ -324,20 +327,20 @@ def window(
 
 
 def crop_to(pixels: np.ndarray, seen: Window, resolution: int) -> np.ndarray:
-    """The resolution x resolution pixels of a window; of another size or aspect, they are first scaled to it."""
+    """Crop pixels to a window of resolution x resolution, after scaling them to the size of the window."""
     scaled = _scale(pixels, seen.height, seen.width)
     return scaled[seen.top : seen.top + resolution, seen.left : seen.left + resolution]
 
 
 def _scale(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels scaled to height x width with Lanczos, the same object if they have that size."""
+    """Scale pixels to height x width with Lanczos; returns the same object if they have this size."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def thumbnail(data: bytes, longest: int) -> bytes:
-    """The picture with no side longer than `longest`, for a page: `to_plain` where it is small, else a JPEG."""
+    """The picture for a page, no side longer than `longest`: `to_plain` if it is small, else scaled and as JPEG."""
     image = Image.fromarray(decode(data))
     if max(image.size) <= longest:
         return data if is_plain(data) else encode(np.asarray(image))
@@ -353,7 +356,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def normalize_pixels(pixels: Tensor) -> Tensor:
-    """Numbers 0..255 of any shape -> float in -1..1."""
+    """Map numbers in 0..255 of any shape to float in -1..1."""
     return pixels.float() / 127.5 - 1
 
 
@@ -371,8 +374,11 @@ def to_batch(images: list[bytes], resolution: int) -> Tensor:
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """What `function` makes of each item, in their order, by as many threads as torch has: decoding takes most of what
-    a batch of large pictures takes of a host. (A `function` that calls torch would begin as many threads in each.)"""
+    """Apply `function` to each item in threads, as many as torch uses; results are in order.
+
+    Meant for decoding, which dominates the CPU time of a batch of large pictures. `function` should not call torch,
+    which would start as many threads in each thread.
+    """
     threads = min(len(items), torch.get_num_threads())
     if threads < 2:
         return [function(item) for item in items]

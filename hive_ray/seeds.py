@@ -1,4 +1,4 @@
-"""Ids, seeds and splits derived from content: a rerun repeats them, and two machines agree."""
+"""Ids, seeds and splits derived from content: equal in every run and on every machine."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ Part = str | int | bytes
 
 
 def _digest(*parts: Part) -> bytes:
-    """Sixteen bytes that depend on every part and on where one ends and the next begins."""
+    """A digest of 16 bytes that depends on every part and on the boundaries between parts."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode()

@@ -30,7 +30,7 @@ Picture = np.ndarray | bytes
 
 
 def image_similarity(source: Tensor, edited: Tensor) -> Tensor:
-    """cos(I0, I1): how much of the source picture is kept. Unit features (B, D) -> (B,) in -1..1."""
+    """cos(I0, I1): how similar the edited picture is to its source. Unit features (B, D) -> (B,) in -1..1."""
     return F.cosine_similarity(source, edited, dim=-1)
 
 
@@ -116,14 +116,14 @@ class Similarity:
 
 
 def _unit_features(output: tuple | BaseModelOutputWithPooling) -> Tensor:
-    """What CLIP says of a batch -> (B, D) unit features."""
+    """Output of CLIP for a batch -> (B, D) unit features."""
     assert isinstance(output, BaseModelOutputWithPooling)
     assert output.pooler_output is not None
     return F.normalize(output.pooler_output, dim=-1)
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise a ModelFolderError that names what a local folder lacks; a hub name is left to the hub."""
+    """Raise a ModelFolderError that names the missing files of a local folder; hub names are not checked."""
     if not folder.is_dir():
         return
     parts = {

@@ -1,8 +1,8 @@
-"""Local folders and s3:// addresses behind the same few functions. Paths are str; nothing else parses them.
+"""The same functions for local paths and s3:// addresses. Paths are str, and only this module parses them.
 
-Bytes stay as they are, whatever a name ends with. A file that exists is whole: local writes go beside the target
-and are renamed, an S3 object appears when its upload ends (in parts, if it is large). How S3 is reached, and what its
-answers mean, is in `s3.py`.
+Files are read and written as raw bytes, whatever their names end with. A file that exists is complete: a local file is
+written under another name and renamed, and an S3 object appears when its upload ends. `files/s3.py` holds the clients
+and the errors of S3.
 """
 
 import errno
@@ -30,23 +30,23 @@ from hive_ray.files.scratch import cache_folder
 
 S3 = s3.PREFIX
 S3_TIMEOUT_S = 120.0
-"""How long an S3 may be away before what needs it fails."""
+"""How long operations wait for an S3 server that is unavailable."""
 UNREACHABLE_TIMEOUT_S = 20.0
-"""How long `check_storage` waits for an address at which nothing answers."""
+"""How long `check_storage` waits for an address that does not answer."""
 CHECK_TIMEOUT_S = 10.0
-"""How long a request of `check_storage` may be without an answer."""
+"""Timeout of a request of `check_storage`."""
 COPY_BUFFER_BYTES = 1 << 22
 """Bytes."""
 PROBE_PREFIX = ".hive_ray-probe-"
-"""How the names of the small files begin by which a run's folder is tried."""
+"""Prefix of the files that `check_storage` writes."""
 P = ParamSpec("P")
 R = TypeVar("R")
 FINISHED_FILES = ("manifest.json", "card.json")
-"""Files that say that their folder is whole: written last, removed first."""
+"""Files that mark their folder as finished: written last, removed first."""
 STARTED_FILES = ("building.json", "exporting.json")
-"""Files that say that their folder is being made, and of what: written first, removed last."""
+"""Files that mark their folder as unfinished, and record its inputs: written first, removed last."""
 ABANDONED_UPLOAD_S = 86_400.0
-"""Uploads in parts that began longer ago are nobody's any more."""
+"""Multipart uploads that began longer ago are abandoned."""
 ADVICE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or have your quota raised",
@@ -55,7 +55,7 @@ ADVICE = {
     errno.EPERM: "choose a folder that you may write to",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-"""What to do about errors of a disk."""
+"""Disk error -> advice."""
 
 
 def join(root: str, *parts: str) -> str:
@@ -64,7 +64,7 @@ def join(root: str, *parts: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """The path as every process of the cluster reads it, whatever folder it works in."""
+    """The path as any process resolves it, whatever its working folder."""
     return path.rstrip("/") if path.startswith(S3) else os.path.abspath(os.path.expanduser(path))
 
 
@@ -77,10 +77,10 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def retry_s3(act: Callable[P, R]) -> Callable[P, R]:
-    """`act`, which may be done again, done again until S3 is back: for S3_TIMEOUT_S, after 1, 2, 4, ... 15 s.
+    """Decorate an idempotent function: retry it for S3_TIMEOUT_S while S3 is unavailable, after 1, 2, 4, ... 15 s.
 
-    Arrow's own retries do not reach every failure: an error that is longer than the bytes asked for ends a read. What
-    waiting does not mend is raised at once, as `s3.S3Error`, which says what to do.
+    Arrow's own retries miss some failures, such as an error response that is longer than the bytes of a read. Permanent
+    errors are raised at once as `s3.S3Error`, which says what to do.
     """
 
     @functools.wraps(act)
@@ -92,7 +92,7 @@ def retry_s3(act: Callable[P, R]) -> Callable[P, R]:
 
 
 def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
-    """Do `act` again while S3 fails in a way that passes; an address at which nothing answers has `unreachable_s`."""
+    """Retry `act` on transient errors of S3, for `unreachable_s` if the address does not answer at all."""
     started = time.monotonic()
     attempt = 0
     while True:
@@ -113,7 +113,7 @@ def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
 
 @retry_s3
 def exists(path: str) -> bool:
-    """Is there a file or a folder?"""
+    """Whether there is a file or a folder."""
     files, inside = filesystem(path)
     return files.get_file_info(inside).type != fs.FileType.NotFound
 
@@ -124,7 +124,7 @@ def list_files(path: str) -> list[str]:
 
 
 def list_data(path: str, *endings: str) -> list[str]:
-    """Those of `list_files` that end so, but none that is or lies in what a leading _ or . says is no data."""
+    """The files of `list_files` with one of these endings, without names and folders that begin with _ or `.`."""
     return [
         name
         for name in list_files(path)
@@ -144,8 +144,8 @@ def list_sizes(path: str) -> dict[str, int]:
 def list_versions(path: str, skipped: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
     """Name -> version (`file_version`) of all files below a folder, relative to it and sorted; none if there is none.
 
-    Files and folders whose own name is `skipped` are left out, and such folders are not looked into. Links are
-    followed. On disk this takes a look at each file, on S3 a request for each 1,000 objects.
+    Files and folders whose own name is `skipped` are left out, with all that such folders contain. Links are
+    followed. This costs one stat for each file on disk, or one request for each 1,000 objects on S3.
     """
     if path.startswith(S3):
         found = {name: f"{size} {etag}" for name, (etag, size) in _s3_objects(path).items()}
@@ -171,7 +171,7 @@ def _raise(error: OSError) -> None:
 
 @retry_s3
 def file_version(path: str) -> str | None:
-    """Bytes of a file and when it was changed last, in ns (on S3: its ETag); None if there is no such file."""
+    """Size in bytes and modification time in ns of a file (on S3 its ETag) as text; None if there is no such file."""
     if path.startswith(S3):
         folder, _, last = path.rpartition("/")
         etag, size = _s3_objects(folder, last).get(last, ("", None))
@@ -184,13 +184,13 @@ def file_version(path: str) -> str | None:
 
 
 def is_file(path: str) -> bool:
-    """Is it a file? FileNotFoundError if there is nothing."""
+    """Whether the path is a file; FileNotFoundError if it does not exist."""
     return file_size(path) is not None
 
 
 @retry_s3
 def file_size(path: str) -> int | None:
-    """Bytes of a file, None of a folder; FileNotFoundError if there is nothing."""
+    """Size of a file in bytes, None for a folder; FileNotFoundError if the path does not exist."""
     files, inside = filesystem(path)
     found = files.get_file_info(inside)
     if found.type == fs.FileType.NotFound:
@@ -207,7 +207,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """The content of a UTF-8 file; a ValueError names one that is not."""
+    """The content of a UTF-8 file; ValueError if it is not UTF-8."""
     try:
         return read_bytes(path).decode()
     except UnicodeDecodeError as error:
@@ -215,8 +215,10 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value of a file; None where there is no file, or one that holds no JSON: an earlier version, or a disk
-    that lost its power, may have left it empty."""
+    """The JSON value of a file; None if there is no file or it is not valid JSON.
+
+    An earlier version, or a power failure, may have left an empty file.
+    """
     try:
         return json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -225,9 +227,9 @@ def read_json(path: str) -> Any:
 
 @retry_s3
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a file that is either absent (or the old one) or whole, whenever the process or the machine ends.
+    """Write a file atomically: after a crash the old content, if any, or the new one is there.
 
-    An OSError names the file and what to do; nothing is left half written.
+    Raises an OSError that names the file and says what to do.
     """
     if path.startswith(S3):
         return _upload(path, lambda stream: stream.write(data))
@@ -235,7 +237,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def _write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write a local file beside its place, onto the disk, and rename it."""
+    """Write a local file under another name, sync it to disk, and rename it."""
     target = Path(absolute(path))
     beside = target.with_name(unfinished_name(target.name))
     try:
@@ -258,24 +260,24 @@ def _write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _remove_if_possible(file: Path) -> None:
-    """Remove a file that may not be there, or may not be removed."""
+    """Remove a file, and ignore errors."""
     with suppress(OSError):
         file.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk, where its file system can."""
+    """Sync the entries of a folder to disk, if its file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # some network file systems know no such thing
+    except OSError:  # some network file systems do not support it
         pass
     finally:
         os.close(descriptor)
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a UTF-8 file as `write_bytes` does."""
+    """Write a UTF-8 file atomically, as `write_bytes`."""
     write_bytes(path, text.encode())
 
 
@@ -287,22 +289,24 @@ def read_columns(path: str, columns: list[str]) -> pa.Table:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file to read from; close it."""
+    """Open a Parquet file for reading; the caller closes it."""
     files, inside = filesystem(path)
     return pq.ParquetFile(files.open_input_file(inside))
 
 
 def remove_file(path: str) -> None:
     """Remove a file that exists."""
-    if path.startswith(S3):  # Arrow's client would leave an object that stands for the folder
+    if path.startswith(S3):  # Arrow's client would leave an empty object for the folder
         return _remove_s3_files([path])
     Path(absolute(path)).unlink()
 
 
 @retry_s3
 def remove_tree(path: str) -> None:
-    """Remove a folder and all below it, in an order that may be broken off anywhere: what says that it is whole goes
-    first, what says of what it is the remains goes last."""
+    """Remove a folder and everything in it, in an order that is safe to interrupt.
+
+    The mark that the folder is finished goes first, and the mark that it is unfinished goes last.
+    """
     if path.startswith(S3):
         addresses = {address: _removal_turn(address[len(path.rstrip("/")) + 1 :]) for address in _s3_tree(path)}
         for turn in sorted(set(addresses.values())):
@@ -315,7 +319,8 @@ def remove_tree(path: str) -> None:
 
 
 def _removal_turn(name: str) -> int:
-    """When a file of a folder is removed. Shards go before what was dropped of them: one that is there has it."""
+    """The turn in which a file is removed. Shards go before the record of their dropped rows, so that a shard that is
+    left always has its record."""
     if name in FINISHED_FILES:
         return 0
     if name in STARTED_FILES:
@@ -340,7 +345,7 @@ def remove_unfinished(path: str, *, skipped: Collection[str] = (), uploads_older
 
 
 def fetch_folder(path: str) -> Path:
-    """A local folder with the content of `path`: itself, or a copy of an s3:// folder, one for each version."""
+    """A local folder with the content of `path`: the folder itself, or a cached copy of an s3:// folder and version."""
     if not path.startswith(S3):
         return Path(absolute(path))
     objects = _s3_objects(path)
@@ -350,7 +355,7 @@ def fetch_folder(path: str) -> Path:
 
 
 def fetch_file(path: str) -> Path:
-    """A local file with the content of `path`: itself, or a copy of an S3 object, one for each version."""
+    """A local file with the content of `path`: the file itself, or a cached copy of an S3 object and version."""
     if not path.startswith(S3):
         return Path(absolute(path))
     folder, _, name = path.rpartition("/")
@@ -361,10 +366,10 @@ def fetch_file(path: str) -> Path:
 
 
 def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
-    """A local folder with these objects of an s3:// folder."""
+    """A cached local copy of these objects of an s3:// folder, fetched on first use."""
     for name in objects:
         if any(part in ("", ".", "..") for part in name.split("/")):
-            raise ValueError(f"{path} holds {name!r}, which is no name of a file: rename the object, or remove it")
+            raise ValueError(f"{path} holds {name!r}, which is not a valid file name: rename the object, or remove it")
     version = hashlib.blake2b(repr((path, sorted(objects.items()))).encode(), digest_size=8).hexdigest()
     target = scratch.cache_path() / "folders" / version
     if target.is_dir():
@@ -398,19 +403,19 @@ def _fetch(path: str, objects: dict[str, tuple[str, int]]) -> Path:
 
 
 def fetch_model(model: str | Path) -> str | Path:
-    """A model to load: the local copy of an s3:// folder or file; a local one or a hub name as it is."""
+    """A model to load: the cached copy of an s3:// folder or file; a local path or a hub name is returned unchanged."""
     if not (isinstance(model, str) and model.startswith(S3)):
         return model
     return fetch_file(model) if is_file(model) else fetch_folder(model)
 
 
 def check_storage(address: str) -> None:
-    """Write, read, list and remove a small file below a run's folder, before a stage relies on it.
+    """Check that a run folder is usable: write, read, list and remove a small file.
 
-    OSError or ValueError says what failed and which setting to correct.
+    Raises OSError or ValueError, which says what failed and which setting to correct.
 
-    On S3 that is five requests. An address at which nothing answers is waited for UNREACHABLE_TIMEOUT_S, an S3 that
-    asks to be asked later for S3_TIMEOUT_S.
+    On S3 this takes five requests. It waits UNREACHABLE_TIMEOUT_S for an address that does not answer, and S3_TIMEOUT_S
+    for a server that asks to retry later.
     """
     if address.startswith(S3):
         _check_s3(address.rstrip("/"))
@@ -477,7 +482,7 @@ def _check_folder(folder: Path) -> None:
 
 @retry_s3
 def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
-    """Name below the folder -> (etag, bytes), of names that begin with `start`."""
+    """Name below the folder -> (ETag, bytes), for names that begin with `start`."""
     bucket, prefix = s3.split(f"{path.rstrip('/')}/")
     found = [item for item in s3.list_objects(bucket, prefix + start) if not item["Key"].endswith("/")]
     return {item["Key"].removeprefix(prefix): (item["ETag"], item["Size"]) for item in found}
@@ -485,13 +490,13 @@ def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
 
 @retry_s3
 def _s3_tree(path: str) -> list[str]:
-    """Addresses of all objects below a folder, sorted: files, and the empty objects that stand for folders."""
+    """Sorted addresses of all objects below a folder: files, and empty objects that represent folders."""
     bucket, prefix = s3.split(f"{path.rstrip('/')}/")
     return [f"{S3}{bucket}/{item['Key']}" for item in s3.list_objects(bucket, prefix)]
 
 
 def _remove_s3_files(addresses: list[str]) -> None:
-    """Remove objects of one bucket, many in a request, in no order."""
+    """Remove objects of one bucket in batches, in any order."""
     keys = [s3.split(address)[1] for address in addresses]
     for start in range(0, len(keys), s3.MAX_DELETE_KEYS):
         _remove_objects(addresses[0], keys[start : start + s3.MAX_DELETE_KEYS])
@@ -504,10 +509,10 @@ def _remove_objects(address: str, keys: list[str]) -> None:
 
 @retry_s3
 def abort_uploads(path: str, older_than_s: float) -> int:
-    """End the uploads in parts that killed processes left open below a path, if they began so long ago; how many.
+    """Abort multipart uploads below a path that began more than `older_than_s` ago, and return how many.
 
-    They cost what their parts hold, and are seen in no listing of files. A server that does not know the listing of
-    uploads, and one that does not allow it, is passed over.
+    Killed processes leave such uploads. Their parts take storage but appear in no listing of files. Servers that do not
+    support or allow the listing of uploads are ignored.
     """
     if not path.startswith(S3):
         return 0
@@ -521,7 +526,7 @@ def abort_uploads(path: str, older_than_s: float) -> int:
 
 
 def store_folder(local: Path, path: str) -> None:
-    """Copy a local folder to `path` in place of what was there; card.json arrives last."""
+    """Replace the folder `path` by a copy of a local folder; files that mark it as finished are copied last."""
     remove_tree(path)
     names = list_files(str(local))
     for name in sorted(names, key=lambda name: (name in FINISHED_FILES, name)):
@@ -530,7 +535,7 @@ def store_folder(local: Path, path: str) -> None:
 
 @retry_s3
 def copy_file(source: str, target: str) -> None:
-    """Stream one file from any path to any other; the target is whole or not there, as `write_bytes` leaves it."""
+    """Stream a file from any path to any other path, atomically as `write_bytes`."""
     from_files, from_inside = filesystem(source)
     with from_files.open_input_stream(from_inside, compression=None) as reader:
         if not target.startswith(S3):
@@ -540,8 +545,10 @@ def copy_file(source: str, target: str) -> None:
 
 
 def _upload(path: str, write: Callable[[BinaryIO], object]) -> None:
-    """Write an S3 object; none is left where that fails. (Arrow's stream makes one of what it has when it is closed, by
-    its end too.)"""
+    """Write an S3 object, and remove it on failure.
+
+    Arrow's stream creates the object from what it has when it is closed, even after an error.
+    """
     files, inside = filesystem(path)
     stream = files.open_output_stream(inside, compression=None)
     try:
@@ -556,7 +563,7 @@ def _upload(path: str, write: Callable[[BinaryIO], object]) -> None:
 
 
 def folder_digest(path: str) -> str:
-    """Sixteen hexadecimal digits that depend on the name and the bytes of every file of a folder."""
+    """Digest of the names and bytes of all files of a folder: 16 hexadecimal digits."""
     folder = fetch_folder(path)
     names = list_files(str(folder))
     if not names:
@@ -569,7 +576,7 @@ def folder_digest(path: str) -> str:
 
 
 def file_digest(path: str) -> str:
-    """Sixteen hexadecimal digits that depend on the bytes of a file, and not on its name."""
+    """Digest of the bytes of a file, not of its name: 16 hexadecimal digits."""
     return _content_digest(fetch_file(path), 8).hexdigest()
 
 

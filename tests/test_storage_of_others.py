@@ -752,7 +752,7 @@ def test_copies_that_killed_processes_left_are_swept(door):
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "a//b", "./a"])
 def test_an_object_whose_name_leads_elsewhere_is_not_fetched(door, name, tmp_path):
     boto3.Session().client("s3").put_object(Bucket=bucket_of(door), Key=f"root/model/{name}", Body=b"x")
-    with pytest.raises(ValueError, match="which is no name of a file"):
+    with pytest.raises(ValueError, match="which is not a valid file name"):
         storage.fetch_folder(storage.join(door.root, "model"))
 
 

@@ -1,1 +1,1 @@
-"""Files as they come and go: text, settings, pictures and models of strangers; S3; scratch space."""
+"""Reading of files that users provide (text, settings, pictures, models), S3, and scratch space."""

@@ -1,10 +1,10 @@
-"""What the file of a picture says beside its pixels: which way is up, its colours, whether viewers agree on it.
+"""Read the header and metadata of picture files: orientation, ICC profile, transparency, and whether viewers agree.
 
 bytes -> PictureFile -> images.decode
 
-Only what decides how a picture looks is read, by rules that damaged metadata cannot break: an entry that lies outside
-of its block, or whose checksum is wrong, counts as absent. PNG, JPEG and TIFF go on to their decoder without any
-metadata, so that a library cannot fail at them, warn about them, or turn the picture by itself.
+Only metadata that decides how a picture looks is read. Damaged metadata causes no error: an entry that lies outside
+its block, or has a wrong checksum, is ignored. PNG, JPEG and TIFF are passed to their decoder without metadata, so
+that a library cannot fail on it, warn about it, or rotate the picture by itself.
 """
 
 import struct
@@ -20,14 +20,14 @@ BITS_PER_SAMPLE = 258
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of each of TIFF's types."""
 INTEGER_TYPES = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 16: "Q"}
-"""Types that may hold a whole number, as `struct` names them."""
+"""TIFF types of integers -> format characters of `struct`."""
 PIXEL_TAGS = {
     256, 257, BITS_PER_SAMPLE, 259, PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325,
     332, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532,
 }  # fmt: skip
-"""What a decoder of TIFF needs to know."""
+"""Tags that a TIFF decoder needs."""
 SINGLE_TAGS = {256, 257, 259, PHOTOMETRIC, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515}
-"""Those that have one value; with more, they are damaged."""
+"""Tags with exactly one value; an entry with more is damaged."""
 MAX_PROFILE_BYTES = 4 * 2**20
 
 APPEARANCE_CHUNKS = {b"tRNS", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"acTL"}
@@ -40,26 +40,26 @@ SRGB_CODE = (1, 13)
 
 
 class PictureFile(NamedTuple):
-    """An encoded picture, read as far as its header."""
+    """An encoded picture and what its header says."""
 
     kind: str
     """One of FORMATS."""
     data: bytes
-    """The file as its decoder gets it."""
+    """The bytes for the decoder."""
     orientation: int = 1
-    """1..8 as EXIF counts; 1 is upright."""
+    """EXIF orientation, 1..8; 1 is upright."""
     profile: bytes | None = None
     """The ICC profile."""
     colour_key: tuple[int, ...] | None = None
-    """The level, or the three levels, that are transparent, as the decoder gives them."""
+    """The transparent grey level or RGB levels, in the levels of the decoder."""
     size: tuple[int, int] | None = None
-    """Width and height, where they must be known before a decoder is made."""
+    """Width and height, for formats where they must be checked before the decoder is created."""
     is_common: bool = False
-    """Whether every viewer shows the pixels alike, orientation and profile aside."""
+    """Whether all viewers show the same pixels, apart from orientation and profile."""
 
 
 def read_picture_file(data: bytes) -> PictureFile | None:
-    """The picture by its first bytes; None if it is of no kind that is meant."""
+    """Read the header of a picture; None if the format is not supported."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data)
     if data.startswith(b"\xff\xd8\xff"):
@@ -78,12 +78,12 @@ def read_picture_file(data: bytes) -> PictureFile | None:
 
 
 def is_heic(data: bytes) -> bool:
-    """Whether a phone's camera wrote this as HEIC, which few programs read."""
+    """Whether this is HEIC, a phone camera format that few programs read."""
     return data[4:8] == b"ftyp" and any(brand in data[8:64] for brand in (b"heic", b"heix", b"hevc", b"heim"))
 
 
 def orientation_of(exif: bytes) -> int:
-    """1..8 of an EXIF block, whatever else is in it; 1 if it does not say."""
+    """The orientation, 1..8, of an EXIF block; 1 if it has none."""
     while exif.startswith(b"Exif\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -100,7 +100,7 @@ def orientation_of(exif: bytes) -> int:
 
 
 def _jpeg(data: bytes) -> PictureFile:
-    """A JPEG without its metadata; of a MPO, which some phones write, the first picture remains."""
+    """A JPEG without its metadata; of an MPO file, which some phones write, the first picture is kept."""
     kept: list[bytes] = []
     kept_to, place = 0, 2
     exif, is_common = b"", False
@@ -141,7 +141,7 @@ def _jpeg(data: bytes) -> PictureFile:
 
 
 def _says_colours(marker: int, body: bytes) -> bool:
-    """Whether a decoder needs this application's segment: JFIF's and Adobe's tell how colours are stored."""
+    """Whether a decoder needs this application segment: JFIF and Adobe segments say how colours are stored."""
     if marker == 0xE0:
         return body.startswith(b"JFIF\0") and len(body) >= 14
     return marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
@@ -151,7 +151,7 @@ def _says_colours(marker: int, body: bytes) -> bool:
 
 
 def _png(data: bytes) -> PictureFile:
-    """A PNG of its critical chunks and a palette's transparency; of an animation, the still picture remains."""
+    """A PNG with only its critical chunks and palette transparency; of an animation, the still picture is kept."""
     kept: list[bytes] = []
     kept_to, place = 0, 8
     chunks: dict[bytes, bytes] = {}
@@ -163,7 +163,7 @@ def _png(data: bytes) -> PictureFile:
             break
         if name == b"IHDR" and length >= 13:
             depth, colour = data[place + 16], data[place + 17]
-        elif name[0] & 0x20:  # a decoder may do without it
+        elif name[0] & 0x20:  # an ancillary chunk
             if name in APPEARANCE_CHUNKS:
                 body = data[place + 8 : stop - 4]
                 if zlib.crc32(body, zlib.crc32(name)) == int.from_bytes(data[stop - 4 : stop], "big"):
@@ -184,17 +184,17 @@ def _png(data: bytes) -> PictureFile:
 
 
 def _is_srgb(chunks: dict[bytes, bytes]) -> bool:
-    """Whether nothing in these chunks but a profile gives a PNG other colours than sRGB's."""
+    """Whether the colours of a PNG are sRGB according to its chunks, apart from a profile."""
     if b"cICP" in chunks:
         return tuple(chunks[b"cICP"][:2]) == SRGB_CODE
-    if b"sRGB" in chunks or b"iCCP" in chunks:  # which go before the two others
+    if b"sRGB" in chunks or b"iCCP" in chunks:  # these take precedence over gAMA and cHRM
         return True
     gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4], "big") or SRGB_GAMMA
     return abs(gamma - SRGB_GAMMA) <= 500 and chunks.get(b"cHRM", SRGB_CHROMATICITIES) == SRGB_CHROMATICITIES
 
 
 def _colour_key(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:
-    """The transparent grey or colour of a tRNS chunk in levels of the decoder: 8 bits, or 16 for grey of 16 bits."""
+    """The transparent grey or colour of a tRNS chunk in levels of the decoder: 8 bits, or 16 bits for 16-bit grey."""
     count = {0: 1, 2: 3}.get(colour, 0)
     if not count or len(body) < 2 * count or depth not in (1, 2, 4, 8, 16):
         return None
@@ -217,7 +217,7 @@ def _inflated(body: bytes) -> bytes | None:
 
 
 def _webp(data: bytes) -> PictureFile:
-    """A WebP with the size of its canvas, which a decoder fills with pixels as soon as it is made."""
+    """A WebP with the size of its canvas, since creating the decoder allocates the canvas."""
     exif = b""
     profile = None
     size = None
@@ -241,7 +241,7 @@ def _webp(data: bytes) -> PictureFile:
 
 
 def _without_exif(data: bytes) -> bytes:
-    """An AVIF whose EXIF goes by a name that no decoder knows; its orientation is a property of its own."""
+    """An AVIF whose EXIF item is renamed, so that decoders ignore it; the orientation is a property outside EXIF."""
     place = 0
     while place + 8 <= len(data):
         length, name = struct.unpack_from(">L4s", data, place)
@@ -262,15 +262,15 @@ class _Entry(NamedTuple):
     kind: int
     count: int
     start: int
-    """Where its value lies."""
+    """Offset of its value."""
     size: int
-    """Bytes of its value."""
+    """Size of its value in bytes."""
     place: int
-    """Where the entry itself lies."""
+    """Offset of the entry."""
 
 
 def _entries(data: bytes, start: int, order: str, big: bool) -> Iterator[_Entry]:
-    """The entries of a directory of TIFF or EXIF whose values lie within the data."""
+    """Yield the entries of a TIFF or EXIF directory whose values lie within the data."""
     head, form, inline = ("Q", "HHQ", 8) if big else ("H", "HHL", 4)
     if start + struct.calcsize("=" + head) > len(data):
         return
@@ -287,7 +287,7 @@ def _entries(data: bytes, start: int, order: str, big: bool) -> Iterator[_Entry]
 
 
 def _orientation(data: bytes, entry: _Entry, order: str) -> int:
-    """1..8 as an entry says; 1 for other values."""
+    """The orientation of an entry, 1..8; 1 for other values."""
     if entry.kind not in INTEGER_TYPES:
         return 1
     [value] = struct.unpack_from(order + INTEGER_TYPES[entry.kind], data, entry.start)
@@ -295,7 +295,7 @@ def _orientation(data: bytes, entry: _Entry, order: str) -> int:
 
 
 def _tiff(data: bytes) -> PictureFile:
-    """The first picture of a TIFF, its directory cut down in place to what a decoder needs."""
+    """The first picture of a TIFF; its directory is reduced in place to the tags that a decoder needs."""
     order, big = "<" if data.startswith(b"II") else ">", b"+" in data[2:4]
     [start] = struct.unpack_from(order + ("Q" if big else "L"), data.ljust(16, b"\0"), 8 if big else 4)
     orientation = 1
@@ -318,6 +318,6 @@ def _tiff(data: bytes) -> PictureFile:
                 kept.append(data[entry.place : entry.place + length])
     directory = struct.pack(order + ("Q" if big else "H"), len(kept)) + b"".join(kept) + bytes(8 if big else 4)
     if not kept or start + len(directory) > len(data):
-        return PictureFile("TIFF", b"")  # no decoder takes it
+        return PictureFile("TIFF", b"")  # no decoder accepts it
     bare = data[:start] + directory + data[start + len(directory) :]
     return PictureFile("TIFF", bare, orientation, profile)

@@ -1,4 +1,4 @@
-"""Model folders in the diffusers layout: which parts one must have, checked before anything is loaded."""
+"""Check that a model folder in the diffusers layout has its parts, before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ XL_PARTS = (*STABLE_DIFFUSION_PARTS, "text_encoder_2", "tokenizer_2")
 
 
 class ModelFolderError(ValueError):
-    """A model folder that lacks a part."""
+    """A model folder with missing parts."""
 
 
 def check_parts(model: str | Path, parts: tuple[str, ...] = STABLE_DIFFUSION_PARTS) -> None:
-    """Raise a ModelFolderError that names what a local folder lacks; a hub name ("owner/name") is left to the hub."""
+    """Raise a ModelFolderError that names missing parts of a local folder; hub names ("owner/name") are not checked."""
     folder = Path(model)
     if not folder.exists():
         if _is_hub_name(str(model)):
@@ -33,7 +33,7 @@ def check_parts(model: str | Path, parts: tuple[str, ...] = STABLE_DIFFUSION_PAR
 
 
 def read_model_index(model: str | Path) -> dict[str, Any]:
-    """What a diffusers folder, or one on the hub, says of itself: its pipeline, the kinds of its parts, switches."""
+    """The model_index.json of a diffusers folder, local or on the hub: pipeline class, part classes, options."""
     return json.loads(Path(cast(str, cached_file(str(model), "model_index.json"))).read_text())
 
 
@@ -42,7 +42,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def forget_origin(folder: str | Path) -> None:
-    """Take out of a diffusers folder where its parts were loaded from: no path of one machine goes to another."""
+    """Remove the paths from which the parts of a diffusers folder were loaded, which are private to this machine."""
     for path in Path(folder).glob("*/config.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:

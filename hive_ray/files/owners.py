@@ -1,8 +1,8 @@
-"""Names of unfinished files that say which process writes them: what a killed one left is known by it, and removed.
+"""Names of unfinished files contain the process that writes them, so that files of dead processes can be removed.
 
     .part-00000.parquet.1f0c2a7e-4711-1790000000-9c.unfinished
 
-The owner is a host, a process, and when that process started, since numbers of processes are used again.
+The owner is a host, a process id, and the start time of the process, since process ids are reused.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ import psutil
 OWNER = r"[0-9a-f]{8}-\d+-\d+"
 UNFINISHED = re.compile(rf"\..+\.(?P<owner>{OWNER})-[0-9a-f]+\.unfinished")
 LEGACY_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}")
-"""How earlier versions named them: without an owner."""
+"""Names that earlier versions used, without an owner."""
 ABANDONED_AFTER_S = 24 * 3600.0
-"""A host cannot see whether a process of another one lives: what such a one left untouched for so long is given up."""
+"""Age after which files of another host are abandoned, since this host cannot see whether their process is alive."""
 MAX_NAME_PREFIX = 180
-"""Characters of a file's name that its unfinished name begins with: most file systems take 255 in all."""
+"""Characters of a file name that its unfinished name keeps; most file systems allow 255 in total."""
 START_TOLERANCE_S = 2
-"""Clocks that are set move the time at which a process seems to have started."""
+"""Tolerance for start times, which change when the clock is set."""
 
 
 def current_owner() -> str:
-    """Names this process."""
+    """The owner name of this process."""
     return _named(os.getpid())
 
 
@@ -40,24 +40,24 @@ def _named(process: int) -> str:
 
 @cache
 def _host() -> str:
-    """This machine, or this container: processes that call it the same see each other's numbers."""
+    """A name of this machine or container: processes with the same name see each other's process ids."""
     namespace = Path("/proc/self/ns/pid")
     name = f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else 0}"
     return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 
 def unfinished_name(name: str) -> str:
-    """A new name beside the file `name`, for this process to write into before it is renamed."""
+    """A new name for this process to write to before it renames the file to `name`."""
     return f".{name[:MAX_NAME_PREFIX]}.{current_owner()}-{uuid.uuid4().hex[:8]}.unfinished"
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file's name is one that `unfinished_name` has given, now or in an earlier version."""
+    """Whether `unfinished_name`, of this or an earlier version, made this file name."""
     return bool(UNFINISHED.fullmatch(name) or LEGACY_UNFINISHED.fullmatch(name))
 
 
 def owner_is_gone(owner: str, path: Path) -> bool:
-    """Whether the process of this name has ended, which wrote `path`; of another host, whether it seems so."""
+    """Whether the process that wrote `path` has ended; for another host, whether `path` is old."""
     if not re.fullmatch(OWNER, owner):
         return False
     host, process, started = owner.split("-")
@@ -72,7 +72,7 @@ def owner_is_gone(owner: str, path: Path) -> bool:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether this is an unfinished file whose process is gone."""
+    """Whether this is an unfinished file of a process that has ended."""
     match = UNFINISHED.fullmatch(path.name)
     if match:
         return owner_is_gone(match["owner"], path)
@@ -80,7 +80,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def is_old(path: Path) -> bool:
-    """Whether nothing has changed a file or folder for OTHERS_LAST_S."""
+    """Whether a file or folder has not changed for ABANDONED_AFTER_S."""
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
     except FileNotFoundError:

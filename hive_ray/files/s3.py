@@ -1,9 +1,10 @@
-"""S3 as the AWS tools find it, Amazon's or another: the settings of boto3's and Arrow's clients, and errors in words.
+"""Clients for S3 of Amazon and other providers, configured like the AWS tools, and explanations of S3 errors.
 
-Credentials, region, endpoint, checksums, addressing and certificates come from where the AWS tools look: variables, the
-profile's files, the machine's role. Arrow's client reads only some of these places, so it is told what botocore found.
-Where the endpoint is not Amazon's, requests carry no checksums unless they are asked for: R2, Ceph and others refuse
-them. HIVE_RAY_S3_ADDRESSING (auto, path or virtual) goes before the profile's `addressing_style`.
+Credentials, region, endpoint, checksums, addressing and certificates come from the places where the AWS tools look:
+environment variables, profiles, and the role of the machine. Arrow's client reads only some of them, so it is created
+with the settings that botocore found. For endpoints other than Amazon's, requests carry no checksums unless they are
+configured, since R2, Ceph and others refuse them. HIVE_RAY_S3_ADDRESSING (auto, path or virtual) overrides the
+profile's `addressing_style`.
 """
 
 import base64
@@ -32,42 +33,42 @@ from pyarrow import fs
 
 PREFIX = "s3://"
 MAX_ATTEMPTS = 6
-"""Times that a request is sent to an S3 that answers 500, 503 or nothing, within two seconds."""
+"""How often a request is sent if S3 returns 500 or 503 or does not answer; the retries take two seconds."""
 REQUEST_TIMEOUT_S = 20.0
-"""How long an S3 may be silent in a request. Arrow's 3 s are less than some servers need to join a large upload."""
+"""Timeout of a request. Arrow's default of 3 s is too short for some servers to complete a large upload."""
 CONNECT_TIMEOUT_S = 5.0
 ADDRESSING = "HIVE_RAY_S3_ADDRESSING"
 CHECKSUMS = {
     "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
     "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
 }
-"""Setting of a profile -> variable that goes before it."""
+"""Setting of a profile -> environment variable that overrides it."""
 AMAZON_HOST = re.compile(r"(^|\.)(amazonaws\.com(\.cn)?|api\.aws)$")
-"""Hosts that are Amazon's."""
+"""Hosts of Amazon."""
 REGION_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
-"""Amazon's own host of a region, which Arrow's client finds by itself."""
+"""Amazon's host of a region, which Arrow's client finds by itself."""
 OTHER_VARIABLES = ("HOME", ADDRESSING, "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Variables that decide how S3 is reached, besides AWS_* and *_PROXY."""
+"""Variables that configure the connection, besides AWS_* and *_PROXY."""
 BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 STRIPPED_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
 )  # fmt: skip
 MAX_DELETE_KEYS = 1000
-"""Objects that one DeleteObjects may name."""
+"""Most keys in one DeleteObjects request."""
 
 ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (-?\d+)\))?")
-"""What both clients' errors hold: Arrow's by themselves, botocore's by `translated_errors`."""
+"""Code and status in the errors of both clients; `translated_errors` brings those of botocore into this form."""
 TRANSIENT_STATUS = {408, 425, 429}
 PERMANENT_STATUS = {501, 505}
 TRANSIENT = re.compile(
     r"\b(INTERNAL_FAILURE|InternalError|SERVICE_UNAVAILABLE|ServiceUnavailable|SLOW_DOWN|SlowDown\w*|THROTTLING|"
     r"Throttl\w+|REQUEST_TIMEOUT|RequestTimeout|OperationAborted|NETWORK_CONNECTION)\b"
 )
-"""Names of errors that pass with time, whatever their status."""
+"""Codes of transient errors, whatever their status."""
 CERTIFICATE = re.compile(
     r"curlCode: (51|58|59|60|66|77|83|90|91)\b|certificate verify|CERTIFICATE_VERIFY|(?i:wrong.version.number)"
 )
-"""TLS that fails by its settings."""
+"""TLS errors that come from wrong settings."""
 CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN if they have one), or AWS_PROFILE"
 
 CLIENT_LIFETIME_S = 300.0
@@ -78,27 +79,29 @@ _endpoints_without_batches: set[str] = set()
 
 
 class S3Error(OSError):
-    """An answer of S3 that waiting does not mend, or that was waited for in vain; says what to do."""
+    """A permanent error of S3, or a transient one that outlasted the timeout; says what to do."""
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """How S3 is reached."""
+    """The connection settings of an S3 server."""
 
     endpoint: str
     region: str | None
     checksums: tuple[tuple[str, str], ...]
-    """Variables of CHECKSUMS and their values, for both clients."""
+    """The variables of CHECKSUMS and their values, for both clients."""
     signed: bool
-    """Whether there are credentials; without, requests are not signed, as public buckets want them."""
+    """Whether there are credentials; otherwise requests are unsigned, for public buckets."""
     certificates: str | None
-    """A file of authorities that are trusted in place of the system's."""
+    """A file of certificate authorities that replaces the system's."""
 
     @property
     def is_amazon(self) -> bool:
+        """Whether the endpoint is Amazon's."""
         return bool(AMAZON_HOST.search(urlparse(self.endpoint).hostname or ""))
 
     def describe(self, bucket: str) -> str:
+        """Endpoint without credentials, bucket, addressing style and region, for messages."""
         style = "virtual" if uses_virtual_host(bucket) else "path"
         address = urlparse(self.endpoint)
         place = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
@@ -106,24 +109,24 @@ class S3Server:
 
 
 def server() -> S3Server:
-    """How the environment and the profile say that S3 is reached."""
+    """The connection settings of the environment and the profile."""
     return _connected(_settings())[0]
 
 
 def client() -> Any:
-    """botocore's S3 client; for any thread."""
+    """botocore's S3 client; it is thread-safe."""
     return _connected(_settings())[1]
 
 
 def _settings() -> str:
-    """A text that changes when the environment does. It is a digest, since keys are among the variables."""
+    """A digest of the environment's S3 settings; a digest, since secret keys are among them."""
     names = sorted(name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy"))
     values = [(name, os.environ.get(name)) for name in [*names, *OTHER_VARIABLES]]
     return hashlib.blake2b(repr(values).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def _connected(settings: str) -> tuple[S3Server, Any]:
-    """What `_connect` found, for no longer than RENEWED_S, since files of credentials are renewed while a job runs."""
+    """The result of `_connect`, cached for CLIENT_LIFETIME_S, since credential files may change while a job runs."""
     with _connecting:
         return _connect(settings, os.getpid(), int(time.monotonic() // CLIENT_LIFETIME_S))
 
@@ -179,7 +182,7 @@ def _addressing() -> str | None:
 
 
 def _with_md5(request: Any, **_: Any) -> None:
-    """Sign a DeleteObjects with the Content-MD5 that all servers know, in place of a checksum that Amazon's do."""
+    """Sign a DeleteObjects with Content-MD5, which all servers know, instead of a checksum that only Amazon knows."""
     for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum", "x-amz-sdk-check"))]:
         del request.headers[name]
     body = request.data if isinstance(request.data, bytes) else request.data.encode()
@@ -188,7 +191,7 @@ def _with_md5(request: Any, **_: Any) -> None:
 
 
 def uses_virtual_host(bucket: str) -> bool:
-    """Whether requests go to <bucket>.<host>, as botocore decides by the settings, the host and the bucket's name."""
+    """Whether requests go to <bucket>.<host>; botocore decides it by settings, host and bucket name."""
     return bool(BUCKET.fullmatch(bucket)) and _virtual_host(bucket, _settings())
 
 
@@ -204,7 +207,7 @@ def _virtual_host(bucket: str, settings: str) -> bool:
 
 
 def file_system(bucket: str, attempts: int | None = None, timeout_s: float | None = None) -> fs.S3FileSystem:
-    """Arrow's client for a bucket, one for each state of the settings; ATTEMPTS and REQUEST_TIMEOUT_S unless given."""
+    """Arrow's client for a bucket, cached by settings; the defaults are MAX_ATTEMPTS and REQUEST_TIMEOUT_S."""
     if not BUCKET.fullmatch(bucket):
         raise ValueError(f"{PREFIX}{bucket} names no bucket: an address is {PREFIX}bucket/folder")
     with _connecting:
@@ -215,7 +218,7 @@ def file_system(bucket: str, attempts: int | None = None, timeout_s: float | Non
 def _file_system(bucket: str, attempts: int, timeout_s: float, settings: str) -> fs.S3FileSystem:
     s3_server = server()
     options: dict[str, Any] = {
-        "allow_delayed_open": True,  # a small file is one request, not the three of an upload in parts
+        "allow_delayed_open": True,  # a small file takes one request, not the three of a multipart upload
         "connect_timeout": CONNECT_TIMEOUT_S,
         "request_timeout": timeout_s,
         "anonymous": not s3_server.signed,
@@ -236,7 +239,7 @@ def _file_system(bucket: str, attempts: int, timeout_s: float, settings: str) ->
 
 
 def _proxy(endpoint: str) -> dict[str, Any] | None:
-    """The proxy that botocore takes to this address by *_PROXY and NO_PROXY."""
+    """The proxy options for this endpoint by *_PROXY and NO_PROXY, as botocore chooses."""
     address = get_environ_proxies(endpoint).get(urlparse(endpoint).scheme)
     if not address:
         return None
@@ -249,14 +252,14 @@ def _proxy(endpoint: str) -> dict[str, Any] | None:
 
 
 class _FileSystem(fs.S3FileSystem):
-    """Arrow's client that is the same in every process it is sent to, checksums and attempts too."""
+    """Arrow's client, which keeps checksums and attempts when it is pickled."""
 
     def __reduce__(self):
         return _made, self.made_from
 
 
 def _made(options: dict[str, Any], attempts: int, checksums: tuple[tuple[str, str], ...]) -> _FileSystem:
-    with _environment(dict(checksums)):  # the only place where Arrow's client looks for these, when it is made
+    with _environment(dict(checksums)):  # Arrow's client reads these variables only here, when it is created
         files = _FileSystem(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts))
     files.made_from = (options, attempts, checksums)
     return files
@@ -264,7 +267,7 @@ def _made(options: dict[str, Any], attempts: int, checksums: tuple[tuple[str, st
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """These variables for a moment."""
+    """Set environment variables temporarily."""
     with _environment_lock:
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
@@ -301,7 +304,7 @@ def translated_errors(what: str) -> Iterator[None]:
         raise OSError(f"{what}: AWS Error {name}: {error}") from error
     except BotoCoreError as error:
         raise OSError(f"{what}: AWS Error {type(error).__name__}: {error}") from error
-    except RecursionError:  # botocore asks for the bucket's region, and is sent elsewhere again
+    except RecursionError:  # botocore follows region redirects without end
         raise OSError(
             f"{what}: AWS Error PermanentRedirect (HTTP status 301): each answer is another address"
         ) from None
@@ -312,13 +315,15 @@ def _code(error: ClientError) -> str:
 
 
 def is_error(text: str) -> bool:
-    """Whether an error's text tells what S3 answered, or that it did not."""
+    """Whether the text of an error is an S3 error."""
     return bool(ERROR.search(text))
 
 
 def is_permanent(text: str) -> bool:
-    """Whether waiting does not mend an error of S3: any but connection trouble, 408, 425, 429, and 5xx that is neither
-    501 nor 505."""
+    """Whether an S3 error is permanent.
+
+    Transient errors are connection errors, 408, 425, 429, and 5xx except 501 and 505.
+    """
     error = ERROR.search(text)
     if error is None or CERTIFICATE.search(text):
         return True
@@ -333,7 +338,7 @@ def is_permanent(text: str) -> bool:
 
 
 def explain(error: OSError, address: str) -> S3Error:
-    """The error, what was asked of whom, and what a person can do about it."""
+    """An S3Error with the error, the server, and advice."""
     bucket, key = split(address)
     text = str(error)
     if "No response body" in text and is_permanent(text):
@@ -342,7 +347,7 @@ def explain(error: OSError, address: str) -> S3Error:
 
 
 def _words_of_listing(bucket: str, key: str) -> str:
-    """What a listing says of the same fault: an answer to HEAD has a status and no words."""
+    """The error text of a listing, since a response to HEAD has a status but no text."""
     try:
         with translated_errors(""):
             client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
@@ -352,7 +357,7 @@ def _words_of_listing(bucket: str, key: str) -> str:
 
 
 def advice(text: str, bucket: str) -> str:
-    """Advice about an error of S3, by its text."""
+    """Advice on an S3 error, by its text."""
     s3_server = server()
     if CERTIFICATE.search(text):
         return (
@@ -405,20 +410,20 @@ ADVICE = (
     (r"Quota|StorageFull|InsufficientStorage|status 507", "make room on the server, or raise its quota"),
     (r"RESOURCE_NOT_FOUND|ResponseParser", "nothing there speaks S3: correct AWS_ENDPOINT_URL"),
 )
-"""Pattern of an error's text -> what to do; the first that fits."""
+"""Pattern of an error's text -> advice; the first match counts."""
 
 
 def list_objects(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """Key, ETag, Size and more of every object whose key begins so; OSError in the form of Arrow's."""
+    """Yield Key, ETag, Size and more of all objects with a key prefix; raises OSError in Arrow's form."""
     with translated_errors(f"{PREFIX}{bucket}/{prefix} cannot be listed"):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             yield from page.get("Contents", [])
 
 
 def remove_objects(bucket: str, keys: list[str]) -> None:
-    """Remove at most DELETE_AT_ONCE objects, in any order; those that are gone already are passed over.
+    """Remove at most MAX_DELETE_KEYS objects in any order; missing objects are ignored.
 
-    Servers that do not know DeleteObjects are asked for each object, from then on at once.
+    If a server does not support DeleteObjects, each object gets its own request, also in later calls.
     """
     s3_client, endpoint = client(), server().endpoint
     in_one = len(keys) > 1 and endpoint not in _endpoints_without_batches
@@ -456,7 +461,10 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
 
 
 def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
-    """End the uploads in parts below a prefix that began so long ago by the server's clock; how many there were."""
+    """Abort multipart uploads below a prefix that began more than `older_than_s` ago, and return how many.
+
+    The server's clock decides the age.
+    """
     s3_client, ended = client(), 0
     with translated_errors(f"open uploads of {PREFIX}{bucket}/{prefix} cannot be ended"):
         for page in s3_client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
@@ -474,6 +482,6 @@ def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
 
 
 def _time_of(answer: dict[str, Any]) -> datetime:
-    """The server's time when it answered, else this machine's."""
+    """The server's time in its response, or this machine's time if the response has none."""
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     return parsedate_to_datetime(date).astimezone(UTC) if date else datetime.now(UTC)

@@ -1,8 +1,8 @@
-"""Scratch of this machine below `cache_folder()`: each piece has an owner, and is removed once that is gone.
+"""Scratch space in `cache_folder()`: each file or folder has an owner, and is removed after its owner has ended.
 
 <cache>/scratch/<kind>-<owner>-<random>/    a folder of one process
-<cache>/rows/<key>.arrow                    what several processes share, beside
-<cache>/rows/.<key>.arrow.<owner>.claim     a claim of each process that uses it
+<cache>/rows/<key>.arrow                    shared by several processes
+<cache>/rows/.<key>.arrow.<owner>.claim     the claim of a process that uses it
 """
 
 import os
@@ -18,9 +18,9 @@ from hive_ray.files.owners import OWNER, current_owner, is_old, owner_is_gone
 FOLDER_NAME = re.compile(rf"\w+-(?P<owner>{OWNER})-[0-9a-f]+")
 CLAIM_NAME = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{OWNER})\.claim")
 CLAIMED_FOLDERS = ("rows", "universal", "folders")
-"""Folders of the cache in which there are claims."""
+"""Folders of the cache with claims."""
 LEGACY_FOLDERS = ("checkpoints", "folders")
-"""Folders of the cache in which earlier versions had scratch, named tmp*."""
+"""Folders of the cache in which earlier versions made scratch folders, named tmp*."""
 
 
 def new_folder(kind: str) -> Path:
@@ -36,7 +36,7 @@ def new_folder(kind: str) -> Path:
 
 @contextmanager
 def temporary_folder(kind: str) -> Iterator[Path]:
-    """An empty folder for as long as this lasts."""
+    """An empty folder that is removed when the context ends."""
     made = new_folder(kind)
     try:
         yield made
@@ -45,19 +45,21 @@ def temporary_folder(kind: str) -> Iterator[Path]:
 
 
 def claim(path: Path) -> None:
-    """Say that this process uses a file or folder of the cache, before it is made or read: until it ends, or gives the
-    claim up, no other sweeps it."""
+    """Claim a file or folder of the cache for this process, before it is made or read.
+
+    Other processes do not remove it until this process ends or releases the claim.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _claim_of(path).touch()
 
 
 def release(path: Path) -> None:
-    """Take this process's claim back."""
+    """Release the claim of this process."""
     _claim_of(path).unlink(missing_ok=True)
 
 
 def remove_abandoned() -> None:
-    """Remove what processes that are gone have left in the cache."""
+    """Remove what dead processes have left in the cache."""
     for path in _entries(_scratch()):
         named = FOLDER_NAME.fullmatch(path.name)
         if named and owner_is_gone(named["owner"], path):
@@ -71,7 +73,7 @@ def remove_abandoned() -> None:
 
 
 def _remove_unclaimed(shared: Path) -> None:
-    """Remove what was claimed and is used by nobody any more."""
+    """Remove claimed files and folders whose claims have all ended."""
     claims: dict[str, list[tuple[Path, bool]]] = {}
     for path in _entries(shared):
         named = CLAIM_NAME.fullmatch(path.name)
@@ -108,9 +110,9 @@ def _claim_of(path: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray.
+    """The cache folder, for files that can be made again: $HIVE_RAY_CACHE, or ~/.cache/hive_ray.
 
-    It is made if it is not there; OSError if it cannot be, or cannot be written to.
+    It is created if needed; OSError if it cannot be created or written to.
     """
     folder = cache_path()
     remedy = "set HIVE_RAY_CACHE to a folder that can be written to"
@@ -124,7 +126,7 @@ def cache_folder() -> Path:
 
 
 def cache_path() -> Path:
-    """Where that folder is, whether or not it is there; OSError where no home folder says so."""
+    """The path of the cache folder, which may not exist; OSError if there is no home folder."""
     try:
         return Path(os.environ.get("HIVE_RAY_CACHE") or Path.home() / ".cache" / "hive_ray").expanduser()
     except RuntimeError as error:

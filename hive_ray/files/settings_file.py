@@ -1,4 +1,4 @@
-"""Settings in YAML: errors name the file, the line and the setting.
+"""Read settings from YAML; errors name the file, the line and the setting.
 
 <run>/config.yaml -> a Section
 """
@@ -15,15 +15,15 @@ from hive_ray.files.text_files import BYTE_ORDER_MARK, OTHER_ENCODINGS
 
 Kind = TypeVar("Kind", bound=BaseModel)
 MAX_SHOWN = 3
-"""Wrong settings that a message names."""
+"""How many wrong settings a message names."""
 
 
 class SettingsError(ValueError):
-    """A settings file that cannot be read, or that says what no setting can be."""
+    """A settings file that cannot be read or has an invalid setting."""
 
 
 def load_settings(address: str, kind: type[Kind]) -> Kind:
-    """The settings that a YAML file holds. Raises FileNotFoundError, and SettingsError for whatever is wrong in it."""
+    """Load the settings of a YAML file. Raises FileNotFoundError, or SettingsError for an invalid file or setting."""
     values, tree = _read(address)
     try:
         return kind(**values)
@@ -34,12 +34,12 @@ def load_settings(address: str, kind: type[Kind]) -> Kind:
 
 
 def read_settings(address: str) -> dict[str, Any]:
-    """The values of a YAML file, unchecked. Raises as `load_settings`."""
+    """The values of a YAML file, not validated. Raises as `load_settings`."""
     return _read(address)[0]
 
 
 def describe_errors(error: ValidationError) -> str:
-    """The refused settings in one sentence."""
+    """Describe the refused settings in one sentence."""
     return _listed([_words(problem) for problem in error.errors()])
 
 
@@ -80,11 +80,11 @@ def _text(address: str) -> str:
 
 
 def _odd_keys(tree: yaml.Node) -> Iterator[tuple[int, str]]:
-    """Names that are no text, or given twice in one place, where YAML takes the last without a word."""
+    """Yield names that are not strings or are set twice; YAML would silently use the last value."""
     nodes, known = [tree], set()
     while nodes:
         node = nodes.pop()
-        if id(node) in known:  # what an alias repeats, or is within itself
+        if id(node) in known:  # reached again through an alias
             continue
         known.add(id(node))
         if isinstance(node, yaml.SequenceNode):

@@ -1,12 +1,12 @@
-"""Text as people's programs write it: lines, JSON lines, and tables of separated values.
+"""Read text files: lines, JSON lines, and tables of delimited values.
 
-Lines end with a newline alone (or CR and newline): U+2028, U+2029 and U+0085 are text like any other. A byte order mark
-is passed over. A line that cannot be read is one line, with its place and what is wrong with it; the lines around it
-are read. Text is always valid: what no encoding can hold, half an emoji, becomes U+FFFD.
+Lines end with LF or CRLF only: U+2028, U+2029 and U+0085 are ordinary characters. A byte order mark is skipped. A line
+that cannot be read is reported with its place and problem, and the lines around it are read. Text is always valid
+Unicode: an unpaired surrogate becomes U+FFFD.
 
     file or bytes -> Line, JsonLine, TableRow
 
-`LineCount` is the account of a file whose bad lines are left out: it stops where most of them are bad.
+`LineCount` counts the bad lines of a file, and raises if most lines are bad.
 """
 
 import csv
@@ -38,7 +38,7 @@ OTHER_ENCODINGS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-"""How files in other encodings begin."""
+"""First bytes of files in other encodings -> the encoding."""
 BINARY_FILES = {
     b"\x1f\x8b": "is compressed by gzip; name it .gz",
     b"BZh": "is compressed by bzip2; name it .bz2",
@@ -47,22 +47,22 @@ BINARY_FILES = {
     b"PK\x03\x04": "is a ZIP archive or a spreadsheet; unpack it, or save it as text",
     b"PAR1": "is a Parquet file; name it .parquet",
 }
-"""How files begin that are no text, and what to do with them."""
+"""First bytes of files that are not text -> what they are and what to do."""
 JSON_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 SAMPLE_CHARS = 80
-"""Characters of a line that messages show."""
+"""How many characters of a line a message shows."""
 MAX_SAMPLES = 5
-"""Bad lines that messages show."""
+"""How many bad lines a message shows."""
 MAX_LINE_BYTES = 1 << 26
-"""Bytes of a line; a longer one is passed over without being held in memory."""
+"""Longest line in bytes; longer lines are skipped without being held in memory."""
 MAX_ROW_CHARS = 1 << 20
-"""Characters of the lines that one row of a table spans: one that has not ended by then has a quote too many."""
+"""Longest row of a table over several lines, in characters; a longer row has an unclosed quote."""
 UNDECODED = re.compile("[\udc80-\udcff]")
-"""What `surrogateescape` makes of bytes that are not UTF-8."""
+"""Characters that `surrogateescape` makes of bytes that are not UTF-8."""
 
 
 class TextError(ValueError):
-    """A file that is no text of the wanted kind, as a whole."""
+    """A file that as a whole is not text of the expected format."""
 
 
 @runtime_checkable
@@ -88,7 +88,7 @@ class Line:
 
     @property
     def sample(self) -> str:
-        """Place, problem and how the line begins, for an account of what was left out."""
+        """Place, problem and first characters of the line, for messages about skipped lines."""
         return f"{self.place}: {self.detail or self.problem}: {self.text[:SAMPLE_CHARS]!r}"
 
 
@@ -101,18 +101,18 @@ class JsonLine(Line):
 
 @dataclass(frozen=True)
 class TableRow(Line):
-    """A row of separated values by column; `problem` may also be `WRONG_COLUMNS`, `QUOTE_NOT_CLOSED` or `NOT_A_ROW`.
+    """A row of delimited values by column; `problem` may also be `WRONG_COLUMNS`, `QUOTE_NOT_CLOSED` or `NOT_A_ROW`.
 
     A row may span lines; `place` names the first of them.
     """
 
     values: dict[str, str] | None = None
     lines: int = 1
-    """Lines that it spans."""
+    """Number of lines of the row."""
 
 
 class LineCount:
-    """Counts the lines of one file and those that cannot be used, and keeps the first of these for messages."""
+    """Counts the lines and the bad lines of a file, and keeps the first bad lines for messages."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -121,7 +121,7 @@ class LineCount:
         self.first: list[str] = []
 
     def add(self, wrong: str = "") -> None:
-        """Count a line; `wrong` says what is wrong with it and where it stands, "" that it can be used."""
+        """Count a line; `wrong` is its place and problem, or "" for a good line."""
         self.lines += 1
         if wrong:
             self.bad += 1
@@ -129,7 +129,7 @@ class LineCount:
                 self.first.append(wrong)
 
     def raise_if_mostly_bad(self, advice: str = "") -> None:
-        """Raise a TextError if more than half of the lines cannot be used; it ends with `advice`."""
+        """Raise a TextError, which ends with `advice`, if more than half of the lines are bad."""
         if 2 * self.bad > self.lines:
             raise TextError(f"{self.name}: {self}{f'. {advice}' if advice else ''}")
 
@@ -140,16 +140,16 @@ class LineCount:
 
 
 def read_lines(address: str) -> Iterator[Line]:
-    """The lines of a file, unpacked as its ending says; blank ones are passed over.
+    """Yield the lines of a file without blank ones; its ending decides the decompression.
 
-    Raises FileNotFoundError, and TextError if the file is in another encoding or cannot be unpacked to its end.
+    Raises FileNotFoundError, and TextError if the file has another encoding or cannot be decompressed to its end.
     """
     with _opened(address) as stream:
         yield from parse_lines(stream, address)
 
 
 def parse_lines(source: bytes | BinaryIO, name: str) -> Iterator[Line]:
-    """The lines of bytes or of a binary stream; `name` begins their places. Raises TextError as `read_lines`."""
+    """Yield the lines of bytes or of a binary stream, as `read_lines`; `name` is the file name in places."""
     for number, raw in enumerate(_raw_lines(source, name), 1):
         place = f"{name}, line {number}"
         if len(raw) > MAX_LINE_BYTES:
@@ -167,19 +167,19 @@ def parse_lines(source: bytes | BinaryIO, name: str) -> Iterator[Line]:
 
 
 def read_json_lines(address: str, *, objects: bool = False) -> Iterator[JsonLine]:
-    """The JSON lines of a file; `objects`: a value that is no object is a problem. Raises as `read_lines`."""
+    """Yield the JSON lines of a file; with `objects`, other JSON values are a problem. Raises as `read_lines`."""
     return map(_object if objects else _json, read_lines(address))
 
 
 def parse_json_lines(source: bytes | BinaryIO, name: str, *, objects: bool = False) -> Iterator[JsonLine]:
-    """The JSON lines of bytes or of a binary stream, as `read_json_lines`."""
+    """Yield the JSON lines of bytes or of a binary stream, as `read_json_lines`."""
     return map(_object if objects else _json, parse_lines(source, name))
 
 
 def parse_json(text: str) -> Any:
-    """The value of JSON text, valid as text everywhere in it; ValueError if it is none.
+    """Parse JSON; all strings in the value are valid Unicode.
 
-    It is none, too, where Python's reader gives up: nested too deeply, or a whole number of thousands of digits.
+    Raises ValueError for invalid JSON, too deep nesting, and integers with thousands of digits.
     """
     try:
         return replace_surrogates(json.loads(text))
@@ -188,9 +188,9 @@ def parse_json(text: str) -> Any:
 
 
 def read_objects(address: str, number: str) -> Iterator[JsonLine]:
-    """The JSON objects of a file that have a number of this name, one a line, such as a log's steps.
+    """Yield the JSON objects of a file, one on each line, that have the number `number`, such as the steps of a log.
 
-    Other lines are left out and named on standard output at the end. Raises as `read_lines`.
+    Other lines are skipped, with a warning at the end. Raises as `read_lines`.
     """
     count = LineCount(address)
     for line in read_json_lines(address, objects=True):
@@ -207,7 +207,7 @@ def read_objects(address: str, number: str) -> Iterator[JsonLine]:
 def read_table(address: str, delimiter: str) -> tuple[list[str], Iterator[TableRow]]:
     """The columns that the first row names, and the rows below it; columns without a name are left out.
 
-    Raises as `read_lines`, and TextError if the first row names no columns or one of them twice.
+    Raises as `read_lines`, and TextError if the first row names no column, or a column twice.
     """
     rows = _table_rows(address, delimiter)
     header = next(rows, None)
@@ -218,7 +218,7 @@ def read_table(address: str, delimiter: str) -> tuple[list[str], Iterator[TableR
 
 
 def replace_surrogates(value: Any) -> Any:
-    """The value with each half of a surrogate pair in its texts, keys too, made U+FFFD."""
+    """Replace unpaired surrogates by U+FFFD in all strings of a JSON value, keys included."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -249,14 +249,14 @@ def _object(line: Line) -> JsonLine:
 
 
 def _table_rows(address: str, delimiter: str) -> Iterator[TableRow]:
-    """The header as a row of itself, then the rows."""
+    """Yield the header as a row, then the rows."""
     with _opened(address) as stream:
         yield from parse_table(stream, address, delimiter)
 
 
 @contextmanager
 def _opened(address: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked as its ending says."""
+    """Open a file for reading; its ending decides the decompression."""
     files, inside = storage.filesystem(address)
     try:
         with files.open_input_stream(inside, buffer_size=1 << 16) as stream:
@@ -270,7 +270,7 @@ def _opened(address: str) -> Iterator[BinaryIO]:
 
 
 def parse_table(source: bytes | Iterable[bytes], name: str, delimiter: str) -> Iterator[TableRow]:
-    """The header as a row of itself, then the rows, of bytes, of a binary stream or of lines of bytes."""
+    """Yield the header as a row, then the rows, of bytes, of a binary stream or of lines of bytes."""
     records = _Records(_decoded(source, name), name, delimiter)
     columns: list[str] = []
     for record in records:
@@ -285,7 +285,7 @@ def parse_table(source: bytes | Iterable[bytes], name: str, delimiter: str) -> I
 
 
 class _Record(NamedTuple):
-    """The values of a row of a table, before they have columns; otherwise as TableRow."""
+    """The values of a row without their columns; otherwise as TableRow."""
 
     place: str
     text: str
@@ -296,10 +296,10 @@ class _Record(NamedTuple):
 
 
 class _Records:
-    """The rows of a table, each of one line or, where a value in quotes holds newlines, of several.
+    """Iterates over the rows of a table; a row spans several lines if a quoted value contains newlines.
 
-    A quote that nothing closes costs the line where it is opened: the lines below it are read again by themselves. It
-    is known by what follows it: a closing quote amid a value, another number of values than `width`, or no end.
+    An unclosed quote makes only its own line a bad row, and the lines below are read again as rows. A quote is unclosed
+    if the row has a closing quote within a value, a number of values other than `width`, or no end.
     """
 
     def __init__(self, lines: Iterator[str], name: str, delimiter: str) -> None:
@@ -307,11 +307,11 @@ class _Records:
         self.name = name
         self.delimiter = delimiter
         self.width = 0
-        """Values that a row of several lines must have; 0 is any number."""
+        """Number of values that a row of several lines must have; 0 allows any number."""
         self.number = 0
-        """Lines taken so far."""
+        """Number of lines taken so far."""
         self.ahead: deque[str] = deque()
-        """Lines that were taken and given back."""
+        """Lines that were taken and put back."""
 
     def __iter__(self) -> Iterator[_Record]:
         while (first := self._take()) is not None:
@@ -333,7 +333,7 @@ class _Records:
         return self._alone(first, place)
 
     def _quoted(self, first: str) -> tuple[list[str] | None, str]:
-        """The values of a row that begins with this line, and its text; None, and no line taken, if there is none."""
+        """The values and the text of the row that begins with this line; None, and no line is taken, if it has none."""
         taken = [first]
 
         def lines() -> Iterator[str]:
@@ -355,7 +355,7 @@ class _Records:
         return None, ""
 
     def _alone(self, line: str, place: str) -> _Record:
-        """The values of a line of its own, quotes taken as they come."""
+        """The values of a row of one line, parsed without strict quotes."""
         text = line.rstrip("\r\n")
         reader = csv.reader([line, ""], delimiter=self.delimiter)
         try:
@@ -399,7 +399,7 @@ def _row(record: _Record, columns: list[str]) -> TableRow:
 
 
 def _decoded(source: bytes | Iterable[bytes], name: str) -> Iterator[str]:
-    """Lines with their ends; bytes that are not UTF-8 are halves of surrogate pairs."""
+    """Yield lines with their line ends; bytes that are not UTF-8 become unpaired surrogates."""
     for raw in _raw_lines(source, name):
         yield raw.decode(errors="surrogateescape").replace("\0", "\ufffd")
 
@@ -428,7 +428,7 @@ def _limited(source: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _refuse_other_files(first: bytes, name: str) -> None:
-    """Raise a TextError if the first line is of another encoding, or of no text."""
+    """Raise a TextError if the first line has another encoding or is not text."""
     for mark, encoding in OTHER_ENCODINGS.items():
         if first.startswith(mark):
             raise TextError(f"{name} is {encoding} text, and UTF-8 is wanted; save it as UTF-8")

@@ -1,1 +1,1 @@
-"""Language models behind the OpenAI client: endpoints, batches, finetuning; answers are kept and paid once."""
+"""Language models by OpenAI-compatible APIs: requests, batches, fine-tuning, and a cache of answers."""

@@ -1,4 +1,4 @@
-"""What a language model answered, kept by request: paid once, whatever is killed, and free to a table made again.
+"""A cache of a language model's answers by request, so that each answer is paid for once, even after a crash.
 
 <answers>/3f/3f0c...json            one answer, as it came
 <answers>/spent/<writer>.json       the dollars that one writer, or one batch, has cost
@@ -30,12 +30,12 @@ Request = dict
 
 
 def request_id(request: Request) -> str:
-    """Names a request by its content; not by the endpoint's address, so that a model that moves is not asked again."""
+    """Content id of a request. It does not depend on the endpoint's address, so that a model may move."""
     return id_for(json.dumps(request, sort_keys=True))
 
 
 def stop_on_os_error(act: Callable[P, R]) -> Callable[P, R]:
-    """`act` that raises `Stopped` in place of an OSError, since unreachable answers are no row's fault."""
+    """Decorate a function: raise `Stopped` in place of OSError, since an unavailable cache affects every row."""
 
     @functools.wraps(act)
     def acted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,16 +48,16 @@ def stop_on_os_error(act: Callable[P, R]) -> Callable[P, R]:
 
 
 class AnswerCache:
-    """Answers by request, one file each, below a local or s3:// folder."""
+    """Answers by request, one file each, in a local or s3:// folder."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     @stop_on_os_error
     def find(self, request: Request) -> dict | None:
-        """The kept answer to this request, {"answer": ..., "batch": ...}; None if there is none.
+        """The cached answer to a request, {"answer": ..., "batch": ...}; None if there is none.
 
-        A file that is damaged or holds no answer (older versions kept errors, too) is ignored.
+        Files that are damaged or hold no answer are ignored; older versions stored errors, too.
         """
         try:
             kept = parse_json(storage.read_text(self._address(request_id(request))))
@@ -69,7 +69,7 @@ class AnswerCache:
 
     @stop_on_os_error
     def store(self, name: str, answer: dict, *, batch: bool = False) -> None:
-        """Store the answer to the request of this id; once it returns, the answer outlives this process."""
+        """Store the answer to the request with this id durably."""
         storage.write_text(self._address(name), json.dumps({"answer": answer, "batch": batch}))
 
     def _address(self, name: str) -> str:
@@ -77,9 +77,9 @@ class AnswerCache:
 
 
 def usage_counts(usage: Any, spending: Spending, *, batch: bool = False) -> dict[str, float]:
-    """What an answer counts in a manifest: tokens, and dollars where the prices are known.
+    """Counts of an answer for the manifest: tokens, and dollars if the prices are known.
 
-    usage: the answer's own, {"prompt_tokens": ..., "completion_tokens": ...}; any other form is none.
+    usage: {"prompt_tokens": ..., "completion_tokens": ...} from the answer; other values count as no usage.
     """
     usage = usage if isinstance(usage, dict) else {}
     tokens: dict[str, int] = {name: usage[name] for name in TOKEN_COUNTS if _is_count(usage.get(name))}
@@ -96,10 +96,10 @@ def _is_count(value: Any) -> bool:
 
 
 class Budget:
-    """The dollars of a run, over all its writers and restarts, against `spending.most_dollars`.
+    """Dollars spent by a run, over all its writers and restarts, with the limit `spending.most_dollars`.
 
-    Each writer stores its own sum, and reads the others', every STORE_S: what is spent above the limit is what all of
-    them spend in so long, and what is in flight then.
+    Each writer stores its own sum and reads those of the others every STORE_INTERVAL_S. The limit can be exceeded by
+    the cost of all requests in such an interval and of requests in flight.
     """
 
     def __init__(self, path: str, spending: Spending) -> None:
@@ -113,7 +113,7 @@ class Budget:
 
     @stop_on_os_error
     def spend(self, dollars: float) -> None:
-        """Count what an answer cost."""
+        """Add the cost of an answer."""
         with self.lock:
             self.own += dollars
             if time.monotonic() - self.exchanged >= STORE_INTERVAL_S:
@@ -121,7 +121,7 @@ class Budget:
 
     @stop_on_os_error
     def exchange(self) -> None:
-        """Store what this writer has spent, and read what the others have."""
+        """Store the sum of this writer, and read those of the others."""
         with self.lock:
             self._exchange()
 
@@ -135,11 +135,11 @@ class Budget:
         self.exchanged = time.monotonic()
 
     def record(self, name: str, dollars: float) -> None:
-        """Store what something cost under its name, in place of what was stored there."""
+        """Store the cost `dollars` under a name; an earlier value is replaced."""
         storage.write_text(storage.join(self.folder, name), json.dumps(dollars))
 
     def check(self) -> None:
-        """Raise `Stopped` if nothing more may be asked."""
+        """Raise `Stopped` if the limit is reached."""
         spent = self.own + self.others
         if self.most is not None and spent >= self.most:
             raise Stopped(
@@ -149,7 +149,7 @@ class Budget:
 
 
 def _dollars(address: str) -> float:
-    """What a file says was spent; `Stopped` if it is damaged, since a limit cannot hold then."""
+    """The sum in a file; `Stopped` if it is damaged, since the limit could not be enforced."""
     try:
         dollars = float(json.loads(storage.read_text(address)))
         if not 0 <= dollars < math.inf:

@@ -1,8 +1,9 @@
-"""What a language model's answer says: its choices, and the JSON that stands anywhere in their text.
+"""Parse the answer of a language model: its choices, and JSON anywhere in their text.
 
-an answer -> Choice -> find_json -> what the caller reads of a JSON value
+an answer -> Choice -> find_json -> the value that the caller makes of the JSON
 
-Models think aloud, put JSON in fences, speak before and after it, or leave a comma at its end. What is there is read.
+Models reason aloud, put JSON in code fences, add text around it, or leave a trailing comma. The parser accepts all of
+these.
 """
 
 import json
@@ -19,63 +20,63 @@ REASONING_END = re.compile(
     r"|<\|channel\|>final<\|message\|>",
     re.IGNORECASE,
 )
-"""What follows the last of these is the answer."""
+"""The ends of a reasoning part; the answer follows the last of them."""
 OPENING = re.compile(r"[{\[]")
 TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+"?)|,(?=\s*+[}\]])', re.DOTALL)
 """A text in quotes, or a comma before a closing bracket."""
 MAX_STARTS, MAX_MENDED = 1000, 50
-"""Brackets in a text that are tried as the start of a value, and of those that are tried without trailing commas."""
+"""How many brackets in a text are tried as the start of a value, and how many again without trailing commas."""
 SAMPLE_LENGTH = 200
-"""Characters of an answer that an account of what was left out shows."""
+"""How many characters of an answer a message shows."""
 FENCE = re.compile(r"[\s,]*+(?:```\w*+[\s,]*+){0,2}")
-"""What may stand between two objects that are one list."""
+"""What may separate objects that form one list."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of an answer; texts are "" where it has none, and valid Unicode."""
+    """One choice of an answer; missing texts are "", and all texts are valid Unicode."""
 
     text: str
-    """What it says: a conversation's message, or a completion."""
+    """The message of a conversation, or the completion."""
     reasoning: str
-    """What it thought, where the endpoint tells that apart."""
+    """The reasoning, if the endpoint returns it separately."""
     refusal: str
-    """Why the model would not answer."""
+    """Why the model refused to answer."""
     is_cut_off: bool
-    """Whether it ended at the limit of its length."""
+    """Whether it was cut off at the token limit."""
     raw: str
-    """How it came, as JSON, where it has no text."""
+    """The choice as JSON, if it has no text."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing."""
+        """Whether it has neither text nor reasoning."""
         return not (self.text.strip() or self.reasoning.strip())
 
     @property
     def sample(self) -> str:
-        """How it begins, for an account of what was left out."""
+        """Its first characters, for messages."""
         return (self.refusal or self.text.strip() or self.reasoning.strip() or self.raw)[:SAMPLE_LENGTH]
 
 
 def is_answer(answer: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether JSON from an endpoint is an answer, which was paid for: it has choices, or says what it used."""
+    """Whether JSON from an endpoint is a billed answer: it has choices or a usage."""
     if not isinstance(answer, dict):
         return False
     return bool(isinstance(answer.get("choices"), list) and answer["choices"]) or isinstance(answer.get("usage"), dict)
 
 
 def choices_of(answer: dict) -> list[Choice]:
-    """The choices of an answer to a conversation or to a request for completions, as many as can be read."""
+    """The readable choices of a chat or text completion."""
     choices = answer.get("choices")
     return [_choice(choice) for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def find_json(text: str, read: Callable[[Any], T | None]) -> T | None:
-    """What `read` makes of the last JSON value in a text that it can read, of a non-empty result rather than an empty
-    one; None if there is none.
+    """Apply `read` to the JSON values in a text, last one first, and return its first non-empty result.
 
-    Values after the end of a thinking part come before those in it. `read` returns None for what is not wanted; it is
-    also shown the values inside an object or list.
+    Without one, returns an empty result, or None if `read` returned only None. `read` returns None for values of
+    another form. It also gets the values inside an object or list. Values after the reasoning part come before those
+    inside it.
     """
     answer = text[_thoughts_end(text) :]
     empty = None
@@ -90,10 +91,10 @@ def find_json(text: str, read: Callable[[Any], T | None]) -> T | None:
 
 
 def json_values(text: str) -> list[Any]:
-    """The JSON objects and lists in a text, outermost ones, in order; objects that follow each other are one list.
+    """The outermost JSON objects and lists in a text, in order; consecutive objects form one list.
 
-    A trailing comma and line breaks in strings are taken. What is nested too deeply for Python, or is a whole number
-    of thousands of digits, is none.
+    Trailing commas and line breaks in strings are accepted. Values that are nested too deeply for Python, or contain
+    integers with thousands of digits, are skipped.
     """
     values: list[Any] = []
     run: list[dict] = []
@@ -114,7 +115,7 @@ def json_values(text: str) -> list[Any]:
 
 
 def _decoded(text: str) -> Iterator[tuple[Any, int, int, str]]:
-    """Each value, the places where it begins and ends, and the text that these are places of."""
+    """Yield each value, its start and end, and the text that these positions refer to."""
     decoder = json.JSONDecoder(strict=False)
     mendable = MAX_MENDED if re.search(r",\s*+[}\]]", text) else 0
     place = 0
@@ -162,7 +163,7 @@ def _choice(choice: dict) -> Choice:
 
 
 def _text(content: Any) -> str:
-    """Text, or the texts among the parts of a message."""
+    """The text of a message, or the joined texts of its parts."""
     if isinstance(content, str):
         return replace_surrogates(content)
     if isinstance(content, list):

@@ -1,8 +1,8 @@
-"""Answers through the endpoint's Batch API: many requests a file, answered within hours at half the price.
+"""The Batch API: many requests in a file, answered within hours at half the price.
 
-requests -> kept answers, where `InstructionWriter` finds them; it asks by itself for those that a batch left out
+requests -> answers in the cache, where `InstructionWriter` finds them; it sends the requests that a batch left out
 
-A batch carries the digest of its requests, so whoever asks again, after whatever was killed, finds and follows it.
+A batch carries the digest of its requests in its metadata. A restarted job finds the batch by it and waits for it.
 """
 
 import json
@@ -32,39 +32,39 @@ from hive_ray.language.openai_client import (
 from hive_ray.seeds import id_for
 
 BATCH_SIZE = 20_000
-"""In one batch; OpenAI takes 50,000, and no file above 200 MB."""
+"""Requests in one batch; OpenAI allows 50,000 requests and 200 MB."""
 NUM_THREADS = 16
-"""Kept answers that are read or written at one time."""
+"""Threads that read and write cached answers."""
 MAX_BATCHES = 4
-"""Batches at the endpoint at one time; the budget is looked at before each is started."""
+"""Batches in progress at a time; the budget is checked before each start."""
 ENDED = ("completed", "failed", "expired", "cancelled")
 NO_CUSTOM_ID, UNKNOWN_ID = "without_custom_id", "of_no_request"
 REFUSED, NO_ANSWER = "request_refused", "no_answer"
-"""Why a line of a batch's files is left out, beside the problems of `text_files`."""
+"""Why a line of a batch's files is left out, besides the problems of `text_files`."""
 REASONS_SHOWN = 3
 
 
 @dataclass
 class BatchResult:
-    """What became of a batch's lines."""
+    """The answers of a batch, and counts of the lines without one."""
 
     answers: dict[str, dict] = field(default_factory=dict)
-    """Answers by the id of their request."""
+    """Request id -> answer."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Lines that hold none, by reason."""
+    """Reason -> lines without an answer."""
     samples: dict[str, str] = field(default_factory=dict)
-    """The first of each reason."""
+    """Reason -> its first line."""
     refusals: list[Any] = field(default_factory=list)
-    """What the endpoint said of refused requests, each different one once."""
+    """Distinct error bodies of refused requests."""
 
     def leave_out(self, reason: str, sample: str) -> None:
-        """Count a line that holds no answer."""
+        """Count a line without an answer."""
         self.left_out[reason] += 1
         self.samples.setdefault(reason, sample)
 
     @property
     def summary(self) -> str:
-        """What was left out and why, most often first; "" if nothing was."""
+        """Counts by reason, most frequent first; "" if nothing was left out."""
         return "; ".join(
             f"{count} {reason}, such as {self.samples[reason]}"
             for reason, count in self.left_out.most_common(REASONS_SHOWN)
@@ -72,9 +72,9 @@ class BatchResult:
 
 
 def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
-    """Have all requests answered that are not yet; EndpointError where a batch fails as a whole.
+    """Answer all requests that are not in the cache; EndpointError if a batch fails as a whole.
 
-    Batches are cut by place in `requests`, so a rerun over the same ones finds what was started.
+    Batches are cut by position in `requests`, so that a rerun with the same requests finds the batches it started.
     """
     with ThreadPoolExecutor(MAX_BATCHES) as pool:
         at_work = set()
@@ -89,7 +89,7 @@ def answer_in_batches(endpoint: Endpoint, requests: Iterable[Request]) -> None:
 
 
 def _chunks(requests: Iterable[Request]) -> Iterator[dict[str, Request]]:
-    """Requests by their ids."""
+    """Yield batches of requests by their ids."""
     source = iter(requests)
     while chunk := {request_id(request): request for request in islice(source, BATCH_SIZE)}:
         yield chunk
@@ -132,9 +132,9 @@ def _answer(endpoint: Endpoint, chunk: dict[str, Request]) -> None:
 
 
 def _refused_arguments(endpoint: Endpoint, account: BatchResult, chunk: dict[str, Request]) -> set[str]:
-    """The arguments that the requests were refused for and that may be left out; they are, from here on.
+    """The optional arguments that the endpoint refused; they are omitted from now on.
 
-    `Stopped` if they were refused for what every request of the stage asks for.
+    Raises `Stopped` if the refusal applies to every request of the stage.
     """
     request = next(iter(chunk.values()))
     for body in account.refusals:
@@ -149,7 +149,7 @@ def _refused_arguments(endpoint: Endpoint, account: BatchResult, chunk: dict[str
 
 
 def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | None:
-    """The batch of this digest that runs or has ended with answers, and is none of those ids."""
+    """The batch of this digest that is in progress or has answers; batches with an id in `but` are skipped."""
     for batch in _listed(endpoint):
         fruitless = batch.status in ("failed", "cancelled") or (batch.status in ENDED and not batch.output_file_id)
         marks = batch.metadata if isinstance(batch.metadata, dict) else {}
@@ -160,7 +160,7 @@ def _started(endpoint: Endpoint, digest: str, but: Collection[str]) -> Batch | N
 
 
 def _listed(endpoint: Endpoint) -> Iterator[Batch]:
-    """All batches that the endpoint has."""
+    """Yield all batches of the endpoint."""
     page = endpoint.client.batches.list(limit=100)
     if isinstance(page, str):
         raise EndpointError(f"the endpoint answers {sample_text(page)!r}, and no list of batches")
@@ -168,7 +168,7 @@ def _listed(endpoint: Endpoint) -> Iterator[Batch]:
 
 
 def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch | None:
-    """A new batch of what has no answer; None if all have one. `Stopped` if no more may be spent."""
+    """Start a batch of the requests without an answer; None if all have one. `Stopped` if the budget is spent."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         kept = list(pool.map(endpoint.answers.find, chunk.values()))
     unanswered = {name: request for (name, request), answer in zip(chunk.items(), kept, strict=True) if answer is None}
@@ -183,7 +183,7 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
     )
     file = endpoint.client.files.create(file=(f"{METADATA_KEY}-{digest}.jsonl", lines.encode()), purpose="batch")
     require_fields(file, "id")
-    # Sent once: whether a lost reply has started it shows when the next run looks for it.
+    # Not retried: if the response is lost, the next run finds the batch by its digest.
     batch = endpoint.client.with_options(max_retries=0).batches.create(
         input_file_id=file.id, endpoint=url, completion_window="24h", metadata={METADATA_KEY: digest}
     )
@@ -193,7 +193,7 @@ def _start(endpoint: Endpoint, digest: str, chunk: dict[str, Request]) -> Batch 
 
 
 def _kept(endpoint: Endpoint, batch: Batch, digest: str, chunk: dict[str, Request]) -> BatchResult:
-    """Store a batch's answers and what they cost; what became of each line of its files."""
+    """Store the answers of a batch and their cost, and return its result."""
     account = BatchResult()
     for file in (batch.output_file_id, batch.error_file_id):
         if isinstance(file, str) and file:
@@ -217,7 +217,7 @@ def read_batch_file(content: bytes, name: str, request_ids: Iterable[str], accou
     A line without an answer to one of `request_ids` is left out and counted by its reason; the others are kept.
     """
     known = set(request_ids)
-    text = content.replace(b"\0", "\ufffd".encode())  # a zero byte in the first line would cost the file
+    text = content.replace(b"\0", "\ufffd".encode())  # a zero byte in the first line would make the file unreadable
     try:
         for line in parse_json_lines(text, name, objects=True):
             _take(line, known, account)
@@ -248,7 +248,7 @@ def _take(line: JsonLine, known: set[str], account: BatchResult) -> None:
 
 
 def _problems(batch: Batch) -> str:
-    """What the endpoint says of the batch as a whole."""
+    """The errors of the batch as a whole."""
     data = getattr(batch.errors, "data", None)
     messages = [getattr(problem, "message", None) for problem in data] if isinstance(data, list) else []
     return "; ".join(error_message(message) for message in messages[:REASONS_SHOWN] if message)

@@ -1,6 +1,6 @@
-"""A language model behind the openai client, whose answers are kept and paid for once.
+"""Requests to a language model by the openai client, with a cache of answers and a budget.
 
-request -> Endpoint.ask -> the answer as JSON, and what it counts; or NoAnswerError, or Stopped
+request -> Endpoint.ask -> the answer as JSON and its usage counts; or NoAnswerError, or Stopped
 """
 
 import json
@@ -33,33 +33,33 @@ from hive_ray.schemas import Counted, Dropped, Result, Row, Rows
 R = TypeVar("R")
 TIMEOUT_S = 60.0
 MAX_RETRIES = 5
-"""Times that the client asks again after 429, 5xx or a broken connection, waiting as Retry-After says."""
+"""How often the client retries after 429, 5xx or a broken connection; it waits as Retry-After says."""
 UNREACHABLE_STATUS = (401, 402, 403, 404, 407, 429, 502, 503, 504)
-"""Answers, after all retries, that say more of the endpoint, the key or the quota than of the request."""
+"""Status codes, after all retries, that concern the endpoint, the key or the quota rather than the request."""
 OPTIONAL_ARGUMENTS = ("temperature", "seed")
-"""Arguments that are left out for a model that refuses them."""
+"""Arguments that are omitted if the model refuses them."""
 ABOUT_STRUCTURE = re.compile(
     r"response_?format|structured[ _]outputs?|json_schema|json_object|json[ _]mode|guided[ _](?:json|decoding)", re.I
 )
-"""What a refusal of `response_format` speaks of."""
+"""Words in a refusal of `response_format`."""
 ABOUT_MODEL = ("model_not_found", "invalid_model", "model_not_available")
-"""Codes of refusals that every request of the stage would get."""
+"""Error codes that every request of the stage would get."""
 TRIAL_ROWS = 8
-"""Rows of a stage that are asked for first: where nothing can be used of any, the stage stops."""
+"""First rows of a stage, sent as a trial: if no answer is usable, the stage stops."""
 ANSWER_IS_ERROR = "answer_is_an_error"
 MAX_FAILURES = 8
-"""Requests in a row without an answer, each after all retries, after which the stage stops."""
+"""Consecutive requests that fail after all retries before the stage stops."""
 RETRY_WAITS_S = (0.5, 2.0)
-"""Waits before a request is sent again whose answer, with status 200, says that a provider behind it failed."""
+"""Waits before retrying a request whose response has status 200 but reports an error of a provider."""
 METADATA_KEY = "hive_ray"
-"""Key of the digest in the metadata of what is started at the endpoint: it is found again by it, not paid twice."""
+"""Metadata key of the digest of a job at the endpoint, by which a later run finds it instead of paying twice."""
 POLL_S = 15.0
 MAX_WAIT_S = 3600.0 * 24
-"""What has not ended after so long is given up, here only: run again to follow it further."""
+"""How long to wait for a job; the job itself continues, and a new run waits for it again."""
 
 
 class NoAnswerError(ValueError):
-    """What came for one request is no answer; `reason` is what manifests count, `sample` what came."""
+    """The response to one request is not an answer. `reason` is counted in manifests; `sample` shows the response."""
 
     def __init__(self, reason: str, sample: str) -> None:
         super().__init__(f"{reason}: {sample}")
@@ -67,15 +67,16 @@ class NoAnswerError(ValueError):
 
     @property
     def dropped(self) -> Dropped:
-        """The dropped row that says so."""
+        """The dropped dropped row for this request."""
         return Dropped(self.reason, sample=self.sample)
 
 
 class Endpoint:
-    """OPENAI_BASE_URL and OPENAI_API_KEY say where the model is, `answers` which folder keeps what it answers.
+    """An OpenAI-compatible endpoint, configured by OPENAI_BASE_URL and OPENAI_API_KEY.
 
-    structure: the setting, by its name, that decides the requests' `response_format`.
-    send_seed: whether requests carry their seed; one without is kept under the same name.
+    answers: folder of the cache of answers, local or s3://.
+    structure: name of the setting that decides `response_format`, for messages.
+    send_seed: whether requests are sent with their seed. The cache key contains the seed in both cases.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class Endpoint:
         return answer, counts
 
     def apply_to_rows(self, pool: ThreadPoolExecutor, act: Callable[[Row], R], rows: Rows) -> list[R]:
-        """What `act`, which asks, makes of each row, in order; the pool's size is how many are asked at a time.
+        """Apply `act`, which sends requests, to each row in threads of `pool`; results are in order.
 
-        Once all have answered, `Stopped` is raised if no more may be spent, else the first error.
+        Errors are raised after all rows are done: `Stopped` first, otherwise the first error.
         """
         self.budget.exchange()
         futures = [pool.submit(act, row) for row in rows]
@@ -122,7 +123,7 @@ class Endpoint:
         return [future.result() for future in futures]
 
     def flagged(self, texts: list[str]) -> list[bool]:
-        """Which texts the endpoint's moderation flags; raises as `ask`."""
+        """Whether the endpoint's moderation flags each text; raises as `ask`."""
         content = self._sent(lambda: self.client.moderations.with_raw_response.create(input=texts))
         try:
             flags = [result["flagged"] for result in parse_json(content.decode(errors="replace"))["results"]]
@@ -136,11 +137,11 @@ class Endpoint:
         return flags
 
     def request_body(self, request: Request) -> Request:
-        """What is sent: the request without what its model refuses."""
+        """The request to send, without the omitted arguments."""
         return {name: value for name, value in request.items() if name not in self.omitted}
 
     def omit(self, names: Collection[str], words: str) -> None:
-        """Send these arguments no more, and say so once."""
+        """Omit these arguments from now on, with one warning."""
         with self.lock:
             new = set(names) - self.omitted
             self.omitted |= new
@@ -148,7 +149,7 @@ class Endpoint:
             warn(f"the model does not accept {' and '.join(sorted(new))} ({words}); requests leave it out from here on")
 
     def stop_if_refused_for_all(self, request: Request, words: str, code: Any = None, about: Any = None) -> None:
-        """`Stopped` if a refusal, in these words, is one that every request of the stage would get."""
+        """Raise `Stopped` if every request of the stage would get this refusal."""
         if "response_format" in request and ABOUT_STRUCTURE.search(words):
             structure = request["response_format"].get("type", "")
             others = " or ".join(kind for kind in ("json_schema", "json_object", "none") if kind != structure)
@@ -157,7 +158,7 @@ class Endpoint:
             raise Stopped(f"the endpoint refuses the model {request.get('model')!r}: {words}")
 
     def _answered(self, request: Request) -> dict:
-        """The answer to a request; raises as `_content`, and `NoAnswerError` as `read_answer`."""
+        """Send a request, with retries, and parse the answer. Raises as `_content` and `read_answer`."""
         for wait_s in RETRY_WAITS_S:
             try:
                 return read_answer(self._content(request))
@@ -168,7 +169,7 @@ class Endpoint:
         return read_answer(self._content(request))
 
     def _content(self, request: Request) -> bytes:
-        """What the endpoint answers, once it takes the request's form; InternalServerError if it fails."""
+        """The response to a request, without refused optional arguments; InternalServerError if the endpoint fails."""
         ask = self.client.chat.completions if "messages" in request else self.client.completions
         body, first = self.request_body(request), None
         while True:
@@ -194,10 +195,9 @@ class Endpoint:
         raise NoAnswerError("request_refused", words) from error
 
     def _sent(self, ask: Callable[[], Any]) -> bytes:
-        """The body of what the endpoint answers.
+        """The body of the response.
 
-        Raises APIStatusError if it refuses this request, and `Stopped` if it is out of reach for all requests, and not
-        for this one alone.
+        Raises APIStatusError if the endpoint refuses this request, and `Stopped` if no request can succeed.
         """
         try:
             content = call_endpoint(ask).http_response.content
@@ -238,7 +238,7 @@ def read_answer(content: bytes) -> dict:
 
 
 def call_endpoint(ask: Callable[[], R]) -> R:
-    """What the endpoint answers; `Stopped` if it is out of reach for all requests, and not for this one alone."""
+    """The response of the endpoint; `Stopped` if no request can succeed, not only this one."""
     try:
         return ask()
     except APITimeoutError:
@@ -256,9 +256,9 @@ def _out_of_reach(words: str) -> str:
 
 
 def stop_if_unusable(stage: str, made: Sequence[Result], advice: str) -> None:
-    """`Stopped` if nothing can be used of what came for a stage's first rows, with the reasons and a sample.
+    """Raise `Stopped`, with reasons and samples, if no answer to the first rows of a stage is usable.
 
-    made: what an actor made of them. Rows that moderation flagged say nothing of the answers.
+    made: the rows that an actor made of them. The check is skipped if moderation flagged any of them.
     """
     dropped = [result for result in made if isinstance(result, Dropped)]
     has_rows = any(not isinstance(result, Dropped | Counted) for result in made)
@@ -275,16 +275,16 @@ def stop_if_unusable(stage: str, made: Sequence[Result], advice: str) -> None:
 
 
 class RemoteJob(Protocol):
-    """A job of the endpoint that takes a while: fine-tuning, or a batch."""
+    """A job at the endpoint: fine-tuning or a batch."""
 
     @property
     def id(self) -> str:
-        """The endpoint's name for it."""
+        """The id at the endpoint."""
         ...
 
     @property
     def status(self) -> str | None:
-        """The state of the job; `require_fields` ensures that it is a text."""
+        """The state of the job; `require_fields` ensures that it is a string."""
         ...
 
 
@@ -292,7 +292,7 @@ S = TypeVar("S", bound=RemoteJob)
 
 
 def require_fields(value: R, *names: str) -> R:
-    """The value itself, as the client read it; EndpointError if it lacks one of the texts `names` ("id", "status")."""
+    """Return the value if it has the string attributes `names` (default: id and status); otherwise EndpointError."""
     for name in names or ("id", "status"):
         if not isinstance(getattr(value, name, None), str):
             text = value if isinstance(value, str) else repr(value)
@@ -306,7 +306,7 @@ def require_fields(value: R, *names: str) -> R:
 def wait_for_job(name: str, job: S, look: Callable[[str], S], ended: Collection[str]) -> S:
     """Poll a job of the endpoint until its status is one of `ended`; EndpointError after MAX_WAIT_S.
 
-    An endpoint that does not answer for a while is asked again.
+    Connection errors, server errors and rate limits are retried.
     """
     began = time.monotonic()
     status = job.status

@@ -1,9 +1,9 @@
-"""A fine-tuning job of an OpenAI-compatible endpoint, followed to its end through interruptions.
+"""Run a fine-tuning job at an OpenAI-compatible endpoint, across interruptions.
 
 examples -> the name of a fine-tuned model
 
-The endpoint itself remembers what was started: a job carries the digest of its examples and settings, so whoever asks
-again, after whatever was killed, finds it and follows it; nothing is paid twice.
+A job carries the digest of its examples and settings in its metadata. A restarted process finds the job by it and waits
+for it, so that nothing is paid twice.
 """
 
 import json
@@ -20,13 +20,13 @@ from hive_ray.seeds import id_for
 
 ENDED = ("succeeded", "failed", "cancelled")
 UPLOAD_TIMEOUT_S = 600.0
-"""How long the endpoint may take to answer: it looks through the examples that it is sent."""
+"""Timeout of a request; the endpoint validates the uploaded examples."""
 
 
 def finetune(examples: list[dict], settings: Writer) -> FineTuningJob:
-    """The succeeded job of these examples and settings: found, or started; EndpointError where it has not succeeded.
+    """Find or start the job for these examples and settings, and return it after it succeeded.
 
-    OPENAI_BASE_URL and OPENAI_API_KEY say where and whose it is.
+    OPENAI_BASE_URL and OPENAI_API_KEY configure the endpoint. Raises EndpointError if the job does not succeed.
     """
     try:
         client = openai_client.client(timeout=UPLOAD_TIMEOUT_S, max_retries=endpoint.MAX_RETRIES)
@@ -44,7 +44,7 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
     else:
         file = client.files.create(file=(f"{METADATA_KEY}-{digest}.jsonl", lines.encode()), purpose="fine-tune")
         require_fields(file, "id")
-        # Sent once: whether a lost reply has started it shows when the next run looks for it.
+        # Not retried: if the response is lost, the next run finds the job by its digest.
         job = client.with_options(max_retries=0).fine_tuning.jobs.create(
             model=settings.base,
             training_file=file.id,
@@ -58,7 +58,7 @@ def _finetune(client: OpenAI, examples: list[dict], settings: Writer) -> FineTun
 
 
 def _started(client: OpenAI, digest: str) -> FineTuningJob | None:
-    """The job of this digest that runs or has succeeded."""
+    """The job of this digest that is in progress or has succeeded."""
     page = client.fine_tuning.jobs.list(limit=100)
     if isinstance(page, str):
         raise EndpointError(f"the endpoint answers {sample_text(page)!r}, and no list of fine-tuning jobs")
@@ -70,7 +70,7 @@ def _started(client: OpenAI, digest: str) -> FineTuningJob | None:
 
 
 def _followed(client: OpenAI, job: FineTuningJob) -> FineTuningJob:
-    """The job once it has succeeded."""
+    """Wait for the job; EndpointError if it does not succeed."""
     job = wait_for_job("writer", job, client.fine_tuning.jobs.retrieve, ENDED)
     if job.status != "succeeded" or not job.fine_tuned_model:
         why = error_message(getattr(job.error, "message", None)) or "no reason was given"

@@ -1,6 +1,6 @@
-"""The openai client for OPENAI_BASE_URL and OPENAI_API_KEY, and what its errors say.
+"""The openai client for OPENAI_BASE_URL and OPENAI_API_KEY, and messages for its errors.
 
-No message names the key, nor the user and password of an address.
+Messages never contain the key, or the user and password of an address.
 """
 
 import json
@@ -21,30 +21,30 @@ from hive_ray.files.text_files import parse_json, replace_surrogates
 BASE_URL, API_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 DEFAULT_ADDRESS = "https://api.openai.com/v1"
 CHECK_TIMEOUT_S = 10.0
-"""How long a check waits for the endpoint's list of models, twice."""
+"""Timeout of the request for the list of models, which is tried twice."""
 MAX_MESSAGE_LENGTH = 300
-"""Characters of what an endpoint says that messages show."""
+"""How many characters of an endpoint's text a message shows."""
 MAX_MODELS_SHOWN = 5
 REQUEST_PATHS = ("/chat/completions", "/completions", "/models")
 URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 """The user and password of an address."""
 MIN_KEY_LENGTH = 8
-"""A key of fewer characters is a word such as "none", and no secret."""
+"""A shorter key is a placeholder such as "none" and not a secret."""
 
 
 class EndpointError(OSError):
-    """The endpoint's address or key cannot be right; or it refused, ended without a result, or took too long."""
+    """The endpoint's address or key is invalid, or the endpoint refused, failed or timed out."""
 
 
 def client(*, timeout: float, max_retries: int) -> OpenAI:
-    """A client for the address and key in the environment; EndpointError says what is wrong with one of them.
+    """Make a client for the address and key in the environment; EndpointError if one is invalid.
 
-    timeout: seconds that it waits for the endpoint's next bytes.
+    timeout: seconds to wait for the next bytes of the endpoint.
     """
     base_url, api_key = address(), _key()
     try:
         return OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
-    except Exception as error:  # what it finds in the environment, such as a proxy's address that is none
+    except Exception as error:  # such as an invalid proxy address in the environment
         message = _without_secrets(str(error))
         raise EndpointError(
             f"the client of {redact_url(base_url)} cannot be made: {message}{_proxy_words()}"
@@ -52,7 +52,7 @@ def client(*, timeout: float, max_retries: int) -> OpenAI:
 
 
 def address() -> str:
-    """The endpoint's address, without the blanks around it; EndpointError if it is none."""
+    """The endpoint's address without surrounding white space; EndpointError if it is not an address."""
     value = os.environ.get(BASE_URL)
     if value is None:
         return DEFAULT_ADDRESS
@@ -77,12 +77,12 @@ def address() -> str:
 
 
 def redact_url(url: str) -> str:
-    """An address without its user, password and query."""
+    """An address without user, password and query, for messages."""
     return URL_CREDENTIALS.sub("", url).partition("?")[0]
 
 
 def _key() -> str:
-    """The key, without the blanks around it; EndpointError if it cannot be one."""
+    """The key without surrounding white space; EndpointError if it is not a valid key."""
     key = os.environ.get(API_KEY, "").strip()
     if not key:
         state = "empty" if API_KEY in os.environ else "not set"
@@ -96,11 +96,13 @@ def _key() -> str:
 
 
 def check_endpoint(model: str, setting: str) -> None:
-    """Ask the endpoint for its models, so that a stage does not begin without one: EndpointError if its address or
-    key cannot be right, if it is out of reach, or refuses the key.
+    """Request the list of models before a stage starts.
 
-    model: looked for in the list, and missed in a printed line only, as not all lists are whole.
-    setting: the one that names the model, for that line. An endpoint without a list is taken as it is.
+    Raises EndpointError if the address or key is invalid, or the endpoint is unreachable or refuses the key. An
+    endpoint without a list of models passes the check.
+
+    model: if the list lacks it, a warning is printed, since some lists are incomplete.
+    setting: name of the setting that holds the model, for the warning.
     """
     try:
         answer = client(timeout=CHECK_TIMEOUT_S, max_retries=1).models.with_raw_response.list()
@@ -127,7 +129,7 @@ def check_endpoint(model: str, setting: str) -> None:
 
 
 def _models(content: bytes) -> list[str] | None:
-    """The names in an endpoint's list of models; None if it is none."""
+    """The names in a list of models; None if the content is not such a list."""
     try:
         data = parse_json(content.decode(errors="replace"))["data"]
     except (ValueError, KeyError, TypeError, IndexError):
@@ -138,7 +140,7 @@ def _models(content: bytes) -> list[str] | None:
 
 
 def describe_error(error: OpenAIError) -> str:
-    """What happened, in one line: the status and the endpoint's own words, or why there is no connection."""
+    """Describe an error in one line: status and message of the endpoint, or why the connection failed."""
     if isinstance(error, APITimeoutError):
         return f"no answer in time from {redact_url(address())}{_proxy_words()}"
     if isinstance(error, APIConnectionError):
@@ -153,7 +155,7 @@ def describe_error(error: OpenAIError) -> str:
 
 
 def error_message(body: Any) -> str:
-    """What the body of a refusal says, at most WORDS characters: OpenAI's, FastAPI's and others' JSON, or a page."""
+    """The message in the body of an error, cut to MAX_MESSAGE_LENGTH: JSON of OpenAI, FastAPI and others, or HTML."""
     try:
         words = _words(body) or (json.dumps(body) if body else "")
     except RecursionError:
@@ -162,18 +164,18 @@ def error_message(body: Any) -> str:
 
 
 def sample_text(content: bytes | str) -> str:
-    """How an answer begins that is none, without the marks of a page."""
+    """The first characters of an unexpected response, on one line."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else replace_surrogates(content)
     return _without_secrets(" ".join(text.split()))[:MAX_MESSAGE_LENGTH]
 
 
 def refused_arguments(error: APIStatusError, names: Collection[str]) -> set[str]:
-    """Those of these arguments of a request that an endpoint's refusal is about."""
+    """Which of the arguments `names` an error of the endpoint refuses."""
     return refused_arguments_in(error.body, names)
 
 
 def refused_arguments_in(body: Any, names: Collection[str]) -> set[str]:
-    """As `refused_arguments`, of the body of a refusal: they are its `param`, in a `loc`, or named in its words."""
+    """As `refused_arguments`, for the body of an error, which names arguments in `param`, `loc` or its text."""
     try:
         text = json.dumps(body)
     except (RecursionError, ValueError):
@@ -195,7 +197,7 @@ def _words(body: Any) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """What led to an error, the first cause last."""
+    """The causes of an error, the root cause last."""
     causes: list[BaseException] = []
     cause = error.__cause__ or error.__context__
     while cause is not None and cause not in causes:
@@ -205,7 +207,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first cause of a connection's failure in words."""
+    """Describe the root cause of a connection error, with advice."""
     host, causes = redact_url(address()), _causes(error)
     message = _without_secrets(str(causes[-1]) if causes else "its cause is not known")
     proxy = _proxy()
@@ -240,7 +242,7 @@ def _proxy() -> tuple[str, str] | None:
 
 
 def _proxy_words() -> str:
-    """By way of which proxy the endpoint is asked, if by any."""
+    """The proxy of the endpoint, for messages; "" without a proxy."""
     proxy = _proxy()
     return f"; requests go through the proxy {proxy[1]} ({proxy[0]})" if proxy else ""
 

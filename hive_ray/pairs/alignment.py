@@ -1,4 +1,4 @@
-"""Which tokens of an edited caption stand for which of its source caption.
+"""Align the tokens of an edited caption with those of its source caption.
 
 T tokens of a caption, the padding included
 """
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 Span = range
-"""The tokens of one word, by their place in the caption."""
+"""The positions of a word's tokens in the caption."""
 
 
 def align_tokens(source: list[int], edited: list[int]) -> list[int]:
-    """For each edited token the index of the source token it keeps or replaces one for one; -1 for new ones.
+    """For each edited token the index of the source token that it keeps or replaces one to one; -1 for new tokens.
 
     Equal texts give 0, 1, 2, ...
     """
@@ -25,10 +25,10 @@ def align_tokens(source: list[int], edited: list[int]) -> list[int]:
 
 
 def refine_tokens(source: list[int], edited: list[int]) -> list[int]:
-    """For each edited token the equal source token it is aligned with, -1 for new ones (Google's refinement).
+    """For each edited token the equal source token it is aligned with, -1 for new tokens (Google's refinement).
 
-    Needleman-Wunsch with gap 0, match 1, mismatch -1; of equal ways the one that skips an edited token, then a source
-    token. Both without padding. Equal texts give 0, 1, 2, ...
+    Needleman-Wunsch with gap 0, match 1, mismatch -1. Among equal alignments, one that skips an edited token comes
+    first, then one that skips a source token. Neither text has padding. Equal texts give 0, 1, 2, ...
     """
     best = [[0] * (len(edited) + 1) for _ in range(len(source) + 1)]
     for i, before in enumerate(source, start=1):
@@ -50,9 +50,9 @@ def refine_tokens(source: list[int], edited: list[int]) -> list[int]:
 
 
 def word_spans(lengths: list[int], num_tokens: int) -> list[Span]:
-    """Where each word of a caption stands, behind the start token; lengths: tokens of each word.
+    """The token span of each word of a caption, after the start token; lengths: number of tokens of each word.
 
-    Words that the caption's T = num_tokens (start and end among them) do not hold are cut, to nothing at last.
+    Spans are cut to T = num_tokens, start and end tokens included; the spans of later words are empty.
     """
     spans, first = [], 1
     for length in lengths:
@@ -63,9 +63,9 @@ def word_spans(lengths: list[int], num_tokens: int) -> list[Span]:
 
 
 def aligned_mapper(alignment: list[int], num_tokens: int) -> Tensor:
-    """(T, T) of 0 and 1: column j marks the source token of edited token j, and is empty where there is none.
+    """(T, T) of 0 and 1: column j marks the source token of edited token j, and is zero for new tokens.
 
-    Behind the alignment's end every token stands for the one in its place.
+    Tokens after the end of the alignment map to the token in the same position.
     """
     mapper = torch.zeros(num_tokens, num_tokens)
     for edited, source in enumerate([*alignment, *range(len(alignment), num_tokens)]):
@@ -75,12 +75,12 @@ def aligned_mapper(alignment: list[int], num_tokens: int) -> Tensor:
 
 
 def swapped_mapper(source: list[Span], edited: list[Span], swapped: list[bool], num_tokens: int) -> Tensor:
-    """(T, T): column j weighs the source tokens that edited token j stands for (Google's word swap).
+    """(T, T): column j holds the weights of the source tokens that edited token j maps to (Google's word swap).
 
-    One span a word on each side, and whether the word changes. A changed word of a tokens that becomes one of b gives
-    each of the b the sum of the a, over b, unless a = b: then one for one. Tokens between follow each other; those
-    behind the last changed word stand for the one in their own place, even where a and b differ, as in
-    google/prompt-to-prompt's seq_aligner.
+    source, edited: one span for each word; swapped: whether the word changes. If a changed word has a tokens before and
+    b after, each of the b tokens gets the sum of the a tokens divided by b; if a = b, tokens map one to one. Tokens
+    between changed words map in order. Tokens after the last changed word map to the same position, even if a and b
+    differ, as in google/prompt-to-prompt's seq_aligner.
     """
     mapper = torch.zeros(num_tokens, num_tokens)
     i = j = 0
@@ -99,7 +99,7 @@ def swapped_mapper(source: list[Span], edited: list[Span], swapped: list[bool], 
 
 
 def changed_tokens(source: list[int], edited: list[int]) -> tuple[list[int], list[int]]:
-    """The source's removed tokens and the edited caption's new ones, by `refine_tokens`."""
+    """The removed tokens of the source and the new tokens of the edited caption, by `refine_tokens`."""
     kept = refine_tokens(source, edited)
     gone = sorted(set(range(len(source))) - set(kept))
     return gone, [index for index, source_index in enumerate(kept) if source_index < 0]

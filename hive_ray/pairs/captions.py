@@ -1,8 +1,8 @@
-"""Captions of any usual form, one after the other: text, JSONL, CSV, TSV, Parquet, or a Hugging Face dataset folder.
+"""Read captions from text, JSONL, CSV, TSV, Parquet, or a Hugging Face dataset folder.
 
 file or folder, local or s3:// -> captions
 
-Files are read as streams, compressed ones (.gz, .bz2, .zst) too: however many captions, only one batch is in memory.
+Files, also compressed ones (.gz, .bz2, .zst), are read as streams, so that only one batch is in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -38,11 +38,11 @@ COLUMN_MISSING = "column_missing"
 
 @dataclass(frozen=True)
 class UnusableCaption:
-    """A line or a row that holds no caption."""
+    """A line or a row without a caption."""
 
     reason: str
     sample: str
-    """Where it stands and what is wrong with it."""
+    """Its place and its problem."""
 
 
 def caption_rows(texts: Iterable[Any], max_captions: int) -> Iterator[Row | Dropped]:
@@ -81,14 +81,15 @@ def _no_text(value: Any) -> str:
 
 
 def read_captions(address: str, column: str) -> Iterator[Any]:
-    """Every value of `column` in a file or folder, in order: text, or None where there is none; a list gives each.
-    A `UnusableCaption` stands for each line that cannot be read or has no such column, and for what is no text.
+    """Yield the values of `column` in a file or folder in order: str or None; the items of a list one by one.
 
-    A text file has no columns: each line is a caption, but for blank ones. A folder is a Hugging Face dataset, of
-    Parquet files or as `save_to_disk` leaves it; all of its splits are read.
+    Yields an `UnusableCaption` for each line that cannot be read or lacks the column, and for values that are not text.
 
-    Raises FileNotFoundError if nothing is there, ValueError if the format is unknown, the column is missing or holds
-    no text, or a file cannot be read; a TextError at the end of a file of which more than half is unusable.
+    A text file has no columns: each non-blank line is a caption. A folder is a Hugging Face dataset of Parquet files or
+    from `save_to_disk`; all of its splits are read.
+
+    Raises FileNotFoundError if the address does not exist, ValueError if the format is unknown, the column is missing
+    or holds no text, or a file cannot be read, and TextError at the end of a file if more than half is unusable.
     """
     files, inside = storage.filesystem(address)
     kind = files.get_file_info(inside).type
@@ -171,13 +172,13 @@ def _arrow(file: str, column: str) -> Iterator[Any]:
         place, first = table.schema.names.index(column), 0
         for batch in table:
             values = batch.column(place)
-            values.cast(_as_bytes(values.type)).validate(full=True)  # else a damaged file may end the process
+            values.cast(_as_bytes(values.type)).validate(full=True)  # a damaged file could crash the process otherwise
             yield from _values(values, file, first)
             first += len(batch)
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """The type with bytes in place of texts, which need not be UTF-8."""
+    """The type with binary in place of string, since the bytes may not be UTF-8."""
     if pa.types.is_list(kind):
         return pa.list_(_as_bytes(kind.value_type))
     if pa.types.is_large_list(kind):
@@ -186,10 +187,11 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def _values(column: pa.Array, file: str, first: int) -> Iterator[Any]:
-    """The values of rows `first` and on; texts that are not UTF-8 are `UnusableCaption`."""
+    """Yield the values of a column; `first` is the number of its first row. Texts that are not UTF-8 are
+    `UnusableCaption`."""
     try:
         values = column.to_pylist()
-    except UnicodeDecodeError:  # in one of them: Arrow does not look at what others have written
+    except UnicodeDecodeError:  # Arrow does not validate the UTF-8 of files
         values = [_value(scalar) for scalar in column]
     for number, value in enumerate(values, first):
         parts = value if isinstance(value, list) else [value]
@@ -198,7 +200,7 @@ def _values(column: pa.Array, file: str, first: int) -> Iterator[Any]:
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    """The Python value of a scalar, with bytes for a text that is not UTF-8."""
+    """The Python value of a scalar; bytes for a string that is not UTF-8."""
     if not scalar.is_valid:
         return None
     if isinstance(scalar, pa.DictionaryScalar):
@@ -212,7 +214,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _decoded(value: Any, place: str) -> Any:
-    """Bytes as text; halves of surrogate pairs, which some writers encode, are left to `replace_surrogates`."""
+    """Decode bytes; unpaired surrogates, which some writers encode, are left to `replace_surrogates`."""
     if not isinstance(value, bytes):
         return value
     try:
@@ -229,7 +231,7 @@ def _require_text(column: str, schema: pa.Schema, file: str) -> None:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    """Whether values may be text, lists of text, or nothing at all."""
+    """Whether values may be text, lists of text, or null."""
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _holds_text(kind.value_type)
     tests = ("string", "large_string", "string_view", "binary", "large_binary", "null")
@@ -255,4 +257,4 @@ READERS: dict[str, Callable[[str, str], Iterator[Any]]] = {
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
-"""How a file is read, by how its name ends."""
+"""File ending -> reader."""

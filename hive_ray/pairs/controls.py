@@ -1,7 +1,7 @@
-"""Controls: in which steps the edited picture of a pair holds on to its source, and how.
+"""Controls: in which steps the edited picture of a pair takes attention maps from its source.
 
-InstructPix2Pix's kind shares self-attention, in both guidance halves and every layer, in the steps below a threshold.
-Google's kind works on the conditional half alone: cross-attention by words, self-attention of small layers.
+InstructPix2Pix shares self-attention in both guidance halves and all layers, in the steps below a threshold. Google's
+Prompt-to-Prompt changes the conditional half only: cross-attention of words, and self-attention of small layers.
 
     N steps, n pairs, T tokens
 """
@@ -25,36 +25,37 @@ from hive_ray.pairs.prompt_to_prompt import SharedAttention
 
 @dataclass(frozen=True)
 class Caption:
-    """What the controls need to know of a caption."""
+    """The words and tokens of a caption."""
 
     words: list[str]
     tokens: list[int]
-    """Start and end among them, the padding not."""
+    """Token ids with start and end tokens, without padding."""
     padded: list[int]
-    """(T,) the same, filled up."""
+    """(T,) token ids with padding."""
     spans: list[Span]
-    """Where each word stands among the tokens."""
+    """The token span of each word."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """All that is decided about n pairs before the first step."""
+    """The controls of n pairs for all steps."""
 
     self_steps: Tensor
     """(N, 2, n) bool: step, guidance half, pair."""
     small_layers_only: bool = False
-    """Whether self-attention is shared in the layers of `control_side` and smaller alone."""
+    """Whether self-attention is shared only in layers of `control_side` and smaller."""
     mapper: Tensor | None = None
     """(n, T, T): source token -> edited token; None leaves cross-attention as it is."""
     mapped_weight: Tensor | None = None
-    """(N, n, T): how much of what it maps each edited token takes."""
+    """(N, n, T): weight of the mapped source attention of each edited token."""
     own_weight: Tensor | None = None
-    """(N, n, T): how much of its own map it keeps."""
+    """(N, n, T): weight of each edited token's own attention."""
     changed: Tensor | None = None
-    """(2, n, T) bool: the source's and the edited caption's changed tokens."""
+    """(2, n, T) bool: the changed tokens of the source and of the edited caption."""
 
     def at(self, step: int, *, side: int, watch: bool) -> SharedAttention:
-        """What is shared in a step; layers of side x side pixels are the small ones, and those that are watched."""
+        """The shared attention of a step. Layers of side x side pixels are the small ones, and with `watch` their
+        cross-attention to changed words is recorded."""
         pixels = side**2
         shared = SharedAttention(self.self_steps[step], self_pixels=pixels if self.small_layers_only else None)
         if self.mapper is not None and self.mapped_weight is not None and self.own_weight is not None:
@@ -63,7 +64,7 @@ class Controls:
         return shared
 
     def to(self, device: torch.device) -> "Controls":
-        """The same on another device."""
+        """Move all tensors to a device."""
         tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -71,7 +72,7 @@ class Controls:
 
 
 def same_number_of_words(source: str, edited: str) -> bool:
-    """Whether a word swap can be done."""
+    """Whether a word swap is possible."""
     return len(source.split()) == len(edited.split())
 
 
@@ -84,9 +85,9 @@ def instruct_pix2pix_controls(shared_attention: Tensor, num_steps: int) -> Contr
 def cross_and_self_controls(
     sources: list[Caption], edits: list[Caption], shared_attention: Tensor, num_steps: int
 ) -> Controls:
-    """InstructPix2Pix's, and in the same steps kept and replaced tokens look where the source's look.
+    """InstructPix2Pix's controls; in the same steps kept and replaced tokens take the source's cross-attention.
 
-    Paddings are aligned as part of their captions.
+    Padding is aligned as part of the captions.
     """
     shares = _below_threshold(shared_attention, num_steps)
     pairs = zip(sources, edits, strict=True)
@@ -115,9 +116,9 @@ def prompt_to_prompt_controls(
 ) -> Controls:
     """Word swap or refinement of each pair, with self-attention replacement and re-weighting (Hertz et al. 2022).
 
-    The steps are shares (n,) of N, cut to whole ones. In those of cross-attention
-    edited = changed_scale (a mapped + (1 - a) edited), where a is 1 for a word that has a source and changed_scale is
-    1 for those that are kept.
+    The steps are shares (n,) of N, rounded down. In the steps of cross-attention,
+    edited = changed_scale (a mapped + (1 - a) edited), where a is 1 for words with a source, and changed_scale applies
+    to changed words (1 for kept words).
     """
     mappers = torch.stack(
         [
@@ -151,7 +152,7 @@ def _below_threshold(shared_attention: Tensor, num_steps: int) -> Tensor:
 
 
 def _whole_steps(shares: Tensor, num_steps: int) -> Tensor:
-    """int(N x), where an fp32 share of 0.7 is 7 of 10 though it is a little less."""
+    """int(N x), with a tolerance so that an fp32 share of 0.7 gives 7 of 10 steps."""
     return (shares * num_steps + 1e-4).long()
 
 

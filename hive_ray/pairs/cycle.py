@@ -5,7 +5,7 @@ from hive_ray.seeds import id_for
 
 
 def make_twin(pair: Row, inverse_instruction: str) -> Row:
-    """The pair backwards: pictures, captions and their similarities change places; the direction stays, since
+    """Reverse a pair: swap pictures, captions and their similarities. The directional similarity stays, since
     cos(-a, -b) = cos(a, b)."""
     return pair | {
         "pair_id": id_for(pair["pair_id"], "cycle"),
@@ -21,10 +21,10 @@ def make_twin(pair: Row, inverse_instruction: str) -> Row:
 
 
 def source_names(pair: Row) -> list[str]:
-    """Names of what a pair was made from; pairs that share a name, as a pair and its twin do, are of one source.
+    """Names of the sources of a pair; pairs that share a name, such as a pair and its twin, have the same source.
 
-    The caption before the edit, or where nobody wrote captions the pictures: one turn's edited image is the source of
-    the next.
+    The name is the caption before the edit. Pairs without captions are named by both pictures, since the edited picture
+    of one turn may be the source of the next.
     """
     caption = pair["edited_caption" if pair["origin"] == "cycle" else "source_caption"]
     return [caption] if caption else [id_for(pair["source_image"]), id_for(pair["edited_image"])]

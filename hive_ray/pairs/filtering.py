@@ -1,4 +1,4 @@
-"""Keep or drop a pair, with the reason; the best of several (InstructPix2Pix's rules, and what the pictures show)."""
+"""Filter pairs: drop reasons, and the best pairs of an instruction (rules of InstructPix2Pix, and picture checks)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hive_ray.images import decode
 from hive_ray.schemas import Row, Rows
 
 SafetyCheck = Callable[[list[bytes]], list[bool]]
-"""Which of these encoded pictures nobody should see (`safety.SafetyChecker`)."""
+"""Encoded pictures -> whether each is unsafe (`safety.SafetyChecker`)."""
 
 SOURCE_IS_FLAT, EDITED_IS_FLAT = "source_image_is_flat", "edited_image_is_flat"
 EDIT_CHANGED_NOTHING = "edit_changed_nothing"
@@ -24,7 +24,7 @@ GRID = 16
 
 
 def min_similarities(settings: Pairs) -> dict[str, float]:
-    """The least value of each CLIP similarity column."""
+    """CLIP similarity column -> its minimum."""
     return {
         "clip_image": settings.least_clip_image,
         "clip_source_text": settings.least_clip_source_text,
@@ -35,23 +35,23 @@ def min_similarities(settings: Pairs) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Measures of the pictures of a pair: (source, edited) each."""
+    """Contrast and mean colours of the pictures of a pair, (source, edited) each."""
 
     contrast: tuple[float, float]
     colours: tuple[np.ndarray, np.ndarray]
 
 
 def measure_pair(pair: Row) -> PairStatistics:
-    """Each picture is decoded once."""
+    """Measure the pictures of a pair; each is decoded once."""
     source = decode(pair["source_image"])
     edited = decode(pair["edited_image"])
     return PairStatistics((contrast(source), contrast(edited)), (mean_colours(source), mean_colours(edited)))
 
 
 def contrast(pixels: np.ndarray) -> float:
-    """RMS contrast (Peli 1990) of the most varied colour channel, 0..127.5; 0 where one colour fills the picture.
+    """RMS contrast (Peli 1990) of the channel with the highest contrast, 0..127.5; 0 for a picture of one colour.
 
-    pixels: (H, W, 3) uint8. By channel, since two colours of one brightness are not flat.
+    pixels: (H, W, 3) uint8. Channels are measured separately, since colours of equal brightness may differ.
     """
     return float(pixels.std(axis=(0, 1)).max())
 
@@ -63,7 +63,7 @@ def mean_colours(pixels: np.ndarray) -> np.ndarray:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
-    """The difference of two pictures: the greatest one in any channel of any cell of their `mean_colours`, 0..255.
+    """The difference of two pictures: the greatest difference of their `mean_colours` in any channel and cell, 0..255.
 
     Means of cells suppress noise and compression, as in other tests for near-duplicates. The greatest difference
     counts, since most edits are local. A difference hash (Krawetz 2013) describes the brightness of the whole picture
@@ -73,9 +73,9 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def drop_reason(pair: Row, look: PairStatistics, settings: Pairs) -> str | None:
-    """The reason to drop this pair regardless of others, such as `clip_direction_below_0.2`; None if there is none.
+    """Why to drop a pair by itself, such as `clip_direction_below_0.2`; None if it passes.
 
-    Contrast is checked first, since similarities of a flat picture mean nothing.
+    Contrast is checked first, since similarities of a flat picture are meaningless.
     """
     source_contrast, edited_contrast = look.contrast
     if source_contrast < settings.least_contrast:
@@ -116,11 +116,11 @@ def keep_best(pairs: Rows, settings: Pairs, flagged: SafetyCheck) -> tuple[Rows,
 
 
 def _flagged_pairs(pairs: Rows, flagged: SafetyCheck) -> list[bool]:
-    """Pairs of which either picture is flagged."""
+    """Whether either picture of each pair is flagged."""
     flags = flagged([pair[side] for side in ("source_image", "edited_image") for pair in pairs])
     return [source or edited for source, edited in zip(flags[: len(pairs)], flags[len(pairs) :], strict=True)]
 
 
 def _pair_difference(first: PairStatistics, second: PairStatistics) -> float:
-    """Two pairs are as far apart as those of their pictures that differ most."""
+    """The difference of two pairs: that of their sources or of their edited pictures, whichever is greater."""
     return max(difference(a, b) for a, b in zip(first.colours, second.colours, strict=True))

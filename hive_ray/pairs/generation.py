@@ -1,4 +1,4 @@
-"""Instructions -> pairs of pictures: a text-to-image model draws source and edited side by side."""
+"""Instructions -> pairs of pictures, which a text-to-image model samples together."""
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from hive_ray.seeds import id_for, seed_for
 from hive_ray.similarity import Similarity
 
 NOT_REPLACEABLE = "captions_differ_in_number_of_words"
-"""Why a pair is dropped where words are to be swapped one for one."""
+"""Drop reason of pairs whose captions do not allow a word swap."""
 
 
 class PairGenerator:
-    """Instructions -> kept pairs and their cycle twins; what is dropped carries its reason."""
+    """Instructions -> kept pairs, their cycle twins, and dropped pairs with their reasons."""
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class PairGenerator:
 
 
 class SourceGenerator:
-    """Held-out instructions -> prompts: source pictures drawn by the text-to-image model."""
+    """Held-out instructions -> prompts, with source pictures sampled by the text-to-image model."""
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings
@@ -133,16 +133,16 @@ class SourceGenerator:
 
 
 def first_draws(generator: torch.Generator) -> tuple[float, float]:
-    """What places a sample in the spans of sharing and of guidance_scale, 0..1 each.
+    """Two uniform numbers in [0, 1), which place a sample in the ranges of sharing and of guidance_scale.
 
-    They are the first two draws of its seed, as in InstructPix2Pix's generate_img_dataset.py: its published
-    thresholds and scales can be recomputed so.
+    They are the first two draws of the seed, as in InstructPix2Pix's generate_img_dataset.py, so that its published
+    thresholds and scales can be recomputed.
     """
     return float(torch.rand((), generator=generator)), float(torch.rand((), generator=generator))
 
 
 def make_controls(settings: Pairs, sources: list[Caption], edits: list[Caption], drawn: Tensor) -> Controls:
-    """The controls of n pairs as the settings have them; drawn (n,) in 0..1 places each pair in the spans."""
+    """The controls of n pairs by the settings; drawn (n,) in 0..1 places each pair in the ranges of the settings."""
     num_steps = settings.num_inference_steps
     if settings.sharing == "self":
         return instruct_pix2pix_controls(_between(settings.shared_attention, drawn), num_steps)
@@ -162,7 +162,7 @@ def make_controls(settings: Pairs, sources: list[Caption], edits: list[Caption],
 
 
 def _recorded_span(settings: Pairs) -> tuple[float, float]:
-    """The span of the column `shared_attention`: the share of the steps that share self-attention."""
+    """The range of the column `shared_attention`, the share of the steps that share self-attention."""
     return settings.shared_attention if settings.sharing in ("self", "cross_and_self") else settings.self_replace_steps
 
 

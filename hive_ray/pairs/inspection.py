@@ -1,4 +1,4 @@
-"""The page that shows which pairs were kept, which were dropped, and why.
+"""The page that shows which pairs were kept and dropped, and why.
 
 counts by reason, measured similarities, examples -> html
 """
@@ -41,25 +41,25 @@ MEANINGS = {
     NOT_AMONG_THE_BEST: "It passed, but keep_per_instruction pairs with a greater clip_direction did as well.",
 }
 MAX_SIDE = 256
-"""Pixels of the pictures on the page."""
+"""Longest side of the pictures on the page, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedPairs:
-    """A table of pairs, as far as the page shows it."""
+    """The content of the page about a table of pairs."""
 
     settings: Pairs
-    """Those that the table was made with."""
+    """The settings of the table."""
     num_kept: int
-    """Drawn pairs that are rows of the table."""
+    """Sampled pairs that are rows of the table."""
     num_twins: int
-    """Rows that are a kept pair backwards."""
+    """Rows that are the reverse of a kept pair."""
     dropped: Mapping[str, int]
-    """Reason -> pairs."""
+    """Reason -> number of pairs."""
     failed: Mapping[str, int]
-    """Error -> instructions of which no pair was drawn."""
+    """Error -> number of instructions without pairs."""
     kept_values: Mapping[str, np.ndarray]
-    """Similarity column -> values of kept pairs; of large tables of some."""
+    """Similarity column -> values of kept pairs; for large tables a sample."""
     dropped_values: Mapping[str, np.ndarray]
     kept: Rows
     """Examples."""
@@ -68,7 +68,7 @@ class InspectedPairs:
 
 
 def write_page(inspected: InspectedPairs) -> str:
-    """The whole page as a string of HTML; pictures that may be unsafe are counted, not shown."""
+    """The page as HTML; pairs that are flagged as unsafe are counted, not shown."""
     drawn = inspected.num_kept + sum(inspected.dropped.values())
     shown = [
         (f"Dropped: {reason}", _share(count, drawn) + _dropped(reason, inspected))
@@ -85,7 +85,7 @@ def write_page(inspected: InspectedPairs) -> str:
 
 
 def headline(inspected: InspectedPairs) -> str:
-    """How many pairs were kept, and what most of the others were dropped for, in a sentence."""
+    """One sentence: how many pairs were kept, and the most frequent drop reason."""
     drawn = inspected.num_kept + sum(inspected.dropped.values())
     words = f"{inspected.num_kept:,} of {drawn:,} drawn pairs are kept ({_percent(inspected.num_kept, drawn)})"
     if not inspected.dropped:
@@ -124,7 +124,7 @@ def _dropped(reason: str, inspected: InspectedPairs) -> str:
 
 
 def _example(row: Row, settings: Pairs) -> Example:
-    """A pair with its captions and all that it was measured by; where a value is below its limit, both are there."""
+    """A pair with its captions and measurements; a value below its limit is shown with the limit."""
     limits, look = min_similarities(settings), measure_pair(row)
 
     def value(words: str, column: str) -> str:

@@ -41,7 +41,7 @@ SCHEMA = {
     "required": ["edits"],
     "additionalProperties": False,
 }
-"""What an answer in JSON is held to, where the endpoint can."""
+"""JSON schema of an answer, for endpoints that enforce schemas."""
 RESPONSE_FORMATS = {
     "json_schema": {"type": "json_schema", "json_schema": {"name": "edits", "strict": True, "schema": SCHEMA}},
     "json_object": {"type": "json_object"},
@@ -55,12 +55,12 @@ WRONG_FORMAT = "answer_is_not_of_the_form"
 EMPTY = "answer_is_empty"
 EMPTY_EDIT = "empty_edit"
 MAX_TOKENS, FREQUENCY_PENALTY = 256, 0.1
-"""Of a delimited completion, as InstructPix2Pix's."""
+"""Settings of delimited completions, as in InstructPix2Pix."""
 
 
 @dataclass(frozen=True)
 class WrittenEdit:
-    """One edit as the model wrote it."""
+    """One edit, as the model wrote it."""
 
     instruction: str
     edited_caption: str
@@ -68,14 +68,14 @@ class WrittenEdit:
 
 
 class AnswerFormatError(ValueError):
-    """An answer that is not the JSON that was asked for."""
+    """An answer without the expected format."""
 
 
 def parse_answer(text: str) -> list[WrittenEdit]:
-    """The edits of an answer; AnswerError if it holds no JSON of the wanted form.
+    """Parse the edits of an answer; AnswerFormatError if it contains no JSON of the expected form.
 
-    {"edits": [...]}, a bare list and a single edit are taken, the last of them, wherever they stand in the text. A
-    value that is no text counts as an empty one.
+    {"edits": [...]}, a list of edits and a single edit are accepted anywhere in the text; the last one counts. Values
+    that are not text count as empty.
     """
     edits = find_json(text, _usable_edits) or find_json(text, _edits)
     if edits is None:
@@ -84,13 +84,13 @@ def parse_answer(text: str) -> list[WrittenEdit]:
 
 
 def _usable_edits(value: Any) -> list[WrittenEdit] | None:
-    """As `_edits`; None also where all texts are empty, as where a model repeats the form that it was shown."""
+    """As `_edits`, but None if all texts are empty, as when a model repeats the template."""
     edits = _edits(value)
     return edits if any(edit.instruction and edit.edited_caption for edit in edits or ()) else None
 
 
 def _edits(value: Any) -> list[WrittenEdit] | None:
-    """The edits in a JSON value, with empty texts where an item is no edit; None if the value has another form."""
+    """The edits in a JSON value; items that are not edits get empty texts. None if the value has another form."""
     if isinstance(value, dict):
         value = value.get("edits", [value])
     if not isinstance(value, list) or (value and not any(map(_is_edit, value))):
@@ -113,7 +113,7 @@ def _text(value: Any) -> str:
 
 
 def parse_delimited(text: str) -> WrittenEdit:
-    """The edit of a completion; AnswerError if it is not of InstructPix2Pix's form."""
+    """Parse the edit of a completion; AnswerFormatError if it does not have InstructPix2Pix's format."""
     instruction, between, edited_caption = text.removesuffix(STOP).partition(SEPARATOR)
     if not between:
         raise AnswerFormatError(f"the language model answered {text[:80]!r}, without {SEPARATOR.strip()!r}")
@@ -121,7 +121,7 @@ def parse_delimited(text: str) -> WrittenEdit:
 
 
 def read_edits(answer: dict, form: str = "chat") -> tuple[list[WrittenEdit], list[Dropped]]:
-    """The edits of an answer of this form, as many as there are, and what was dropped of it; never neither."""
+    """The edits of an answer and its dropped rows; at least one of the two lists is not empty."""
     choices = choices_of(answer)
     if not choices:
         return [], [_dropped(EMPTY, json.dumps(answer))]
@@ -173,7 +173,7 @@ def _plain(text: str) -> str:
 
 
 def build_request(row: Row, settings: Instructions, examples: list[dict]) -> Request:
-    """The request for the edits of a caption, after `examples` (triplets.EXAMPLES of the form)."""
+    """The request for edits of a caption, with few-shot `examples` (made by triplets.EXAMPLES)."""
     request: Request = {"model": settings.llm}
     if settings.temperature is not None:
         request["temperature"] = settings.temperature
@@ -198,13 +198,13 @@ def build_request(row: Row, settings: Instructions, examples: list[dict]) -> Req
 
 
 class InstructionWriter:
-    """Captions -> instructions; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is.
+    """Captions -> instructions, by a language model at OPENAI_BASE_URL with the key OPENAI_API_KEY.
 
-    As many requests are in flight as `resources.batch_size` says; what is answered is kept in the folder `answers`
-    and never asked again. What undoes an edit goes by rule where its words say it (`pairs/inversion.py`), else by the
-    model; an edit with neither is counted with the rule's reason.
+    `resources.batch_size` is the number of requests in flight. Answers are cached in the folder `answers`. The inverse
+    instruction comes from a rule if one applies (`pairs/inversion.py`), otherwise from the model. Edits without one are
+    counted with the reason of the rule.
 
-    Each caption becomes rows, or `Dropped`, with a sample of what came where it was the answer's fault.
+    Each caption becomes rows, or `Dropped` with a sample of an unusable answer.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class InstructionWriter:
         return [*row_of.values(), *results, Counted(dict(counted))]
 
     def _flagged(self, texts: list[str]) -> list[bool]:
-        """Which texts the endpoint's moderation flags; none if it is not to be asked."""
+        """Whether the endpoint's moderation flags each text; all False without the setting."""
         return self.endpoint.flagged(texts) if self.settings.moderation and texts else [False] * len(texts)
 
     def _row(self, row: Row, edit: WrittenEdit, inverse_instruction: str) -> Row:

@@ -1,11 +1,11 @@
-"""Prompt-to-Prompt: two pictures drawn side by side, the edited one looking where the source looks.
+"""Prompt-to-Prompt: two pictures are sampled together, and the edited one takes attention maps of the source.
 
 Rows of a batch come in four equal parts, n pairs each (InstructPix2Pix's order):
 
     [unconditional source, unconditional edited, conditional source, conditional edited]
 
-`SharedAttention` is told before every denoising step which pairs share (a boolean a pair), so pairs with different
-thresholds, scales and seeds go through the network together and none changes another.
+`SharedAttention` says before every denoising step which pairs share (one boolean for each pair). So pairs with
+different thresholds, scales and seeds go through the network together without influencing each other.
 
     H heads, P pixels of an attention layer, T text tokens, D channels of a head
 """
@@ -22,25 +22,28 @@ from torch.nn import functional as F
 
 @dataclass
 class SharedAttention:
-    """What the attention processors look at during one denoising step."""
+    """Input of the attention processors for one denoising step."""
 
     self_attention: Tensor
-    """(n,) bool: the edited picture takes the source's self-attention map; or (2, n) for each guidance half."""
+    """(n,) bool: whether the edited picture takes the source's self-attention map; or (2, n) for each guidance half."""
     self_pixels: int | None = None
-    """The most pixels of a layer whose self-attention is taken; None takes every layer's."""
+    """Self-attention is shared in layers of at most so many pixels; None shares it in all layers."""
     mapper: Tensor | None = None
-    """(n, T, T): source token -> edited token, how much of the source's cross-attention the edited takes; None never
-    touches cross-attention."""
+    """(n, T, T): weights of the source tokens' cross-attention for each edited token; None leaves cross-attention
+    unchanged."""
     own_weight: Tensor | None = None
-    """(n, T): how much of its own cross-attention each edited token keeps beside that."""
+    """(n, T): weight of each edited token's own cross-attention."""
     watched: Tensor | None = None
-    """(2, n, T) bool: the tokens of the source and of the edited caption whose cross-attention is added up."""
+    """(2, n, T) bool: tokens of the source and of the edited caption whose cross-attention is recorded."""
     watched_pixels: int = 0
-    """The pixels of the layers where it is."""
+    """Number of pixels of the layers where it is recorded."""
 
 
 def share_source_rows(states: Tensor, shares: Tensor) -> Tensor:
-    """(4n, ...) with the edited rows replaced by their source's in the pairs that share: (n,), or (2, n) by half."""
+    """Replace the edited rows of (4n, ...) by those of their source in the pairs that share.
+
+    shares: (n,), or (2, n) for each guidance half.
+    """
     halves = states.unflatten(0, (2, 2, -1))  # (guidance half, source/edited, n, ...)
     source, edited = halves[:, 0], halves[:, 1]
     chosen = shares.view(-1, shares.shape[-1], *([1] * (source.dim() - 2)))
@@ -48,7 +51,7 @@ def share_source_rows(states: Tensor, shares: Tensor) -> Tensor:
 
 
 def share_cross_maps(maps: Tensor, mapper: Tensor, own: Tensor) -> Tensor:
-    """Cross-attention maps (4n, H, P, T) with the edited captions' tokens looking where the source's look.
+    """Mix the source's cross-attention into that of the edited captions; maps (4n, H, P, T).
 
     Only the conditional half has words (Hertz et al. 2022, sec. 3.2): edited = source @ mapper + own edited.
     """
@@ -58,13 +61,13 @@ def share_cross_maps(maps: Tensor, mapper: Tensor, own: Tensor) -> Tensor:
 
 
 def attended_words(maps: Tensor, watched: Tensor) -> Tensor:
-    """(2, n, P): how much the conditional source and edited pictures look at the watched tokens, mean over heads."""
+    """(2, n, P): attention of the conditional source and edited pictures to the watched tokens, mean over heads."""
     conditional = maps.unflatten(0, (2, 2, -1))[1]
     return (conditional * watched[:, :, None, None].to(maps)).sum(-1).mean(2)
 
 
 class SharingProcessor:
-    """A diffusers attention processor that shares maps as `state` says; without a state it is plain attention."""
+    """A diffusers attention processor that shares maps by `state.shared`; plain attention while it is None."""
 
     def __init__(self, state: "SharingState") -> None:
         self.state = state
@@ -102,15 +105,15 @@ class SharingProcessor:
 
 @dataclass
 class SharingState:
-    """Where the sampler puts what the current step shares, and finds what was seen."""
+    """Connects the sampler and the attention processors: input of the current step, and recorded attention."""
 
     shared: SharedAttention | None = None
     attended: list[Tensor] = field(default_factory=list)
-    """(2, n, P) of each layer that is watched, until the sampler takes them."""
+    """(2, n, P) for each watched layer, until the sampler clears the list."""
 
 
 def install_sharing(unet: UNet2DConditionModel) -> SharingState:
-    """Make a U-Net's attention shareable; what it computes is unchanged until `shared` is set."""
+    """Install the processor in a U-Net; its output is unchanged until `shared` is set."""
     holder = SharingState()
     unet.set_attn_processor(cast(AttentionProcessor, SharingProcessor(holder)))
     return holder

@@ -12,7 +12,7 @@ from hive_ray.storage import fetch_model
 
 
 class SafetyChecker:
-    """Encoded pictures -> whether each shows one of the concepts that the checker knows."""
+    """Encoded pictures -> whether the checker flags each as unsafe."""
 
     def __init__(self, checker: str | Path, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -25,7 +25,7 @@ class SafetyChecker:
         self.prepare = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
         logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(
             logging.ERROR
-        )  # it paints nothing black here
+        )  # it warns that it paints pictures black, which does not apply here
 
     def __call__(self, pictures: list[bytes]) -> list[bool]:
         if not pictures:
@@ -38,5 +38,5 @@ class SafetyChecker:
 
 
 def flag_nothing(pictures: list[bytes]) -> list[bool]:
-    """What is used where no checker is set."""
+    """Flag no picture: the default without a checker."""
     return [False] * len(pictures)

@@ -23,11 +23,11 @@ from hive_ray.pairs.prompt_to_prompt import SharedAttention, install_sharing
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Local blending's numbers (see `local_blending.blend_mask`)."""
+    """Settings of local blending (see `local_blending.blend_mask`)."""
 
     threshold: float
     start: float
-    """The share of the steps before it begins."""
+    """Share of the steps before it begins."""
 
 
 class TextToImage:
@@ -41,8 +41,10 @@ class TextToImage:
         dtype: torch.dtype = torch.float32,
         single_file: SingleFile = SingleFile(),  # noqa: B008 - frozen
     ) -> None:
-        """`single_file`: what such a file does not say. ModelFolderError for a model that is not whole, or that reads
-        more than a noisy latent (an editor, an inpainting model)."""
+        """`single_file`: settings that such a file does not contain.
+
+        Raises ModelFolderError for an incomplete model, or a U-Net with further inputs (an editor, an inpainting model).
+        """
         self.backbone = load_backbone(base, single_file, dtype)
         seen, channels = self.backbone.unet.config["in_channels"], self.backbone.latent_channels
         if seen != channels:
@@ -56,11 +58,11 @@ class TextToImage:
         self.holder = install_sharing(self.backbone.unet)
 
     def describe(self, captions: list[str]) -> list[Caption]:
-        """The words and tokens of captions, cut to the model's length as its texts are."""
+        """The words and tokens of captions, truncated to the model's maximum length."""
         return [self._describe(caption) for caption in captions]
 
     def noise(self, generators: list[torch.Generator], resolution: int) -> NoiseSource:
-        """Standard normal noise (m, C, h, w) without end, each row from its own CPU generator."""
+        """A function that returns standard normal noise (m, C, h, w); each row has its own CPU generator."""
         shape = self.backbone.latent_shape(resolution, resolution)
         return lambda: torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
@@ -74,7 +76,7 @@ class TextToImage:
         num_inference_steps: int,
         schedule: str = "ddim",
     ) -> Tensor:
-        """Pictures (m, 3, H, W) in -1..1 of captions; guidance_scale (m,)."""
+        """Sample pictures (m, 3, H, W) in -1..1 of captions; guidance_scale (m,)."""
         return self._denoise(
             noise, self._guided_states(captions), guidance_scale, num_inference_steps, schedule, _plain, _unblended
         )
@@ -93,13 +95,13 @@ class TextToImage:
         control_side: float = 0.25,
         local_blend: LocalBlend | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Source and edited pictures (n, 3, H, W) in -1..1 from the same noise (n, C, h, w), first and in every step.
+        """Sample source and edited pictures (n, 3, H, W) in -1..1 with the same noise (n, C, h, w) in every step.
 
-        guidance_scale: (n,); control_side: of the small layers of `controls` and of local blending, over the latent's.
+        guidance_scale: (n,); control_side: side of the layers of `controls` and local blending, relative to the latent.
         """
         n = len(source_captions)
         controls = controls.to(self.device)
-        self.holder.attended.clear()  # of a draw that did not come to its end
+        self.holder.attended.clear()  # left by an interrupted call
         attended: list[Tensor] = []
 
         def shared(step: int, latents: Tensor) -> SharedAttention:
@@ -138,7 +140,7 @@ class TextToImage:
         return Caption(words, tokens, padded, word_spans(lengths, len(tokens)))
 
     def _guided_states(self, texts: list[str]) -> TextStates:
-        """(2 m, ...) of m texts behind m of the empty text."""
+        """Text states (2 m, ...): m of the empty text, then those of m texts."""
         places = [0] * len(texts) + list(range(1, len(texts) + 1))
         return self.backbone.text.encode(["", *texts]).select(places)
 
@@ -154,7 +156,7 @@ class TextToImage:
     ) -> Tensor:
         """Pictures (m, 3, H, W) on the CPU; states (2 m, ...), the unconditional half first.
 
-        `shared` is asked before each step, `blended` gives what goes on after it; both get the step and its latents.
+        `shared` is called before each step, and `blended` maps the latents after it; both get the step and its latents.
         """
         unet = self.backbone.unet
         way = SCHEDULES[schedule](self.backbone.scheduler.config, num_inference_steps, self.device)
@@ -184,7 +186,7 @@ def _unblended(step: int, latents: Tensor) -> Tensor:
 
 
 def _sum_of(attended: list[Tensor], control_side: float) -> Tensor:
-    """(2, n, P) over all layers of one step."""
+    """Sum (2, n, P) over all layers of one step."""
     if not attended:
         raise ValueError(
             f"no attention layer has {control_side} of the latent's side, where local blending looks; set"

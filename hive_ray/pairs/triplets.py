@@ -1,4 +1,4 @@
-"""What people wrote to teach an instruction writer (InstructPix2Pix's step 1a): caption, instruction, edited caption.
+"""Human-written triplets (caption, instruction, edited caption) to fine-tune an instruction writer (InstructPix2Pix).
 
 a JSONL file of triplets -> examples to fine-tune a language model on
 """
@@ -13,9 +13,9 @@ from hive_ray.pairs.instructions import PROMPT_END, SEPARATOR, STOP, SYSTEM_PROM
 from hive_ray.pairs.inversion import invert
 
 MIN_TRIPLETS = 10
-"""OpenAI fine-tunes on no fewer."""
+"""The minimum for fine-tuning at OpenAI."""
 KEYS = {"caption": "input", "instruction": "edit", "edited_caption": "output"}
-"""Our name of each key -> InstructPix2Pix's."""
+"""Our key -> the key of InstructPix2Pix."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ class Triplet:
 
 
 def read_triplets(address: str, *, least: int = MIN_TRIPLETS) -> list[Triplet]:
-    """The different triplets of a JSONL file, keys as in `KEYS`; lines that are none are left out, counted and named on
-    standard output.
+    """Read the distinct triplets of a JSONL file with the keys of `KEYS`; bad lines are skipped with a warning.
 
-    Raises FileNotFoundError; ValueError, which names the first of those lines, if they are more than half of all or
+    Raises FileNotFoundError, and ValueError, which shows the first bad lines, if more than half of the lines are bad or
     fewer than `least` triplets remain.
     """
     triplets: dict[Triplet, None] = {}
@@ -65,7 +64,7 @@ def _triplet(line: JsonLine) -> Triplet:
 
 
 def chat_examples(triplets: list[Triplet]) -> list[dict]:
-    """One conversation a caption, with the request and the JSON that `InstructionWriter` asks for later."""
+    """One conversation for each caption, with the request and the JSON answer of `InstructionWriter`."""
     edits: dict[str, list[dict]] = defaultdict(list)
     for triplet in triplets:
         edits[triplet.caption].append(
@@ -88,7 +87,7 @@ def chat_examples(triplets: list[Triplet]) -> list[dict]:
 
 
 def delimited_examples(triplets: list[Triplet]) -> list[dict]:
-    """InstructPix2Pix's prompts and completions, one a triplet."""
+    """One of InstructPix2Pix's prompts and completions for each triplet."""
     return [
         {
             "prompt": triplet.caption + PROMPT_END,

@@ -1,4 +1,4 @@
-"""Hugging Face datasets by their columns: Parquet files, or the Arrow files of `save_to_disk`."""
+"""Read Hugging Face datasets by their columns: Parquet files, or the Arrow files of `save_to_disk`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ from hive_ray.schemas import Row
 
 BATCH_ROWS = 16
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, EOFError)
-"""What Arrow raises where the bytes of a file are not what they should be; out of memory, for a size that is not so."""
+"""Errors that Arrow raises for damaged files; a wrong size may look like a lack of memory."""
 RANDOM_ACCESS = b"ARROW1"
-"""How Arrow files begin that are no streams."""
+"""First bytes of Arrow files that are not streams."""
 
 
 @dataclass(frozen=True)
 class DatasetColumns:
-    """The names that one dataset has for what is wanted; "" for what it has not."""
+    """The column names of a dataset; "" for columns that it lacks."""
 
     instruction: str
     source_image: str
@@ -50,7 +50,7 @@ class DatasetColumns:
 
     @property
     def required(self) -> set[str]:
-        """Columns by which the dataset is known."""
+        """The columns by which the dataset is recognised."""
         return {self.instruction, self.source_image, self.edited_image}
 
 
@@ -141,7 +141,7 @@ def parquet_values(file: str, columns: Callable[[pa.Schema], list[str]]) -> Iter
 
 
 def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
-    """The pairs of an Arrow file, as a stream (of `save_to_disk`) or not, and why the rest of it cannot be read."""
+    """Yield the pairs of an Arrow file or stream, and an `UnreadablePart` if its rest cannot be read."""
     rows: _Rows | None = None
     try:
         for schema, batch in _arrow_batches(file):
@@ -149,7 +149,7 @@ def arrow_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPa
             if rows.refusal:
                 yield rows.unfit(rows.refusal, 0)
                 return
-            batch.validate()  # an Arrow file is not looked at by its reader: wrong offsets would end the process
+            batch.validate()  # Arrow does not validate files by itself, and wrong offsets would crash the process
             chosen = batch.select(rows.columns)
             for first in range(0, len(chosen), BATCH_ROWS):
                 yield from rows.found(chosen.slice(first, BATCH_ROWS))
@@ -181,15 +181,15 @@ def _opened(file: str) -> Iterator[pa.NativeFile]:
 
 
 class _Rows:
-    """Makes pairs of the batches of one file."""
+    """Converts the batches of one file to pairs."""
 
     def __init__(self, file: str, root: str, settings: Importing, schema: pa.Schema) -> None:
         self.file = file
         self.number = 0
-        """Of the next row, from 0."""
+        """Number of the next row, from 0."""
         self.pictures = PictureReader(file, root, settings.pictures)
         self.refusal: UnreadablePart | None = None
-        """Why nothing of the file is read on."""
+        """Why the file is not read further."""
         known = find_columns(schema.names)
         if known is None:
             self.refusal = UnreadablePart("columns_unknown", describe_unknown_columns(file, schema.names))
@@ -202,11 +202,11 @@ class _Rows:
             self.refusal = UnreadablePart(IS_NO_FILE, f"{file}: {'; '.join(filter(None, problems))}")
 
     def unfit(self, refusal: UnreadablePart, rows: int) -> UnreadablePart:
-        """The refusal, of so many rows."""
+        """The refusal with a number of rows."""
         return UnreadablePart(refusal.reason, refusal.sample, max(0, rows))
 
     def found(self, batch: pa.RecordBatch) -> Iterator[ImportedPair | UnreadablePart]:
-        """The pairs of a batch. A file whose first row has text in place of a picture is refused."""
+        """Yield the pairs of a batch. A file whose first row has text in place of a picture is refused."""
         for row in _values(batch):
             place = f"{self.file}, row {self.number}"
             self.number += 1
@@ -231,7 +231,7 @@ class _Rows:
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
-    """The rows of a batch, one by one where they cannot be read together; why a row cannot be read."""
+    """Yield the rows of a batch, or the error of a row that cannot be read."""
     try:
         batch.validate(full=True)
         yield from batch.to_pylist()
@@ -245,8 +245,10 @@ def _values(batch: pa.RecordBatch) -> Iterator[Row | Exception]:
 
 
 def find_columns(names: list[str]) -> DatasetColumns | None:
-    """The columns of a known dataset, or those that are called as in JSONL files; None if there are none. A name that
-    two columns have is none's."""
+    """The columns of a known dataset, or columns with the names of JSONL keys; None without them.
+
+    Names that two columns share are ignored.
+    """
     names = unique_names(names)
     for columns in COLUMNS.values():
         if columns.required <= set(names):
@@ -257,12 +259,12 @@ def find_columns(names: list[str]) -> DatasetColumns | None:
 
 
 def unique_names(names: list[str]) -> list[str]:
-    """The names that are there once."""
+    """The names that occur exactly once."""
     return [name for name, count in Counter(names).items() if count == 1]
 
 
 def describe_unknown_columns(file: str, names: list[str]) -> str:
-    """That a file has columns that nobody knows, in words."""
+    """The message for a file without known columns."""
     known = "; ".join(f"{name}: {', '.join(sorted(columns.required))}" for name, columns in COLUMNS.items())
     return f"{file} has the columns {', '.join(names)}, as no known dataset ({known}); rename them"
 
@@ -270,7 +272,7 @@ def describe_unknown_columns(file: str, names: list[str]) -> str:
 def _unreadable(
     file: str, where: str, error: Exception, reason: str = "file_unreadable", rows: int = 0
 ) -> UnreadablePart:
-    """A part of a file that cannot be read; an S3 that fails is no broken file, and raises."""
+    """An unreadable part of a file; errors of S3 are raised, since the file may be fine."""
     if "AWS Error" in str(error):
         raise error
     return UnreadablePart(reason, f"{file}{where} cannot be read: {error}", rows)

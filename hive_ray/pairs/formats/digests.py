@@ -1,8 +1,8 @@
-"""What a dataset is known by, so that a change in place is seen before its rows are read again.
+"""Digests of datasets, which detect changes without reading the rows.
 
-Names, sizes, and modification times (on S3: ETags) of its files and of the pictures elsewhere that its text and Parquet
-files name. Not looked at: a change that leaves name, size and time as they were, and pictures outside of the dataset
-that Arrow files name.
+A digest covers names, sizes, and modification times (on S3: ETags) of the files, and of pictures outside the dataset that
+its text and Parquet files name. Changes that keep name, size and time are not detected, nor are changes of pictures
+outside the dataset that Arrow files name.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,17 +23,17 @@ from hive_ray.seeds import id_for
 BATCH_ROWS = 4096
 
 PathReader = Callable[[str], Iterator[list[str]]]
-"""A file -> the paths of pictures in each of its rows."""
+"""A file -> the picture paths of each of its rows."""
 
 
 def dataset_digest(dataset: str, pictures: str, read_paths: PathReader | None = None) -> str:
-    """Names and sizes, "-", and modification times or ETags, as a digest each; `pictures` as `importing.pictures`.
+    """Digest of names and sizes, "-", digest of modification times or ETags; `pictures` as `importing.pictures`.
 
-    A folder is listed. Of a file, and of a folder where `pictures` are elsewhere, the files that name pictures are read
-    once, and each picture is looked at: on disk one by one, on S3 in a listing of the folder that they are in.
-    `read_paths` says which paths a file names; without it, those of pairs.
+    A folder is listed. For a file, and for a folder whose `pictures` are elsewhere, the files that name pictures are
+    read once, and the version of each picture is looked up: on disk one by one, on S3 in one listing of their folder.
+    `read_paths` yields the paths that a file names; the default reads those of pairs.
 
-    Raises FileNotFoundError if nothing is there.
+    Raises FileNotFoundError if the dataset does not exist.
     """
     alone = storage.is_file(dataset)
     root = folder_of(dataset) if alone else dataset
@@ -52,7 +52,7 @@ def dataset_digest(dataset: str, pictures: str, read_paths: PathReader | None = 
 
 
 def legacy_digest(dataset: str) -> str:
-    """What a dataset was known by at first: names and sizes of its files alone."""
+    """The digest of older versions: names and sizes of the files only."""
     size = storage.file_size(dataset)
     sizes = storage.list_sizes(dataset) if size is None else {".": size}
     return id_for(*chain.from_iterable(sizes.items()))
@@ -61,7 +61,10 @@ def legacy_digest(dataset: str) -> str:
 def _versions_of_pictures(
     file: str, root: str, folder: str, alone: bool, named_in: PathReader
 ) -> Iterator[tuple[str, str | None]]:
-    """Path and version of each picture that a file names; those in the dataset's folder only if it is `alone`."""
+    """Yield path and version of each picture that a file names.
+
+    Pictures in the dataset's folder are included only if the dataset is a single file (`alone`).
+    """
     pictures, listed = PictureReader(file, root, folder), {}
     top = normalized_path(root)
     for path in chain.from_iterable(named_in(file)):
@@ -75,7 +78,7 @@ def _versions_of_pictures(
 
 
 def _version(place: str, folder: str, listed: dict[str, str]) -> str | None:
-    """The version of a file; on S3 those of all files in `folder` are `listed` at the first one."""
+    """The version of a file; on S3 the first call lists all files of `folder` into `listed`."""
     if not place.startswith(storage.S3) or not is_within(place, (folder,)):
         return storage.file_version(place)
     if not listed:
@@ -84,7 +87,7 @@ def _version(place: str, folder: str, listed: dict[str, str]) -> str | None:
 
 
 def _named_pictures(file: str) -> Iterator[list[str]]:
-    """The paths of pictures in the rows of a file; nothing where they cannot be read."""
+    """Yield the picture paths in the rows of a file; nothing for files that cannot be read."""
     if file.lower().endswith(text_rows.ENDINGS):
         for _, row in text_rows.read_values(file):
             if not isinstance(row, UnreadablePart):
@@ -108,7 +111,7 @@ def _named_in_parquet(file: str) -> Iterator[list[str]]:
 
 
 def path_column(schema: pa.Schema, name: str) -> str:
-    """The column of paths in place of pictures; the path of {bytes, path} alone, since the bytes are large."""
+    """The column that holds picture paths, "" if there is none; for {bytes, path} only the path, since bytes are large."""
     kind = schema.field(name).type
     if pa.types.is_struct(kind):
         return f"{name}.path" if "path" in [field.name for field in kind] else ""

@@ -10,19 +10,19 @@ SYSTEM_FILES = (
     "System Volume Information", "@eaDir", "#recycle", "lost+found", ".ipynb_checkpoints", ".Trash*", ".Spotlight-*",
     ".fseventsd", ".git", ".cache", "*.crdownload", "*.part", "*.partial", "*.download",
 )  # fmt: skip
-"""Names of files and folders that systems, browsers and tools leave between others, and that are no data."""
+"""Names of files and folders of operating systems, browsers and tools, which are not data."""
 SYSTEM_FILE = re.compile("|".join(map(translate, SYSTEM_FILES)), re.IGNORECASE)
 SPLIT_WORDS = ("train", "test", "val", "dev", "eval")
-"""How the names of splits begin."""
+"""Prefixes of split names."""
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file or folder of this name (without a path) is a system's own."""
+    """Whether a file or folder of this name (without a path) is not data (see SYSTEM_FILES)."""
     return SYSTEM_FILE.match(name) is not None
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of this relative path may be data: neither a system's nor below a name that begins with _ or ."""
+    """Whether a relative path may be data: no part is a system file or begins with _ or `.`."""
     return not any(part[:1] in ("_", ".") or is_system_file(part) for part in name.split("/"))
 
 
@@ -32,9 +32,9 @@ def data_files(folder: str) -> list[str]:
 
 
 def select_split(dataset: str, names: list[str], split_name: str, *, may_have_none: bool = False) -> list[str]:
-    """The addresses of the files of one split: those that begin with its name or lie in a folder that does.
+    """The addresses of the files of a split: the file name or a folder of its path begins with the split's name.
 
-    may_have_none: where no name is that of any split, all files are meant. Raises a ValueError if none is left.
+    may_have_none: if no path has the name of any split, all files are selected. Raises ValueError if no file is left.
     """
     chosen = [name for name in names if begins_with(name, split_name)]
     if not chosen and may_have_none and not any(begins_with(name, word) for name in names for word in SPLIT_WORDS):

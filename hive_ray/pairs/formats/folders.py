@@ -1,6 +1,6 @@
-"""InstructPix2Pix's and HIVE's folders.
+"""Read the folders of InstructPix2Pix and HIVE.
 
-Pictures and words are read one pair at a time; a file that is not there, or is not understood, costs its own pairs.
+Pairs are read one at a time; a missing or unreadable file affects only its own pairs.
 """
 
 from collections.abc import Iterator
@@ -29,13 +29,14 @@ from hive_ray.schemas import Row
 
 HIVE_CYCLE = "training_cycle.jsonl"
 HIVE_PARTS = ("part_0_blip_prompt_new", "part_1_blip_prompt_new", "instructpix2pix")
-"""Below HIVE's training folder, beside `HIVE_CYCLE`; the last holds InstructPix2Pix's own pairs."""
+"""Folders next to `HIVE_CYCLE` in HIVE's training folder; the last one holds InstructPix2Pix's own pairs."""
 
 
 def prompt_folders(dataset: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
-    """InstructPix2Pix's [folder, seeds] and HIVE's [part, folder, seeds], in <folder>/<seed>_0.jpg and _1.jpg.
+    """Yield the pairs <folder>/<seed>_0.jpg and _1.jpg that seeds.json lists.
 
-    ValueError if seeds.json, which lists them, cannot be read.
+    Its entries are [folder, seeds] (InstructPix2Pix) or [part, folder, seeds] (HIVE). Raises ValueError if seeds.json
+    cannot be read.
     """
     listed = storage.join(dataset, "seeds.json")
     for entry in _entries(listed):
@@ -91,7 +92,7 @@ def _prompt_folder(dataset: str, folder: list[str], seeds: list[str]) -> Iterato
 
 
 def _origin(words: Row) -> Row:
-    """Origin and split, where `writing` has left them; seeds are in the pictures' names, not here."""
+    """Origin and split, if `writing` has stored them; seeds are in the names of the pictures."""
     return {name: value for name, value in own_values(words).items() if name in ("origin", "split")}
 
 
@@ -103,7 +104,7 @@ def shared_attention_for_seed(seed: int) -> float:
 
 
 def _words(place: str) -> Row | MissingPicture:
-    """What prompt.json holds, or why it gives no pairs; no instruction where there is no such file."""
+    """The content of prompt.json, or why it has no pairs; an empty instruction if the file is missing."""
     file = storage.join(place, "prompt.json")
     content = read_content(file)
     if isinstance(content, MissingPicture):
@@ -125,7 +126,7 @@ def _words(place: str) -> Row | MissingPicture:
 
 
 def _read_metadata(file: str, metadata: dict[str, Row]) -> Iterator[UnreadablePart]:
-    """Add seed -> its line of metadata.jsonl, if there is such a file, and yield the lines that cannot be read."""
+    """Add seed -> line of metadata.jsonl to `metadata`, if the file exists, and yield the unreadable lines."""
     content = read_content(file)
     if isinstance(content, MissingPicture):
         yield UnreadablePart("metadata_unreadable", content.detail)
@@ -148,7 +149,7 @@ def _picture(dataset: str, path: str) -> bytes | MissingPicture:
 
 
 def hive_pairs(training: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
-    """HIVE's three parts, and InstructPix2Pix's pairs where they lie beside them."""
+    """Yield the pairs of HIVE's parts, and InstructPix2Pix's pairs if they are next to them."""
     yield from text_rows(storage.join(training, HIVE_CYCLE), training, settings)
     for part in HIVE_PARTS:
         if storage.exists(storage.join(training, part, "seeds.json")):

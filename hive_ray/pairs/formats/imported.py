@@ -1,4 +1,4 @@
-"""A pair as somebody's dataset gives it, and what makes it a row of `imported`."""
+"""Pairs of other people's datasets, and their conversion to rows of `imported`."""
 
 import math
 from collections import Counter
@@ -20,20 +20,20 @@ SOURCE_CAPTION = ("source_caption", "input", "caption", "original_prompt")
 EDITED_CAPTION = ("edited_caption", "output", "edited_prompt", "target_caption")
 SOURCE_IMAGE = ("source_img", "source_image", "original_image", "input_image")
 EDITED_IMAGE = ("edited_img", "edited_image", "target_img", "target_image", "output_image")
-"""Keys of JSON, the first that is there: ours or HIVE's, InstructPix2Pix's, UltraEdit's, MagicBrush's, HQ-Edit's."""
+"""Keys in the order of preference: those of hive_ray, HIVE, InstructPix2Pix, UltraEdit, MagicBrush and HQ-Edit."""
 FILE_NAME = "_file_name"
-"""How the name of a column of pictures ends in the metadata files of Hugging Face's ImageFolder."""
+"""Suffix of picture columns in the metadata files of Hugging Face's ImageFolder."""
 OWN_COLUMNS = ("seed", "shared_attention", "origin", "split")
-"""What `writing` adds: it is taken at its word, so that no twin leaves its pair's split on the way."""
+"""Columns that `writing` adds. They are kept, so that a twin stays in the split of its pair."""
 BATCH_PAIRS = 8
-"""Whose pictures are decoded at once, and are in memory."""
+"""Pairs whose pictures are decoded and held in memory at a time."""
 ROWS_NOT_READ = "rows_not_read"
-"""What counts the rows of the parts that could not be read."""
+"""Name of the count of rows in unreadable parts."""
 
 
 @dataclass(frozen=True)
 class MissingPicture:
-    """Why there is no picture: the reason of the drop, and what was seen and what to do, in words."""
+    """Why a picture is missing: the drop reason, and a message for people."""
 
     reason: str
     detail: str
@@ -41,22 +41,22 @@ class MissingPicture:
 
 @dataclass(frozen=True)
 class UnreadablePart:
-    """A part of a dataset that gives no pair: a line, a folder, a row group, the rest of a file."""
+    """A part of a dataset that cannot be read: a line, a folder, a row group, the rest of a file."""
 
     reason: str
     sample: str
-    """Where it is and what is wrong with it."""
+    """Its place and its problem."""
     rows: int = 0
-    """Rows that it was to hold, where there may be more than one and their number is known."""
+    """Number of rows that it should contain, if known and more than one; otherwise 0."""
 
 
 @dataclass(frozen=True)
 class ImportedPair:
-    """A pair as a dataset gives it.
+    """A pair of a dataset.
 
-    `instruction` and captions are text, {"text": text}, or lists of these. `split_group` names what must not straddle a
-    split; "" is the source caption, or the source picture where there is none. A `split` that is given is kept.
-    `place` says where the pair stands, for messages.
+    `instruction` and captions are text, {"text": text}, or lists of these. Pairs of one `split_group`
+    are in the same split; "" stands for the source caption, or the source picture without a caption. A given `split` is
+    kept. `place` is the file and row, for messages.
     """
 
     instruction: Any
@@ -74,9 +74,9 @@ class ImportedPair:
 
 
 def imported_rows(pairs: Iterable[ImportedPair | UnreadablePart], settings: Importing) -> Iterator[Result]:
-    """Rows of `imported`, at most `num_pairs` and each once, and `Dropped` with a sample for the others.
+    """Yield at most `num_pairs` distinct rows of `imported`, and `Dropped` with a sample for other pairs.
 
-    Each of several instructions of a pair is a row. Reasons beside those of `UnreadablePart` and `MissingPicture`:
+    Each instruction of a pair is a row. Reasons besides those of `UnreadablePart` and `MissingPicture`:
     "instruction_missing", "picture_missing", "picture_unreadable", "pictures_are_equal", "duplicate".
 
     Raises a ValueError if nothing can be kept, and `Stopped` if it is a smaller share than `least_kept`.
@@ -106,7 +106,7 @@ def imported_rows(pairs: Iterable[ImportedPair | UnreadablePart], settings: Impo
 def require_enough_rows(
     what: str, kept: int, dropped: Counter[str], samples: dict[str, str], least_kept: float
 ) -> None:
-    """Raise a ValueError if none of `what` is kept, and `Stopped` if it is a smaller share than `least_kept`."""
+    """Raise a ValueError if nothing was kept, and `Stopped` if less than the share `least_kept` was."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common() if count) or "it is empty"
     shown = "".join(f"\n  {reason}: {sample}" for reason, sample in samples.items())
     if not kept:
@@ -119,7 +119,7 @@ def require_enough_rows(
 
 
 def _kept_pictures(pair: ImportedPair | UnreadablePart) -> tuple[bytes | MissingPicture, ...]:
-    """The pictures of a pair as tables keep them; none where its instruction is missing."""
+    """The pictures of a pair in the form for tables; an empty tuple if the instruction is missing."""
     if isinstance(pair, UnreadablePart) or not texts(pair.instruction):
         return ()
     return stored_picture(pair.source_image, "source"), stored_picture(pair.edited_image, "edited")
@@ -128,7 +128,7 @@ def _kept_pictures(pair: ImportedPair | UnreadablePart) -> tuple[bytes | Missing
 def _rows(
     pair: ImportedPair | UnreadablePart, pictures: tuple[bytes | MissingPicture, ...], settings: Importing
 ) -> Iterator[Result]:
-    """A row for each instruction of a pair, or why there is none."""
+    """Yield a row for each instruction of a pair, or a dropped row."""
     if isinstance(pair, UnreadablePart):
         yield Dropped(pair.reason, sample=pair.sample)
         if pair.rows > 1:
@@ -174,7 +174,7 @@ def _row(pair: ImportedPair, instruction: str, inverse: str, source: bytes, edit
 
 
 def stored_picture(picture: bytes | MissingPicture | None, name: str) -> bytes | MissingPicture:
-    """A picture as tables keep it, or why there is none; `name` says which one, for messages."""
+    """Convert a picture to the form for tables, or say why it is missing; `name` is for messages."""
     if isinstance(picture, MissingPicture):
         return MissingPicture(picture.reason, f"{name} picture: {picture.detail}")
     if not picture:
@@ -190,12 +190,12 @@ def _dropped(reason: str, place: str, detail: str) -> Dropped:
 
 
 def text(value: Any) -> str:
-    """The first text of a value with single spaces; "" where there is none."""
+    """The first text of a value with single spaces; "" if there is none."""
     return next(iter(texts(value)), "")
 
 
 def texts(value: Any) -> list[str]:
-    """The texts of a text, a {"text": text}, or a list of these, with single spaces and without empty ones."""
+    """The non-empty texts of a text, a {"text": text}, or a list of these, with single spaces."""
     if isinstance(value, str):
         words = " ".join(replace_surrogates(value).split())
         return [words] if words else []
@@ -207,12 +207,12 @@ def texts(value: Any) -> list[str]:
 
 
 def first_value(row: Row, keys: tuple[str, ...]) -> Any:
-    """The first value that is there under these keys and neither null nor ""; else ""."""
+    """The first value under these keys that is neither null nor ""; "" if there is none."""
     return next((row[key] for key in keys if row.get(key) not in (None, "")), "")
 
 
 def own_values(row: Row) -> Row:
-    """What `writing` has added to a row; nothing if somebody else wrote it."""
+    """The values that `writing` adds to a row; an empty dictionary for rows of other programs."""
     if row.get("origin") not in ORIGINS or row.get("split") not in SPLITS:
         return {}
     known = {"origin": row["origin"], "split": row["split"]}
@@ -223,6 +223,6 @@ def own_values(row: Row) -> Row:
 
 
 def finite_or(value: Any, otherwise: float) -> float:
-    """A finite number as it is, anything else as `otherwise`."""
+    """The value as float if it is a finite number, else `otherwise`."""
     known = isinstance(value, int | float) and abs(value) < 1e30 and math.isfinite(value)
     return float(value) if known else otherwise

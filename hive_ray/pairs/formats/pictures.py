@@ -1,9 +1,9 @@
-"""Pictures that a dataset's rows hold, or name by their paths.
+"""Read the pictures that rows of a dataset contain or name by path.
 
-A path is looked for from importing.pictures on if that is set, and from the folder of the file that names it; else
-from that folder, from the dataset's folder, and from its `images` folder. An absolute path is read as it is; one that
-is no more (it was somebody else's disk) is looked for by its last parts in these folders. A relative path that leaves
-the dataset and importing.pictures by ".." is not read, symbolic links are followed, nothing is fetched from the web.
+A relative path is resolved against importing.pictures, if it is set, and the folder of the file that names it.
+Otherwise it is resolved against that folder, the dataset folder, and its `images` folder. An absolute path that does
+not exist here, since it is from another machine, is searched by its last parts in these folders. A relative path that
+leaves the dataset and importing.pictures by ".." is refused. Symbolic links are followed. Nothing is downloaded.
 """
 
 import posixpath
@@ -25,14 +25,14 @@ ENCODED = re.compile(r"(iVBORw0KGgo|/9j/|UklGR|R0lGOD|Qk0|SUkq|TU0AK)[A-Za-z0-9+
 """Base64 text of a PNG, JPEG, WebP, GIF, BMP or TIFF."""
 MAX_PATH_LENGTH = 4096
 PATH_SAMPLE_CHARS = 100
-"""Characters of a path that messages show."""
+"""How many characters of a path a message shows."""
 
 
 class PictureReader:
-    """Reads what stands for a picture in the rows of `file`, which belongs to the dataset folder `root`."""
+    """Reads the pictures of rows of `file`, which belongs to the dataset folder `root`."""
 
     def __init__(self, file: str, root: str, pictures: str) -> None:
-        """`pictures`: where relative paths begin, seen from the file's folder, as `importing.pictures`."""
+        """`pictures`: the base folder of relative paths, relative to the file's folder, as `importing.pictures`."""
         beside, root = normalized_path(folder_of(file)), normalized_path(root)
         chosen = normalized_path(pictures if is_absolute(pictures) else storage.join(beside, pictures))
         self.folders = list(dict.fromkeys([chosen, beside]))
@@ -41,10 +41,12 @@ class PictureReader:
         self.beside = beside
         self.allowed = (root, beside, chosen)
         self.setting = pictures
-        self.moved: tuple[str, int] | None = None  # in which folder, and without how many parts, the last one was
+        self.moved: tuple[str, int] | None = (
+            None  # folder and number of removed parts of the last absolute path that was found
+        )
 
     def read(self, value: Any) -> bytes | MissingPicture:
-        """The bytes of a picture, or why there are none."""
+        """The bytes of a picture, or why it is missing."""
         if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes | bytearray | memoryview):
@@ -76,9 +78,9 @@ class PictureReader:
         )
 
     def candidate_paths(self, path: str) -> Iterator[str]:
-        """Where the file of a path may lie, the likeliest first; nowhere if it leaves the dataset."""
+        """Yield the places where a path may be, the most likely one first; none if it leaves the dataset."""
         path = path.removeprefix("file://")
-        if "\\" in path and "/" not in path:  # of Windows
+        if "\\" in path and "/" not in path:  # a Windows path
             path = re.sub(r"^[A-Za-z]:", "", path).replace("\\", "/")
         if not is_absolute(path):
             places = [normalized_path(storage.join(folder, path)) for folder in self.folders]
@@ -93,7 +95,7 @@ class PictureReader:
                 yield storage.join(folder, *parts[gone:])
 
     def _remember(self, path: str, place: str) -> None:
-        """Look first where a path of somebody else's disk was found, so that the next one takes one look."""
+        """Remember where an absolute path of another machine was found, so that the next one is found at once."""
         parts = [part for part in path.removeprefix(storage.S3).split("/") if part not in ("", ".", "..")]
         for folder in self.folders if is_absolute(path) and place != normalized_path(path) else ():
             if is_within(place, (folder,)):
@@ -102,7 +104,7 @@ class PictureReader:
 
 
 def type_problem(name: str, kind: pa.DataType) -> str:
-    """Why a column of this type holds no pictures, in words; "" if it may."""
+    """The message for a column type that cannot hold pictures; "" if it can."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_struct(value) and {"bytes", "path"} & {field.name for field in value}:
         return ""
@@ -116,14 +118,14 @@ def type_problem(name: str, kind: pa.DataType) -> str:
 
 
 def path_in(value: Any) -> str:
-    """The path that stands for a picture, "" where there is none."""
+    """The path in the value of a picture; "" if there is none."""
     if isinstance(value, dict):
         value = None if value.get("bytes") else value.get("path")
     return value if isinstance(value, str) and not _refusal(value) else ""
 
 
 def _refusal(text: str) -> MissingPicture | None:
-    """Why a text is no path, if it is none."""
+    """Why a text is not a path; None if it may be one."""
     if re.match(r"data:[^/]*/", text[:PATH_SAMPLE_CHARS]):
         return MissingPicture(IS_NO_FILE, f"a data address ({text[:40]!r}) and no picture; decode it: {PICTURE_ADVICE}")
     if ENCODED.fullmatch(text):
@@ -141,10 +143,10 @@ def _refusal(text: str) -> MissingPicture | None:
 
 
 def read_content(path: str) -> bytes | MissingPicture | None:
-    """The bytes of a file; None if there is none; why it cannot be read."""
+    """The bytes of a file, None if it does not exist, or why it cannot be read."""
     try:
         if not path.startswith(storage.S3) and storage.file_size(path) is None:
-            return None  # a folder, or a device, which has no end
+            return None  # a folder, or a device, which may be endless
         return storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

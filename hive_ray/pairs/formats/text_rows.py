@@ -1,4 +1,4 @@
-"""Pairs and prompts that are lines of text: JSONL, CSV and TSV files that name pictures, compressed ones too.
+"""Read pairs and prompts from JSONL, CSV and TSV files that name pictures, compressed ones too.
 
 These are HIVE's {instruction, source_img, edited_img}, UltraEdit's {edit_prompt, source_image, edited_image}, and the
 metadata files of Hugging Face's ImageFolder, whose columns of pictures may end with _file_name.
@@ -38,11 +38,11 @@ COMPRESSED = (".gz", ".bz2", ".zst")
 JSON_LINES = (".jsonl", ".ndjson")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = tuple(kind + packed for kind in (*JSON_LINES, *DELIMITERS) for packed in ("", *COMPRESSED))
-"""How the files end that are read here."""
+"""Endings of the files that this module reads."""
 
 
 def text_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPair | UnreadablePart]:
-    """The pairs of a file of the dataset folder `root`; "keys_missing" is the reason of a line without them."""
+    """Yield the pairs of a file of the dataset folder `root`; lines without the keys have the reason "keys_missing"."""
     pictures = PictureReader(file, root, settings.pictures)
     below = folder_of(file).removeprefix(root).strip("/")  # sub-folders may use the same names for other pictures
     for place, row in read_values(file):
@@ -66,8 +66,10 @@ def text_rows(file: str, root: str, settings: Importing) -> Iterator[ImportedPai
 
 
 def read_values(file: str) -> Iterator[tuple[str, Row | UnreadablePart]]:
-    """Where a line stands, in words, and its values by key, or why it has none; at the end, why the rest of the file
-    cannot be read. FileNotFoundError if there is no file."""
+    """Yield the place of each line, and its values by key or why it is unreadable.
+
+    If the rest of a file cannot be read, the last item says why. Raises FileNotFoundError.
+    """
     try:
         for line in _lines(file):
             values = line.value if isinstance(line, JsonLine) else line.values
@@ -88,9 +90,9 @@ def _lines(file: str) -> Iterator[JsonLine | TableRow]:
 
 
 def read_prompts(settings: Importing) -> Iterator[Row | Dropped]:
-    """Rows of `prompts`, each once and all of the test split, from HIVE's {instruction, source_img} a line.
+    """Yield distinct rows of `prompts` in the test split, from lines {instruction, source_img} as in HIVE.
 
-    `Dropped` with a sample as `imported.imported_rows`. Raises a ValueError if nothing can be kept.
+    Also `Dropped` with a sample as `imported.imported_rows`. Raises a ValueError if nothing can be kept.
     """
     file, prompt_ids = settings.prompts, set()
     dropped: Counter[str] = Counter()
@@ -110,7 +112,7 @@ def read_prompts(settings: Importing) -> Iterator[Row | Dropped]:
 
 
 def _prompts(place: str, line: Row | UnreadablePart, pictures: PictureReader) -> Iterator[Row | Dropped]:
-    """A row for each instruction of a line, or why there is none."""
+    """Yield a row for each instruction of a line, or a dropped row."""
     if isinstance(line, UnreadablePart):
         yield Dropped(line.reason, sample=line.sample)
         return
@@ -137,7 +139,7 @@ def _prompts(place: str, line: Row | UnreadablePart, pictures: PictureReader) ->
 
 
 def _lacks(row: dict[str, Any], *kinds: tuple[str, ...]) -> str:
-    """What a line lacks, in words; "" if it has a key of each kind."""
+    """The message for a line with missing keys; "" if it has a key of each kind."""
     if EDITED_KEYS in kinds and row.keys() & set(SOURCE_KEYS) and not row.keys() & set(EDITED_KEYS):
         return (
             f"has a source picture and no {' or '.join(EDITED_KEYS)}: these are prompts to be edited, as in HIVE's "

@@ -1,8 +1,8 @@
-"""Pairs -> datasets that other programs read: Hugging Face Parquet, InstructPix2Pix folders, WebDataset shards.
+"""Write pairs in formats of other programs: Hugging Face Parquet, InstructPix2Pix folders, WebDataset shards.
 
 pairs or scored_pairs -> a folder
 
-About a shard of rows is in memory at a time. Each writer leaves what lists its files for last.
+About one shard of rows is in memory at a time. Each writer writes the list of its files last.
 """
 
 import io
@@ -20,7 +20,7 @@ from hive_ray.schemas import Row, Rows
 
 PICTURE_COLUMNS = ("source_image", "edited_image")
 DIFFUSERS_NAMES = {"source_image": "input_image", "instruction": "edit_prompt", "edited_image": "edited_image"}
-"""Our columns -> those that diffusers' train_instruct_pix2pix.py trains from by default, in its order."""
+"""Our columns -> the default columns of diffusers' train_instruct_pix2pix.py, in its order."""
 ROWS_PER_GROUP = 32
 README = """---
 configs:
@@ -36,8 +36,10 @@ Pairs for instruction-based image editing, made by hive_ray: `edit_prompt` turns
 
 
 def write_parquet(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes: int) -> int:
-    """data/train-00000.parquet, ... and README.md, which names the split: pictures byte for byte, under the Hugging
-    Face features, and every other column. How many rows were written."""
+    """Write data/train-00000.parquet, ... and README.md, which names the split; returns the number of rows.
+
+    Pictures are copied byte for byte as Hugging Face image features, and all other columns are kept.
+    """
     written, target = 0, parquet_schema(schema)
     for number, shard in enumerate(_shards(rows, most_bytes)):
         table = pa.Table.from_pylist([_diffusers(row) for row in shard], schema=target)
@@ -50,7 +52,7 @@ def write_parquet(folder: str, rows: Iterable[Row], schema: pa.Schema, most_byte
 
 
 def parquet_schema(schema: pa.Schema) -> pa.Schema:
-    """Of a table of ours, with the names and the picture type of the Hugging Face world."""
+    """The schema of one of our tables with diffusers' column names and Hugging Face's picture type."""
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     ordered = [*DIFFUSERS_NAMES, *(name for name in schema.names if name not in DIFFUSERS_NAMES)]
@@ -70,8 +72,11 @@ def _diffusers(row: Row) -> Row:
 
 
 def write_folders(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes: int) -> int:
-    """InstructPix2Pix's folders: 0000000/prompt.json, metadata.jsonl, <seed>_0.jpg, <seed>_1.jpg, ..., and seeds.json
-    last. JPEG pictures stay as they are, others are encoded at quality 100. How many rows were written."""
+    """Write InstructPix2Pix's folders, and return the number of rows.
+
+    These are 0000000/prompt.json, metadata.jsonl, <seed>_0.jpg, <seed>_1.jpg, ..., and seeds.json last. JPEG pictures
+    are copied, and others are encoded as JPEG at quality 100.
+    """
     listed: list[tuple[str, list[str]]] = []
     for number, alike in enumerate(_alike(rows)):
         name = f"{number:07d}"
@@ -93,7 +98,7 @@ def write_folders(folder: str, rows: Iterable[Row], schema: pa.Schema, most_byte
 PROMPT_KEYS = {
     "source_caption": "input", "instruction": "edit", "edited_caption": "output", "origin": "origin", "split": "split",
 }  # fmt: skip
-"""Our columns -> the keys of prompt.json; the last two are ours alone."""
+"""Our columns -> the keys of prompt.json; InstructPix2Pix does not have the last two."""
 METADATA_KEYS = {
     "seed": "seed", "shared_attention": "p2p_threshold", "clip_source_text": "clip_sim_0",
     "clip_edited_text": "clip_sim_1", "clip_direction": "clip_sim_dir", "clip_image": "clip_sim_image",
@@ -102,8 +107,10 @@ METADATA_KEYS = {
 
 
 def _alike(rows: Iterable[Row]) -> Iterator[Rows]:
-    """Neighbours that differ in nothing but their pictures and seed; where a seed comes twice (imported pairs may have
-    none), the second begins a folder of its own."""
+    """Yield groups of consecutive rows that differ only in pictures and seed.
+
+    A repeated seed (imported pairs may have none) starts a new group.
+    """
     for _, neighbours in groupby(rows, key=lambda row: (row["instruction_id"], *(row[name] for name in PROMPT_KEYS))):
         alike: dict[int, Row] = {}
         for row in neighbours:
@@ -119,11 +126,12 @@ def _jpeg(picture: bytes) -> bytes:
 
 
 def write_shards(folder: str, rows: Iterable[Row], schema: pa.Schema, most_bytes: int) -> int:
-    """WebDataset shards train-00000.tar, ... of <pair_id>.source.png (or .jpg), .edited.png and .json, pictures byte
-    for byte. How many rows were written.
+    """Write WebDataset shards train-00000.tar, ..., and return the number of rows.
 
-    Raises a ValueError if the source or the edited pictures are of two kinds: readers take the files of all keys for
-    alike and lose those that are not.
+    A row is <pair_id>.source.png (or .jpg), .edited.png and .json; pictures are copied byte for byte.
+
+    Raises ValueError if the source or the edited pictures have different formats: readers expect the same file endings
+    for all keys, and would lose the others.
     """
     written, kinds = 0, {}
     for number, shard in enumerate(_shards(rows, most_bytes)):
@@ -153,7 +161,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _shards(rows: Iterable[Row], most_bytes: int) -> Iterator[Rows]:
-    """Rows in lists whose pictures have at most so many bytes, or a single row."""
+    """Yield lists of rows whose pictures have at most `most_bytes`, or a single larger row."""
     shard: Rows = []
     size = 0
     for row in rows:
