@@ -734,7 +734,7 @@ def test_an_object_that_changes_while_it_is_fetched_is_not_kept(door):
 def test_copies_that_killed_processes_left_are_swept(door):
     code = (
         "import os; from hive_ray.files import scratch\n"
-        "with scratch.folder('fetch') as mine:\n"
+        "with scratch.temporary_folder('fetch') as mine:\n"
         "    (mine / 'part').write_text('half'); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | {"PYTHONPATH": os.getcwd()})

@@ -43,7 +43,7 @@ class TextToImage:
     ) -> None:
         """`single_file`: settings that such a file does not contain.
 
-        Raises ModelFolderError for an incomplete model, or a U-Net with further inputs (an editor, an inpainting model).
+        Raises ModelFolderError for an incomplete model, or a U-Net with further inputs (an editor or inpainting model).
         """
         self.backbone = load_backbone(base, single_file, dtype)
         seen, channels = self.backbone.unet.config["in_channels"], self.backbone.latent_channels

@@ -1,4 +1,4 @@
-"""The actors of this domain, drop-ins for the LLM and the base model: a writer, and a painter of prompts."""
+"""Actors of the shapes domain, which replace the language model and the base model: a writer and a painter."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ NO_ROOM = "no_room_for_the_edit"
 
 
 def random_captions(count: int, seed: int) -> list[str]:
-    """`count` different captions of random scenes."""
+    """`count` distinct captions of random scenes."""
     rng, captions = np.random.default_rng(seed), dict[str, None]()
     while len(captions) < count:
         captions[random_description(rng).caption] = None
@@ -23,7 +23,7 @@ def random_captions(count: int, seed: int) -> list[str]:
 
 
 class ShapesWriter:
-    """Captions -> instructions by the grammar of this domain; a caption of another world is dropped with its reason."""
+    """Captions -> instructions by the grammar of this domain; other captions are dropped with a reason."""
 
     def __init__(self, settings: Instructions, device: str = "cpu") -> None:
         self.settings = settings
@@ -55,7 +55,7 @@ class ShapesWriter:
 
 
 def place_edit(row: Row, rng: np.random.Generator) -> tuple[Scene, Scene] | None:
-    """A scene of the source caption, placed so that the edit finds room in it, and what the edit makes of it."""
+    """The scenes before and after an edit, with room for the edit; None if no placement is found."""
     source, edited = parse_caption(row["source_caption"]), parse_caption(row["edited_caption"])
     for _ in range(20):
         before = place_things(source, rng)
@@ -66,7 +66,7 @@ def place_edit(row: Row, rng: np.random.Generator) -> tuple[Scene, Scene] | None
 
 
 def random_fitting_edit(caption: str, rng: np.random.Generator) -> tuple[Edit, Scene, Scene]:
-    """A random edit of a caption that finds room, and the scenes before and after it."""
+    """A random edit of a caption that has room, and the scenes before and after it."""
     while True:
         edit = write_edits(caption, 1, rng)[0]
         scenes = place_edit({"source_caption": caption, "edited_caption": edit.edited.caption}, rng)
@@ -75,7 +75,7 @@ def random_fitting_edit(caption: str, rng: np.random.Generator) -> tuple[Edit, S
 
 
 class ScenePainter:
-    """Held-out instructions -> prompts, their source picture drawn by this domain instead of a model."""
+    """Held-out instructions -> prompts, with source pictures drawn by this domain instead of a model."""
 
     def __init__(self, settings: Pairs, device: str = "cpu") -> None:
         self.settings = settings

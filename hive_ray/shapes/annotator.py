@@ -1,8 +1,8 @@
-"""People of this domain: they rank the edits of a prompt by what they see, with noise and taste of their own, and ties.
+"""Simulated annotators: they rank the edits of a prompt by their pictures, with noise, personal taste, and ties.
 
 candidates -> SimulatedAnnotator -> rankings
 
-Published of people who compare pictures, none of them chosen because they differ:
+Published agreement of people who compare pictures that were not selected for their differences:
 
 - One person orders 65.3 % (ImageReward's test set) and 78.1 % (HPD v2's) of the pairs as the others do: HPS v2 (Wu et
   al. 2023, arXiv 2306.09341), "Single Human" in the README's table of preference prediction. Ties are left out.
@@ -10,10 +10,10 @@ Published of people who compare pictures, none of them chosen because they diffe
   2305.01569), abstract; ties as in `calc_score` of PickScore's evaluation.
 - 26.5 % of comparisons of edits are ties: HIVE (Zhang et al. 2023, arXiv 2303.09618), user study.
 
-NOISE, JUST_NOTICEABLE and TASTE are chosen on edits of the shipped editor. On random prompts two simulated people agree
-by the first two measures as published (`in_order` and `ties_half` of `statistics.agreement.preference_agreement`). On
-the third of the prompts whose edits differ most, which is what people should be shown, they call 25 to 35 % of pairs
-equal.
+NOISE, JUST_NOTICEABLE and TASTE are fitted on edits of the shipped editor. On random prompts, two simulated people
+agree as published by the first two measures (`in_order` and `ties_half` of
+`statistics.agreement.preference_agreement`). On the third of the prompts whose edits differ most, which people should
+rank, 25 to 35 % of their pairs are ties.
 """
 
 import numpy as np
@@ -23,11 +23,11 @@ from hive_ray.seeds import id_for, seed_for, uniform_for
 from hive_ray.shapes.judge import Judgement, judge
 
 NOISE = 0.15
-"""Standard deviation of a percept of one edit, in units of utility (0..1)."""
+"""Standard deviation of the perceived utility of an edit (utility is 0..1)."""
 JUST_NOTICEABLE = 0.16
-"""Difference of two percepts from which on a person can tell two edits apart."""
+"""Just noticeable difference of two percepts: smaller differences are ties."""
 TASTE = 0.3
-"""Largest departure of a person's weight of `followed` from 0.5."""
+"""Largest deviation of a person's weight of `followed` from 0.5."""
 
 
 class SimulatedAnnotator:
@@ -38,8 +38,8 @@ class SimulatedAnnotator:
 
     The utility is `utility` of the judge's verdict. Its weight is the person's taste: uniform within 0.5 +- `taste`,
     drawn from the seed and the name, the same for all prompts. The noise is drawn from the seed, the name, the prompt,
-    the edit's seed and the attempt alone: names of edits tell which editor made them, and change with every setting on
-    the way to it.
+    the edit's seed and the attempt. It does not depend on edit ids, which reveal the editor and change with its
+    settings.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class SimulatedAnnotator:
     def __call__(self, row: Row, attempt: int = 0) -> list[int]:
         """The ranks of a row of `candidates`, aligned with its edits: 1 is best, equal numbers are ties.
 
-        Another `attempt` is another look at the same edits: new noise, same taste.
+        Another `attempt` draws new noise with the same taste.
         """
         percepts = [self.percept(row, edit, attempt) for edit in row["edits"]]
         return ranks_from_percepts(percepts, self.just_noticeable)
 
     def percept(self, row: Row, edit: Row, attempt: int = 0) -> float:
-        """How good one edit seems to this person in one look at it."""
+        """The perceived utility of an edit for this person in one attempt."""
         verdict = judge(row["source_image"], edit["image"], row["source_caption"], row["edited_caption"])
         seed = seed_for("annotator", self.seed, self.name, row["prompt_id"], edit["seed"], attempt)
         noise = float(np.random.default_rng(seed).standard_normal())
@@ -76,7 +76,7 @@ class SimulatedAnnotator:
 
 def utility(verdict: Judgement, followed_weight: float = 0.5) -> float:
     """Utility of an edit, 0..1: the mean of the weighted geometric and the weighted arithmetic mean of `followed` and
-    `preserved`. Both matter, and one without the other little."""
+    `preserved`. An edit that only follows, or only preserves, has a low utility."""
     preserved_weight = 1 - followed_weight
     both = verdict.followed**followed_weight * verdict.preserved**preserved_weight
     either = followed_weight * verdict.followed + preserved_weight * verdict.preserved
@@ -84,8 +84,11 @@ def utility(verdict: Judgement, followed_weight: float = 0.5) -> float:
 
 
 def ranks_from_percepts(percepts: list[float], just_noticeable: float) -> list[int]:
-    """Ranks, 1 for the greatest percept. One that is less than `just_noticeable` below the best of its group shares
-    that rank, and the next group's rank is one more."""
+    """Ranks by descending percept; 1 is the best.
+
+    A percept less than `just_noticeable` below the best of its group shares the rank of the group. The rank of the next
+    group is one more.
+    """
     ranks = [0] * len(percepts)
     rank = 0
     best = float("inf")
@@ -98,8 +101,8 @@ def ranks_from_percepts(percepts: list[float], just_noticeable: float) -> list[i
 
 
 def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator], per_prompt: int = 0) -> Rows:
-    """Rows of `candidates` -> rows of `rankings`, one for each annotator, or for `per_prompt` of them drawn for each
-    prompt."""
+    """Rows of `candidates` -> rows of `rankings`: one for each annotator, or for `per_prompt` annotators drawn for
+    each prompt."""
     return [
         row
         | {
@@ -113,7 +116,7 @@ def rank_candidates(rows: Rows, annotators: list[SimulatedAnnotator], per_prompt
 
 
 def draw_annotators(annotators: list[SimulatedAnnotator], prompt_id: str, count: int) -> list[SimulatedAnnotator]:
-    """`count` different people for a prompt, always the same ones, in the order in which they were given."""
+    """Draw `count` annotators for a prompt, deterministically and in their given order."""
 
     def place(annotator: SimulatedAnnotator) -> int:
         return seed_for("annotator of", annotator.seed, prompt_id, annotator.name)

@@ -1,4 +1,4 @@
-"""Edits of scenes in words: what is asked, how it is asked, and the words that undo it.
+"""Edits of scenes in words: instruction, wording, and inverse instruction.
 
 An edit acts on a `Description`, so it can be written from a caption alone, as a language model would write it.
 """
@@ -55,7 +55,7 @@ POSITION_PHRASES = {"left": "on the left", "middle": "in the middle", "right": "
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit of a description: the words that ask for it, the words that undo it, and what it leads to."""
+    """An edit of a description: kind, instruction, inverse instruction, and the edited description."""
 
     kind: str
     instruction: str
@@ -64,7 +64,7 @@ class Edit:
 
 
 def write_edits(caption: str, count: int, rng: np.random.Generator) -> list[Edit]:
-    """`count` edits of different wording for a caption; CaptionError if it is not a scene of shapes."""
+    """`count` edits of a caption with distinct instructions; CaptionError if it does not describe a scene."""
     source = parse_caption(caption)
     possible = [kind for kind in KINDS if _possible(kind, source)]
     edits: dict[str, Edit] = {}
@@ -79,13 +79,13 @@ def write_edits(caption: str, count: int, rng: np.random.Generator) -> list[Edit
 
 
 def apply_edit(scene: Scene, edited: Description, rng: np.random.Generator) -> Scene | None:
-    """The scene after an edit that leads to `edited`, all else where it was; None where it finds no room."""
+    """The scene after an edit to `edited`; other things keep their places. None if there is no room."""
     before, after = scene.description.things, edited.things
     if len(after) > len(before):
         return _with_one_more(scene, edited, rng)
     if len(after) < len(before):
         places = tuple(where for thing, where in zip(before, scene.places, strict=True) if thing in after)
-    elif set(after) == set(before):  # swapped, or as they were on another background
+    elif set(after) == set(before):  # a swap, or another background
         radii = {thing: where.radius for thing, where in zip(before, scene.places, strict=True)}
         moved = [replace(where, radius=radii[thing]) for thing, where in zip(after, scene.places, strict=True)]
         places = tuple(move_inside(where) for where in moved)
@@ -109,7 +109,7 @@ def _with_one_more(scene: Scene, edited: Description, rng: np.random.Generator) 
 
 
 def vocabulary_texts() -> Iterator[str]:
-    """Every wording with every word that may fill it at least once: what a tokenizer of this domain must know."""
+    """Yield texts that contain every wording, and every word that may fill it: the corpus of the tokenizer."""
     rng = np.random.default_rng(0)
     for shape in SHAPES:
         for colour in COLOURS:
@@ -133,7 +133,7 @@ def _possible(kind: str, source: Description) -> bool:
 
 
 def _named(thing: Thing, source: Description, rng: np.random.Generator) -> str:
-    """How a person points at a thing: by its shape alone where that is enough, half of the time."""
+    """A phrase for a thing: in half of the cases only its shape, if that is unambiguous."""
     alone = sum(thing.shape == other.shape for other in source.things) == 1
     return thing.shape if alone and rng.random() < 0.5 else f"{thing.colour} {thing.shape}"
 
@@ -155,7 +155,7 @@ def _a(words: str) -> str:
 
 
 def _changed(key: str, inverse: str, source: Description, rng, change: Callable[[Thing], Thing], words) -> Edit:
-    """An edit of one thing; `words` gives what fills the phrasing from the thing as it becomes."""
+    """An edit of one thing; `words` maps a thing to the words that fill the phrasing."""
     index = int(rng.integers(len(source.things)))
     before = source.things[index]
     after = change(before)
@@ -258,7 +258,7 @@ def _swap(source: Description, rng: np.random.Generator) -> Edit:
 
 
 def _fits(description: Description) -> bool:
-    """Three things leave room for one large one at most."""
+    """Whether the things have room: of three things at most one may be large."""
     return len(description.things) < 3 or sum(thing.size == "large" for thing in description.things) <= 1
 
 

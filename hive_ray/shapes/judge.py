@@ -1,9 +1,9 @@
-"""How well an edit did what was asked, measured on the picture: the answer key of the embedded domain.
+"""The ground truth of the shapes domain: how well an edited picture follows the instruction and preserves the rest.
 
-    source picture, both captions -> the scene that is wanted -> Verdict of an edited picture
+    source picture, both captions -> intended scene -> Judgement of an edited picture
 
-It sees pictures and captions, never which editor made them. It evaluates, and is behind the simulated annotator;
-pairs are neither filtered nor weighted by it.
+The judge sees pictures and captions, never the name of an editor. It is used for evaluation and by the simulated
+annotator; pairs are neither filtered nor weighted by it.
 """
 
 from dataclasses import dataclass, replace
@@ -42,19 +42,19 @@ from hive_ray.shapes.scenes import (
 )
 
 RIGHT_THRESHOLD = 0.5
-"""An edit is right when it followed and preserved at least so much."""
+"""An edit is right if `followed` and `preserved` are at least this."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """How far an edit did what was asked (`followed`) and left the rest alone (`preserved`), each 0..1."""
+    """How well an edit follows the instruction (`followed`) and preserves the rest (`preserved`), each 0..1."""
 
     followed: float
     preserved: float
 
     @property
     def right(self) -> bool:
-        """The definition of a right edit that every table and report of this domain uses."""
+        """Whether the edit is right, as in all tables and reports of this domain."""
         return self.followed >= RIGHT_THRESHOLD and self.preserved >= RIGHT_THRESHOLD
 
 
@@ -65,8 +65,8 @@ class Judgement:
 class _Change:
     """The difference of two descriptions.
 
-    `origins`: for each thing of the edited description the index of the thing of the source that it stands
-    in the place of, or None for a new one. `removed`: indices of the source that nothing stands for.
+    `origins`: for each thing of the edited description, the index of the source thing that it replaces or keeps, or
+    None for a new thing. `removed`: indices of source things without a successor.
     """
 
     origins: tuple[int | None, ...]
@@ -74,10 +74,10 @@ class _Change:
 
 
 def _change(source: Description, edited: Description) -> _Change:
-    """With as many things as before, each stands where the one of its rank stood (recolour, reshape, resize,
-    swap).
+    """The change between two descriptions.
 
-    Otherwise the things that both have keep their order, and the rest were added or removed.
+    If the number of things is equal, things correspond by rank (recolour, reshape, resize, swap). Otherwise things that
+    both descriptions have keep their order, and the others were added or removed.
     """
     if len(source.things) == len(edited.things):
         return _Change(tuple(range(len(edited.things))), ())
@@ -92,11 +92,10 @@ def _change(source: Description, edited: Description) -> _Change:
 
 
 def intended_scene(source: np.ndarray, source_caption: str, edited_caption: str) -> Scene:
-    """What the edited picture should show: the source's things where they are, with the change of captions
-    applied.
+    """The scene that the edited picture should show: the things of the source picture with the change of captions.
 
-    A thing that is new, or that the source fails to show, gets the freest place of its order. A swapped thing
-    takes the other's centre.
+    A thing that is new, or missing in the source picture, gets the place with the most room within the order. Swapped
+    things exchange their centres.
     """
     return _intended(read_picture(source), parse_caption(source_caption), parse_caption(edited_caption))
 
@@ -124,13 +123,13 @@ def _usual_radius(size: str) -> float:
 
 
 def _located(reading: SceneReading, description: Description) -> list[Place | None]:
-    """Where each described thing is in a picture, None for what it does not show."""
+    """The place of each described thing in a picture; None if the picture does not show it."""
     matches = _match(reading.things, description.things, [None] * len(description.things))
     return [None if match is None else reading.things[match].place for match in matches]
 
 
 def _free_place(places: list[Place | None], index: int, radius: float) -> Place:
-    """The centre with most room around it, between the neighbours of rank `index` from left to right."""
+    """The place with the most room between the left and right neighbours of rank `index`."""
     least = radius + MARGIN
     x, y = np.meshgrid(
         np.arange(least, RESOLUTION - least + 0.01, 0.5), np.arange(least, RESOLUTION - least + 0.01, 0.5)
@@ -151,7 +150,7 @@ def _free_place(places: list[Place | None], index: int, radius: float) -> Place:
 
 
 def _shape_score(shown: DetectedThing, shape: str) -> float:
-    """1 where the shape's template fits clearly better than any other's, 0.5 where two fit alike."""
+    """1 if the template of the shape fits clearly better than all others, 0.5 if two fit equally."""
     own = shown.likeness[SHAPES.index(shape)]
     rival = max(value for name, value in zip(SHAPES, shown.likeness, strict=True) if name != shape)
     return _ramp(own - rival, -0.02, 0.02) * _ramp(own, 0.6, 0.8)
@@ -253,7 +252,7 @@ def _read_any(picture: bytes | np.ndarray) -> SceneReading:
 
 @lru_cache(maxsize=64)
 def _read_encoded(picture: bytes) -> SceneReading:
-    """Kept, because all edits of a prompt are judged against the same source."""
+    """Cached, since all edits of a prompt are judged against the same source."""
     return read_picture(resize(decode(picture), RESOLUTION))
 
 
@@ -265,9 +264,11 @@ def _followed(
     matches: list[int | None],
     gone: list[tuple[Thing, Place]],
 ) -> float:
-    """The product over what was asked: the new attributes of each changed thing, seen at its place; the
-    presence and order of a new thing; the absence of a removed one; the share of the new background. 1 if
-    nothing was asked."""
+    """The product over all requested changes; 1 if there are none.
+
+    These are the new attributes of each changed thing at its place, the presence and order of a new thing, the absence
+    of a removed one, and the share of the new background.
+    """
     after, score = intended.description, 1.0
     if after.background != before.background:
         score *= _ramp(_ground_share(reading, after.background), 0.2, 0.8)
@@ -283,7 +284,7 @@ def _followed(
 
 
 def _asked(reading: SceneReading, was: Thing | None, intended: Scene, index: int, matches: list[int | None]) -> float:
-    """How far one changed thing has what was asked of it; `was` is what stood in its place."""
+    """How well a changed thing shows the requested attributes; `was` is the thing before the edit."""
     match, thing = matches[index], intended.description.things[index]
     if match is None:
         return 0.0
@@ -292,7 +293,7 @@ def _asked(reading: SceneReading, was: Thing | None, intended: Scene, index: int
         return _identity(shown, thing) * _order(reading, index, matches)
     differ = [name for name in ("shape", "colour", "size") if getattr(was, name) != getattr(thing, name)]
     score = _closeness(shown, intended.places[index], 5, 11)
-    if len(differ) > 1 or thing in intended.description.things[:index]:  # another thing stands here now
+    if len(differ) > 1 or thing in intended.description.things[:index]:  # another thing took this place
         return score * _identity(shown, thing)
     if "colour" in differ:
         score *= _colour_share(reading, match, thing.colour, others)
@@ -302,8 +303,7 @@ def _asked(reading: SceneReading, was: Thing | None, intended: Scene, index: int
 
 
 def _order(reading: SceneReading, index: int, matches: list[int | None]) -> float:
-    """1 where the thing of rank `index` lies between its neighbours from left to right, 0 where it does
-    not."""
+    """1 if the thing of rank `index` is between its left and right neighbours, 0 if not."""
     here, score = matches[index], 1.0
     for rank, match in enumerate(matches):
         if here is not None and match is not None and rank != index:
@@ -335,7 +335,7 @@ def _differences(was: Thing, thing: Thing) -> set[str]:
 
 
 def _kept(shown: DetectedThing | None, was: Thing, place: Place, differ: set[str]) -> float:
-    """How far a thing kept its place and those attributes that were not asked to change."""
+    """How well a thing kept its place and the attributes that should not change."""
     if shown is None:
         return 0.0
     score = _closeness(shown, place)
@@ -347,14 +347,16 @@ def _kept(shown: DetectedThing | None, was: Thing, place: Place, differ: set[str
 
 
 def _new_strangers(reading: SceneReading, strangers: int, change: _Change) -> int:
-    """Things that should not be there; one left over for each that should have been removed is `followed`'s
-    matter."""
+    """Number of unexpected things, without things that should have been removed, which `followed` counts."""
     return max(0, strangers - len(change.removed))
 
 
 def adherence(pixels: np.ndarray, caption: str) -> float:
-    """How far a picture shows what its caption says, 0..1: the mean over its things, in order from left to
-    right, times the background's share, times 0.4 for each thing too many."""
+    """How well a picture shows its caption, 0..1.
+
+    The mean over the things of the caption, in order from left to right, times the background's share, times 0.4 for
+    each surplus thing.
+    """
     description, reading = parse_caption(caption), read_picture(pixels)
     matches = _match(reading.things, description.things, [None] * len(description.things))
     scores = [

@@ -1,6 +1,6 @@
-"""What a picture of this domain shows: its background and its things, measured.
+"""Detect the background and the things of a picture of this domain.
 
-picture -> colours with a solid core -> patches of one colour -> the template that fits each best
+picture -> colours with a solid core -> connected patches of one colour -> the best template for each patch
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scipy import ndimage
 from hive_ray.shapes.scenes import BACKGROUNDS, COLOURS, RADII, RESOLUTION, SHAPES, Place, thing_mask
 
 MIN_PIXELS = 25
-"""A patch of colour smaller than this is no thing; the smallest thing (a star of radius 7) has 65 pixels."""
+"""Smaller patches are ignored; the smallest thing, a star of radius 7, has 65 pixels."""
 
 COLOUR_NAMES, GROUND_NAMES = tuple(COLOURS), tuple(BACKGROUNDS)
 _PALETTE = np.array([*COLOURS.values(), *BACKGROUNDS.values()], dtype=np.float32)  # (14, 3)
@@ -30,8 +30,7 @@ Y, X = np.mgrid[:RESOLUTION, :RESOLUTION] + 0.5  # pixel centres
 
 @dataclass(frozen=True)
 class DetectedThing:
-    """A thing as it was measured in a picture: centre and radius in pixels, `confidence` 0..1 the template's
-    fit."""
+    """A thing measured in a picture: centre and radius in pixels; `confidence` is the fit of the template, 0..1."""
 
     shape: str
     colour: str
@@ -41,17 +40,17 @@ class DetectedThing:
     radius: float
     confidence: float
     likeness: tuple[float, ...]
-    """Fit of the best template of each of SHAPES, 0..1."""
+    """Best fit for each of SHAPES, 0..1."""
 
     @property
     def place(self) -> Place:
+        """Its centre and radius."""
         return Place(self.x, self.y, self.radius)
 
 
 @dataclass(frozen=True)
 class SceneReading:
-    """A picture read: its things, and per pixel which thing colour it shows (-1 none) and which thing it is
-    part of (-1 none)."""
+    """The things of a picture, and for each pixel the index of its thing colour and of its thing (-1 is none)."""
 
     background: str
     things: tuple[DetectedThing, ...]
@@ -67,8 +66,10 @@ def read_scene(pixels: np.ndarray) -> tuple[str, list[DetectedThing]]:
 
 
 def read_picture(pixels: np.ndarray) -> SceneReading:
-    """Colours are those with a solid core, so that mixed colours of soft edges make no things of their
-    own."""
+    """Detect the things of a picture, uint8 (64, 64, 3).
+
+    Only colours with a solid core count, so that mixed colours of soft edges do not become things.
+    """
     if pixels.shape != (RESOLUTION, RESOLUTION, 3):
         raise ValueError(f"a picture of {pixels.shape}; the judge reads ({RESOLUTION}, {RESOLUTION}, 3)")
     values = pixels.astype(np.float32)
@@ -85,10 +86,10 @@ def read_picture(pixels: np.ndarray) -> SceneReading:
 
 
 def _unmix(values: np.ndarray, nearest: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each pixel as `ground + coverage * (colour - ground)` of the colour that explains it best.
+    """Explain each pixel as `ground + coverage * (colour - ground)` with the colour that fits best.
 
-    -> the index of that colour where it covers half of the pixel or more, else -1, and the coverage of each
-    pixel, 0..1 as (8, 64, 64); a pixel counts for one colour only.
+    -> the index of that colour if it covers at least half of the pixel, else -1; and the coverage of each pixel, 0..1
+    as (8, 64, 64), which is positive for at most one colour.
     """
     tints = _tints(values, nearest)
     labels = np.full(nearest.shape, -1)
@@ -110,7 +111,7 @@ def _unmix(values: np.ndarray, nearest: np.ndarray, ground: np.ndarray) -> tuple
 
 
 def _tints(values: np.ndarray, nearest: np.ndarray) -> dict[int, np.ndarray]:
-    """The thing colours that have a solid core somewhere, and how each looks in this picture."""
+    """Thing colours with a solid core -> their median colour in this picture."""
     tints = {}
     for colour in range(NUM_COLOURS):
         mask = nearest == colour
@@ -122,7 +123,7 @@ def _tints(values: np.ndarray, nearest: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[DetectedThing, ...], np.ndarray]:
-    """The connected patches of one colour that are large and solid enough, each measured."""
+    """Measure the connected patches of one colour that are large and solid enough."""
     things: list[DetectedThing] = []
     owners = np.full(labels.shape, -1)
     for colour in np.unique(labels[labels >= 0]):
@@ -141,8 +142,8 @@ def _things(labels: np.ndarray, coverage: np.ndarray) -> tuple[tuple[DetectedThi
 def _measure(mask: np.ndarray, colour: str) -> DetectedThing:
     """Shape, centre and radius of a soft mask (64, 64) by the template that fits it best.
 
-    The fit is the soft Dice overlap 2 <a, b> / (<a, a> + <b, b>), 1 for equal masks. Only radii of this domain
-    are tried: a small blob is a star whose points were lost, because no circle is so small.
+    The fit is the soft Dice overlap 2 <a, b> / (<a, a> + <b, b>), 1 for equal masks. Only radii of this domain are
+    tried: a smaller blob is a star that lost its points, since no circle is so small.
     """
     total = mask.sum()
     x, y = float((mask * X).sum() / total), float((mask * Y).sum() / total)
@@ -164,8 +165,7 @@ def _measure(mask: np.ndarray, colour: str) -> DetectedThing:
 
 
 def _patch(mask: np.ndarray, x: float, y: float) -> np.ndarray:
-    """The mask around its centroid (x, y), moved by part of a pixel so that the centroid is the patch's
-    middle."""
+    """The mask around its centroid (x, y), with a subpixel shift that puts the centroid in the middle of the patch."""
     padded = np.pad(mask, _SIDE // 2 + 1)
     left, top = x + 1, y + 1  # _SIDE / 2 to the left of the centroid, in the padded picture
     column, row = int(left), int(top)
@@ -177,9 +177,9 @@ def _patch(mask: np.ndarray, x: float, y: float) -> np.ndarray:
 
 @cache
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every shape at every radius and blur, centroid in the middle.
+    """Templates of every shape, radius and blur, with the centroid in the middle.
 
-    -> rows (n, side^2), their energy (n,), and how far the centroid lies from the centre, x and y, as
+    -> rows (n, side^2), their energy (n,), and the offset (x, y) of the centroid from the centre as
     (shapes, radii x blurs, 2).
     """
     middle = RESOLUTION / 2

@@ -1,7 +1,7 @@
-"""Scenes of one to three things on a plain background: what they are, their picture, their caption.
+"""Scenes of one to three things on a plain background: description, picture and caption.
 
-A `Description` is what a caption says; a `Scene` adds where each thing is. Things are listed from left to right,
-in the caption and in the scene, so that a caption fixes the layout up to small moves.
+A `Description` is the content of a caption; a `Scene` adds the place of each thing. Things are listed from left to
+right, in the caption and in the scene, so that a caption fixes the layout up to small shifts.
 """
 
 import re
@@ -33,7 +33,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "navy": (20, 25, 70),
 }
 RADII: dict[str, tuple[float, float]] = {"small": (7.0, 8.5), "large": (10.5, 12.0)}
-"""Least and greatest radius of each size, pixels."""
+"""Minimum and maximum radius of each size, pixels."""
 
 MARGIN = 1.5  # pixels kept free between things and to the edge
 ORDER_GAP = 8.0  # pixels by which the centre of the next thing lies further right
@@ -42,7 +42,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True, order=True)
 class Thing:
-    """One thing as a caption names it."""
+    """A thing as a caption names it."""
 
     shape: str
     colour: str
@@ -50,18 +50,20 @@ class Thing:
 
     @property
     def phrase(self) -> str:
+        """Size, colour and shape."""
         return f"{self.size} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says: things from left to right, and the background."""
+    """The content of a caption: things from left to right, and the background."""
 
     things: tuple[Thing, ...]
     background: str
 
     @property
     def caption(self) -> str:
+        """The caption of this description."""
         phrases = [f"{_article(thing.phrase)} {thing.phrase}" for thing in self.things]
         listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
         return f"{listed} on {_article(self.background)} {self.background} background"
@@ -69,7 +71,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thing is: its centre and radius, pixels, y downwards."""
+    """The centre and radius of a thing, pixels; y points down."""
 
     x: float
     y: float
@@ -89,7 +91,7 @@ class CaptionError(ValueError):
 
 
 def parse_caption(caption: str) -> Description:
-    """The description that a caption gives, or a CaptionError that says what was seen and what is wanted."""
+    """Parse a caption; raises CaptionError, which shows an example, if it does not describe a scene of shapes."""
     listed, _, ground = caption.strip().lower().rstrip(".").partition(" on ")
     background = re.fullmatch(r"an? (\w+) background", ground)
     things = [re.fullmatch(r"an? (\w+) (\w+) (\w+)", part) for part in re.split(r", | and ", listed)]
@@ -104,7 +106,7 @@ def parse_caption(caption: str) -> Description:
 
 
 def random_description(rng: np.random.Generator, num_things: int | None = None) -> Description:
-    """A description with things that differ in shape and in colour, so that each can be named."""
+    """A random description; its things differ in shape and in colour, so that each can be named."""
     count = num_things or int(rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]))
     shapes = rng.permutation(SHAPES)[:count]
     colours = rng.permutation(list(COLOURS))[:count]
@@ -116,7 +118,7 @@ def random_description(rng: np.random.Generator, num_things: int | None = None) 
 
 
 def place_things(description: Description, rng: np.random.Generator) -> Scene:
-    """A scene of the description: things apart, inside the picture, in order from left to right."""
+    """Place the things of a description at random: apart, inside the picture, in order from left to right."""
     for _ in range(2000):
         radii = [float(rng.uniform(*RADII[thing.size])) for thing in description.things]
         xs = np.sort(rng.uniform(0, RESOLUTION, len(radii)))
@@ -128,13 +130,13 @@ def place_things(description: Description, rng: np.random.Generator) -> Scene:
 
 
 def move_inside(where: Place) -> Place:
-    """The nearest place whose thing lies wholly in the picture."""
+    """The nearest place where the thing is completely inside the picture."""
     low, high = where.radius + MARGIN, RESOLUTION - where.radius - MARGIN
     return Place(float(np.clip(where.x, low, high)), float(np.clip(where.y, low, high)), where.radius)
 
 
 def is_apart(places: tuple[Place, ...]) -> bool:
-    """Whether things leave each other room and lie in order from left to right."""
+    """Whether things keep a distance and are in order from left to right."""
     return all(
         np.hypot(a.x - b.x, a.y - b.y) >= a.radius + b.radius + MARGIN and (i > j or b.x - a.x >= ORDER_GAP)
         for i, a in enumerate(places)
@@ -144,7 +146,7 @@ def is_apart(places: tuple[Place, ...]) -> bool:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8 (64, 64, 3) in 0..255, edges smoothed by supersampling."""
+    """Draw a scene: uint8 (64, 64, 3) in 0..255, antialiased by supersampling."""
     side = RESOLUTION * SUPERSAMPLING
     canvas = Image.new("RGB", (side, side), BACKGROUNDS[scene.description.background])
     pen = ImageDraw.Draw(canvas)
@@ -155,7 +157,7 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def thing_mask(shape: str, where: Place) -> np.ndarray:
-    """The mask of one thing: float (64, 64) in 0..1, its share of each pixel."""
+    """The mask of a thing: its coverage of each pixel, float (64, 64) in 0..1."""
     side = RESOLUTION * SUPERSAMPLING
     canvas = Image.new("L", (side, side), 0)
     _draw_thing(ImageDraw.Draw(canvas), shape, 255, 0, where)

@@ -7,7 +7,7 @@ from hive_ray.files import owners
 
 
 def name_of_one_that_ended(name: str) -> str:
-    code = f"from hive_ray.files.owners import unfinished; print(unfinished({name!r}))"
+    code = f"from hive_ray.files.owners import unfinished_name; print(unfinished_name({name!r}))"
     return subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]).strip()
 
 

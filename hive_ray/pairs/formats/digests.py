@@ -1,8 +1,8 @@
 """Digests of datasets, which detect changes without reading the rows.
 
-A digest covers names, sizes, and modification times (on S3: ETags) of the files, and of pictures outside the dataset that
-its text and Parquet files name. Changes that keep name, size and time are not detected, nor are changes of pictures
-outside the dataset that Arrow files name.
+A digest covers names, sizes, and modification times (on S3: ETags) of the files, and of pictures outside the dataset
+that its text and Parquet files name. Changes that keep name, size and time are not detected, and neither are changes
+of pictures outside the dataset that Arrow files name.
 """
 
 from collections.abc import Callable, Iterator
@@ -111,7 +111,7 @@ def _named_in_parquet(file: str) -> Iterator[list[str]]:
 
 
 def path_column(schema: pa.Schema, name: str) -> str:
-    """The column that holds picture paths, "" if there is none; for {bytes, path} only the path, since bytes are large."""
+    """The column that holds picture paths, "" if there is none; for {bytes, path} only the path."""
     kind = schema.field(name).type
     if pa.types.is_struct(kind):
         return f"{name}.path" if "path" in [field.name for field in kind] else ""

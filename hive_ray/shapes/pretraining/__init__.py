@@ -1,5 +1,5 @@
-"""How `shapes/weights` came to be: an autoencoder, a text-to-image model, an editor, a CLIP and a
-reward model on BLIP, from nothing.
+"""Train `shapes/weights` from scratch: an autoencoder, a text-to-image model, an editor, a CLIP and a reward model
+on BLIP.
 
     scenes -> autoencoder -> diffusion (the base) -> editing (the base again, and the editor)
     scenes -> pool -> matching (CLIP, BLIP)

@@ -1,4 +1,4 @@
-"""The autoencoder of this domain: 64x64 pictures to latents of 8x8x4, from nothing."""
+"""The autoencoder of this domain, trained from scratch: 64x64 pictures to latents of 8x8x4."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ def bias_of(conv: nn.Conv2d) -> Tensor:
 
 
 def as_channels_last(model: nn.Module) -> None:
-    """Store the weights of a model's convolutions with their channels last, which CPUs compute faster."""
+    """Use the channels-last memory format, which is faster on CPUs."""
     change: Any = model.to  # torch types this form for tensors alone
     change(memory_format=torch.channels_last)
 
@@ -38,7 +38,7 @@ def decode(model: AutoencoderKL, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_as_block_average(model: AutoencoderKL) -> None:
-    """Weights of an untrained autoencoder such that it begins as block averages: an error of 0.04 instead of 0.6.
+    """Initialise an autoencoder so that it computes block averages: the initial error is 0.04 instead of 0.6.
 
     Ten channels carry red, green and blue, their negatives, and constants through every layer. Since
     silu(x) - silu(-x) = x, the last layers read the colours back; the constants keep the group norm's scale the same
@@ -91,8 +91,8 @@ def init_as_block_average(model: AutoencoderKL) -> None:
 def autoencoder() -> AutoencoderKL:
     """An untrained AutoencoderKL from 64x64x3 to 8x8x4 that begins as block averages.
 
-    At 8x8 what a thing is makes a large share of the latents; at 16x16 they are little else than its colours, and a
-    U-Net of the same size learned no shapes from them.
+    At 8x8 the latents contain much information about shapes. At 16x16 they contain little more than colours, and a
+    U-Net of the same size learned no shapes.
     """
     model = AutoencoderKL(
         down_block_types=cast(Any, ("DownEncoderBlock2D",) * 4),
@@ -110,7 +110,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(folder: Path, *, num_steps: int, seed: int, say: Say) -> None:
-    """The autoencoder, saved at `folder`; its scaling factor gives latents unit variance."""
+    """Train the autoencoder and save it in `folder`; its scaling factor gives the latents unit variance."""
     torch.manual_seed(seed)
     model, source = autoencoder(), crowded_scenes(seed)
 

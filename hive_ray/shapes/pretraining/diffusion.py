@@ -1,4 +1,4 @@
-"""The base: a text-to-image model of this domain, from nothing around its autoencoder."""
+"""The base: a text-to-image model of this domain, trained from scratch on the latents of its autoencoder."""
 
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -24,9 +24,12 @@ from hive_ray.shapes.scenes import COLOURS, SHAPES, Description, draw, place_thi
 
 
 def random_sample(rng: np.random.Generator, num_things: int | None) -> tuple[np.ndarray, str]:
-    """A picture and its words: captions for the most part, and instructions and quality phrases, so that the text
-    encoder knows their words before any editor is trained. `num_things` None draws one to three, crowded ones more
-    often than users write them, since they are harder."""
+    """A random picture and its text.
+
+    The text is mostly a caption. Instructions and quality phrases are included, so that the text encoder knows their
+    words before an editor is trained. `num_things` None draws one to three; crowded scenes are more frequent than in
+    practice, since they are harder.
+    """
     num_things = num_things or int(rng.choice([1, 2, 3], p=[0.25, 0.4, 0.35]))
     description = random_description(rng, num_things)
     kind = rng.choice(["caption", "instruction", "both", "quality"], p=[0.8, 0.06, 0.06, 0.08])
@@ -40,13 +43,13 @@ def random_sample(rng: np.random.Generator, num_things: int | None) -> tuple[np.
 
 
 def degraded_sample(description: Description, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A more or less harmed picture of a description, and its caption with the quality phrase that says how much."""
+    """A picture of a description, degraded to a random level, and its caption with the quality phrase of that level."""
     level = int(rng.integers(1, 6))
     return degrade(draw(place_things(description, rng)), level, rng), with_quality(description.caption, level)
 
 
 class SamplePool:
-    """Latents and tokens of pictures to draw batches from, a few of them new every few steps."""
+    """A pool of latents and tokens to draw batches from, which is renewed step by step."""
 
     def __init__(self, model: "TextToImageModel", size: int, rng: np.random.Generator) -> None:
         self.model = model
@@ -57,7 +60,7 @@ class SamplePool:
         self.tokens = torch.empty(size, MAX_TOKENS, dtype=torch.long)
 
     def renew(self, count: int, num_things: int | None) -> None:
-        """Put `count` new pictures in place of the oldest; `num_things` None draws one to three."""
+        """Replace the `count` oldest pictures by new ones; `num_things` None draws one to three."""
         pictures, texts = zip(*(random_sample(self.rng, num_things) for _ in range(count)), strict=True)
         places = torch.arange(self.oldest, self.oldest + count) % self.size
         self.oldest += count
@@ -69,23 +72,23 @@ class SamplePool:
 
 
 def differs(latents: Tensor, others: Tensor) -> Tensor:
-    """1 where latents (B, C, h, w) clearly differ from others, 0 elsewhere: (B, 1, h, w)."""
+    """(B, 1, h, w): 1 where latents (B, C, h, w) clearly differ from `others`, else 0."""
     return ((latents - others).abs().amax(1, keepdim=True) > 0.35).float()
 
 
 def is_thing(latents: Tensor) -> Tensor:
-    """1 where latents (B, C, h, w) show a thing, 0 on plain background: (B, 1, h, w)."""
+    """(B, 1, h, w): 1 where latents (B, C, h, w) show a thing, 0 on plain background."""
     return differs(latents, latents.flatten(2).median(-1).values[..., None, None])
 
 
 def loss_weight(places: Tensor) -> Tensor:
-    """Loss weight of places that are 1: five times that of those that are 0."""
+    """Loss weights of a 0/1 mask: 2.0 where it is 1, and 0.4 where it is 0."""
     return 0.4 + 1.6 * places
 
 
 @torch.no_grad()
 def zero_residual_branches(unet: UNet2DConditionModel) -> None:
-    """Begin with every residual branch and the output at zero (Dhariwal and Nichol 2021), which trains faster."""
+    """Initialise all residual branches and the output to zero (Dhariwal and Nichol 2021), which trains faster."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
             module.conv2.weight.zero_()
@@ -97,7 +100,7 @@ def zero_residual_branches(unet: UNet2DConditionModel) -> None:
 
 @dataclass
 class TextToImageModel:
-    """What is trained together: a U-Net and its text encoder; and what stays: autoencoder, tokenizer, schedule."""
+    """The trained parts (U-Net and text encoder) and the fixed parts (autoencoder, tokenizer, scheduler)."""
 
     vae: AutoencoderKL
     tokenizer: CLIPTokenizer
@@ -107,7 +110,7 @@ class TextToImageModel:
 
     @classmethod
     def from_scratch(cls, vae_folder: Path, seed: int) -> "TextToImageModel":
-        """Untrained, around a trained autoencoder."""
+        """An untrained model with a trained autoencoder."""
         torch.manual_seed(seed)
         tokenizer = shapes_tokenizer()
         text_encoder = CLIPTextModel(
@@ -135,13 +138,13 @@ class TextToImageModel:
 
     @classmethod
     def load(cls, folder: Path) -> "TextToImageModel":
-        """What `save` wrote, in fp32."""
+        """Load what `save` wrote, in fp32."""
         parts = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).components
         parts["unet"].to(memory_format=torch.channels_last)
         return cls(**{name.name: parts[name.name] for name in fields(cls)})
 
     def error(self, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """Squared error of the predicted velocity, things emphasised; (B, C, h, w)."""
+        """Squared error of the predicted velocity, weighted by `loss_weight` of things: (B, C, h, w)."""
         noisy = add_noise(self.scheduler, latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         predicted = self.unet(noisy, timesteps, self.text_encoder(tokens).last_hidden_state).sample
         off = predicted - velocity(self.scheduler, latents, noise, timesteps)
@@ -157,12 +160,12 @@ class TextToImageModel:
         return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
     def save(self, folder: Path) -> None:
-        """As a StableDiffusionPipeline in half precision; the model itself stays as it is."""
+        """Save a copy in half precision as a StableDiffusionPipeline."""
         half: dict[str, Any] = {
             name: deepcopy(getattr(self, name)).to(torch.float16).to(memory_format=torch.contiguous_format)
             for name in ("vae", "text_encoder", "unet")
         }
-        nothing: Any = None  # the pipeline's own types do not say that these parts may be left out
+        nothing: Any = None  # the types of the pipeline do not allow None for its optional parts
         StableDiffusionPipeline(
             **half, tokenizer=self.tokenizer, scheduler=cast(Any, self.scheduler), safety_checker=nothing,
             feature_extractor=nothing, requires_safety_checker=False,
@@ -171,7 +174,7 @@ class TextToImageModel:
 
 
 class CaptionSensitivity:
-    """How much the loss rises with a wrong colour or a wrong shape in the caption: 0 where words teach nothing."""
+    """The relative increase of the loss with a wrong colour or shape in the caption; 0 if words have no effect."""
 
     def __init__(self, pool: SamplePool, count: int, rng: np.random.Generator) -> None:
         descriptions = [random_description(rng) for _ in range(count)]
@@ -185,6 +188,7 @@ class CaptionSensitivity:
 
     @torch.no_grad()
     def measure(self, model: TextToImageModel) -> str:
+        """The increase at three timesteps, as text for progress messages."""
         words = []
         for timestep in (900, 700, 500):
             noise = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(0))
@@ -199,7 +203,7 @@ class CaptionSensitivity:
 
 
 def with_wrong_words(text: str, words: tuple[str, ...]) -> str:
-    """The text with every one of `words` replaced by the next of them."""
+    """Replace each of `words` in the text by the next one in `words`."""
     following = dict(zip(words, (*words[1:], words[0]), strict=True))
     return " ".join(
         following.get(word.rstrip(","), word.rstrip(",")) + "," * word.endswith(",") for word in text.split()
@@ -209,10 +213,10 @@ def with_wrong_words(text: str, words: tuple[str, ...]) -> str:
 def train_text_to_image(
     model: TextToImageModel, folder: Path, *, num_steps: int, single_things: float, pool: int, seed: int, say: Say
 ) -> None:
-    """A v-prediction U-Net and its text encoder, trained together; saved at `folder` as a StableDiffusionPipeline.
+    """Train a v-prediction U-Net and its text encoder, and save them in `folder` as a StableDiffusionPipeline.
 
-    For the share `single_things` of the steps it sees single things only, which binds words to colours and shapes
-    sooner. Called again on what it saved, it goes on with a second cosine (warm restart).
+    In the first share `single_things` of the steps, pictures show single things, which binds words to colours and
+    shapes sooner. On a saved model, training continues with a second cosine schedule (warm restart).
     """
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)

@@ -1,9 +1,9 @@
-"""The editor of this domain, and its base once more: one U-Net learns to edit and to draw together.
+"""Train the editor of this domain together with its base: one U-Net learns to edit and to draw.
 
-A batch holds edits (the source's latents and an instruction) and captions (zero latents, which tell an editor that
-there is no source). Whole, the U-Net is the editor; without the input channels of the source it is the base.
-The editor then hears the quality phrase behind instructions, too: to one that has not, the phrase is
-a disturbance, and its second fine-tuning spends itself on that.
+A batch holds edits (the source's latents and an instruction) and captions (zero latents, which mean that there is no
+source). The U-Net is the editor; without the input channels of the source it is the base. The editor is also trained
+with the quality phrase after instructions. Otherwise the phrase would disturb it, and fine-tuning would first have to
+learn to ignore that.
 
 R rows of a batch
 """
@@ -27,14 +27,14 @@ from hive_ray.shapes.scenes import draw, random_description
 
 @dataclass(frozen=True)
 class BatchComposition:
-    """Rows of each task in a batch."""
+    """Number of rows of each task in a batch."""
 
     edits: int
     graded: int
-    """Edits whose result is more or less harmed, as the quality phrase behind their instruction says."""
+    """Edits whose result is degraded to the level in the quality phrase after their instruction."""
     captions: int
     degraded: int
-    """Harmed pictures of captions with the quality phrase."""
+    """Degraded pictures, and captions with the quality phrase."""
 
 
 BOTH_TASKS = BatchComposition(edits=42, graded=0, captions=20, degraded=2)
@@ -43,14 +43,14 @@ WITH_PHRASE = BatchComposition(edits=32, graded=24, captions=6, degraded=2)
 KIND_RATES = {
     "recolour": 0.5, "reshape": 0.8, "add": 1.0, "remove": 1.0, "background": 0.4, "swap": 1.0, "resize": 0.6,
 }  # fmt: skip
-"""How many of the drawn edits of each kind are kept: what draws a new thing takes longest to learn."""
+"""Share of the drawn edits of each kind that is kept. Edits that draw a new thing take longest to learn."""
 
 DROP_RATE = 0.05
-"""Rows that lose their text, their image, and both (InstructPix2Pix)."""
+"""Share of rows that lose their text; equal shares lose their image, and both (InstructPix2Pix)."""
 
 
 class TwinPool:
-    """Latents of scenes and their edited twins, and tokens of their four texts; a few are new every step."""
+    """A pool of latents of scenes and their edited twins, and tokens of their four texts, renewed every step."""
 
     def __init__(self, model: TextToImageModel, size: int, rng: np.random.Generator) -> None:
         self.model = model
@@ -61,7 +61,7 @@ class TwinPool:
         self.tokens = torch.empty(size, 4, MAX_TOKENS, dtype=torch.long)
 
     def renew(self, count: int) -> None:
-        """Put `count` new twins in place of the oldest."""
+        """Replace the `count` oldest twins by new ones."""
         twins = [scene_and_twin(self.rng, KIND_RATES) for _ in range(count)]
         places = torch.arange(self.oldest, self.oldest + count) % self.size
         self.oldest += count
@@ -72,13 +72,13 @@ class TwinPool:
 
 
 def degraded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Latents (size, 4, 8, 8) of more or less harmed pictures, and tokens of captions with the quality phrase."""
+    """Latents (size, 4, 8, 8) of degraded pictures, and tokens of captions with the quality phrase."""
     pictures, texts = zip(*(degraded_sample(random_description(rng), rng) for _ in range(size)), strict=True)
     return encoded(model, list(pictures)), model.tokenize(list(texts))
 
 
 def graded_pool(model: TextToImageModel, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of edited pictures, more or less harmed, and of their sources (size, 4, 8, 8), and tokens."""
+    """Latents (size, 4, 8, 8) of degraded edited pictures and of their sources, and tokens."""
     edited = []
     sources = []
     texts = []
@@ -97,9 +97,9 @@ def encoded(model: TextToImageModel, pictures: list[np.ndarray]) -> Tensor:
 
 
 def edit_weight(edited: Tensor, source: Tensor) -> Tensor:
-    """Loss weight (R, 1, h, w) of latents (R, C, h, w): five times as much where a thing is, or the edit changes one.
+    """Loss weight (R, 1, h, w) of latents (R, C, h, w): five times higher at things and at changes.
 
-    Things that stay must weigh as much as what changes: without them "remove the star" removed everything.
+    Unchanged things must weigh as much as changes; otherwise "remove the star" removes everything.
     """
     return loss_weight(torch.maximum(differs(edited, source), is_thing(edited)))
 
@@ -116,10 +116,10 @@ def train_editing(
     rows: BatchComposition = BOTH_TASKS,
     lr: float = 1e-3,
 ) -> None:
-    """Train `model`, whose U-Net reads the source's latents as well, on both tasks; it ends with averaged weights.
+    """Train `model`, whose U-Net also reads the source's latents, on both tasks; it ends with averaged weights.
 
-    It draws from `pool` twins, which are renewed on the way, and from `phrased` pictures of each task whose texts have
-    the quality phrase. `save` is called with averaged weights in place every 500 steps, and at the end.
+    Batches are drawn from `pool` twins, which are renewed, and from `phrased` pictures of each task with the quality
+    phrase. `save` is called every 500 steps and at the end, with averaged weights in the model.
     """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -137,7 +137,7 @@ def train_editing(
     def batch() -> tuple[Tensor, Tensor, Tensor]:
         """Unscaled target and source latents (R, 4, 8, 8), and tokens (R, MAX_TOKENS)."""
         edit, caption = chosen(pool, rows.edits + rows.captions).split([rows.edits, rows.captions])
-        # An edit starts from this side of its twins.
+        # 0 edits a scene to its twin, 1 edits the twin back.
         start, shown = chosen(2, rows.edits + rows.captions).split([rows.edits, rows.captions])
         drawn, graded = chosen(len(harmed_latents), rows.degraded), chosen(len(graded_latents), rows.graded)
         target = [
@@ -173,7 +173,7 @@ def train_editing(
 
 
 def without_source(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The text-to-image U-Net inside an editor's: what it computes where the source's latents are zero."""
+    """The text-to-image U-Net inside an editor: equal to it for zero source latents."""
     channels = unet.config["in_channels"] // 2
     base = cast(UNet2DConditionModel, UNet2DConditionModel.from_config({**unet.config, "in_channels": channels}))
     weights = unet.state_dict()

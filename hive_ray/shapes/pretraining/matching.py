@@ -1,7 +1,7 @@
-"""CLIP and BLIP of this domain: pictures and texts that fit each other, from nothing.
+"""Train CLIP and BLIP of this domain from scratch to match pictures and texts.
 
-Both learn from the same twins: a batch holds scenes beside their edited twins, each other's hardest negatives, and
-both learn to name what each patch shows on the way.
+Both use the same batches of scenes and their edited twins, which are hard negatives of each other. Both also learn to
+name the content of each patch.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from hive_ray.shapes.scenes import RESOLUTION, draw
 from hive_ray.similarity import normalize
 
 BLIP_TEMPERATURE = 0.07
-"""Where CLIP and BLIP start theirs."""
+"""The initial temperature of CLIP and BLIP."""
 
 BATCH_TWINS = 32
 """Twins in a batch."""
 
 WIDTH = 128
 NAMING_WEIGHT = 2.0
-"""Weight of the naming of patches beside the loss of matching."""
+"""Weight of the patch-naming loss relative to the matching loss."""
 
 
 Score = Callable[[list[bytes], list[bytes], list[str]], list[float]]
@@ -39,7 +39,7 @@ Score = Callable[[list[bytes], list[bytes], list[str]], list[float]]
 def train_clip(
     folder: Path, tokenizer_folder: Path, pool: TwinPictures, *, num_steps: int, seed: int, say: Say
 ) -> None:
-    """A CLIPModel on pictures and captions."""
+    """Train a CLIPModel on pictures and captions, and save it with its tokenizer in `folder`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
@@ -67,10 +67,10 @@ def train_clip(
 def train_blip(
     folder: Path, tokenizer_folder: Path, pool: TwinPictures, *, num_steps: int, seed: int, say: Say
 ) -> None:
-    """A BlipForImageTextRetrieval for the reward model to start from, as Salesforce's BLIP is for photographs.
+    """Train a BlipForImageTextRetrieval, from which the reward model starts, as Salesforce's BLIP for photographs.
 
-    Two of BLIP's three losses (Li et al. 2022): captions and pictures are told apart by their features alone, and a
-    matching head reads the captions of a scene and of its edited twin over the tokens of each of the two pictures.
+    Two of BLIP's three losses (Li et al. 2022) are used: the contrastive loss of features, and the matching loss of
+    each caption of a scene and its edited twin with each of the two pictures.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -113,9 +113,9 @@ def train_blip(
 
 
 def matching_accuracy(score: Score, count: int, seed: int) -> float:
-    """The share of `count` pictures of unseen scenes that fit their own caption better than their edited twin's.
+    """The share of `count` unseen scenes whose picture scores higher with its own caption than with its twin's.
 
-    A picture stands as its own edit, and a caption as the instruction. 0.5 is guessing.
+    The picture is passed as source and edit, and the caption as the instruction. Chance is 0.5.
     """
     rng = np.random.default_rng(seed)
     twins = [scene_and_twin(rng) for _ in range(count)]
@@ -126,8 +126,8 @@ def matching_accuracy(score: Score, count: int, seed: int) -> float:
 
 
 def draw_batch(pool: TwinPictures, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
-    """Of TWINS twins the captions, the pictures (2 TWINS, 3, H, W) as CLIP and BLIP read them, a little noisy, and
-    the patch names."""
+    """Draw BATCH_TWINS twins: captions, noisy pictures (2 BATCH_TWINS, 3, H, W) as input of CLIP and BLIP, and patch
+    names."""
     chosen = rng.integers(0, len(pool.twins), BATCH_TWINS)
     rows = np.stack([2 * chosen, 2 * chosen + 1], 1).flatten()
     pixels = torch.from_numpy(pool.pictures[rows]).permute(0, 3, 1, 2).float() / 255

@@ -1,4 +1,4 @@
-"""Pictures of scenes and of their edited twins to learn to see from, as an autoencoder gives them back.
+"""Pictures of scenes and their edited twins, reconstructed by an autoencoder, to train vision models.
 
 N twins, P patches of a picture
 """
@@ -20,11 +20,11 @@ PATCH = 8
 """Side of a patch, pixels."""
 
 NAMES = (("nothing", *SHAPES), (*COLOURS, *BACKGROUNDS), ("nothing", *RADII))
-"""What can be said of a patch: the shape, the colour and the size of what it shows."""
+"""The names of a patch: shape, colour and size of what it shows."""
 
 
 class ReconstructionNoise:
-    """Pictures as the autoencoder gives them back, with noise on the latents of their things."""
+    """Reconstructs pictures by the autoencoder, with noise on the latents of things."""
 
     def __init__(self, vae: str | Path) -> None:
         self.vae: AutoencoderKL = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32)
@@ -32,7 +32,7 @@ class ReconstructionNoise:
 
     @torch.no_grad()
     def __call__(self, pictures: list[np.ndarray], amounts: list[float], seed: int) -> list[np.ndarray]:
-        """amounts: the noise of each picture, where the latents of things deviate by 1.15."""
+        """amounts: standard deviation of the noise for each picture; the latents of things have a deviation of 1.15."""
         generator = torch.Generator().manual_seed(seed)
         latents = encode(self.vae, to_batch(pictures)).mean
         amount = torch.tensor(amounts, dtype=torch.float32).view(-1, 1, 1, 1) * is_thing(latents)
@@ -41,7 +41,7 @@ class ReconstructionNoise:
 
 
 class TwinPictures:
-    """Twins and their pictures (2 N, 64, 64, 3), scenes and edited scenes in turn, a little worn; fixed by the seed."""
+    """Twins and their slightly noisy pictures (2 N, 64, 64, 3), scenes and edited scenes alternating; fixed by seed."""
 
     def __init__(self, vae: Path, size: int, seed: int) -> None:
         rng, wear = np.random.default_rng(seed), ReconstructionNoise(vae)
@@ -55,7 +55,7 @@ class TwinPictures:
 
 
 def patch_names(scene: Scene) -> np.ndarray:
-    """What each patch of a scene shows: (P, 3) indices into `NAMES`, row by row; things count from their edge on."""
+    """(P, 3) indices into `NAMES` for the patches of a scene, row by row; a patch on the edge of a thing shows it."""
     side = RESOLUTION // PATCH
     y, x = np.meshgrid(*[PATCH * (np.arange(side) + 0.5)] * 2, indexing="ij")
     names = np.zeros((side, side, 3), np.int64)
@@ -68,9 +68,9 @@ def patch_names(scene: Scene) -> np.ndarray:
 
 
 class PatchNaming(torch.nn.Module):
-    """Names what each patch shows from its token: teaches a young ViT to see in a few hundred steps.
+    """Predicts what each patch shows from its token: an auxiliary loss with which a ViT learns in a few hundred steps.
 
-    Only for training: captions alone say little of where things are, and a contrastive loss says it late.
+    Used only in training. Captions say little about where things are, and a contrastive loss learns it late.
     """
 
     def __init__(self, width: int) -> None:
@@ -79,7 +79,7 @@ class PatchNaming(torch.nn.Module):
         self.heads = torch.nn.ModuleList(torch.nn.Linear(width, len(known)) for known in NAMES)
 
     def loss(self, tokens: Tensor, names: Tensor) -> Tensor:
-        """tokens (B, 1 + P, D), the first of them the whole picture's; names (B, P, 3) -> mean cross entropy."""
+        """tokens (B, 1 + P, D), with the class token first; names (B, P, 3) -> mean cross entropy."""
         patches = self.norm(tokens[:, 1:]).flatten(0, 1)
         losses = [
             torch.nn.functional.cross_entropy(head(patches), names[..., place].flatten())

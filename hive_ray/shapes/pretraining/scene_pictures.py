@@ -1,4 +1,4 @@
-"""Pictures to learn from: crowded scenes, harmed ones, and scenes beside their edited twins."""
+"""Training pictures: crowded scenes, degraded pictures, and scenes with their edited twins."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hive_ray.shapes.scenes import Scene, draw, place_things, random_description
 
 
 def crowded_scenes(seed: int) -> Iterator[np.ndarray]:
-    """Endless pictures uint8 (64, 64, 3), the same for the same seed; most hold three things, for more to learn."""
+    """Yield an endless sequence of pictures uint8 (64, 64, 3), fixed by the seed; most show three things."""
     rng = np.random.default_rng(seed)
     while True:
         yield draw(place_things(random_description(rng, int(rng.choice([1, 2, 3], p=[0.1, 0.3, 0.6]))), rng))
@@ -26,7 +26,7 @@ def to_batch(pictures: list[np.ndarray]) -> Tensor:
 
 
 def degrade(picture: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """The picture as bad as `level` 1 (worst) to 4, or untouched at 5: blur, noise, a wrong cast and smears."""
+    """Degrade a picture to `level` 1 (worst) to 4 by blur, noise, colour cast and misplaced blocks; 5 is unchanged."""
     harm = (5 - level) / 4
     if harm == 0:
         return picture
@@ -41,7 +41,7 @@ def degrade(picture: np.ndarray, level: int, rng: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True)
 class Twin:
-    """A random scene and what an edit makes of it, and four texts about them."""
+    """A random scene, the scene after an edit, and four texts about them."""
 
     scenes: tuple[Scene, Scene]
     texts: tuple[str, str, str, str]
@@ -49,7 +49,7 @@ class Twin:
 
 
 def scene_and_twin(rng: np.random.Generator, rates: dict[str, float] | None = None) -> Twin:
-    """A random twin; `rates` gives for each kind of edit how many of those drawn are kept, all of them without it."""
+    """A random scene and its edited twin. `rates` gives the share that is kept for each kind of edit; default all."""
     while True:
         scene = place_things(random_description(rng), rng)
         edit = write_edits(scene.description.caption, 1, rng)[0]

@@ -1,4 +1,4 @@
-"""The loop that every part of this domain's pretraining shares."""
+"""The training loop of all parts of this domain's pretraining."""
 
 import math
 import time
@@ -13,7 +13,7 @@ Say = Callable[[str], None]
 
 
 def cosine_rate(step: int, num_steps: int, warmup: int = 50, floor: float = 0.02) -> float:
-    """Learning-rate factor: linear warm-up, then a half cosine down to `floor`."""
+    """Learning-rate factor: linear warm-up, then half a cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
@@ -31,7 +31,7 @@ def train_steps(
 ) -> None:
     """AdamW on `loss_of(step)` with a cosine rate; a line of progress every 50 steps.
 
-    `bf16`: losses are computed under autocast, weights stay in float32.
+    bf16: compute losses under autocast; weights stay in float32.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_rate(step, num_steps))
@@ -61,7 +61,10 @@ def train_with_ema(
     say: Say,
     save: Callable[[], None],
 ) -> None:
-    """`train_steps`, ending with the average of the weights; `save` is called with it in place every 500 steps, too."""
+    """`train_steps` with an exponential moving average of the weights, which the model has at the end.
+
+    `save` is called every 500 steps and at the end, with the averaged weights in the model.
+    """
     ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
     def averaged_loss_of(step: int) -> Tensor:
