@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import postgresql
 import pytest
+import ray
 import torch
 from faulty_s3 import FaultyS3
 from llm_server import Chat
@@ -19,21 +20,25 @@ from moto.server import ThreadedMotoServer
 from warm_workers import warm_workers
 
 from hive_ray.annotation.database import Database
+from hive_ray.cluster.starting import start_ray
 
 COLD = "HIVE_RAY_COLD_WORKERS"
 """Set to 1, Ray's workers start in tests as they do for users, which takes half as long again, or more."""
 _numbers = itertools.count()
+_sharing = pytest.StashKey[set[Path]]()
+"""The files whose tests use `shared_cluster`."""
 
 
-def pytest_collection_modifyitems(items):
-    """Files that start Ray come first: none of the long ones may be left when the others are done. What needs a GPU is
-    skipped without one."""
+def pytest_collection_modifyitems(config, items):
+    """Files that start Ray come first: none of the long ones may be left when the others are done. Those that share a
+    cluster follow each other. What needs a GPU is skipped without one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    sharing = config.stash[_sharing] = {item.path for item in items if "shared_cluster" in item.fixturenames}
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in with_ray)
+    items.sort(key=lambda item: (item.path not in with_ray, item.path not in sharing))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,6 +55,23 @@ def warm(request):
     wanted = os.environ.get(COLD) != "1" and any(item.get_closest_marker("ray") for item in request.session.items)
     with warm_workers() if wanted else nullcontext():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster_of_another_file(request):
+    """End the shared cluster before a file that does not use it."""
+    if request.path not in request.config.stash[_sharing]:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory):
+    """The address of a cluster of this process with 4 CPUs. It is kept for the next file that wants one: whatever a
+    stage's workers need of the environment, they are told by the stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        start_ray(num_cpus=4)
+        yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from hive_ray.artifacts.building import Mapped, build_table, write_rows, write_s
 from hive_ray.artifacts.manifest import Manifest, count_rows, fingerprint_of, read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows, select
 from hive_ray.cluster.mapping import map_table
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError
 from hive_ray.presets import shapes
@@ -106,11 +105,9 @@ def build_slowly(folder: Path):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(shared_cluster):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-    start_ray(num_cpus=4)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    return shared_cluster
 
 
 def write_words(path: Path, count: int = 10, made=MADE, **options) -> Manifest:

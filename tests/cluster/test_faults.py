@@ -82,10 +82,8 @@ def by_value():
 
 
 @pytest.fixture(scope="module")
-def cluster(by_value, faulty_s3):
-    start_ray(num_cpus=4)
-    yield
-    ray.shutdown()
+def cluster(by_value, shared_cluster):
+    """A cluster whose workers can import this file."""
 
 
 def test_a_pool_that_may_grow_makes_the_same_table(tmp_path, cluster):
@@ -108,7 +106,7 @@ def test_an_s3_that_fails_and_goes_away_for_a_while_costs_time_alone(faulty_s3, 
 
 
 def test_a_node_may_go_and_another_come(tmp_path, by_value, monkeypatch):
-    ray.shutdown()  # of the cluster above
+    ray.shutdown()  # of the shared cluster
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]

@@ -34,7 +34,6 @@ from hive_ray.artifacts.model_store import build_model, store_model
 from hive_ray.artifacts.selection import Selection, select
 from hive_ray.cluster.fitting import checkpoint_folder, export
 from hive_ray.cluster.one_machine.tuning import DATA_HELPERS
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Recovery, Resources, Training
 from hive_ray.errors import Stopped
 from hive_ray.images import decode
@@ -45,13 +44,9 @@ from hive_ray.training.weights import WeightAverage, ema_decay
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(shared_cluster):
     ray.cloudpickle.register_pickle_by_value(sys.modules["lines"])  # workers cannot import a test file
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        start_ray(num_cpus=4)
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
+    return shared_cluster
 
 
 def by_hand(

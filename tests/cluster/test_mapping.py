@@ -11,7 +11,7 @@ from hive_ray.artifacts.manifest import read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows
 from hive_ray.cluster import mapping
 from hive_ray.cluster.mapping import map_rows, map_table
-from hive_ray.cluster.starting import require_resources, start_ray
+from hive_ray.cluster.starting import require_resources
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError, Stopped
 from hive_ray.schemas import Dropped
@@ -87,11 +87,8 @@ class Misspeller:
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(shared_cluster):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-    start_ray(num_cpus=4)
-    yield
-    ray.shutdown()
 
 
 def build(folder, actor=Squarer, *, count=20, out="squares", actors=2, batch=4, where=None, limit=None, **kwargs):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
 
@@ -15,7 +14,6 @@ from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.chosen import inclusion_probabilities, read_chosen
 from hive_ray.artifacts.manifest import read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
 from hive_ray.reward.model import RewardModel
@@ -34,10 +32,8 @@ ALIKE = 10
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(num_cpus=2)
-    yield
-    ray.shutdown()
+def cluster(shared_cluster):
+    """All of these tests use it."""
 
 
 @pytest.fixture(scope="module")

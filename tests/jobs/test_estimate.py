@@ -1,11 +1,9 @@
 import json
 
 import pytest
-import ray
 from llm_server import Chat
 
 from hive_ray import storage
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Resources, Spending
 from hive_ray.presets import shapes
 from jobs import evaluate_editor, make_pairs, write_instructions
@@ -13,13 +11,6 @@ from jobs.command import read_command
 from jobs.run import Run, run_command
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture
-def cluster(chat):
-    start_ray(num_cpus=2)
-    yield
-    ray.shutdown()
 
 
 def asking(folder, chat: Chat, count: int) -> Run:
@@ -38,7 +29,7 @@ def asking(folder, chat: Chat, count: int) -> Run:
     return Run(str(folder / "run"), shapes().model_copy(update={"instructions": settings}))
 
 
-def test_an_estimate_says_what_the_stage_then_takes_and_pays_for_no_answer_twice(chat, tmp_path, cluster, capfd):
+def test_an_estimate_says_what_the_stage_then_takes_and_pays_for_no_answer_twice(chat, tmp_path, shared_cluster, capfd):
     run = asking(tmp_path, chat, 20)
     thought = write_instructions.estimate(run)
     assert (thought.rows, thought.rows_out) == (20, 20)
@@ -55,7 +46,7 @@ def test_an_estimate_says_what_the_stage_then_takes_and_pays_for_no_answer_twice
     assert "against the estimate: time" in said
 
 
-def test_pairs_are_estimated_in_pictures_through_the_unet_and_gpu_hours(chat, tmp_path, cluster, capfd):
+def test_pairs_are_estimated_in_pictures_through_the_unet_and_gpu_hours(chat, tmp_path, shared_cluster, capfd):
     preset = shapes()
     pairs = preset.pairs.model_copy(update={"num_inference_steps": 2, "resources": Resources(num_gpus=0, batch_size=8)})
     instructions = preset.instructions.model_copy(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import foreign
 import pytest
-import ray
 from foreign import picture
 from tiny_models import tiny_clip
 
@@ -13,7 +12,6 @@ from hive_ray import storage
 from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.manifest import read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Exporting, Importing, Resources
 from hive_ray.presets import shapes
 from hive_ray.schemas import IMPORTED, PAIRS, PROMPTS
@@ -37,7 +35,7 @@ def run_with(root: Path, on_mismatch: str = "refuse", exporting: Exporting | Non
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, shared_cluster) -> Path:
     folder = tmp_path_factory.mktemp("import")
     tiny_clip(folder / "clip")
     rows = [foreign.hq_edit(2 * number) for number in range(NUM_PAIRS)]
@@ -45,10 +43,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "a.png").write_bytes(picture(999))
     foreign.json_lines(str(folder / "test.jsonl"), [{"instruction": "make it snow", "source_img": "a.png"}])
-    start_ray(num_cpus=2)
     import_pairs.build(run_with(folder))
-    yield folder
-    ray.shutdown()
+    return folder
 
 
 def test_train_pairs_have_twins_and_held_out_ones_are_prompts(folder):

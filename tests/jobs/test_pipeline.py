@@ -72,16 +72,14 @@ WEIGHTS = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, faulty_s3):
+def run(tmp_path_factory, faulty_s3, shared_cluster):
     folder = tmp_path_factory.mktemp("run")
     base, clip = folder / "base", folder / "clip"
     tiny_stable_diffusion(base)
     tiny_clip(clip)
-    start_ray(num_cpus=4)
     run = Run(str(folder / "run"), tiny_config(str(base), str(clip)))
     pipeline.build(run)
-    yield run
-    ray.shutdown()
+    return run
 
 
 def card(run, model):
@@ -342,11 +340,14 @@ def written(words: str, log: Path) -> bool:
 
 
 def test_the_public_path_makes_the_same_tables_and_models(run, tmp_path, monkeypatch):
-    """The last one here: it ends the cluster of the others."""
+    """The last one here: it ends the shared cluster."""
     ray.shutdown()
     monkeypatch.setenv(SWITCH_VARIABLE, "0")
     start_ray(num_cpus=4)
-    assert not any(map(takes_special_path, SPECIAL_PATHS))
-    other = Run(str(tmp_path), run.config)
-    pipeline.build(other)
+    try:
+        assert not any(map(takes_special_path, SPECIAL_PATHS))
+        other = Run(str(tmp_path), run.config)
+        pipeline.build(other)
+    finally:
+        ray.shutdown()
     assert_same(run, other)

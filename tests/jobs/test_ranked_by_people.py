@@ -12,7 +12,6 @@ from pathlib import Path
 
 import foreign
 import pytest
-import ray
 import yaml
 from annotation_site import make_candidates
 from tiny_models import tiny_clip, tiny_stable_diffusion
@@ -23,7 +22,6 @@ from hive_ray.annotation.models import RANK
 from hive_ray.annotation.task_queue import AssignmentPolicy, TaskQueue
 from hive_ray.artifacts.manifest import count_rows, read_manifest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Preview, Resources
 from hive_ray.errors import Stopped
 from hive_ray.presets import sd15
@@ -40,10 +38,8 @@ NUM_PAIRS = 40
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(num_cpus=4)
-    yield
-    ray.shutdown()
+def cluster(shared_cluster):
+    """All of these tests use it."""
 
 
 @pytest.fixture(scope="module")

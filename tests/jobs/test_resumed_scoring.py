@@ -6,11 +6,9 @@ from pathlib import Path
 import drivers
 import numpy as np
 import pytest
-import ray
 
 from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, Resources
 from hive_ray.images import encode
 from hive_ray.presets import shapes
@@ -63,28 +61,24 @@ def kill_after_the_first_shard(folder: Path, cluster: str) -> dict[str, int]:
     return left
 
 
-def test_a_killed_scoring_goes_on_and_another_beta_or_phrase_scores_nothing_again(tmp_path, capfd):
+def test_a_killed_scoring_goes_on_and_another_beta_or_phrase_scores_nothing_again(tmp_path, shared_cluster, capfd):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     for folder in (killed, undisturbed):
         folder.mkdir()
         write_inputs(folder)
-    start_ray(num_cpus=2)
-    try:
-        left = kill_after_the_first_shard(killed, ray.get_runtime_context().gcs_address)
-        score_pairs.build(run_of(killed))
-        assert "rewards: resumed" in capfd.readouterr().out
-        data = killed / "rewards" / "data"
-        assert {name: (data / name).stat().st_ino for name in left} == left
-        score_pairs.build(run_of(undisturbed))
-        found, wanted = (rewards_of(f"{folder}/rewards") for folder in (killed, undisturbed))
-        assert len(found) == NUM_PAIRS
-        assert found == wanted
+    left = kill_after_the_first_shard(killed, shared_cluster)
+    score_pairs.build(run_of(killed))
+    assert "rewards: resumed" in capfd.readouterr().out
+    data = killed / "rewards" / "data"
+    assert {name: (data / name).stat().st_ino for name in left} == left
+    score_pairs.build(run_of(undisturbed))
+    found, wanted = (rewards_of(f"{folder}/rewards") for folder in (killed, undisturbed))
+    assert len(found) == NUM_PAIRS
+    assert found == wanted
 
-        capfd.readouterr()
-        score_pairs.build(run_of(killed, "rebuild", beta=0.5, phrase=" ({level} of five)"))
-        assert f"rewards: kept, {NUM_PAIRS} rows (nothing changed)" in capfd.readouterr().out
-        rows = read_rows(f"{killed}/scored_pairs", SCORED_PAIRS, ["pair_id", "reward", "instruction"])
-        shaped = {row["pair_id"]: (row["reward"], row["instruction"].endswith(" of five)")) for row in rows}
-        assert shaped == {name: (reward, True) for name, reward in wanted.items()}
-    finally:
-        ray.shutdown()
+    capfd.readouterr()
+    score_pairs.build(run_of(killed, "rebuild", beta=0.5, phrase=" ({level} of five)"))
+    assert f"rewards: kept, {NUM_PAIRS} rows (nothing changed)" in capfd.readouterr().out
+    rows = read_rows(f"{killed}/scored_pairs", SCORED_PAIRS, ["pair_id", "reward", "instruction"])
+    shaped = {row["pair_id"]: (row["reward"], row["instruction"].endswith(" of five)")) for row in rows}
+    assert shaped == {name: (reward, True) for name, reward in wanted.items()}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from tiny_models import tiny_clip, tiny_stable_diffusion, tiny_tokenizer
 from tiny_settings import tiny_config
@@ -14,7 +13,6 @@ from tiny_settings import tiny_config
 from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import DenoisingError, LearningCurve
 from hive_ray.editor.denoising_errors import errors_of_edits
 from hive_ray.editor.model import Editor
@@ -74,7 +72,7 @@ def pair(number):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, shared_cluster):
     folder = tmp_path_factory.mktemp("run")
     base, clip, start, root = (folder / name for name in ("base", "clip", "start", "run"))
     editor = Editor.build(tiny_stable_diffusion(base))
@@ -88,9 +86,7 @@ def run(tmp_path_factory):
     write_rows(run.path("rankings"), RANKINGS, rankings(range(PROMPTS_RANKED)), {})
     write_rows(run.path("prompts"), PROMPTS, [prompt(number) for number in range(3)], {})
     write_rows(run.path("pairs"), PAIRS, [pair(number) for number in range(5)], {})
-    start_ray(num_cpus=2)
-    yield run
-    ray.shutdown()
+    return run
 
 
 def with_features(run, features, name="", **changed):

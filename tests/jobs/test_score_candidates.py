@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import ray
 import torch
 from tiny_models import tiny_stable_diffusion
 from tiny_settings import ONE, TWO, tiny_config
@@ -13,7 +12,6 @@ from tiny_settings import ONE, TWO, tiny_config
 from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import CandidateScoring, Dpo, Nft, Training
 from hive_ray.editor.model import Editor
 from hive_ray.images import encode
@@ -148,7 +146,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, shared_cluster):
     folder, base = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("base")
     editor = Editor.build(tiny_stable_diffusion(base))
     with torch.no_grad():
@@ -163,11 +161,7 @@ def run(tmp_path_factory):
         {"editor": {"finetune": TRAINING, "nft": Nft(training=TRAINING, beta=0.5)}, "candidates": {"num_edits": 2}}
     )
     scoring = CandidateScoring(judge="people", least_advantage=0.0, resources=ONE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        start_ray(num_cpus=2)
-        yield Run(str(folder), config.model_copy(update={"candidate_scoring": scoring}))
-        ray.shutdown()
+    return Run(str(folder), config.model_copy(update={"candidate_scoring": scoring}))
 
 
 def moved(run: Run, name: str) -> bool:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import ray
 import torch
 from compvis import SD15, checkpoint, tiny
 from pydantic import ValidationError
@@ -18,7 +17,6 @@ from hive_ray import storage
 from hive_ray.artifacts.building import write_rows
 from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Dpo, EditorFile, Nft, Preview, Resources, Training
 from hive_ray.editor.lora import LORA_WEIGHTS_FILE
 from hive_ray.editor.model import Editor
@@ -49,7 +47,7 @@ def ranking(index: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(tmp_path_factory, shared_cluster):
     folder, editor = (
         tmp_path_factory.mktemp("run"),
         Editor.build(tiny_stable_diffusion(tmp_path_factory.mktemp("base"))),
@@ -58,11 +56,7 @@ def start(tmp_path_factory):
         editor.unet.conv_in.weight[:, 4:].copy_(editor.unet.conv_in.weight[:, :4])
     editor.save(folder / "editors" / "sft", editor.card)
     write_rows(str(folder / "rankings"), RANKINGS, [ranking(index) for index in range(4)], {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        start_ray(num_cpus=2)
-        yield folder, editor
-        ray.shutdown()
+    return folder, editor
 
 
 @pytest.mark.ray
@@ -131,7 +125,8 @@ def test_an_editor_learns_levels_is_looked_at_and_exported_and_is_the_start_of_a
     preset, preview = sd15(), Preview(num_inference_steps=1)
     changed = {"resolution": 64, "lora_rank": lora_rank, "latents": "none", "preview": preview}
     changed |= {"level_guidance_scale": 2.0}
-    changed |= {"finetune": training, "dpo": Dpo(training=training)}
+    one_step = training.model_copy(update={"total_images": 4, "validation_rows": 0})
+    changed |= {"finetune": training, "dpo": Dpo(training=one_step)}
     elsewhere = {"editors/current": str(folder / "editors" / "sft"), "rankings": str(folder / "rankings")}
     run = Run(str(tmp_path), preset.changed({"editor": changed}), arm="level", elsewhere=elsewhere)
     remove = storage.remove_tree  # what is exported is the last checkpoint

@@ -3,14 +3,12 @@ import time
 from dataclasses import replace
 
 import pytest
-import ray
 from llm_server import PAGE, USELESS, refusal
 from local_server import free_port
 
 from hive_ray import storage
 from hive_ray.artifacts.manifest import fingerprint_of, read_manifest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Instructions, Resources, Spending
 from hive_ray.errors import Stopped
 from hive_ray.language import endpoint
@@ -76,15 +74,8 @@ def test_a_file_of_nothing_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def cluster(chat):
-    start_ray(num_cpus=2)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.ray
-def test_a_stage_whose_money_is_spent_stops_and_goes_on_with_more_where_it_stood(chat, tmp_path, cluster):
+def test_a_stage_whose_money_is_spent_stops_and_goes_on_with_more_where_it_stood(chat, tmp_path, shared_cluster):
     names = [f"a cat {number}" for number in range(80)]
     (tmp_path / "captions.csv").write_text("\n".join(["caption", *names]))
 
@@ -189,7 +180,7 @@ def test_an_endpoint_that_is_not_there_stops_the_stage_before_it_begins(tmp_path
 
 @pytest.mark.ray
 def test_what_a_model_can_be_brought_to_say_is_a_table_that_is_made_again_without_the_endpoint(
-    chat, tmp_path, cluster, monkeypatch
+    chat, tmp_path, shared_cluster, monkeypatch
 ):
     refused, chatty = tmp_path / "refused", tmp_path / "chatty"
     refused.mkdir()
@@ -210,7 +201,7 @@ def test_what_a_model_can_be_brought_to_say_is_a_table_that_is_made_again_withou
 
 @pytest.mark.ray
 def test_captions_that_are_refused_are_dropped_with_the_words_and_too_many_of_them_stop_the_stage(
-    chat, tmp_path, cluster
+    chat, tmp_path, shared_cluster
 ):
     words = "This model's maximum context length is 2048 tokens."
     chat.failures = {f"a cat number {number}": [(400, {"message": words}) for _ in range(9)] for number in range(2, 7)}

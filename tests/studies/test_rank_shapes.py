@@ -4,9 +4,7 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
-import ray
 
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Importing
 from hive_ray.images import decode, image_format
 from hive_ray.pairs.formats.ranked import ranking_rows, read_rankings
@@ -23,13 +21,9 @@ def read(folder: str) -> list[dict]:
 
 
 @pytest.mark.ray
-def test_a_few_are_made_by_one_command_and_read_as_a_users_would_be(tmp_path):
-    start_ray(num_cpus=2)
+def test_a_few_are_made_by_one_command_and_read_as_a_users_would_be(tmp_path, shared_cluster):
     settings = ShippedRankings(str(tmp_path / "run"), num_prompts=12, num_ranked=6, out=tmp_path / "rankings")
-    try:
-        main(settings)
-    finally:
-        ray.shutdown()
+    main(settings)
     rows = read(str(tmp_path / "rankings"))
     assert to_table(rows, RANKINGS).num_rows == 6
     assert set(Counter(row["prompt_id"] for row in rows).values()) == {1}

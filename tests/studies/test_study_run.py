@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from tiny_models import tiny_clip, tiny_stable_diffusion
 from tiny_settings import ONE, tiny_config
 
 from hive_ray.artifacts.manifest import read_manifest, table_digest
 from hive_ray.artifacts.selection import read_rows
-from hive_ray.cluster.starting import start_ray
 from hive_ray.config import Config, DenoisingError, Watching
 from hive_ray.presets import SHAPES_WEIGHTS
 from hive_ray.schemas import CANDIDATES, EVALUATION, PAIRS, PROMPTS, RANKINGS
@@ -57,7 +55,7 @@ def tiny_preset(folder) -> Config:
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory):
+def studied(tmp_path_factory, shared_cluster):
     folder = tmp_path_factory.mktemp("study")
     preset = tiny_preset(folder)
     settings = Study(
@@ -69,10 +67,8 @@ def studied(tmp_path_factory):
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "ABLATIONS", ABLATIONS[-1:])
-        start_ray(num_cpus=4)
         build(settings, preset)
         yield settings, preset
-        ray.shutdown()
 
 
 def test_every_editor_of_every_part_is_in_the_document(studied):

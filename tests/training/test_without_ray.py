@@ -15,7 +15,6 @@ from tiny_models import tiny_stable_diffusion
 
 from bench.training import write_pairs
 from hive_ray.cluster.fitting import fit
-from hive_ray.cluster.starting import start_ray
 from hive_ray.editor.model import Editor
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +27,7 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.ray
-def test_a_training_without_ray_has_the_losses_and_weights_of_the_same_under_ray_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setenv("HIVE_RAY_CACHE", str(tmp_path / "cache"))
+def test_a_training_without_ray_has_the_losses_and_weights_of_the_same_under_ray_bit_for_bit(tmp_path, shared_cluster):
     editor = Editor.build(tiny_stable_diffusion(tmp_path / "base"))
     editor.save(tmp_path / "start", editor.card)
     write_pairs(str(tmp_path), count=16)
@@ -40,15 +38,11 @@ def test_a_training_without_ray_has_the_losses_and_weights_of_the_same_under_ray
     subprocess.run([*command, script, str(tmp_path)], env=environment, check=True, timeout=300)
 
     ray.cloudpickle.register_pickle_by_value(plain_training)  # workers cannot import a test's module
-    start_ray(num_cpus=2)
-    try:
-        fit(
-            plain_training.Objective, name="editor", run=str(tmp_path / "ray"),
-            rows=lambda: plain_training.pairs(str(tmp_path)), columns=plain_training.COLUMNS,
-            settings=plain_training.SETTINGS, fingerprint={}, folder=str(tmp_path),
-        )  # fmt: skip
-    finally:
-        ray.shutdown()
+    fit(
+        plain_training.Objective, name="editor", run=str(tmp_path / "ray"),
+        rows=lambda: plain_training.pairs(str(tmp_path)), columns=plain_training.COLUMNS,
+        settings=plain_training.SETTINGS, fingerprint={}, folder=str(tmp_path),
+    )  # fmt: skip
 
     assert len(logged(tmp_path / "plain")) == 3
     assert logged(tmp_path / "plain") == logged(tmp_path / "ray")
