@@ -14,7 +14,7 @@ from hive_ray.artifacts.progress import Progress
 from hive_ray.console import RECORDS, open_console, parse_line, say, tell_end, tell_result, wait_for_end, warn
 
 PREFIX = "\x1b[36m(RayTrainWorker pid=17)\x1b[0m "
-AFAR = "\x1b[36m(MapWorker(MapBatches(_Contracted)) pid=17, ip=10.0.0.2)\x1b[0m "
+AFAR = "\x1b[36m(MapWorker(MapBatches(_ShardMapper)) pid=17, ip=10.0.0.2)\x1b[0m "
 
 
 def line_of_a_worker(act, monkeypatch, capsys) -> str:
@@ -166,7 +166,9 @@ def test_what_a_worker_says_as_the_process_ends_is_shown_in_the_same_way(monkeyp
 
 def test_a_warning_from_another_machine_says_from_where(monkeypatch, capsys):
     line = line_of_a_worker(lambda: warn("S3 does not answer"), monkeypatch, capsys)
-    assert parse_line(AFAR + line).text == "S3 does not answer (MapWorker(MapBatches(_Contracted)) pid=17, ip=10.0.0.2)"
+    assert (
+        parse_line(AFAR + line).text == "S3 does not answer (MapWorker(MapBatches(_ShardMapper)) pid=17, ip=10.0.0.2)"
+    )
     assert parse_line(PREFIX + line).text == "S3 does not answer"
 
 
@@ -271,7 +273,7 @@ def test_the_cursor_is_shown_again_where_a_command_is_killed():
     status, written = on_terminal(code)
     assert status == -9
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
-    assert screen(written)[-1].startswith("Stopped: the job ended without a word")
+    assert screen(written)[-1].startswith("Stopped: the job ended without a message")
 
 
 def test_a_terminal_without_a_cursor_has_plain_lines():

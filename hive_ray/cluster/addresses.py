@@ -1,4 +1,4 @@
-"""Addresses of this machine: where a cluster that is started here listens, where its sockets lie. Imports no Ray."""
+"""Addresses of this machine: where a cluster that is started here listens and keeps its sockets. Imports no Ray."""
 
 import ipaddress
 import os
@@ -6,26 +6,29 @@ import sys
 import tempfile
 
 LOOPBACK_VARIABLE = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-"""The variable by which Ray uses the loopback address alone. Ray 2.60 listens on every interface unless its node's own
-address is the loopback one, which on Linux it refuses to be told; this switch is meant for systems whose firewalls
-would ask."""
+"""A variable and the value with which Ray uses only the loopback address.
+
+Ray 2.60 listens on all interfaces unless its node's address is the loopback address, and on Linux it does not accept
+that address. The variable is meant for systems whose firewalls would ask.
+"""
 MAX_FOLDER_LENGTH = 38
-"""Characters of a folder in which sockets, Ray's too, have addresses of the 107 bytes at most that the system takes."""
+"""Longest path in characters of a folder for sockets: the system limits a socket's path, with Ray's subfolders, to 107
+bytes."""
 SHORT_FOLDER = "/tmp"
+"""The folder for sockets if that of temporary files is too long."""
 
 
 def start_on_loopback() -> None:
-    """Have Ray, which reads its environment as it is imported, listen on the loopback address alone.
+    """Make Ray listen only on the loopback address. Must be called before Ray is imported.
 
-    For commands, before they import Ray: it has no effect afterwards, nor with RAY_ADDRESS, whose cluster this machine
-    may have to reach by another address.
+    Has no effect after that, nor with RAY_ADDRESS: that cluster may need to reach this machine at another address.
     """
     if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault(*LOOPBACK_VARIABLE)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address: one such as 127.0.0.1 or ::1, or `localhost`."""
+    """Whether only this machine can reach the address, such as 127.0.0.1, ::1 or `localhost`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -33,11 +36,11 @@ def is_loopback(host: str) -> bool:
 
 
 def fits_sockets(folder: str) -> bool:
-    """Whether sockets below a folder can have addresses: it is short, and Ray can pass on its name."""
+    """Whether a folder can hold sockets: its path is short enough and ASCII, as Ray requires."""
     return folder.isascii() and len(folder) <= MAX_FOLDER_LENGTH
 
 
 def socket_folder() -> str:
-    """The folder for temporary files if it holds sockets, else /tmp."""
+    """The folder for temporary files if it can hold sockets, otherwise /tmp."""
     folder = tempfile.gettempdir()
     return folder if fits_sockets(folder) else SHORT_FOLDER

@@ -1,10 +1,10 @@
-"""What workers take over from the environment of whoever gives the command: how to reach services, and as whom.
+"""Passes the driver's settings of services to the workers: addresses, credentials and proxies.
 
     the driver's environment -> service_variables() -> a stage's plan -> apply_service_variables() in each worker
 
-Secrets go with the plan alone: Ray writes what a runtime environment holds into its logs and shows it on its dashboard.
-The rest is in the runtime environment as well, for libraries that read it when they are imported. What belongs to a
-machine (PATH, HOME, its role in a cloud) is not carried.
+Secrets travel only with the plan: Ray writes the runtime environment into its logs and shows it on its dashboard. The
+other variables are also in the runtime environment, for libraries that read them when they are imported. Variables that
+belong to a machine (PATH, HOME, its role in a cloud) are not passed on.
 """
 
 import os
@@ -24,18 +24,19 @@ NAMES = {
 MACHINE_VARIABLE = re.compile(
     r"AWS_(CONTAINER_|ROLE_|WEB_IDENTITY_|LAMBDA_|EXECUTION_ENV)|WANDB_SERVICE|HIVE_RAY_(WARM_WORKERS|ONE_MACHINE|DASHBOARD)"
 )
-"""Such names are a machine's or a process's own: the role that a cloud gave it, the door of a process beside it."""
+"""Variables that belong to one machine or process, such as its role in a cloud or the address of a local service."""
 ENDPOINT_VARIABLE = re.compile(
     r"AWS_ENDPOINT_URL(_\w+)?|HF_ENDPOINT|MLFLOW_TRACKING_URI|OPENAI_(BASE_URL|API_BASE)|WANDB_BASE_URL"
 )
-"""Addresses of services: where the driver has none, no worker has one."""
+"""Addresses of services. A worker drops those that the driver does not set."""
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|HEADERS", re.IGNORECASE)
+"""Names of variables that may hold secrets."""
 URL_WITH_CREDENTIALS = re.compile(r"://[^/\s]*@")
-"""An address with a name and a password."""
+"""An address with a user name or a password."""
 
 
 def service_variables() -> dict[str, str]:
-    """This process's settings of services."""
+    """The variables of this process that configure services."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -44,7 +45,7 @@ def service_variables() -> dict[str, str]:
 
 
 def public_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those that may stand in logs and on a dashboard, and that Ray does not change: it replaces `$NAME` in values."""
+    """The variables that may appear in logs and on a dashboard. Excludes values with `$`, which Ray would expand."""
     return {
         name: value
         for name, value in variables.items()
@@ -53,7 +54,7 @@ def public_variables(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def apply_service_variables(variables: Mapping[str, str]) -> None:
-    """Have this process use the services that `service_variables` named where the command was given, and no endpoint else."""
+    """Set the driver's `service_variables` in this process, and remove endpoints that the driver does not set."""
     for name in [name for name in os.environ if ENDPOINT_VARIABLE.fullmatch(name) and name not in variables]:
         del os.environ[name]
     os.environ.update(variables)

@@ -1,6 +1,6 @@
-"""The end of a cluster while a job runs, in words: a node, the head, a raylet, the GCS or an object store is gone.
+"""Reports the loss of a cluster in one sentence: a node, the head, a raylet, the GCS or an object store is gone.
 
-Ray ends a driver whose cluster is gone by a trace of its own, after up to a minute, or not at all.
+Ray itself ends a driver whose cluster is gone with a stack trace after up to a minute, or not at all.
 """
 
 import os
@@ -22,57 +22,65 @@ from hive_ray.cluster.this_machine import child_processes, first_line, is_alive
 from hive_ray.errors import Stopped
 
 CLUSTER_PROCESSES = ("gcs_server", "raylet")
-"""Processes without which a cluster of this machine is none."""
+"""Processes that a cluster on this machine needs."""
 CHECK_S = 0.2
-"""How often they are looked for: within a second or two of a raylet's death Ray ends its driver without a word."""
+"""Seconds between checks of these processes. Ray silently ends the driver within a second or two of a raylet's end."""
 HEAD_CHECK_S = 2.0
+"""Seconds between checks of a joined cluster's head."""
 HEAD_TIMEOUT_S = 45.0
-"""How long the head of a joined cluster may be away; after 60 s Ray ends the driver by itself."""
+"""Seconds without an answer after which the head counts as lost. Ray itself ends the driver after 60 s."""
 START_GRACE_S = 3.0
-"""A part that has ended for so long, as Ray starts, was not ended by Ray, which would have said why by now."""
+"""A process that ended this many seconds ago, while Ray starts, was not ended by Ray: Ray would have said so."""
 RESUME_HINT = "What is finished stays: the same command goes on from there"
+"""The last sentence of these messages."""
 
 
 @contextmanager
 def exiting_when_cluster_is_lost() -> Iterator[None]:
-    """As long as it lasts, a lost cluster ends this process with 1 and one sentence. For the command line: no cleaning
-    up is waited for, since it would wait for the cluster."""
+    """While this context lasts, a lost cluster ends this process with status 1 and one sentence. For the command line.
+
+    Exit handlers are skipped, since they would wait for the cluster.
+    """
     here = started_here()
     what_is_lost = _parts_of_this_machine() if here else _head_at(ray.get_runtime_context().gcs_address)
 
-    def look() -> None:
+    def check() -> None:
         if lost := what_is_lost():
             _end(lost)
 
-    with polling(look, CHECK_S if here else HEAD_CHECK_S):
+    with polling(check, CHECK_S if here else HEAD_CHECK_S):
         yield
 
 
 @contextmanager
 def exiting_when_start_fails() -> Iterator[None]:
-    """As long as Ray starts a cluster on this machine: where a part of it ends, this process does, as `exiting_when_cluster_is_lost`
-    has it. Ray would wait for that part as long as a busy machine may take."""
+    """While Ray starts a cluster on this machine: if one of its processes ends, this process ends with one sentence.
+
+    Ray would keep waiting for that process, as long as a busy machine may need.
+    """
     if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
         yield
         return
-    seen: dict[int, psutil.Process] = {}
+    known: dict[int, psutil.Process] = {}
     since: float | None = None
 
-    def look() -> None:
+    def check() -> None:
         nonlocal since
-        seen.update({part.pid: part for part in child_processes(*CLUSTER_PROCESSES)})
-        ended = [part.name() for part in seen.values() if not is_alive(part)]
+        known.update({part.pid: part for part in child_processes(*CLUSTER_PROCESSES)})
+        ended = [part.name() for part in known.values() if not is_alive(part)]
         since = (since or time.monotonic()) if ended else None
         if since and time.monotonic() - since > START_GRACE_S:
             _end(f"Ray's {' and '.join(ended)} ended as it started; memory or disk may be full")
 
-    with polling(look, CHECK_S):
+    with polling(check, CHECK_S):
         yield
 
 
 def explain_ray_error(error: Exception) -> str | None:
-    """What a person is told of an error of Ray's: of a task the error that it raised, of all others that the same
-    command goes on; None where it is a bug, whose traceback is wanted."""
+    """One sentence that explains an error of Ray, or None for a bug, whose traceback should be shown.
+
+    For a failed task the sentence is the error of the task. For all others it says that the same command continues.
+    """
     from ray.train import ControllerError, WorkerGroupError  # not for jobs that train nothing
 
     if isinstance(error, RayTaskError):
@@ -89,9 +97,9 @@ def explain_ray_error(error: Exception) -> str | None:
 
 
 def _is_rays_own(error: Exception) -> bool:
-    """Whether Ray failed, and no code that it ran."""
-    ran = isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
-    return isinstance(error, RayError) and not ran
+    """Whether Ray itself failed, not the code that it ran."""
+    is_from_code = isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
+    return isinstance(error, RayError) and not is_from_code
 
 
 def _end(lost: str) -> None:
@@ -102,7 +110,7 @@ def _end(lost: str) -> None:
 
 
 def _parts_of_this_machine() -> Callable[[], str]:
-    """What tells which process of this machine's cluster has ended."""
+    """A function that returns which process of this machine's cluster has ended, or an empty string."""
     parts = child_processes(*CLUSTER_PROCESSES)
     names = {part.pid: part.name() for part in parts}
 
@@ -114,17 +122,17 @@ def _parts_of_this_machine() -> Callable[[], str]:
 
 
 def _head_at(address: str) -> Callable[[], str]:
-    """What tells that the head of a joined cluster has not been there for HEAD_TIMEOUT_S."""
+    """A function that returns a message if a joined cluster's head has not answered for HEAD_TIMEOUT_S."""
     host, port = address.rsplit(":", 1)
-    seen = time.monotonic()
+    answered_at = time.monotonic()
 
     def lost() -> str:
-        nonlocal seen
+        nonlocal answered_at
         try:
             socket.create_connection((host.strip("[]"), int(port)), HEAD_CHECK_S).close()
-            seen = time.monotonic()
+            answered_at = time.monotonic()
         except OSError:
-            if time.monotonic() - seen > HEAD_TIMEOUT_S:
+            if time.monotonic() - answered_at > HEAD_TIMEOUT_S:
                 return f"its head at {address} has not answered for {HEAD_TIMEOUT_S:g} s"
         return ""
 

@@ -1,8 +1,8 @@
-"""fit: Ray Train and DeepSpeed, one loop for any Objective.
+"""fit: trains any Objective with Ray Train and DeepSpeed.
 
-    a finished table, an Objective -> <run>/<name>/ (a portable model folder), what training/watching.py writes
+    a finished table, an Objective -> <run>/<name>/ (a portable model folder), and what training/watching.py writes
 
-What a worker does is in hive_ray/training/loop.py, which knows no Ray.
+What a worker does is in hive_ray/training/loop.py, which does not use Ray.
 """
 
 import itertools
@@ -51,10 +51,11 @@ from hive_ray.training.objectives import Objective
 from hive_ray.training.trackers import require_tracker
 
 COLLECTIVE_TIMEOUT_S = "1800"
+"""Seconds until a collective of Ray Train times out, if not set."""
 START_ATTEMPT_S = 60.0
-"""How long Ray Train tries at a time to start the workers."""
+"""Seconds of each attempt of Ray Train to start the workers."""
 RESOURCE_CHECK_S = 20.0
-"""How often it is looked whether the cluster has room for them, or three times in the time that they have."""
+"""Seconds between checks whether the workers wait for resources, at most a third of recovery.wait_minutes."""
 
 
 def fit(
@@ -71,10 +72,11 @@ def fit(
     on_mismatch: OnMismatch = "refuse",
     **kwargs: Any,
 ) -> Metrics:
-    """Train `objective(**kwargs)` on selected rows into the model folder <run>/<name>; its last measures.
+    """Train `objective(**kwargs)` on selected rows and write the model folder <run>/<name>. Returns the last measures.
 
-    `held_out` rows, none of `rows`, are looked at on the way; `shown` are further columns that pictures of them need.
-    `settings` are added to the fingerprint. The same call goes on with a run that was killed, or keeps what is done.
+    `held_out` rows are disjoint from `rows` and used for validation. `preview_columns` are further columns that their
+    pictures need. `settings` are added to the fingerprint. The same call resumes a killed run, or keeps a finished one.
+    Raises ValueError if there are no rows or the cluster is too small, Stopped if the training cannot succeed.
     """
     fingerprint = fingerprint | fingerprint_of(settings)
     run, out = storage.absolute(run), storage.join(storage.absolute(run), name)
@@ -83,16 +85,17 @@ def fit(
     def make() -> None:
         require_resources(name, settings.workers)
         require_tracker(settings.watching.tracker, run)
-        selection, unseen = rows(), held_out() if held_out else None
+        selection = rows()
+        validation_rows = held_out() if held_out else None
         if not len(selection):
-            raise ValueError(f"{name}: {selection.path} has no rows to train on; look at its manifest for drops")
+            raise ValueError(f"{name}: {selection.path} has no rows to train on; see its manifest for dropped rows")
         _run_workers(
             TrainingJob(
                 objective=objective,
                 kwargs=kwargs,
                 selection=selection,
                 columns=columns,
-                held_out=unseen or None,
+                held_out=validation_rows or None,
                 preview_columns=preview_columns,
                 settings=settings,
                 run=run,
@@ -104,9 +107,9 @@ def fit(
         )
 
     metrics = build_model(name, out, fingerprint, make, on_mismatch=on_mismatch)
-    # The model is whole, perhaps since a run that was killed before it came here: nothing goes on from them.
+    # The model is finished, perhaps by a run that was killed just before this line.
     storage.remove_tree(checkpoints)
-    storage.remove_unfinished(checkpoints)  # uploads that were broken off
+    storage.remove_unfinished(checkpoints)  # interrupted uploads
     return metrics
 
 
@@ -120,31 +123,35 @@ def export(
     folder: Callable[[int], str],
     **kwargs: Any,
 ) -> str:
-    """Write the model of `fit`'s newest checkpoint, while it trains or after it was killed, to folder(images seen).
+    """Write the model of the newest checkpoint of a `fit` that is running or was killed to folder(images seen).
 
-    Averaged weights, or the last ones where no average is kept. The training is not disturbed.
+    It has the averaged weights, or the last ones if no average is kept. The training is not disturbed. Raises
+    ValueError if there is no checkpoint with these settings.
     """
-    run, fingerprint = storage.absolute(run), fingerprint | fingerprint_of(settings)
+    run = storage.absolute(run)
+    fingerprint = fingerprint | fingerprint_of(settings)
     checkpoints = Checkpoints(checkpoint_folder(run, name, fingerprint))
-    stand = checkpoints.newest()
-    if stand is None:
+    training_state = checkpoints.newest()
+    if training_state is None:
         finished = storage.join(run, name)
         hint = f"it is finished: {finished}" if storage.exists(finished) else "start it, or wait for its first one"
         raise ValueError(f"{name} has no checkpoint with these settings: {hint}")
-    started, built = time.monotonic(), objective(**kwargs)
-    opened = checkpoints.open(stand.images, stand.world)
+    started = time.monotonic()
+    built = objective(**kwargs)
+    checkpoint = checkpoints.open(training_state.images, training_state.world)
     shapes = {key: weight.shape for key, weight in built.model.named_parameters() if weight.requires_grad}
-    state = built.model.state_dict() | opened.weights(shapes)
-    opened.remove_local_files()
-    out, metrics = folder(stand.images), stand.last | {"images": stand.images}
-    told = fingerprint | {"images": stand.images}
-    store_model(out, lambda to: built.save(to, state), told, metrics, time.monotonic() - started)
-    tell_result(f"its weights after {stand.images} images are in {out}", stage=name)
+    state = built.model.state_dict() | checkpoint.weights(shapes)
+    checkpoint.remove_local_files()
+    out = folder(training_state.images)
+    metrics = training_state.last | {"images": training_state.images}
+    exported_fingerprint = fingerprint | {"images": training_state.images}
+    store_model(out, lambda to: built.save(to, state), exported_fingerprint, metrics, time.monotonic() - started)
+    tell_result(f"its weights after {training_state.images} images are in {out}", stage=name)
     return out
 
 
 def checkpoint_folder(run: str, name: str, fingerprint: Fingerprint) -> str:
-    """Where a training keeps its checkpoints. With other settings it has another: they must not be gone on with."""
+    """The folder of a training's checkpoints. It depends on the settings, so that others never resume from it."""
     key = id_for(json.dumps(fingerprint, sort_keys=True))
     return storage.join(run, "checkpoints", f"{name.replace('/', '-')}-{key}")
 
@@ -169,24 +176,26 @@ def _run_workers(job: TrainingJob) -> None:
                 raise Stopped(
                     f"{job.name}: its {describe_workers(workers)} did not all start within recovery.wait_minutes = "
                     f"{recovery.wait_minutes:g}: {describe_cluster()}. Add nodes or lower workers.num_actors, and give "
-                    f"the same command: it goes on from the last checkpoint. Ray said: {first_line(cause)}"
+                    f"the same command: it continues from the last checkpoint. Ray said: {first_line(cause)}"
                 ) from error
-            # Ray Train gives up at once when a worker dies in the moment in which it is handed its work.
+            # Ray Train does not retry if a worker dies while it receives its work.
             remove_placement_groups(keep=groups_before)
             if not died or failures > recovery.max_failures:
                 raise Stopped(
                     f"{job.name}: its {describe_workers(workers)} could not be started (recovery.max_failures = "
-                    f"{recovery.max_failures}): {cause}. Given the same command it goes on from the last checkpoint"
+                    f"{recovery.max_failures}): {cause}. The same command continues from the last checkpoint"
                 ) from error
             warn("a worker died as it started; all start again", stage=job.name)
         except WorkerGroupError as error:
-            full = [str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)]
-            if not full:
+            out_of_memory = [
+                str(why) for why in error.worker_failures.values() if isinstance(why, torch.OutOfMemoryError)
+            ]
+            if not out_of_memory:
                 raise
             raise Stopped(
-                f"{job.name}: the memory of a GPU was not enough for a step: lower micro_batch_size (it is "
+                f"{job.name}: a step needs more memory than a GPU has: lower micro_batch_size (it is "
                 f"{settings.micro_batch_size}; the batch stays as it is), set gradient_checkpointing, raise zero_stage "
-                f"(it is {settings.zero_stage}), or train with lora_rank. {full[0]}"
+                f"(it is {settings.zero_stage}), or train with lora_rank. {out_of_memory[0]}"
             ) from error
     wait_for_end(job.checkpoints)
     if failed:
@@ -195,8 +204,10 @@ def _run_workers(job: TrainingJob) -> None:
 
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """As long as it lasts, Ray Train may answer Ctrl-C, which it does by aborting the training and ending the process
-    with status 0: that becomes a KeyboardInterrupt. Its handler is gone afterwards."""
+    """Turn Ray Train's answer to Ctrl-C into a KeyboardInterrupt, and remove its signal handler afterwards.
+
+    Ray Train aborts the training and ends the process with status 0.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -214,7 +225,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
     environment = service_variables()
     preemptible = not started_here()
     return _trainer_class()(
-        # As its config, Ray Train's controller would read what a worker is told too, and import all that it names.
+        # As a config, the job would also be read by the controller, which would import all that it refers to.
         lambda: _train(job, environment, preemptible),
         torch_config=_torch_config_class()(backend="nccl" if workers.num_gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -223,7 +234,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
             resources_per_worker={"CPU": workers.num_cpus, "GPU": workers.num_gpus},
         ),
         run_config=RunConfig(
-            name=uuid.uuid4().hex,  # what is gone on from is in `job.checkpoints`
+            name=uuid.uuid4().hex,  # training resumes from `job.checkpoints`
             storage_path=inside,
             storage_filesystem=files,
             failure_config=FailureConfig(max_failures=recovery.max_failures, controller_failure_limit=tries - 1),
@@ -233,7 +244,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
 
 
 def _trainer_class() -> type[TorchTrainer]:
-    """Ray Train's trainer, or the one whose controller is this process."""
+    """Ray Train's trainer, or the one whose controller runs in this process."""
     if not takes_special_path("controller"):
         return TorchTrainer
     from hive_ray.cluster.one_machine.controller import DriverTrainer
@@ -242,7 +253,7 @@ def _trainer_class() -> type[TorchTrainer]:
 
 
 def _torch_config_class() -> type[TorchConfig]:
-    """How workers find each other: by a port that PyTorch opens on all addresses, or by a file of this machine."""
+    """How workers find each other: through a port that PyTorch opens on all addresses, or through a file."""
     if not (takes_special_path("loopback") and node_is_on_loopback()):
         return TorchConfig
     from hive_ray.cluster.one_machine.rendezvous import FileRendezvous
@@ -251,9 +262,9 @@ def _torch_config_class() -> type[TorchConfig]:
 
 
 def _train(job: TrainingJob, environment: dict[str, str], preemptible: bool) -> str:
-    """One worker's run, with the driver's settings of services. Returns why it failed for good, or an empty string."""
+    """The work of one training worker. Returns why the training cannot succeed, or an empty string."""
     apply_service_variables(environment)
-    logging.getLogger().setLevel(logging.ERROR)  # Ray Train says every report of every rank
+    logging.getLogger().setLevel(logging.ERROR)  # Ray Train logs every report of every rank
     context = ray.train.get_context()
     worker = Worker(
         rank=context.get_world_rank(),
@@ -269,7 +280,7 @@ def _train(job: TrainingJob, environment: dict[str, str], preemptible: bool) -> 
 
 
 def _preemption() -> Preemption | None:
-    """What Ray knows of nodes of this training that are about to go."""
+    """The nodes of this training that Ray knows will be taken away."""
     info = ray.train.get_preemption_info()
     if not info:
         return None

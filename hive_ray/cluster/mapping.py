@@ -1,7 +1,7 @@
-"""Run a plain actor over a table with Ray Data, one fixed shard of the input at a time.
+"""Maps a plain actor over a table with Ray Data, one fixed shard of the input at a time.
 
-The driver hands out places of rows and gets counts back: rows and pictures go from the source's files to an
-actor to the table's files. Batch size, number of actors and restarts change neither the rows nor their order.
+The driver sends places of rows and receives counts. Rows and pictures go from the source's files to an actor to the
+table's files. Batch size, number of actors and restarts do not change the rows or their order.
 """
 
 import json
@@ -31,20 +31,23 @@ from hive_ray.errors import Stopped
 from hive_ray.schemas import Dropped, Result, Rows, table_name
 
 Actor = Callable[[Rows], Sequence[Result]]
-"""`__init__(device=..., **kwargs)` loads, `__call__` maps rows. `Dropped` and `Counted` go into the manifest, not into
-the table. `Stopped` ends the stage."""
+"""`__init__(device=..., **kwargs)` loads the model, `__call__` maps rows.
+
+It may also return `Dropped` and `Counted`, which go into the manifest and not into the table. A dropped row that is
+given is kept for inspection (`artifacts/dropped.py`). Raising `Stopped` ends the stage.
+"""
 
 STOP_GRACE_S = 10.0
-"""After one actor has stopped, the others have so long to finish what they have in hand, and may have paid for."""
+"""Seconds that the other actors have to finish their current work, which may have cost money."""
 SHARDS_PER_ACTOR = 2
-"""Shards an actor holds: one is read or written while another is mapped."""
+"""Shards that an actor holds: one is read or written while another is mapped."""
 MAX_SHARD_BYTES = 64 * 2**20
-"""About the most that a shard's rows take in their files: an actor holds SHARDS_PER_ACTOR of them, several times over."""
+"""Approximate limit of a shard's size in its files. An actor holds SHARDS_PER_ACTOR shards, as several copies."""
 
 
 @dataclass(frozen=True)
 class MapTable:
-    """A plan for `building.build_table`: rows of one table, mapped into rows of another."""
+    """A plan for `building.build_table`: maps the rows of one table to rows of another."""
 
     source: Selection
     actor: Callable[..., Actor]
@@ -53,40 +56,42 @@ class MapTable:
     kwargs: dict[str, Any]
     rows_per_shard: int
     dropped_per_shard: int
-    """Dropped rows of each reason that keep their pictures."""
+    """Number of dropped rows per reason that keep their pictures."""
     environment: dict[str, str] = field(default_factory=service_variables, repr=False)
-    """How and as whom the actors reach services, as whoever plans the stage does."""
+    """The settings of services for the actors, taken from the process that makes the plan."""
 
     @property
     def rows_in(self) -> int:
-        """Rows that the actor will see."""
+        """Number of rows that the actor maps."""
         return len(self.source)
 
     def run(self, path: str, shards: list[int]) -> Iterator[Shard]:
-        """Map and write these shards of the table at `path`; yields each once it is written."""
+        """Map and write these shards of the table at `path`. Yields each shard after it is written."""
         require_resources(table_name(self.produces), self.resources)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.verbose_progress = False
-        context.execution_no_progress_timeout_s = -1  # a wait for new nodes may be long
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # build_table says what there is to say
+        context.execution_no_progress_timeout_s = -1  # waiting for new nodes may take long
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # build_table reports progress
         mapped = ray.data.from_items(
             [{"shard": number} for number in shards], override_num_blocks=len(shards)
         ).map_batches(
-            _Contracted,
+            _ShardMapper,
             fn_constructor_kwargs={"plan": self, "path": path},
             compute=_pool(self.resources, len(shards)),
             batch_size=1,
             num_cpus=self.resources.num_cpus,
             num_gpus=self.resources.num_gpus,
         )
-        stopped, since = "", 0.0
+        stopped = ""
+        since = 0.0
         for row in mapped.iter_rows():
-            became = json.loads(row["written"])
-            if "stopped" not in became:
-                yield Shard(**became)
+            result = json.loads(row["written"])
+            if "stopped" not in result:
+                yield Shard(**result)
             elif not stopped:
-                stopped, since = became["stopped"], time.monotonic()
+                stopped = result["stopped"]
+                since = time.monotonic()
             if stopped and time.monotonic() - since > STOP_GRACE_S:
                 break
         if stopped:
@@ -106,17 +111,16 @@ def map_table(
     dropped_per_shard: int = 0,
     **kwargs: Any,
 ) -> MapTable:
-    """Plan to run `actor(device=..., **kwargs)` over the rows of the table at `path` (or of several of one schema) that
-    `where` keeps.
+    """Plan to map the rows of a table, or of several of one schema, with `actor(device=..., **kwargs)`.
 
-    A shard has `rows_per_shard` rows, fewer where pictures are large (`MAX_SHARD_BYTES`).
+    `where` selects rows. A shard has `rows_per_shard` rows, fewer if pictures are large (`MAX_SHARD_BYTES`).
     """
     source = select(path, schema, where=where, limit=limit)
     return MapTable(source, actor, produces, resources, kwargs, _fitting(source, rows_per_shard), dropped_per_shard)
 
 
 def _fitting(source: Selection, rows: int) -> int:
-    """So many rows, halved until they take at most MAX_SHARD_BYTES, going by the size of the first file; at least one."""
+    """`rows`, halved until they take at most MAX_SHARD_BYTES, judged by the size of the first file; at least 1."""
     if source.files:
         first = source.files[0]
         each = (storage.file_size(first) or 0) / max(1, storage.open_parquet(first).metadata.num_rows)
@@ -126,7 +130,7 @@ def _fitting(source: Selection, rows: int) -> int:
 
 
 def load_actor(plan: MapTable) -> Actor:
-    """The plan's actor, loaded in this process on the device that the plan gives it."""
+    """Create the plan's actor in this process, on the device of the plan."""
     apply_service_variables(plan.environment)
     on_gpu = plan.resources.num_gpus > 0
     if not on_gpu:
@@ -135,7 +139,7 @@ def load_actor(plan: MapTable) -> Actor:
 
 
 def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
-    """The actors of a stage: never more than there are shards."""
+    """The pool of actors of a stage, at most as many as shards."""
     most = min(resources.num_actors, shards)
     least = min(resources.least_actors or most, most)
     return ActorPoolStrategy(
@@ -143,41 +147,43 @@ def _pool(resources: Resources, shards: int) -> ActorPoolStrategy:
     )
 
 
-class _Contracted:
-    """Holds an actor to its output contract, shard by shard; lives in a Ray actor."""
+class _ShardMapper:
+    """Maps shards with an actor and writes them. Runs in a Ray actor."""
 
     def __init__(self, plan: MapTable, path: str):
-        self.plan, self.path, self.table = plan, path, table_name(plan.produces)
-        self.cannot = ""
-        """Why there is no actor, where a person can mend that: no row's fault, and the same in each new process."""
+        self.plan = plan
+        self.path = path
+        self.table = table_name(plan.produces)
+        self.start_error = ""
+        """Why the actor could not start, if a person can fix that. A new process would fail in the same way."""
         try:
             self._require_folder()
             self.actor = load_actor(plan)
         except (Stopped, OSError, ValueError) as error:
-            self.cannot = f"{self.table} cannot begin: {type(error).__name__}: {error}"
+            self.start_error = f"{self.table} cannot begin: {type(error).__name__}: {error}"
         self.turn = threading.Lock()  # models are not thread-safe; reading and writing are
 
     def _require_folder(self) -> None:
-        """Raise where this node does not see the folder of the table, which the driver has made."""
+        """Raise Stopped if this node does not see the folder of the table, which the driver has made."""
         if not self.path.startswith(storage.S3) and not os.path.isdir(self.path):
             raise Stopped(
-                f"node {platform.node()} has no folder {self.path}: give s3:// or a folder that all nodes of the "
-                "cluster share as run folder"
+                f"node {platform.node()} has no folder {self.path}: use an s3:// address, or a folder that all nodes "
+                "of the cluster share, as the run folder"
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"written": [json.dumps(self._became(int(number))) for number in batch["shard"]]}
+        return {"written": [json.dumps(self._result_of(int(number))) for number in batch["shard"]]}
 
-    def _became(self, number: int) -> dict[str, Any]:
-        if self.cannot:
-            return {"stopped": self.cannot}
+    def _result_of(self, number: int) -> dict[str, Any]:
+        if self.start_error:
+            return {"stopped": self.start_error}
         try:
             return vars(self._write(number))
         except Stopped as stopped:
             return {"stopped": str(stopped)}
-        except OSError as error:  # a full disk, an S3 that stays away: no row's fault
+        except OSError as error:  # a full disk or an unreachable S3 is not the fault of a row
             return {
-                "stopped": f"{self.table}, shard {number}: {error}; what is finished stays: mend that and run again"
+                "stopped": f"{self.table}, shard {number}: {error}; what is finished stays: fix the cause and run again"
             }
 
     def _write(self, number: int) -> Shard:
@@ -191,9 +197,9 @@ class _Contracted:
 
 
 def map_rows(actor: Actor, rows: Rows) -> list[Result]:
-    """The actor's results; where a batch makes it raise, row by row, so that only rows that raise are dropped.
+    """Map results. If a batch raises an exception, map its rows one by one, so that only rows that raise are dropped.
 
-    `Stopped` is for the whole stage and goes on up.
+    `Stopped` is not caught: it ends the stage.
     """
     try:
         return list(actor(rows))

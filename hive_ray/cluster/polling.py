@@ -1,4 +1,4 @@
-"""A thread that looks at something now and then, as long as a block lasts."""
+"""Calls a function at intervals in a thread, while a block runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def polling(look: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Call `look` every so many seconds, the first time after that, in a thread of its own until the block ends."""
+def polling(check: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `check` every `every_s` seconds in a thread until the block ends, for the first time after `every_s`."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(every_s):
-            look()
+            check()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""How fast one actor of a stage is: some batches to warm up, then some by the clock, and nothing is written."""
+"""Measures the speed of one actor of a stage: some batches to warm up, then timed ones. Nothing is written."""
 
 import time
 from collections import Counter
@@ -12,24 +12,27 @@ from hive_ray.cluster.starting import require_resources
 from hive_ray.schemas import table_name
 
 MEASURE_S = 10.0
-"""Batches are mapped by the clock until so much time has passed, or the input ends."""
+"""Seconds of timed mapping, unless the input ends earlier."""
 RATE_TIMEOUT_S = 1800.0
+"""Seconds to wait for the measurement."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one row of the input costs one actor, and becomes."""
+    """What one input row costs one actor and what it becomes, on average."""
 
     seconds: float
+    """Seconds per input row."""
     rows_out: float
+    """Output rows per input row."""
     counts: dict[str, float]
-    """What the actor counts (`Counted`), such as tokens."""
+    """The sums of `Counted` numbers, such as tokens, per input row."""
 
 
 def measure_rate(plan: MapTable) -> Rate:
-    """Of an actor on the cluster, with the plan's resources; ValueError if there is nothing to map, or nothing comes.
+    """Measure an actor on the cluster with the plan's resources. ValueError if the input or the output is empty.
 
-    What an actor need not do again, such as to ask for an answer that is kept, takes no time here either.
+    Work that an actor need not repeat, such as requesting an answer that is already stored, costs no time here either.
     """
     require_resources(table_name(plan.produces), plan.resources)
     if not plan.rows_in:
@@ -39,24 +42,29 @@ def measure_rate(plan: MapTable) -> Rate:
 
 
 def _rate(plan: MapTable) -> Rate:
-    actor, size = load_actor(plan), plan.resources.batch_size
-    mapped, made, seconds, counts, dropped = 0, 0, 0.0, Counter(), Counter()
+    actor = load_actor(plan)
+    size = plan.resources.batch_size
+    mapped = 0
+    made = 0
+    seconds = 0.0
+    counts = Counter()
+    dropped = Counter()
     for start in range(0, plan.rows_in, size):
         rows = plan.source.read(start, start + size).to_pylist()
-        began = time.monotonic()
-        became = Mapped.of(map_rows(actor, rows))
-        dropped.update(drop.reason for drop in became.dropped)
-        if start == 0 and plan.rows_in > size:  # it warmed up
+        started = time.monotonic()
+        results = Mapped.of(map_rows(actor, rows))
+        dropped.update(drop.reason for drop in results.dropped)
+        if start == 0 and plan.rows_in > size:  # this batch was the warm-up
             continue
-        seconds += time.monotonic() - began
+        seconds += time.monotonic() - started
         mapped += len(rows)
-        made += len(became.rows)
-        counts.update(became.counts)
+        made += len(results.rows)
+        counts.update(results.counts)
         if seconds >= MEASURE_S:
             break
     if not made:
         reason = dropped.most_common(1)[0][0]
-        sample = next((drop.sample for drop in became.dropped if drop.reason == reason and drop.sample), "")
+        sample = next((drop.sample for drop in results.dropped if drop.reason == reason and drop.sample), "")
         shown = f", such as {sample!r}" if sample else ""
-        raise ValueError(f"none of the first {mapped} rows became anything; most often: {reason}{shown}")
+        raise ValueError(f"none of the first {mapped} rows gave a result; the most frequent reason: {reason}{shown}")
     return Rate(seconds / mapped, made / mapped, {name: count / mapped for name, count in counts.items()})

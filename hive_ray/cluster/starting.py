@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join the cluster that RAY_ADDRESS names (as inside `ray job submit`)."""
+"""Starts Ray on this machine, or joins the cluster that RAY_ADDRESS names (also inside `ray job submit`)."""
 
 import logging
 import math
@@ -33,23 +33,22 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALING_VARIABLE = "HIVE_RAY_AUTOSCALES"
-"""Set to 1 where the cluster can add nodes and `ray up` did not make it (KubeRay)."""
+"""Set to 1 if the cluster can add nodes and was not started with `ray up` (KubeRay)."""
 FILE_CHECK_TIMEOUT_S = 60.0
-"""How long nodes have to say whether they see a file, which may need a worker that starts."""
+"""Seconds for nodes to report whether they see a file. A node may first have to start a worker."""
 SHARED_FOLDER_DELAY_S = 5.0
-"""How long a shared folder may take to show a new file."""
+"""Seconds that a shared folder may take to show a new file."""
 GLIBC_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }
-"""What the allocator is told in workers, unless it is set. They compute in threads of their own; glibc's arenas of such
-threads give the memory of each step back to the system, and take it again page by page in the next. With one arena for
-all they keep it."""
+"""Settings of the allocator in workers, if not set. Workers compute in threads of their own, and their arenas in glibc
+return the memory of each step to the system and take it again page by page in the next. A single arena keeps it."""
 
 
 def allocator_environment() -> dict[str, str]:
-    """The environment of workers' memory in the cluster that this process starts or joins."""
+    """The variables of the memory allocator for workers of the cluster that this process starts or joins."""
     if not takes_special_path("allocator"):
         return GLIBC_ENVIRONMENT
     from hive_ray.cluster.one_machine.tuning import jemalloc_environment
@@ -60,17 +59,17 @@ def allocator_environment() -> dict[str, str]:
 def start_ray(
     *, num_cpus: int | None = None, num_gpus: int | None = None, workers_import: tuple[str, ...] = ()
 ) -> None:
-    """Connect this process to Ray, once. Workers import hive_ray and jobs from this checkout.
+    """Connect this process to Ray, if it is not connected. Workers import hive_ray and jobs from this checkout.
 
-    A cluster that is started here listens on the loopback address alone and keeps a token. It has as many CPUs and GPUs
-    as the machine, or as many as it is told that it has. On Linux without a GPU its workers are forks of a process that
-    has imported `workers_import`, which pays where many stages follow each other (`forks.py`). None of these may import
-    Ray. Workers of a cluster that is joined have this process's settings of services (`environment.py`).
+    A cluster that is started here listens only on the loopback address and uses a token. It has `num_cpus` and
+    `num_gpus`, or as many as the machine. On Linux without a GPU its workers are forks of a process that has imported
+    `workers_import` (`forks.py`), which is faster if many stages follow each other. These modules must not import Ray.
+    In a cluster that is joined, workers receive the driver's settings of services (`environment.py`).
 
-    HIVE_RAY_ONE_MACHINE=0 starts it by public means alone (`switch.py`). Then Ray listens on the loopback address only
-    where it was told so before it was imported (`addresses.start_on_loopback`); its token it has nevertheless.
+    HIVE_RAY_ONE_MACHINE=0 uses only public API (`switch.py`). Then Ray listens only on the loopback address if
+    `addresses.start_on_loopback` was called before Ray was imported. It uses a token in any case.
 
-    Raises Stopped where no cluster can be started, or the one that RAY_ADDRESS names cannot be joined.
+    Raises Stopped if no cluster can be started, or if the one that RAY_ADDRESS names cannot be joined.
     """
     if ray.is_initialized():
         return
@@ -78,7 +77,9 @@ def start_ray(
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {name: os.environ[name] for name in QUIET_ENVIRONMENT} | {"PYTHONPATH": os.pathsep.join(paths)}
     variables |= {name: os.environ.get(name, value) for name, value in allocator_environment().items()}
-    variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # DeepSpeed takes the GPUs that it sees, told of none or not
+    variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = (
+        "1"  # workers without a GPU must not see any, since DeepSpeed uses what it sees
+    )
     if os.environ.get("RAY_ADDRESS"):
         _join(variables)
     else:
@@ -88,8 +89,8 @@ def start_ray(
 def _start(
     variables: dict[str, str], workers_import: tuple[str, ...], num_cpus: int | None, num_gpus: int | None
 ) -> None:
-    """Start a cluster on this machine, whose workers have these variables."""
-    variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody drains this cluster's only node
+    """Start a cluster on this machine. Its workers have these environment variables."""
+    variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # the only node of this cluster is never drained
     variables["RAY_API_SERVER_ADDRESS"] = NO_DASHBOARD
     environment: dict[str, Any] = {"env_vars": variables}
     dashboard = has_dashboard()
@@ -116,11 +117,11 @@ def _start(
 
 
 def _join(variables: dict[str, str]) -> None:
-    """Join the cluster that RAY_ADDRESS names; Stopped, in words, where that cannot be."""
+    """Join the cluster that RAY_ADDRESS names. Raises Stopped if that fails."""
     address = os.environ["RAY_ADDRESS"]
     variables |= public_variables(service_variables())
-    variables["RAY_ADDRESS"] = address  # workers would else look for a cluster, and may find another
-    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # what `ray job submit` was told, too, is told again
+    variables["RAY_ADDRESS"] = address  # otherwise workers search for a cluster and may find another
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # also replaces what `ray job submit` has set
     try:
         with ExitStack() as stack:
             if takes_special_path("loopback") and listens_only_on_loopback(address):
@@ -130,50 +131,51 @@ def _join(variables: dict[str, str]) -> None:
             ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": variables})
     except Exception as error:
         raise Stopped(
-            f"the cluster at RAY_ADDRESS={address} cannot be joined: {first_line(error)}. Start it, or name another; "
-            "without RAY_ADDRESS the job starts a cluster on this machine. A cluster with a token wants "
+            f"the cluster at RAY_ADDRESS={address} cannot be joined: {first_line(error)}. Start it, or name another. "
+            "Without RAY_ADDRESS the job starts a cluster on this machine. A cluster with a token needs "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here, too"
         ) from error
 
 
 def nodes_missing_file(path: str) -> list[str]:
-    """The addresses of the cluster's nodes that do not see this file. A node that does not say so in FILE_CHECK_TIMEOUT_S is not
-    among them."""
+    """Addresses of the cluster's nodes that do not see this file, except nodes that do not answer in time."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
-    asked = {
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(path): node
+    sees = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    node_of = {
+        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(path): node
         for node in alive
     }
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FILE_CHECK_TIMEOUT_S)
-    blind = []
+    answered, _ = ray.wait(list(node_of), num_returns=len(node_of), timeout=FILE_CHECK_TIMEOUT_S)
+    missing = []
     for answer in answered:
-        with suppress(RayError):  # the node has gone
+        with suppress(RayError):  # the node is gone
             if not ray.get(answer):
-                blind.append(asked[answer]["NodeManagerAddress"])
-    return sorted(blind)
+                missing.append(node_of[answer]["NodeManagerAddress"])
+    return sorted(missing)
 
 
 def _sees(path: str) -> bool:
-    """Whether a file is there; a shared folder may take a moment to show what another machine has just written."""
+    """Whether a file exists. Waits a moment, since a shared folder may show new files of other machines late."""
     until = time.monotonic() + SHARED_FOLDER_DELAY_S
     while not os.path.exists(path):
         if time.monotonic() > until:
             return False
         time.sleep(0.5)
         with suppress(OSError):
-            os.listdir(os.path.dirname(path))  # has a network file system look again
+            os.listdir(os.path.dirname(path))  # makes a network file system refresh the folder
     return True
 
 
 def num_nodes() -> int:
-    """Nodes of the cluster that are alive."""
+    """Number of nodes of the cluster that are alive."""
     return sum(node["Alive"] for node in ray.nodes())
 
 
 def end_data_helpers() -> None:
-    """End what Ray Data has left behind in a cluster that was started here, before a training that uses all cores. A
-    dashboard would lose what it shows of past stages, so beside one they stay."""
+    """End idle actors of Ray Data in a cluster that was started here, before a training that uses all cores.
+
+    With a dashboard they are kept, since it would lose what it shows of past stages.
+    """
     if takes_special_path("controller") and not has_dashboard():
         from hive_ray.cluster.one_machine import tuning
 
@@ -181,58 +183,60 @@ def end_data_helpers() -> None:
 
 
 def can_fork() -> bool:
-    """Whether workers here may be forks: not on a machine with a GPU, whose state they could not share."""
+    """Whether workers on this machine can be forks: not with a GPU, since forks cannot share its state."""
     return takes_special_path("forks") and sys.platform == "linux" and not torch.cuda.is_available()
 
 
 @cache
 def _forks(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> "ForkServer":
-    """One for as long as this process lives."""
+    """The fork server of this process. It lives as long as the process."""
     from hive_ray.cluster.one_machine.forks import ForkServer
 
     return ForkServer(modules, dict(variables))
 
 
 def require_resources(stage: str, resources: Resources) -> None:
-    """Raise if the cluster can never hold the stage's actors at once: they would wait for ever, in silence."""
+    """Raise ValueError if the cluster cannot hold the stage's actors at once: they would silently wait for ever."""
     if os.environ.get(AUTOSCALING_VARIABLE) == "1" or Path("~/ray_bootstrap_config.yaml").expanduser().exists():
         return
-    has, actors = ray.cluster_resources(), resources.least_actors or resources.num_actors
+    available = ray.cluster_resources()
+    actors = resources.least_actors or resources.num_actors
     for kind, each in {"CPU": resources.num_cpus, "GPU": resources.num_gpus}.items():
-        wanted = actors * each
-        if wanted > has.get(kind, 0):
+        required = actors * each
+        if required > available.get(kind, 0):
             raise ValueError(
-                f"{stage} asks for {actors} actors with {each:g} {kind} each, {wanted:g} in all, "
-                f"but the cluster has {has.get(kind, 0):g} {kind}: lower the stage's resources, add nodes, "
+                f"{stage} asks for {actors} actors with {each:g} {kind} each, {required:g} in all, "
+                f"but the cluster has {available.get(kind, 0):g} {kind}: lower the stage's resources, add nodes, "
                 f"or set {AUTOSCALING_VARIABLE}=1 if the cluster adds them by itself"
             )
 
 
 @dataclass
 class ResourceWait:
-    """What was seen of a training's workers: whether the cluster had no room for them."""
+    """Whether a training's workers currently wait for free resources."""
 
     interval_s: float
+    """Seconds between checks."""
     waited_at: float = -math.inf
-    """When that was last seen, by time.monotonic()."""
+    """When they were last seen waiting, by time.monotonic()."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it was so at one of the last two looks: Ray Train asks for resources anew after each try."""
+        """Whether they waited at one of the last two checks. Ray Train requests resources again after each attempt."""
         return time.monotonic() - self.waited_at < 2 * self.interval_s
 
 
 @contextmanager
 def reporting_missing_resources(stage: str, workers: Resources, every_s: float = 20.0) -> Iterator[ResourceWait]:
-    """Print, as long as it lasts, that the cluster has no room for a training's workers yet, and what it has."""
+    """Inside this context, report while the cluster has no free resources for a training's workers."""
     wait = ResourceWait(every_s)
 
-    def look() -> None:
+    def check() -> None:
         if _waits(workers):
             wait.waited_at = time.monotonic()
             warn(f"waiting for {describe_workers(workers)}; {describe_cluster()}", stage=stage)
 
-    with polling(look, every_s):
+    with polling(check, every_s):
         yield wait
 
 
@@ -256,7 +260,7 @@ def remove_placement_groups(keep: set[str]) -> None:
 
 
 def _waits(workers: Resources) -> bool:
-    """Whether a group of such workers is asked for and has no place."""
+    """Whether a placement group for such workers is requested and not yet placed."""
     groups = placement_group_table().values()
     return any(
         group["state"] in ("PENDING", "RESCHEDULING") and len(group["bundles"]) == workers.num_actors
@@ -271,5 +275,5 @@ def describe_workers(workers: Resources) -> str:
 
 def describe_cluster() -> str:
     """`the cluster has 8 CPU and 1 GPU`."""
-    has = ray.cluster_resources()
-    return f"the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU"
+    available = ray.cluster_resources()
+    return f"the cluster has {available.get('CPU', 0):g} CPU and {available.get('GPU', 0):g} GPU"

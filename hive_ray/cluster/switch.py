@@ -1,14 +1,14 @@
-"""The switch between the public path and what is quicker or more private on one machine.
+"""The switch between the public path and the special paths, which are faster or more private on one machine.
 
-    HIVE_RAY_ONE_MACHINE unset or 1         all of PATHS
-    HIVE_RAY_ONE_MACHINE=0                  none: public API of Ray, workers and trainings as Ray starts them
+    HIVE_RAY_ONE_MACHINE unset or 1         all of SPECIAL_PATHS
+    HIVE_RAY_ONE_MACHINE=0                  none: only Ray's public API, with workers and trainings as Ray starts them
     HIVE_RAY_ONE_MACHINE=forks,controller   these, and `loopback`
 
-A cluster that a job joins has the public path, whatever the switch says. Only `loopback` is for every cluster that
-listens on the loopback address alone, whoever started it: it keeps others out.
+A cluster that a job joins takes the public path, whatever the switch says. The exception is `loopback`, which keeps
+others out: it applies to every cluster that listens only on the loopback address, whoever started it.
 
-What a special path needs is in `one_machine/`, the only folder that touches internals of Ray. It is imported where the
-path is taken, so that the public path works where a release of Ray has other internals.
+The special paths are in `one_machine/`, the only folder that uses Ray's internals. Its modules are imported only when
+their path is taken, so the public path keeps working if a release of Ray changes its internals.
 """
 
 import os
@@ -18,24 +18,24 @@ import ray
 
 SWITCH_VARIABLE = "HIVE_RAY_ONE_MACHINE"
 SPECIAL_PATHS = {
-    "loopback": "Ray, the workers' rendezvous and replicas of Ray Serve listen on the loopback address alone",
-    "forks": "workers are forks of a process that has done their imports",
-    "controller": "the driver controls its trainings itself, and ends idle actors of Ray's before them",
-    "allocator": "workers take memory by the allocator that Ray brings",
+    "loopback": "Ray, the workers' rendezvous and replicas of Ray Serve listen only on the loopback address",
+    "forks": "workers are forks of a process that has already imported their modules",
+    "controller": "the driver controls its trainings itself, and first ends idle actors of Ray",
+    "allocator": "workers use the memory allocator that Ray ships",
 }
-"""The special paths, and what each does."""
+"""The special paths and what each does."""
 DASHBOARD_VARIABLE = "HIVE_RAY_DASHBOARD"
-"""Set to 1, a cluster that is started here has Ray's dashboard: its ten processes take seconds to start, and wake often
-enough to slow a training that uses all cores."""
+"""If set to 1, a cluster that is started here has Ray's dashboard. Its ten processes take seconds to start, and wake
+often enough to slow down a training that uses all cores."""
 NO_DASHBOARD = "http://127.0.0.1:9"
-"""Where workers of a cluster that is started here look for its dashboard, and what such a cluster is known by. Ray
-would have them ask whatever cluster runs on this machine."""
+"""The dashboard address given to workers of a cluster that is started here. It also identifies such a cluster. Without
+it, Ray would query any cluster that runs on this machine."""
 
 
 def takes_special_path(path: str) -> bool:
-    """Whether the cluster that this process started, or is about to start, takes this one of PATHS.
+    """Whether the cluster that this process started, or is about to start, takes this one of SPECIAL_PATHS.
 
-    Raises ValueError where the switch is none of the above.
+    Raises ValueError if the switch has an invalid value.
     """
     if path not in enabled_paths():
         return False
@@ -45,7 +45,7 @@ def takes_special_path(path: str) -> bool:
 
 
 def enabled_paths() -> frozenset[str]:
-    """The paths that HIVE_RAY_ONE_MACHINE asks for. ValueError where it cannot be understood."""
+    """The paths that HIVE_RAY_ONE_MACHINE enables. Raises ValueError if it has an invalid value."""
     value = os.environ.get(SWITCH_VARIABLE, "1").strip()
     if value in ("", "1"):
         return frozenset(SPECIAL_PATHS)
@@ -54,17 +54,18 @@ def enabled_paths() -> frozenset[str]:
     named = frozenset(name.strip() for name in value.split(","))
     if unknown := sorted(named - set(SPECIAL_PATHS)):
         raise ValueError(
-            f"{SWITCH_VARIABLE}={value}: {', '.join(unknown)} is none of {', '.join(SPECIAL_PATHS)}; or set it to 0 or 1"
+            f"{SWITCH_VARIABLE}={value}: {', '.join(unknown)} is none of {', '.join(SPECIAL_PATHS)}; or set "
+            "it to 0 or 1"
         )
     return named | {"loopback"}
 
 
 def started_here() -> bool:
-    """Whether this process is connected to a cluster that `start_ray` started, whose only driver it then is."""
+    """Whether this process is connected to a cluster that `start_ray` started. It is then its only driver."""
     runtime_env = cast(dict[str, Any], ray.get_runtime_context().runtime_env or {})
     return runtime_env.get("env_vars", {}).get("RAY_API_SERVER_ADDRESS") == NO_DASHBOARD
 
 
 def has_dashboard() -> bool:
-    """Whether a cluster that is started here has one."""
+    """Whether a cluster that is started here has a dashboard."""
     return os.environ.get(DASHBOARD_VARIABLE) == "1"

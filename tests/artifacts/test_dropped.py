@@ -9,7 +9,7 @@ from hive_ray.artifacts import dropped
 from hive_ray.artifacts.building import Mapped, build_table, write_rows, write_shard
 from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.artifacts.selection import read_rows, select
-from hive_ray.cluster.mapping import MapTable, _Contracted
+from hive_ray.cluster.mapping import MapTable, _ShardMapper
 from hive_ray.config import Resources
 from hive_ray.errors import ContractError
 from hive_ray.schemas import Dropped
@@ -144,6 +144,6 @@ def test_batches_of_an_actor_do_not_change_which_examples_are_kept(tmp_path):
         one = Resources(num_gpus=0, batch_size=size)
         plan = MapTable(source, Sorter, SHOTS, one, {}, rows_per_shard=12, dropped_per_shard=2)
         (tmp_path / str(size)).mkdir()  # as the driver does, by building.json
-        _Contracted(plan, str(tmp_path / str(size)))({"shard": [0]})
+        _ShardMapper(plan, str(tmp_path / str(size)))({"shard": [0]})
     assert len(content(tmp_path / "1")) == 3
     assert content(tmp_path / "1") == content(tmp_path / "5") == content(tmp_path / "12")

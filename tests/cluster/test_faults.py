@@ -167,7 +167,7 @@ def test_a_full_disk_stops_the_stage_in_words_and_a_larger_one_lets_it_go_on(tmp
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "No space left on device" in done.stdout
-    assert "what is finished stays: mend that and run again" in done.stdout
+    assert "what is finished stays: fix the cause and run again" in done.stdout
     assert "finished False" in done.stdout
     assert f"rows {COUNT} {{}}" in done.stdout
     assert "same True" in done.stdout

@@ -3,7 +3,7 @@ import sys
 
 KNOWN = (
     "[2026-11-30 02:56:51,035 E 11512 11512] core_worker.cc:2465: Actor with class name: "
-    "'MapWorker(MapBatches(_Contracted))' and ID: '4fa1' has constructor arguments in the object store and "
+    "'MapWorker(MapBatches(_ShardMapper))' and ID: '4fa1' has constructor arguments in the object store and "
     "max_restarts > 0. If the arguments go out of scope or are lost, the actor restart will fail."
 )
 CLEANER = (

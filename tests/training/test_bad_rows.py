@@ -109,6 +109,6 @@ def test_too_many_bad_rows_stop_with_ten_of_their_ids_at_most(alone):
     good = RowQuarantine(Rows(), "line", 0.1)
     good.local_bad_rows = {place: f"p{place}: cracked" for place in range(12)}
     with pytest.raises(
-        Stopped, match=r"12 of 10 .* \(0\.1\) allows: p0: cracked; p1.*; p9: cracked; and 2 more\. Mend"
+        Stopped, match=r"12 of 10 .* \(0\.1\) allows: p0: cracked; p1.*; p9: cracked; and 2 more\. Repair"
     ):
         good.average_good_rows({SKIPPED_ROWS: 1.0}, 1, 0)

@@ -1,8 +1,8 @@
-"""Ray Train's trainer, without actors that have nothing to do.
+"""Ray Train's trainer without idle actors.
 
-Ray Train runs its controller as an actor, beside one through which workers would speak to each other and one that
-speaks to autoscalers. Such an actor, idle, wakes 150 times a second, and where all cores compute one step together,
-all wait for each. In a cluster that was started here there are none: the driver's own process is the controller.
+Ray Train runs its controller as an actor, with one more actor for communication between workers and one that contacts
+autoscalers. An idle actor wakes often, and if all cores compute one step together, all of them wait for each wake-up.
+In a cluster that was started here there are no such actors: the driver's own process is the controller.
 """
 
 import asyncio
@@ -22,12 +22,14 @@ from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from hive_ray.cluster.switch import has_dashboard
 
 IDLE_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
-"""Workers read rows of their own, and the cluster, which ends with this driver, gives back a place that is kept."""
+"""Callbacks that start actors. Workers read their rows themselves, and a placement group ends with this cluster."""
 
 
 class DriverTrainer(TorchTrainer):
-    """Ray Train's, for workers of a cluster that was started here, which keep their checkpoints themselves, report
-    nothing, and read rows of their own."""
+    """Ray Train's trainer for a cluster that was started here.
+
+    Its workers store their checkpoints, report nothing to Ray Train and read their rows themselves.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         return [
@@ -35,19 +37,19 @@ class DriverTrainer(TorchTrainer):
         ]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        if has_dashboard() or _in_event_loop():  # which shows what actors do, or runs already
+        if has_dashboard() or _in_event_loop():  # a dashboard shows actors; a second event loop cannot run
             return super()._initialize_and_run_controller(**arguments)
-        controller = _Controller(**arguments | {"scaling_policy": _AsksNobody(self.scaling_config)})
+        controller = _Controller(**arguments | {"scaling_policy": _FixedWorkers(self.scaling_config)})
         try:
             asyncio.run(controller.run())
         finally:
-            if workers := controller.get_worker_group():  # it was interrupted
+            if workers := controller.get_worker_group():  # after an interrupt
                 workers.abort()
         return controller.get_result()
 
 
 def _in_event_loop() -> bool:
-    """Whether this thread runs one, as a notebook's does, which no other can run within."""
+    """Whether this thread already runs an event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -55,8 +57,8 @@ def _in_event_loop() -> bool:
     return True
 
 
-class _AsksNobody(FixedScalingPolicy):
-    """No autoscaler adds nodes to this machine."""
+class _FixedWorkers(FixedScalingPolicy):
+    """Requests no nodes, since no autoscaler adds any to this machine."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         pass
@@ -66,13 +68,13 @@ class _AsksNobody(FixedScalingPolicy):
 
 
 class _Workers(WorkerGroup):
-    """Workers that never speak to each other, or to the controller, through actors of Ray Train."""
+    """Workers that do not communicate with each other or the controller through actors of Ray Train."""
 
     def _start(self) -> None:
         try:
             super()._start()
         except Exception:
-            # Ray Train keeps workers and their place where one died in the moment in which it was handed its work.
+            # Ray Train keeps the workers and their placement group if one dies while it receives its work.
             if self.has_started():
                 self.abort()
             raise
@@ -99,13 +101,13 @@ class _Workers(WorkerGroup):
 
 
 class _Controller(TrainController):
-    """Ray Train's, in a process that is no actor."""
+    """Ray Train's controller, in a process that is not an actor."""
 
     worker_group_cls = _Workers
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         callbacks = self._worker_group_callbacks_to_propagate
-        self._worker_group_callbacks_to_propagate = [  # nobody drains this cluster's only node
+        self._worker_group_callbacks_to_propagate = [  # the only node of this cluster is never drained
             callback for callback in callbacks if not isinstance(callback, PreemptionCallback)
         ]

@@ -1,10 +1,10 @@
-"""Workers that start warm: forks of a process that has imported what they need.
+"""Workers that start fast: forks of a process that has already imported what they need.
 
-    start() in a driver -> this process, with its imports done -> forked_worker.py, for Ray -> a fork, the worker
+    ForkServer in a driver -> this process, which imports -> forked_worker.py, for Ray -> a fork, the worker
 
-Imports are most of what a short stage computes: 4 to 8 seconds of a core for each worker, and here once. A fork is a
-process of its own in everything else. Ray itself is imported in the fork: it reads its environment then, and draws
-identifiers from a generator whose state forks must not share.
+Imports are most of the work of a short stage. Here they are done once instead of in each worker. Otherwise a fork is an
+independent process. Ray itself is imported in the fork: it reads its environment then, and it draws ids from a
+generator whose state forks must not share.
 """
 
 import gc
@@ -28,15 +28,16 @@ import numpy as np
 from hive_ray.cluster.addresses import socket_folder
 
 CLIENT_SCRIPT = Path(__file__).with_name("forked_worker.py")
+"""The script that requests a fork."""
 MAX_REQUEST_BYTES = 2**20
-"""Bytes of a request: a command, its folder and environment."""
+"""Greatest size in bytes of a request: a command, its folder and its environment."""
 
 
 class ForkServer:
-    """The process that is forked; it ends with the one that made this, however that ends."""
+    """Starts the process that is forked. That process ends when this one ends, in whatever way."""
 
     def __init__(self, modules: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        """It imports these modules in this environment; who asks before that is done waits."""
+        """The process imports `modules` in `environment`. Requests before that wait."""
         self.folder = tempfile.mkdtemp(prefix="hive-ray-", dir=socket_folder())
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             listening.bind(f"{self.folder}/socket")
@@ -46,23 +47,26 @@ class ForkServer:
                 env=environment,
                 stdin=subprocess.PIPE,
                 pass_fds=[listening.fileno()],
-                start_new_session=True,  # no Ctrl-C of the terminal's
+                start_new_session=True,  # it must not receive Ctrl-C
             )
 
     @property
     def command(self) -> str:
-        """What runs a script in a fork, as Ray's `py_executable`; without the process, in a new interpreter."""
+        """The command that runs a script in a fork, for Ray's `py_executable`.
+
+        If the process is gone, the script runs in a new interpreter.
+        """
         return shlex.join([sys.executable, "-IS", str(CLIENT_SCRIPT), f"{self.folder}/socket"])
 
 
 def serve(listening: socket.socket) -> list[str] | None:
-    """In a fork, the command that it is to run; in this process None, once its standard input has ended."""
+    """Fork for each request. Returns the requested command in a fork, and None in this process when stdin ends."""
     while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
         client, _ = listening.accept()
-        asked, streams, _, _ = socket.recv_fds(client, MAX_REQUEST_BYTES, 3)
-        if asked and os.fork() == 0:  # nothing is asked by a client that was killed before it could
+        request, streams, _, _ = socket.recv_fds(client, MAX_REQUEST_BYTES, 3)
+        if request and os.fork() == 0:  # a client that was killed sends an empty request
             listening.close()
-            return become_worker(json.loads(asked), client.detach(), streams)
+            return become_worker(json.loads(request), client.detach(), streams)
         client.close()
         for stream in streams:
             os.close(stream)
@@ -70,31 +74,33 @@ def serve(listening: socket.socket) -> list[str] | None:
 
 
 def import_modules(modules: Iterable[str]) -> None:
-    """Import what forks will have, and be ready to fork."""
+    """Import the modules and prepare to fork."""
     for name in modules:
         importlib.import_module(name)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave no trace
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks do not become zombies
 
 
-def become_worker(asked: dict, client: int, streams: list[int]) -> list[str]:
-    """Take over environment, folder, streams and command of a client, which lives until `client` is closed: that stays
-    open to this process's end."""
-    os.setpgid(0, 0)  # Ray ends a worker's whole group when the worker has died
+def become_worker(request: dict, client: int, streams: list[int]) -> list[str]:
+    """Turn a fork into the requested worker: set its environment, folder and streams. Returns its command.
+
+    The client lives until the socket `client` is closed, which stays open until this process ends.
+    """
+    os.setpgid(0, 0)  # Ray kills the process group of a dead worker
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.write(client, os.getpid().to_bytes(4, "big"))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["folder"])
-    np.random.seed()  # Python's own random numbers begin anew in a fork by themselves
-    return asked["command"]
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    np.random.seed()  # Python reseeds its own generator in a fork
+    return request["command"]
 
 
 def run_script(command: list[str], installed: list[str]) -> None:
-    """Run a script as an interpreter does that was started for it."""
+    """Run a script as a new interpreter would."""
     sys.argv = command
     own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [os.path.dirname(command[0]), *own, *installed]
@@ -103,16 +109,16 @@ def run_script(command: list[str], installed: list[str]) -> None:
 
 def main() -> None:
     folder, listening, *modules = sys.argv[1:]
-    ours = [sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    installed = [place for place in sys.path if place not in ours]
+    own_paths = [sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    installed = [place for place in sys.path if place not in own_paths]
     own = os.getpid()
     try:
         import_modules(modules)
         if "ray" in sys.modules:
-            raise ImportError(f"one of {', '.join(modules)} imports Ray, which has to be left to the forks")
+            raise ImportError(f"one of {', '.join(modules)} imports Ray, which only the forks may import")
         command = serve(socket.socket(fileno=int(listening)))
     finally:
-        if os.getpid() == own:  # a fork, too, may fail here: when who asked for it has been killed
+        if os.getpid() == own:  # a fork also gets here if its client was killed
             shutil.rmtree(folder, ignore_errors=True)
     if command:
         run_script(command, installed)

@@ -1,6 +1,6 @@
-"""Ray listens on the loopback address alone, also where it has been imported already, and has time to start.
+"""Makes Ray listen only on the loopback address, even if Ray is already imported, and gives it time to start.
 
-By public means that takes an environment variable before Ray is imported (`addresses.start_on_loopback`).
+With public API an environment variable must be set before Ray is imported (`addresses.start_on_loopback`).
 """
 
 import os
@@ -15,21 +15,21 @@ from hive_ray.cluster.addresses import LOOPBACK_VARIABLE
 from hive_ray.cluster.this_machine import child_processes, is_alive
 
 NODE_START_TIMEOUT_S = 300.0
-"""How long the node may take to come up; Ray's own 30 s cannot be set."""
+"""Seconds for a node to start. Ray's own 30 s cannot be changed."""
 
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """As long as it lasts, Ray takes the loopback address for this machine's own, here and in processes it starts."""
+    """Inside this context, Ray and its new processes take the loopback address for this machine's address."""
     variable, value = LOOPBACK_VARIABLE
     before = os.environ.get(variable)
-    usual = ray_constants.ENABLE_RAY_CLUSTER
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
     os.environ[variable] = value
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = usual
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
         if before is None:
             del os.environ[variable]
         else:
@@ -38,7 +38,7 @@ def on_loopback() -> Iterator[None]:
 
 @contextmanager
 def waiting_for_node() -> Iterator[None]:
-    """As long as it lasts, a node that starts has NODE_START_TIMEOUT_S to come up, as long as its raylet lives."""
+    """Inside this context, a node has NODE_START_TIMEOUT_S to start, if its raylet is alive."""
     get_node = services.get_node
     until = time.monotonic() + NODE_START_TIMEOUT_S
 
@@ -46,7 +46,7 @@ def waiting_for_node() -> Iterator[None]:
         while True:
             try:
                 return get_node(*arguments)
-            except RuntimeError:  # it is not there yet
+            except RuntimeError:  # the node has not registered yet
                 if time.monotonic() > until or not any(map(is_alive, child_processes("raylet"))):
                     raise
                 time.sleep(0.1)
@@ -59,8 +59,8 @@ def waiting_for_node() -> Iterator[None]:
 
 
 def bind_replica_to(host: str) -> None:
-    """Have replicas of Ray Serve that this process makes listen on this address alone."""
-    from ray.serve._private import replica  # nothing that trains or maps needs Serve
+    """Make replicas of Ray Serve in this process listen only on this address."""
+    from ray.serve._private import replica  # only needed for serving
 
     listen = replica.add_port_to_grpc_server
     if getattr(listen, "listens_on", "") == host:

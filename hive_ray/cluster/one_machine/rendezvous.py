@@ -1,6 +1,6 @@
-"""Training workers of this machine find each other by a file that no other user can read.
+"""Training workers of this machine find each other through a file that no other user can read.
 
-PyTorch's server for that listens on all addresses and asks nobody who they are.
+PyTorch's server for that listens on all addresses without authentication.
 """
 
 import os
@@ -19,12 +19,12 @@ from hive_ray.cluster.auth_token import private_folder
 from hive_ray.cluster.this_machine import loopback_interface
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Where the libraries are told by which interface workers reach each other."""
+"""Variables that name the interface through which workers communicate."""
 
 
 @dataclass
 class FileRendezvous(TorchConfig):
-    """A process group of workers of this machine, who meet by a file in `private_folder`."""
+    """A process group of workers on this machine, which find each other through a file in `private_folder`."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -37,14 +37,14 @@ class _FileBackend(_TorchBackend):
         worker_group.execute(_set_torch_distributed_env_vars)
         world = len(worker_group)
         ray.get([
-            worker_group.execute_single_async(rank, _meet, str(store), rank, world, backend_config)
+            worker_group.execute_single_async(rank, _join_group, str(store), rank, world, backend_config)
             for rank in range(world)
         ])  # fmt: skip
 
 
-def _meet(store: str, rank: int, world: int, config: TorchConfig) -> None:
-    """Join the group of workers."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed wants them to be there
+def _join_group(store: str, rank: int, world: int, config: TorchConfig) -> None:
+    """Join the process group."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # DeepSpeed requires them
     for name in INTERFACE_VARIABLES:
         os.environ.setdefault(name, loopback_interface())
     torch.distributed.init_process_group(
