@@ -2,7 +2,7 @@
 
 Files are read and written as raw bytes, whatever their names end with. A file that exists is complete: a local file is
 written under another name and renamed, and an S3 object appears when its upload ends. `files/s3.py` holds the clients
-and the errors of S3.
+of S3.
 """
 
 import errno
@@ -13,7 +13,6 @@ import os
 import shutil
 import stat
 import time
-import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -24,21 +23,15 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from hive_ray.console import warn
-from hive_ray.files import s3, scratch
-from hive_ray.files.owners import current_owner, is_abandoned, owner_is_gone, unfinished_name
+from hive_ray.files import s3, s3_errors, scratch
+from hive_ray.files.owners import is_abandoned, unfinished_name
 from hive_ray.files.scratch import cache_folder
 
 S3 = s3.PREFIX
 S3_TIMEOUT_S = 120.0
 """How long operations wait for an S3 server that is unavailable."""
-UNREACHABLE_TIMEOUT_S = 20.0
-"""How long `check_storage` waits for an address that does not answer."""
-CHECK_TIMEOUT_S = 10.0
-"""Timeout of a request of `check_storage`."""
 COPY_BUFFER_BYTES = 1 << 22
 """Bytes."""
-PROBE_PREFIX = ".hive_ray-probe-"
-"""Prefix of the files that `check_storage` writes."""
 P = ParamSpec("P")
 R = TypeVar("R")
 FINISHED_FILES = ("manifest.json", "card.json")
@@ -80,18 +73,18 @@ def retry_s3(act: Callable[P, R]) -> Callable[P, R]:
     """Decorate an idempotent function: retry it for S3_TIMEOUT_S while S3 is unavailable, after 1, 2, 4, ... 15 s.
 
     Arrow's own retries miss some failures, such as an error response that is longer than the bytes of a read. Permanent
-    errors are raised at once as `s3.S3Error`, which says what to do.
+    errors are raised at once as `s3_errors.S3Error`, which says what to do.
     """
 
     @functools.wraps(act)
     def patiently(*args: P.args, **kwargs: P.kwargs) -> R:
         address = next((value for value in args if isinstance(value, str) and value.startswith(S3)), S3)
-        return _until_done(lambda: act(*args, **kwargs), address, S3_TIMEOUT_S)
+        return retry(lambda: act(*args, **kwargs), address, S3_TIMEOUT_S)
 
     return patiently
 
 
-def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
+def retry(act: Callable[[], R], address: str, unreachable_s: float) -> R:
     """Retry `act` on transient errors of S3, for `unreachable_s` if the address does not answer at all."""
     started = time.monotonic()
     attempt = 0
@@ -100,10 +93,10 @@ def _until_done(act: Callable[[], R], address: str, unreachable_s: float) -> R:
             return act()
         except OSError as error:
             text = str(error)
-            if isinstance(error, s3.S3Error | FileNotFoundError) or not s3.is_error(text):
+            if isinstance(error, s3_errors.S3Error | FileNotFoundError) or not s3_errors.is_error(text):
                 raise
             patience_s = min(unreachable_s if "NETWORK_CONNECTION" in text else S3_TIMEOUT_S, S3_TIMEOUT_S)
-            if s3.is_permanent(text) or time.monotonic() - started > patience_s:
+            if s3_errors.is_permanent(text) or time.monotonic() - started > patience_s:
                 raise s3.explain(error, address) from error
             if attempt == 1:
                 warn(f"S3 does not answer, waiting for {patience_s:.0f} s: {error}")
@@ -409,77 +402,6 @@ def fetch_model(model: str | Path) -> str | Path:
     return fetch_file(model) if is_file(model) else fetch_folder(model)
 
 
-def check_storage(address: str) -> None:
-    """Check that a run folder is usable: write, read, list and remove a small file.
-
-    Raises OSError or ValueError, which says what failed and which setting to correct.
-
-    On S3 this takes five requests. It waits UNREACHABLE_TIMEOUT_S for an address that does not answer, and S3_TIMEOUT_S
-    for a server that asks to retry later.
-    """
-    if address.startswith(S3):
-        _check_s3(address.rstrip("/"))
-    else:
-        _check_folder(Path(absolute(address)))
-
-
-def _check_s3(address: str) -> None:
-    path = join(address, f"{PROBE_PREFIX}{current_owner()}-{uuid.uuid4().hex[:8]}")
-    content = b"hive_ray looks whether it can write here"
-    bucket, key = s3.split(path)
-    files, inside = s3.file_system(bucket, attempts=1, timeout_s=CHECK_TIMEOUT_S), path.removeprefix(S3)
-
-    def write() -> None:
-        with files.open_output_stream(inside, compression=None) as stream:
-            stream.write(content)
-
-    def read() -> bytes:
-        with files.open_input_stream(inside, compression=None) as stream:
-            return stream.read()
-
-    def names() -> list[str]:
-        return [item["Key"] for item in s3.list_objects(bucket, key.rpartition(PROBE_PREFIX)[0] + PROBE_PREFIX)]
-
-    def attempt(what: str, act: Callable[[], R]) -> R:
-        try:
-            return _until_done(act, path, UNREACHABLE_TIMEOUT_S)
-        except OSError as error:
-            raise type(error)(f"{address} cannot be used: {what} there failed. {error}") from error
-
-    odd = f"the server at {s3.server().describe(bucket)} is no S3, or one that shows late what was written: correct"
-    attempt("writing", write)
-    try:
-        if attempt("reading", read) != content:
-            raise OSError(f"{address} cannot be used: a file is read other than it was written; {odd} AWS_ENDPOINT_URL")
-        found = attempt("listing", names)
-        if key not in found:
-            raise OSError(f"{address} cannot be used: a listing lacks a file just written; {odd} AWS_ENDPOINT_URL")
-    except BaseException:
-        with suppress(OSError):
-            s3.remove_objects(bucket, [key])
-        raise
-    left = [name for name in found if owner_is_gone(name.rpartition(PROBE_PREFIX)[2].rpartition("-")[0], Path(name))]
-    attempt("removing", lambda: s3.remove_objects(bucket, [key, *left]))
-
-
-def _check_folder(folder: Path) -> None:
-    probe = folder / unfinished_name("probe")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with probe.open("wb") as stream:
-                stream.write(bytes(1 << 16))
-                stream.flush()
-                os.fsync(stream.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        why = "make room there, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
-        raise OSError(
-            f"{folder} cannot be written to ({error.strerror}): {why} another folder, or an s3:// address, by --run"
-        ) from error
-
-
 @retry_s3
 def _s3_objects(path: str, start: str = "") -> dict[str, tuple[str, int]]:
     """Name below the folder -> (ETag, bytes), for names that begin with `start`."""
@@ -520,7 +442,7 @@ def abort_uploads(path: str, older_than_s: float) -> int:
     try:
         return s3.abort_uploads(bucket, prefix, older_than_s)
     except OSError as error:
-        if not s3.is_permanent(str(error)):
+        if not s3_errors.is_permanent(str(error)):
             raise
         return 0
 

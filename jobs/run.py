@@ -31,6 +31,7 @@ from hive_ray.config import Config, Section
 from hive_ray.errors import Stopped
 from hive_ray.files.owners import unfinished_name
 from hive_ray.files.settings_file import describe_errors
+from hive_ray.files.storage_check import check_storage
 from hive_ray.seeds import seed_for
 from jobs.command import ROUND, Command, config_of, for_later_rounds
 
@@ -284,7 +285,7 @@ def _start(
         raise ValueError("only write_instructions and make_pairs can estimate what they will take")
     check_run_folder(run.root)
     if run.root.startswith(storage.S3):
-        storage.check_storage(run.root)
+        check_storage(run.root)
     try:
         check_inputs(run, reads)
     except FileNotFoundError:  # it names a command with these settings

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from local_server import free_port
 
 from hive_ray import storage
-from hive_ray.files import s3
+from hive_ray.files import s3, s3_errors, storage_check
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def use_all(root: str, tmp_path: Path) -> None:
 def test_a_server_that_refuses_checksums_is_sent_none(door, tmp_path):
     door.no_checksums = True
     use_all(door.root, tmp_path)
-    storage.check_storage(door.root)
+    storage_check.check_storage(door.root)
     assert not [
         name for request in door.requests for name in request.headers if "checksum" in name or "sdk-che" in name
     ]
@@ -112,7 +112,7 @@ def test_a_refused_checksum_is_named_at_once_with_its_variable(door, monkeypatch
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
     door.no_checksums = True
     started = time.monotonic()
-    with pytest.raises(s3.S3Error, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+    with pytest.raises(s3_errors.S3Error, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
         storage.write_text(storage.join(door.root, "a"), "snow")
     assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
 
@@ -184,7 +184,7 @@ def test_a_server_that_wants_buckets_in_hosts_is_named_with_the_variable(named_d
     with pytest.raises(
         OSError, match=r"cannot be used: writing .*SecondLevelDomain.*HIVE_RAY_S3_ADDRESSING to virtual"
     ):
-        storage.check_storage(named_door.root)
+        storage_check.check_storage(named_door.root)
 
 
 def test_an_addressing_that_is_none_is_refused(door, monkeypatch):
@@ -275,7 +275,7 @@ def test_without_credentials_requests_are_not_signed(door, monkeypatch, tmp_path
     assert ["authorization" in request.headers for request in door.requests] == [False, False]
     door.answer = (403, "AccessDenied")
     with pytest.raises(OSError, match="no credentials are set, so requests are not signed: set AWS_ACCESS_KEY_ID"):
-        storage.check_storage(door.root)
+        storage_check.check_storage(door.root)
 
 
 def test_both_clients_take_the_proxy(door, monkeypatch):
@@ -309,7 +309,7 @@ def test_a_server_with_a_certificate_of_its_own(door, monkeypatch, tmp_path, cer
     monkeypatch.setenv("AWS_ENDPOINT_URL", door.address.replace("http:", "https:"))
     started = time.monotonic()
     with pytest.raises(OSError, match="set AWS_CA_BUNDLE"):
-        storage.check_storage(door.root)
+        storage_check.check_storage(door.root)
     with pytest.raises(OSError, match="set AWS_CA_BUNDLE"):
         storage._s3_objects(door.root)
     assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
@@ -329,14 +329,14 @@ def test_a_server_with_a_certificate_of_its_own(door, monkeypatch, tmp_path, cer
 def test_settings_that_cannot_be_are_named(door, monkeypatch, name, value, words):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words) as raised:
-        storage.check_storage(door.root)
+        storage_check.check_storage(door.root)
     assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///folder", "s3://no bucket/folder"])
 def test_an_address_without_a_bucket_is_named(door, address):
     with pytest.raises(ValueError, match="names no bucket: an address is s3://bucket/folder"):
-        storage.check_storage(address)
+        storage_check.check_storage(address)
 
 
 # Removal
@@ -519,11 +519,11 @@ def test_what_passes_is_waited_for_and_what_lasts_is_not(door, at_once, status, 
     for name, act in acts.items():
         with pytest.raises(OSError, match="AWS Error") as raised:
             act()
-        told[name] = not s3.is_permanent(str(raised.value))
+        told[name] = not s3_errors.is_permanent(str(raised.value))
     if code == "RequestTimeout" and status == 400:
         del told["read"]  # a HEAD has no words, and 400 lasts
     assert told == dict.fromkeys(told, passes)
-    with pytest.raises(s3.S3Error, match=words) as raised:
+    with pytest.raises(s3_errors.S3Error, match=words) as raised:
         storage.write_text(path, "snow")
     assert f"{door.address}, bucket '{bucket}', path addresses, region us-east-1" in str(raised.value)
 
@@ -531,7 +531,7 @@ def test_what_passes_is_waited_for_and_what_lasts_is_not(door, at_once, status, 
 def test_what_lasts_costs_no_time_and_is_asked_once(door):
     door.answer = (501, "NotImplemented")
     started = time.monotonic()
-    with pytest.raises(s3.S3Error):
+    with pytest.raises(s3_errors.S3Error):
         storage.write_text(storage.join(door.root, "a"), "snow")
     assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
     assert door.operations() == ["PUT"]
@@ -552,7 +552,9 @@ def test_what_passes_is_asked_again(door):
 def test_an_answer_without_words_is_told_with_those_of_a_listing(door):
     refusal = type(door).refusal
     door.refusal = lambda request: refusal(door, request) or (403, "InvalidAccessKeyId", "The key is not known here")
-    with pytest.raises(s3.S3Error, match=r"HeadObject.*A listing: AWS Error InvalidAccessKeyId .*The key is not known"):
+    with pytest.raises(
+        s3_errors.S3Error, match=r"HeadObject.*A listing: AWS Error InvalidAccessKeyId .*The key is not known"
+    ):
         storage.read_text(storage.join(door.root, "a"))
 
 
@@ -562,16 +564,18 @@ def test_an_answer_without_words_is_told_with_those_of_a_listing(door):
 def test_nobody_there_is_said_with_the_endpoint(door, monkeypatch, at_once, nobody):
     endpoint = nobody.format(port=free_port())
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    for act in (storage.exists, storage._s3_objects, storage.check_storage):
-        with pytest.raises(s3.S3Error, match=f"sent to {endpoint}, .*set AWS_ENDPOINT_URL to an address that answers"):
+    for act in (storage.exists, storage._s3_objects, storage_check.check_storage):
+        with pytest.raises(
+            s3_errors.S3Error, match=f"sent to {endpoint}, .*set AWS_ENDPOINT_URL to an address that answers"
+        ):
             act(door.root)
 
 
 def test_https_where_http_is_meant_is_not_waited_for(door, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", door.address.replace("http:", "https:"))
     started = time.monotonic()
-    for act in (storage.exists, storage._s3_objects, storage.check_storage):
-        with pytest.raises(s3.S3Error, match="correct https:// and http:// in AWS_ENDPOINT_URL"):
+    for act in (storage.exists, storage._s3_objects, storage_check.check_storage):
+        with pytest.raises(s3_errors.S3Error, match="correct https:// and http:// in AWS_ENDPOINT_URL"):
             act(door.root)
     assert time.monotonic() - started < storage.S3_TIMEOUT_S / 4
 
@@ -583,7 +587,7 @@ def test_no_error_names_a_secret(door, monkeypatch, at_once):
     monkeypatch.setenv("AWS_ENDPOINT_URL", door.address.replace("//", "//user:hunter2@"))
     for answer in ((403, "SignatureDoesNotMatch"), (500, "InternalError"), (301, "PermanentRedirect")):
         door.answer = answer
-        for act in (storage.exists, storage._s3_objects, storage.check_storage):
+        for act in (storage.exists, storage._s3_objects, storage_check.check_storage):
             with pytest.raises(OSError, match="AWS Error") as raised:
                 act(door.root)
             assert not [secret for secret in (*secrets.values(), "hunter2") if secret in str(raised.value)]
@@ -593,7 +597,7 @@ def test_no_error_names_a_secret(door, monkeypatch, at_once):
 
 
 def test_a_good_storage_is_checked_in_five_requests_and_nothing_is_left(door):
-    storage.check_storage(door.root)
+    storage_check.check_storage(door.root)
     assert door.operations() == ["PUT", "HEAD", "GET", "GET", "DELETE"]
     assert storage._s3_tree(door.root) == []
 
@@ -611,7 +615,7 @@ def test_a_good_storage_is_checked_in_five_requests_and_nothing_is_left(door):
 def test_a_storage_that_cannot_be_used_is_told_by_what_failed(door, monkeypatch, at_once, method, answer, words):
     door.answer, door.answered = answer, (method,)
     with pytest.raises(OSError, match=rf"{door.root} cannot be used: {words}"):
-        storage.check_storage(door.root)
+        storage_check.check_storage(door.root)
     door.answer = None
     if method != "DELETE":
         assert storage._s3_tree(door.root) == []
@@ -628,22 +632,22 @@ def test_a_storage_that_cannot_be_used_is_told_by_what_failed(door, monkeypatch,
 def test_a_server_that_is_no_s3_is_seen(door, status, words):
     door.answer, door.page = (status, "Welcome"), "<html>Welcome</html>"
     with pytest.raises(OSError, match=words):
-        storage.check_storage(door.root)
+        storage_check.check_storage(door.root)
 
 
 def test_a_busy_s3_is_waited_for_at_the_check(door):
     door.fail_for(3.0)
-    storage.check_storage(door.root)
+    storage_check.check_storage(door.root)
 
 
 def test_a_server_that_never_answers_ends_the_check(monkeypatch, door):
-    monkeypatch.setattr(storage, "CHECK_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(storage, "UNREACHABLE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(storage_check, "CHECK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(storage_check, "UNREACHABLE_TIMEOUT_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(OSError, match="set AWS_ENDPOINT_URL to an address that answers"):
-            storage.check_storage(door.root)
+            storage_check.check_storage(door.root)
     assert time.monotonic() - started < 40
 
 
@@ -662,7 +666,7 @@ def test_a_slow_answer_is_awaited(door, monkeypatch):
 
 
 def test_a_local_folder_is_checked_and_nothing_is_left(tmp_path):
-    storage.check_storage(str(tmp_path / "runs" / "one"))
+    storage_check.check_storage(str(tmp_path / "runs" / "one"))
     assert list((tmp_path / "runs" / "one").iterdir()) == []
 
 
@@ -670,16 +674,16 @@ def test_a_local_folder_is_checked_and_nothing_is_left(tmp_path):
 def test_a_folder_that_cannot_be_is_named_with_its_flag(tmp_path, place):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=f"{tmp_path / place} cannot be written to .*: give another folder.* by --run"):
-        storage.check_storage(str(tmp_path / place))
+        storage_check.check_storage(str(tmp_path / place))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_told_so(tmp_path, monkeypatch):
-    full = tmp_path / f"{storage.PROBE_PREFIX}0"
+    full = tmp_path / f"{storage_check.PROBE_PREFIX}0"
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(storage, "unfinished_name", lambda name: full.name)
+    monkeypatch.setattr(storage_check, "unfinished_name", lambda name: full.name)
     with pytest.raises(OSError, match=r"No space left on device.*make room there, or give another folder"):
-        storage.check_storage(str(tmp_path))
+        storage_check.check_storage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

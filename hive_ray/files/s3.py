@@ -1,4 +1,4 @@
-"""Clients for S3 of Amazon and other providers, configured like the AWS tools, and explanations of S3 errors.
+"""Clients for S3 of Amazon and other providers, configured like the AWS tools.
 
 Credentials, region, endpoint, checksums, addressing and certificates come from the places where the AWS tools look:
 environment variables, profiles, and the role of the machine. Arrow's client reads only some of them, so it is created
@@ -26,23 +26,27 @@ from urllib.parse import urlparse
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
-from botocore.exceptions import ConnectionError as NoConnection
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.utils import get_environ_proxies
 from pyarrow import fs
 
+from hive_ray.files.s3_errors import (
+    ADDRESSING,
+    CHECKSUMS,
+    S3Error,
+    advice,
+    error_code,
+    is_permanent,
+    translated_errors,
+)
+
 PREFIX = "s3://"
+
 MAX_ATTEMPTS = 6
 """How often a request is sent if S3 returns 500 or 503 or does not answer; the retries take two seconds."""
 REQUEST_TIMEOUT_S = 20.0
 """Timeout of a request. Arrow's default of 3 s is too short for some servers to complete a large upload."""
 CONNECT_TIMEOUT_S = 5.0
-ADDRESSING = "HIVE_RAY_S3_ADDRESSING"
-CHECKSUMS = {
-    "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
-}
-"""Setting of a profile -> environment variable that overrides it."""
 AMAZON_HOST = re.compile(r"(^|\.)(amazonaws\.com(\.cn)?|api\.aws)$")
 """Hosts of Amazon."""
 REGION_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
@@ -56,30 +60,12 @@ STRIPPED_VARIABLES = (
 MAX_DELETE_KEYS = 1000
 """Most keys in one DeleteObjects request."""
 
-ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (-?\d+)\))?")
-"""Code and status in the errors of both clients; `translated_errors` brings those of botocore into this form."""
-TRANSIENT_STATUS = {408, 425, 429}
-PERMANENT_STATUS = {501, 505}
-TRANSIENT = re.compile(
-    r"\b(INTERNAL_FAILURE|InternalError|SERVICE_UNAVAILABLE|ServiceUnavailable|SLOW_DOWN|SlowDown\w*|THROTTLING|"
-    r"Throttl\w+|REQUEST_TIMEOUT|RequestTimeout|OperationAborted|NETWORK_CONNECTION)\b"
-)
-"""Codes of transient errors, whatever their status."""
-CERTIFICATE = re.compile(
-    r"curlCode: (51|58|59|60|66|77|83|90|91)\b|certificate verify|CERTIFICATE_VERIFY|(?i:wrong.version.number)"
-)
-"""TLS errors that come from wrong settings."""
-CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN if they have one), or AWS_PROFILE"
 
 CLIENT_LIFETIME_S = 300.0
 
 _connecting = threading.RLock()
 _environment_lock = threading.Lock()
 _endpoints_without_batches: set[str] = set()
-
-
-class S3Error(OSError):
-    """A permanent error of S3, or a transient one that outlasted the timeout; says what to do."""
 
 
 @dataclass(frozen=True)
@@ -287,63 +273,17 @@ def split(address: str) -> tuple[str, str]:
     return bucket, key
 
 
-@contextmanager
-def translated_errors(what: str) -> Iterator[None]:
-    """Raise botocore's errors as OSErrors in the form of Arrow's: "<what>: AWS Error <code> (HTTP status <status>)"."""
-    try:
-        yield
-    except ClientError as error:
-        answer = error.response
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        raise OSError(
-            f"{what}: AWS Error {_code(error)} (HTTP status {status}) during {error.operation_name} operation: "
-            f"{answer.get('Error', {}).get('Message', '')}"
-        ) from error
-    except (NoConnection, HTTPClientError) as error:
-        name = "TLS" if isinstance(error, SSLError) and CERTIFICATE.search(str(error)) else "NETWORK_CONNECTION"
-        raise OSError(f"{what}: AWS Error {name}: {error}") from error
-    except BotoCoreError as error:
-        raise OSError(f"{what}: AWS Error {type(error).__name__}: {error}") from error
-    except RecursionError:  # botocore follows region redirects without end
-        raise OSError(
-            f"{what}: AWS Error PermanentRedirect (HTTP status 301): each answer is another address"
-        ) from None
-
-
-def _code(error: ClientError) -> str:
-    return re.sub(r"\W", "", str(error.response.get("Error", {}).get("Code", ""))) or "UNKNOWN"
-
-
-def is_error(text: str) -> bool:
-    """Whether the text of an error is an S3 error."""
-    return bool(ERROR.search(text))
-
-
-def is_permanent(text: str) -> bool:
-    """Whether an S3 error is permanent.
-
-    Transient errors are connection errors, 408, 425, 429, and 5xx except 501 and 505.
-    """
-    error = ERROR.search(text)
-    if error is None or CERTIFICATE.search(text):
-        return True
-    if TRANSIENT.search(text):
-        return False
-    if error[2] is None:
-        return error[1] != "UNKNOWN"
-    status = int(error[2])
-    if status < 100 or status in TRANSIENT_STATUS:  # below 100 there was no answer
-        return False
-    return status < 500 or status in PERMANENT_STATUS
-
-
 def explain(error: OSError, address: str) -> S3Error:
     """An S3Error with the error, the server, and advice."""
     bucket, key = split(address)
     text = str(error)
     if "No response body" in text and is_permanent(text):
         text += _words_of_listing(bucket, key)
-    return S3Error(f"{text}. It was sent to {server().describe(bucket)}: {advice(text, bucket)}")
+    used = server()
+    what_to_do = advice(
+        text, signed=used.signed, virtual_host=uses_virtual_host(bucket), checksums=dict(used.checksums)
+    )
+    return S3Error(f"{text}. It was sent to {used.describe(bucket)}: {what_to_do}")
 
 
 def _words_of_listing(bucket: str, key: str) -> str:
@@ -354,63 +294,6 @@ def _words_of_listing(bucket: str, key: str) -> str:
     except OSError as error:
         return f" A listing{error}"
     return ""
-
-
-def advice(text: str, bucket: str) -> str:
-    """Advice on an S3 error, by its text."""
-    s3_server = server()
-    if CERTIFICATE.search(text):
-        return (
-            "set AWS_CA_BUNDLE to a file of the certificates that signed the server's, or correct https:// and "
-            "http:// in AWS_ENDPOINT_URL"
-        )
-    if "NETWORK_CONNECTION" in text:
-        if uses_virtual_host(bucket) and re.search(r"(?i)resolve|name or service|EndpointConnection|connect", text):
-            return (
-                "set AWS_ENDPOINT_URL to an address that answers; if it has no hosts named by buckets, set "
-                f"{ADDRESSING}=path"
-            )
-        return "set AWS_ENDPOINT_URL to an address that answers, and look at firewalls and HTTPS_PROXY"
-    if re.search(r"(?i)checksum|trailer|aws-chunked|decoded-content-length", text) and dict(s3_server.checksums) != {
-        variable: "when_required" for variable in CHECKSUMS.values()
-    }:
-        return " and ".join(f"set {variable}=when_required" for variable in CHECKSUMS.values())
-    for pattern, words in ADVICE:
-        if re.search(pattern, text):
-            return words
-    if re.search(r"ACCESS_DENIED|AccessDenied|status 403", text):
-        if not s3_server.signed:
-            return f"no credentials are set, so requests are not signed: set {CREDENTIALS}"
-        return (
-            "these credentials may not do this: allow s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and "
-            f"s3:AbortMultipartUpload in the bucket, or set {CREDENTIALS} to others"
-        )
-    if not is_permanent(text):
-        return "run the same command again when it answers"
-    return f"look at AWS_ENDPOINT_URL, AWS_REGION, {ADDRESSING}, {CHECKSUMS['request_checksum_calculation']} and keys"
-
-
-ADVICE = (
-    (r"NO_SUCH_BUCKET|NoSuchBucket", "make the bucket, or correct its name in the address, or AWS_ENDPOINT_URL"),
-    (
-        r"SecondLevelDomain|VirtualHost|virtual[ -]host|[Pp]ath[ -]?[Ss]tyle",
-        f"set {ADDRESSING} to virtual or to path, whichever the server knows",
-    ),
-    (
-        r"status 30\d|PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocation|[Rr]egion",
-        "set AWS_REGION to the bucket's region, or correct AWS_ENDPOINT_URL (and its http:// or https://)",
-    ),
-    (r"TIME_TOO_SKEWED|TimeTooSkewed", "set this machine's clock"),
-    (r"ExpiredToken|REQUEST_EXPIRED|TokenRefresh", f"the credentials have ended: renew {CREDENTIALS}"),
-    (
-        r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE_DOES|SignatureDoes|UNRECOGNIZED_CLIENT|InvalidClientTokenId|"
-        r"InvalidToken|INVALID_SIGNATURE|MISSING_AUTHENTICATION|NoCredentials|PartialCredentials|status 401",
-        f"set {CREDENTIALS} to credentials that this server knows",
-    ),
-    (r"Quota|StorageFull|InsufficientStorage|status 507", "make room on the server, or raise its quota"),
-    (r"RESOURCE_NOT_FOUND|ResponseParser", "nothing there speaks S3: correct AWS_ENDPOINT_URL"),
-)
-"""Pattern of an error's text -> advice; the first match counts."""
 
 
 def list_objects(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -450,7 +333,7 @@ def remove_objects(bucket: str, keys: list[str]) -> None:
             try:
                 s3_client.delete_object(Bucket=bucket, Key=key)
             except ClientError as error:
-                if _code(error) != "NoSuchKey":
+                if error_code(error) != "NoSuchKey":
                     raise
 
     if len(keys) == 1:
@@ -475,7 +358,7 @@ def abort_uploads(bucket: str, prefix: str, older_than_s: float) -> int:
                 try:
                     s3_client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
                 except ClientError as error:
-                    if _code(error) != "NoSuchUpload":
+                    if error_code(error) != "NoSuchUpload":
                         raise
                 ended += 1
     return ended

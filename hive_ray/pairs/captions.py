@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from hive_ray import storage
+from hive_ray.files.delimited_files import read_table
 from hive_ray.files.text_files import (
     NOT_UTF8,
     SAMPLE_CHARS,
@@ -22,7 +23,6 @@ from hive_ray.files.text_files import (
     TextError,
     read_json_lines,
     read_lines,
-    read_table,
     replace_surrogates,
 )
 from hive_ray.schemas import Dropped, Row

@@ -10,24 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hive_ray.files.delimited_files import NOT_A_ROW, QUOTE_NOT_CLOSED, WRONG_COLUMNS, parse_table, read_table
 from hive_ray.files.text_files import (
     MAX_LINE_BYTES,
-    NOT_A_ROW,
     NOT_AN_OBJECT,
     NOT_UTF8,
-    QUOTE_NOT_CLOSED,
     TOO_LONG,
-    WRONG_COLUMNS,
     LineCount,
     TextError,
     parse_json,
     parse_json_lines,
     parse_lines,
-    parse_table,
     read_json_lines,
     read_lines,
     read_objects,
-    read_table,
     replace_surrogates,
 )
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from hive_ray import storage
 from hive_ray.config import Importing
-from hive_ray.files.text_files import JsonLine, TableRow, TextError, read_json_lines, read_table
+from hive_ray.files.delimited_files import TableRow, read_table
+from hive_ray.files.text_files import JsonLine, TextError, read_json_lines
 from hive_ray.pairs.formats.imported import (
     EDITED_CAPTION,
     EDITED_IMAGE,
