@@ -131,7 +131,10 @@ def _check_folder(folder: Path) -> None:
         "model.safetensors": ("model.safetensors", "model.safetensors.index.json"),
         "tokenizer.json (or vocab.json)": ("tokenizer.json", "vocab.json"),
     }
-    missing = [part for part, files in parts.items() if not any((folder / file).is_file() for file in files)]
+    missing = []
+    for part, files in parts.items():
+        if not any((folder / file).is_file() for file in files):
+            missing.append(part)
     if missing:
         raise ModelFolderError(
             f"CLIP folder {folder} lacks {', '.join(missing)}; save both parts there with "

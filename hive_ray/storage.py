@@ -118,11 +118,12 @@ def list_files(path: str) -> list[str]:
 
 def list_data(path: str, *endings: str) -> list[str]:
     """The files of `list_files` with one of these endings, without names and folders that begin with _ or `.`."""
-    return [
-        name
-        for name in list_files(path)
-        if name.endswith(endings) and not any(part[0] in "_." for part in name.split("/"))
-    ]
+    return [name for name in list_files(path) if name.endswith(endings) and not _is_hidden(name)]
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a part of a relative path begins with _ or `.`."""
+    return any(part[0] in "_." for part in name.split("/"))
 
 
 @retry_s3

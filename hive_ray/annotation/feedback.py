@@ -120,7 +120,10 @@ def _balance(thumbs_of_edit: list[Thumb]) -> int:
 
 def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
     first = next(iter(edits.values()))
-    sampled = ("seed", "guidance_scale", "image_guidance_scale")
+    edit_rows: list[Row] = []
+    for edit_id, edit in edits.items():
+        sampled = {name: edit.settings.get(name) or 0 for name in ("seed", "guidance_scale", "image_guidance_scale")}
+        edit_rows.append({"edit_id": edit_id, "image": edit.edited_image, **sampled})
     return {
         "ranking_id": id_for("ranking", prompt_id, THUMBS_ANNOTATOR, *edits),
         "prompt_id": prompt_id,
@@ -129,14 +132,7 @@ def _ranking(edits: dict[str, Feedback], prompt_id: str, num_liked: int) -> Row:
         "edited_caption": "",
         "source_image": first.source_image,
         "split": "rank",
-        "edits": [
-            {
-                "edit_id": edit_id,
-                "image": edit.edited_image,
-                **{name: edit.settings.get(name) or 0 for name in sampled},
-            }
-            for edit_id, edit in edits.items()
-        ],
+        "edits": edit_rows,
         "editor": " ".join(sorted({edit.editor for edit in edits.values()})),
         "annotator": THUMBS_ANNOTATOR,
         "ranks": [1] * num_liked + [2] * (len(edits) - num_liked),

@@ -7,7 +7,6 @@ there are two bootstrap intervals: one resamples prompts (each with the mean of 
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
-from statistics import fmean
 
 from hive_ray.annotation.answers import QUESTIONS
 from hive_ray.annotation.exports import AnswerRecord, regular_answers
@@ -62,7 +61,7 @@ def _shares(question: str, answers: list[AnswerRecord], unit: str) -> dict[str, 
         outcomes_of[getattr(answer, unit)].append(outcome)
     shares: dict[str, dict[str, float]] = {}
     for name, outcomes in outcomes_of.items():
-        shares[name] = {outcome: fmean(each == outcome for each in outcomes) for outcome in OUTCOMES}
+        shares[name] = {outcome: outcomes.count(outcome) / len(outcomes) for outcome in OUTCOMES}
     return shares
 
 

@@ -86,26 +86,30 @@ class PairGenerator:
             local_blend=LocalBlend(settings.local_blend, settings.local_blend_start) if settings.local_blend else None,
         )
         shared = _between(_recorded_span(settings), drawn[:, 0])
-        before, after = [to_pixels(image) for image in sources], [to_pixels(image) for image in edits]
+        before = [to_pixels(image) for image in sources]
+        after = [to_pixels(image) for image in edits]
         measured = self.similarity.measure(before, after, source_captions, edited_captions)
-        return [
-            {
-                "pair_id": id_for(row["instruction_id"], seeds[i]),
-                "instruction_id": row["instruction_id"],
-                "instruction": row["instruction"],
-                "source_caption": row["source_caption"],
-                "edited_caption": row["edited_caption"],
-                "source_image": encode(before[i]),
-                "edited_image": encode(after[i]),
-                "weight": 1.0,
-                "seed": seeds[i],
-                "shared_attention": float(shared[i]),
-                **{name: float(values[i]) for name, values in measured.items()},
-                "origin": "generated",
-                "split": row["split"],
-            }
-            for i, (row, _) in enumerate(samples)
-        ]
+        pairs: Rows = []
+        for i, (row, _) in enumerate(samples):
+            similarities = {name: float(values[i]) for name, values in measured.items()}
+            pairs.append(
+                {
+                    "pair_id": id_for(row["instruction_id"], seeds[i]),
+                    "instruction_id": row["instruction_id"],
+                    "instruction": row["instruction"],
+                    "source_caption": row["source_caption"],
+                    "edited_caption": row["edited_caption"],
+                    "source_image": encode(before[i]),
+                    "edited_image": encode(after[i]),
+                    "weight": 1.0,
+                    "seed": seeds[i],
+                    "shared_attention": float(shared[i]),
+                    **similarities,
+                    "origin": "generated",
+                    "split": row["split"],
+                }
+            )
+        return pairs
 
 
 class SourceGenerator:

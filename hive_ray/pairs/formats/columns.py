@@ -254,8 +254,13 @@ def find_columns(names: list[str]) -> DatasetColumns | None:
         if columns.required <= set(names):
             return columns
     kinds = (INSTRUCTION, SOURCE_KEYS, EDITED_KEYS, SOURCE_CAPTION, EDITED_CAPTION)
-    chosen = [next((name for name in kind if name in names), "") for kind in kinds]
+    chosen = [_first_of(kind, names) for kind in kinds]
     return DatasetColumns(*chosen) if all(chosen[:3]) else None
+
+
+def _first_of(candidates: tuple[str, ...], names: list[str]) -> str:
+    """The first of the candidates that is among the names; "" if there is none."""
+    return next((name for name in candidates if name in names), "")
 
 
 def unique_names(names: list[str]) -> list[str]:
