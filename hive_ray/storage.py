@@ -233,23 +233,23 @@ def write_bytes(path: str, data: bytes) -> None:
 def _write_atomically(path: str, write: Callable[[BinaryIO], object]) -> None:
     """Write a local file under another name, sync it to disk, and rename it."""
     target = Path(absolute(path))
-    beside = target.with_name(unfinished_name(target.name))
+    temporary = target.with_name(unfinished_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(target)
+        temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        _remove_if_possible(beside)
+        _remove_if_possible(temporary)
         if error.errno not in ADVICE:
             raise
         what_to_do = f"{ADVICE[error.errno]}, and give the same command again"
         raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno)}; {what_to_do}") from error
     except BaseException:
-        _remove_if_possible(beside)
+        _remove_if_possible(temporary)
         raise
 
 

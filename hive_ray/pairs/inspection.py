@@ -118,7 +118,7 @@ def _similarities(inspected: InspectedPairs) -> str:
 def _dropped(reason: str, inspected: InspectedPairs) -> str:
     meaning = note(MEANINGS[reason]) if reason in MEANINGS else ""
     if reason == UNSAFE:
-        return meaning + note("They are not shown; some are in __examples__ beside the table.")
+        return meaning + note("They are not shown; some are in __examples__ next to the table.")
     sheet = contact_sheet([_example(row, inspected.settings) for row in inspected.examples.get(reason, [])])
     return meaning + (sheet or note("No example of it was kept."))
 

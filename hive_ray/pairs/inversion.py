@@ -1,10 +1,10 @@
-"""The inverse of an instruction, which its cycle-consistency twin needs (HIVE): "add a dog" <-> "remove the dog".
+"""Invert instructions by rules, for cycle-consistency twins (HIVE): "add a dog" <-> "remove the dog".
 
 instruction -> inverse instruction, or the reason why there is none
 
-HIVE published inverted instructions, not how they were made. These rules invert plain English requests whose words say
-all that the way back needs, and refuse the others: "change the background to a beach" does not say what it was before.
-A language model that knows the captions may invert those.
+HIVE published inverted instructions, but not the method. These rules invert plain English requests that contain all
+that the inverse needs, and refuse the others: "change the background to a beach" does not say what the background was
+before. A language model that knows the captions can invert those.
 """
 
 import re
@@ -102,10 +102,10 @@ _OPPOSITE = {after: before for before, after in _OPPOSITES.items()} | _OPPOSITES
 
 
 def invert(instruction: str) -> Inversion:
-    """What undoes an instruction, by rule, from its words alone; the inverse ends as the instruction does.
+    """Invert an instruction by rule, from its words only; the inverse has the same final punctuation.
 
-    Refused: "several_edits" in one; "more_than_an_edit", which also says how or what for; "changes_everything", style
-    or scene; "state_before_not_said"; "no_rule" for what is no request that these rules know.
+    Reasons of refusal: "several_edits"; "more_than_an_edit" (also a manner or a purpose); "changes_everything" (the
+    style or scene); "state_before_not_said"; "no_rule" for other texts.
     """
     text = " ".join(instruction.split())
     if re.fullmatch(r'["“][^"“”]+["”]', text):
@@ -154,7 +154,7 @@ def _add_again(match: re.Match[str]) -> Inversion:
 
 
 def _take_away(match: re.Match[str]) -> Inversion:
-    """Place a X on Y -> remove the X on Y; "place the X" moves it from nobody says where."""
+    """Place a X on Y -> remove the X on Y; "place the X" does not say where X was before."""
     written = rf"the (?:words?|phrase|text|letters?|numbers?) {_QUOTED}"
     if re.match(rf"(?:an?|some|two|three|several|many|\d+)\b|{written}", match["what"], re.IGNORECASE):
         return Inversion(f"remove {_definite(match['what'])}")
@@ -209,18 +209,18 @@ def _from_to(match: re.Match[str]) -> Inversion:
 
 
 def _opposite(match: re.Match[str]) -> Inversion:
-    """The same words, with the one that has an opposite exchanged for it."""
+    """The same words, with one word replaced by its opposite."""
     start, end = match.span("word")
     return Inversion(match.string[:start].lower() + _OPPOSITE[match["word"].lower()] + match.string[end:])
 
 
 def _same(match: re.Match[str]) -> Inversion:
-    """What is done twice is undone: swapping two things, mirroring a picture."""
+    """Edits that undo themselves: swapping two things, mirroring a picture."""
     return Inversion(match.string[0].lower() + match.string[1:])
 
 
 def _head(what: str) -> str:
-    """A thing without what follows its name: "the tall tree by the lake" -> "the tall tree"."""
+    """A noun phrase without what follows the noun: "the tall tree by the lake" -> "the tall tree"."""
     return re.split(rf",? {_AFTER_A_NAME}\b", what, maxsplit=1)[0]
 
 
@@ -232,7 +232,7 @@ def _is_thing(what: str) -> bool:
 
 
 def _definite(what: str) -> str:
-    """A thing that was not there before, as one speaks of it when it is."""
+    """A noun phrase with the definite article: "a dog" -> "the dog"."""
     rest = re.sub(r"^(?:an?|some|the) ", "", what, flags=re.IGNORECASE)
     return rest if re.match(r"(?:his|her|its|their|my)\b", rest) else f"the {rest}"
 

@@ -228,8 +228,8 @@ def judge(
     """The verdict on an edited picture, given the source and what each should show.
 
     followed: the product of what was asked, each measured where it should be seen (see `_followed`).
-    preserved: (mean + least) / 2 over the other things and over the attributes of changed things that nobody
-    asked to change, times the background's share (unless it was asked to change), times 0.4 for each thing
+    preserved: (mean + least) / 2 over the other things and over the attributes of changed things that
+    should not change, times the background's share (unless it was asked to change), times 0.4 for each thing
     that should not be there.
     """
     before, after = parse_caption(source_caption), parse_caption(edited_caption)

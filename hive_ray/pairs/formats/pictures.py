@@ -33,13 +33,13 @@ class PictureReader:
 
     def __init__(self, file: str, root: str, pictures: str) -> None:
         """`pictures`: the base folder of relative paths, relative to the file's folder, as `importing.pictures`."""
-        beside, root = normalized_path(folder_of(file)), normalized_path(root)
-        chosen = normalized_path(pictures if is_absolute(pictures) else storage.join(beside, pictures))
-        self.folders = list(dict.fromkeys([chosen, beside]))
+        file_folder, root = normalized_path(folder_of(file)), normalized_path(root)
+        chosen = normalized_path(pictures if is_absolute(pictures) else storage.join(file_folder, pictures))
+        self.folders = list(dict.fromkeys([chosen, file_folder]))
         if pictures in ("", "."):
-            self.folders = list(dict.fromkeys([beside, root, storage.join(root, "images")]))
-        self.beside = beside
-        self.allowed = (root, beside, chosen)
+            self.folders = list(dict.fromkeys([file_folder, root, storage.join(root, "images")]))
+        self.file_folder = file_folder
+        self.allowed = (root, file_folder, chosen)
         self.setting = pictures
         self.moved: tuple[str, int] | None = (
             None  # folder and number of removed parts of the last absolute path that was found
@@ -66,7 +66,7 @@ class PictureReader:
                 self._remember(path, place)
                 return content
         sample = repr(path[:PATH_SAMPLE_CHARS])
-        if not is_absolute(path) and not is_within(normalized_path(storage.join(self.beside, path)), self.allowed):
+        if not is_absolute(path) and not is_within(normalized_path(storage.join(self.file_folder, path)), self.allowed):
             return MissingPicture(
                 OUTSIDE,
                 f"{sample} leaves the folder of the dataset; set importing.pictures to a folder above both",
