@@ -5,9 +5,10 @@
 mkdocs.yml names this file as a hook: README.md becomes the site's first page, and the settings become a page.
 """
 
+import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs and `python docs/documents.py` do not look there
 
 from hive_ray.config import Config, Section  # noqa: E402
-from jobs.command import JOBS  # noqa: E402
+from hive_ray.presets import shapes  # noqa: E402
+from jobs.command import JOBS, module_of  # noqa: E402
 
 PIPELINE = ROOT / "docs" / "pipeline.md"
 BEGIN, END = "<!-- jobs: written by `make tables` -->", "<!-- end of jobs -->"
@@ -24,13 +26,30 @@ BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 
 
 def jobs_table() -> str:
-    """A row for each job, in the order of the pipeline: what it does, what it needs, and its settings."""
-    lines = ["| job | what it does | needs | settings |", "|---|---|---|---|"]
+    """A row for each job, in the order of the pipeline: what it does, reads and writes, and its settings."""
+    lines = ["| job | what it does | reads | writes | settings |", "|---|---|---|---|---|"]
     for name, job in JOBS.items():
-        needs = ", ".join(f"`{table}`" for table in job.reads)
+        reads, writes = reads_and_writes(name)
         sections = "all" if set(job.sections) == set(Config.model_fields) else _listed(job.sections)
-        lines.append(f"| `{name}` | {job.summary} | {needs} | {sections} |")
+        lines.append(f"| `{name}` | {job.summary} | {_listed(reads)} | {_listed(writes)} | {sections} |")
     return "\n".join(lines)
+
+
+def reads_and_writes(job: str) -> tuple[list[str], list[str]]:
+    """Names of the tables and models that a job reads and writes by its declared stages, with the preset `shapes`."""
+    from jobs.run import Run, inputs_of  # here: it imports torch and Ray
+
+    module = importlib.import_module(module_of(job))
+    run = Run("runs/one", shapes().changed({"averaging": {"editors": ("dpo", "rejection")}}))
+    stages = module.stages(run) if hasattr(module, "stages") else []
+    writes = [_general(stage.name) for stage in stages]
+    return inputs_of(module, run), list(dict.fromkeys(writes))
+
+
+def _general(name: str) -> str:
+    """The name of a table or model without that of one editor or share: "evaluation/<editor>"."""
+    name = re.sub(r"^(evaluation|curves)/.+", r"\1/<editor>", name)
+    return re.sub(r"^reward_curve/[\d.]+", "reward_curve/<share>", name)
 
 
 def with_table(page: str) -> str:
@@ -84,7 +103,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 

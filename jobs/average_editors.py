@@ -19,11 +19,16 @@ from hive_ray.console import tell_result
 from hive_ray.editor.averaging import add_changes, average_editors
 from hive_ray.editor.model import Editor
 from jobs.run import Run
-from jobs.stage import ModelStage
+from jobs.stage import ModelStage, make_all
 
 
 def build(run: Run) -> Metrics:
     """The editor <run>/editors/<averaging.name>; it is kept where the same editors made it."""
+    return make_all(run, stages(run))
+
+
+def stages(run: Run) -> list[ModelStage]:
+    """The averaged editor. ValueError if fewer than two editors are named, or its own name is among them."""
     settings = run.config.averaging
     if len(settings.editors) < 2 or settings.name in settings.editors:
         raise ValueError(
@@ -32,7 +37,7 @@ def build(run: Run) -> Metrics:
         )
     names = [f"editors/{name}" for name in settings.editors]
     words = f"the mean of {', '.join(settings.editors)}"
-    return _merging_stage(settings.name, names, words, average_editors).make(run)
+    return [_merging_stage(settings.name, names, words, average_editors)]
 
 
 def sum_stage(name: str, start: str, arms: Sequence[str]) -> ModelStage:

@@ -1,4 +1,4 @@
-"""The command line of every job. Nothing here imports what a job works with, so that help and refusals come at once.
+"""The command line of every job. It imports no heavy library, so help and errors come at once.
 
 python -m jobs                                      # all jobs, in the order of the pipeline
 python -m jobs.make_pairs --help                    # the settings of that job; --help-all shows those of all jobs
@@ -44,67 +44,66 @@ from hive_ray.files.settings_file import describe_errors, load_settings
 from hive_ray.presets import PRESETS
 
 WRONG_USAGE = 2
-"""Exit status of a command line that cannot be understood, as of argparse."""
+"""Exit status for wrong usage, as in argparse."""
 ROUND = re.compile(r"(?P<run>.+)/rounds/(?P<number>\d+)")
 """The folder of a later round."""
 TRAINED_ARMS = (
     "sft", "control", "finetuned", "conditional", "conditional_sft", "weighted", "level", "dpo", "shuffled", "nft",
     "rejection",
 )  # fmt: skip
-"""Names of editors that `train_editor` knows, beside sums of them."""
+"""Names of editors that `train_editor` trains; sums of them are named like dpo+rejection."""
 HIDDEN_SECTIONS = (EditorFile, Preview, Recovery, SingleFile, Watching)
 INNER_SECTIONS = (Dpo, Nft, Resources, Training)
-"""Sections within others that help leaves out: of every job, and of those that do not train."""
+"""Inner sections that help leaves out for jobs that do not train."""
 
 
-# --- What every job is asked ------------------------------------------------------------------------------------------
+# --- Options ----------------------------------------------------------------------------------------------------------
 
 
 class ConsoleOptions(Section):
-    """How a job says what it says."""
+    """How a job prints."""
 
     quiet: bool = False
-    """Say only warnings, errors and the last result."""
+    """Print only warnings, errors and the last result."""
     log_format: LogFormat = "text"
-    """json: one JSON object a line on standard output, for programs."""
+    """Output format: text, or one JSON object per line for programs."""
 
 
 class RunOptions(ConsoleOptions):
-    """What every job of a run is asked."""
+    """Options of every job of a run."""
 
     run: str = "runs/quickstart"
     """Run folder: a local path or an s3:// address."""
     rebuild: bool = False
-    """Delete and make again what other settings made, instead of refusing."""
+    """Delete and rebuild what was made with other settings, instead of failing."""
 
 
 class EstimateOption(Section):
-    """What jobs with a long or costly stage are asked."""
+    """Option of jobs with a long or costly stage."""
 
     estimate: bool = False
-    """Map the first rows by the clock and say what the stage will take, in place of it (`write_instructions`,
+    """Time the first rows and print what the stage will take, instead of running it (`write_instructions`,
     `make_pairs`)."""
 
 
 class ArmOption(Section):
-    """What jobs for several editors are asked."""
+    """Option of jobs for several editors."""
 
     arm: str = "sft"
-    """Which editor is made, or gets what it is trained on: sft, control, finetuned (as `editor.arm` says), conditional,
-    weighted, level, conditional_sft (conditional from the first start), dpo, shuffled, nft, rejection, or a sum:
-    dpo+rejection. Where none is named, `train_editor` makes sft, `score_pairs` scores for finetuned, `score_candidates`
-    for nft, and `sample_candidates` draws the edits that people rank."""
+    """The editor to train, or to prepare data for: sft, control, finetuned (as `editor.arm` says), conditional,
+    weighted, level, conditional_sft (conditional from `editor.start`), dpo, shuffled, nft, rejection, or a sum such as
+    dpo+rejection. Without it, `score_pairs` works for finetuned and `score_candidates` for nft."""
 
 
 class RoundsOption(Section):
-    """What the pipeline is asked."""
+    """Option of the pipeline."""
 
     rounds: int = Field(1, ge=1)
-    """How often `pipeline` goes round: again from new candidates of the editor that the last round made."""
+    """Rounds of feedback. Each later round starts with new candidates from the editor of the round before."""
 
 
 class Command(RunOptions, EstimateOption, ArmOption, RoundsOption, Config):
-    """Settings of one run; every section may be overridden by its flags."""
+    """Settings of one run; flags override every section."""
 
 
 # --- The jobs ---------------------------------------------------------------------------------------------------------
@@ -119,22 +118,19 @@ class Job:
     sections: tuple[str, ...] = ()
     """Sections of `Config` that its help shows: those that decide what it makes, and how."""
     options: tuple[type[Section], ...] = ()
-    """What it is asked beside `RunOptions`."""
+    """Its options in addition to `RunOptions`."""
     example: str = "shapes --run runs/one"
-    """What may stand behind its name."""
+    """Arguments of an example command."""
     hides: tuple[type[Section], ...] = ()
-    """Kinds of sections within its sections that its help leaves out."""
+    """Types of inner sections that its help leaves out."""
     settings: str = ""
     """For a job that belongs to no run: the name of its settings in `jobs.own_settings`."""
     package: Literal["jobs", "studies"] = "jobs"
     """The package of its module."""
     function: str = "build"
-    """What its module is to call."""
-    reads: tuple[str, ...] = ()
-    """Tables and editors of its run that have to be finished, whatever its settings are."""
+    """The function of its module to call."""
     only_reads: bool = False
-    """Whether it makes nothing: it starts no cluster. One of a run has the settings of the run's config.yaml where
-    none are named."""
+    """Whether it writes nothing into a run: it starts no cluster, and by default uses the run's config.yaml."""
 
 
 JOBS = {
@@ -144,15 +140,15 @@ JOBS = {
     ),
     "make_pairs": Job(
         "instructions -> pairs of pictures, by Prompt-to-Prompt", ("pairs",), (EstimateOption,),
-        "shapes --run runs/one --pairs.samples-per-instruction 8", reads=("instructions",),
+        "shapes --run runs/one --pairs.samples-per-instruction 8",
     ),
     "import_pairs": Job(
         "somebody else's dataset -> pairs, in place of the two jobs above", ("importing",),
         example="sd15 --run runs/one --importing.dataset /data/MagicBrush",
     ),
-    "inspect_pairs": Job("pairs -> a page that shows what was kept and dropped", ("pairs",), reads=("pairs",)),
+    "inspect_pairs": Job("pairs -> a page that shows what was kept and dropped", ("pairs",)),
     "export_pairs": Job("pairs -> a dataset that others open", ("exporting",)),
-    "encode_latents": Job("pairs -> their latents, encoded once", ("editor",), hides=INNER_SECTIONS, reads=("pairs",)),
+    "encode_latents": Job("pairs -> their latents, encoded once", ("editor",), hides=INNER_SECTIONS),
     "train_editor": Job(
         "pairs, rankings or scored candidates -> an editor", ("editor",), (ArmOption,),
         "shapes --run runs/one --arm dpo --editor.dpo.beta 1000", function="build_for_arm", hides=(Nft, Resources),
@@ -168,24 +164,23 @@ JOBS = {
     "sample_candidates": Job(
         "prompts -> several edits each, for people to rank", ("candidates",), (ArmOption,),
         "shapes --run runs/one --candidates.num-edits 4", function="build_for_arm",
-        reads=("prompts", "editors/current"),
     ),
     "choose_candidates": Job(
-        "candidates -> which prompts people rank, and in which order", ("choosing",), reads=("candidates",)
+        "candidates -> which prompts people rank, and in which order", ("choosing",)
     ),
     "export_annotations": Job("the annotation app's answers -> a file of rankings", ("annotation",)),
-    "collect_rankings": Job("candidates and people's answers -> rankings", ("rankings",), reads=("candidates",)),
+    "collect_rankings": Job("candidates and people's answers -> rankings", ("rankings",)),
     "import_rankings": Job(
         "somebody else's rankings -> rankings to learn from", ("importing",),
         example="shapes --run runs/one --importing.rankings theirs.csv",
     ),
-    "train_reward": Job("rankings -> a reward model", ("reward",), hides=(Resources,), reads=("rankings",)),
+    "train_reward": Job("rankings -> a reward model", ("reward",), hides=(Resources,)),
     "reward_curve": Job(
-        "whether more rankings would make a better reward model", ("reward",), hides=(Resources,), reads=("rankings",)
+        "whether more rankings would make a better reward model", ("reward",), hides=(Resources,)
     ),
     "score_pairs": Job(
         "pairs -> pairs with weights, phrases or levels by their rewards", ("scoring",), (ArmOption,),
-        "shapes --run runs/one --arm weighted", function="build_for_arm", reads=("pairs",),
+        "shapes --run runs/one --arm weighted", function="build_for_arm",
     ),
     "score_candidates": Job(
         "candidates -> candidates with their rewards", ("candidate_scoring",), (ArmOption,),
@@ -196,7 +191,7 @@ JOBS = {
         example="shapes --run runs/one --averaging.editors dpo weighted",
     ),
     "evaluate_editor": Job(
-        "editors -> how good their edits of held-out prompts are", ("evaluation",), reads=("prompts",)
+        "editors -> how good their edits of held-out prompts are", ("evaluation",)
     ),
     "pipeline": Job(
         "all of the above that the settings ask for, in order", tuple(Config.model_fields), (RoundsOption,),
@@ -228,7 +223,7 @@ def list_jobs(program: str) -> str:
     """All jobs with a line each."""
     width = max(len(name) for name in JOBS)
     return "\n".join([
-        f"usage: {program} JOB [PRESET] [--run RUN] [flags]      one job; {program} JOB --help tells its flags",
+        f"usage: {program} JOB [PRESET] [--run RUN] [flags]      one job; {program} JOB --help shows its flags",
         "",
         *(f"  {name.replace('_', '-'):<{width}}  {job.summary}" for name, job in JOBS.items()),
         "",
@@ -262,7 +257,7 @@ def _work(job: Job, name: str, settings: Any) -> None:
     # Once Ray ends its processes, another Ctrl-C would leave some of them.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     module = importlib.import_module(module_of(name))
-    run_command(getattr(module, job.function), settings, module, job.reads)
+    run_command(getattr(module, job.function), settings, module)
 
 
 def _read(job: Job, name: str, settings: Any) -> None:
@@ -299,7 +294,7 @@ def read_arguments(job: Job, arguments: list[str], program: str) -> tuple[Any, C
         message = describe_errors(error)
     except (ValueError, OSError) as error:
         message = str(error)
-    print(f"{program}: {message}\n{program} --help tells what there is", file=sys.stderr)
+    print(f"{program}: {message}\nsee {program} --help", file=sys.stderr)
     raise SystemExit(WRONG_USAGE)
 
 
@@ -360,7 +355,7 @@ def _defaults_and_flags(arguments: list[str]) -> tuple[Command, list[str]]:
         else:
             continue
         if not path or path.startswith("--"):
-            raise ValueError("--config wants a settings file after it, such as runs/one/config.yaml")
+            raise ValueError("--config has no file after it: name a settings file, such as runs/one/config.yaml")
         return load_settings(path, Command), arguments[:place] + others
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in PRESETS:

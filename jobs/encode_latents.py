@@ -29,7 +29,13 @@ LATENT_SETTINGS = ("resolution", "crop", "flip", "latents")
 
 
 def build(run: Run) -> Manifest:
+    """The latents of all pairs."""
     return LATENTS_STAGE.make(run)
+
+
+def stages(run: Run) -> list[TableStage]:
+    """The table that this job makes."""
+    return [LATENTS_STAGE]
 
 
 def build_for_rankings(run: Run, tables: Sequence[str]) -> Manifest:

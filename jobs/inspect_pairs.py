@@ -21,6 +21,9 @@ from hive_ray.pairs.inspection import SIMILARITIES, InspectedPairs, write_page
 from hive_ray.schemas import PAIRS, Rows
 from jobs.run import Run
 
+READS = ("pairs",)
+"""What it reads; it makes no table."""
+
 
 def build(run: Run) -> str:
     """Write the page of a finished table of pairs; its address."""

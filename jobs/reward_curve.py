@@ -23,6 +23,7 @@ from hive_ray.schemas import RANKINGS
 from hive_ray.statistics.intervals import Interval
 from jobs import train_reward
 from jobs.run import Run
+from jobs.stage import Stage
 
 CURVE, CHART = "reward_curve.json", "reward_curve.svg"
 BAND = "The band is the 95 % bootstrap interval by held-out prompt; every point was trained on as many images."
@@ -32,7 +33,7 @@ def build(run: Run) -> dict[str, Any]:
     """Train on every share of `reward.curve.shares`, and write what each is worth on the same held-out prompts."""
     shares = run.config.reward.curve.shares
     _refuse_too_few(run, shares)
-    names = ["reward" if share == 1 else f"reward_curve/{share:g}" for share in shares]
+    names = [_model_name(share) for share in shares]
     for share, name in zip(shares, names, strict=True):
         train_reward.build(run, name, share)
     found = curve(shares, [_read(run, name, "card.json") for name in names], [_counts(run, name) for name in names])
@@ -46,6 +47,17 @@ def build(run: Run) -> dict[str, Any]:
         )
     tell_result(f"reward curve: {found['finding']}\nreward curve: {run.path(CHART)}")
     return found
+
+
+def stages(run: Run) -> list[Stage[Any]]:
+    """The reward model of each share, and what is made for it."""
+    models = [train_reward.stages(run, _model_name(share), share) for share in run.config.reward.curve.shares]
+    return [stage for model in models for stage in model]
+
+
+def _model_name(share: float) -> str:
+    """The name in the run folder of the model of a share."""
+    return "reward" if share == 1 else f"reward_curve/{share:g}"
 
 
 def curve(shares: Sequence[float], cards: Sequence[dict[str, Any]], counts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -225,7 +225,6 @@ def run_command(
     act: Callable[[Any], object],
     settings: Any,
     module: ModuleType | None = None,
-    reads: Sequence[str] = (),
 ) -> None:
     """Do a job, for a command line. `settings`: those of a run (`Command`), or of a job that belongs to none.
 
@@ -237,7 +236,7 @@ def run_command(
         return
     estimate = getattr(module, "estimate", None)
     workers_import = getattr(module, "WORKERS_IMPORT", ())
-    exit_on_error(lambda: _start(act, settings, estimate, workers_import, reads))
+    exit_on_error(lambda: _start(act, settings, estimate, workers_import, module))
 
 
 def exit_on_error(act: Callable[[], object]) -> None:
@@ -278,7 +277,7 @@ def _start(
     command: Command,
     estimate: Callable[[Run], object] | None,
     workers_import: tuple[str, ...],
-    reads: Sequence[str],
+    module: ModuleType | None,
 ) -> None:
     run = run_of(command)
     if run.estimate and estimate is None:
@@ -287,7 +286,7 @@ def _start(
     if run.root.startswith(storage.S3):
         check_storage(run.root)
     try:
-        check_inputs(run, reads)
+        check_inputs(run, inputs_of(module, run))
     except FileNotFoundError:  # it names a command with these settings
         write_settings(run.root, config_of(command))
         raise
@@ -321,6 +320,17 @@ def check_run_folder(root: str) -> None:
             f"the run folder {root} cannot be written: {folder} is "
             f"{'read-only for you' if folder.is_dir() else 'no folder'}; give another --run"
         )
+
+
+def inputs_of(module: ModuleType | None, run: Run) -> list[str]:
+    """Names of the tables and models that a job needs: what its stages read and do not make themselves.
+
+    module: the job's. Its `stages` declares them; READS names what a job reads that declares no stage.
+    """
+    stages = module.stages(run) if module is not None and hasattr(module, "stages") else []
+    made = {stage.name for stage in stages}
+    read = [name for stage in stages for name in stage.reads if name not in made]
+    return list(dict.fromkeys([*getattr(module, "READS", ()), *read]))
 
 
 def check_inputs(run: Run, names: Sequence[str]) -> None:

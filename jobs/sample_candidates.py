@@ -20,7 +20,7 @@ from hive_ray.editor.sampling import EditSampler
 from hive_ray.schemas import CANDIDATES, PROMPTS
 from hive_ray.seeds import seed_for
 from jobs.run import CURRENT, Run, fingerprint
-from jobs.stage import TableStage
+from jobs.stage import TableStage, make_all
 
 UNGUIDED = "candidates_unguided"
 
@@ -36,8 +36,13 @@ def unguided(run: Run) -> Manifest:
 
 
 def build_for_arm(run: Run) -> Manifest:
-    """What the run's arm learns from: unguided edits for `rejection`, else those that people rank."""
-    return unguided(run) if run.feedback_arm == "rejection" else build(run)
+    """The candidates of the run's arm."""
+    return make_all(run, stages(run))
+
+
+def stages(run: Run) -> list[TableStage]:
+    """The table for the run's arm: unguided edits for `rejection`, otherwise the edits that people rank."""
+    return [UNGUIDED_STAGE if run.feedback_arm == "rejection" else CANDIDATES_STAGE]
 
 
 def _guided(run: Run) -> Candidates:

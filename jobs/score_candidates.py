@@ -42,14 +42,19 @@ def rank(run: Run) -> Manifest | None:
     return make_all(run, dpo_stages(run)) if run.config.candidate_scoring.ranked_rate else None
 
 
-def build_for_arm(run: Run) -> Manifest | None:
-    """The table that the run's arm is trained on; where no arm was named, that of `nft`."""
+def build_for_arm(run: Run) -> Manifest:
+    """The table that the run's arm is trained on."""
+    return make_all(run, stages(run))
+
+
+def stages(run: Run) -> list[TableStage]:
+    """The tables for the run's arm; for `nft` if no arm was named."""
     if run.feedback_arm == "dpo" and run.config.candidate_scoring.ranked_rate:
-        return rank(run)
+        return dpo_stages(run)
     if run.feedback_arm == "rejection":
-        return best(run)
+        return rejection_stages(run)
     if run.feedback_arm in ("nft", Run.arm):
-        return build(run)
+        return nft_stages(run)
     raise ValueError(
         f"arm {run.feedback_arm!r} has no scored candidates; choose one of nft, rejection, or dpo with a "
         "candidate_scoring.ranked_rate above 0"

@@ -188,8 +188,9 @@ def build(run: Run, name: str = "sft") -> Metrics:
     return make_all(run, stages(run, name))
 
 
-def stages(run: Run, name: str) -> list[ModelStage]:
-    """The editors of an arm's parts, where it is added up, and the editor itself."""
+def stages(run: Run, name: str = "") -> list[ModelStage]:
+    """The editor of an arm, after those of its parts if it is a sum; of the run's arm if no name is given."""
+    name = name or run.arm
     parts = parts_of(run, name)
     if parts == [name]:
         return [_trained_stage(run, name)]

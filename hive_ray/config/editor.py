@@ -26,16 +26,15 @@ class Dpo(Section):
     """Strength of the KL penalty towards the reference model. The published value is 5000; it includes the number of
     timesteps."""
     pairs: Literal["any", "best_worst"] = "any"
-    """Which two edits of a ranking are compared, sampled anew at each use: any two, or one of the best and one of the
-    worst."""
+    """Which two edits of a ranking are compared at each use: any two, or one of the best and one of the worst."""
     min_rank_gap: int = Field(default=1, ge=1)
     """Compare only edits at least this many ranks apart, counted without gaps (1, 2, 2, 5 are three ranks). Rankings
     without such a pair are skipped."""
     timesteps: tuple[float, float] = (0.0, 1.0)
-    """Range of training timesteps as shares of the noise schedule: (0.3, 1) samples 300 to 999 of 1000."""
+    """Range of timesteps as shares of the noise schedule: (0.3, 1) samples 300 to 999 of 1000."""
     safeguard: float = Field(default=0.0, ge=0, le=1)
     """How far to scale down the gradient of the rejected edit's error so that the chosen edit's error does not rise
-    (Diffusion-SDPO, Fu et al. 2025). 0 does not scale, 1 is as published, values between interpolate."""
+    (Diffusion-SDPO, Fu et al. 2025): 0 not at all, 1 as published, between them a mean of both."""
     safeguard_margin: float = Field(default=0.0, ge=0, le=1)
     """Share of the decrease of the chosen edit's error that the safeguard preserves: mu in Diffusion-SDPO, 0.9 for its
     Stable Diffusion 1.5. At 0 the error only must not rise."""
@@ -43,10 +42,10 @@ class Dpo(Section):
     """In the first round, also train on imported rankings and thumbs. They rank other editors' edits, which teaches
     less than rankings of the editor's own (docs/results.md)."""
     shuffled: bool = False
-    """Shuffle the ranks within each ranking: a control that learns nothing from people. The arm `shuffled` sets it."""
+    """Shuffle the ranks of each ranking: a control that learns nothing from people (arm `shuffled`)."""
     tie_threshold: float = Field(default=1.0, ge=1)
-    """Tie parameter of Rao and Kupper (1967), from 1. At 1 there are no ties, as published. At 3, half of the
-    comparisons of equally good edits are ties (Chen et al. 2024); ties keep the editor close to its start."""
+    """Tie parameter of Rao and Kupper (1967). At 1 there are no ties, as published. At 3, half of equally good edits
+    tie (Chen et al. 2024); ties keep the editor close to its start."""
     training: Training = Training(
         total_images=256 * 250, batch_size=256, micro_batch_size=8, learning_rate=2.56e-6, warmup_images=256 * 62,
         ema_decay=0.0, checkpoint_images=256 * 50, workers=Resources(num_actors=8, num_cpus=4), precision="bf16",
@@ -124,8 +123,7 @@ class Editor(Section):
     resolution: int = Field(default=256, ge=8)
     """Side of the square training images in pixels."""
     condition_dropout: float = Field(default=0.05, ge=0, le=1 / 3)
-    """Probability of dropping the text only, the image only, and both; one uniform draw per row decides, so at most
-    1/3."""
+    """Probability of dropping the text only, the image only, and both: at most 1/3 each."""
     min_snr_gamma: float = Field(default=0.0, ge=0)
     """Gamma of the Min-SNR loss weighting (Hang et al. 2023); 0 disables it."""
     train_text_encoder: bool = False
@@ -135,16 +133,16 @@ class Editor(Section):
     lora_alpha: float = Field(default=0.0, ge=0)
     """Scale of LoRA: adapter outputs are multiplied by lora_alpha / lora_rank. 0 multiplies by 1."""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Suffixes of the U-Net layers that get adapters. A trained text encoder gets them in its attention projections."""
+    """Suffixes of U-Net layers that get adapters; a trained text encoder gets them in its projections."""
     level_rate_factor: float = Field(default=100.0, gt=0)
-    """Arm `level`: learning rate of the level embedding, which starts at zero, as a multiple of the editor's."""
+    """Arm `level`: learning rate of the level embedding, which starts at 0, over the editor's."""
     level_guidance_scale: float = Field(default=0.0, ge=0)
     """Arm `level`: scale of the guidance from the worst to the best level when editing; it is stored in the card. It
     costs one more U-Net evaluation per step; 0 disables it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     flip: bool = True
-    """Flip both images of half of the pairs horizontally, unless the instruction mentions left or right."""
+    """Flip both images of half of the pairs, unless the instruction says left or right."""
     crop: Literal["none", "center", "random"] = "none"
     """What is used of a pair's images: everything, resized without keeping the aspect ratio (InstructPix2Pix), or the
     same square of both, at the centre or at random, with the shorter side's length."""

@@ -47,7 +47,7 @@ class Training(Section):
     batch_size: int = Field(ge=1)
     """Rows per optimiser step, over all workers and accumulation steps."""
     micro_batch_size: int = Field(ge=1)
-    """Rows per worker and forward pass; `batch_size` must be a multiple of this times the number of workers."""
+    """Rows per worker and forward pass; `batch_size` is a multiple of this times the workers."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -62,17 +62,16 @@ class Training(Section):
     """Largest decay of the exponential moving average (EMA) of the weights, min(ema_decay, (1 + n) / (10 + n)); 0
     disables the EMA."""
     ema_rule: Literal["step", "micro_batch", "diffusers"] = "step"
-    """What n in the EMA decay counts: optimiser steps; micro-batches of a worker ("micro_batch", InstructPix2Pix),
-    though weights change only at steps; or steps after the first, which copies the weights ("diffusers")."""
+    """What n in the EMA decay counts: optimiser steps; micro-batches of a worker, though weights change only at steps
+    (InstructPix2Pix); or steps after the first, which copies the weights (diffusers)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Floating point format of the forward and backward passes; fp32 master weights are kept."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed ZeRO partitions among workers: nothing (0), optimiser states (1), also gradients (2), also weights
-    (3)."""
+    """What DeepSpeed ZeRO partitions: nothing (0), optimiser states (1), gradients (2), weights (3), cumulatively."""
     offload: Literal["none", "optimizer", "weights"] = "none"
-    """What is kept in CPU memory instead of GPU memory: optimiser states (from stage 1), or also weights (stage 3)."""
+    """What is kept in CPU instead of GPU memory: optimiser states, or weights too (ZeRO stage 3)."""
     compile: bool = False
-    """Use torch.compile: it takes minutes at the start and makes steps faster. Not available at ZeRO stage 3."""
+    """Use torch.compile: minutes at the start, then faster steps. Not at ZeRO stage 3."""
     checkpoint_images: int = Field(ge=1)
     """Images between two checkpoints."""
     validation_rows: int = Field(default=0, ge=0)

@@ -123,9 +123,9 @@ def test_a_mistaken_word_is_answered_with_the_nearest():
         ("export_pairs", ["--exporting.format", "webdatset"], "'webdataset'"),
         ("evaluate_editor", ["--evaluation.judge", "shape"], "'shapes'"),
         ("pipeline", ["--editor.arm", "weighted_dpo"], "'weighted+dpo' adds up the changes of both"),
-        ("pipeline", ["--config"], "--config wants a settings file after it"),
-        ("pipeline", ["--config", "--run", "x"], "--config wants a settings file after it"),
-        ("pipeline", ["--config="], "--config wants a settings file after it"),
+        ("pipeline", ["--config"], "--config has no file after it"),
+        ("pipeline", ["--config", "--run", "x"], "--config has no file after it"),
+        ("pipeline", ["--config="], "--config has no file after it"),
         ("study", ["--sedes", "1"], "--seeds"),
     ],
 )

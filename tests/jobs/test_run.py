@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -15,14 +16,15 @@ from hive_ray.artifacts.building import write_rows
 from hive_ray.cluster.starting import num_nodes, start_ray
 from hive_ray.presets import shapes
 from hive_ray.schemas import PROMPTS
-from jobs import pipeline
-from jobs.command import JOBS, config_of, read_command
+from jobs import pipeline, sample_candidates
+from jobs.command import JOBS, config_of, module_of, read_command
 from jobs.run import (
     MADE_BY,
     Run,
     check_inputs,
     check_nodes_see,
     check_run_folder,
+    inputs_of,
     job_that_makes,
     run_command,
     run_of,
@@ -171,8 +173,9 @@ def test_a_read_only_disk_is_told_before_ray_is_started(tmp_path):
 )
 def test_a_job_that_lacks_a_table_names_the_command_that_makes_it_before_ray_is_started(tmp_path, name, missing, makes):
     command = read_command(["shapes", "--run", str(tmp_path / "run")])
+    module = importlib.import_module(module_of(name))
     with pytest.raises(SystemExit) as caught:
-        run_command(lambda run: pytest.fail("it was built"), command, reads=JOBS[name].reads)
+        run_command(lambda run: pytest.fail("it was built"), command, module)
     assert not ray.is_initialized()
     root = tmp_path / "run"
     makes = f"python -m jobs.{makes} --config {root}/config.yaml --run {root}"
@@ -182,7 +185,7 @@ def test_a_job_that_lacks_a_table_names_the_command_that_makes_it_before_ray_is_
 
 def test_a_later_round_that_lacks_its_editor_names_the_training_of_the_round_before(first):
     write_rows(first.path("prompts"), PROMPTS, [], {}, may_be_empty=True)
-    reads = JOBS["sample_candidates"].reads
+    reads = inputs_of(sample_candidates, first)
     with pytest.raises(FileNotFoundError, match=rf"editors/sft is not finished; .*train_editor .*--run {first.root}$"):
         check_inputs(first, reads)
     with pytest.raises(FileNotFoundError, match=rf"/finetuned is not .*train_editor .*{first.root} --arm finetuned$"):
@@ -195,7 +198,6 @@ def test_what_stages_read_and_write_is_made_by_a_job():
     runs = [replace(run, config=run.config.changed({"editor": {"arm": arm}})) for arm in arms]
     stages = [stage for one in runs for stage in pipeline.declared(one)]
     names = {name for stage in stages for name in (stage.name, *stage.reads)}
-    names |= {name for job in JOBS.values() for name in job.reads}
     assert {*MADE_BY} - names <= {"imported", "reward_blip", "candidate_rewards_by_people"}
     for name in names:
         job, *flags = job_that_makes(name).split()
@@ -206,6 +208,24 @@ def test_what_stages_read_and_write_is_made_by_a_job():
     assert job_that_makes("scored_pairs_weighted") == "score_pairs --arm weighted"
     with pytest.raises(KeyError):
         job_that_makes("nothing")
+
+
+def test_each_table_is_made_by_the_job_whose_stage_declares_it():
+    config = shapes().changed({"averaging": {"editors": ("dpo", "rejection")}, "reward": {"features": "both"}})
+    run = Run("nowhere", config)
+    declared = {name: importlib.import_module(module_of(name)) for name in JOBS}
+    declared = {name: module for name, module in declared.items() if hasattr(module, "stages")}
+    assert len(declared) > 10
+    for name, module in declared.items():
+        for arm in ("sft", "dpo", "rejection"):
+            if name == "score_pairs" and arm != "sft":
+                continue
+            for stage in module.stages(replace(run, arm=arm)):
+                if name == "import_pairs" and stage.name in ("pairs", "prompts"):
+                    continue  # it makes them in place of make_pairs
+                if name in ("average_editors", "reward_curve"):
+                    continue  # theirs have the same names as trained ones
+                assert job_that_makes(stage.name).split()[0] == name, stage.name
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):
