@@ -3,17 +3,20 @@
 config.yaml, summary.json, manifests of tables, cards of models of two run folders -> a table, a page or JSON
 """
 
-from jobs.command import run_job
+from jobs.command import ROUND, run_job
 
 if __name__ == "__main__":
     run_job("compare")
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
+import hive_ray
 from hive_ray import storage
 from hive_ray.artifacts.progress import format_duration
 from hive_ray.config import Config
@@ -25,6 +28,9 @@ from hive_ray.reward.card import RewardCard, read_reward_card
 from jobs.own_settings import Comparison
 
 ABSENT = "-"
+PACKAGE = Path(hive_ray.__file__).parent
+IN_PACKAGE = re.compile(r"/.*/hive_ray/(.+)")
+"""An address in the package of some checkout."""
 LONGEST_CELL = 60
 """Characters of a value that a table shows."""
 SHOWN_METRICS = ("train/loss", "validation/")
@@ -154,9 +160,23 @@ def _settings(address: str) -> tuple[dict[str, Any], list[str]]:
     if not storage.exists(file):
         return {}, ["settings (no config.yaml)"]
     try:
-        return dict(_flat(load_settings(file, Config).model_dump(mode="json"))), []
+        settings = load_settings(file, Config).model_dump(mode="json")
     except SettingsError:  # of another version
-        return dict(_flat(read_settings(file))), []
+        settings = read_settings(file)
+    root = ROUND.sub(r"\g<run>", address)
+    return {name: _relative(value, root) for name, value in _flat(settings)}, []
+
+
+def _relative(value: Any, root: str) -> Any:
+    """A setting without where the run folder `root` and the package were: both may differ in every checkout."""
+    if isinstance(value, list):
+        return [_relative(inner, root) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if value == root or value.startswith(f"{root}/"):
+        return f"<run>{value.removeprefix(root)}"
+    shipped = IN_PACKAGE.fullmatch(value)
+    return f"<package>/{shipped[1]}" if shipped and (PACKAGE / shipped[1]).exists() else value
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> Iterable[tuple[str, Any]]:

@@ -39,13 +39,28 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
+class Finished:
+    """What a finished table or model says of how it was made."""
+
+    fingerprint: Fingerprint
+    seconds: float | None = None
+    """Seconds that it took; None for a model without made.json."""
+    rows: int | None = None
+    """Rows of a table; None for a model."""
+    dropped: int | None = None
+    """Rows that were dropped on the way; None for a model."""
+
+
+@dataclass(frozen=True)
 class StageStatus:
-    """Where a stage of a run stands, and what a person should know of it."""
+    """How far a stage of a run is."""
 
     stage: "Stage[Any]"
     state: State
     reason: str = ""
-    """What made it stale, in words."""
+    """Why it is stale, in words."""
+    finished: Finished | None = None
+    """The finished table or model, which may be stale; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,31 +79,34 @@ class Stage(ABC, Generic[Made]):
         """The finished table or model: kept, gone on with, or made."""
 
     @abstractmethod
-    def finished_fingerprint(self, run: Run) -> Fingerprint | None:
-        """What decided the finished table or model that is there; None where none is."""
+    def finished(self, run: Run) -> Finished | None:
+        """The finished table or model in the run folder; None if there is none."""
 
     @abstractmethod
     def is_begun(self, run: Run) -> bool:
         """Whether something of it is there."""
 
     def status(self, run: Run, stale: Iterable[str] = ()) -> StageStatus:
-        """How far it is. `stale` are the names of what is stale among what it may read."""
-        made_from = self.finished_fingerprint(run)
-        if made_from is None:
+        """How far it is. `stale`: names of stale tables and models, of any stage."""
+        finished = self.finished(run)
+        if finished is None:
             return StageStatus(self, State.UNFINISHED if self.is_begun(run) else State.MISSING)
+        reason = self._stale_because(run, finished.fingerprint, stale)
+        return StageStatus(self, State.STALE if reason else State.FINISHED, reason, finished)
+
+    def _stale_because(self, run: Run, made_from: Fingerprint, stale: Iterable[str]) -> str:
+        """Why the finished table or model is stale; "" if it is not."""
         stale_inputs = [name for name in self.reads if name in stale]
         if stale_inputs:
-            return StageStatus(self, State.STALE, f"{' and '.join(stale_inputs)} will be made again")
+            return f"{' and '.join(stale_inputs)} will be made again"
         absent = [name for name in self.reads if not is_finished(run.path(name))]
         if absent:
-            return StageStatus(self, State.STALE, f"{' and '.join(absent)} is gone")
+            return f"{' and '.join(absent)} is gone"
         try:
             fingerprint = self.fingerprint(run)
         except (ValueError, OSError, Stopped) as error:
-            return StageStatus(self, State.STALE, str(error))
-        if made_from != fingerprint:
-            return StageStatus(self, State.STALE, describe_differences(made_from, fingerprint))
-        return StageStatus(self, State.FINISHED)
+            return str(error)
+        return describe_differences(made_from, fingerprint) if made_from != fingerprint else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +142,12 @@ class TableStage(Stage[Manifest]):
         estimate.compare(run, manifest)
         return manifest
 
-    def finished_fingerprint(self, run: Run) -> Fingerprint | None:
+    def finished(self, run: Run) -> Finished | None:
         manifest = read_manifest(run.path(self.name))
-        return None if manifest is None else manifest.fingerprint
+        if manifest is None:
+            return None
+        dropped = sum(manifest.dropped.values())
+        return Finished(manifest.fingerprint, manifest.seconds, manifest.rows_out, dropped)
 
     def is_begun(self, run: Run) -> bool:
         return storage.exists(storage.join(run.path(self.name), "building.json"))
@@ -151,11 +172,11 @@ class ModelStage(Stage[Metrics]):
             self.name, run.path(self.name), fingerprint, lambda: store(run, fingerprint), on_mismatch=run.on_mismatch
         )
 
-    def finished_fingerprint(self, run: Run) -> Fingerprint | None:
+    def finished(self, run: Run) -> Finished | None:
         if not is_finished_model(run.path(self.name)):
             return None
         made = storage.read_json(storage.join(run.path(self.name), "made.json"))
-        return made["fingerprint"] if made else {}
+        return Finished(made["fingerprint"], made["seconds"]) if made else Finished({})
 
     def is_begun(self, run: Run) -> bool:
         return self.train is not None and storage.exists(run.path(f"metrics/{self.name}.jsonl"))

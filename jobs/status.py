@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before what the work needs is imported, which take
 from collections.abc import Iterable, Sequence
 
 from hive_ray import storage
-from hive_ray.artifacts.manifest import read_manifest
 from hive_ray.artifacts.progress import format_duration
 from hive_ray.console import tell_result
 from jobs import pipeline
@@ -70,29 +69,27 @@ def table(run: Run, statuses: Sequence[StageStatus]) -> str:
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
     lines = []
     for number, row in enumerate(rows):
-        name, state, *numbers = (
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([name, state, *numbers]).rstrip())
-        why = statuses[number - 1].reason if number else ""
-        if why:
-            lines.append(f"    {why}")
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.ljust(width) if column < 2 else cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+        reason = statuses[number - 1].reason if number else ""
+        if reason:
+            lines.append(f"    {reason}")
     return "\n".join(lines)
 
 
 def _cells(run: Run, status: StageStatus) -> tuple[str, ...]:
-    stage, state = status.stage, status.state
-    address = run.path(stage.name)
-    if state == State.MISSING:
-        return stage.name, state, "", "", "", ""
-    size = _size(sum(storage.list_sizes(address).values()))
-    manifest = read_manifest(address)
-    if manifest is not None:
-        dropped = sum(manifest.dropped.values())
-        return stage.name, state, f"{manifest.rows_out:,}", f"{dropped:,}", format_duration(manifest.seconds), size
-    made = storage.read_json(storage.join(address, "made.json"))
-    return stage.name, state, "", "", format_duration(made["seconds"]) if made else "", size
+    name, finished = status.stage.name, status.finished
+    if status.state == State.MISSING:
+        return name, status.state, "", "", "", ""
+    size = _size(sum(storage.list_sizes(run.path(name)).values()))
+    if finished is None:
+        return name, status.state, "", "", "", size
+    rows = "" if finished.rows is None else f"{finished.rows:,}"
+    dropped = "" if finished.dropped is None else f"{finished.dropped:,}"
+    seconds = "" if finished.seconds is None else format_duration(finished.seconds)
+    return name, status.state, rows, dropped, seconds, size
 
 
 def _size(num_bytes: float) -> str:

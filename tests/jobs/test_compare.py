@@ -84,6 +84,17 @@ def test_runs_that_are_alike_have_no_settings_that_differ(runs):
     assert "settings that differ: none" in as_text(build(Comparison(runs=(runs[0], runs[0]))))
 
 
+def test_paths_in_the_run_folder_and_in_the_package_do_not_differ(runs):
+    for run, checkout in zip(runs, ("/one", "/another/checkout"), strict=True):
+        package = f"{checkout}/hive_ray/shapes"
+        pairs = {"base": f"{package}/weights/base", "clip": f"{package}/nothing"}
+        rankings = {"annotations": f"{run}/said.jsonl"}
+        write_settings(run, shapes().changed({"pairs": pairs, "rankings": rankings}))
+    assert build(Comparison(runs=runs)).sections["settings that differ"] == [
+        ("pairs.clip", '"/one/hive_ray/shapes/nothing"', '"/another/checkout/hive_ray/shapes/nothing"')
+    ]
+
+
 def test_a_page_and_json_hold_the_same(runs, root, capsys):
     address = storage.join(root, "compared.html")
     build(Comparison(runs=runs, html=address, as_json=True))

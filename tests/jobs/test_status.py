@@ -37,7 +37,7 @@ def before(tmp_path) -> Run:
 
 def note_what_the_shipped_rankings_are(run: Run) -> None:
     """As the run does once it has compared the rankings with its table: their files have other times here."""
-    made_from = import_rankings.IMPORTED_RANKINGS_STAGE.finished_fingerprint(run)
+    made_from = import_rankings.IMPORTED_RANKINGS_STAGE.finished(run).fingerprint
     note = {"was": made_from["input.content"], "is": import_rankings.content_of(run.config.importing)}
     storage.write_text(run.path("imported_rankings_seen.json"), json.dumps(note))
 
@@ -92,6 +92,18 @@ def test_the_command_shows_a_run_by_its_own_settings_and_starts_no_cluster(befor
     assert line.split()[:2] == ["editors/dpo", "finished"]
     assert "next:  make serve EDITOR_FOLDER=" in done.stdout
     assert "Ray" not in done.stdout + done.stderr
+
+
+def test_each_manifest_of_a_stage_that_reads_nothing_is_read_once(before, monkeypatch):
+    read = []
+    reading = storage.read_json
+    monkeypatch.setattr(storage, "read_json", lambda path: read.append(path) or reading(path))
+    missing = replace(before, root=f"{before.root}-nothing")
+    stage = TableStage(name="captions", schema=PROMPTS, fingerprint=lambda run: {})
+    assert stage.status(missing).finished is None
+    read.clear()
+    table(before, [stage.status(before)])
+    assert read == [before.path("captions/manifest.json")]
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path):
