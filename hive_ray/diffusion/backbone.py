@@ -1,4 +1,4 @@
-"""The families of diffusion models that draw pairs and become editors. What a family does differently is here alone.
+"""The families of diffusion models that draw pairs and become editors. All differences between families are here.
 
     a folder, a single file (.ckpt, .safetensors), the s3:// address of either, a hub name -> Backbone
 
@@ -41,14 +41,14 @@ from hive_ray.files.model_folders import ModelFolderError, check_parts, read_mod
 from hive_ray.storage import fetch_model
 
 VAE_PIXELS = 2**21
-"""Pixels that the VAE takes at a time (8 images of 512 x 512): its activations are the largest of all."""
+"""Pixels in one batch of the VAE (8 images of 512 x 512), whose activations are the largest of all parts."""
 
 
 @dataclass
 class Backbone(ABC):
     """The parts of a latent diffusion model.
 
-    A subclass is one family. A new family is one more subclass, and an entry in BACKBONES.
+    Each family is a subclass. A new family needs a subclass and an entry in BACKBONES.
     """
 
     unet: UNet2DConditionModel
@@ -56,9 +56,9 @@ class Backbone(ABC):
     text: TextEncoder
     scheduler: DDIMScheduler
     origin: str = ""
-    """What it was loaded from: the address, or the name of a single file and which of its weights."""
+    """Where the parts come from: an address, or the name of a single file and the kind of its weights."""
     scaled_condition: bool = False
-    """Whether an editor reads the source's latent times the scaling factor (`is_cosxl_edit` of the pipeline)."""
+    """Whether an editor reads the latent of the source times the scaling factor (`is_cosxl_edit` of the pipeline)."""
 
     vae_overflows_fp16: ClassVar[bool] = False
     """Whether activations of the family's VAE exceed the range of fp16."""
@@ -66,7 +66,7 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, unet_config: Mapping[str, Any]) -> bool:
-        """Whether a U-Net with this config is of the family."""
+        """Whether a U-Net with this config belongs to the family."""
 
     @classmethod
     @abstractmethod
@@ -75,25 +75,25 @@ class Backbone(ABC):
 
     @abstractmethod
     def editing_pipeline(self, parts: dict[str, Any]) -> DiffusionPipeline:
-        """The pipeline of diffusers that edits with these parts, which have the names of a diffusers folder."""
+        """The pipeline of diffusers that edits with these parts. Their names are those of a diffusers folder."""
 
     @classmethod
     def loaded_vae_dtype(cls, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the VAE beside other parts in `dtype`, as `load_backbone` loads it."""
+        """The dtype in which `load_backbone` loads the VAE when the other parts are in `dtype`."""
         return torch.float32 if cls.vae_overflows_fp16 else dtype
 
     @property
     def vae_factor(self) -> int:
-        """The side of an image over that of its latent."""
+        """The height of an image divided by that of its latent."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def latent_channels(self) -> int:
-        """C."""
+        """C, the number of latent channels."""
         return self.vae.config["latent_channels"]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of an image; ValueError for a size in pixels that the VAE cannot divide."""
+        """(C, h, w) of the latent of an image of this size in pixels; ValueError for no multiple of `vae_factor`."""
         factor = self.vae_factor
         if height % factor or width % factor:
             raise ValueError(f"images are {height} x {width}; both must be multiples of {factor}, the VAE's factor")
@@ -104,9 +104,9 @@ class Backbone(ABC):
         return {"unet": self.unet, "vae": self.vae, "scheduler": self.scheduler, **self.text.parts()}
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Backbone":
-        """Move the weights, and cast them where a dtype is given; returns itself.
+        """Move the weights, and cast them if a dtype is given; returns itself.
 
-        In fp16 a VAE whose activations overflow stays in fp32 where its config says `force_upcast`.
+        In fp16 a VAE whose activations overflow stays in fp32 if its config has `force_upcast`.
         """
         overflows = dtype == torch.float16 and self.vae_overflows_fp16 and self.vae.config["force_upcast"]
         vae_dtype = torch.float32 if overflows else dtype
@@ -114,13 +114,13 @@ class Backbone(ABC):
         return self
 
     def _cast(self, device: str | torch.device, dtype: torch.dtype | None, vae_dtype: torch.dtype | None) -> None:
-        """Move all parts, and cast the VAE and the others each to its own dtype."""
+        """Move all parts; cast the VAE to `vae_dtype` and the others to `dtype`."""
         for part, part_dtype in ((self.unet, dtype), (self.text, dtype), (self.vae, vae_dtype)):
             nn.Module.to(part, device=device, dtype=part_dtype)  # diffusers' own warns of each cast
 
     def with_weights(self, unet: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> "Backbone":
-        """A backbone with these weights and every other part shared; the live modules are not touched."""
-        with torch.device("meta"):  # no time for first weights that the given ones replace
+        """A backbone with these weights; it shares all other parts. This backbone's modules do not change."""
+        with torch.device("meta"):  # the given weights replace the initial ones
             new_unet = from_config(UNet2DConditionModel, self.unet.config).eval()
         new_unet.load_state_dict(unet, assign=True)
         if text is None:
@@ -130,7 +130,7 @@ class Backbone(ABC):
         return replace(self, unet=new_unet, text=new_text)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about -1..1, in fp32 or the VAE's finer dtype."""
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about -1..1, in fp32 or a finer dtype of the VAE."""
         latents = (latents / self.vae.config["scaling_factor"]).to(self.vae.device, self.vae.dtype)
         chunks = _chunks(latents, latents[0, 0].numel() * self.vae_factor**2)
         precise = torch.promote_types(self.vae.dtype, torch.float32)
@@ -139,11 +139,11 @@ class Backbone(ABC):
 
 
 class StableDiffusion(Backbone):
-    """Stable Diffusion 1.x and 2.x, which differ in their configs only."""
+    """Stable Diffusion 1.x and 2.x, which differ only in their configs."""
 
     @classmethod
     def recognises(cls, unet_config: Mapping[str, Any]) -> bool:
-        """A U-Net that is conditioned on the states of a text alone."""
+        """A U-Net that is conditioned only on the states of a text."""
         return unet_config.get("addition_embed_type") is None
 
     @classmethod
@@ -158,13 +158,13 @@ class StableDiffusion(Backbone):
 
 
 class StableDiffusionXL(Backbone):
-    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and a U-Net that takes sizes and a pooled text."""
+    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and a U-Net that reads sizes and a pooled text."""
 
     vae_overflows_fp16 = True
 
     @classmethod
     def recognises(cls, unet_config: Mapping[str, Any]) -> bool:
-        """A U-Net that is conditioned on the pooled text and on sizes, too."""
+        """A U-Net that is also conditioned on the pooled text and on sizes."""
         return unet_config.get("addition_embed_type") == "text_time"
 
     @classmethod
@@ -179,12 +179,12 @@ class StableDiffusionXL(Backbone):
             "is_cosxl_edit": self.scaled_condition,
         }
         pipeline = StableDiffusionXLInstructPix2PixPipeline(**parts, **switches, add_watermarker=False)
-        pipeline.register_to_config(**switches)  # by itself it forgets is_cosxl_edit
+        pipeline.register_to_config(**switches)  # its constructor does not register is_cosxl_edit
         return pipeline
 
 
 BACKBONES: tuple[type[Backbone], ...] = (StableDiffusionXL, StableDiffusion)
-"""The families, of which the first that recognises a U-Net is taken."""
+"""The families. The first that recognises a U-Net is used."""
 
 
 def load_backbone(
@@ -194,8 +194,8 @@ def load_backbone(
 ) -> Backbone:
     """A model on the CPU: a diffusers folder, a single file, the s3:// address of either, or a hub name.
 
-    single_file: what such a file does not say. dtype: of all parts, but of a VAE that overflows fp16, which is in fp32.
-    ModelFolderError for what is not whole, or not of a family in BACKBONES.
+    single_file: what such a file does not contain. dtype: of all parts, except a VAE that overflows fp16, which is in
+    fp32. ModelFolderError for an incomplete model, or one of no family in BACKBONES.
     """
     start = fetch_model(address)
     if is_single_file(start):
@@ -217,7 +217,7 @@ def load_backbone(
 
 
 def check_backbone(address: str | Path) -> None:
-    """Raise a ModelFolderError where a local folder lacks a part or a single file does not exist. Loads no weights."""
+    """Raise a ModelFolderError if a local folder lacks a part or a single file does not exist. Loads no weights."""
     start = fetch_model(address)
     if is_single_file(start):
         check_single_file(start)
@@ -239,31 +239,32 @@ def load_vae(
 
 
 def load_tokenizer(address: str | Path, single_file: SingleFile) -> CLIPTokenizer:
-    """The first tokenizer of a model: a folder's or a hub name's own, or the one that `single_file` names."""
+    """The first tokenizer of a model: that of the folder or hub name, or for a single file the one in `single_file`."""
     if is_single_file(address):
         return load_clip_tokenizer(single_file.tokenizer, address)
     return CLIPTokenizer.from_pretrained(fetch_model(address), subfolder="tokenizer")
 
 
 def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of images in -1..1: (B, C, h, w) each, unscaled, on its device."""
+    """Mean and standard deviation (B, C, h, w) of the unscaled latents of images (B, 3, H, W) in -1..1, on the VAE's
+    device."""
     images = images.to(vae.device, vae.dtype)
     chunks = _chunks(images, images[0, 0].numel())
-    with torch.autocast(vae.device.type, enabled=False):  # a training's precision is not the VAE's: XL's is fp32
+    with torch.autocast(vae.device.type, enabled=False):  # the precision of training is too low for XL's VAE
         posteriors = [cast(AutoencoderKLOutput, vae.encode(chunk)).latent_dist for chunk in chunks]
-    means = torch.cat([one.mean for one in posteriors])
-    deviations = torch.cat([one.std for one in posteriors])
+    means = torch.cat([latents.mean for latents in posteriors])
+    deviations = torch.cat([latents.std for latents in posteriors])
     return means.float(), deviations.float()
 
 
 def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The images (B, 3, H, W) of unscaled latents (B, C, h, w)."""
-    output = vae.decode(cast(torch.FloatTensor, latents))  # which is what diffusers calls a tensor of any float dtype
+    output = vae.decode(cast(torch.FloatTensor, latents))  # diffusers' name for a tensor of any float dtype
     return cast(DecoderOutput, output).sample
 
 
 def _family_of(unet_config: Mapping[str, Any], address: str | Path) -> type[Backbone]:
-    """The family of a U-Net with this config; `address` is for the message."""
+    """The family of a U-Net with this config; `address` is for the error message."""
     for family in BACKBONES:
         if family.recognises(unet_config):
             return family
@@ -274,5 +275,5 @@ def _family_of(unet_config: Mapping[str, Any], address: str | Path) -> type[Back
 
 
 def _chunks(batch: Tensor, pixels: int) -> Iterator[Tensor]:
-    """The rows of a batch, as many at a time as the VAE may take at `pixels` a row."""
+    """The rows of a batch in chunks of at most VAE_PIXELS; a row has `pixels`."""
     return iter(batch.split(max(1, VAE_PIXELS // pixels)))

@@ -1,7 +1,7 @@
 """A compvis checkpoint (the one file of Stable Diffusion, InstructPix2Pix, HIVE) -> the parts of a backbone.
 
-Names are mapped by diffusers' own single-file loader. Widths, depths and channels are read off the weights' shapes, so
-that nothing is downloaded; what shapes do not say stands in `CheckpointFamily`.
+diffusers' single-file loader maps the names. Widths, depths and channels are inferred from the shapes of the weights,
+so nothing is downloaded. `CheckpointFamily` holds what the shapes do not determine.
 """
 
 import re
@@ -38,14 +38,14 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 @dataclass(frozen=True)
 class CheckpointFamily:
-    """What the shapes of a checkpoint do not say."""
+    """What the shapes of a checkpoint do not determine."""
 
     clip: str | None
-    """Where a text encoder with transformers' names begins."""
+    """Prefix of the text encoder with transformers' names; None without one."""
     open_clip: str | None
-    """Where one with OpenCLIP's names begins."""
+    """Prefix of the text encoder with OpenCLIP's names; None without one."""
     heads: int | None
-    """Attention heads in every layer of the U-Net; None is one for each 64 channels."""
+    """Attention heads in every layer of the U-Net; None means one for each 64 channels."""
     sample_size: int
     scaling_factor: float = 0.18215
 
@@ -61,14 +61,14 @@ CHECKPOINT_FAMILIES = {
 
 
 def load_single_file(path: str | Path, settings: SingleFile) -> tuple[dict[str, Any], str]:
-    """The parts of a file, in fp32, by the names of Backbone's fields; and their `origin`."""
+    """The parts of a file in fp32, by the names of the fields of `Backbone`, and their `origin`."""
     weights, averaged = prefer_ema(read_weights(path), path)
     parts = convert_checkpoint(weights, settings, path)
     return parts, f"{Path(path).name}, {'averaged weights' if averaged else 'its only weights'}"
 
 
 def convert_checkpoint(weights: Weights, settings: SingleFile, path: str | Path) -> dict[str, Any]:
-    """The parts of a backbone from weights by their compvis names; `path` is for messages."""
+    """The parts of a backbone from weights by their compvis names; `path` is for error messages."""
     checkpoint = _Checkpoint(weights, path)
     family = _family(checkpoint)
     prediction_type = _prediction_type(checkpoint, family, settings)
@@ -85,20 +85,20 @@ def convert_checkpoint(weights: Weights, settings: SingleFile, path: str | Path)
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """Weights by their compvis names, and questions to them."""
+    """Weights by their compvis names, with the path of their file for error messages."""
 
     weights: Weights
     path: str | Path
 
     def below(self, prefix: str, parts: tuple[str, ...] = ("",)) -> Weights:
-        """Those whose names begin with the prefix and one of the parts, under their whole names."""
+        """The weights whose names begin with the prefix and one of the parts, by their full names."""
         starts = tuple(prefix + part for part in parts)
         return {name: value for name, value in self.weights.items() if name.startswith(starts)}
 
     def shape(self, name: str) -> torch.Size:
         """The shape of one weight."""
         if name not in self.weights:
-            raise ModelFolderError(f"{self.path} lacks {name}: it is not whole, or not a model of this kind")
+            raise ModelFolderError(f"{self.path} lacks {name}: it is incomplete, or not a model of this kind")
         return self.weights[name].shape
 
     def numbers(self, prefix: str) -> list[int]:
@@ -107,8 +107,11 @@ class _Checkpoint:
         return sorted({int(number[0]) for number in found if number})
 
     def fill(self, module: ModuleT, weights: Weights) -> ModuleT:
-        """The module, made on the meta device, with converted weights in fp32; all of them must be there and fit."""
-        wanted, what = module.state_dict(), type(module).__name__
+        """The module, made on the meta device, with converted weights in fp32.
+
+        ModelFolderError for missing and unknown weights, and for those of another shape.
+        """
+        wanted = module.state_dict()
         off = [
             f"{name} {list(weights[name].shape)}, not {list(wanted[name].shape)}"
             for name in wanted.keys() & weights.keys()
@@ -116,45 +119,47 @@ class _Checkpoint:
         ]
         wrong = {
             "lacks": sorted(wanted.keys() - weights.keys()),
-            "has what no such model has:": sorted(weights.keys() - wanted.keys()),
+            "has unknown weights:": sorted(weights.keys() - wanted.keys()),
             "has other shapes:": sorted(off),
         }
-        said = "; ".join(f"{verb} {first_few(names)}" for verb, names in wrong.items() if names)
-        if said:
-            raise ModelFolderError(f"{self.path} is no whole {what}: by diffusers' names it {said}")
-        own = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}  # off the file, if mapped
-        module.load_state_dict(own, assign=True)
+        problems = "; ".join(f"{verb} {first_few(names)}" for verb, names in wrong.items() if names)
+        if problems:
+            kind = type(module).__name__
+            raise ModelFolderError(f"{self.path} is no complete {kind}: by diffusers' names it {problems}")
+        # Copies, so that the module does not depend on a memory-mapped file.
+        copies = {name: value.to(torch.float32, copy=True) for name, value in weights.items()}
+        module.load_state_dict(copies, assign=True)
         return module.eval()
 
 
 def _family(weights: _Checkpoint) -> CheckpointFamily:
     if edm := weights.below("edm_"):  # edm_mean (Playground), edm_vpred.sigma_max (CosXL)
         raise ModelFolderError(
-            f"{weights.path} has {first_few(edm)}: noise levels of EDM; give a model whose noise is of Stable"
-            " Diffusion's 1000 timesteps"
+            f"{weights.path} has {first_few(edm)}: noise levels of EDM; give a model with the 1000 timesteps of"
+            " Stable Diffusion"
         )
     for family in CHECKPOINT_FAMILIES.values():
         prefixes = [UNET_PREFIX, VAE_PREFIX, *(prefix for prefix in (family.clip, family.open_clip) if prefix)]
         if all(weights.below(prefix) for prefix in prefixes):
             return family
     raise ModelFolderError(
-        f"{weights.path} is no whole checkpoint of {', '.join(CHECKPOINT_FAMILIES)}: it begins with"
+        f"{weights.path} is no complete checkpoint of {', '.join(CHECKPOINT_FAMILIES)}: it begins with"
         f" {first_few(weights.weights)}; a single file holds {UNET_PREFIX}*, {VAE_PREFIX}* and a text encoder"
-        " (cond_stage_model.* or conditioner.embedders.*). For weights by diffusers' names give their whole folder"
+        " (cond_stage_model.* or conditioner.embedders.*). For weights with diffusers' names give their folder"
     )
 
 
 def _prediction_type(weights: _Checkpoint, family: CheckpointFamily, settings: SingleFile) -> Prediction:
-    """What the U-Net predicts; of Stable Diffusion 2 there are both, and their weights look the same."""
+    """What the U-Net predicts. Stable Diffusion 2 exists with both types, and their weights have the same shapes."""
     if settings.prediction_type:
         return settings.prediction_type
     in_channels = weights.shape(f"{UNET_PREFIX}input_blocks.0.0.weight")[1]
     if family is CHECKPOINT_FAMILIES["Stable Diffusion 2"] and in_channels == 4:
         raise ModelFolderError(
-            f"{weights.path} is a Stable Diffusion 2, and does not say what it predicts; set prediction_type to epsilon"
-            " (2.1-base, 512 x 512) or v_prediction (2.1, 768 x 768)"
+            f"{weights.path} is a Stable Diffusion 2, whose weights do not show what it predicts; set"
+            " prediction_type to epsilon (2.1-base, 512 x 512) or v_prediction (2.1, 768 x 768)"
         )
-    return "epsilon"  # of Stable Diffusion 2, HIVE's editors come from 2.1-base
+    return "epsilon"  # HIVE's editors of Stable Diffusion 2 were trained from 2.1-base
 
 
 def _convert_unet(weights: _Checkpoint, family: CheckpointFamily, prediction_type: Prediction) -> UNet2DConditionModel:
@@ -163,7 +168,7 @@ def _convert_unet(weights: _Checkpoint, family: CheckpointFamily, prediction_typ
     converted = convert_ldm_unet_checkpoint(given, config)
     if len(converted) != len(given):
         raise ModelFolderError(
-            f"{weights.path}: of {len(given)} weights of the U-Net {len(converted)} have a name in diffusers; it is not"
+            f"{weights.path}: {len(converted)} of {len(given)} weights of the U-Net have a name in diffusers; it is not"
             " a U-Net of Stable Diffusion"
         )
     with torch.device("meta"):
@@ -172,7 +177,7 @@ def _convert_unet(weights: _Checkpoint, family: CheckpointFamily, prediction_typ
 
 
 def _unet_config(weights: _Checkpoint, family: CheckpointFamily, prediction_type: Prediction) -> dict[str, Any]:
-    """What UNet2DConditionModel is made with. LDM numbers blocks and downsamplers in one row through all levels."""
+    """The arguments of UNet2DConditionModel. LDM numbers the blocks and downsamplers of all levels consecutively."""
     levels: list[list[str]] = [[]]
     for place in weights.numbers(f"{UNET_PREFIX}input_blocks.")[1:]:
         block = f"{UNET_PREFIX}input_blocks.{place}."
@@ -181,7 +186,7 @@ def _unet_config(weights: _Checkpoint, family: CheckpointFamily, prediction_type
         else:
             levels[-1].append(block)
     if not all(levels):
-        raise ModelFolderError(f"{weights.path} has levels of its U-Net without blocks: it is not whole")
+        raise ModelFolderError(f"{weights.path} has levels of its U-Net without blocks: it is incomplete")
     channels = [weights.shape(f"{blocks[0]}0.out_layers.3.weight")[0] for blocks in levels]
     depths = [len(weights.numbers(f"{blocks[0]}1.transformer_blocks.")) for blocks in levels]
     attends = f"{UNET_PREFIX}middle_block.1."
@@ -254,8 +259,11 @@ def _convert_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer) -
 
 
 def _convert_open_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokenizer, *, whole: bool) -> ClipEncoder:
-    """OpenCLIP's text encoder. Not `whole`, its last layer is left out and nothing pooled, as Stable Diffusion 2 reads
-    the layer before it; XL reads that of the whole one, and its pooled text."""
+    """OpenCLIP's text encoder.
+
+    Stable Diffusion 2 reads the last layer but one. So without `whole` the last layer and the pooled text are left out.
+    XL reads the same layer, but also the pooled text, which needs them.
+    """
     blocks, given = weights.numbers(f"{prefix}transformer.resblocks."), weights.below(prefix)
     if not whole:
         unread = (f"{prefix}transformer.resblocks.{blocks.pop()}.", f"{prefix}text_projection")
@@ -271,7 +279,7 @@ def _convert_open_clip(weights: _Checkpoint, prefix: str, tokenizer: CLIPTokeniz
 
 
 def _text_config(tokenizer: CLIPTokenizer, positions: torch.Size, **sizes: Any) -> CLIPTextConfig:
-    """`positions`: the shape (T, D) of the position embedding."""
+    """The config of a text encoder. positions: the shape (T, D) of its position embedding."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=positions[0],
@@ -289,16 +297,18 @@ def _fill_text(
 ) -> ModuleT:
     with torch.device("meta"):
         encoder = kind(config)
-    flat = not hasattr(encoder, "text_model")  # CLIPTextModel is since transformers 5.6
+    flat = not hasattr(encoder, "text_model")  # as CLIPTextModel since transformers 5.6
     named = {name.removeprefix("text_model.") if flat else name: value for name, value in converted(encoder).items()}
     weights.fill(encoder, {name: value for name, value in named.items() if not name.endswith("position_ids")})
     embeddings = encoder.get_submodule("embeddings" if flat else "text_model.embeddings")
-    embeddings.position_ids = torch.arange(config.max_position_embeddings).unsqueeze(0)  # no weight, left on meta
+    embeddings.position_ids = torch.arange(config.max_position_embeddings).unsqueeze(
+        0
+    )  # not a weight, so it is still on the meta device
     return encoder
 
 
 def _tokenizer(source: str, num_words: int, path: str | Path, **special: str) -> CLIPTokenizer:
-    """The tokenizer of a text encoder that knows so many tokens."""
+    """The tokenizer of a text encoder with a vocabulary of `num_words` tokens."""
     tokenizer = load_clip_tokenizer(source, path, **special)
     if len(tokenizer) != num_words:
         raise ModelFolderError(
@@ -309,12 +319,15 @@ def _tokenizer(source: str, num_words: int, path: str | Path, **special: str) ->
 
 
 def load_clip_tokenizer(source: str, path: str | Path, **special: Any) -> CLIPTokenizer:
-    """CLIP's tokenizer, which no single file holds, from a folder, a model's folder or the hub."""
+    """CLIP's tokenizer from its folder, a model's folder or the hub, since a single file contains none.
+
+    path: the single file, for error messages.
+    """
     subfolder = "tokenizer" if (Path(source) / "tokenizer").is_dir() else ""
     try:
         return CLIPTokenizer.from_pretrained(source, subfolder=subfolder, **special)
     except (OSError, ValueError) as error:
         raise ModelFolderError(
-            f"{path} is a single file and holds no tokenizer, and {source!r} is none: {error}; set tokenizer to a"
+            f"{path} is a single file without a tokenizer, and {source!r} is not one: {error}; set tokenizer to a"
             " folder or hub name of CLIP's, openai/clip-vit-large-patch14 or any Stable Diffusion"
         ) from error

@@ -1,6 +1,6 @@
-"""The parts of a diffusion model from a diffusers folder or a hub name (those of single files: conversion.py).
+"""The parts of a diffusion model from a diffusers folder or a hub name. conversion.py reads single files.
 
-a folder -> U-Net, VAE, text side, noise schedule
+a folder -> U-Net, VAE, text encoders, noise schedule
 """
 
 from pathlib import Path
@@ -29,14 +29,14 @@ def load_folder_vae(start: str | Path, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def load_folder_text(start: str | Path, dtype: torch.dtype) -> TextEncoder:
-    """The one text encoder, and its tokenizer, of a Stable Diffusion 1.x or 2.x: a folder or hub name."""
+    """The text encoder and tokenizer of a Stable Diffusion 1.x or 2.x, from a folder or hub name."""
     encoder = CLIPTextModel.from_pretrained(start, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
     tokenizer = CLIPTokenizer.from_pretrained(start, subfolder="tokenizer")
     return TextEncoder([encoder], [tokenizer])
 
 
 def load_folder_xl_text(start: str | Path, dtype: torch.dtype) -> TextEncoder:
-    """Both text encoders, and their tokenizers, of a Stable Diffusion XL: a folder or hub name."""
+    """Both text encoders and tokenizers of a Stable Diffusion XL, from a folder or hub name."""
     check_parts(start, XL_PARTS)
     weights = {"dtype": dtype, "use_safetensors": True}
     first = CLIPTextModel.from_pretrained(start, subfolder="text_encoder", **weights)
@@ -46,12 +46,12 @@ def load_folder_xl_text(start: str | Path, dtype: torch.dtype) -> TextEncoder:
 
 
 def load_folder_scheduler(start: str | Path) -> DDIMScheduler:
-    """The noise schedule of a folder or hub name."""
+    """The noise schedule of a folder or hub name; ModelFolderError for EDM's and for other prediction types."""
     config = load_config(DDIMScheduler, start, "scheduler")
     if "sigma_data" in config:
         raise ModelFolderError(
-            f"the scheduler of {start} is {config['_class_name']}, with noise levels of EDM (CosXL); give a model whose"
-            " noise is of Stable Diffusion's 1000 timesteps"
+            f"the scheduler of {start} is {config['_class_name']}, with noise levels of EDM (CosXL); give a model with"
+            " the 1000 timesteps of Stable Diffusion"
         )
     scheduler = from_config(DDIMScheduler, config, clip_sample=False)
     prediction_type = scheduler.config["prediction_type"]

@@ -18,7 +18,7 @@ def velocity(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps
 
 
 def denoising_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The training target of the U-Net (B, C, h, w): the noise, or the velocity of a v-prediction model."""
+    """The training target of the U-Net (B, C, h, w): the noise, or the velocity for a v-prediction model."""
     if scheduler.config["prediction_type"] == "v_prediction":
         return velocity(scheduler, latents, noise, timesteps)
     return noise

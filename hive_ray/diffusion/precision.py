@@ -1,4 +1,4 @@
-"""The numbers that a model calculates in where it only samples."""
+"""The precision of models that only sample."""
 
 import torch
 
@@ -8,7 +8,7 @@ PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch
 
 
 def sampling_dtype(device: str | torch.device, precision: Precision = "auto") -> torch.dtype:
-    """ "auto" is fp16 on a GPU; on a CPU bf16 where that has a matrix unit for it (Intel's AMX), and else fp32."""
+    """The dtype of a precision. "auto" is fp16 on a GPU, bf16 on a CPU with matrix units for it (AMX), else fp32."""
     if precision != "auto":
         return PRECISION_DTYPES[precision]
     if torch.device(device).type != "cpu":

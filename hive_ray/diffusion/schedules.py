@@ -1,7 +1,7 @@
-"""Schedules: which noise levels a picture passes on its way out of the noise, and the step from one to the next.
+"""Sampling schedules: the noise levels of the steps, and the step from one level to the next.
 
-A schedule knows nothing of the network: it gives the timestep to tell it and takes its (guided) output. What is random
-in a step is passed in, so that a picture depends on its own noise alone.
+A schedule does not call the network. It gives the timestep for the network and takes its (guided) output. The noise of
+a step is passed in, so that a picture depends only on its own noise.
 
     N steps, m pictures, C h w latent channels, height and width; all latents in fp32
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from hive_ray.diffusion.typed import from_config
 
 MIN_ALPHA = 2**-24
-"""What stands for a terminal alpha of zero, whose sigma is infinite (as diffusers' schedulers have it)."""
+"""Replaces a terminal alpha of zero, whose sigma is infinite (as in diffusers' schedulers)."""
 
 NoiseSource = Callable[[], Tensor]
 """Each call gives the next standard normal noise (m, C, h, w)."""
@@ -25,25 +25,26 @@ NoiseSource = Callable[[], Tensor]
 
 @dataclass
 class Schedule:
-    """One way from noise to a picture; made anew for each batch, since multistep solvers remember."""
+    """The steps from noise to a picture. Each batch needs a new one, since multistep solvers have a state."""
 
     timesteps: Tensor
-    """(N,) what the network is told, 999..0; not always whole."""
+    """Timesteps (N,) for the network, 999..0; they may be fractional."""
     init_noise_sigma: float
     """Standard deviation of the first latents."""
     scale_model_input: Callable[[Tensor, int], Tensor]
-    """(latents, step) -> what the network sees."""
+    """(latents, step) -> the network's input."""
     step: Callable[[Tensor, int, Tensor, NoiseSource], Tensor]
-    """(output, step, latents, noise) -> latents of the next step."""
+    """(network output, step, latents, noise) -> latents of the next step."""
 
 
 def ddim(config: Any, num_steps: int, device: torch.device) -> Schedule:
-    """DDIM with eta 0 (Song et al. 2021), spaced as the model's scheduler config says."""
+    """DDIM with eta 0 (Song et al. 2021), with the timestep spacing of the model's scheduler config."""
     return _of_diffusers(from_config(DDIMScheduler, config), num_steps, device)
 
 
 def dpm_solver(config: Any, num_steps: int, device: torch.device) -> Schedule:
-    """DPM-Solver++ 2M (Lu et al. 2022), spaced as the model's scheduler config says: as good in half the steps."""
+    """DPM-Solver++ 2M (Lu et al. 2022), with the timestep spacing of the model's scheduler config: as good in half the
+    steps."""
     return _of_diffusers(from_config(DPMSolverMultistepScheduler, config), num_steps, device)
 
 
@@ -56,7 +57,7 @@ def euler_ancestral(config: Any, num_steps: int, device: torch.device) -> Schedu
     def step(output: Tensor, step: int, latents: Tensor, noise: NoiseSource) -> Tensor:
         denoised = denoise(output, latents, sigmas[step], trained.config["prediction_type"])
         down, up = ancestral_step(sigmas[step], sigmas[step + 1])
-        # k-diffusion's latents + (latents - denoised) / sigma (down - sigma), without its loss of digits at sigma 4096
+        # k-diffusion's latents + (latents - denoised) / sigma (down - sigma) loses digits at large sigmas.
         latents = denoised + (latents - denoised) * (down / sigmas[step])
         return latents + noise().to(latents) * up if sigmas[step + 1] > 0 else latents
 
@@ -76,7 +77,7 @@ SCHEDULES: dict[str, Callable[[Any, int, torch.device], Schedule]] = {
 
 
 def interpolated_sigmas(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """Noise levels sqrt((1 - a) / a) at fractional timesteps, log-linear between whole ones (k-diffusion, external.py).
+    """Sigmas sqrt((1 - a) / a) at fractional timesteps, log-linear between whole ones (k-diffusion, external.py).
 
     alphas_cumprod: (1000,) of the training; timesteps: (N,) in 0..999.
     """
@@ -87,7 +88,7 @@ def interpolated_sigmas(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def ancestral_step(sigma: float, following: float) -> tuple[float, float]:
-    """The noise level to step down to, and what noise to add to be at `following` (k-diffusion, eta 1).
+    """The sigma to step down to, and that of the noise to add, to reach `following` (k-diffusion, eta 1).
 
     Their squares add up to following^2.
     """
@@ -96,7 +97,10 @@ def ancestral_step(sigma: float, following: float) -> tuple[float, float]:
 
 
 def denoise(output: Tensor, latents: Tensor, sigma: float, prediction_type: str) -> Tensor:
-    """The clean latents that a network's output stands for, where latents = clean + sigma noise."""
+    """The clean latents that a network's output implies, where latents = clean + sigma noise.
+
+    ValueError for another prediction type than epsilon and v_prediction.
+    """
     if prediction_type == "epsilon":
         return latents - sigma * output
     if prediction_type == "v_prediction":  # v = (noise - sigma clean) / sqrt(sigma^2 + 1)

@@ -1,6 +1,6 @@
-"""Weights out of one file (.safetensors or .ckpt), with no code of the file's run.
+"""Weights from a single file (.safetensors or .ckpt), without running code that the file contains.
 
-a file -> {compvis name: weight}, the averaged weights of the U-Net in place of the last ones where it has them
+a file -> {compvis name: weight}, with the averaged weights (EMA) of the U-Net if the file has them
 """
 
 import pickle
@@ -21,11 +21,11 @@ SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 LIGHTNING_GLOBALS = re.compile(
     r"(pytorch_lightning|lightning)\.[\w.]+|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode"
 )
-"""What Lightning writes beside weights: the classes of its callbacks, and their numbers. Never loaded."""
+"""What Lightning pickles with the weights: the classes of its callbacks and their numbers. They are never loaded."""
 
 
 def is_single_file(start: str | Path) -> bool:
-    """Whether a model's address is that of one file, and not of a folder or on the hub."""
+    """Whether the address of a model is that of a single file, not of a folder or on the hub."""
     return str(start).endswith(SINGLE_FILE_SUFFIXES)
 
 
@@ -36,7 +36,7 @@ def check_single_file(path: str | Path) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """All weights of a file by the names it gives them; a pickle that holds code is refused."""
+    """All weights of a file by their names in it; ModelFolderError for a pickle that contains code."""
     path = Path(path)
     check_single_file(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -48,10 +48,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def prefer_ema(weights: dict[str, Tensor], path: str | Path) -> tuple[dict[str, Tensor], bool]:
-    """The weights with the U-Net's running average (EMA) in place of its last step, and whether there was one.
+    """The weights with the running average (EMA) of the U-Net instead of its last weights, and whether there is one.
 
-    LDM's LitEma calls the average of model.diffusion_model.input_blocks.0.0.weight
-    model_ema.diffusion_modelinput_blocks00weight, the dots taken out.
+    LDM's LitEma names the average of model.diffusion_model.input_blocks.0.0.weight without dots:
+    model_ema.diffusion_modelinput_blocks00weight. ModelFolderError if only some weights have an average.
     """
     places = {
         name: "model_ema." + name.removeprefix("model.").replace(".", "") for name in _below(UNET_PREFIX, weights)
@@ -60,19 +60,19 @@ def prefer_ema(weights: dict[str, Tensor], path: str | Path) -> tuple[dict[str, 
     if len(lacking) == len(places):
         return weights, False
     if lacking:
-        raise ModelFolderError(f"{path} has averaged weights, but lacks {first_few(lacking)}: it is not whole")
+        raise ModelFolderError(f"{path} has averaged weights, but lacks {first_few(lacking)}: it is incomplete")
     return weights | {name: weights[average] for name, average in places.items()}, True
 
 
 def first_few(names: Iterable[str], most: int = 4) -> str:
-    """Names for a message: the first ones, and how many more there are."""
+    """Names for an error message: the first `most`, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 class _Inert:
-    """Stands for whatever is bookkeeping: takes anything, keeps nothing, does nothing."""
+    """Replaces Lightning's classes: takes any arguments and any state, and keeps nothing."""
 
     def __new__(cls, *_: object) -> "_Inert":
         return super().__new__(cls)
@@ -86,11 +86,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ModelFolderError(f"{path} is not a whole .safetensors file: {error}; fetch it again") from error
+        raise ModelFolderError(f"{path} is not a complete .safetensors file: {error}; fetch it again") from error
 
 
 def _read_pickle(path: Path) -> Any:
-    """What torch.load makes of a file with `weights_only`; what it may not load is stood in for, or refused."""
+    """The content of a file by torch.load with `weights_only`. Lightning's classes are replaced, others refused."""
     try:
         zipped = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, EOFError):  # no zip archive: torch's format before 1.6, or no checkpoint at all
@@ -100,7 +100,7 @@ def _read_pickle(path: Path) -> Any:
     if code:
         raise ModelFolderError(
             f"{path} is a pickle that holds more than weights: loading it would run {first_few(code)}. It is refused;"
-            " give a .safetensors file of the same weights, or save its state dict alone where you trust the file"
+            " give a .safetensors file of the same weights, or, if you trust the file, save only its state dict"
         )
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in stand_ins]):
@@ -108,8 +108,8 @@ def _read_pickle(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         seen = str(error).split("\n")[0][:200]
         raise ModelFolderError(
-            f"{path} cannot be read as weights alone ({seen}): it is broken, or a pickle that holds code, which is"
-            " never run; fetch it again, or give a .safetensors file"
+            f"{path} cannot be read as weights ({seen}): it is broken, or a pickle with code, which is never run;"
+            " fetch it again, or give a .safetensors file"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The text side of a backbone: instructions -> what its U-Net is told beside latents and timesteps.
+"""The text encoders of a backbone: instructions -> the text conditioning of the U-Net.
 
 B batch, E text encoders (one; Stable Diffusion XL has two), T tokens, D width of the states, P of the pooled text
 """
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 MAX_CACHED_TEXTS = 2**15
-"""Texts whose token ids are kept, at some 0.7 kB each; at more, all are forgotten."""
+"""Texts whose token ids are cached, of about 0.7 kB each. A full cache is emptied."""
 
 
 ClipEncoder = CLIPTextModel | CLIPTextModelWithProjection
 
 
 class TextStates(NamedTuple):
-    """What texts become. A tuple, so that DeepSpeed finds the tensors in it."""
+    """The text conditioning. It is a tuple, so that DeepSpeed finds its tensors."""
 
     sequence: Tensor
     """(B, T, D)."""
@@ -31,14 +31,14 @@ class TextStates(NamedTuple):
         return TextStates(self.sequence[picked], None if self.pooled is None else self.pooled[picked])
 
     def repeat_texts(self, copies: int) -> "TextStates":
-        """All texts, so many times one after the other; the same tensors for once."""
+        """All texts repeated `copies` times, one block after the other."""
         if copies == 1:
             return self
         pooled = None if self.pooled is None else torch.cat([self.pooled] * copies)
         return TextStates(torch.cat([self.sequence] * copies), pooled)
 
     def unet_inputs(self, height: int, width: int, dtype: torch.dtype) -> dict[str, Any]:
-        """The U-Net's keyword arguments for images of height x width pixels: states, and what XL wants besides."""
+        """The U-Net's keyword arguments for images of height x width pixels: the states, and for XL two more inputs."""
         inputs: dict[str, Any] = {"encoder_hidden_states": self.sequence.to(dtype)}
         if self.pooled is not None:
             sizes = size_ids(height, width).to(self.pooled.device).expand(len(self.pooled), -1)
@@ -49,8 +49,9 @@ class TextStates(NamedTuple):
 def size_ids(height: int, width: int) -> Tensor:
     """XL's size conditioning (1, 6) in pixels: original size, top left corner of the crop, target size.
 
-    Podell et al. 2023, section 2.2. Pictures are resized whole to what the model works at, so both sizes are that and
-    nothing is cropped: the same in training and in editing, and what diffusers' script and pipeline say by default.
+    Podell et al. 2023, section 2.2. Both sizes are those of the model's input, and the crop begins at 0, since pictures
+    are resized and not cropped. Training and sampling use the same values, which are the defaults of diffusers' script
+    and pipeline.
     """
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
@@ -64,15 +65,15 @@ class TextEncoder(nn.Module):
         tokenizers: Sequence[CLIPTokenizer],
         empty_is_zero: bool = False,
     ) -> None:
-        """`empty_is_zero`: the empty text is zeros, not what the encoders say of it, as the base model of XL learned
+        """empty_is_zero: the states of the empty text are zeros, as the base model of XL was trained
         (`force_zeros_for_empty_prompt` of its model_index.json)."""
         super().__init__()
         self.encoders, self.tokenizers = nn.ModuleList(encoders), tuple(tokenizers)
         self.empty_is_zero = empty_is_zero
-        self._token_ids: dict[str, Tensor] = {}  # token ids (E, T) of texts: training says the same ones in each epoch
+        self._token_ids: dict[str, Tensor] = {}  # (E, T) by text: each epoch has the same texts
 
     def reinitialised(self) -> "TextEncoder":
-        """One of the same shapes with first weights; the live modules are not touched."""
+        """A text encoder of the same shapes with new initial weights. This one's modules do not change."""
         encoders = [cast(ClipEncoder, type(encoder)(encoder.config).eval()) for encoder in self.encoders]
         return TextEncoder(encoders, self.tokenizers, self.empty_is_zero)
 
@@ -80,16 +81,16 @@ class TextEncoder(nn.Module):
         """Encoders and tokenizers by their names in a diffusers folder."""
         suffixes = ("", "_2")[: len(self.encoders)]
         encoders = {f"text_encoder{suffix}": encoder for suffix, encoder in zip(suffixes, self.encoders, strict=True)}
-        return encoders | {f"tokenizer{suffix}": one for suffix, one in zip(suffixes, self.tokenizers, strict=True)}
+        return encoders | {f"tokenizer{suffix}": each for suffix, each in zip(suffixes, self.tokenizers, strict=True)}
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (B, E, T) token ids, padded and cut to the tokenizers' length."""
+        """Texts -> token ids (B, E, T), padded and truncated to the tokenizers' length."""
         known = {text: self._token_ids.get(text) for text in texts}
         rows = {text: row for text, row in known.items() if row is not None}
         missing = [text for text in known if text not in rows]
         if missing:
-            given = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-            ids = torch.stack([tokenizer(missing, **given).input_ids for tokenizer in self.tokenizers], dim=1)
+            options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+            ids = torch.stack([tokenizer(missing, **options).input_ids for tokenizer in self.tokenizers], dim=1)
             new = dict(zip(missing, ids, strict=True))
             if len(self._token_ids) + len(new) > MAX_CACHED_TEXTS:
                 self._token_ids.clear()
@@ -98,14 +99,19 @@ class TextEncoder(nn.Module):
         return torch.stack([rows[text] for text in texts])
 
     def forward(self, ids: Tensor) -> TextStates:
-        """Token ids (B, E, T) -> states. XL: the last but one layers of both side by side, the second's pooled text."""
+        """Token ids (B, E, T) -> states.
+
+        For XL the states are the last layers but one of both encoders, concatenated, and the pooled text of the second.
+        """
         if len(self.encoders) == 1:
             return TextStates(self.encoders[0](ids[:, 0]).last_hidden_state)
-        said = [encoder(ids[:, place], output_hidden_states=True) for place, encoder in enumerate(self.encoders)]
-        sequence, pooled = torch.cat([one.hidden_states[-2] for one in said], dim=-1), said[-1].text_embeds
+        outputs = [encoder(ids[:, place], output_hidden_states=True) for place, encoder in enumerate(self.encoders)]
+        sequence = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled = outputs[-1].text_embeds
         if self.empty_is_zero:
             empty = (ids == self.tokenize([""]).to(ids.device)).flatten(1).all(1)
-            sequence, pooled = sequence.masked_fill(empty.view(-1, 1, 1), 0), pooled.masked_fill(empty.view(-1, 1), 0)
+            sequence = sequence.masked_fill(empty.view(-1, 1, 1), 0)
+            pooled = pooled.masked_fill(empty.view(-1, 1), 0)
         return TextStates(sequence, pooled)
 
     def encode(self, texts: Sequence[str]) -> TextStates:
@@ -113,7 +119,7 @@ class TextEncoder(nn.Module):
         return self(self.tokenize(texts).to(self.device))
 
     def encode_rows(self, texts: Sequence[str]) -> TextStates:
-        """The states of texts, a row each; equal texts are encoded once."""
+        """The states of texts, one row each; equal texts are encoded once."""
         distinct = list(dict.fromkeys(texts))
         place_of = {text: place for place, text in enumerate(distinct)}
         return self.encode(distinct).select([place_of[text] for text in texts])

@@ -1,4 +1,4 @@
-"""Calls of diffusers and torch whose own types are wrong or incomplete, with the right ones."""
+"""Calls of diffusers and torch with correct types, where their own annotations are wrong or incomplete."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +29,8 @@ def load_config(kind: type[ConfigMixin], start: str | Path, subfolder: str) -> d
 
 
 def channels_last(module: ModuleT) -> ModuleT:
-    """The module itself, its convolutions' weights laid out with the channels last.
+    """The module itself, with the weights of its convolutions in the channels-last format.
 
-    torch documents `memory_format` and leaves it out of the declaration.
+    torch documents `memory_format`, but its type annotation lacks it.
     """
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - see above
