@@ -1,9 +1,9 @@
-"""How well a reward, or a similarity of CLIP, tells good edits from bad ones, on edits that no choice has seen.
+"""How well a reward, or a similarity of CLIP, separates good edits from bad ones, on edits that were not selected.
 
-    rows of `evaluation` with `draws` -> judge_measures -> DrawsSummary
+    rows of `evaluation` with `draws` -> evaluate_measures -> DrawsSummary
 
-Rankings that people give to chosen prompts say how well a reward orders edits that differ. These are the edits that it
-is used on: several draws of each test prompt, all of them judged.
+Rankings of chosen prompts measure how well a reward orders edits that differ. Here it is measured on the edits that it
+is used for: several draws of each test prompt, each of them judged.
 
 P prompts, N draws of each.
 """
@@ -28,28 +28,28 @@ CLEAR_GAP = 0.3
 """Two edits of one prompt make a clear preference if their `overall` (0..1) differs by more than this.
 
 It is two standard deviations of a simulated person's noise (`shapes.annotator.NOISE`), so such a person seldom reverses
-a clear preference. Most other pairs of edits are about equally good, and their order says nothing of a measure."""
+a clear preference. Most other pairs of edits are about equally good, and their order says nothing about a measure."""
 
 IntervalFunction = Callable[..., Interval]
-"""`interval` with its options."""
+"""`interval` with fixed options."""
 
 
 @dataclass(frozen=True)
 class MeasureScore:
-    """How well one measure tells good edits from bad ones; or by how much one measure does it better than another."""
+    """How well a measure separates good edits from bad ones, or the difference of two measures in this."""
 
     auc: Interval | None
-    """Probability that a right edit has a greater value than a wrong one, of any two prompts (chance is 0.5). None
-    where all edits are right, or all are wrong."""
+    """Probability that a right edit has a greater value than a wrong one, of any two prompts (chance is 0.5). None if
+    all edits are right, or all are wrong."""
     clear: Interval | None
-    """Share of the clear preferences that are in order (chance is 0.5). None where there is no clear preference."""
+    """Share of the clear preferences that the measure orders correctly (chance is 0.5). None without any."""
     right: Interval
     """Share of the prompts for which the draw with the greatest value is right."""
 
 
 @dataclass(frozen=True)
 class DrawsSummary:
-    """What the judge says of all draws of an editor, and how well each measure foretells it."""
+    """The judgements of all draws of an editor, and how well each measure predicts them."""
 
     num_draws: int
     num_prompts: int
@@ -62,16 +62,16 @@ class DrawsSummary:
     mean: Interval
     """Share of all draws that are right."""
     ceiling: Interval
-    """Share of the prompts with a right draw: what a choice by the judge itself would reach."""
+    """Share of the prompts with a right draw: the result if the judge itself chose."""
     measures: dict[str, MeasureScore]
     """By name: MEASURES and SUM."""
     reward_minus: dict[str, MeasureScore]
-    """By the name of every other measure: the reward's scores minus its scores, paired by prompt."""
+    """By the name of every other measure: the scores of the reward minus its scores, paired by prompt."""
 
 
 @dataclass(frozen=True)
 class JudgedDraws:
-    """What the judge and the measures say of the draws: (P, N) each."""
+    """The judgements and the measures of the draws, (P, N) each."""
 
     right: np.ndarray
     """1 or 0."""
@@ -82,7 +82,7 @@ class JudgedDraws:
 
     @classmethod
     def from_rows(cls, draws: list[Rows]) -> "JudgedDraws":
-        """From P lists of N draws, the column `draws` of `evaluation`."""
+        """From P lists of N draws, as in the column `draws` of `evaluation`."""
 
         def table(metric: str) -> np.ndarray:
             rows = []
@@ -100,22 +100,23 @@ class JudgedDraws:
         return self.overall[:, :, None] - self.overall[:, None, :] > CLEAR_GAP
 
     def count_clear_in_order(self, values: np.ndarray) -> np.ndarray:
-        """(P, 2): how many of a prompt's clear preferences the values (P, N) have in order, equal values counting half,
-        and how many it has."""
+        """(P, 2): the clear preferences of a prompt that the values (P, N) order correctly, and all of them.
+
+        Equal values count half.
+        """
         in_order = (np.sign(values[:, :, None] - values[:, None, :]) + 1) / 2
         return np.stack([(in_order * self.clear).sum((1, 2)), self.clear.sum((1, 2))], axis=1)
 
     def right_of_best(self, values: np.ndarray) -> np.ndarray:
-        """(P,): whether the draw with the greatest value is right; of equal values the first counts."""
+        """(P,): whether the draw with the greatest of the values (P, N) is right; of equal values the first counts."""
         return self.right[np.arange(len(values)), values.argmax(1)]
 
 
 def evaluate_measures(rows: Rows, *, resamples: int = 1000, seed: int = 0) -> DrawsSummary | None:
-    """How well the MEASURES and their SUM tell good edits from bad ones on the `draws` of an editor's own rows, one a
-    prompt.
+    """How well the MEASURES and their sum separate good edits from bad ones among the `draws` of one editor.
 
-    Rows without draws, such as those of the best of several, say nothing. Neither do those with a draw of which some
-    measure is not a finite number. None where no row is left. Intervals resample prompts.
+    rows: one for each prompt. Rows without draws, such as those of the best of several, are left out, and so are rows
+    with a measure that is not finite. None if no row is left. Intervals resample prompts.
     """
     draws_of = {row["prompt_id"]: row["draws"] for row in rows if row["draws"]}
     prompts = [prompt for prompt in sorted(draws_of) if _is_whole(draws_of[prompt])]
@@ -177,10 +178,9 @@ def _clear_bounds(counts: np.ndarray, statistic: Callable, interval_of: Interval
 
 
 def _auc(sample: np.ndarray, axis: int) -> np.ndarray:
-    """Area under the ROC curve, U / (right x wrong) (Hanley and McNeil 1982); 0.5 in a resample without any of one
-    kind.
+    """Area under the ROC curve, U / (right x wrong) (Hanley and McNeil 1982); 0.5 if none is right or none is wrong.
 
-    sample: (P, 2 N), what is right and the values of the draws, or (R, P, 2 N), R resamples of it. axis: that of P.
+    sample: (P, 2 N), `right` and the values of the draws, or (R, P, 2 N), R resamples of it. axis: that of P.
     """
     if axis == 1:
         return np.array([_auc(resample, 0) for resample in sample])
@@ -191,6 +191,6 @@ def _auc(sample: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _auc_gap(sample: np.ndarray, axis: int) -> np.ndarray:
-    """The AUC of our values minus that of theirs. sample: as `_auc`, (P, 3 N), what is right, our values, theirs."""
+    """The AUC of our values minus that of theirs. sample: as in `_auc`, but (P, 3 N): `right`, our values, theirs."""
     right, ours, theirs = np.split(sample, 3, axis=-1)
     return _auc(np.concatenate([right, ours], -1), axis) - _auc(np.concatenate([right, theirs], -1), axis)

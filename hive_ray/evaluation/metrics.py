@@ -1,14 +1,13 @@
-"""How good the edits are, in numbers with their uncertainty.
+"""Metrics of edits with their uncertainty.
 
     rows of `evaluation` -> summaries of editors, win rates against a baseline, the trade-off curve
 
-Prompts are the unit of chance: intervals resample prompts, never single edits, because edits of one prompt
-are alike.
+Intervals resample prompts, never single edits, because edits of one prompt are similar.
 
-Several edits of each prompt make every figure less noisy and leave its expectation as it is with one edit. A mean of N
-equally distributed edits has the expectation of one of them. A win, tie or loss is counted for each pair of edits and
-then averaged within the prompt, so its expectation is that of one pair; means of N edits are never held against each
-other, since that would turn ties into wins and losses.
+Several edits of each prompt make every figure less noisy without changing its expectation. The mean of N identically
+distributed edits has the expectation of one of them. A win, tie or loss is counted for each pair of edits and then
+averaged within the prompt, so its expectation is that of one pair. Means of N edits are never compared with each other,
+since that would turn ties into wins and losses.
 """
 
 from collections.abc import Mapping
@@ -20,10 +19,10 @@ from hive_ray.schemas import Row, Rows
 from hive_ray.statistics.intervals import Interval, interval
 
 METRICS = ("followed", "preserved", "right", "clip_image", "clip_direction", "reward")
-"""What is measured of every edit; `right` is derived from `followed` and `preserved`."""
+"""The metrics of every edit; `right` is derived from `followed` and `preserved`."""
 
 RIGHT_THRESHOLD = 0.5
-"""An edit is right when both `followed` and `preserved` reach this."""
+"""An edit is right if `followed` and `preserved` are at least this."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class WinRate:
     loss: float
     num_prompts: int
     num_pairs: int
-    """Pairs of edits, of all these prompts."""
+    """Pairs of edits of all these prompts."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One editor's means over prompts, by metric, each with its interval. A prompt's value is the mean of its edits."""
+    """The means over prompts of one editor with intervals, by metric. A prompt's value is the mean of its edits."""
 
     editor: str
     num_prompts: int
@@ -50,7 +49,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One editor at one image guidance scale: the means of the CLIP trade-off."""
+    """The mean CLIP similarities of one editor at one image guidance scale."""
 
     editor: str
     image_guidance_scale: float
@@ -60,7 +59,8 @@ class CurvePoint:
 
 
 def metric_value(row: Row, metric: str) -> float:
-    """The value of one metric of one edit; `right` is 1 or 0, `overall` the geometric mean of what it derives from."""
+    """The value of one metric of one edit. `right` is 1 or 0; `overall` is the geometric mean of `followed` and
+    `preserved`."""
     if metric == "right":
         return float(row["followed"] >= RIGHT_THRESHOLD and row["preserved"] >= RIGHT_THRESHOLD)
     if metric == "overall":
@@ -69,8 +69,7 @@ def metric_value(row: Row, metric: str) -> float:
 
 
 def measured_edits(row: Row) -> Rows:
-    """What was measured of the edits that a row of `evaluation` stands for: all its `draws`, or its own edit where it
-    has none."""
+    """The measured edits of a row of `evaluation`: all its `draws`, or the row itself if it has none."""
     return row.get("draws") or [row]
 
 
@@ -83,17 +82,17 @@ def draws_by_prompt(rows: Rows, metric: str) -> dict[str, np.ndarray]:
 
 
 def prompt_means(draws: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Each prompt's mean over its edits."""
+    """The mean over the edits of each prompt."""
     return {prompt: float(values.mean()) for prompt, values in draws.items()}
 
 
 def values_by_prompt(rows: Rows, metric: str) -> dict[str, float]:
-    """Each prompt's mean over its edits (one editor, one setting of the scales)."""
+    """The mean over the edits of each prompt (one editor, one setting of the scales)."""
     return prompt_means(draws_by_prompt(rows, metric))
 
 
 def differences_by_prompt(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
-    """Ours - baseline of each prompt that both have. ValueError where there is none."""
+    """Ours - baseline of each prompt that both have. ValueError if they share no prompt."""
     return {prompt: ours[prompt] - baseline[prompt] for prompt in _shared(ours, baseline)}
 
 
@@ -112,13 +111,13 @@ def paired_difference(
 def outcomes_by_prompt(
     ours: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], tie_within: float = 0.0
 ) -> dict[str, np.ndarray]:
-    """Of each prompt that both have, one outcome for each pair of edits: 1 (win), 0 (tie) or -1 (loss).
+    """For each prompt that both have, one outcome for each pair of edits: 1 (win), 0 (tie) or -1 (loss).
 
-    Edits are paired draw by draw, since draws in the same place have the same seed. Where one side has a single edit
-    of a prompt, such as the best of several, it is held against each edit of the other side. Values that differ by
-    `tie_within` or less are a tie.
+    Edits are paired draw by draw, since draws at the same place have the same seed. A single edit of a prompt, such as
+    the best of several, is compared with each edit of the other side. Values that differ by `tie_within` or less are a
+    tie.
 
-    ValueError where the two have no prompt in common, or numbers of edits that cannot be paired.
+    ValueError if the two share no prompt, or have numbers of edits that cannot be paired.
     """
     return {prompt: _outcomes(prompt, ours[prompt], baseline[prompt], tie_within) for prompt in _shared(ours, baseline)}
 
@@ -126,15 +125,15 @@ def outcomes_by_prompt(
 def _outcomes(prompt: str, ours: np.ndarray, baseline: np.ndarray, tie_within: float) -> np.ndarray:
     if len(ours) != len(baseline) and 1 not in (len(ours), len(baseline)):
         raise ValueError(
-            f"{len(ours)} and {len(baseline)} edits of the prompt {prompt} cannot be paired; wanted as many of both "
-            "editors, or one of either: evaluate both with the same evaluation.best_of"
+            f"{len(ours)} and {len(baseline)} edits of the prompt {prompt} cannot be paired; both editors need equally "
+            "many, or one of them a single edit: evaluate both with the same evaluation.best_of"
         )
     gaps = ours - baseline
     return np.where(np.abs(gaps) > tie_within, np.sign(gaps), 0.0)
 
 
 def win_rate(ours: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], tie_within: float = 0.0) -> WinRate:
-    """Shares of the pairs of `outcomes_by_prompt` that win, tie and lose. Each prompt counts alike."""
+    """Shares of the pairs of `outcomes_by_prompt` that win, tie and lose. Each prompt has the same weight."""
     outcomes = list(outcomes_by_prompt(ours, baseline, tie_within).values())
 
     def share(sign: int) -> float:
@@ -153,7 +152,7 @@ def _shared(ours: Mapping[str, object], baseline: Mapping[str, object]) -> list[
 
 
 def choose_baseline(editors: tuple[str, ...]) -> str:
-    """What the others are compared with: the control if there is one, which was trained as long."""
+    """The editor that the others are compared with: the control, which was trained as long, else the first."""
     return "control" if "control" in editors else editors[0]
 
 
@@ -166,7 +165,7 @@ def group_by_editor(rows: Rows) -> dict[str, Rows]:
 
 
 def rows_at_scales(rows: Rows, guidance_scale: float, image_guidance_scale: float) -> Rows:
-    """The rows made at these scales; columns are float32, hence the tolerance."""
+    """The rows made at these scales, with a tolerance because the columns are float32."""
     return [
         row
         for row in rows
@@ -178,7 +177,7 @@ def rows_at_scales(rows: Rows, guidance_scale: float, image_guidance_scale: floa
 def summarise_editors(
     rows: Rows, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0
 ) -> list[Summary]:
-    """A summary of each editor; rows at one setting of the scales."""
+    """A summary of each editor. The rows are of one setting of the scales."""
     summaries = []
     for editor, group in group_by_editor(rows).items():
         num_prompts = len({row["prompt_id"] for row in group})
@@ -193,7 +192,7 @@ def summarise_editors(
 def compare_with_baseline(
     rows: Rows, baseline: str, metrics: tuple[str, ...] = METRICS, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Interval]]:
-    """The paired difference of each other editor from the baseline, by metric."""
+    """The paired difference of each other editor from the baseline, by metric. ValueError without the baseline."""
     groups = group_by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
@@ -211,7 +210,7 @@ def compare_with_baseline(
 
 
 def win_rates(rows: Rows, baseline: str, metric: str, tie_within: float = 0.0) -> dict[str, WinRate]:
-    """Of each editor but the baseline, its win rate by one metric."""
+    """The win rate of each other editor against the baseline, by one metric. ValueError without the baseline."""
     groups = group_by_editor(rows)
     if baseline not in groups:
         raise ValueError(f"no edits by the baseline {baseline!r}; the rows have {sorted(groups)}")
@@ -224,8 +223,7 @@ def win_rates(rows: Rows, baseline: str, metric: str, tie_within: float = 0.0) -
 
 
 def trade_off_curve(rows: Rows) -> list[CurvePoint]:
-    """Mean clip_direction (x) and clip_image (y) of each editor at each image guidance scale, scales
-    ascending."""
+    """Mean clip_direction (x) and clip_image (y) of each editor at each image guidance scale, in ascending order."""
     points = []
     for editor, group in group_by_editor(rows).items():
         scales = sorted({round(float(row["image_guidance_scale"]), 4) for row in group})

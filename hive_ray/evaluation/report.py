@@ -1,8 +1,8 @@
-"""The report of a run: one HTML page that stands alone.
+"""The report of a run: one self-contained HTML page.
 
-    what the run measured -> Report -> html
+    results of a run -> Report -> html
 
-Every part is optional; a part that is absent leaves no section.
+Every part is optional. An empty part has no section.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ METRIC_LABELS = {
     "sum": "sum of these, standardised",
 }
 PERCENT_METRICS = ("followed", "preserved", "right", "overall", "accuracy")  # shown in per cent
-INTERVAL_NOTE = "Beneath a share its 95 % bootstrap interval by prompt."
+INTERVAL_NOTE = "The 95 % bootstrap interval by prompt is below each share."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the report says first: `editor` against `baseline` by one metric."""
+    """A main result: `editor` against `baseline` by one metric."""
 
     editor: str
     baseline: str
@@ -41,22 +41,22 @@ class Finding:
     difference: Interval
     num_prompts: int
     num_edits: int
-    """Edits of `editor`, of all these prompts."""
+    """Edits by `editor` for all these prompts."""
     win_rate: WinRate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run measured. Empty parts are left out of the page."""
+    """The results of a run. Empty parts are left out of the page."""
 
     title: str = "hive_ray: evaluation"
     findings: Sequence[Finding] = ()
-    """What the report says first, the most important one at the head."""
+    """The main results, the most important one first."""
     summaries: Sequence[Summary] = ()
     differences: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     """Editor -> metric -> paired difference from the baseline."""
     warnings: Sequence[str] = ()
-    """What must be known before the measures are believed."""
+    """What readers must know to interpret the metrics."""
     baseline: str = ""
     win_rates: Mapping[str, Mapping[str, WinRate]] = field(default_factory=dict)
     """Metric -> editor -> win rate against the baseline."""
@@ -65,21 +65,21 @@ class Report:
     pairs: Sequence[Example] = ()
     rankings: Sequence[Example] = ()
     reward_accuracy: Mapping[str, tuple[Interval | float, Interval | float]] = field(default_factory=dict)
-    """Who ranks which rankings -> share of preferences that are right (chance is 0.5), and of whole rankings."""
+    """Predictor and rankings -> share of right preferences (chance is 0.5), and share of right rankings."""
     reward_minus: Mapping[str, Interval] = field(default_factory=dict)
-    """Who ranks which rankings -> the reward model's share of right preferences minus theirs, paired by prompt."""
+    """Predictor and rankings -> the reward model's share of right preferences minus this one, paired by prompt."""
     reward_noticed: Mapping[str, Interval | float] = field(default_factory=dict)
-    """What was done to an edit that people like -> how often the edit itself has the greater reward; chance is 0.5."""
+    """Probe of an edit that people like -> how often the edit itself has the greater reward; chance is 0.5."""
     reward_calibration: Sequence[tuple[float, float]] = ()
-    """(predicted, observed) share of preferences that are right."""
+    """(predicted, observed) share of right preferences."""
     reward_remarks: Sequence[str] = ()
     """Why the reward model should not be trusted, in words."""
     reward_charts: Sequence[tuple[str, str]] = ()
-    """Charts that other jobs left, as SVG, and words under each."""
+    """Charts by other jobs, as SVG, and a note for each."""
     rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Group (an editor, the pairs, ...) -> rewards, for the distribution chart."""
     draws: Mapping[str, DrawsSummary] = field(default_factory=dict)
-    """Editor -> how well the reward and CLIP tell good edits from bad ones."""
+    """Editor -> how well the reward and CLIP separate good edits from bad ones."""
     losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """Training -> (images seen, loss)."""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Report:
 
 
 def write_report(report: Report) -> str:
-    """The whole page as a string of HTML."""
+    """The page as HTML."""
     sections = [
         ("Editors", _table_of_editors(report)),
         ("Against the baseline", _win_rates(report)),
@@ -108,7 +108,7 @@ def write_report(report: Report) -> str:
 
 
 def write_contact_sheet(examples: Sequence[Example], max_examples: int = 12) -> bytes:
-    """The first examples as one PNG, to look at or to paste somewhere."""
+    """The first examples as one PNG."""
     grid = []
     for example in examples[:max_examples]:
         pictures = []
@@ -123,7 +123,7 @@ def write_contact_sheet(examples: Sequence[Example], max_examples: int = 12) -> 
 
 
 def headline(finding: Finding) -> str:
-    """The finding in one sentence; a difference is claimed only where the interval excludes zero."""
+    """The finding as a sentence, which claims a difference only if the interval excludes zero."""
     gap, word = finding.difference, METRIC_LABELS[finding.metric]
     measured = (
         f"{_signed(gap.value, finding.metric)} on {word} "
@@ -156,12 +156,12 @@ def _bounds(bounds: Interval, metric: str) -> str:
 
 
 def _cell(measure: Interval, metric: str) -> str:
-    """A measure with its interval beneath."""
+    """A value with its interval below."""
     return f"{_number(measure.value, metric)}<small>{_bounds(measure, metric)}</small>"
 
 
 def _gap(gap: Interval, metric: str) -> str:
-    """A paired difference beneath a measure, with a star where its interval excludes zero."""
+    """A paired difference below a value, with a star if its interval excludes zero."""
     words = _signed(gap.value, metric)
     return f'<small class="sure">{words}*</small>' if gap.excludes_zero else f"<small>{words}</small>"
 
@@ -182,8 +182,8 @@ def _table_of_editors(report: Report) -> str:
             cells.append(cell)
         rows.append(cells)
     words = (
-        "Means over prompts, of each the mean of all its edits, with 95 % bootstrap intervals by prompt beneath. The "
-        "best of several edits is one edit of each prompt."
+        "Means over prompts, with 95 % bootstrap intervals by prompt below. The value of a prompt is the mean of its "
+        "edits; the best of several counts as one edit."
     )
     if report.differences:
         words += f" Last line: paired difference from {report.baseline}; * its interval excludes zero."
@@ -238,7 +238,9 @@ def _curve(points: Sequence[CurvePoint]) -> str:
     if not lines:
         return ""
     scales = sorted({point.image_guidance_scale for point in points})
-    words = f"One point an image guidance scale, {scales[0]:g} to {scales[-1]:g}; further up and right is better."
+    words = (
+        f"One point for each image guidance scale, {scales[0]:g} to {scales[-1]:g}; higher and further right is better."
+    )
     return chart(line_chart(lines, x_label="CLIP direction", y_label="CLIP image", markers=True)) + note(words)
 
 
@@ -251,7 +253,7 @@ def _losses(losses: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
 
 def _reward(report: Report) -> str:
-    """Its remarks, who else ranks how well, what it notices, how sure it is, and what rewards it gives."""
+    """Remarks on the reward model, accuracies, probes, calibration, and the distribution of rewards."""
     parts = [note(words) for words in report.reward_remarks]
     if report.reward_accuracy:
         parts.append(_accuracies(report))
@@ -260,7 +262,7 @@ def _reward(report: Report) -> str:
         parts.append(table(["a good edit against", "the edit has the greater reward (chance 50 %)"], rows))
         parts.append(note(INTERVAL_NOTE))
     if report.reward_calibration:
-        lines = {"reward model": report.reward_calibration, "as sure as right": [(0.5, 0.5), (1.0, 1.0)]}
+        lines = {"reward model": report.reward_calibration, "calibrated": [(0.5, 0.5), (1.0, 1.0)]}
         parts.append(chart(line_chart(lines, "predicted share right", "observed share right", markers=True)))
     groups = {name: values for name, values in report.rewards.items() if len(values)}
     if groups:
@@ -270,14 +272,14 @@ def _reward(report: Report) -> str:
 
 
 def _share(share: Interval | float) -> str:
-    """A share in per cent, with its interval beneath where it is known."""
+    """A share in per cent, with its interval below if it has one."""
     if not isinstance(share, Interval):
         return _number(share, "accuracy")
     return _cell(share, "accuracy")
 
 
 def _accuracies(report: Report) -> str:
-    """Who ranks how well, with intervals where they are known, and by how much the reward model is better."""
+    """The accuracies of all predictors, with intervals if known, and the reward model's differences from them."""
     rows = []
     for name, shares in report.reward_accuracy.items():
         cells = [_share(share) for share in shares]
@@ -287,7 +289,7 @@ def _accuracies(report: Report) -> str:
     words = INTERVAL_NOTE
     if report.reward_minus:
         words += " Last line: the reward model minus this, paired by prompt; * its interval excludes zero."
-    return table(["who ranks what", "preferences right (chance 50 %)", "whole rankings right"], rows) + note(words)
+    return table(["predictor and rankings", "right preferences (chance 50 %)", "right rankings"], rows) + note(words)
 
 
 def _draws(draws: Mapping[str, DrawsSummary]) -> str:
@@ -295,7 +297,7 @@ def _draws(draws: Mapping[str, DrawsSummary]) -> str:
 
 
 def _draws_of(summary: DrawsSummary) -> str:
-    """How well each measure tells good edits of one editor from bad ones, beside the ceiling."""
+    """How well each measure separates good edits of one editor from bad ones, and the ceiling."""
     rows = [
         ["the first edit", "", "", _cell(summary.first, "right")],
         ["a random edit", "", "", _cell(summary.mean, "right")],
@@ -304,7 +306,7 @@ def _draws_of(summary: DrawsSummary) -> str:
         rows.append([METRIC_LABELS[name], *_scores(score, summary.reward_minus.get(name))])
     rows.append(["the judge: the ceiling", "", "", _cell(summary.ceiling, "right")])
     head = [
-        "who chooses",
+        "chosen by",
         "AUC, right against wrong (chance 0.5)",
         "clear preferences in order (chance 50 %)",
         f"right edits, best of {summary.num_draws}",
@@ -313,7 +315,7 @@ def _draws_of(summary: DrawsSummary) -> str:
 
 
 def _scores(score: MeasureScore, reward_minus: MeasureScore | None) -> list[str]:
-    """The cells of one measure, beneath them the reward's difference from it; empty where nothing was to be told."""
+    """The cells of one measure, with the reward's difference from it below; empty where nothing was measured."""
     cells = []
     for name, metric in (("auc", "auc"), ("clear", "accuracy"), ("right", "right")):
         measure: Interval | None = getattr(score, name)
@@ -325,14 +327,14 @@ def _scores(score: MeasureScore, reward_minus: MeasureScore | None) -> list[str]
 
 
 def _about_draws(summary: DrawsSummary) -> list[str]:
-    """What the table is of, what its ceiling is, and how to read it."""
+    """Notes on the edits of the table, on its ceiling, and on how to read it."""
     return [
-        f"{summary.num_draws} edits of each of {summary.num_prompts} prompts, each judged. A preference is clear where "
+        f"{summary.num_draws} judged edits of each of {summary.num_prompts} prompts. A preference is clear if "
         f"the judge's scores of two edits of a prompt differ by more than {CLEAR_GAP:g}: {summary.num_clear} "
         f"preferences of {summary.num_clear_prompts} prompts.",
         f"The ceiling: {_number(summary.ceiling.value, 'right')} of the prompts have a right edit among the "
         f"{summary.num_draws}, and no choice can find more. The judge itself orders all clear preferences, and its AUC "
-        "is 1. CLIP direction knows the captions of both pictures; the reward does not.",
-        "Beneath a number its 95 % bootstrap interval by prompt. Last line: the reward minus this, paired by prompt; "
-        "* its interval excludes zero.",
+        "is 1. CLIP direction reads the captions of both pictures; the reward does not.",
+        "The 95 % bootstrap interval by prompt is below each number. Last line: the reward minus this, paired by "
+        "prompt; * its interval excludes zero.",
     ]

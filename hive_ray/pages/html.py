@@ -1,4 +1,4 @@
-"""HTML pages that stand alone: pictures are data addresses, charts inline SVG; nothing is loaded from anywhere else."""
+"""Self-contained HTML pages: pictures are data URLs, charts are inline SVG, and nothing else is loaded."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -10,32 +10,31 @@ from hive_ray.images import ImageError, media_type, to_plain
 
 STYLESHEET = Path(__file__).with_name("pages.css")
 VERDICT_MARKS = {None: "", True: "\u2713", False: "\u2717"}
-"""What an edit that is right, or wrong, is marked with, on a page and on a sheet."""
+"""The mark of an edit that was not judged, of a right one, and of a wrong one."""
 
 
 @dataclass(frozen=True)
 class CaptionedPicture:
-    """One picture with the words under it."""
+    """A picture with its caption."""
 
     image: bytes
     caption: str
     right: bool | None = None
-    """Marks the edit as right or wrong; None where nobody judged it."""
+    """Whether the edit is right; None if it was not judged."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures in one row under one instruction: a source and its edits, or the two sides of a pair."""
+    """An instruction with a row of pictures: a source and its edits, or the two pictures of a pair."""
 
     instruction: str
     pictures: tuple[CaptionedPicture, ...]
 
 
 def page(title: str, finding: str, sections: Iterable[tuple[str, str]], more_findings: Iterable[str] = ()) -> str:
-    """A whole page: its title, what was found in a sentence, `further` findings, and sections (title, HTML); empty
-    parts are left out.
+    """A page: title, main finding, more findings, and sections (title, HTML). Empty parts are left out.
 
-    Titles and findings are text, sections are HTML already.
+    Titles and findings are plain text, the contents of sections are HTML.
     """
     body = "".join(f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in sections if content)
     headline = f'<p class="finding">{escape(finding)}</p>' if finding else ""
@@ -49,8 +48,10 @@ def page(title: str, finding: str, sections: Iterable[tuple[str, str]], more_fin
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbers") -> str:
-    """A table of cells that are already HTML; the first cell of a row names it. `kind`: "numbers", or
-    "words" where the last cell is text."""
+    """A table whose cells are HTML; the first cell of a row is its name.
+
+    kind: "numbers", or "words" if the last cell is text.
+    """
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = []
     for name, *cells in rows:
@@ -60,22 +61,22 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbe
 
 
 def chart(svg: str) -> str:
-    """A chart in its frame."""
+    """A chart in a frame."""
     return f'<figure class="chart">{svg}</figure>'
 
 
 def charts(svgs: Iterable[str]) -> str:
-    """Charts beside each other where there is room."""
+    """Charts side by side, if the page is wide enough."""
     return f'<div class="charts">{"".join(chart(svg) for svg in svgs)}</div>'
 
 
 def note(words: str) -> str:
-    """A small remark of plain text."""
+    """A small note of plain text."""
     return f'<p class="note">{escape(words)}</p>'
 
 
 def contact_sheet(examples: Sequence[Example]) -> str:
-    """Examples as cards of captioned pictures; no HTML where there are none."""
+    """Examples as cards of captioned pictures; "" if there are none."""
     parts = []
     for example in examples:
         figures = "".join(_figure(shown, example.instruction) for shown in example.pictures)
@@ -95,7 +96,7 @@ def _figure(shown: CaptionedPicture, instruction: str) -> str:
 
 
 def _address(image: bytes) -> str:
-    """A picture as a data address, shown as models see it; an empty one where it cannot be read."""
+    """A picture as a data URL, as models see it; an empty one if it cannot be read."""
     try:
         plain = to_plain(image)
     except ImageError:

@@ -1,8 +1,8 @@
-"""How often rewards order edits as people did, by prompt, with bootstrap intervals.
+"""Accuracy of rewards: how often they order edits as people did, by prompt, with bootstrap intervals.
 
 rewards, ranks -> Predictions -> accuracies, and differences of two predictions of the same prompts
 
-N rankings, K edits of each; a rank of 0 marks an edit that is not there
+N rankings, K edits of each; a rank of 0 is padding
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ Counts = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rewards (N, K) of a model, a measure or a person, and the ranks (N, K) of people that they predict."""
+    """Rewards (N, K) of a model, a measure or a person, and the ranks (N, K) by people that they should predict."""
 
     rewards: Tensor
     ranks: Tensor
@@ -31,13 +31,13 @@ class Predictions:
     """The prompt_id of each of N rankings. Several people may have ranked the same prompt."""
 
     def counts(self) -> dict[str, Counts]:
-        """For both accuracies and each prompt, (right, total). Prompts without a preference are left out."""
+        """(right, total) of each prompt, for both accuracies. Prompts without a preference are left out."""
         right, preferences = count_right_preferences(self.rewards, self.ranks)
         whole, ordered = find_right_rankings(self.rewards, self.ranks)
         return {ACCURACY: self._by_prompt(right, preferences), RANKING_ACCURACY: self._by_prompt(whole, ordered)}
 
     def _by_prompt(self, right: Tensor, total: Tensor) -> Counts:
-        """Numbers of each ranking (N,), summed by prompt; prompts whose total is 0 are left out."""
+        """Counts of each ranking (N,), summed by prompt. Prompts whose total is 0 are left out."""
         sums: dict[str, tuple[float, float]] = {}
         for prompt, part, whole in zip(self.prompts, right.tolist(), total.tolist(), strict=True):
             right_before, total_before = sums.get(prompt, (0.0, 0.0))
@@ -45,12 +45,12 @@ class Predictions:
         return {prompt: counts for prompt, counts in sums.items() if counts[1]}
 
     def select(self, places: Sequence[int]) -> "Predictions":
-        """Only the rankings at these places."""
+        """The predictions for the rankings at these places."""
         return Predictions(self.rewards[places], self.ranks[places], [self.prompts[place] for place in places])
 
 
 def accuracy_intervals(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Value, low and high of both accuracies, resampled by prompt; empty without any preference."""
+    """Value, low and high of both accuracies, with intervals that resample prompts; empty without any preference."""
     return {name: asdict(interval(prompts, ratio)) for name, prompts in predictions.counts().items() if prompts}
 
 
@@ -66,8 +66,8 @@ def accuracies(predictions: Predictions) -> dict[str, Any]:
 def accuracy_across_prompts(predictions: Predictions) -> float:
     """How often the best edit of one prompt has a greater reward than the worst of another; equal rewards count half.
 
-    The weights of pairs rely on the level of a reward, and comparisons within prompts do not measure it. This does.
-    Guessing gives 0.5, which is also returned where fewer than two prompts have a preference.
+    The weights of pairs depend on how rewards compare across prompts, which comparisons within prompts do not measure.
+    Guessing gives 0.5. The result is 0.5, too, if fewer than two prompts have a preference.
     """
     worst_rank = predictions.ranks.max(1, keepdim=True).values
     best, worst = predictions.ranks == 1, (predictions.ranks == worst_rank) & (worst_rank > 1)
@@ -86,9 +86,9 @@ def accuracy_across_prompts(predictions: Predictions) -> float:
 
 
 def accuracy_differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts]) -> dict[str, Any]:
-    """Our accuracies minus theirs on the prompts that both counted, resampled in pairs; and `prompts`, their number.
+    """Our accuracies minus theirs, paired by prompt, with intervals; and `prompts`, the number of shared prompts.
 
-    Empty if there is no such prompt.
+    ours, theirs: the results of `Predictions.counts`. Empty if they share no prompt.
     """
     fours: dict[str, dict[str, tuple[float, ...]]] = {}
     for name in ours:
@@ -101,7 +101,7 @@ def accuracy_differences(ours: Mapping[str, Counts], theirs: Mapping[str, Counts
 
 
 def describe_difference(difference: Mapping[str, Any]) -> str:
-    """The gap in accuracy that `accuracy_differences` computed, in words."""
+    """The difference in accuracy of `accuracy_differences`, in words."""
     gap = Interval(**difference[ACCURACY])
     words = f"a difference of {gap.value:+.2f}, 95 % interval {gap.low:+.2f} to {gap.high:+.2f}"
     return f"{words}, {difference['prompts']} prompts".replace("-", "\u2212")

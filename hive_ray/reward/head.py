@@ -1,8 +1,8 @@
-"""A linear reward over features of edits, fitted to rankings: few numbers to learn, so few rankings suffice.
+"""A linear reward over features of edits, fitted to rankings. It has few parameters, so few rankings suffice.
 
     features of ranked edits, ranks -> fit_head -> LinearHead
 
-N rankings, K edits of each, F features; a rank of 0 marks an edit that is not there
+N rankings, K edits of each, F features; a rank of 0 is padding
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from hive_ray.reward.objective import Loss
 class LinearHead:
     """reward = sum over features of weight (feature - mean) / scale, float64.
 
-    It is a function of an edit's own features alone, so rewards can be compared across prompts.
+    It depends only on the features of one edit, so rewards can be compared across prompts.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class LinearHead:
         return ((features.double() - self.means) / self.scales) @ self.weights
 
     def as_json(self) -> dict[str, Any]:
-        """The head as plain lists."""
+        """The head as lists of numbers, for JSON."""
         numbers = {name: getattr(self, name).tolist() for name in ("means", "scales", "weights")}
         return {"features": list(self.names)} | numbers
 
@@ -57,16 +57,17 @@ def fit_head(
     ridge: float,
     directions: Tensor | None = None,
 ) -> LinearHead:
-    """The head of greatest posterior probability, by features (N, K, F) and ranks (N, K).
+    """The head with the greatest posterior probability (MAP), given features (N, K, F) and ranks (N, K).
 
-    weights = coefficients @ directions + corrections. `directions` (D, F) are rewards of standardised features that
-    are likely before any ranking, such as minus an error. Without them all of the weights are corrections. With a
-    `loss` that is a mean over rankings it minimises
+    weights = coefficients @ directions + corrections. `directions` (D, F) are linear rewards of standardised features
+    that are plausible before any ranking, such as minus an error. Without them all of the weights are corrections. With
+    a `loss` that is a mean over rankings it minimises
 
         N loss(rewards, ranks) + 1 / 2 |coefficients|^2 + ridge / 2 |corrections|^2
 
     So corrections have a normal prior of precision `ridge`, and a few rankings hardly change a direction. The problem
-    is convex: its solution does not depend on the start. Rescaling a feature changes no reward.
+    is convex, so the solution does not depend on the start. Rescaling a feature changes no reward. ValueError if there
+    is no ranking.
     """
     if not len(ranks):
         raise ValueError("there is no ranking to learn a reward from: collect some, or lower reward.held_out_rate")
@@ -94,9 +95,9 @@ def fit_head(
 
 
 def deviation_within_prompts(features: Tensor, is_edit: Tensor) -> Tensor:
-    """Pooled standard deviation (F,) of features (N, K, F) among the edits of a prompt; `is_edit` bool (N, K).
+    """Pooled standard deviation (F,) of features (N, K, F) within prompts; is_edit: bool (N, K), False for padding.
 
-    It is 1 for a feature that never differs within a prompt, since no ranking informs about such a feature.
+    It is 1 for a feature that never differs within a prompt, since no ranking depends on such a feature.
     """
     features, is_edit = features.double(), is_edit[:, :, None]
     counts = is_edit.sum(1, keepdim=True)

@@ -3,7 +3,7 @@
 pairs -> a judge -> pairs with a reward
 
 A judge takes rows of pairs and returns each with its `reward`, as `RewardScorer` does. A row that it cannot score
-becomes `Dropped`; the tokens and dollars that it used come as `Counted`.
+becomes `Dropped`. `Counted` reports the tokens and dollars that it used.
 """
 
 import math
@@ -29,11 +29,11 @@ CLIP_MEASURES = {
     "clip_image": ("clip_image",),
     "clip": ("clip_direction", "clip_image"),
 }
-"""Name of a judge -> the similarities whose sum is its reward."""
+"""Name of a judge -> the similarities whose sum is the reward."""
 
 
 class ClipScorer:
-    """Adds CLIP's reward to each pair: direction (instruction followed), image (rest kept), or their sum."""
+    """Adds CLIP's reward to each pair: direction (instruction followed), image (rest preserved), or their sum."""
 
     def __init__(self, clip: str | Path, measure: str = "clip", device: str = "cpu") -> None:
         self.similarity = Similarity(clip, device)
@@ -45,7 +45,7 @@ class ClipScorer:
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
     def similarities(self, rows: Rows) -> dict[str, Tensor]:
-        """All of CLIP's similarities of pairs by name, each (B,)."""
+        """CLIP's similarities of B pairs by name, each (B,)."""
         return self.similarity.measure(
             [row["source_image"] for row in rows],
             [row["edited_image"] for row in rows],
@@ -58,7 +58,7 @@ class EditMeasurer:
     """Rankings -> a row for each edit with BLIP's reward and CLIP's similarities."""
 
     def __init__(self, clip: str, edits_of: Mapping[str, Sequence[str]], blip: str = "", device: str = "cpu") -> None:
-        """`edits_of`: the ids of the edits that are measured, by ranking_id. Without a `blip` its reward is NaN."""
+        """edits_of: the ids of the edits to measure, by ranking_id. Without `blip` its reward is NaN."""
         self.clip = ClipScorer(clip, device=device)
         self.edits_of = edits_of
         self.blip = RewardModel.load(blip).to(device) if blip else None
@@ -80,7 +80,8 @@ class EditMeasurer:
 
 
 class CallableScorer:
-    """Adds to each pair the reward of a callable, "module:function": rows of pairs -> a number for each."""
+    """Adds to each pair the reward of a callable, "module:function", which takes rows of pairs and returns a number for
+    each."""
 
     def __init__(self, name: str) -> None:
         self.name, self.judge = name, _imported(name)
@@ -91,7 +92,7 @@ class CallableScorer:
         if len(rewards) != len(rows) or wrong:
             raise ValueError(
                 f"judge {self.name} gave {len(rewards)} rewards, {wrong} of them not finite, for {len(rows)} rows; "
-                "it must return one finite number for each, in order"
+                "it must return one finite number for each row, in order"
             )
         return [row | {"reward": reward} for row, reward in zip(rows, rewards, strict=True)]
 
@@ -99,9 +100,9 @@ class CallableScorer:
 def make_judge(
     name: str, settings: Scoring, *, load_model: Callable[[], ScoringModel], answers_folder: str, device: str = "cpu"
 ) -> Judge:
-    """The judge of a name in `scoring.judges`.
+    """The judge that a name in `scoring.judges` stands for.
 
-    load_model: loads the reward model; answers_folder: the folder where a vision model's answers are kept.
+    load_model: loads the reward model; answers_folder: where a vision model's answers are kept.
     """
     makers: dict[str, Callable[[], Judge]] = {
         "model": lambda: RewardScorer(load_model()),
@@ -112,22 +113,22 @@ def make_judge(
 
 
 def judge_source_code(name: str) -> bytes:
-    """The source file of a callable "module:function", so that a changed judge scores again; b"" if it has none."""
+    """The source file of a callable "module:function", so that a changed judge scores again; b"" without a file."""
     path = getattr(import_module(_imported(name).__module__), "__file__", None)
     return Path(path).read_bytes() if path else b""
 
 
 def combine_rewards(rewards: np.ndarray, how: Literal["mean", "min"]) -> np.ndarray:
-    """Rewards (J, N) of J judges, each standardised over the N pairs -> their mean or least (N,).
+    """Rewards (J, N) of J judges -> the mean or least (N,) of the rewards, standardised for each judge over N pairs.
 
-    A judge who gives all pairs the same reward counts as 0 everywhere.
+    A judge that gives all pairs the same reward counts as 0 for each.
     """
     each = np.stack([standardise(of_judge) for of_judge in rewards])
     return {"mean": np.mean, "min": np.min}[how](each, axis=0)
 
 
 def _vision(settings: Scoring, answers: str) -> Judge:
-    from hive_ray.reward.vision import VisionScorer  # here, since the openai client takes long to import
+    from hive_ray.reward.vision import VisionScorer  # here, since importing the openai client takes long
 
     return VisionScorer(settings.vision, answers, settings.resources.batch_size)
 

@@ -1,12 +1,12 @@
-"""The reward model: how well an edit pleases, learned from rankings, on BLIP (HIVE, figure 2).
+"""The reward model: how much people like an edit, learned from rankings, built on BLIP (HIVE, figure 2).
 
-One ViT with shared weights sees the source and the edited picture. The two token sequences stand side by
-side, each with its own type embedding, and BLIP's image-grounded text encoder reads them with the
-instruction. A linear head on its first token is the reward.
+One ViT with shared weights encodes the source and the edited picture. The two token sequences are concatenated, each
+with its own type embedding. BLIP's image-grounded text encoder attends to them with the instruction. A linear head on
+its first token gives the reward.
 
-Before each of the ViT's upper layers, and after the last, an edited token gains a linear map, at first zero, of
-how it differs from the source's at its place, so that these layers see what an edit changed. Attention alone
-would have to find out which of all tokens are to be compared.
+Before each of the ViT's upper layers, and after the last, each edited token adds W (edited - source), where `source` is
+the source's token at the same position and W is initialised to zero. So these layers see what an edit changed.
+Attention alone would have to learn which tokens to compare.
 
     B prompts, K edits of a prompt, H W height and width
     N tokens of a picture, L tokens of an instruction, D width
@@ -38,13 +38,13 @@ from hive_ray.similarity import CLIP_MEAN, CLIP_STD
 from hive_ray.storage import fetch_model
 
 FOLDER_KIND = "hive_ray reward model"
-"""Written into config.json, to tell our folders from BLIP's."""
+"""Written into config.json, to distinguish our folders from BLIP's."""
 
 _MISMATCH, _MATCH = 0, 1  # outputs of BLIP's image-text matching head
 
 
 class RewardModel(nn.Module):
-    """(source picture, edited pictures, instruction) -> a reward for each edit; differences count."""
+    """(source picture, edited pictures, instruction) -> a reward for each edit. Only differences have a meaning."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class RewardModel(nn.Module):
         for change in changes.values():
             nn.init.zeros_(change.weight)
         self.changes = nn.ModuleDict(changes)
-        """By the number of the layer that they stand before; the last layer is followed by the ViT's norm."""
+        """The maps W, by the index of the layer that follows. The ViT's norm follows the last layer."""
         self.head = nn.Linear(text_config.hidden_size, 1)
         nn.init.normal_(self.head.weight, std=1 / (text_config.hidden_size + 1))
         nn.init.zeros_(self.head.bias)
-        # BLIP's statistics, of pixels in 0..1, turned to our tensors in -1..1.
+        # BLIP's statistics of pixels in 0..1, converted for our tensors in -1..1.
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None] * 2 - 1, persistent=False)
@@ -83,7 +83,7 @@ class RewardModel(nn.Module):
     def forward(self, source: Tensor, edited: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """source (B, 3, H, W), edited (B, K, 3, H, W) in -1..1, tokens, mask (B, L) -> rewards (B, K).
 
-        The source's tokens are computed once a prompt, for all of its edits.
+        The tokens of the source are computed once for all edits of a prompt.
         """
         num_prompts, num_edits = edited.shape[:2]
         images = (torch.cat([source, edited.flatten(0, 1)]) - self.mean) / self.std
@@ -99,7 +99,7 @@ class RewardModel(nn.Module):
         return self.head(read).view(num_prompts, num_edits)
 
     def _encode_images(self, images: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
-        """The tokens of B sources and of their K edits (B + B K, 3, H, W), (B, N, D) and (B K, N, D)."""
+        """B sources and their K edits each (B + B K, 3, H, W) -> their tokens, (B, N, D) and (B K, N, D)."""
         tokens = self.vision.embeddings(images)
         for place, layer in enumerate([*self.vision.encoder.layers, self.vision.post_layernorm]):
             if str(place) in self.changes:
@@ -110,7 +110,7 @@ class RewardModel(nn.Module):
         return tokens[:num_prompts], tokens[num_prompts:]
 
     def encode_text(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
-        """Instructions, cut to `max_tokens` -> tokens and mask (B, L); 0 in the mask is padding."""
+        """Instructions, truncated to `max_tokens` -> tokens and mask (B, L); 0 in the mask is padding."""
         encoded = self.tokenizer(
             instructions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
@@ -118,6 +118,7 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.head.weight.device
 
     @torch.inference_mode()
@@ -130,7 +131,7 @@ class RewardModel(nn.Module):
         return self(*(tensor.to(self.device) for tensor in inputs))[:, 0].float().tolist()
 
     def freeze(self, rate: float) -> None:
-        """Keep this share of both encoders' layers, from the bottom, and what lies under them as they are."""
+        """Freeze this share (0..1) of the layers of both encoders, the lowest first, and the embeddings below them."""
         for embeddings, layers in (
             (self.vision.embeddings, self.vision.encoder.layers),
             (self.text.embeddings, self.text.encoder.layer),
@@ -140,7 +141,7 @@ class RewardModel(nn.Module):
                 part.requires_grad_(False)
 
     def save(self, folder: str | Path, card: dict[str, Any]) -> None:
-        """Write model.safetensors, config.json, tokenizer/, then card.json: unfinished without."""
+        """Write model.safetensors, config.json, tokenizer/, and card.json last, which marks a finished folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "card.json").unlink(missing_ok=True)
@@ -158,7 +159,10 @@ class RewardModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> "RewardModel":
-        """The model of a folder (or its s3:// address) that `save` wrote, on the CPU in float32, in evaluation mode."""
+        """A model that `save` wrote, on the CPU in float32 and in evaluation mode.
+
+        folder: a folder or its s3:// address. ModelFolderError for other and unfinished folders.
+        """
         folder = Path(fetch_model(folder))
         parts = ("card.json", "config.json", "model.safetensors")
         missing = [name for name in parts if not (folder / name).is_file()]
@@ -168,7 +172,7 @@ class RewardModel(nn.Module):
         if settings.get("kind") != FOLDER_KIND:
             kind = settings.get("kind")
             raise ModelFolderError(
-                f"{folder} is no {FOLDER_KIND}: its config.json says kind {kind!r}; give a folder of train_reward"
+                f"{folder} is no {FOLDER_KIND}: its config.json has the kind {kind!r}; give a folder of train_reward"
             )
         vision_config = BlipVisionConfig(**settings["vision"])
         text_config = BlipTextConfig(**settings["text"])
@@ -176,8 +180,8 @@ class RewardModel(nn.Module):
         missing, unknown = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         if missing or unknown:
             raise ModelFolderError(
-                f"{folder} holds other weights than this version's reward model: it lacks {sorted(missing)} and has "
-                f"{sorted(unknown)} besides; train it again"
+                f"{folder} has other weights than this version's reward model: it lacks {sorted(missing)} and has the "
+                f"unknown {sorted(unknown)}; train it again"
             )
         return model.eval()
 
@@ -185,7 +189,7 @@ class RewardModel(nn.Module):
     def from_scratch(
         cls, tokenizer: PreTrainedTokenizerBase, *, resolution: int, max_tokens: int, seed: int = 0
     ) -> "RewardModel":
-        """A small model (about 1.5M weights) for the embedded domain, the same for the same seed."""
+        """A small untrained model (about 1.5M weights) for the embedded domain, the same for the same seed."""
         sizes: dict[str, Any] = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
         vision_config = BlipVisionConfig(
             image_size=resolution, patch_size=resolution // 8, initializer_range=0.02, **sizes
@@ -197,7 +201,7 @@ class RewardModel(nn.Module):
             bos_token_id=None,
             eos_token_id=None,
             sep_token_id=None,
-            pad_token_id=None,  # padding is masked; CLIP's padding token also ends a text, so it must learn
+            pad_token_id=None,  # padding is masked; CLIP's padding token also ends a text, so it is trained
             **sizes,
         )
         with torch.random.fork_rng(devices=[]):
@@ -210,7 +214,8 @@ class RewardModel(nn.Module):
     ) -> "RewardModel":
         """A reward model from the folder or hub name of a `BlipForImageTextRetrieval`.
 
-        The head starts as the logit of a match; position embeddings are interpolated to the resolution.
+        The head is initialised as the logit of a match. Position embeddings are interpolated to the resolution.
+        ModelFolderError if weights are missing.
         """
         loaded: Any = BlipForImageTextRetrieval.from_pretrained(blip, dtype=torch.float32, output_loading_info=True)
         pretrained, report = loaded
@@ -235,10 +240,10 @@ class RewardModel(nn.Module):
 
     @classmethod
     def build(cls, start: str | Path, tokenizer: str | Path, settings: config.Reward) -> "RewardModel":
-        """The model that training starts from, its lower layers frozen as the settings want.
+        """The model that training starts from, with the lower layers frozen as in the settings.
 
-        start: "shapes" for a small one from nothing, a folder of `RewardModel.save` (which brings its own
-        tokenizer and sizes), or BLIP weights (folder or hub name) with the `tokenizer` that belongs to them.
+        start: "shapes" for a small untrained model, a folder of `RewardModel.save` (which has its own tokenizer and
+        sizes), or the folder or hub name of BLIP weights, with their `tokenizer`.
         """
         sizes = dict(resolution=settings.resolution, max_tokens=settings.max_tokens)
         start, tokenizer = fetch_model(start), fetch_model(tokenizer)
@@ -253,19 +258,19 @@ class RewardModel(nn.Module):
 
 
 def is_reward_model(folder: str | Path) -> bool:
-    """Whether this is a folder that `RewardModel.save` wrote, and not BLIP's."""
+    """Whether `RewardModel.save` wrote this folder, and not BLIP."""
     settings = Path(folder) / "config.json"
     return settings.is_file() and json.loads(settings.read_text()).get("kind") == FOLDER_KIND
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name; in a folder with a part tokenizer/, that of the part."""
+    """The tokenizer of a folder or hub name; from the subfolder tokenizer/ if there is one."""
     part = Path(name) / "tokenizer"
     return AutoTokenizer.from_pretrained(part if part.is_dir() else name)
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """ViT position embeddings (1, 1 + n n, D) -> (1, 1 + side side, D), bicubic; that of [CLS] stays."""
+    """ViT position embeddings (1, 1 + n n, D) -> (1, 1 + side side, D), bicubic. That of [CLS] does not change."""
     first, grid = positions[:, :1], positions[:, 1:]
     old = round(grid.shape[1] ** 0.5)
     if old == side:
@@ -276,7 +281,7 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
 
 
 class ScoringModel(Protocol):
-    """A reward model of any kind, ready to score."""
+    """Any reward model that can score edits."""
 
     def score(self, source_images: list[bytes], edited_images: list[bytes], instructions: list[str]) -> list[float]:
         """The reward of each edit."""

@@ -1,4 +1,4 @@
-"""How likely each edit of a prompt is a good one, judged by the rewards of the prompt's other edits.
+"""The optimality of edits: how their rewards compare with those of the other edits of their prompts.
 
 rewards of candidates -> optimality in 0..1, and the best edit of each prompt
 """
@@ -14,23 +14,23 @@ from hive_ray.statistics.agreement import dense_ranks
 
 @dataclass(frozen=True)
 class RelativeRewards:
-    """How edits compare with the others of their prompts, each (N,)."""
+    """The rewards of N edits relative to the other edits of their prompts, (N,) each."""
 
     optimality: np.ndarray
     """The probability that an edit is optimal, 0..1. An edit with the mean reward of its prompt has 0.5."""
     advantage: np.ndarray
-    """Its reward minus the mean of its prompt's edits, divided by the standard deviation of these differences."""
+    """The reward minus the mean of the prompt's edits, divided by the standard deviation of these differences."""
     is_best: np.ndarray
-    """Whether it is the first of those with its prompt's greatest reward."""
+    """Whether an edit is the first with the greatest reward of its prompt."""
 
 
 def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], clip: float) -> RelativeRewards:
-    """The standing of N edits by their rewards and their prompts' names.
+    """The relative rewards of N edits, from their rewards and the names of their prompts.
 
     DiffusionNFT (Zheng et al. 2025), section 3.3: r = 1/2 + 1/2 clip((reward - mean of the prompt) / Z, -1, 1). Z is
-    `clip` times the standard deviation, over all edits, of the rewards minus their prompts' means. So it does not
-    depend on how much prompts differ in difficulty. Where no edit differs from its prompt's mean, every r is 1/2.
-    Raises a ValueError for rewards that are not finite.
+    `clip` times the standard deviation, over all edits, of the rewards minus their prompts' means. So differences in
+    difficulty between prompts do not matter. If no edit differs from the mean of its prompt, every r is 1/2. ValueError
+    for rewards that are not finite.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -39,7 +39,7 @@ def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], cli
     means = np.bincount(prompt_of, values) / np.bincount(prompt_of)
     centred = values - means[prompt_of]
     deviation = centred.std()
-    # The mean of equal rewards may miss them by a last bit.
+    # The mean of equal rewards may differ from them in the last bit.
     differs = deviation > 1e-9 * max(1.0, np.abs(values).max(initial=0.0))
     advantage = centred / deviation if differs else np.zeros_like(centred)
     best = {}
@@ -52,9 +52,9 @@ def compare_within_prompts(rewards: Sequence[float], prompts: Sequence[str], cli
 
 
 def mean_rank_rewards(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -> dict[str, float]:
-    """Minus the mean rank of each edit, by edit_id: a reward that needs no reward model.
+    """Minus the mean rank of each edit, by edit_id: a reward without a reward model.
 
-    rankings: edit_ids and their ranks (1 is best), one of each person. Ranks are counted without gaps.
+    rankings: edit_ids and their ranks (1 is best), one pair for each person. Ranks are first made dense.
     """
     ranks_of: dict[str, list[int]] = {}
     for edit_ids, ranks in rankings:
@@ -64,10 +64,10 @@ def mean_rank_rewards(rankings: Sequence[tuple[Sequence[str], Sequence[int]]]) -
 
 
 def widest_prompts(rewards: Mapping[str, Sequence[float]], rate: float) -> set[str]:
-    """The share `rate` of prompts, rounded up, whose best and worst reward lie farthest apart.
+    """The share `rate` of prompts, rounded up, with the greatest difference between best and worst reward.
 
-    rewards: those of a prompt's edits, by prompt. Of equal distances the prompt whose name comes first counts as wider;
-    prompts whose rewards are all equal are left out.
+    rewards: those of a prompt's edits, by prompt. Of equal differences the prompt whose name sorts first is taken.
+    Prompts whose rewards are all equal are left out.
     """
     distances = {prompt: max(of_prompt) - min(of_prompt) for prompt, of_prompt in rewards.items()}
     differing = [prompt for prompt in distances if distances[prompt] > 0]
@@ -76,7 +76,7 @@ def widest_prompts(rewards: Mapping[str, Sequence[float]], rate: float) -> set[s
 
 
 def best_and_worst_ranks(rewards: Sequence[float]) -> list[int]:
-    """1 for the greatest reward, 3 for the least, 2 for all between: only a reward model's extremes are trusted."""
+    """Ranks 1 for the greatest reward, 3 for the least and 2 for all others: only the extremes are reliable."""
     greatest, least = max(rewards), min(rewards)
-    ranks = {least: 3, greatest: 1}  # the greatest last: where all are equal, all are best
+    ranks = {least: 3, greatest: 1}  # the greatest last: if all are equal, all are best
     return [ranks.get(reward, 2) for reward in rewards]

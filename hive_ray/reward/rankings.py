@@ -1,4 +1,4 @@
-"""Rankings: checked, read from people's files, turned into preferences, and compared between people.
+"""Rankings: reading them from annotation files, checking them, and preferences and agreement from them.
 
 candidates, annotations -> rankings
 """
@@ -17,19 +17,19 @@ UNKNOWN_PROMPT = "unknown_prompt"
 OTHER_EDITS = "other_edits"
 RANKED_AGAIN = "ranked_again"
 MAX_RANK = 127
-"""`rankings` holds ranks as int8."""
+"""The greatest rank: `rankings` stores ranks as int8."""
 MAX_SAMPLES, SAMPLE_LENGTH = 3, 300
-"""Dropped lines that are shown for each reason, and characters of each."""
+"""Dropped lines that are kept as samples for each reason, and characters of each."""
 
 
 def preference_pairs(ranks: list[int]) -> list[tuple[int, int]]:
-    """(chosen, rejected) positions of all pairs of edits with different ranks; ties imply no preference."""
+    """(chosen, rejected) places of all pairs of edits with different ranks; ties give no preference."""
     places = range(len(ranks))
     return [(chosen, rejected) for chosen in places for rejected in places if ranks[chosen] < ranks[rejected]]
 
 
 def mean_agreement(rankings: Rows) -> float | None:
-    """Kendall's tau-b, mean over pairs of annotators of a prompt, then over prompts; None without pairs."""
+    """Kendall's tau-b, a mean over pairs of annotators of a prompt, then over prompts; None without pairs."""
     ranks_of: dict[str, list[list[int]]] = defaultdict(list)
     for row in rankings:
         ranks_of[row["prompt_id"]].append(row["ranks"])
@@ -37,7 +37,7 @@ def mean_agreement(rankings: Rows) -> float | None:
 
 
 def ranking_row(candidate: Row, annotator: str, ranks: list[int]) -> Row:
-    """A RANKINGS row: one person's checked order of a candidates row's edits."""
+    """A RANKINGS row: one person's ranks of the edits of a CANDIDATES row. RankingError for invalid ranks."""
     check_ranks(ranks, len(candidate["edits"]))
     edit_ids = [edit["edit_id"] for edit in candidate["edits"]]
     ranking_id = id_for("ranking", candidate["prompt_id"], annotator, *edit_ids)
@@ -58,29 +58,29 @@ class Annotation:
 
 @dataclass
 class Annotations:
-    """People's rankings of a table of candidates, and the lines of their file that were dropped."""
+    """People's rankings of a table of candidates, and the dropped lines of their file."""
 
     by_prompt: dict[str, list[Annotation]] = field(default_factory=dict)
     lines: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> number of lines that were dropped for it."""
+    """Reason -> number of dropped lines."""
     samples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """Reason -> the first of those lines, in words."""
+    """Reason -> descriptions of the first of these lines."""
 
     @property
     def num_accepted(self) -> int:
-        """Lines that say an order of a candidate's edits, those that the same person corrected later too."""
+        """Lines with a valid ranking of a candidate, including those that the same person corrected later."""
         return self.lines - self.dropped.total() + self.dropped[RANKED_AGAIN]
 
     def drop(self, reason: str, sample: str) -> None:
-        """Leave a line out."""
+        """Count a dropped line, and keep the first samples of a reason."""
         self.dropped[reason] += 1
         if self.dropped[reason] <= MAX_SAMPLES:
             self.samples[reason].append(sample[:SAMPLE_LENGTH])
 
     def as_rows(self) -> list[Result]:
-        """What a manifest counts of the lines: a `Dropped` for each that is left out, with a sample for the first ones,
-        and how many there were."""
+        """The counts for a table's manifest: `Dropped` for each dropped line, the first ones with a sample, and
+        `Counted` with the number of all lines."""
         dropped = [Dropped(reason, sample=sample) for reason, samples in self.samples.items() for sample in samples]
         for reason, count in self.dropped.items():
             dropped += [Dropped(reason)] * (count - len(self.samples[reason]))
@@ -94,12 +94,14 @@ class Annotations:
 
 
 def join_annotations(lines: Iterable[JsonLine], edits_of: Mapping[str, Sequence[str]]) -> Annotations:
-    """The annotations in the lines of a file, for prompts (id -> ids of its edits, in order); bad lines are dropped.
+    """The annotations in the lines of a file; invalid lines are dropped and counted.
+
+    edits_of: prompt_id -> ids of its edits, in order.
 
     A line has `prompt_id`, `annotator` and one of
         "order": ["e3", ["e1", "e2"], "e4"]   edit ids, best first, ties in an inner list
         "ranks": [2, 2, 1, 4]      aligned with "edit_ids" if given, else with the candidate's edits
-    Other keys are ignored. Where a person ranked a prompt again, the later line counts ("ranked_again").
+    Other keys are ignored. If a person ranked a prompt again, the later line counts ("ranked_again").
     """
     annotations = Annotations()
     latest: dict[tuple[str, str], Annotation] = {}
@@ -145,7 +147,7 @@ def _ranks_of(record: dict[str, Any], edit_ids: Sequence[str]) -> list[int]:
     """The ranks of a line, aligned with `edit_ids`."""
     if (record.get("order") is None) == (record.get("ranks") is None):
         keys = ", ".join(record)[:SAMPLE_CHARS]
-        raise RankingError(f"the line has {keys}; give one of order and ranks", "order_missing")
+        raise RankingError(f"the line has {keys}; give either order or ranks", "order_missing")
     if record.get("order") is not None:
         tiers = _tiers(record["order"])
         named = [edit_id for tier in tiers for edit_id in tier]

@@ -1,10 +1,11 @@
-"""Shaping: a reward becomes a loss weight, or a phrase in the instruction.
+"""Shaping: from rewards to loss weights, phrases in the instructions, and quality levels.
 
     pairs + reward -> scored_pairs
 
-HIVE's weighted reward fills `weight`, its conditional reward rewrites `instruction`. A learned embedding takes the
-row's `quality_level` as it is.
-All may use the advantage of an edit: its reward minus the reward expected from its instruction (`WordBaseline`).
+HIVE's weighted reward sets `weight`, and its conditional reward rewrites `instruction`. A learned embedding uses the
+`quality_level` of the row.
+All of them can use the advantage of an edit: its reward minus the reward expected from its instruction
+(`WordBaseline`).
 """
 
 import re
@@ -28,8 +29,8 @@ MAX_WEIGHTS = {"none": float("inf"), "mean1": float("inf"), "clip": 5.0}
 def reward_weight(reward: np.ndarray, beta: float, normalize: str = "mean1") -> np.ndarray:
     """Loss weights exp(reward / beta) (HIVE's weighted reward), (N,) -> (N,).
 
-    normalize: "none" leaves them as they are; "mean1" scales them to mean 1, so that the learning rate keeps
-    its meaning; "clip" has mean 1 and none above 5.
+    normalize: "none" does not change them, "mean1" scales them to mean 1, so that the learning rate keeps its meaning,
+    and "clip" scales them to mean 1 with none above 5. ValueError for rewards that are not finite, and for overflow.
     """
     return _scaled_weight(_finite(reward), beta, weight_scale(reward, beta, normalize), MAX_WEIGHTS[normalize])
 
@@ -56,14 +57,14 @@ def _mean1_scale(exponent: np.ndarray, greatest_weight: float) -> float:
     rest = np.logaddexp.accumulate(falling[::-1])[::-1]  # rest[m] = log sum of exp(falling[m:])
     limit = np.log(greatest_weight) + 1e-9
     clipped, scale = 0, np.log(len(falling)) - rest[0]
-    while falling[clipped] + scale > limit:  # clip one more, share its excess among the others
+    while falling[clipped] + scale > limit:  # clip one more and distribute its excess among the others
         clipped += 1
         scale = np.log(len(falling) - greatest_weight * clipped) - rest[clipped]
     return float(scale)
 
 
 def quantile_edges(reward: np.ndarray) -> tuple[float, ...]:
-    """The four rewards that divide a table into five levels of equally many rows."""
+    """The four rewards that divide the rows of a table into five levels of equal size."""
     return tuple(float(edge) for edge in np.quantile(_finite(reward), (0.2, 0.4, 0.6, 0.8)))
 
 
@@ -77,43 +78,43 @@ LEVEL_EDGES: dict[str, Callable[[np.ndarray], tuple[float, ...]]] = {
     "quantile": quantile_edges,
     "equal_width": equal_width_edges,
 }
-"""By the setting `scoring.levels`; `scoring.edges` overrides them."""
+"""Edges by the setting `scoring.levels`; `scoring.edges` overrides them."""
 
 
 def level_edges(reward: np.ndarray, settings: Scoring) -> tuple[float, ...]:
-    """The four edges between the quality levels of a table's rewards (N,), by the settings."""
+    """The four edges between the quality levels of the rewards (N,) of a table, by the settings."""
     return settings.edges if settings.edges is not None else LEVEL_EDGES[settings.levels](reward)
 
 
 def quality_level(reward: float, edges: tuple[float, ...]) -> int:
-    """1..5, 5 is best; a reward on an edge belongs to the level above it."""
+    """The level 1..5 of a reward, 5 is best. A reward on an edge belongs to the level above it."""
     return 1 + bisect_right(edges, reward)
 
 
 def quality_phrase(level: int, template: str) -> str:
-    """The template with `{level}` as a word: one, two, three, four or five."""
+    """The template with `{level}` replaced by a word: one, two, three, four or five. ValueError for other levels."""
     if not 1 <= level <= len(LEVEL_WORDS):
         raise ValueError(f"quality level is {level}; levels are 1 to {len(LEVEL_WORDS)}")
     if "{level}" not in template:
-        raise ValueError(f"the quality phrase {template!r} has no {{level}}; put it where the word shall stand")
+        raise ValueError(f"the quality phrase {template!r} has no {{level}}; put it where the word belongs")
     return template.replace("{level}", LEVEL_WORDS[level - 1])
 
 
 def instruction_suffix(template: str) -> str:
-    """The phrase of the best level, which is appended to instructions when the editor is used."""
+    """The phrase of the best level, which is appended to instructions at sampling."""
     return quality_phrase(len(LEVEL_WORDS), template)
 
 
 WORD_RIDGE = 10.0
-"""Number of rows at which the weight of a word is half of its unregularised value."""
+"""A word that occurs in this many rows has half of its unregularised weight."""
 
 
 @dataclass(frozen=True)
 class WordBaseline:
-    """The reward that is expected of an instruction: ridge regression on the words that occur in it.
+    """The expected reward of an instruction: ridge regression on the words that occur in it.
 
-    Some kinds of edits are easy, and rewards differ mostly between kinds. Without a baseline "five out of five" comes
-    to mean "a change of background", and hard edits have no good example.
+    Some kinds of edits are easy, and rewards differ mostly between kinds. Without a baseline the editor learns that
+    "five out of five" means an easy kind, such as a change of background, and hard kinds have no good examples.
     """
 
     mean: float
@@ -134,28 +135,28 @@ class WordBaseline:
         return cls(float(reward.mean()), {word: float(weights[place]) for word, place in places.items()})
 
     def __call__(self, instruction: str) -> float:
-        """The expected reward; unknown words add nothing."""
+        """The expected reward of an instruction. Unknown words count as 0."""
         return self.mean + sum(self.words.get(word, 0.0) for word in _words(instruction))
 
 
 def _words(instruction: str) -> list[str]:
-    """The different words of an instruction, in order."""
+    """The distinct words of an instruction, in order."""
     return list(dict.fromkeys(re.findall(r"\w+", instruction.lower())))
 
 
 @dataclass(frozen=True)
 class RewardShaping:
-    """Statistics of all rewards of a table, so that each row can be shaped by itself."""
+    """The statistics of all rewards of a table that are needed to shape a single row."""
 
     edges: tuple[float, ...]
-    """Four advantages between the five quality levels."""
+    """The four advantages between the five quality levels."""
     beta: float
     scale: float
     """Logarithm of the factor on exp(advantage / beta)."""
     max_weight: float
     phrase: str
     append: Callable[[str, str], str] = add
-    """Joins an instruction and its phrase. A text encoder's own function makes room for the phrase."""
+    """Appends a phrase to an instruction. The function of a text encoder shortens the instruction if necessary."""
     baseline: WordBaseline | None = None
 
     def advantage(self, instruction: str, reward: float) -> float:
@@ -167,7 +168,7 @@ class RewardShaping:
         return float(self.weights(np.asarray(self.advantage(instruction, reward))))
 
     def weights(self, advantage: np.ndarray) -> np.ndarray:
-        """The loss weights of rows with these advantages, (N,) -> (N,)."""
+        """The loss weights of rows with these advantages; ValueError for overflow. (N,) -> (N,)."""
         return _scaled_weight(advantage, self.beta, self.scale, self.max_weight)
 
     def level(self, instruction: str, reward: float) -> int:
@@ -194,7 +195,7 @@ def fit_shaping(
 
 
 def fill_weight(row: Row, feedback: RewardShaping) -> Row:
-    """HIVE's weighted reward: the row, which has a `reward`, with its `weight` filled."""
+    """HIVE's weighted reward: the row, which has a `reward`, with its `weight`."""
     return row | {"weight": feedback.weight(row["instruction"], row["reward"])}
 
 
@@ -205,7 +206,7 @@ def fill_instruction(row: Row, feedback: RewardShaping) -> Row:
 
 
 def keep_level(row: Row, feedback: RewardShaping) -> Row:
-    """The row, which has a `quality_level`, unchanged: the editor takes the level beside the instruction."""
+    """The row, which has a `quality_level`, unchanged: the editor reads the level in addition to the instruction."""
     return row
 
 
@@ -214,11 +215,11 @@ SHAPINGS: dict[str, Callable[[Row, RewardShaping], Row]] = {
     "conditional": fill_instruction,
     "level": keep_level,
 }
-"""By the setting `scoring.shaping`; a row is pairs' columns, `reward` and `quality_level`."""
+"""Functions by the setting `scoring.shaping`. A row has the columns of `pairs`, `reward` and `quality_level`."""
 
 
 def _finite(reward: np.ndarray) -> np.ndarray:
-    """The rewards as float64, or a ValueError if there are none or one is not a number."""
+    """The rewards as float64; ValueError if there are none, or if one is not finite."""
     reward = np.asarray(reward, dtype=np.float64)
     if not len(reward) or not np.isfinite(reward).all():
         wrong = int((~np.isfinite(reward)).sum())

@@ -1,4 +1,4 @@
-"""The uncertainty of a reward model about the order of a prompt's edits.
+"""The uncertainty of a reward model about the order of the edits of a prompt.
 
 K edits of a prompt
 """
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 
 def order_entropy(rewards: Tensor, temperature: float = 1.0) -> float:
-    """Mean over all pairs of K >= 2 edits of the entropy, 0 to 1 bit, of which one is better, from rewards (K,).
+    """The entropy of a comparison of two edits, 0 to 1 bit: a mean over all pairs of K >= 2 edits, from rewards (K,).
 
-    P(i is better than j) = sigmoid((R_i - R_j) / tau), as in `bradley_terry_loss`; uncertainty sampling by entropy
+    P(i is better than j) = sigmoid((R_i - R_j) / tau), as in `bradley_terry_loss`. It serves uncertainty sampling
     (Settles 2009, section 3.1).
     """
     first, second = torch.combinations(torch.arange(len(rewards))).unbind(1)

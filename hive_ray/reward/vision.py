@@ -1,11 +1,11 @@
-"""A vision model behind the openai client that judges edits as EditScore does, with our own prompts.
+"""A vision-language model behind the openai client that scores edits as EditScore does, with our own prompts.
 
 pairs -> VisionScorer -> pairs with a reward
 
-Each pass sends two requests. With both pictures, the model scores how well the instruction was followed and how well
-the rest was kept. With the edited picture alone, it scores how natural it is and how free of artifacts. Only the least
-score of each answer counts, divided by the greatest possible score. The reward of a pass is the geometric mean of the
-two, 0..1, and the reward of an edit is the mean over its passes.
+Each pass sends two requests. The first has both pictures; the model scores how well the instruction was followed and
+the rest preserved. The second has only the edited picture; the model scores how natural and how free of artifacts it
+is. Each answer counts as its least score, divided by the greatest possible one. The reward of a pass is the geometric
+mean of both answers, 0..1. The reward of an edit is the mean over its passes.
 """
 
 import base64
@@ -27,14 +27,14 @@ from hive_ray.seeds import seed_for
 
 @dataclass(frozen=True)
 class Rubric:
-    """One of the two requests of a pass."""
+    """What one of the two requests of a pass asks."""
 
     pictures: tuple[str, ...]
-    """Columns whose pictures are shown."""
+    """The columns whose pictures are sent."""
     scores: dict[str, str]
     """Name of a score -> the meaning of its greatest and its least value."""
     introduction: str
-    """How the pictures and the instruction are introduced."""
+    """The text before the pictures; {instruction} is replaced."""
 
 
 FOLLOWING = Rubric(
@@ -60,7 +60,8 @@ JUDGE_PROMPT = (
 
 
 class VerdictError(ValueError):
-    """An answer without usable scores. Its text is the reason that manifests count; `sample` is part of the answer."""
+    """An answer without usable scores. Its message is the reason that manifests count; `sample` is a part of the
+    answer."""
 
     def __init__(self, reason: str, sample: str = "") -> None:
         super().__init__(reason)
@@ -68,12 +69,12 @@ class VerdictError(ValueError):
 
 
 class VisionScorer:
-    """Adds a vision model's reward, 0..1, to each pair; OPENAI_BASE_URL and OPENAI_API_KEY say where the model is.
+    """Adds the reward of a vision-language model, 0..1, to each pair.
 
-    `in_flight` edits are judged at a time. Answers are kept in the folder `answers`, and a request that has an answer
-    is never sent again. Where scores are missing or out of range, the request is sent again with another seed; scores
-    are never clamped. An edit that stays without scores becomes `Dropped`. The tokens and dollars that
-    answers used come as `Counted`.
+    OPENAI_BASE_URL and OPENAI_API_KEY say where the model is. It judges `in_flight` edits concurrently. Answers are
+    cached in the folder `answers`, and a request with an answer is never sent again. If scores are missing or out of
+    range, the request is sent again with another seed; scores are never clamped. An edit without scores after all
+    attempts becomes `Dropped`. `Counted` reports the tokens and dollars that answers used.
     """
 
     def __init__(self, settings: config.VisionJudge, answers: str, in_flight: int = 16) -> None:
@@ -88,8 +89,8 @@ class VisionScorer:
         return [result for judged in self.endpoint.apply_to_rows(self.pool, self._judge, rows) for result in judged]
 
     def is_answered(self, row: Row) -> bool:
-        """Whether the first answers about this pair are kept already."""
-        requests = [make_request(part, row, self.settings) for part in (FOLLOWING, QUALITY)]
+        """Whether the answers of the first pass for this pair are cached."""
+        requests = [make_request(rubric, row, self.settings) for rubric in (FOLLOWING, QUALITY)]
         return all(map(self.endpoint.answers.find, requests))
 
     def _judge(self, row: Row) -> list[Result]:
@@ -104,55 +105,55 @@ class VisionScorer:
             result = Dropped(str(error), sample=error.sample)
         return [result, Counted(dict(counted))]
 
-    def _least_score(self, part: Rubric, row: Row, turn: int, counted: Counter[str]) -> float:
-        """The least score of a part, 0..1. Adds usage to `counted`; raises VerdictError after all attempts."""
+    def _least_score(self, rubric: Rubric, row: Row, turn: int, counted: Counter[str]) -> float:
+        """The least score of a rubric, 0..1. Adds the usage to `counted`. VerdictError after all attempts."""
         attempt = 0
         while True:
             try:
-                return self._score_answer(part, make_request(part, row, self.settings, turn, attempt), counted)
+                return self._score_answer(rubric, make_request(rubric, row, self.settings, turn, attempt), counted)
             except VerdictError as error:
-                if str(error) == "request_refused":  # it would be again
+                if str(error) == "request_refused":  # another attempt would be refused, too
                     raise
                 counted[f"asked_again_{error}"] += 1
                 attempt += 1
                 if attempt == self.settings.max_attempts:
                     raise
 
-    def _score_answer(self, part: Rubric, request: Request, counted: Counter[str]) -> float:
-        """The least score of one answer, 0..1. Adds usage to `counted`; raises VerdictError without usable scores."""
+    def _score_answer(self, rubric: Rubric, request: Request, counted: Counter[str]) -> float:
+        """The least score of one answer, 0..1. Adds the usage to `counted`. VerdictError without usable scores."""
         try:
             answer, counts = self.endpoint.ask(request)
         except NoAnswerError as error:
             raise VerdictError(error.reason, error.sample) from error
         counted.update(counts)
-        return min(parse_scores(answer, part, self.settings.score_range)) / self.settings.score_range
+        return min(parse_scores(answer, rubric, self.settings.score_range)) / self.settings.score_range
 
 
-def make_request(part: Rubric, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:
-    """The request for one part of a pair; each turn and attempt has its own seed."""
+def make_request(rubric: Rubric, row: Row, settings: config.VisionJudge, turn: int = 0, attempt: int = 0) -> Request:
+    """The request about a pair by one rubric. Each turn and each attempt has its own seed."""
     most = settings.score_range
-    scores = "; ".join(f"{name}: {words.format(most=most)}" for name, words in part.scores.items())
-    form = ", ".join(f'"{name}": 0' for name in part.scores)
+    scores = "; ".join(f"{name}: {words.format(most=most)}" for name, words in rubric.scores.items())
+    form = ", ".join(f'"{name}": 0' for name in rubric.scores)
     shown = [
-        {"type": "text", "text": part.introduction.format(instruction=row["instruction"])},
-        *({"type": "image_url", "image_url": {"url": _address(row[name])}} for name in part.pictures),
+        {"type": "text", "text": rubric.introduction.format(instruction=row["instruction"])},
+        *({"type": "image_url", "image_url": {"url": _address(row[name])}} for name in rubric.pictures),
     ]
     request: Request = {"model": settings.llm}
     if settings.temperature is not None:
         request["temperature"] = settings.temperature
-    request["seed"] = seed_for(settings.seed, turn, attempt, *part.scores) % 2**31
+    request["seed"] = seed_for(settings.seed, turn, attempt, *rubric.scores) % 2**31
     request["messages"] = [
         {"role": "system", "content": JUDGE_PROMPT.format(most=most, scores=scores, form=form)},
         {"role": "user", "content": shown},
     ]
     if settings.structure != "none":
         has_schema = settings.structure == "json_schema"
-        request["response_format"] = _format(part) if has_schema else {"type": "json_object"}
+        request["response_format"] = _format(rubric) if has_schema else {"type": "json_object"}
     return request
 
 
-def parse_scores(answer: dict, part: Rubric, score_range: int) -> list[float]:
-    """The scores of an answer, ordered as `part.scores`; VerdictError if one is missing or not in 0..score_range."""
+def parse_scores(answer: dict, rubric: Rubric, score_range: int) -> list[float]:
+    """The scores of an answer in the order of the rubric; VerdictError if one is missing or not in 0..score_range."""
     choices = choices_of(answer)
     if not choices:
         raise VerdictError("answer_is_empty", str(answer)[:SAMPLE_LENGTH])
@@ -161,10 +162,10 @@ def parse_scores(answer: dict, part: Rubric, score_range: int) -> list[float]:
         raise VerdictError("model_refused", choice.sample)
 
     def read(value: Any) -> list[Any] | None:
-        """The scores that a JSON value gives."""
-        if not isinstance(value, dict) or not part.scores.keys() <= value.keys():
+        """The scores in a JSON value, or None."""
+        if not isinstance(value, dict) or not rubric.scores.keys() <= value.keys():
             return None
-        return [value[name] for name in part.scores]
+        return [value[name] for name in rubric.scores]
 
     scores = find_json(choice.text, read) or find_json(choice.reasoning, read)
     if scores is None:
@@ -179,9 +180,9 @@ def parse_scores(answer: dict, part: Rubric, score_range: int) -> list[float]:
     return [float(score) for score in scores]
 
 
-def _format(part: Rubric) -> dict:
-    """The JSON schema of a part's answer. It has no bounds, which strict schemas do not allow."""
-    properties = {"reasoning": {"type": "string"}} | {name: {"type": "integer"} for name in part.scores}
+def _format(rubric: Rubric) -> dict:
+    """The JSON schema of the answer to a rubric. It has no bounds, because strict schemas do not allow them."""
+    properties = {"reasoning": {"type": "string"}} | {name: {"type": "integer"} for name in rubric.scores}
     schema = {
         "type": "object",
         "properties": properties,

@@ -1,4 +1,4 @@
-"""Ranks checked, and how far people agree: Kendall's tau-b, Krippendorff's alpha, and shares of alike preferences."""
+"""Checks of ranks, and agreement of people: Kendall's tau-b, Krippendorff's alpha, and shares of equal preferences."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,8 +12,10 @@ import numpy as np
 
 
 class RankingError(ValueError):
-    """Ranks, or a line of an annotations file, that do not say an order of a prompt's edits; `reason` is a short name
-    of what is wrong."""
+    """Ranks, or a line of an annotations file, that are not a valid order of a prompt's edits.
+
+    reason: a short name of what is wrong, by which manifests count.
+    """
 
     def __init__(self, message: str, reason: str = "not_an_order") -> None:
         super().__init__(message)
@@ -23,7 +25,7 @@ class RankingError(ValueError):
 def check_ranks(ranks: list[int], num_edits: int) -> None:
     """Raise a RankingError unless `ranks` orders `num_edits` edits: whole numbers, 1 is best, ties allowed.
 
-    After a tie, ranks may count on (dense: 1, 2, 2, 3) or skip (competition: 1, 2, 2, 4).
+    After a tie, ranks may go on (dense: 1, 2, 2, 3) or skip (competition: 1, 2, 2, 4).
     """
     if len(ranks) != num_edits:
         raise RankingError(f"{len(ranks)} ranks {ranks} for {num_edits} edits; give one rank to each edit")
@@ -43,9 +45,9 @@ def dense_ranks(ranks: list[int]) -> list[int]:
 
 
 def kendall_tau(ranks: list[int], other: list[int]) -> float:
-    """Kendall's tau-b of two orders of the same edits, in -1..1; 0 where one of them ties everything.
+    """Kendall's tau-b of two orders of the same edits, in -1..1; 0 if one of them ties all edits.
 
-    Counted pair by pair: for a handful of edits that takes a hundredth of scipy's time.
+    It counts pair by pair, which is much faster than scipy for a few edits.
     """
     if len(ranks) != len(other):
         raise RankingError(f"{len(ranks)} and {len(other)} ranks; compare two orders of the same edits")
@@ -62,7 +64,10 @@ def kendall_tau(ranks: list[int], other: list[int]) -> float:
 
 
 def mean_kendall_tau(orders_by_item: Iterable[list[list[int]]]) -> float | None:
-    """Kendall's tau-b, mean over pairs of people of a thing that they ranked, then over things; None without pairs."""
+    """Kendall's tau-b, a mean over pairs of people who ranked the same item, then over items; None without pairs.
+
+    orders_by_item: for each item the ranks by each person.
+    """
     shared = [orders for orders in orders_by_item if len(orders) > 1]
     if not shared:
         return None
@@ -75,8 +80,8 @@ def mean_kendall_tau(orders_by_item: Iterable[list[list[int]]]) -> float | None:
 def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float | None:
     """Krippendorff's alpha for ordinal values (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
 
-    A unit is what several people gave values to: the values that it got, in no order. Units with fewer than two say
-    nothing. 1 is full agreement, 0 what chance gives; None where there is no unit, or every value is the same.
+    A unit is a list of the values that people gave to one item, in any order. Units with fewer than two values do not
+    count. 1 is full agreement, 0 is agreement by chance. None if no unit counts, or if all values are equal.
     """
     valued = [list(values) for values in units if len(values) > 1]
     categories = sorted({value for values in valued for value in values})
@@ -90,7 +95,7 @@ def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float | None:
     totals = coincidences.sum(axis=0)
     below = np.concatenate([[0.0], np.cumsum(totals)])  # values in all categories before this one
     middle = below[:-1] + totals / 2
-    difference = (middle[:, None] - middle[None, :]) ** 2  # delta^2: what lies between, the two ends by half
+    difference = (middle[:, None] - middle[None, :]) ** 2  # delta^2: the values between, and half of those at the ends
     observed = (coincidences * difference).sum()
     expected = (np.outer(totals, totals) * difference).sum() / (totals.sum() - 1)
     return float(1 - observed / expected)
@@ -98,26 +103,29 @@ def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float | None:
 
 @dataclass(frozen=True)
 class PreferenceAgreement:
-    """How far rankings of the same edits agree, counted by pairs of edits. Shares are 0..1; None where nothing counts.
+    """The agreement of rankings of the same edits, by pairs of edits. Shares are 0..1; None if nothing was counted.
 
-    A comparison is a pair of edits that two rankings answer. It has three possible answers: first, second, tie.
+    A comparison is a pair of edits in two rankings. Each ranking has one of three answers: first, second, tie.
     """
 
     comparisons: int
     ties: float | None
-    """Share of ties among all pairs of edits of all rankings, those that nobody else ranked too."""
+    """Share of ties among all pairs of edits of all rankings, including those that nobody else ranked."""
     in_order: float | None
-    """Share of comparisons ordered alike, among those that both rankings order strictly. Chance is 0.5."""
+    """Share of comparisons in the same order, among those without a tie. Chance is 0.5."""
     ties_half: float | None
     """Mean credit of a comparison: 1 for the same answer, 0.5 for a tie against an order, 0 for opposite orders. It is
     the accuracy of Pick-a-Pic (Kirstain et al. 2023, section 4)."""
     three_way: float | None
-    """Share of comparisons with the same answer of the three: a tie against an order counts nothing."""
+    """Share of comparisons with the same answer of the three; a tie against an order counts as 0."""
 
 
 def preference_agreement(rankings: Iterable[Mapping[str, Any]]) -> PreferenceAgreement:
-    """Agreement of rows of `rankings` with `prompt_id`, `ranks`, and `edits` that have `edit_id`, over all pairs of
-    rankings of the same edits in the same order. Several rankings by one person count as those of several people."""
+    """The agreement of rows of `rankings`, over all pairs of rankings of the same edits in the same order.
+
+    A row has `prompt_id`, `ranks`, and `edits` with `edit_id`. Several rankings by one person count as those of several
+    people.
+    """
     of_edits: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
     for row in rankings:
         answers = list(_answers(row["ranks"]))

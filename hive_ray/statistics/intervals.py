@@ -1,4 +1,4 @@
-"""Bootstrap intervals of what was measured of many prompts, or by many people."""
+"""Bootstrap intervals of values of many prompts or people."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Value = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, and the bounds of its bootstrap interval."""
+    """An estimate with the bounds of its bootstrap interval."""
 
     value: float
     low: float
@@ -24,18 +24,18 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the bounds lie on one side of zero: the evidence of a difference."""
+        """Whether both bounds are on the same side of zero, which is evidence of a difference."""
         return self.low > 0 or self.high < 0
 
 
 def ratio(sample: np.ndarray, axis: int) -> np.ndarray:
-    """A statistic of pairs (part, whole): all parts over all wholes, such as what was right of all preferences."""
+    """A statistic of pairs (part, whole): the sum of parts divided by the sum of wholes, such as an accuracy."""
     sums = sample.sum(axis)
     return sums[..., 0] / sums[..., 1]
 
 
 def ratio_gap(sample: np.ndarray, axis: int) -> np.ndarray:
-    """A statistic of fours (part, whole, other part, other whole): by how much the first ratio is above the second."""
+    """A statistic of (part, whole, other part, other whole): the first ratio minus the second."""
     return ratio(sample[..., :2], axis) - ratio(sample[..., 2:], axis)
 
 
@@ -47,11 +47,10 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap over prompts (Efron 1979): resample prompts with replacement, take the middle
-    `level`.
+    """Percentile bootstrap over prompts (Efron 1979): the middle `level` of resamples with replacement.
 
-    `statistic` takes an array and the `axis` of prompts; a value may be several numbers, which lie on the last axis.
-    All values alike give bounds equal to the value.
+    values: one for each prompt, a number or a tuple, which becomes the last axis. statistic: takes an array and the
+    `axis` of prompts. If all values are equal, so are the bounds. ValueError without values.
     """
     sample = np.array(_in_order(values), dtype=np.float64)
     if not len(sample):
@@ -74,10 +73,10 @@ def hierarchical_interval(
     Hierarchical bootstrap, with replacement at both levels (Davison and Hinkley 1997, section 3.8; Saravanan et al.
     2020, arXiv 2007.07797): each resample draws as many groups as there are and then, within each drawn group, as many
     values as it has. In the study a group is a training seed, and its values are those of its prompts. With few groups
-    the interval is wide: of three, one resample in nine draws the same one three times. With one group it is `interval`
-    of a mean, by other draws.
+    the interval is wide: of three groups, one resample in nine draws the same one three times. With one group it is the
+    `interval` of the mean, but with other random draws.
 
-    ValueError where there is no group, or one has no value.
+    ValueError if there is no group, or a group without values.
     """
     samples = [np.array(_in_order(group), dtype=np.float64) for group in groups]
     if not samples or not all(map(len, samples)):
@@ -96,7 +95,7 @@ def hierarchical_interval(
 
 
 def _in_order(values: Mapping[str, Value] | Iterable[Value]) -> list[Value]:
-    """Values in the order of their prompts, so that the order of rows changes nothing."""
+    """Values in the order of their prompts, so that the order of rows does not matter."""
     if isinstance(values, Mapping):
         return [value for _, value in sorted(values.items(), key=itemgetter(0))]
     return list(values)

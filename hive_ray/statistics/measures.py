@@ -1,4 +1,4 @@
-"""Measures that more than one part of the house needs."""
+"""Measures that several rooms use."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ import numpy as np
 
 
 def effective_sample_size(mean: float, mean_square: float, num_rows: int) -> float:
-    """(sum w)^2 / sum w^2 (Kish 1965) of weights with these means: how many equally weighted rows they are worth.
+    """Kish's effective sample size (sum w)^2 / sum w^2 (1965) of weights with these means, 1..num_rows; 0 if all are 0.
 
-    1..num_rows; 0 if no row has any weight.
+    mean, mean_square: those of the weights and of their squares.
     """
     return num_rows * mean**2 / mean_square if mean_square else 0.0
 
 
 def mann_whitney_u(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
-    """In how many pairs (value, other) the value is greater; equal ones count half (U of Mann and Whitney 1947)."""
+    """Pairs (value, other) in which the value is greater; equal ones count half (U of Mann and Whitney 1947)."""
     ordered = np.sort(others)
     below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     return float((below + up_to).sum() / 2)

@@ -1,4 +1,4 @@
-"""The likelihood of what people said of two edits, given by how much a model holds one for better."""
+"""The likelihood of people's preferences between two edits, given a model's margins."""
 
 import math
 
@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 
 def preference_loss(margin: Tensor, tied: Tensor, tie_threshold: float) -> Tensor:
-    """Negative log-likelihood of what people said of two edits: margin (B,), tied bool (B,) -> (B,).
+    """Negative log-likelihood (B,) of comparisons of two edits.
 
-    Rao and Kupper's model (1967), in DPO by Chen et al. (2024), with the threshold t and the logistic function s:
+    margin: (B,), by how much the model prefers the chosen edit; tied: bool (B,). This is the model of Rao and Kupper
+    (1967), used in DPO by Chen et al. (2024), with the threshold t and the logistic function s:
     P(chosen is better) = s(margin - ln t), P(tie) = (t^2 - 1) s(margin - ln t) s(-margin - ln t).
-    At t = 1 it is Bradley and Terry's, to which a tie says nothing: a loss of 0.
+    At t = 1 it is the Bradley-Terry model, in which a tie has no information: a loss of 0.
     """
     shift = math.log(tie_threshold)
     better = F.softplus(shift - margin)

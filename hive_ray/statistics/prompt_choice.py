@@ -1,15 +1,15 @@
-"""Which prompts people rank, and in which order: those whose edits can be told apart, and a random share.
+"""The choice of prompts that people rank, and their order: those whose edits differ most, and a random share.
 
 measured prompts -> choose_prompts -> chosen prompts
 
-The prompts fall into three groups, from each of which so many are chosen:
-    held out    those that measure the reward model; always drawn at random, so that its accuracy is of random prompts
-    by score    the rest's greatest scores, with a least number of each kind of edit
-    random      drawn from what the scores left
+The chosen prompts are of three groups:
+    held out    they measure the reward model; always drawn at random, so that its accuracy is that of random prompts
+    by score    those of the others with the greatest scores, with a least number of each kind of edit
+    random      drawn from the remaining ones
 
-`probability` is a prompt's inclusion probability (Horvitz and Thompson 1952): 1 for those chosen by score, and the
-share that was drawn of a group for those drawn at random. A sum over all prompts is estimated without bias by the sum
-over the chosen ones of value / probability.
+`probability` is a prompt's inclusion probability (Horvitz and Thompson 1952): 1 for prompts chosen by score, and the
+drawn share of the group for prompts drawn at random. The sum of value / probability over the chosen prompts is an
+unbiased estimate of the sum over all prompts.
 """
 
 import math
@@ -25,12 +25,12 @@ from hive_ray.seeds import uniform_for
 
 RANDOM = "random"
 RARE_KIND_RATE = 0.02
-"""Kinds with a smaller share of the prompts count as one kind together."""
+"""Kinds with a smaller share of the prompts count together as one kind."""
 
 
 @dataclass(frozen=True)
 class MeasuredPrompt:
-    """A prompt and what was measured of its edits; NaN where a measure was not taken."""
+    """A prompt with measures of its edits; NaN for a measure that was not taken."""
 
     prompt_id: str
     instruction: str
@@ -58,12 +58,12 @@ def choose_prompts(
     held_out_rate: float,
     is_held_out: Callable[[str], bool],
 ) -> list[ChosenPrompt]:
-    """`settings.num_ranked` of the prompts (all if it is 0, or if there are fewer), what is to be ranked first first.
+    """`settings.num_ranked` of the prompts (all if it is 0 or if there are fewer), in the order of ranking.
 
-    held_out_rate: share of the places that held-out prompts get, as far as there are as many.
-    is_held_out: whether a prompt id is held out.
+    held_out_rate: the share of held-out prompts among the chosen ones, if there are enough.
+    is_held_out: whether the prompt with this id is held out.
     The groups are mixed evenly, so that any first part of the order has its share of random prompts. The order of
-    `prompts` changes nothing.
+    `prompts` does not matter.
     """
     drawn = sorted(prompts, key=lambda prompt: _draw(prompt.prompt_id, settings.seed))
     held_out = [prompt for prompt in drawn if is_held_out(prompt.prompt_id)]
@@ -88,9 +88,10 @@ def choose_prompts(
 
 
 def best_prompts(prompts: Sequence[MeasuredPrompt], count: int, settings: Choosing) -> list[MeasuredPrompt]:
-    """The `count` prompts with the greatest scores, greatest first; of equal scores the first in `prompts`.
+    """The `count` prompts with the greatest scores, the greatest first; of equal scores the first in `prompts`.
 
-    Each kind has at least floor(least_kind_rate x count x its share of `prompts`) of them, its best ones.
+    Among them are at least floor(least_kind_rate x count x share) of each kind, its best ones, where `share` is that of
+    the kind among `prompts`.
     """
     if count == 0:
         return []
@@ -114,14 +115,14 @@ def best_prompts(prompts: Sequence[MeasuredPrompt], count: int, settings: Choosi
 
 
 def kinds_of(instructions: Sequence[str]) -> list[str]:
-    """The kind of each instruction: its first word in lower case, or "" if few have that word (RARE_KIND_RATE)."""
+    """The kind of each instruction: its first word in lower case, or "" for a rare kind (RARE_KIND_RATE)."""
     words = [" ".join(instruction.lower().split()[:1]) for instruction in instructions]
     counts = Counter(words)
     return [word if counts[word] >= RARE_KIND_RATE * len(words) else "" for word in words]
 
 
 def _scores(prompts: Sequence[MeasuredPrompt], settings: Choosing) -> np.ndarray:
-    """A score for each prompt; what could not be measured has the least."""
+    """A score for each prompt. A measure that was not taken counts as the least."""
     spread = np.nan_to_num([prompt.spread for prompt in prompts], nan=-np.inf)
     disagreement = np.nan_to_num([prompt.disagreement for prompt in prompts], nan=-np.inf)
     if settings.by == "both":
@@ -130,7 +131,7 @@ def _scores(prompts: Sequence[MeasuredPrompt], settings: Choosing) -> np.ndarray
 
 
 def _draw(prompt_id: str, seed: int) -> tuple[float, str]:
-    """Sorting by this is drawing without replacement."""
+    """A sort key that draws prompts without replacement."""
     return uniform_for("choosing", seed, prompt_id), prompt_id
 
 
@@ -140,7 +141,7 @@ def _first_of(drawn: Sequence[MeasuredPrompt], count: int) -> list[ChosenPrompt]
 
 
 def _mixed(groups: Sequence[Sequence[ChosenPrompt]]) -> list[ChosenPrompt]:
-    """The groups as one list: each keeps its order and is spread evenly over the whole."""
+    """The groups as one list, in which each keeps its order and is spread evenly."""
     spaced = [
         ((index + 0.5) / len(group), number, chosen)
         for number, group in enumerate(groups)

@@ -235,7 +235,7 @@ NAME = "model.diffusion_model.input_blocks.4.0.in_layers.2.weight"
             r"other shapes: down_blocks\.1\.resnets\.0\.conv1\.weight \[32, 32, 1, 1\], not \[32, 32, 3, 3\]",
         ),
         (lambda w: w.update({NAME.replace("in_", "odd_"): w[NAME]}), r"unknown weights: .*odd_layers"),
-        (lambda w: w.update({f"{conversion.UNET_PREFIX}more.weight": w[NAME]}), r"\d+ of \d+ weights of the U-Net have a name"),
+        (lambda w: w.update({f"{conversion.UNET_PREFIX}more.weight": w[NAME]}), r"\d+ of \d+ weights of the U-Net"),
         (lambda w: w.pop(f"{conversion.UNET_PREFIX}out.2.weight"), r"lacks model\.diffusion_model\.out\.2\.weight"),
         (lambda w: w.pop(f"{conversion.VAE_PREFIX}decoder.norm_out.bias"), "no complete AutoencoderKL"),
         (

@@ -21,7 +21,7 @@ def test_rewards_are_described_with_their_edges_levels_and_what_their_weights_ar
     # Weights 1, 1, 1, 5 over their mean: (8)^2 / 28 pairs.
     assert said["weights"] == pytest.approx({"beta": 1, "mean": 1, "greatest": 2.5, "effective_sample_size": 64 / 28})
     assert "levels begin at -1.000, 0.000, 1.000, 9.000 with 0, 0, 3, 1, 0 pairs" in summary_sentence(said)
-    assert summary_sentence(said).endswith("as weights (beta 1) worth 2 of 4 pairs")
+    assert summary_sentence(said).endswith("weights (beta 1) with an effective sample size of 2 of 4 pairs")
 
 
 def test_levels_and_weights_go_by_what_a_baseline_leaves():
@@ -34,4 +34,4 @@ def test_the_chart_has_a_line_for_each_origin_and_the_edges_of_the_levels():
     drawn = reward_histogram(REWARD, ["generated", "cycle", "cycle", "generated"], shaped())
     assert 'aria-label="share of pairs by reward: cycle, generated"' in drawn
     assert drawn.count(">level edges<") == 1
-    assert "lead to expect" in reward_histogram(REWARD, ["generated"] * 4, shaped(baseline="words"))
+    assert "expected from the instruction" in reward_histogram(REWARD, ["generated"] * 4, shaped(baseline="words"))
