@@ -154,13 +154,13 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Remove old checkpoints that are neither among the last nor among the best."""
-        whole = {}
+        complete: dict[int, float] = {}
         for images, files in self._list_files().items():
             state, _ = _inspect(files, storage.join(self.folder, str(images)))
             if state is not None:
-                whole[images] = state.last.get(self.best, math.inf)
-        last = sorted(whole)[-self.keep_last :]
-        best = sorted(set(whole) - set(last), key=lambda images: (whole[images], images))[: self.keep_best]
+                complete[images] = state.last.get(self.best, math.inf)
+        last = sorted(complete)[-self.keep_last :]
+        best = sorted(set(complete) - set(last), key=lambda images: (complete[images], images))[: self.keep_best]
         for images in self._list_files():
             if last and images < last[-1] and images not in {*last, *best}:
                 storage.remove_tree(storage.join(self.folder, str(images)))

@@ -165,13 +165,14 @@ def estimate_memory(
     gradients, stage 3 also the weights. From stage 1 on DeepSpeed's optimiser keeps a second fp32 copy of its
     partition. Buffers hold what is sent at a time, at stage 0 all gradients, and at stage 3 the gathered weights.
     """
-    workers, stage = settings.workers.num_actors, settings.zero_stage
+    workers = settings.workers.num_actors
+    stage = settings.zero_stage
     part = BYTES_PER_WEIGHT * trained / workers
-    whole = BYTES_PER_WEIGHT * trained
-    weights = (part + BYTES_PER_WEIGHT * frozen / workers) if stage == 3 else whole + BYTES_PER_WEIGHT * frozen
-    optimizer = {0: 2 * whole}.get(stage, 3 * part)
-    average = 0.0 if not settings.ema_decay else part if stage == 3 else whole
-    gradients = part if stage >= 2 else whole
+    full = BYTES_PER_WEIGHT * trained
+    weights = (part + BYTES_PER_WEIGHT * frozen / workers) if stage == 3 else full + BYTES_PER_WEIGHT * frozen
+    optimizer = {0: 2 * full}.get(stage, 3 * part)
+    average = 0.0 if not settings.ema_decay else part if stage == 3 else full
+    gradients = part if stage >= 2 else full
     buffers = BYTES_PER_WEIGHT * min(trained, 2 * BUCKET_SIZE if stage else trained) + BYTES_PER_WEIGHT * min(
         trained + frozen, MAX_LIVE_WEIGHTS if stage == 3 else 0
     )

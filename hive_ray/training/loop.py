@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 
 from hive_ray.artifacts.model_store import Metrics, store_model
 from hive_ray.artifacts.progress import format_duration
@@ -38,7 +38,7 @@ PREEMPTION_POLL_S = 5.0
 MAX_LOST_STEPS = 50
 """Training stops after this many steps in a row with a gradient that is not finite. fp16's loss scale needs about a
 third of them to come down from its start."""
-PREEMPTION_DUE = "asks"
+PREEMPTION_DUE = "preemption due"
 """Key of a flag among a step's measures, so that it needs no collective of its own."""
 
 
@@ -85,8 +85,8 @@ class TrainingLoop:
         self.last_measures: Metrics = {}
         self.lost_steps = 0
         self.device = torch.device("cuda" if settings.workers.num_gpus else "cpu")
-        self.preemption_due = False  # whether all ranks ask for preemptions after this step
-        self.last_poll = time.monotonic()  # when they last asked
+        self.preemption_due = False  # whether all ranks check for preemptions after this step
+        self.last_poll = time.monotonic()  # when they last checked
         self.preempted_nodes: set[str] = set()  # nodes that will be taken away
         keep = settings.recovery
         self.checkpoints = Checkpoints(
@@ -161,7 +161,7 @@ class TrainingLoop:
         """Write the model folder with the averaged weights, or with the last ones if no average is kept."""
         if self.average:
             self.average.copy_to_model()
-        state = consolidated_state(cast(nn.Module, self.engine.module))
+        state = consolidated_state(self.objective.model)
         if self.rank == 0:
             job = self.job
             metrics = self.last_measures | {"images": self.images}
@@ -277,9 +277,7 @@ class TrainingLoop:
         settings, checkpoint = self.settings, self._open_newest()
         self.engine = start_engine(self.objective.model, settings, universal=bool(checkpoint and checkpoint.universal))
         self.average = (
-            WeightAverage(cast(nn.Module, self.engine.module), settings.ema_decay, settings.ema_rule)
-            if settings.ema_decay
-            else None
+            WeightAverage(self.objective.model, settings.ema_decay, settings.ema_rule) if settings.ema_decay else None
         )
         if checkpoint is None:
             return 0

@@ -162,7 +162,8 @@ def evaluation_mode(engine: deepspeed.DeepSpeedEngine, average: WeightAverage | 
 
     Every rank must enter this context.
     """
-    model, device = cast(nn.Module, engine.module), cast(torch.device, engine.device)
+    model = cast(nn.Module, engine.module)
+    device = cast(torch.device, engine.device)
     modes: dict[nn.Module, bool] = {module: module.training for module in model.modules()}
     devices = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
