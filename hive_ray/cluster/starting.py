@@ -77,9 +77,8 @@ def start_ray(
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {name: os.environ[name] for name in QUIET_ENVIRONMENT} | {"PYTHONPATH": os.pathsep.join(paths)}
     variables |= {name: os.environ.get(name, value) for name, value in allocator_environment().items()}
-    variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = (
-        "1"  # workers without a GPU must not see any, since DeepSpeed uses what it sees
-    )
+    # Workers without a GPU must not see any, since DeepSpeed uses what it sees.
+    variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
     if os.environ.get("RAY_ADDRESS"):
         _join(variables)
     else:
@@ -96,6 +95,7 @@ def _start(
     dashboard = has_dashboard()
     choose_ray_folder()
     use_private_token()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other program starves the workers
     if workers_import and can_fork():
         forked = os.environ | variables | {"OMP_NUM_THREADS": "1"}
         environment["py_executable"] = _forks(workers_import, tuple(forked.items())).command

@@ -98,7 +98,7 @@ def test_a_plan_takes_the_environment_along_and_does_not_show_it(bare, tmp_path)
 
     bare.setenv("OPENAI_API_KEY", "sk-secret")
     rows = [{"number_id": "n0", "text": "x"}]
-    faults.tables.write_rows(str(tmp_path / "in"), faults.SCHEMA, rows, {})
+    faults.write_rows(str(tmp_path / "in"), faults.SCHEMA, rows, {})
     resources = faults.Resources(num_gpus=0)
     plan = map_table(
         str(tmp_path / "in"), faults.SCHEMA, faults.Slow, produces=faults.SCHEMA, resources=resources, seconds=0, size=2

@@ -139,12 +139,13 @@ FULL = """
     faults.ray.cloudpickle.register_pickle_by_value(faults)
     faults.start_ray(num_cpus=2)
     import subprocess
+    from hive_ray.artifacts.manifest import read_manifest
     from hive_ray.errors import Stopped
     try:
         faults.build({disk}, seconds=0.0, size=20_000)
     except Stopped as stopped:
         print(stopped)
-    print("finished", faults.tables.read_manifest({disk} + "/out") is not None, faults.shards_written({disk}))
+    print("finished", read_manifest({disk} + "/out") is not None, faults.shards_written({disk}))
     subprocess.run(["mount", "-o", "remount,size=20M", {disk}], check=True)
     manifest = faults.build({disk}, seconds=0.0, size=20_000)
     undisturbed = faults.build({disk}, out="undisturbed", seconds=0.0, size=20_000)
