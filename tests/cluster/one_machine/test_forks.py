@@ -163,7 +163,7 @@ def test_the_process_ends_with_its_input_and_leaves_no_folder(tmp_path):
 def test_what_imports_ray_is_refused_and_workers_start_as_ever(tmp_path, capfd):
     made = ForkServer(("ray",), os.environ)
     assert made.process.wait(60) == 1
-    assert "imports Ray, which has to be left to the forks" in capfd.readouterr().err
+    assert "imports Ray, which only the forks may import" in capfd.readouterr().err
     script = tmp_path / "script.py"
     script.write_text("print('cold')")
     started = time.monotonic()
