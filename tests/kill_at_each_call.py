@@ -1,9 +1,12 @@
-"""python tests/kill_at_each_call.py <scenario> <folder> [<s3 root> <door>]
+"""python tests/kill_at_each_call.py
+
+Reads lines of JSON: {"arguments": [<scenario>, <folder>] or [..., <s3 root>, <door>], "environment": {...}}. It imports
+once what all of them need; each is then done in a fork, whose result is a line of JSON.
 
 Does a scenario of kill_scenarios.py again and again, in a fork each time that is killed at the next one of its calls:
 system calls that change something on disk (kill_at_a_call.cpp is preloaded), or requests that change something on S3
 (the door kills). After each kill the same command is given again, undisturbed, and must leave what it leaves where
-nothing was killed. Prints a JSON line: how many kills there were, and what was wrong after which.
+nothing was killed. The result: how many kills there were, and what was wrong after which, or "failed" and why.
 
 A scenario is done over what it left with another seed, so that removals are among the calls.
 """
@@ -19,6 +22,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas  # noqa: F401 (by pyarrow, when it first reads: once, and not in each fork)
 import pyarrow.dataset  # noqa: F401
@@ -31,11 +35,26 @@ BY_THE_CLOCK = ("seconds", "rows_timed", "git_commit")
 
 
 def main() -> None:
-    name, folder, *remote = sys.argv[1:]
-    target = OnS3(*remote, Path(folder)) if remote else OnDisk(Path(folder))
-    scenario = SCENARIOS[name]
     git_commit()  # once, and not in each fork
     gc.freeze()  # else each fork looks through all that was imported
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            fork(lambda request=request: answer(**request), silent=False)
+        except RuntimeError as error:
+            print(json.dumps({"failed": str(error)}), flush=True)
+
+
+def answer(arguments: list[str], environment: dict[str, str]) -> None:
+    """Do a scenario as this file's words have it, in this environment, and print the result."""
+    os.environ.update(environment)
+    print(json.dumps(results(*arguments)), flush=True)
+
+
+def results(name: str, folder: str, *remote: str) -> dict[str, Any]:
+    """Kill at each call of the scenario: how many there are, and what was wrong after which."""
+    target = OnS3(*remote, Path(folder)) if remote else OnDisk(Path(folder))
+    scenario = SCENARIOS[name]
     target.begin()
     fork(lambda: scenario(target.root, 0))
     target.remember()
@@ -58,17 +77,18 @@ def main() -> None:
             wrong.append(f"call {at}: {error}")
         if not killed:
             wrong.append(f"call {at}: nothing was killed")
-    print(json.dumps({"kills": calls, "wrong": wrong}), flush=True)
+    return {"kills": calls, "wrong": wrong}
 
 
-def fork(act: Callable[[], None], *, may_die: bool = False) -> bool:
-    """Do something in a fork; whether it was killed. RuntimeError where it failed, or was killed and may not be."""
+def fork(act: Callable[[], None], *, may_die: bool = False, silent: bool = True) -> bool:
+    """Do something in a fork, which prints nothing if it is `silent`; whether it was killed. RuntimeError where it
+    failed, or was killed and may not be."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
+        if silent:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
             act()
         except BaseException:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -25,13 +26,27 @@ def shim(tmp_path_factory) -> Path:
     return library
 
 
-def run(arguments: list[str], **environment: str) -> dict:
+@pytest.fixture(scope="module")
+def killing(shim):
+    """The process that kills: it has imported what all scenarios need."""
     paths = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
-    environment = os.environ | {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, str(TESTS / "kill_at_each_call.py"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_S, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = os.environ | {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(TESTS / "kill_at_each_call.py")],
+        env=environment | {"LD_PRELOAD": str(shim)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    yield process
+    process.communicate(timeout=LONGEST_S)
+
+
+def run(killing: subprocess.Popen, arguments: list[str], **environment: str) -> dict:
+    """What the process says of a scenario."""
+    print(json.dumps({"arguments": arguments, "environment": environment}), file=killing.stdin, flush=True)
+    answered, _, _ = select.select([killing.stdout], [], [], LONGEST_S)
+    assert answered, f"{arguments[0]} takes longer than {LONGEST_S} s"
+    result = json.loads(killing.stdout.readline())
+    assert "failed" not in result, result["failed"]
+    return result
 
 
 @pytest.fixture
@@ -46,18 +61,20 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_kill_at_any_system_call_changes_nothing(scenario, shim, folder):
-    told = run([scenario, str(folder / "disk")], LD_PRELOAD=str(shim))
+def test_a_kill_at_any_system_call_changes_nothing(scenario, killing, folder):
+    told = run(killing, [scenario, str(folder / "disk")])
     assert told["kills"] > 10
     assert told["wrong"] == []
 
 
 @pytest.mark.parametrize("scenario", ["mapped_table", "model", "training"])
-def test_a_kill_at_any_request_to_s3_changes_nothing(scenario, moto_address, tmp_path, monkeypatch):
+def test_a_kill_at_any_request_to_s3_changes_nothing(scenario, killing, moto_address, tmp_path, monkeypatch):
     from conftest import bucket_for
 
     root = bucket_for(tmp_path, moto_address, monkeypatch)
     with KillingS3(moto_address) as door:
-        told = run([scenario, str(tmp_path / "s3"), root, door.address], AWS_ENDPOINT_URL=door.address)
+        settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        settings["AWS_ENDPOINT_URL"] = door.address
+        told = run(killing, [scenario, str(tmp_path / "s3"), root, door.address], **settings)
     assert told["kills"] >= 5
     assert told["wrong"] == []
