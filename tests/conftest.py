@@ -66,8 +66,9 @@ def no_cluster_of_another_file(request):
 
 @pytest.fixture(scope="module")
 def shared_cluster(tmp_path_factory):
-    """The address of a cluster of this process with 4 CPUs. It is kept for the next file that wants one: whatever a
-    stage's workers need of the environment, they are told by the stage."""
+    """The address of a cluster of this process with 4 CPUs, kept for the next file that wants one: stages tell their
+    workers what they need of the environment. A driver that joins it cannot train on S3: Ray Train's controller has the
+    keys of its node alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIVE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         start_ray(num_cpus=4)
