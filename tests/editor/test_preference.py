@@ -182,7 +182,7 @@ def test_timesteps_are_drawn_from_a_part_of_the_schedule_and_shared_by_both_edit
 
 @pytest.mark.parametrize("span", [(0.5, 0.5), (0.6, 0.3), (-0.1, 1.0), (0.0, 1.1)])
 def test_a_span_of_timesteps_that_is_none_is_refused(span):
-    with pytest.raises(ValueError, match=r"editor\.dpo\.timesteps is .*the least first"):
+    with pytest.raises(ValueError, match=r"editor\.dpo\.timesteps is .*the smaller one first"):
         Dpo(timesteps=span)
 
 

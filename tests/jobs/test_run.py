@@ -232,7 +232,7 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     said = ended("shapes", "--run", str(tmp_path / "run"))
     assert said.startswith("Stopped: the cluster at RAY_ADDRESS=nonsense cannot be joined: ")
-    assert "without RAY_ADDRESS the job starts a cluster on this machine" in said
+    assert "Without RAY_ADDRESS the job starts a cluster on this machine" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -139,7 +139,7 @@ def test_a_folder_of_answers_that_fails_drops_no_caption(chat, tmp_path):
 
 
 def test_a_limit_without_prices_is_refused():
-    with pytest.raises(ValueError, match="most_dollars needs the endpoint's prices"):
+    with pytest.raises(ValueError, match="most_dollars is set, but both prices are 0"):
         Spending(most_dollars=1.0)
 
 
