@@ -65,14 +65,14 @@ def shapes() -> Config:
             resources=_two_actors(16),
             preview=Preview(num_inference_steps=8, guidance_scale=2.0, image_guidance_scale=1.4),
             level_rate_factor=300.0, level_guidance_scale=2.0,
-            # Rankings and the best of its own edits teach an editor different things, which add up (docs/results.md).
+            # Rankings and the best of its own edits teach an editor different things, which add up (docs/choices.md).
             arm="dpo+rejection",
             # Near ranks are mostly noise, and the first steps of sampling decide what an edit shows (docs/shapes.md).
             dpo=Dpo(
                 beta=300.0, min_rank_gap=2, timesteps=(0.3, 1.0),
                 # Five times as many rankings of the shipped editor's edits add nothing to those of its own.
                 imported_rankings=False,
-                # One noisy batch of 32 says little: in steps of 64 the same rate drifts less (docs/results.md).
+                # One noisy batch of 32 says little: in steps of 64 the same rate drifts less (docs/choices.md).
                 training=Training(
                     total_images=4_800, batch_size=64, micro_batch_size=16, learning_rate=5e-5, schedule="cosine",
                     warmup_images=480, ema_decay=0.98, checkpoint_images=4_800, workers=workers,

@@ -40,7 +40,7 @@ class Dpo(Section):
     Stable Diffusion 1.5. At 0 the error only must not rise."""
     imported_rankings: bool = True
     """In the first round, also train on imported rankings and thumbs. They rank other editors' edits, which teaches
-    less than rankings of the editor's own (docs/results.md)."""
+    less than rankings of the editor's own (docs/choices.md)."""
     shuffled: bool = False
     """Shuffle the ranks of each ranking: a control that learns nothing from people (arm `shuffled`)."""
     tie_threshold: float = Field(default=1.0, ge=1)
