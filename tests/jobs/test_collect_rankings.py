@@ -31,7 +31,7 @@ def database(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, database):
-    return told(Run(str(tmp_path / "one"), shapes()), thumbs=database.address)
+    return told(Run(str(tmp_path / "one"), shapes()), thumbs=database.connection_url)
 
 
 def told(run: Run, **rankings) -> Run:
