@@ -246,5 +246,5 @@ def test_no_more_is_spent_than_allowed(eyes, tmp_path):
 
 
 def test_the_batch_api_is_refused_in_the_settings():
-    with pytest.raises(ValidationError, match="one edit at a time"):
+    with pytest.raises(ValidationError, match="does not use the Batch API"):
         VisionJudge(spending=Spending(batch=True))
