@@ -64,7 +64,7 @@ class DrawsSummary:
     ceiling: Interval
     """Share of the prompts with a right draw: the result if the judge itself chose."""
     measures: dict[str, MeasureScore]
-    """By name: MEASURES and SUM."""
+    """By name: MEASURES and SUM_OF_MEASURES."""
     reward_minus: dict[str, MeasureScore]
     """By the name of every other measure: the scores of the reward minus its scores, paired by prompt."""
 
@@ -78,7 +78,7 @@ class JudgedDraws:
     overall: np.ndarray
     """0..1"""
     values: dict[str, np.ndarray]
-    """By name: MEASURES and SUM."""
+    """By name: MEASURES and SUM_OF_MEASURES."""
 
     @classmethod
     def from_rows(cls, draws: list[Rows]) -> "JudgedDraws":
