@@ -33,6 +33,8 @@ def make_run(root: str, seed: int, kept: int, finished: bool) -> str:
     rows = [{"caption_id": f"c{number}", "caption": "a red ball"} for number in range(kept)]
     dropped = [Dropped("too long")] * (4 - kept)
     write_rows(storage.join(root, "captions"), CAPTIONS, rows + dropped, {})
+    manifest = storage.read_json(storage.join(root, "captions/manifest.json"))
+    storage.write_text(storage.join(root, "captions/manifest.json"), json.dumps(manifest | {"seconds": 0.1}))
     if finished:
         made = {"fingerprint": {}, "metrics": {"train/loss": 0.25, "images": 8}, "seconds": 90.0}
         storage.write_text(storage.join(root, "editors/sft/made.json"), json.dumps(made))
