@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from hive_ray import storage
+from hive_ray.files.versioned import FORMAT_VERSION, Versioned, read_versioned
 from hive_ray.statistics.intervals import Interval
-
-FORMAT_VERSION = 1
 
 
 class EditorSummary(BaseModel):
@@ -21,13 +20,9 @@ class EditorSummary(BaseModel):
     """Metric -> its mean with its interval."""
 
 
-class EvaluationSummary(BaseModel):
-    """What an evaluation finds. Keys that are not named here are kept as they are."""
+class EvaluationSummary(Versioned):
+    """What an evaluation finds."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    format_version: int = FORMAT_VERSION
-    """Summaries of earlier programs have none. They are read as version 1."""
     baseline: str = ""
     """The editor that the others are compared with."""
     editors: list[EditorSummary] = Field(default_factory=list)
@@ -47,16 +42,4 @@ def read_summary(folder: str) -> EvaluationSummary | None:
     Raises ValueError if the file is not a summary, or is of a later version.
     """
     address = storage.join(folder, "summary.json")
-    content = storage.read_json(address)
-    if content is None:
-        return None
-    try:
-        summary = EvaluationSummary.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(f"{address} is not a summary: {error}; run evaluate_editor again") from error
-    if summary.format_version > FORMAT_VERSION:
-        raise ValueError(
-            f"{address} has format_version {summary.format_version}, this program reads up to {FORMAT_VERSION}: use "
-            "the program that wrote it, or run evaluate_editor again"
-        )
-    return summary
+    return read_versioned(address, EvaluationSummary, called="a summary", remedy="run evaluate_editor again")

@@ -5,13 +5,13 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from hive_ray import storage
 from hive_ray.files.model_folders import ModelFolderError
+from hive_ray.files.versioned import Versioned, read_versioned
 from hive_ray.statistics.intervals import Interval
 
-FORMAT_VERSION = 1
 PREDICTORS = (
     "another_person", "all_others", "clip_direction", "clip_image", "clip", "blip_start", "blip", "denoising_error",
     "sum",
@@ -31,13 +31,9 @@ class CalibrationBin(BaseModel):
     preferences: int = 0
 
 
-class RewardCard(BaseModel):
+class RewardCard(Versioned):
     """What a reward model's card.json holds. Without held-out rankings there is a warning, and no measure of them."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    format_version: int = FORMAT_VERSION
-    """Cards of earlier programs have none. They are read as version 1."""
     rankings: str = ""
     """Digest of the tables of rankings."""
     bad_rankings: int = 0
@@ -91,16 +87,7 @@ def read_reward_card(folder: str) -> RewardCard | None:
     Raises ModelFolderError if the card is not a reward model's, or of a later version.
     """
     address = storage.join(folder, "card.json")
-    content = storage.read_json(address)
-    if content is None:
-        return None
-    try:
-        card = RewardCard.model_validate(content)
-    except ValidationError as error:
-        raise ModelFolderError(f"{address} is not the card of a reward model: {error}; train it again") from error
-    if card.format_version > FORMAT_VERSION:
-        raise ModelFolderError(
-            f"{address} has format_version {card.format_version}, this program reads up to {FORMAT_VERSION}: use the "
-            "program that wrote it, or train the model again"
-        )
-    return card
+    return read_versioned(
+        address, RewardCard, called="the card of a reward model", remedy="train the model again",
+        error=ModelFolderError,
+    )  # fmt: skip
